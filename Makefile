@@ -1,0 +1,42 @@
+# make demo   see a model's KV cache leave one process and come back in another
+# make test   everything that guards main: types, style, layers, stubs, tests
+# Both create .venv on first use; nothing outside the checkout is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-long check bench stubs clean
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (first run downloads PyTorch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m bench.demo
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check . 
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python proto/generate.py --check
+
+test: check
+	@$(BIN)/python -m pytest -m 'not long'
+
+test-long: check
+	@$(BIN)/python -m pytest -m ''
+
+bench: $(STAMP)
+	@$(BIN)/python -m bench hot --json bench/results/hot.json
+	@$(BIN)/python -m bench dram --json bench/results/dram.json
+
+stubs: $(STAMP)
+	@$(BIN)/python proto/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,32 @@
+"""The engine side of kvstored: keep KV blocks of token prefixes in the host's store, and read them back.
+
+    client = kvclient.connect()
+    ns = client.namespace(model="llama", engine="mine 1", layout="nhd", dtype="bfloat16", block_bytes=2 << 20)
+    keys = ns.keys(token_ids)
+    ns.store(keys, blocks)
+    with ns.fetch(keys) as lease:
+        hit = lease.copy_to(pages[: lease.blocks])
+
+A daemon that is absent, dead or restarting is a miss, never an exception. `kvclient.aio` is the asyncio flavour.
+The errors (drawn in `kvproto.errors`):
+
+    KvError
+    |-- UsageError        the caller passed what no daemon could accept
+    |   |-- ForkError     a client used in a forked child
+    |   `-- ClosedError   a client used after close()
+    |-- ProtocolError     a peer broke the format (never raised by the verbs: the client reconnects)
+    `-- RefusedError      raised by `connect`: the daemon will not serve this client
+"""
+
+from kvclient.client import Client, connect
+from kvclient.lease import Lease
+from kvclient.namespace import Namespace
+from kvclient.results import FlushResult, Match, Reason, Refused, Status, StoreResult, Tiers
+from kvproto.errors import ClosedError, ForkError, KvError, ProtocolError, RefusedError, UsageError
+from kvproto.frames import Role
+
+__all__ = [
+    "connect", "Client", "Namespace", "Lease", "Role",
+    "StoreResult", "Refused", "Reason", "FlushResult", "Match", "Tiers", "Status",
+    "KvError", "UsageError", "ForkError", "ClosedError", "ProtocolError", "RefusedError",
+]  # fmt: skip

@@ -1,0 +1,126 @@
+"""Addresses of memory that the caller owns, checked before a byte moves.
+
+Three kinds are understood, by what they can do and not by importing their makers: NumPy arrays, tensors with
+`data_ptr` (torch), and anything with the buffer protocol. Errors are UsageError. Any thread.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from kvproto.errors import UsageError
+
+_byte = ctypes.c_char
+_address_of: Final = ctypes.addressof
+
+
+class Memory(NamedTuple):
+    """Addresses of blocks of equal size. `owners` keeps what lies there alive and of fixed size."""
+
+    addresses: Sequence[int]
+    owners: object
+
+
+def readable(blocks: object, count: int, block_bytes: int) -> Memory:
+    """Where `count` blocks of `block_bytes` bytes can be read: one object a block, or one array of all of them."""
+    return _locate(blocks, count, block_bytes, writable=False)
+
+
+def writable(blocks: object, most: int, block_bytes: int) -> Memory:
+    """Where up to `most` blocks can be written: one object a block, or one array whose first dimension they are."""
+    memory = _locate(blocks, None, block_bytes, writable=True)
+    if len(memory.addresses) > most:
+        raise UsageError(f"{len(memory.addresses)} targets for {most} blocks")
+    return memory
+
+
+def _locate(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:
+    if isinstance(blocks, np.ndarray) or hasattr(blocks, "data_ptr"):
+        return _split(blocks, count, block_bytes, writable=writable)
+    try:
+        number = len(blocks)
+    except TypeError as error:
+        raise UsageError(f"blocks must be a sequence or an array, not {type(blocks).__name__}") from error
+    if isinstance(blocks, bytes | bytearray | memoryview | str):
+        raise UsageError(f"blocks must be a sequence with one object a block, not {type(blocks).__name__}")
+    if count is not None and number != count:
+        raise UsageError(f"{number} buffers for {count} keys")
+    addresses: list[int] = []
+    owners: list[object] = []
+    for index, block in enumerate(blocks):
+        try:
+            address, owner = _address(block, block_bytes, writable)
+        except UsageError as error:
+            raise UsageError(f"block {index}: {error}") from error
+        addresses.append(address)
+        owners.append(owner)
+    return Memory(addresses, owners)
+
+
+def _split(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:
+    # One array of all blocks: its first dimension counts them.
+    number = blocks.shape[0] if blocks.shape else None
+    if number is None or (count is not None and number != count):
+        raise UsageError(f"an array of shape {tuple(blocks.shape)} for {count} blocks")
+    if number == 0:
+        return Memory((), blocks)
+    address, owner = _address(blocks, number * block_bytes, writable)
+    return Memory(range(address, address + number * block_bytes, block_bytes), owner)
+
+
+def _address(block: Any, block_bytes: int, writable: bool) -> tuple[int, object]:
+    """Address of exactly `block_bytes` bytes, and what holds them there."""
+    if isinstance(block, np.ndarray):
+        return _array_address(block, block_bytes, writable)
+    if hasattr(block, "data_ptr"):
+        return _tensor_address(block, block_bytes), block
+    return _buffer_address(block, block_bytes, writable)
+
+
+def _array_address(array: "np.ndarray[Any, Any]", block_bytes: int, writable: bool) -> tuple[int, object]:
+    flags = array.flags
+    _require(array.nbytes, block_bytes, flags.c_contiguous)
+    if writable and not flags.writeable:
+        raise UsageError("read-only")
+    if flags.writeable:
+        try:
+            pinned = _byte.from_buffer(array.data)  # three times as fast as `array.ctypes`
+            return _address_of(pinned), pinned
+        except (TypeError, ValueError, BufferError):
+            pass  # a type that the buffer protocol cannot name, such as bfloat16
+    return int(array.ctypes.data), array
+
+
+def _tensor_address(tensor: Any, block_bytes: int) -> int:
+    on_cpu = getattr(tensor, "is_cpu", None)
+    if not (tensor.device.type == "cpu" if on_cpu is None else on_cpu):
+        raise UsageError(f"a tensor on {tensor.device}; only memory of the CPU can be copied from or to")
+    _require(tensor.numel() * tensor.element_size(), block_bytes, bool(tensor.is_contiguous()))
+    try:
+        return int(tensor.data_ptr())
+    except RuntimeError as error:  # sparse, or a fake without storage
+        raise UsageError(f"a tensor without memory of its own: {error}") from error
+
+
+def _buffer_address(block: Any, block_bytes: int, writable: bool) -> tuple[int, object]:
+    try:
+        view = memoryview(block)
+    except TypeError as error:
+        raise UsageError(f"not a buffer, an array or a tensor: {type(block).__name__}") from error
+    _require(view.nbytes, block_bytes, view.c_contiguous)
+    if writable and view.readonly:
+        raise UsageError("read-only")
+    if not view.readonly:
+        pinned = _byte.from_buffer(view)
+        return _address_of(pinned), pinned
+    array = np.frombuffer(view, np.uint8)
+    return int(array.ctypes.data), array
+
+
+def _require(size: int, block_bytes: int, contiguous: bool) -> None:
+    if size != block_bytes:
+        raise UsageError(f"{size} bytes where exactly {block_bytes} belong")
+    if not contiguous:
+        raise UsageError("not C-contiguous")

@@ -1,0 +1,138 @@
+"""`connect` and the client that it returns."""
+
+import os
+import time
+from types import TracebackType
+from typing import Self
+
+from kvclient import flows
+from kvclient.connection import Connection
+from kvclient.namespace import Namespace
+from kvclient.results import Status
+from kvproto.errors import UsageError
+from kvproto.frames import Hello, Role
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import NAME_BYTES, RING_BYTES_MAX
+
+
+def connect(
+    runtime_dir: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "",
+    tenant: str = "",
+    timeout_s: float = 1.0,
+    ring_bytes: int = 0,
+    role: Role = Role.ENGINE,
+) -> "Client":
+    """A client of the daemon at `runtime_dir` (where None looks: `kvclient.paths`).
+
+    An absent daemon is no error: the client keeps trying in the background and its calls miss meanwhile. `name` is
+    for the daemon's lists; `tenant` one of those that the daemon allows this user; `timeout_s` how long a plain call
+    may wait; `ring_bytes` the size of the store ring, 0 for the daemon's default. Waits at most `timeout_s`.
+
+    Raises UsageError for unfit arguments, RefusedError if a daemon is there and will not have this client.
+    """
+    hello = hello_of(name, tenant, ring_bytes, role)
+    flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
+    connection = Connection(runtime_dir, hello, timeout_s)
+    connection.start()
+    return Client(connection)
+
+
+class Client:
+    """One session with the daemon, renewed by itself when it breaks. Any thread; not in a forked child.
+
+    A context manager; without one call `close`.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session right now. Raises ForkError or ClosedError."""
+        return self._connection.session() is not None
+
+    @property
+    def status(self) -> Status:
+        """Where this client stands, and if it has no session, why not. Also after `close`."""
+        return self._connection.status()
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait for a session; whether there is one."""
+        return self._connection.wait_connected(timeout_s)
+
+    def namespace(
+        self,
+        *,
+        model: str,
+        engine: str,
+        layout: str,
+        dtype: str,
+        block_tokens: int = 16,
+        block_bytes: int = 2 << 20,
+        revision: str = "",
+        adapter: str = "",
+        tp: tuple[int, int] = (0, 1),
+        pp: tuple[int, int] = (0, 1),
+    ) -> Namespace:
+        """Blocks are shared by those whose namespaces agree in every one of these. `tp` and `pp` are (rank, size).
+
+        Raises UsageError for what cannot be a namespace, or not with the daemon that is connected.
+        """
+        identity = identity_of(
+            model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
+            block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
+        )  # fmt: skip
+        namespace = Namespace(self._connection, identity)
+        namespace.open()
+        return namespace
+
+    def ping(self) -> float | None:
+        """An empty round trip in seconds; None if no answer came in time."""
+        deadline_ns = time.monotonic_ns() + self._connection.timeout_ns
+        return self._connection.run(flows.ping(self._connection.session(), deadline_ns))
+
+    def close(self) -> None:
+        """End the session. Calls in other threads miss; views and arrays made from leases stay safe to touch."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def hello_of(name: str, tenant: str, ring_bytes: int, role: Role) -> Hello:
+    """What this client says of itself. Raises UsageError."""
+    for what, text in (("name", name), ("tenant", tenant)):
+        if not isinstance(text, str) or len(text.encode()) > NAME_BYTES:
+            raise UsageError(f"{what} must be a string of at most {NAME_BYTES} bytes, not {text!r}")
+    if isinstance(ring_bytes, bool) or not isinstance(ring_bytes, int) or not 0 <= ring_bytes <= RING_BYTES_MAX:
+        raise UsageError(f"ring_bytes must be a whole number up to {RING_BYTES_MAX}, not {ring_bytes!r}")
+    return Hello(name, tenant, Role(role), ring_bytes=ring_bytes)
+
+
+def identity_of(
+    *,
+    model: str,
+    engine: str,
+    layout: str,
+    dtype: str,
+    block_tokens: int,
+    block_bytes: int,
+    revision: str,
+    adapter: str,
+    tp: tuple[int, int],
+    pp: tuple[int, int],
+) -> NamespaceIdentity:
+    """The identity of a namespace. Raises UsageError."""
+    for axis, pair in (("tp", tp), ("pp", pp)):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError(f"{axis} must be (rank, size), not {pair!r}")
+    return NamespaceIdentity(
+        model, engine, layout, dtype, block_tokens, block_bytes, revision, adapter, tp[0], tp[1], pp[0], pp[1]
+    )

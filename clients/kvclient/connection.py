@@ -1,0 +1,388 @@
+"""The connection of a client that uses threads: who reads the socket, and coming back after the daemon went away.
+
+There is no reader thread on the hot path. A caller that waits for an answer takes the reading lock and reads frames
+for everybody until its own answer has come (the leader); callers that find the lock taken sleep (followers) and are
+woken when their answer has come or when it is their turn to lead. So an undisturbed request costs one send and one
+recvmsg, both in the thread that made it.
+
+One background thread ticks: it takes frames that nobody waits for, sends what found no frame to ride on, reconnects.
+
+    lock        guards                                   held while
+    _reading    receiving from the socket                a frame is awaited, at most until the leader's deadline
+    _mutex      the session, the followers, the link     something is looked up or built; nothing blocks under it
+"""
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from kvclient.calls import Call, PingCall
+from kvclient.copying import copy
+from kvclient.flows import Commit, Copy, Flow, Step
+from kvclient.ledger import Settled, Waiter
+from kvclient.link import GoneError, Link, dial, greet, take
+from kvclient.mapping import HostMemory
+from kvclient.paths import runtime_dir
+from kvclient.protocol import Session
+from kvclient.results import Reason, Status
+from kvproto.errors import ClosedError, ForkError, KvError, RefusedError
+from kvproto.frames import Hello
+
+TICK_S: Final = 0.05
+RETRY_S: Final = 0.02
+RETRY_S_MAX: Final = 1.0
+PROBE_NS: Final = 10**9
+_R = TypeVar("_R")
+
+_clock = time.monotonic_ns
+
+
+class Connection:
+    """Always usable: while there is no daemon, flows end at once with what counts as a miss. Any thread."""
+
+    def __init__(self, given_dir: str | os.PathLike[str] | None, hello: Hello, timeout_s: float) -> None:
+        self._given_dir = given_dir
+        self.hello = hello
+        self.timeout_ns = int(timeout_s * 1e9)
+        self._memory = HostMemory()
+        self._mutex = threading.Lock()
+        self._reading = threading.Lock()
+        self._followers: list[Waiter] = []
+        self._link: Link | None = None
+        self._why_not = "not connected yet"
+        self._dead: type[KvError] | None = None
+        self._up = threading.Event()
+        self._stir = threading.Event()  # wakes the background thread before its time
+        self._retry_s = RETRY_S
+        self._retry_ns = 0  # when to try again
+        self._probe_ns = 0  # when to ask a silent daemon again
+        self._thread: threading.Thread | None = None
+        _connections.add(self)
+
+    # -- for the verbs ------------------------------------------------------------------------------------------
+
+    def session(self) -> Session | None:
+        """The session right now. Raises ForkError or ClosedError."""
+        if self._dead is not None:
+            self.check()
+        link = self._link
+        return link.session if link is not None else None
+
+    def check(self) -> None:
+        """Raises ForkError in a forked child, ClosedError after `close`."""
+        if self._dead is ForkError:
+            raise ForkError("this client belongs to the parent process; connect anew after a fork")
+        if self._dead is not None:
+            raise ClosedError("this client is closed")
+
+    def check_fork(self) -> None:
+        """Raises ForkError in a forked child."""
+        if self._dead is ForkError:
+            self.check()
+
+    def run(self, flow: Flow[_R]) -> _R:
+        """Perform a flow's steps, blocking, and return what it returns."""
+        try:
+            while True:
+                self._perform(next(flow))
+        except StopIteration as stop:
+            result: _R = stop.value
+            return result
+        finally:
+            flow.close()
+
+    def _perform(self, step: Step) -> None:
+        if isinstance(step, Call):
+            self._ask(step)
+        elif isinstance(step, Copy):
+            copy(step.moves)
+        elif isinstance(step, Commit):
+            self._commit(step)
+        elif isinstance(step, Settled):
+            self._settle(step)
+        elif self._link is not None:
+            self._wait(self._link, step)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def _ask(self, call: Call) -> None:
+        session = call.session
+        link = self._link
+        if link is None or link.session is not session or (session.silent and not self._speaks_again(link)):
+            call.lose(Reason.UNREACHABLE)
+            return
+        with self._mutex:
+            if session.over:
+                call.lose(Reason.UNREACHABLE)
+                return
+            frame = session.submit(call, _clock())
+        try:
+            link.send(frame, call.deadline_ns)
+            self._wait(link, call)
+        except GoneError as gone:
+            self._drop(link, str(gone))
+        finally:
+            if not call.done:
+                with self._mutex:
+                    session.abandon(call)
+
+    def _commit(self, step: Commit) -> None:
+        link = self._link
+        with self._mutex:
+            if link is None or link.session is not step.session or step.session.over:
+                return
+            frame = step.session.commit(step.tickets, step.ledger)
+        step.sent = True
+        try:
+            link.send(frame, step.deadline_ns)
+        except GoneError as gone:
+            self._drop(link, str(gone))
+
+    def _settle(self, step: Settled) -> None:
+        link = self._link
+        with self._mutex:
+            step.watch()
+        try:
+            if link is not None:
+                self._wait(link, step)
+        finally:
+            with self._mutex:
+                step.leave()
+
+    # -- leader and followers -----------------------------------------------------------------------------------
+
+    def _wait(self, link: Link, waiter: Waiter) -> None:
+        """Until the waiter is done, its deadline has passed, or the link is gone."""
+        deadline_ns = waiter.deadline_ns
+        session = link.session
+        while not waiter.done and not session.over and _clock() < deadline_ns:
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._lead(link, waiter)
+                finally:
+                    self._reading.release()
+            else:
+                self._follow(waiter)
+        if self._followers:
+            self._hand_on()
+
+    def _lead(self, link: Link, waiter: Waiter) -> None:
+        deadline_ns = waiter.deadline_ns
+        try:
+            while not waiter.done:
+                message = link.receive(deadline_ns)
+                if message is not None:
+                    self._take(link, *message)
+                elif link.session.over or _clock() >= deadline_ns:
+                    return
+        except GoneError as gone:
+            self._drop(link, str(gone))
+
+    def _follow(self, waiter: Waiter) -> None:
+        turn = threading.Lock()
+        turn.acquire()
+        with self._mutex:
+            if waiter.done:
+                return
+            waiter.wake = turn.release
+            self._followers.append(waiter)
+        try:
+            # The leader releases the lock first and looks for followers then; this is the other order.
+            if self._reading.locked():
+                turn.acquire(timeout=max(0, waiter.deadline_ns - _clock()) / 1e9)
+        finally:
+            with self._mutex:
+                waiter.wake = None
+                self._followers.remove(waiter)
+
+    def _hand_on(self) -> None:
+        """Wake a follower to lead, unless somebody does already."""
+        if self._reading.locked():
+            return
+        with self._mutex:
+            for follower in self._followers:
+                if not follower.done and follower.wake is not None:
+                    follower.nudge()
+                    return
+
+    def _take(self, link: Link, frame: bytes, fds: Sequence[int]) -> None:
+        try:
+            with self._mutex:
+                take(link, frame, fds)
+        except KvError as error:
+            raise GoneError(link.session.goodbye or f"the daemon broke the protocol: {error}") from error
+        if link.session.unmapped:
+            self._send_chores(link)
+
+    def _drain(self, link: Link) -> None:
+        """Take the frames that are there, unless somebody else is reading."""
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            while (message := link.try_receive()) is not None:
+                self._take(link, *message)
+        except GoneError as gone:
+            self._drop(link, str(gone))
+        finally:
+            self._reading.release()
+            if self._followers:
+                self._hand_on()
+
+    def _speaks_again(self, link: Link) -> bool:
+        self._drain(link)
+        return not link.session.silent
+
+    # -- coming and going ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Try to connect once, then keep trying in the background. Raises RefusedError if the daemon says no."""
+        try:
+            self._connect()
+        finally:
+            self._thread = threading.Thread(
+                target=_tick_forever, args=(weakref.ref(self), self._stir), name="kvclient-tick", daemon=True
+            )
+            self._thread.start()
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Whether there is a session, waiting up to `timeout_s` for one."""
+        self.check()
+        return self._up.wait(timeout_s)
+
+    def status(self) -> Status:
+        """Where this stands."""
+        directory = str(runtime_dir(self._given_dir))
+        link = self._link
+        if link is None or link.session.welcome is None:
+            return Status(connected=False, why_not=self._why_not, runtime_dir=directory)
+        return link.session.status(directory, link.peer_pid())
+
+    def close(self) -> None:
+        """End the session. Leases stay good until their deadlines, for copies under way. Does nothing in a child."""
+        if self._dead is not None:
+            return
+        self._dead = ClosedError
+        link = self._link
+        if link is not None:
+            self._send_chores(link)
+            self._drop(link, "closed")
+        self._stir.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(self.timeout_ns / 1e9)
+
+    def forget(self) -> None:
+        """In a forked child: let go of what belongs to the parent. No lock is touched: any may be held for ever."""
+        self._dead = ForkError
+        if self._link is not None:
+            self._link.sock.close()
+            self._link = None
+
+    def _drop(self, link: Link, why: str) -> None:
+        """The link is over: every call on it is lost. Any thread, any number of times."""
+        with self._mutex:
+            link.session.end()
+            if self._link is link:
+                self._link = None
+                self._why_not = why
+                self._up.clear()
+                lasted = _clock() - link.since_ns > RETRY_S_MAX * 1e9
+                self._later(RETRY_S if lasted else min(2 * self._retry_s, RETRY_S_MAX))
+        link.shut()
+        self._stir.set()
+
+    def _connect(self) -> None:
+        """One attempt. Raises RefusedError; other trouble is left in the status."""
+        directory = runtime_dir(self._given_dir)
+        self._later(min(2 * self._retry_s, RETRY_S_MAX))
+        try:
+            link = Link(dial(directory), Session(self._memory))
+            greet(link, self.hello, _clock() + self.timeout_ns)
+        except RefusedError as error:
+            self._why_not = str(error)
+            raise
+        except (GoneError, KvError) as error:
+            self._why_not = str(error)
+            return
+        with self._mutex:
+            if self._dead is None:
+                self._link = link
+                self._why_not = ""
+                self._up.set()
+                return
+        link.shut()
+
+    def _later(self, retry_s: float) -> None:
+        self._retry_s = retry_s
+        self._retry_ns = _clock() + int(retry_s * 1e9)
+
+    # -- the background thread ----------------------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """What nobody waits for; seconds until it is worth doing again. One thread at a time."""
+        link = self._link
+        if link is not None:
+            self._drain(link)
+            if link.session.has_chores or link.backlog:
+                self._send_chores(link)
+            if link.session.silent:
+                self._probe(link)
+            return TICK_S
+        if _clock() >= self._retry_ns:
+            with contextlib.suppress(RefusedError):  # the status says so; another daemon may come
+                self._connect()
+        return min(TICK_S, max(0.0, (self._retry_ns - _clock()) / 1e9))
+
+    @property
+    def is_dead(self) -> bool:
+        """Closed, or in a forked child."""
+        return self._dead is not None
+
+    def _send_chores(self, link: Link) -> None:
+        try:
+            with self._mutex:
+                link.backlog.extend(link.session.chores())
+                while link.backlog and link.try_send(link.backlog[0]):
+                    del link.backlog[0]
+        except GoneError as gone:
+            self._drop(link, str(gone))
+
+    def _probe(self, link: Link) -> None:
+        """Ask a daemon that missed a deadline whether it is there again. Any frame from it will do as an answer."""
+        now_ns = _clock()
+        if now_ns < self._probe_ns:
+            return
+        self._probe_ns = now_ns + PROBE_NS
+        with self._mutex:
+            if not link.session.over:
+                call = PingCall(link.session, now_ns)
+                link.backlog.append(link.session.submit(call, now_ns))
+                call.abandoned = True
+        self._send_chores(link)
+
+
+def _tick_forever(connection: "weakref.ref[Connection]", stir: threading.Event) -> None:
+    # Holds no strong reference while it sleeps: a client that is dropped without `close` ends this thread too.
+    pause_s = 0.0
+    while True:
+        stir.wait(pause_s)
+        stir.clear()
+        alive = connection()
+        if alive is None or alive.is_dead:
+            return
+        pause_s = alive.tick()
+        del alive
+
+
+_connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

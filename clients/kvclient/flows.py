@@ -1,0 +1,214 @@
+"""The verbs, written once for threads and for asyncio: generators that say what to do next and go on when it is done.
+
+A flow yields steps; `connection` performs them blocking, `aio` awaits them:
+
+    Call      send a request, wait for its answer (calls.py)
+    Commit    send tickets, wait for nothing
+    Settled   wait until tickets have been published or have failed (ledger.py)
+    Pause     wait
+    Copy      move bytes
+
+No flow waits past the deadline in its step, so none can hang; none raises because a daemon is missing.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+from kvclient.calls import Call, DeleteCall, LeaseCall, MatchCall, OpenCall, Opened, Part, PingCall, RenewCall
+from kvclient.copying import Move
+from kvclient.ledger import Ledger, Pause, Settled
+from kvclient.results import FlushResult, Match, Tiers
+from kvproto.errors import Code, UsageError
+from kvproto.frames import UNKNOWN_NS
+from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
+
+if TYPE_CHECKING:
+    from kvclient.protocol import Session
+
+Clock: TypeAlias = Callable[[], int]  # CLOCK_MONOTONIC in nanoseconds
+
+
+class Commit:
+    """Send a COMMIT that nobody answers."""
+
+    __slots__ = ("deadline_ns", "ledger", "sent", "session", "tickets")
+
+    def __init__(self, session: "Session", tickets: list[int], ledger: Ledger, deadline_ns: int) -> None:
+        self.session = session
+        self.tickets = tickets
+        self.ledger = ledger
+        self.deadline_ns = deadline_ns
+        self.sent = False
+
+
+class Copy:
+    """Move bytes; the memory on both sides is kept alive by whoever yields this."""
+
+    __slots__ = ("moves",)
+
+    def __init__(self, moves: list[Move]) -> None:
+        self.moves = moves
+
+
+Step: TypeAlias = Call | Commit | Settled | Pause | Copy
+R = TypeVar("R")
+Flow: TypeAlias = Generator[Step, None, R]
+FRAME_KEYS_BYTES: Final = KEYS_PER_FRAME * KEY_BYTES
+DURATION_NS_MAX: Final = 1 << 53  # 104 days: sums of these stay far from the end of 64 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A namespace as the flows need it."""
+
+    canonical: bytes
+    block_bytes: int
+
+
+def join_keys(keys: Sequence[bytes]) -> bytes:
+    """The keys in one piece, as they travel. Raises UsageError unless each is 32 bytes."""
+    try:
+        joined = b"".join(keys)
+        lengths = set(map(len, keys))
+    except TypeError as error:
+        raise UsageError(f"keys must be a sequence of {KEY_BYTES}-byte bytes objects: {error}") from error
+    if lengths - {KEY_BYTES} or len(joined) != KEY_BYTES * len(keys):
+        raise UsageError(f"a key has {KEY_BYTES} bytes, not {sorted(lengths - {KEY_BYTES})}")
+    return joined
+
+
+def nanoseconds(name: str, seconds: float, least_ns: int = 0) -> int:
+    """A duration that a caller gave, in nanoseconds. Raises UsageError below `least_ns` and for no number."""
+    try:
+        ns = int(seconds * 1e9)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{name} must be a number of seconds, not {seconds!r}") from error
+    if ns < least_ns:
+        raise UsageError(f"{name} must be {'positive' if least_ns else '0 or more'}, not {seconds}")
+    return min(ns, DURATION_NS_MAX)
+
+
+def open_namespace(session: "Session", target: Target, deadline_ns: int) -> Flow[Opened | None]:
+    """The namespace in this session, opened on first use. Raises UsageError if the daemon finds it impossible."""
+    opened = session.namespaces.get(target.canonical)
+    if opened is not None:
+        return opened
+    call = OpenCall(session, target.canonical, target.block_bytes, deadline_ns)
+    yield call
+    if call.error is not None and call.error.code is Code.BAD_ARGUMENT:
+        raise UsageError(str(call.error))
+    return call.opened
+
+
+def fetch(
+    session: "Session | None",
+    clock: Clock,
+    target: Target,
+    keys: bytes,
+    *,
+    wait_ns: int,
+    ttl_ns: int,
+    timeout_ns: int,
+) -> Flow[list[Part]]:
+    """Lease the lead run, a frame's worth of keys at a time."""
+    parts: list[Part] = []
+    wait_until_ns = clock() + wait_ns
+    deadline_ns = wait_until_ns + timeout_ns
+    if session is None or not keys:
+        return parts
+    opened = yield from open_namespace(session, target, deadline_ns)
+    if opened is None:
+        return parts
+    ttl_ns = session.clamp_ttl(ttl_ns)
+    for start in range(0, len(keys), FRAME_KEYS_BYTES):
+        chunk = keys[start : start + FRAME_KEYS_BYTES]
+        wait_ns = min(LEASE_WAIT_NS_MAX, max(0, wait_until_ns - clock()))
+        call = LeaseCall(session, opened, chunk, ttl_ns=ttl_ns, wait_ns=wait_ns, deadline_ns=deadline_ns)
+        yield call
+        if call.part is None or not call.answered:
+            break
+        parts.append(call.part)
+        if call.part.blocks * KEY_BYTES < len(chunk):
+            break
+    return parts
+
+
+def renew(parts: Sequence[Part], ttl_ns: int, deadline_ns: int) -> Flow[bool]:
+    """Keep every part of a lease; False if one is gone."""
+    for part in parts:
+        call = RenewCall(part, part.session.clamp_ttl(ttl_ns), deadline_ns)
+        yield call
+        if not call.answered or not part.deadline_ns:
+            return False
+    return True
+
+
+NO_MATCH: Final = Match(0, Tiers(), 0, None, None)
+
+
+def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[Match]:
+    """Add up the lead runs of frame after frame until one falls short."""
+    if session is None or not keys:
+        return NO_MATCH
+    opened = yield from open_namespace(session, target, deadline_ns)
+    if opened is None:
+        return NO_MATCH
+    hbm = dram = disk = pending = 0
+    load_ns: int | None = 0
+    recompute_ns: int | None = 0
+    for start in range(0, len(keys), FRAME_KEYS_BYTES):
+        chunk = keys[start : start + FRAME_KEYS_BYTES]
+        call = MatchCall(session, opened.number, chunk, deadline_ns)
+        yield call
+        if call.matched is None or not call.answered:
+            break
+        found = call.matched
+        hbm, dram, disk, pending = hbm + found.hbm, dram + found.dram, disk + found.disk, found.pending
+        load_ns = _add(load_ns, found.load_ns)
+        recompute_ns = _add(recompute_ns, found.recompute_ns)
+        if (found.hbm + found.dram + found.disk) * KEY_BYTES < len(chunk):
+            break
+    tiers = Tiers(hbm, dram, disk)
+    return Match(hbm + dram + disk, tiers, pending, _seconds(load_ns), _seconds(recompute_ns))
+
+
+def delete(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[int]:
+    """How many blocks the daemon forgot."""
+    deleted = 0
+    if session is None or not keys:
+        return deleted
+    opened = yield from open_namespace(session, target, deadline_ns)
+    if opened is None:
+        return deleted
+    for start in range(0, len(keys), FRAME_KEYS_BYTES):
+        call = DeleteCall(session, opened.number, keys[start : start + FRAME_KEYS_BYTES], deadline_ns)
+        yield call
+        if not call.answered:
+            break
+        deleted += call.deleted
+    return deleted
+
+
+def flush(tally: Ledger, deadline_ns: int) -> Flow[FlushResult]:
+    """Wait for every ticket of a namespace; counts are totals since it was made."""
+    if tally.out:
+        yield Settled(tally, 0, deadline_ns)
+    return FlushResult(visible=tally.published, durable=0, failed=tally.failed, pending=tally.out)
+
+
+def ping(session: "Session | None", deadline_ns: int) -> Flow[float | None]:
+    """Seconds from sending to reading, None without an answer."""
+    if session is None:
+        return None
+    call = PingCall(session, deadline_ns)
+    yield call
+    return (call.heard_ns - call.sent_ns) / 1e9 if call.answered else None
+
+
+def _add(total_ns: int | None, more_ns: int) -> int | None:
+    return None if total_ns is None or more_ns == UNKNOWN_NS else total_ns + more_ns
+
+
+def _seconds(total_ns: int | None) -> float | None:
+    return None if total_ns is None else total_ns / 1e9

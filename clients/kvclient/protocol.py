@@ -1,0 +1,236 @@
+"""The client's side of one session: frames in, frames out, and what they leave behind.
+
+Sans-I/O: no sockets, no threads, no clock but the one passed in. `connection` (threads) and `aio` (asyncio) drive
+the same object; each guards it (a mutex, the event loop). What may be touched without that guard says so.
+
+    arenas      what the daemon sent, until it takes it back; a lease keeps the maps that it uses
+    namespaces  numbers of this session; a new session opens them anew
+    calls       requests without an answer, those included whose callers have left
+    tickets     committed, fate unknown -> the ledger that wants to know
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from kvclient.calls import Answer, Call, Opened
+from kvclient.ledger import Ledger
+from kvclient.mapping import Mapping, Memory
+from kvclient.results import Reason, Status
+from kvproto import frames
+from kvproto.errors import Code, ProtocolError, error_for
+from kvproto.frames import Verb, Welcome
+from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME, TICKETS_PER_SESSION
+
+_FAILED = int(Verb.FAILED)  # enum members compare slowly
+_REQUEST_MAX = (1 << 32) - 1
+_OUTCOMES: tuple[Reason | None, ...] = (None, Reason.STALE, Reason.DISCARDED)  # by kvproto's Outcome
+
+
+class Session:
+    """One session with one daemon, from HELLO to its end. It never comes back: a reconnect makes a new one."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.welcome: Welcome | None = None
+        self.ring: Mapping | None = None
+        self.namespaces: dict[bytes, Opened] = {}
+        self.arenas: dict[int, Mapping] = {}
+        self.over = False
+        self.goodbye = ""  # why the daemon ended it, if it said so
+        self.heard_ns = 0  # when the last frame came
+        self.silent = False  # it missed a deadline and has not been heard since: calls miss at once
+        # Given back with the next frame. Appending needs no guard (deques are atomic, and `unmapped` is appended
+        # to from within the garbage collector).
+        self.releases: deque[int] = deque()
+        self.unmapped: deque[int] = deque()
+        self._aborts: deque[int] = deque()
+        self._calls: dict[int, Call] = {}
+        self._request = 0
+        self._tickets: dict[int, Ledger] = {}
+        self._reserving = 0  # keys in RESERVE frames without an answer
+        self._granted = 0  # tickets neither committed nor aborted
+
+    # -- out ----------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, now_ns: int) -> bytes:
+        """The frame of a request. The answer, or the end of the session, will finish the call."""
+        assert not self.over, "the owner asks no dead session"
+        request = self._request + 1 if self._request < _REQUEST_MAX else 1
+        while request in self._calls:  # only after wrapping around past a call that is still out
+            request = request + 1 if request < _REQUEST_MAX else 1
+        self._request = request
+        self._calls[request] = call
+        call.request = request
+        call.sent_ns = now_ns
+        return call.build(request, self._take_releases() if self.releases else ())
+
+    def abandon(self, call: Call) -> None:
+        """The caller's deadline has passed. What the answer grants will be given back when it comes."""
+        if call.done:
+            return
+        call.abandoned = True
+        call.lost = Reason.TIMED_OUT
+        if self.heard_ns < call.sent_ns:
+            self.silent = True
+
+    def commit(self, tickets: Sequence[int], ledger: Ledger) -> bytes:
+        """COMMIT that wants no answer."""
+        self.note_commit(tickets, ledger)
+        return frames.build(Verb.COMMIT, 0, releases=self._take_releases(), commits=tickets)
+
+    def abort(self, tickets: Sequence[int]) -> None:
+        """These tickets will not be committed; the daemon hears of it with the next chores. Needs no guard."""
+        self._aborts.extend(tickets)
+
+    def chores(self) -> Iterator[bytes]:
+        """Frames that nobody waits for: aborts, arenas let go, and releases that found no frame to ride on."""
+        while self._aborts:
+            tickets = _take(self._aborts, KEYS_PER_FRAME)
+            self._granted -= len(tickets)
+            yield frames.build_abort(0, tickets)
+        while self.unmapped:
+            yield frames.build_arena_dropped(self.unmapped.popleft())
+        while self.releases:
+            yield frames.build(Verb.RELEASE, 0, releases=self._take_releases())
+
+    def clamp_ttl(self, ttl_ns: int) -> int:
+        """A lease's length that the daemon accepts."""
+        return min(ttl_ns, self.welcome.lease_ttl_ns_max) if self.welcome is not None else ttl_ns
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether `chores` would yield anything. Needs no guard."""
+        return bool(self.releases or self.unmapped or self._aborts)
+
+    @property
+    def spare_tickets(self) -> int:
+        """How many more blocks may be between RESERVE and the end of their copy."""
+        return TICKETS_PER_SESSION - self._reserving - self._granted - len(self._tickets)
+
+    def is_out(self, ticket: int) -> bool:
+        """Committed, and the daemon has not said yet what became of it. Needs no guard."""
+        return ticket in self._tickets
+
+    def _take_releases(self) -> list[int]:
+        return _take(self.releases, RIDERS_PER_FRAME)
+
+    def status(self, directory: str, daemon_pid: int) -> Status:
+        """Where a welcomed session stands. Needs no guard."""
+        welcome = self.welcome
+        assert welcome is not None
+        return Status(
+            connected=not self.over,
+            why_not="the daemon has not answered in time" if self.silent else "",
+            runtime_dir=directory,
+            tenant=welcome.tenant,
+            session=welcome.session,
+            daemon_pid=daemon_pid,
+            mode=welcome.mode.name.lower(),
+            notes=welcome.notes,
+            ring_bytes=self.ring.bytes if self.ring is not None else 0,
+            lease_ttl_s_max=welcome.lease_ttl_ns_max / 1e9,
+        )
+
+    # -- bookkeeping of calls -----------------------------------------------------------------------------------
+
+    def note_reserve(self, keys: int) -> None:
+        """A RESERVE of so many keys goes out."""
+        self._reserving += keys
+
+    def note_granted(self, keys: int, granted: int) -> None:
+        """The answer to a RESERVE of so many keys has come."""
+        self._reserving -= keys
+        self._granted += granted
+
+    def note_commit(self, tickets: Sequence[int], ledger: Ledger) -> None:
+        """These tickets go out with the frame being built. Their PUBLISHED may overtake the sender's return."""
+        self._granted -= len(tickets)
+        ledger.commit(len(tickets))
+        for ticket in tickets:
+            self._tickets[ticket] = ledger
+
+    # -- in -----------------------------------------------------------------------------------------------------
+
+    def receive(self, frame: bytes, fds: Sequence[int], now_ns: int) -> None:
+        """Take one message. `fds` stay the caller's, to be closed afterwards.
+
+        Raises ProtocolError for what a daemon would never say, RefusedError where this session must not be, OSError
+        where memory cannot be mapped: the caller then ends the session.
+        """
+        self.heard_ns = now_ns
+        self.silent = False
+        head = frames.parse_head(frame, len(frame))
+        if not head.request:
+            self._receive_unasked(Answer(frame, head, fds, now_ns))
+            return
+        call = self._calls.get(head.request)
+        if call is None:
+            raise ProtocolError(f"an answer to request {head.request}, which nobody made")
+        if head.verb == call.answer:
+            call.accept(Answer(frame, head, fds, now_ns))
+        elif head.verb == _FAILED:
+            call.refuse(error_for(*frames.parse_failure(frame, head)))
+        else:
+            raise ProtocolError(f"verb {head.verb} in answer to {call.answer.name}")
+        del self._calls[head.request]
+        if call.abandoned:
+            call.undo()
+        else:
+            call.finish()
+
+    def _receive_unasked(self, answer: Answer) -> None:
+        verb = frames.verb_of(answer.head)
+        if verb is Verb.PUBLISHED:
+            self._published(answer)
+        elif verb is Verb.ARENA:
+            self._arenas_came(answer)
+        elif verb is Verb.ARENA_GONE:
+            mapping = self.arenas.pop(frames.parse_number(answer.frame, answer.head), None)
+            if mapping is None:
+                raise ProtocolError("ARENA_GONE for an arena that was never sent")
+            mapping.gone = True  # its last user unmaps it, and then `unmapped` says so
+        elif verb is Verb.GOAWAY:
+            code, text = frames.parse_failure(answer.frame, answer.head)
+            self.goodbye = f"{text} ({code.name})"
+            raise error_for(code, text) if code is not Code.OK else ProtocolError(text)
+        else:
+            raise ProtocolError(f"{verb.name} that nobody asked for")
+
+    def _published(self, answer: Answer) -> None:
+        for ticket, outcome in frames.parse_published(answer.frame, answer.head):
+            ledger = self._tickets.pop(ticket, None)
+            if ledger is None or outcome >= len(_OUTCOMES):
+                raise ProtocolError(f"PUBLISHED says outcome {outcome} of ticket {ticket}")
+            ledger.settle(ticket, _OUTCOMES[outcome])
+
+    def _arenas_came(self, answer: Answer) -> None:
+        arenas = frames.parse_arenas(answer.frame, answer.head)
+        if len(arenas) != len(answer.fds):
+            raise ProtocolError(f"{len(arenas)} arenas came with {len(answer.fds)} descriptors")
+        for (arena, arena_bytes), fd in zip(arenas, answer.fds, strict=True):
+            if arena in self.arenas:
+                raise ProtocolError(f"arena {arena} came twice")
+            unmapped = partial(self.unmapped.append, arena)  # holds the queue, not this session
+            self.arenas[arena] = self.memory.map_arena(fd, arena_bytes, unmapped)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The connection is gone: every call is lost, every ticket failed. Maps go when their last user does."""
+        if self.over:
+            return
+        self.over = True
+        for call in list(self._calls.values()):
+            if not call.done and not call.abandoned:
+                call.lose(Reason.UNREACHABLE)
+        self._calls.clear()
+        for ticket, ledger in list(self._tickets.items()):
+            ledger.settle(ticket, Reason.UNREACHABLE)
+        self._tickets.clear()
+        self.arenas.clear()
+        self.ring = None
+
+
+def _take(queue: deque[int], most: int) -> list[int]:
+    return [queue.popleft() for _ in range(min(len(queue), most))]

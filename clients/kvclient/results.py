@@ -1,0 +1,93 @@
+"""What the verbs return: plain values. A refusal is one of these, never an exception."""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a block was not stored. The first six are the daemon's grants by name; the rest the client finds out."""
+
+    PENDING = "pending"  # another writer is storing it right now; final for this store
+    NO_PARENT = "no_parent"  # the block before it is not there, so that this one could not be found
+    FULL = "full"  # no slot can be freed
+    BUSY = "busy"  # no ring space came free within `space_s`
+    QUOTA = "quota"  # the tenant's own limit
+    DRAINING = "draining"  # the daemon takes no new blocks
+    UNREACHABLE = "unreachable"  # no daemon, or it went away meanwhile
+    TIMED_OUT = "timed_out"  # no answer in time; the block may or may not turn up later
+    STALE = "stale"  # copied too slowly: the ticket had lapsed
+    DISCARDED = "discarded"  # its parent failed, or its key was deleted meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One block that was not stored: its index in the `keys` of the call, and why."""
+
+    index: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What became of the blocks of one `store`; `accepted + known + len(refused)` is their number."""
+
+    accepted: int  # copied and committed; visible soon, or already if the call waited for it
+    known: int  # resident before, nothing copied
+    refused: tuple[Refused, ...]  # by index
+
+    @property
+    def lead(self) -> int:
+        """Length in blocks of the part from the first block on that is stored without a gap."""
+        return self.refused[0].index if self.refused else self.accepted + self.known
+
+    @property
+    def reasons(self) -> Counter[Reason]:
+        """How many blocks were refused for each reason."""
+        return Counter(refused.reason for refused in self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushResult:
+    """Blocks of this namespace object since its last `flush`. `pending` ones were still on their way."""
+
+    visible: int
+    durable: int  # acknowledged on disk; 0 where the daemon has no disk tier
+    failed: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """A number of blocks by the tier that they lie in."""
+
+    hbm: int = 0
+    dram: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How much of a chain is there, without taking hold of it."""
+
+    blocks: int  # length of the lead run
+    tiers: Tiers
+    pending: int  # blocks right after the lead run that are on their way
+    load_seconds: float | None  # None: nobody has the figures for an estimate yet
+    recompute_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a client stands. `why_not` is a sentence for a person, empty while all is well."""
+
+    connected: bool
+    why_not: str
+    runtime_dir: str
+    tenant: str = ""
+    session: int = 0
+    daemon_pid: int = 0
+    mode: str = ""  # transfer mode, and in `notes` why the daemon chose no other
+    notes: str = ""
+    ring_bytes: int = 0
+    lease_ttl_s_max: float = 0.0

@@ -1,0 +1,281 @@
+"""`store`, from the first RESERVE to the last answer.
+
+    RESERVE keys  ->  grants: a ticket and a span of the ring each
+    copy into the spans of a batch (about 4 MiB), COMMIT it, so that the daemon publishes while the next is copied
+    the last batch rides on the next RESERVE, or goes with a COMMIT that wants an answer: accepted
+
+Every ticket leaves by exactly one door: committed, or aborted when the copy could not be made.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from kvclient.buffers import Memory
+from kvclient.calls import CommitCall, Opened, ReserveCall
+from kvclient.copying import moves_of
+from kvclient.flows import Clock, Commit, Copy, Flow, Target, open_namespace
+from kvclient.ledger import Ledger, Pause, Settled
+from kvclient.results import Reason, Refused, StoreResult
+from kvproto.errors import Code, Grant, KvError
+from kvproto.limits import KEYS_PER_FRAME, MIB, PAGE_BYTES, RIDERS_PER_FRAME, slot_bytes_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvclient.mapping import Mapping
+    from kvclient.protocol import Session
+
+BATCH_BYTES: Final = 4 * MIB  # a frame costs 10 us, copying this much 400
+NAP_NS: Final = 10**6
+NAP_NS_MAX: Final = 20 * 10**6
+
+_REASONS: Final = {
+    Grant.NO_PARENT: Reason.NO_PARENT,
+    Grant.FULL: Reason.FULL,
+    Grant.QUOTA: Reason.QUOTA,
+    Grant.DRAINING: Reason.DRAINING,
+}
+_REFUSALS: Final = {
+    Code.DRAINING: Reason.DRAINING,
+    Code.SHUTTING_DOWN: Reason.DRAINING,
+    Code.LIMIT: Reason.BUSY,  # more tickets out than a session may have
+}
+# Where the chain breaks off for one of these, the blocks after it lack a parent; otherwise they share its reason.
+_BREAKS: Final = frozenset({Reason.FULL, Reason.QUOTA, Reason.DRAINING})
+
+
+class Allowance:
+    """Time that may be spent waiting for one thing, in all."""
+
+    __slots__ = ("_began_ns", "_clock", "left_ns")
+
+    def __init__(self, clock: Clock, allowance_ns: int) -> None:
+        self._clock = clock
+        self._began_ns = 0
+        self.left_ns = allowance_ns
+
+    def begin(self) -> int:
+        """A wait begins; its deadline."""
+        self._began_ns = self._clock()
+        return self._began_ns + max(0, self.left_ns)
+
+    def end(self) -> None:
+        """It is over."""
+        self.left_ns -= self._clock() - self._began_ns
+
+
+class Storing:
+    """One `store` on its way. Waits at most `timeout_ns` for answers and `space_ns` for ring space, each in all."""
+
+    def __init__(
+        self, session: "Session", clock: Clock, target: Target, tally: Ledger, *, timeout_ns: int, space_ns: int
+    ) -> None:
+        ring = session.ring
+        assert ring is not None, "only engines store"
+        self._session = session
+        self._ring: Mapping = ring  # stays mapped while this copies into it, whatever becomes of the session
+        self._clock = clock
+        self._target = target
+        self._answers = Allowance(clock, timeout_ns)
+        self._space = Allowance(clock, space_ns)
+        self._nap_ns = NAP_NS
+        self._ledger = Ledger(tally)
+        self._keys: Sequence[bytes] = ()
+        self._source: Memory = Memory((), None)
+        self._parent: bytes | None = None
+        self._fits = max(1, ring.bytes // slot_bytes_for(target.block_bytes))
+        self._ask = KEYS_PER_FRAME
+        self._next = 0  # index of the first key without an answer
+        self._grants: list[tuple[int, int, int]] = []  # index, page, ticket: not copied yet
+        self._batch: list[int] = []  # tickets copied and not committed
+        self._tickets: list[tuple[int, int]] = []  # index, ticket: copied
+        self._known = 0
+        self._refused: list[Refused] = []
+        self._stop: Reason | None = None  # why no more keys are asked for
+        self._lost: Reason | None = None  # why nobody knows of the last commits
+
+    def store(self, keys: "Sequence[bytes]", source: Memory, parent: bytes | None, *, wait: bool) -> Flow[StoreResult]:
+        """The verb. `source` holds a block for each key."""
+        self._keys, self._source, self._parent = keys, source, parent
+        try:
+            opened = yield from self._open()
+            while opened is not None and self._stop is None and self._next < len(keys):
+                began = self._next
+                yield from self._reserve(opened)
+                yield from self._fill(opened)
+                if self._next == began and self._stop is None:
+                    yield from self._make_room()
+            yield from self._commit_rest()
+            if wait:
+                yield from self._await_visible()
+        finally:
+            self._give_back()
+        return self._result()
+
+    def _open(self) -> Flow[Opened | None]:
+        opened = yield from open_namespace(self._session, self._target, self._answers.begin())
+        self._answers.end()
+        if opened is None:
+            self._stop = Reason.UNREACHABLE if self._answers.left_ns > 0 else Reason.TIMED_OUT
+        return opened
+
+    def _reserve(self, opened: Opened) -> Flow[None]:
+        """Ask for the next keys; the last batch's commits ride along."""
+        ask = min(self._ask, self._session.spare_tickets)
+        if ask <= 0:
+            return
+        first = self._next
+        parent = self._keys[first - 1] if first else self._parent
+        keys = self._keys[first : first + ask]
+        deadline_ns = self._answers.begin()
+        call = ReserveCall(
+            self._session,
+            opened,
+            parent=parent,
+            keys=keys,
+            commits=self._batch,
+            ledger=self._ledger,
+            deadline_ns=deadline_ns,
+        )
+        yield call
+        self._answers.end()
+        if call.request:  # it was sent, and the commits with it
+            self._batch = []
+        if call.lost is not None:
+            self._stop = self._lost = call.lost
+        elif call.error is not None:
+            self._stop = _refusal(call.error)
+        else:
+            self._sort(call.items)
+
+    def _sort(self, items: "Sequence[tuple[int, int, int]]") -> None:
+        """What to copy, what to leave, and where to go on."""
+        for offset, (grant, page, ticket) in enumerate(items):
+            if grant == Grant.GRANTED:
+                self._grants.append((self._next + offset, page, ticket))
+            elif grant == Grant.KNOWN:
+                self._known += 1
+            elif grant == Grant.PENDING:
+                self._refused.append(Refused(self._next + offset, Reason.PENDING))
+            else:
+                # The rest lacks a parent. Tickets beyond a gap would be of no use.
+                self._session.abort([stray for kind, _, stray in items[offset:] if kind == Grant.GRANTED])
+                self._stop = _REASONS.get(Grant(grant))  # None for BUSY: ask again
+                self._ask = min(KEYS_PER_FRAME, self._fits)  # the ring is full: more cannot be granted at once
+                self._next += offset
+                return
+        self._next += len(items)
+
+    def _fill(self, opened: Opened) -> Flow[None]:
+        """Copy into the spans; commit every batch but the last."""
+        blocks = min(RIDERS_PER_FRAME, max(1, BATCH_BYTES // opened.block_bytes))
+        if self._ring.cold:
+            offsets = [page * PAGE_BYTES for _, page, _ in self._grants]
+            self._session.memory.warm(self._ring, offsets, opened.block_bytes)
+        while self._grants and self._lost is None:
+            batch = self._grants[:blocks]
+            sources = [self._source.addresses[index] for index, _, _ in batch]
+            targets = [self._ring.address + page * PAGE_BYTES for _, page, _ in batch]
+            yield Copy(moves_of(targets, sources, opened.block_bytes))
+            del self._grants[:blocks]
+            self._batch = [ticket for _, _, ticket in batch]
+            self._tickets += [(index, ticket) for index, _, ticket in batch]
+            if self._grants:
+                yield from self._commit()
+
+    def _commit(self) -> Flow[None]:
+        step = Commit(self._session, self._batch, self._ledger, self._answers.begin())
+        yield step
+        self._answers.end()
+        if step.sent:
+            self._batch = []
+        else:
+            self._stop = self._lost = Reason.UNREACHABLE
+
+    def _make_room(self) -> Flow[None]:
+        """Not one key was granted: wait for some of our own blocks to leave the ring, or for somebody else's."""
+        if self._space.left_ns <= 0:
+            self._stop = Reason.BUSY
+            return
+        deadline_ns = self._space.begin()
+        if self._ledger.out:
+            yield Settled(self._ledger, self._ledger.out // 2, deadline_ns)
+        else:
+            yield Pause(min(deadline_ns, self._clock() + self._nap_ns))
+            self._nap_ns = min(2 * self._nap_ns, NAP_NS_MAX)
+        self._space.end()
+        if self._session.over:
+            self._stop = self._lost = Reason.UNREACHABLE
+
+    def _commit_rest(self) -> Flow[None]:
+        """Commit the last batch and hear that it was accepted."""
+        if self._batch and self._lost is None:
+            call = CommitCall(self._session, self._batch, self._ledger, self._answers.begin())
+            yield call
+            if call.request:
+                self._batch = []
+            if call.lost is not None:
+                self._lost = call.lost
+            elif call.stale > len(self._ledger.reasons):  # which ones, PUBLISHED will say
+                yield Settled(self._ledger, 0, call.deadline_ns)
+            self._answers.end()
+
+    def _await_visible(self) -> Flow[None]:
+        if self._ledger.out and self._lost is None:
+            allowance = Allowance(self._clock, max(0, self._space.left_ns) + max(0, self._answers.left_ns))
+            yield Settled(self._ledger, 0, allowance.begin())
+            if self._ledger.out:
+                self._lost = Reason.TIMED_OUT
+
+    def _give_back(self) -> None:
+        """Tickets of blocks that could not be copied, or not be committed."""
+        unused = [ticket for _, _, ticket in self._grants] + self._batch
+        if unused and not self._session.over:
+            self._session.abort(unused)
+
+    def _result(self) -> StoreResult:
+        refused = self._refused
+        accepted = 0
+        for index, ticket in self._tickets:
+            reason = self._fate(ticket)
+            if reason is None:
+                accepted += 1
+            else:
+                refused.append(Refused(index, reason))
+        refused += [Refused(index, self._lost or Reason.UNREACHABLE) for index, _, _ in self._grants]
+        rest = range(self._next, len(self._keys))
+        if rest and self._stop is not None:
+            after = Reason.NO_PARENT if self._stop in _BREAKS else self._stop
+            refused.append(Refused(rest[0], self._stop))
+            refused += [Refused(index, after) for index in rest[1:]]
+        return StoreResult(accepted, self._known, tuple(sorted(refused, key=lambda one: one.index)))
+
+    def _fate(self, ticket: int) -> Reason | None:
+        """None: accepted."""
+        failed = self._ledger.reasons.get(ticket)
+        if failed is None and self._lost is not None and (ticket in self._batch or self._session.is_out(ticket)):
+            return self._lost
+        return failed
+
+
+def _refusal(error: KvError) -> Reason:
+    return _REFUSALS.get(error.code, Reason.UNREACHABLE)
+
+
+def store(
+    session: "Session | None",
+    clock: Clock,
+    target: Target,
+    tally: Ledger,
+    *,
+    keys: "Sequence[bytes]",
+    source: Memory,
+    parent: bytes | None,
+    wait: bool,
+    timeout_ns: int,
+    space_ns: int,
+) -> Flow[StoreResult]:
+    """Store a chain. `source` holds a block for each key, and stays as it is until this ends."""
+    if session is None or session.ring is None or not keys:
+        return StoreResult(0, 0, tuple(Refused(index, Reason.UNREACHABLE) for index in range(len(keys))))
+    storing = Storing(session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns)
+    return (yield from storing.store(keys, source, parent, wait=wait))

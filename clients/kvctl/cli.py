@@ -1,0 +1,356 @@
+"""The commands of kvctl.
+
+Exit codes:
+
+     0  done
+     1  refused: by the daemon, or by you at the prompt; doctor: a check failed
+     2  usage: the command line is wrong, or a clear was neither confirmed nor told --yes
+     3  no daemon is reachable
+     4  no such tenant or namespace
+     5  timed out
+    78  configuration: the runtime directory can never hold a socket
+
+Answers go to stdout, as tables or (-o json) as one object with "version": 1; questions and errors to stderr. The
+options before the command may also be written after it.
+"""
+
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Final, ParamSpec
+
+import typer
+from rich.console import RenderableType
+
+from kvctl import render
+from kvctl.client import ControlClient, Exit, KvctlError, find_socket
+from kvctl.doctor import Check, DaemonFacts, Verdict, examine
+from kvctl.host import Host, LinuxHost, Listener, package_version
+from kvctl.scope import PREFIX_DIGITS, Scope, parse
+from kvproto import control_pb2 as pb
+
+__all__ = ["app", "globals_first", "main"]
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="kvctl",
+    help="Watch and steer a kvstored daemon.",
+    epilog="Exit codes: 0 done, 1 refused or (doctor) a check failed, 2 usage, 3 no daemon reachable, 4 no such tenant "
+    "or namespace, 5 timed out, 78 configuration.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(Enum):
+    """How answers are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """The options before the command."""
+
+    runtime_dir: Path | None
+    output: Output
+    timeout_s: float
+
+    def socket(self) -> Path:
+        """Where the daemon should be. Raises KvctlError."""
+        return find_socket(self.runtime_dir, os.environ, Path.home())
+
+    def connect(self) -> ControlClient:
+        """A client to use in a `with`. Raises KvctlError."""
+        return ControlClient(self.socket(), self.timeout_s)
+
+    def show(self, name: str, body: render.Json, table: RenderableType) -> None:
+        """Print an answer to stdout."""
+        if self.output is Output.JSON:
+            typer.echo(render.as_json(name, body))
+        else:
+            render.console().print(table)
+
+
+# Written before the command or after it: name, and whether a value follows.
+_GLOBAL_OPTIONS: Final = {"--runtime-dir": True, "-o": True, "--output": True, "--timeout": True, "--version": False}
+
+
+def main() -> None:
+    """The console script."""
+    app(args=globals_first(sys.argv[1:]), prog_name="kvctl")
+
+
+def globals_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with the global options moved to its front, where the parser wants them."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif _GLOBAL_OPTIONS.get(word):
+            front += [word, *(value for value in [next(words, None)] if value is not None)]
+        elif word.partition("=")[0] in _GLOBAL_OPTIONS or re.match("-o.", word):
+            front.append(word)
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def command(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Registers a command whose KvctlError becomes a sentence on stderr and an exit code."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @wraps(function)
+        def reported(*arguments: P.args, **options: P.kwargs) -> None:
+            try:
+                function(*arguments, **options)
+            except KvctlError as error:
+                typer.echo(f"kvctl: {error}", err=True)
+                raise typer.Exit(error.code) from None
+
+        return app.command(name)(reported)
+
+    return register
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvctl {package_version('kvstored')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    *,
+    runtime_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KVSTORED_RUNTIME_DIR",
+            metavar="DIR",
+            help="The daemon's directory. Else /run/kvstored, $XDG_RUNTIME_DIR/kvstored or "
+            "~/.local/state/kvstored/run, whichever has a control.sock.",
+        ),
+    ] = None,
+    output: Annotated[Output, typer.Option("-o", "--output", help="For people, or one JSON object.")] = Output.TABLE,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.01, max=3600.0, metavar="SECONDS", help="The longest wait.")
+    ] = 10.0,
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Watch and steer a kvstored daemon."""
+    context.obj = Globals(runtime_dir, output, timeout_s)
+
+
+@command("status")
+def status(context: typer.Context) -> None:
+    """The daemon on one page: tiers, tenants, warnings."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.status()
+    chosen.show("status", render.plain(report), render.status(report))
+
+
+@command("stats")
+def stats(context: typer.Context) -> None:
+    """Counters since the daemon started."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.statistics().counters
+    chosen.show("counters", render.plain(report), render.counters(report))
+
+
+@command("namespaces")
+def namespaces(context: typer.Context) -> None:
+    """Namespaces that hold blocks or that a client has open."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        reports = client.namespaces().namespaces
+    chosen.show("namespaces", [render.plain(one) for one in reports], render.namespaces(reports))
+
+
+@command("tenants")
+def tenants(context: typer.Context) -> None:
+    """Tenants and their shares of memory."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        reports = client.tenants().tenants
+    chosen.show("tenants", [render.plain(one) for one in reports], render.tenants(reports))
+
+
+@command("clients")
+def clients(context: typer.Context) -> None:
+    """Connected clients."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        reports = client.clients().clients
+    chosen.show("clients", [render.plain(one) for one in reports], render.clients(reports))
+
+
+@command("config")
+def config(context: typer.Context) -> None:
+    """Every setting with its origin."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        settings = client.config().settings
+    chosen.show("config", [render.plain(one) for one in settings], render.config(settings))
+
+
+@command("clear")
+def clear(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything, of all tenants.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be dropped, and drop nothing.")] = False,
+) -> None:
+    """Drop blocks: all, a tenant's, a namespace's or a prefix's.
+
+    Shows what it will drop, then asks. Leased blocks leave the index at once; their memory follows when the last
+    reader is done.
+    """
+    chosen = _globals(context)
+    scope = parse(tenant, namespace, key or (), everything=everything)
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise KvctlError(Exit.USAGE, "there is no terminal to ask on; give --yes to clear, or --dry-run to look")
+    with chosen.connect() as client:
+        scope = scope.resolved(client)
+        if not (yes or dry_run):
+            _confirm(client.clear(scope.request(dry_run=True)), scope)
+        report = client.clear(scope.request(dry_run=dry_run))
+    chosen.show("clear", render.plain(report), render.clearing(report, str(scope)))
+
+
+@command("drain")
+def drain(context: typer.Context) -> None:
+    """Refuse new blocks from now on; stored ones are still served."""
+    _drain(_globals(context), on=True)
+
+
+@command("undrain")
+def undrain(context: typer.Context) -> None:
+    """Take new blocks again."""
+    _drain(_globals(context), on=False)
+
+
+@command("ping")
+def ping(
+    context: typer.Context,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, max=100_000, help="Round trips.")] = 10,
+) -> None:
+    """Round trips to the daemon's owner thread and back, over gRPC."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        client.ping()  # the first one makes the connection
+        trips_ms, owner_ms = [], []
+        for _ in range(count):
+            start_s = time.perf_counter()
+            answer = client.ping()
+            trips_ms.append((time.perf_counter() - start_s) * 1e3)
+            owner_ms.append(answer.owner_s * 1e3)
+    body = {
+        "count": count,
+        "min_ms": min(trips_ms),
+        "median_ms": statistics.median(trips_ms),
+        "max_ms": max(trips_ms),
+        "owner_median_ms": statistics.median(owner_ms),
+    }
+    text = "{count} round trips: min {min_ms:.3f} ms, median {median_ms:.3f} ms, max {max_ms:.3f} ms; "
+    text += "waiting for the owner thread: median {owner_median_ms:.3f} ms"
+    chosen.show("ping", body, text.format(**body))
+
+
+@command("doctor")
+def doctor(context: typer.Context) -> None:
+    """Check this machine and the daemon on it, with remedies."""
+    chosen = _globals(context)
+    checks = _examine(chosen, LinuxHost())
+    failed = any(check.verdict is Verdict.FAIL for check in checks)
+    found: list[render.Json] = [
+        {"name": one.name, "verdict": one.verdict.value, "found": one.found, "remedy": one.remedy} for one in checks
+    ]
+    body: render.Json = {"ok": not failed, "checks": found}
+    chosen.show("doctor", body, render.checks(checks))
+    if failed:
+        raise typer.Exit(Exit.REFUSED)
+
+
+def _globals(context: typer.Context) -> Globals:
+    assert isinstance(context.obj, Globals)
+    return context.obj
+
+
+def _confirm(report: pb.ClearResponse, scope: Scope) -> None:
+    """Show what a clear would drop, and ask, if it would drop anything. Raises KvctlError with REFUSED."""
+    render.console(stderr=True).print(render.clearing(report, str(scope)))
+    if not (report.blocks or report.pending_blocks):
+        return
+    typer.echo("Drop them? [y/N] ", err=True, nl=False)  # typer.confirm would write to stdout, where answers go
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise KvctlError(Exit.REFUSED, "nothing was dropped; answer y, or give --yes, to clear")
+
+
+def _drain(chosen: Globals, *, on: bool) -> None:
+    with chosen.connect() as client:
+        client.drain(on=on)
+    text = "draining: new blocks are refused, stored ones are served" if on else "serving: new blocks are taken again"
+    chosen.show("draining", on, text)
+
+
+def _examine(chosen: Globals, host: Host) -> list[Check]:
+    try:
+        socket = chosen.socket()
+    except KvctlError as error:
+        # An explicit directory that cannot work is a finding; that the usual places are empty is none.
+        where, trouble = (None, "") if chosen.runtime_dir is None else (str(chosen.runtime_dir), str(error))
+        return examine(host, where, None, trouble)
+    try:
+        with ControlClient(socket, chosen.timeout_s) as client:
+            daemon = _facts(client)
+    except KvctlError as error:
+        gone = host.listener(str(socket)) in (Listener.MISSING, Listener.STALE)
+        return examine(host, str(socket.parent), None, "" if gone else str(error))
+    return examine(host, str(socket.parent), daemon)
+
+
+def _facts(client: ControlClient) -> DaemonFacts:
+    report = client.status()
+    settings = {one.name: one.value for one in client.config().settings}
+    dram = next((tier for tier in report.tiers if tier.name == "dram"), pb.Tier())
+    return DaemonFacts(
+        version=report.version,
+        pid=report.pid,
+        uid=report.uid,
+        draining=report.draining,
+        capacity_bytes=dram.capacity_bytes,
+        populated_bytes=dram.populated_bytes,
+        locked_bytes=dram.locked_bytes,
+        locks=settings.get("dram.lock") != "false",
+        warnings=tuple(report.warnings),
+    )

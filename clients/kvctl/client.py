@@ -1,0 +1,225 @@
+"""The way to a daemon's control socket, and what each kind of trouble means to a script.
+
+KvctlError.code     says
+REFUSED        1    the daemon answered, and would not
+USAGE          2    the question was wrong
+UNREACHABLE    3    nobody answers
+NOT_FOUND      4    no such tenant or namespace
+TIMED_OUT      5    no answer in time
+CONFIGURATION 78    this setting can never work
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+from urllib.parse import quote
+
+import grpc
+from google.protobuf.message import Message
+
+from kvproto import control_pb2 as pb
+from kvproto import control_pb2_grpc
+from kvproto.limits import MIB
+
+__all__ = ["SOCKET_NAME", "ControlClient", "Exit", "KvctlError", "find_socket", "printable"]
+
+SOCKET_NAME: Final = "control.sock"
+SYSTEM_DIR: Final = Path("/run/kvstored")
+SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+ANSWER_BYTES: Final = 32 * MIB  # as much as the daemon sends: 4,096 namespaces of 6.4 KiB
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+class Exit(IntEnum):
+    """Exit codes. 78 is EX_CONFIG of sysexits.h."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    TIMED_OUT = 5
+    CONFIGURATION = 78
+
+
+class KvctlError(Exception):
+    """What went wrong, in one sentence that ends with a remedy."""
+
+    def __init__(self, code: Exit, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def find_socket(runtime_dir: Path | None, environ: Mapping[str, str], home: Path) -> Path:
+    """The control socket of `runtime_dir`, or else of the first usual place that has one.
+
+    The usual places: /run/kvstored, $XDG_RUNTIME_DIR/kvstored, ~/.local/state/kvstored/run. Raises KvctlError:
+    UNREACHABLE where there is none, CONFIGURATION for a directory that cannot hold one.
+    """
+    if runtime_dir is not None:
+        return _checked(runtime_dir)
+    places = [SYSTEM_DIR]
+    if session := environ.get("XDG_RUNTIME_DIR"):
+        places.append(Path(session) / "kvstored")
+    places.append(home / ".local/state/kvstored/run")
+    for place in places:
+        if os.access(place / SOCKET_NAME, os.F_OK):
+            return place / SOCKET_NAME
+    raise KvctlError(
+        Exit.UNREACHABLE,
+        f"no kvstored is running: there is no {SOCKET_NAME} in {', '.join(map(str, places))}; "
+        "start kvstored, or name its directory with --runtime-dir",
+    )
+
+
+def _checked(runtime_dir: Path) -> Path:
+    path = runtime_dir / SOCKET_NAME
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise KvctlError(
+            Exit.CONFIGURATION,
+            f"{runtime_dir} is too long: a socket's path holds {SOCKET_PATH_BYTES} bytes; use a shorter directory",
+        )
+    if runtime_dir.exists() and not runtime_dir.is_dir():
+        raise KvctlError(Exit.CONFIGURATION, f"{runtime_dir} is not a directory; name the daemon's with --runtime-dir")
+    return path
+
+
+def printable(text: str) -> str:
+    """Text from outside, safe for a terminal: what could move the cursor becomes `?`."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+class ControlClient:
+    """A connection to one daemon. Every call waits at most `timeout_s` and raises KvctlError. One thread."""
+
+    def __init__(self, socket_path: Path, timeout_s: float) -> None:
+        self.socket_path = socket_path
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(
+            f"unix:{quote(str(socket_path))}",
+            options=[
+                ("grpc.max_receive_message_length", ANSWER_BYTES),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.default_authority", "localhost"),
+            ],
+        )
+        self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call, unused-ignore]
+
+    def __enter__(self) -> Self:
+        try:
+            probe(self.socket_path, self._timeout_s)
+        except BaseException:
+            self._channel.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def status(self) -> pb.GetStatusResponse:
+        """The daemon on one page."""
+        return self._call("GetStatus", pb.GetStatusRequest(), pb.GetStatusResponse)
+
+    def statistics(self) -> pb.GetStatisticsResponse:
+        """Totals since the daemon started."""
+        return self._call("GetStatistics", pb.GetStatisticsRequest(), pb.GetStatisticsResponse)
+
+    def namespaces(self) -> pb.ListNamespacesResponse:
+        """Namespaces of all tenants."""
+        return self._call("ListNamespaces", pb.ListNamespacesRequest(), pb.ListNamespacesResponse)
+
+    def tenants(self) -> pb.ListTenantsResponse:
+        """Tenants and their shares."""
+        return self._call("ListTenants", pb.ListTenantsRequest(), pb.ListTenantsResponse)
+
+    def clients(self) -> pb.ListClientsResponse:
+        """Connected sessions."""
+        return self._call("ListClients", pb.ListClientsRequest(), pb.ListClientsResponse)
+
+    def config(self) -> pb.GetConfigResponse:
+        """Settings and their origins."""
+        return self._call("GetConfig", pb.GetConfigRequest(), pb.GetConfigResponse)
+
+    def clear(self, request: pb.ClearRequest) -> pb.ClearResponse:
+        """Drop blocks, or count them."""
+        return self._call("Clear", request, pb.ClearResponse)
+
+    def drain(self, *, on: bool) -> None:
+        """Refuse new blocks, or take them again."""
+        if on:
+            self._call("Drain", pb.DrainRequest(), pb.DrainResponse)
+        else:
+            self._call("Undrain", pb.UndrainRequest(), pb.UndrainResponse)
+
+    def ping(self) -> pb.PingResponse:
+        """One round trip through the owner thread."""
+        return self._call("Ping", pb.PingRequest(), pb.PingResponse)
+
+    def _call(self, verb: str, request: Message, _: type[Answer]) -> Answer:
+        try:
+            answer: Answer = getattr(self._stub, verb)(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._trouble(error.code(), printable(error.details() or "")) from None
+        return answer
+
+    def _trouble(self, code: grpc.StatusCode, details: str) -> KvctlError:
+        exit_code, sentence = _TROUBLE.get(code, _OTHER_TROUBLE)
+        text = sentence.format(details=details, path=self.socket_path, timeout=f"{self._timeout_s:g} s", code=code.name)
+        return KvctlError(exit_code, text)
+
+
+_GONE: Final = (Exit.UNREACHABLE, "the daemon behind {path} went away; see its log, then start it again")
+_OTHER_TROUBLE: Final = (Exit.REFUSED, "the daemon refused: {details} ({code}); see its log")
+_TROUBLE: Final = {
+    grpc.StatusCode.UNAVAILABLE: _GONE,
+    grpc.StatusCode.CANCELLED: _GONE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        Exit.TIMED_OUT,
+        "no answer within {timeout}; the daemon is busy: try again, or raise --timeout",
+    ),
+    grpc.StatusCode.NOT_FOUND: (
+        Exit.NOT_FOUND,
+        "{details}; `kvctl tenants` and `kvctl namespaces` list what there is",
+    ),
+    grpc.StatusCode.INVALID_ARGUMENT: (Exit.USAGE, "{details}; see `kvctl COMMAND --help`"),
+    grpc.StatusCode.UNIMPLEMENTED: (
+        Exit.REFUSED,
+        "the daemon does not know this command; use the kvctl of its version, see `kvctl doctor`",
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        Exit.REFUSED,
+        "the daemon refused: {details}; ask for less, or try again in a moment",
+    ),
+}
+
+
+def probe(path: Path, timeout_s: float) -> None:
+    """Connect once without gRPC, which cannot say why it cannot. Raises KvctlError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(timeout_s)
+        try:
+            peer.connect(str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            text = f"no kvstored is running in {path.parent}: there is no {path.name}; "
+            text += "start kvstored, or name its directory with --runtime-dir"
+            raise KvctlError(Exit.UNREACHABLE, text) from None
+        except ConnectionRefusedError:
+            text = f"no kvstored is running: {path} is left over from one that is gone; start kvstored"
+            raise KvctlError(Exit.UNREACHABLE, text) from None
+        except PermissionError:
+            text = f"{path} is closed to uid {os.geteuid()}; run kvctl as the daemon's user or as root"
+            raise KvctlError(Exit.UNREACHABLE, text) from None
+        except TimeoutError:
+            text = f"{path} took no connection within {timeout_s:g} s; the daemon is stuck: see its log"
+            raise KvctlError(Exit.TIMED_OUT, text) from None
+        except OSError as error:
+            raise KvctlError(
+                Exit.UNREACHABLE, f"{path} cannot be reached: {error.strerror}; see `kvctl doctor`"
+            ) from None

@@ -1,0 +1,157 @@
+"""What the checks of `kvctl doctor` read, behind one port: `LinuxHost` is the real thing, tests bring their own."""
+
+import ctypes
+import os
+import platform
+import socket
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Entry", "Host", "LinuxHost", "Listener", "Space", "package_version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file: its kind ("directory", "socket" or "other"), permission bits and owner."""
+
+    kind: str
+    mode: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A file system's size and what is free of it, in bytes."""
+
+    size_bytes: int
+    free_bytes: int
+
+
+class Listener(Enum):
+    """Who is behind a socket's path."""
+
+    ALIVE = "alive"
+    STALE = "stale"  # the file is there, its process is gone
+    DENIED = "denied"
+    MISSING = "missing"
+
+
+class Host(Protocol):
+    """Read-only questions about this machine. None means: no such thing here, or not for this user to see."""
+
+    uid: int
+
+    def text(self, path: str) -> str | None:
+        """A small text file."""
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """Sorted names in a directory; none where it cannot be read."""
+
+    def entry(self, path: str) -> Entry | None:
+        """What lies at a path."""
+
+    def space(self, path: str) -> Space | None:
+        """The file system that holds a path."""
+
+    def listener(self, path: str) -> Listener:
+        """Whether a process listens on a Unix socket."""
+
+    def memfd_trouble(self) -> str:
+        """Why no sealed memfd can be made here; empty if one can."""
+
+    def kernel(self) -> str:
+        """Release of the running kernel: `6.8.0-45-generic`."""
+
+    def versions(self) -> Sequence[tuple[str, str]]:
+        """What kvctl runs on, as (name, version)."""
+
+
+class LinuxHost:
+    """This machine."""
+
+    def __init__(self) -> None:
+        self.uid = os.geteuid()
+
+    def text(self, path: str) -> str | None:
+        try:
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        try:
+            return tuple(sorted(entry.name for entry in Path(folder).iterdir()))
+        except OSError:
+            return ()
+
+    def entry(self, path: str) -> Entry | None:
+        try:
+            found = Path(path).stat()
+        except OSError:
+            return None
+        kind = "directory" if stat.S_ISDIR(found.st_mode) else "socket" if stat.S_ISSOCK(found.st_mode) else "other"
+        return Entry(kind, stat.S_IMODE(found.st_mode), found.st_uid)
+
+    def space(self, path: str) -> Space | None:
+        try:
+            found = os.statvfs(path)
+        except OSError:
+            return None
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def listener(self, path: str) -> Listener:
+        # A stream socket finds out without a session: a listener of another type answers EPROTOTYPE.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(1.0)
+            try:
+                peer.connect(path)
+            except FileNotFoundError:
+                return Listener.MISSING
+            except ConnectionRefusedError:
+                return Listener.STALE
+            except PermissionError:
+                return Listener.DENIED
+            except OSError:
+                return Listener.ALIVE  # of another type, or with a full queue: somebody is there
+        return Listener.ALIVE
+
+    def memfd_trouble(self) -> str:
+        try:
+            memfd = os.memfd_create("kvctl-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            return error.strerror or str(error)
+        os.close(memfd)
+        return ""
+
+    def kernel(self) -> str:
+        return platform.release()
+
+    def versions(self) -> Sequence[tuple[str, str]]:
+        names = ("grpcio", "protobuf")
+        return (
+            ("kvctl", package_version("kvstored")),
+            ("python", platform.python_version()),
+            *((name, package_version(name)) for name in names),
+            ("glibc", _glibc()),
+        )
+
+
+def package_version(distribution: str) -> str:
+    """Version of an installed distribution, or "unknown"."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _glibc() -> str:
+    gnu = getattr(ctypes.CDLL(None), "gnu_get_libc_version", None)
+    if gnu is None:
+        return "none"
+    gnu.restype = ctypes.c_char_p
+    return str(gnu().decode())

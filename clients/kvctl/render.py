@@ -1,0 +1,199 @@
+"""What kvctl prints: tables for people, one JSON object for programs.
+
+Tables fit 80 columns. Names come from clients: they are shown without markup and without control characters.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from google.protobuf.message import Message
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvctl.client import printable
+from kvproto import control_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvctl.doctor import Check
+
+JSON_VERSION: Final = 1
+DIGEST_DIGITS: Final = 12  # shown of 64; `clear --namespace` takes them
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+_VERDICT_STYLE: Final = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables go. 80 columns wide where there is no terminal to ask."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def as_json(name: str, body: Json) -> str:
+    """The one object that `-o json` prints."""
+    return json.dumps({"version": JSON_VERSION, name: body}, indent=2)
+
+
+def plain(message: Message) -> dict[str, Json]:
+    """A message as JSON values: every field by its name, numbers as numbers."""
+    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _plain(value: object) -> Json:
+    if isinstance(value, Message):
+        return plain(value)
+    if isinstance(value, str | int | float):
+        return value
+    assert isinstance(value, Iterable), f"a field of type {type(value).__name__} has no JSON form yet"
+    return [_plain(one) for one in value]
+
+
+def size(size_bytes: int) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    scaled = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if scaled < 1023.95 or unit == "TiB":
+            break
+        scaled /= 1024
+    return f"{size_bytes} B" if unit == "B" else f"{scaled:,.1f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in its two largest units: `3 h 12 min`."""
+    whole = int(seconds)
+    for unit_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
+    return f"{whole} s"
+
+
+def status(report: pb.GetStatusResponse) -> RenderableType:
+    """`kvctl status`."""
+    state = "draining" if report.draining else "serving" if report.serving else "not serving"
+    lines = [
+        f"kvstored {printable(report.version)}, {state}, up {span(report.uptime_s)}",
+        f"pid {report.pid}, uid {report.uid}, isolation {printable(report.isolation)}, {printable(report.runtime_dir)}",
+        f"{report.sessions:,} clients, {report.namespaces:,} namespaces",
+    ]
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    parts += [Text(f"warning: {printable(warning)}", style="yellow") for warning in report.warnings]
+    parts += [Text(), _tiers(report.tiers), tenants(report.tenants), _traffic(report.counters)]
+    return Group(*parts)
+
+
+def _tiers(tiers: Iterable[pb.Tier]) -> Table:
+    columns = list(tiers)
+    table = _table("tier", *(f">{printable(tier.name)}" for tier in columns))
+    for name in ("capacity", "assigned", "used", "populated", "locked", "stale"):
+        table.add_row(name, *(size(getattr(tier, f"{name}_bytes")) for tier in columns))
+    table.add_row("arenas", *(f"{tier.arenas:,} x {size(tier.arena_bytes)}" for tier in columns))
+    table.add_row("blocks", *(f"{tier.blocks:,}" for tier in columns))
+    return table
+
+
+def _traffic(counters: pb.Counters) -> Text:
+    asked = counters.lease_hits + counters.lease_misses
+    hits = f", {counters.lease_hits / asked:.1%} of {asked:,} blocks found" if asked else ""
+    return Text(
+        f"{counters.leases:,} leases{hits}\n"
+        f"{counters.published:,} blocks published ({size(counters.published_bytes)}), {counters.evicted:,} evicted, "
+        f"{counters.faults:,} faults"
+    )
+
+
+def counters(report: pb.Counters) -> RenderableType:
+    """`kvctl stats`."""
+    table = _table("since the daemon started", ">count")
+    for field in report.DESCRIPTOR.fields:
+        value = getattr(report, field.name)
+        if field.name.endswith("_bytes"):
+            table.add_row(field.name.removesuffix("_bytes").replace("_", " ") + " bytes", size(value))
+        else:
+            table.add_row(field.name.replace("_", " "), f"{value:,}")
+    return table
+
+
+def tenants(reports: Iterable[pb.Tenant]) -> Table:
+    """`kvctl tenants`."""
+    table = _table("tenant", "uids", ">assigned", ">used", ">stale", ">blocks", ">clients")
+    for one in reports:
+        held = (one.assigned_bytes, one.used_bytes, one.stale_bytes)
+        uids = ", ".join(map(str, one.uids))
+        table.add_row(printable(one.name), uids, *map(size, held), f"{one.blocks:,}", f"{one.sessions:,}")
+    return table
+
+
+def namespaces(reports: Iterable[pb.Namespace]) -> Table:
+    """`kvctl namespaces`: two lines each, so that a model's name has room."""
+    table = _table("namespace\ntenant", "model\nengine, layout, dtype, ranks", ">a block", ">blocks\nbytes", ">clients")
+    for one in reports:
+        model = one.model + (f" @{one.revision}" if one.revision else "") + (f" +{one.adapter}" if one.adapter else "")
+        ranks = f"tp {one.tp_rank}/{one.tp_size} pp {one.pp_rank}/{one.pp_size}"
+        table.add_row(
+            f"{one.digest[:DIGEST_DIGITS]}\n{printable(one.tenant)}",
+            f"{printable(model)}\n{printable(f'{one.engine}, {one.layout}, {one.dtype}, {ranks}')}",
+            f"{one.block_tokens:,} tokens\n{size(one.block_bytes)}",
+            f"{one.blocks:,}\n{size(one.bytes)}",
+            f"{one.sessions:,}",
+        )
+    return table
+
+
+def clients(reports: Iterable[pb.Client]) -> Table:
+    """`kvctl clients`."""
+    table = _table(
+        "id", "client\nrole, mode", "tenant\nisolation", ">pid\nuid", ">ring used\nof", ">leases\ntickets", ">up"
+    )
+    for one in reports:
+        table.add_row(
+            str(one.session),
+            f"{printable(one.name)}\n{printable(one.role)}, {printable(one.mode)}",
+            f"{printable(one.tenant)}\n{printable(one.isolation)}",
+            f"{one.pid}\n{one.uid}",
+            f"{size(one.ring_used_bytes)}\n{size(one.ring_bytes)}",
+            f"{one.leases:,}\n{one.tickets:,}",
+            span(one.connected_s),
+        )
+    return table
+
+
+def config(settings: Iterable[pb.ConfigValue]) -> Table:
+    """`kvctl config`."""
+    table = _table("setting", "value", "origin", "what it is for")
+    for one in settings:
+        table.add_row(printable(one.name), printable(one.value), printable(one.origin), printable(one.reason))
+    return table
+
+
+def clearing(report: pb.ClearResponse, what: str) -> Text:
+    """What a clear dropped or would drop; `what` names its scope."""
+    verb = "would drop" if report.dry_run else "dropped"
+    return Text(
+        f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}\n"
+        f"{report.leased_blocks:,} of them leased: their memory is free once their readers are done\n"
+        f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded"
+    )
+
+
+def checks(results: Iterable["Check"]) -> RenderableType:
+    """`kvctl doctor`."""
+    table = _table("check", "", "found")
+    for one in results:
+        found = Text(printable(one.found))
+        if one.remedy:
+            found.append(f"\n-> {printable(one.remedy)}", style="bold")
+        table.add_row(printable(one.name), Text(one.verdict.value, style=_VERDICT_STYLE[one.verdict.value]), found)
+    return table
+
+
+def _table(*headings: str) -> Table:
+    """A borderless table; a heading that begins with `>` is of a column of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        numbers = heading.startswith(">")
+        table.add_column(
+            heading.removeprefix(">"), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+        )
+    return table

@@ -1,0 +1,103 @@
+"""The command `kvstored`: run the daemon, or check a configuration file without one.
+
+Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this directory, 78 configuration error.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvstored import __version__
+from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
+
+EX_TEMPFAIL = 75
+_TRUE_FALSE = "use --NAME=true or --NAME=false"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console script. Returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["config"]:
+        return _config(given[1:])
+    options = _parser().parse_args(given)
+    flags = {setting.flag: value for setting in SETTINGS if (value := getattr(options, _attribute(setting.flag)))}
+    config_file = options.config or os.environ.get("KVSTORED_CONFIG")
+    try:
+        loaded = load(Path(config_file) if config_file else None, os.environ, flags)
+    except ConfigError as error:
+        print(f"kvstored: {error}", file=sys.stderr)
+        return EX_CONFIG
+    return _run(loaded)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvstored",
+        description="Node-local KV-cache storage daemon. `kvstored config check FILE` checks a configuration.",
+    )
+    parser.add_argument("--version", action="version", version=f"kvstored {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="TOML file; environment and flags override it")
+    for setting in SETTINGS:
+        reason = f"{setting.reason} [{setting.toml}; {setting.unit}]".replace("%", "%%")
+        parser.add_argument(setting.flag, metavar="VALUE", help=reason)
+    return parser
+
+
+def _attribute(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _config(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="kvstored config", description="Work on configuration without a daemon.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    check = verbs.add_parser("check", help="say whether a file would start a daemon on this machine")
+    check.add_argument("file", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        loaded = load(options.file, {}, {})
+    except ConfigError as error:
+        print(f"kvstored: {error}", file=sys.stderr)
+        return EX_CONFIG
+    for value in loaded.values:
+        print(f"{value.name} = {value.value}  # {value.origin}")
+    print(f"{options.file}: good")
+    return 0
+
+
+def _run(loaded: Loaded) -> int:
+    config = loaded.config
+    logging.basicConfig(
+        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    _choose_numba_cache(config.runtime_dir)
+    # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for.
+    from kvstored.daemon import AlreadyRunningError, Daemon  # noqa: PLC0415
+    from kvstored.warmup import warm_up  # noqa: PLC0415
+
+    def announce() -> None:
+        arenas = config.dram_bytes // config.arena_bytes
+        size = format_bytes(arenas * config.arena_bytes)
+        print(f"kvstored {__version__} serves {config.runtime_dir}: DRAM {size} in {arenas} arenas, pid {os.getpid()}")
+        sys.stdout.flush()
+
+    warm_up()
+    try:
+        Daemon(loaded).serve(announce)
+    except AlreadyRunningError as error:
+        print(f"kvstored: {error}", file=sys.stderr)
+        return EX_TEMPFAIL
+    except OSError as error:
+        print(f"kvstored: cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _choose_numba_cache(runtime_dir: Path) -> None:
+    """Compiled code is kept beside its source; where that is read-only and there is no home, in a directory of ours."""
+    source = Path(__file__).parent
+    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(source, os.W_OK):
+        kept = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or str(runtime_dir / "compiled")
+        os.environ["NUMBA_CACHE_DIR"] = kept

@@ -1,0 +1,101 @@
+"""One connected client: its socket, ring, pidfd, and the frames that wait to be sent. Owner thread."""
+
+import array
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from kvproto.errors import Code
+from kvproto.frames import Verb, build_failure
+from kvproto.limits import OUTBOX_FRAMES
+from kvstore.sessions import Session
+from kvstored.memory import Region
+from kvstored.peer import Peer
+
+Frame = bytes | bytearray | memoryview
+
+
+class SlowReaderError(Exception):
+    """A client leaves its frames unread."""
+
+
+class Connection:
+    """What the hot server knows of one client."""
+
+    __slots__ = (
+        "socket", "peer", "session", "ring", "ring_wanted", "name", "role", "mode", "requests", "connected_ns",
+        "goaway", "_outbox",
+    )  # fmt: skip
+
+    def __init__(self, connection: socket.socket, peer: Peer) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.peer = peer
+        self.session: Session | None = None
+        self.ring: Region | None = None
+        self.ring_wanted = False
+        self.name = ""
+        self.role = ""
+        self.mode = ""
+        self.requests = 0
+        self.connected_ns = time.monotonic_ns()
+        self.goaway: Code | None = None
+        self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    @property
+    def waiting(self) -> bool:
+        """Are there frames that the client has not made room for?"""
+        return bool(self._outbox)
+
+    def send(self, frame: Frame, fds: Sequence[int] = ()) -> None:
+        """Send now, or keep the frame until the client reads. `fds` are closed once sent.
+
+        Raises SlowReaderError when too many wait, OSError when the client is gone.
+        """
+        if not self._outbox and self._try(frame, fds):
+            return
+        if len(self._outbox) >= OUTBOX_FRAMES:
+            _close(fds)
+            raise SlowReaderError
+        self._outbox.append((bytes(frame), fds))
+
+    def flush(self) -> None:
+        """Send what waits, as far as the client has made room. Raises OSError when it is gone."""
+        while self._outbox:
+            frame, fds = self._outbox[0]
+            if not self._try(frame, fds):
+                return
+            self._outbox.popleft()
+
+    def _try(self, frame: Frame, fds: Sequence[int]) -> bool:
+        try:
+            if fds:
+                rights = array.array("i", fds)
+                self.socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            else:
+                self.socket.send(frame)
+        except BlockingIOError:
+            return False
+        _close(fds)
+        return True
+
+    def say_goodbye(self, code: Code, text: str) -> None:
+        """GOAWAY, if the client still listens."""
+        self.goaway = code
+        with suppress(OSError):  # it will see the end of file instead
+            self.socket.send(build_failure(Verb.GOAWAY, 0, code, text))
+
+    def close(self) -> None:
+        """Close the socket. The pidfd and the ring outlive it."""
+        for _, fds in self._outbox:
+            _close(fds)
+        self._outbox.clear()
+        self.socket.close()
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,333 @@
+# ruff: noqa: N802  handlers are named as gRPC names them
+"""The control socket: gRPC over a Unix socket, for operators, routers and other languages.
+
+A call passes through three kinds of thread:
+
+    operator --gRPC--> handler thread (one of 4)  --question-->  owner thread
+                       checks the request                        runs it between two events of the hot path
+    operator <--gRPC-- builds the answer          <--report----  (plain frozen values)
+
+Handlers hold no state and never touch the store's. proto/kvproto/control.proto says what each call means and
+which status code says what.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from os import fsencode
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import quote
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvproto import control_pb2 as pb
+from kvproto import control_pb2_grpc
+from kvproto.ids import BlockKey, NamespaceDigest
+from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB
+from kvstore.report import (
+    ClearReport,
+    ClearScope,
+    ConfigValue,
+    Counters,
+    DaemonReport,
+    NamespaceReport,
+    SessionReport,
+    TenantReport,
+)
+
+__all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner"]
+
+SOCKET_NAME: Final = "control.sock"
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
+
+HANDLER_THREADS: Final = 4
+CALLS: Final = 64  # at once, watchers of the health service included; one more is told RESOURCE_EXHAUSTED
+OWNER_WAIT_S: Final = 10.0  # the longest a handler waits for the owner, where the caller sets no shorter deadline
+
+# The largest request is a Clear of 1,024 keys: 34 bytes each, 35 KiB.
+REQUEST_BYTES: Final = FRAME_BYTES
+# The largest answer lists 4,096 namespaces of six texts of 1 KiB and 0.3 KiB of the rest: 26 MiB.
+ANSWER_BYTES: Final = 32 * MIB
+SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Report = TypeVar("Report")
+Answer = TypeVar("Answer")
+
+
+class AdminPort(Protocol):
+    """What the owner thread answers. Every method runs there, does not block, and returns plain values."""
+
+    def status(self) -> DaemonReport:
+        """Everything of `kvctl status`."""
+
+    def counters(self) -> Counters:
+        """Totals since the daemon started."""
+
+    def namespaces(self) -> tuple[NamespaceReport, ...]:
+        """Namespaces that hold blocks or that a session has open."""
+
+    def tenants(self) -> tuple[TenantReport, ...]:
+        """Every tenant that has a session, blocks or a place in the configuration."""
+
+    def clients(self) -> tuple[SessionReport, ...]:
+        """Connected sessions."""
+
+    def config(self) -> tuple[ConfigValue, ...]:
+        """Every setting with its origin."""
+
+    def clear(self, scope: ClearScope, *, dry_run: bool) -> ClearReport:
+        """Drop what `scope` covers, or only count it. Raises KeyError(text): unknown tenant or namespace."""
+
+    def drain(self, *, on: bool) -> None:
+        """Refuse new blocks from now on, or take them again. Idempotent."""
+
+
+class Owner(Protocol):
+    """The way to the owner thread."""
+
+    def ask(self, question: Callable[[AdminPort], T], timeout_s: float) -> T:
+        """Run `question` on the owner thread; return what it returns, raise what it raises. Any other thread.
+
+        Raises TimeoutError after `timeout_s` seconds. A question that has not begun by then never runs: an
+        operator who was told of a timeout may have changed their mind.
+        """
+
+
+class ControlServer:
+    """Serves `runtime_dir`/control.sock. `start` and `stop` belong to one thread; `announce` to any."""
+
+    def __init__(self, owner: Owner, runtime_dir: Path) -> None:
+        self.path = runtime_dir / SOCKET_NAME
+        self._owner = owner
+        self._health = health.HealthServicer()
+        self._server: grpc.Server | None = None
+        self._inode = 0
+
+    def start(self) -> None:
+        """Serve. The socket appears under its name once calls are answered, and its mode is never but 0600.
+
+        Raises OSError if the runtime directory cannot hold it, ValueError if its path is too long for a
+        socket. A socket that a dead daemon left behind is replaced: that no living one serves this directory
+        is for the caller to know (flock). A stopped server does not start again.
+        """
+        if len(fsencode(self.path)) > SOCKET_PATH_BYTES:
+            raise ValueError(f"{self.path} is longer than the {SOCKET_PATH_BYTES} bytes of a Unix socket's path")
+        self.announce(serving=True)
+        self._server = self._new_server()
+        try:
+            self._appear(self._server)
+        except BaseException:
+            self._server.stop(None).wait()
+            self._server = None
+            raise
+
+    def announce(self, *, serving: bool) -> None:
+        """What the health service says from now on: SERVING or NOT_SERVING."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in (health.OVERALL_HEALTH, SERVICE):
+            self._health.set(service, state)
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more calls, give running ones `grace_s` seconds, remove the socket. Idempotent.
+
+        May be called by the owner thread, which then answers nothing more: calls that wait for it are cut off
+        after `grace_s`.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._health.enter_graceful_shutdown()
+        server.stop(grace_s).wait()
+        # A successor may have put its own socket there already.
+        if self.path.exists() and self.path.stat().st_ino == self._inode:
+            self.path.unlink()
+
+    def _new_server(self) -> grpc.Server:
+        server = grpc.server(
+            ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="control"),
+            options=[
+                ("grpc.max_receive_message_length", REQUEST_BYTES),
+                ("grpc.max_send_message_length", ANSWER_BYTES),
+            ],
+            maximum_concurrent_rpcs=CALLS,
+        )
+        control_pb2_grpc.add_ControlServicer_to_server(_Control(self._owner, self.announce), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _appear(self, server: grpc.Server) -> None:
+        """Bind where nobody else can look, narrow the mode, then rename into place.
+
+        bind() gives a socket the mode that the umask leaves, and gRPC binds by itself: a chmod afterwards is
+        too late for a quick peer, and a changed umask would change what other threads create meanwhile.
+        """
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.path.parent) as private:  # mode 0700
+            hidden = Path(private) / "s"
+            server.add_insecure_port(f"unix:{quote(str(hidden))}")
+            hidden.chmod(0o600)
+            server.start()
+            self._inode = hidden.stat().st_ino
+            hidden.rename(self.path)
+
+
+class _Control:
+    """The handlers. Their names are gRPC's."""
+
+    def __init__(self, owner: Owner, announce: "_Announce") -> None:
+        self._owner = owner
+        self._announce = announce
+
+    def GetStatus(self, _: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
+        return self._answer(context, lambda port: port.status(), _status)
+
+    def GetStatistics(self, _: pb.GetStatisticsRequest, context: grpc.ServicerContext) -> pb.GetStatisticsResponse:
+        return self._answer(
+            context,
+            lambda port: port.counters(),
+            lambda counters: pb.GetStatisticsResponse(counters=pb.Counters(**_named(counters))),
+        )
+
+    def ListNamespaces(self, _: pb.ListNamespacesRequest, context: grpc.ServicerContext) -> pb.ListNamespacesResponse:
+        return self._answer(
+            context,
+            lambda port: port.namespaces(),
+            lambda reports: pb.ListNamespacesResponse(namespaces=[pb.Namespace(**_named(one)) for one in reports]),
+        )
+
+    def ListTenants(self, _: pb.ListTenantsRequest, context: grpc.ServicerContext) -> pb.ListTenantsResponse:
+        return self._answer(
+            context,
+            lambda port: port.tenants(),
+            lambda reports: pb.ListTenantsResponse(tenants=[pb.Tenant(**_named(one)) for one in reports]),
+        )
+
+    def ListClients(self, _: pb.ListClientsRequest, context: grpc.ServicerContext) -> pb.ListClientsResponse:
+        return self._answer(
+            context,
+            lambda port: port.clients(),
+            lambda reports: pb.ListClientsResponse(clients=[pb.Client(**_named(one)) for one in reports]),
+        )
+
+    def GetConfig(self, _: pb.GetConfigRequest, context: grpc.ServicerContext) -> pb.GetConfigResponse:
+        return self._answer(
+            context,
+            lambda port: port.config(),
+            lambda values: pb.GetConfigResponse(settings=[pb.ConfigValue(**_named(one)) for one in values]),
+        )
+
+    def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
+        try:
+            scope = _scope(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.clear(scope, dry_run=request.dry_run),
+            lambda report: pb.ClearResponse(**_named(report)),
+            unknown=KeyError,
+        )
+
+    def Drain(self, _: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
+        return self._answer(context, lambda port: self._drain(port, on=True), lambda _: pb.DrainResponse())
+
+    def Undrain(self, _: pb.UndrainRequest, context: grpc.ServicerContext) -> pb.UndrainResponse:
+        return self._answer(context, lambda port: self._drain(port, on=False), lambda _: pb.UndrainResponse())
+
+    def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
+        start_s = time.monotonic()
+        return self._answer(context, lambda _: None, lambda _: pb.PingResponse(owner_s=time.monotonic() - start_s))
+
+    def _drain(self, port: AdminPort, *, on: bool) -> None:
+        # Here on the owner thread, so that health follows drains in their order, even if a caller gave up.
+        port.drain(on=on)
+        self._announce(serving=not on)
+
+    def _answer(
+        self,
+        context: grpc.ServicerContext,
+        question: Callable[[AdminPort], Report],
+        build: Callable[[Report], Answer],
+        unknown: type[Exception] | tuple[()] = (),
+    ) -> Answer:
+        """Ask the owner and build the answer here. Trouble of every kind ends this call and nothing else."""
+        remaining_s: float | None = context.time_remaining()
+        wait_s = OWNER_WAIT_S if remaining_s is None else min(remaining_s, OWNER_WAIT_S)
+        try:
+            return build(self._owner.ask(question, wait_s))
+        except TimeoutError:
+            code, text = (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the owner thread did not answer in {wait_s:.3g} s",
+            )
+        except unknown as error:
+            code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
+        except Exception as error:  # noqa: BLE001  one broken answer must not take the control socket along
+            _log.exception("control call failed")
+            code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the daemon: its log says more"
+        return context.abort(code, text)
+
+
+class _Announce(Protocol):
+    def __call__(self, *, serving: bool) -> None: ...
+
+
+def _scope(request: pb.ClearRequest) -> ClearScope:
+    """What a request wants cleared. Raises ValueError for what no daemon could carry out."""
+    tenant = request.tenant if request.HasField("tenant") else None
+    if tenant == "":
+        raise ValueError("tenant must not be empty: leave it out to mean all tenants")
+    kind = request.WhichOneof("scope")
+    if kind == "everything":
+        return ClearScope(tenant)
+    if kind == "namespace_digest":
+        return ClearScope(tenant, _digest(request.namespace_digest))
+    if kind == "prefix":
+        prefix = request.prefix
+        return ClearScope(tenant, _digest(prefix.namespace_digest), _keys(tuple(prefix.keys)))
+    raise ValueError("nothing to clear: set everything, namespace_digest or prefix")
+
+
+def _digest(text: str) -> NamespaceDigest:
+    if not text:
+        raise ValueError("namespace_digest is missing: keys mean nothing without their namespace")
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != KEY_BYTES or len(text) != 2 * KEY_BYTES:
+        raise ValueError(f"namespace_digest must be {2 * KEY_BYTES} hex digits")
+    return NamespaceDigest(digest)
+
+
+def _keys(keys: tuple[bytes, ...]) -> tuple[BlockKey, ...]:
+    if not 1 <= len(keys) <= KEYS_PER_FRAME:
+        raise ValueError(f"a prefix needs 1 to {KEYS_PER_FRAME} keys, not {len(keys)}")
+    for key in keys:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a key is {KEY_BYTES} bytes, not {len(key)}")
+    return tuple(BlockKey(key) for key in keys)
+
+
+def _status(report: DaemonReport) -> pb.GetStatusResponse:
+    nested: dict[str, Any] = {
+        "tiers": [pb.Tier(**_named(tier)) for tier in report.tiers],
+        "tenants": [pb.Tenant(**_named(tenant)) for tenant in report.tenants],
+        "counters": pb.Counters(**_named(report.counters)),
+    }
+    return pb.GetStatusResponse(**{**_named(report), **nested})
+
+
+def _named(
+    report: Any,
+) -> dict[str, Any]:  # any dataclass of kvstore.report: its message has the same field names
+    return {field.name: getattr(report, field.name) for field in fields(report)}

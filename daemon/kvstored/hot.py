@@ -1,0 +1,497 @@
+"""The hot socket: frames in, verbs of the store, frames out. Owner thread.
+
+    readable -> receive into one buffer -> parse_head -> riders (releases, commits) -> verb -> answer
+
+Every field is checked before anything is allocated. A frame that breaks the rules ends its session with a reason
+(GOAWAY) and harms nobody else.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from kvproto import frames
+from kvproto.errors import Code, KvError, ProtocolError, RefusedError, UnknownVerbError, UsageError
+from kvproto.frames import Head, Mode, Role, Verb
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import (
+    FRAME_BYTES,
+    KEY_BYTES,
+    KEYS_PER_FRAME,
+    LEASE_WAIT_NS_MAX,
+    PAGE_BYTES,
+    PROTOCOL_VERSION,
+    RING_BYTES_MAX,
+    SESSIONS,
+    SESSIONS_PER_UID,
+)
+from kvstore.blocks import U4
+from kvstore.sessions import Copy, Lease, Parked, Session
+from kvstore.store import ITEM, Store
+from kvstored.config import Config
+from kvstored.connection import Connection, SlowReaderError
+from kvstored.leaf import LeafThreads, Move
+from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
+from kvstored.memory import HostMemory, make_region
+from kvstored.peer import Peer, peer_of
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "hot.sock"
+FRAMES_A_TURN = 8  # then others get their turn
+HELLO_NS = 5 * 10**9  # a connection that has not said HELLO by then is closed
+BATCH_BYTES = 4 << 20  # blocks a leaf thread copies before it reports
+FDS_PER_FRAME = 253
+STALE_NS = 130 * 10**9  # twice the longest lease: who still maps a given-up arena then is told to go
+
+_LEASED_AT = frames.HEAD_BYTES + frames.LEASED_HEAD.size
+assert _LEASED_AT % 4 == 0
+
+
+class HotServer:
+    """All connected clients."""
+
+    def __init__(self, config: Config, loop: Loop, memory: HostMemory, leaf: LeafThreads) -> None:
+        self._config = config
+        self._loop = loop
+        self._memory = memory
+        self._leaf = leaf
+        self.store: Store  # set once by the daemon: store and server know each other
+        self.connections: dict[int, Connection] = {}  # by socket descriptor
+        self.by_session: dict[Session, Connection] = {}
+        self._listener: socket.socket | None = None
+        self._received = np.zeros(FRAME_BYTES, dtype=np.uint8)
+        self._frame = memoryview(self._received)  # type: ignore[arg-type]  # ndarray has the buffer protocol
+        self._words = self._received.view(np.uint64)
+        self._answer = np.zeros(FRAME_BYTES, dtype=np.uint8)
+        self._answer_bytes = memoryview(self._answer)  # type: ignore[arg-type]
+        self._locations = self._answer.view(np.uint32)
+        self._items = self._answer[frames.HEAD_BYTES : frames.HEAD_BYTES + KEYS_PER_FRAME * ITEM.itemsize].view(ITEM)
+        self._verbs: dict[int, Callable[[Connection, Session, Head], None]] = {
+            Verb.OPEN: self._open,
+            Verb.MATCH: self._match,
+            Verb.LEASE: self._lease,
+            Verb.RELEASE: self._nothing,
+            Verb.RENEW: self._renew,
+            Verb.RESERVE: self._reserve,
+            Verb.COMMIT: self._commit,
+            Verb.ABORT: self._abort,
+            Verb.DELETE: self._delete,
+            Verb.PING: self._ping,
+            Verb.ARENA_DROPPED: self._arena_dropped,
+        }
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def listen(self, path: Path) -> None:
+        """Serve. Who may connect is up to the directory; who a client is, up to its uid."""
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(128)
+        self._listener = listener
+        self._loop.watch(listener.fileno(), READABLE, self._on_connect)
+
+    def close(self, code: Code, text: str) -> None:
+        """Tell everybody, and hang up."""
+        if self._listener is not None:
+            self._loop.unwatch(self._listener.fileno())
+            self._listener.close()
+        for connection in list(self.connections.values()):
+            connection.say_goodbye(code, text)
+            self._hang_up(connection)
+
+    def _on_connect(self, _events: int) -> None:
+        assert self._listener is not None
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError as error:  # gone again, or out of descriptors
+            log.warning("accept failed: %s", error)
+            return
+        try:
+            peer = peer_of(accepted)
+        except (RefusedError, OSError) as error:
+            _refuse(accepted, str(error))
+            return
+        refusal = self._over_limits(peer)
+        if refusal:
+            os.close(peer.pidfd)
+            _refuse(accepted, refusal)
+            return
+        connection = Connection(accepted, peer)
+        self.connections[accepted.fileno()] = connection
+        self._loop.watch(accepted.fileno(), READABLE, lambda events: self._on_ready(connection, events))
+        self._loop.watch(peer.pidfd, READABLE, lambda _events: self._on_exit(connection))
+
+    def _over_limits(self, peer: Peer) -> str:
+        if len(self.connections) >= SESSIONS:
+            return f"{SESSIONS} sessions are open already"
+        mine = sum(other.peer.uid == peer.uid for other in self.connections.values())
+        if mine >= SESSIONS_PER_UID:
+            return f"uid {peer.uid} has {SESSIONS_PER_UID} sessions open already"
+        if len(self.by_session) >= 4 * SESSIONS:
+            return "too many closed sessions still hold leases or arenas"
+        return ""
+
+    def _on_ready(self, connection: Connection, events: int) -> None:
+        try:
+            if events & WRITABLE:
+                connection.flush()
+                if not connection.waiting:
+                    self._loop.rewatch(connection.socket.fileno(), READABLE)
+            if events & (READABLE | CLOSED):
+                self._read(connection)
+        except KvError as error:
+            self._fail(connection, error.code, str(error))
+        except SlowReaderError:
+            self._fail(connection, Code.SLOW_READER, "too many frames were left unread")
+        except OSError as error:
+            log.info("client gone: pid=%d name=%r reason=%s", connection.peer.pid, connection.name, error)
+            self._hang_up(connection)
+
+    def _read(self, connection: Connection) -> None:
+        receive = connection.socket.recv_into
+        for _ in range(FRAMES_A_TURN):
+            try:
+                frame_bytes = receive(self._frame, FRAME_BYTES, socket.MSG_TRUNC)
+            except BlockingIOError:
+                break
+            if frame_bytes == 0:
+                self._hang_up(connection)
+                return
+            self._handle(connection, frame_bytes)
+            if connection.goaway is not None:
+                return
+        if connection.waiting:
+            self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
+
+    def _handle(self, connection: Connection, frame_bytes: int) -> None:
+        head = frames.parse_head(self._frame, frame_bytes)
+        session = connection.session
+        connection.requests += 1
+        if session is None:
+            if head.verb != Verb.HELLO:
+                raise ProtocolError("the first frame must be HELLO")
+            self._hello(connection, head)
+            return
+        verb = self._verbs.get(head.verb)
+        if verb is None:
+            if head.verb == Verb.HELLO:
+                raise ProtocolError("a second HELLO")
+            raise UnknownVerbError(f"unknown verb {head.verb}")
+        if head.releases or head.commits:
+            releases, commits = frames.riders(self._frame, head)
+            if releases:
+                self.store.release(session, releases)
+            if commits and head.verb != Verb.COMMIT:
+                self._run_copies(connection, self.store.commit(session, commits))
+        verb(connection, session, head)
+        if session.outcomes:
+            self.store.flush_outcomes(session)
+
+    def _fail(self, connection: Connection, code: Code, text: str) -> None:
+        self.store.tally.sessions_failed += 1
+        log.warning(
+            "session ended: pid=%d uid=%d name=%r code=%s reason=%s",
+            connection.peer.pid, connection.peer.uid, connection.name, code.name, text,
+        )  # fmt: skip
+        connection.say_goodbye(code, text)
+        self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        """The socket is closed or must be: tickets end; leases and the record live on until the process exits."""
+        fd = connection.socket.fileno()
+        if fd < 0:
+            return
+        self._loop.unwatch(fd)
+        del self.connections[fd]
+        connection.close()
+        if connection.session is None:
+            self._forget(connection)
+            return
+        self.store.detach(connection.session)
+        self.reap(connection)
+
+    def _on_exit(self, connection: Connection) -> None:
+        self._hang_up(connection)
+        if connection.session is not None:
+            self.store.exited(connection.session)
+            self.reap(connection)
+
+    def reap(self, connection: Connection) -> None:
+        """Give back what a closed connection no longer needs."""
+        session = connection.session
+        assert session is not None
+        if session.attached or session.copies:
+            return
+        if connection.ring is not None:
+            self._memory.drop(connection.ring)
+            connection.ring = None
+        if session.number not in self.store.sessions and self.by_session.pop(session, None) is not None:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._loop.unwatch(connection.peer.pidfd)
+        os.close(connection.peer.pidfd)
+
+    # -- HELLO and OPEN ------------------------------------------------------------------------------------------
+
+    def _hello(self, connection: Connection, head: Head) -> None:
+        hello = frames.parse_hello(self._frame, head)
+        if not hello.version_low <= PROTOCOL_VERSION <= hello.version_high:
+            raise RefusedError(
+                f"daemon speaks version {PROTOCOL_VERSION}, client {hello.version_low} to {hello.version_high}"
+            )
+        tenant = self._tenant_for(connection.peer, hello.tenant)
+        ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
+        fds = [os.pidfd_open(os.getpid())]
+        if ring_bytes:
+            connection.ring = make_region("kvstored-ring", ring_bytes)
+            fds.append(os.dup(connection.ring.fd))
+        connection.session = self.store.attach(tenant, ring_bytes)
+        connection.name, connection.role, connection.mode = hello.name, hello.role.name.lower(), "copy"
+        self.by_session[connection.session] = connection
+        welcome = frames.Welcome(
+            PROTOCOL_VERSION, Mode.COPY, connection.session.number, time.monotonic_ns(), ring_bytes,
+            self.store.limits.lease_ttl_ns_max, self.store.limits.ticket_ttl_ns, KEYS_PER_FRAME, tenant,
+            _why_not(hello.modes),
+        )  # fmt: skip
+        connection.send(frames.build_welcome(head.request, welcome), fds)
+        log.info(
+            "session opened: pid=%d uid=%d name=%r tenant=%s role=%s",
+            connection.peer.pid, connection.peer.uid, hello.name, tenant, connection.role,
+        )  # fmt: skip
+
+    def _tenant_for(self, peer: Peer, wished: str) -> str:
+        allowed = self._config.tenants_of(peer.uid)
+        if not wished:
+            return allowed[0]
+        if wished not in allowed:
+            raise RefusedError(f"uid {peer.uid} may not be tenant {wished!r}")
+        return wished
+
+    def _ring_bytes_for(self, wished: int) -> int:
+        if wished > RING_BYTES_MAX:
+            raise RefusedError(f"a ring of {wished} bytes is larger than {RING_BYTES_MAX}")
+        ring_bytes = min(wished, self._config.ring_bytes) if wished else self._config.ring_bytes
+        return max(ring_bytes // PAGE_BYTES, 1) * PAGE_BYTES
+
+    def _open(self, connection: Connection, session: Session, head: Head) -> None:
+        form = bytes(self._frame[head.body : head.body + head.body_bytes])
+        try:
+            namespace = self.store.open(session, NamespaceIdentity.from_canonical(form))
+        except UsageError as error:
+            connection.send(frames.build_failure(Verb.FAILED, head.request, error.code, str(error)))
+            return
+        body = frames.OPENED_BODY.pack(namespace.number, namespace.slot_bytes)
+        connection.send(frames.build(Verb.OPENED, head.request, body))
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def _match(self, connection: Connection, session: Session, head: Head) -> None:
+        keys_at = frames.require_keys(head, frames.KEYS_HEAD.size)
+        (number,) = frames.KEYS_HEAD.unpack_from(self._frame, head.body)
+        namespace = self.store.namespace(session, number)
+        found = self.store.match(namespace, self._words, keys_at >> 3, head.count)
+        body = frames.MATCHED_BODY.pack(
+            found.hbm, found.dram, found.disk, found.pending, found.load_ns, found.recompute_ns
+        )
+        connection.send(frames.build(Verb.MATCHED, head.request, body))
+
+    def _lease(self, connection: Connection, session: Session, head: Head) -> None:
+        keys_at = frames.require_keys(head, frames.LEASE_HEAD.size)
+        number, ttl_ns, wait_ns = frames.LEASE_HEAD.unpack_from(self._frame, head.body)
+        if not ttl_ns or wait_ns > LEASE_WAIT_NS_MAX:
+            raise ProtocolError(f"a lease for {ttl_ns} ns, waiting {wait_ns} ns, is outside the limits")
+        namespace = self.store.namespace(session, number)
+        lease = self.store.lease(
+            session, namespace, head.request, self._words, keys_at >> 3, head.count, ttl_ns, wait_ns,
+            self._locations, _LEASED_AT >> 2,
+        )  # fmt: skip
+        if not isinstance(lease, Parked):
+            self._send_leased(connection, session, head.request, lease)
+
+    def _send_leased(self, connection: Connection, session: Session, request: int, lease: Lease | None) -> None:
+        """Answer from the buffer that `Store.lease` wrote its locations to."""
+        count = lease.blocks.size if lease else 0
+        body_bytes = frames.LEASED_HEAD.size + frames.LOCATION.size * count
+        frames.HEAD.pack_into(self._answer_bytes, 0, Verb.LEASED, 0, count, request, 0, 0, body_bytes)
+        number, deadline_ns = (lease.number, lease.deadline_ns) if lease else (0, 0)
+        frames.LEASED_HEAD.pack_into(self._answer_bytes, frames.HEAD_BYTES, number, deadline_ns)
+        if lease:
+            start = _LEASED_AT >> 2
+            wanted = set(self._locations[start : start + 2 * count : 2].tolist())
+            if not wanted <= session.arenas:
+                self._send_arenas(connection, session, sorted(wanted - session.arenas))
+        connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
+
+    def _send_arenas(self, connection: Connection, session: Session, arenas: list[int]) -> None:
+        for start in range(0, len(arenas), FDS_PER_FRAME):
+            some = arenas[start : start + FDS_PER_FRAME]
+            fds = [self._memory.open_read_only(arena) for arena in some]
+            for arena in some:
+                self.store.gave_arena(session, arena)
+            connection.send(frames.build_arenas([(arena, self._config.arena_bytes) for arena in some]), fds)
+
+    def _renew(self, connection: Connection, session: Session, head: Head) -> None:
+        lease, ttl_ns = frames.RENEW_BODY.unpack_from(self._frame, frames.require_body(head, frames.RENEW_BODY.size))
+        deadline_ns = self.store.renew(session, lease, ttl_ns)
+        connection.send(frames.build(Verb.RENEWED, head.request, frames.CLOCK_BODY.pack(deadline_ns)))
+
+    def _nothing(self, connection: Connection, session: Session, head: Head) -> None:
+        """RELEASE: its riders have said it all."""
+        frames.require_body(head, 0)
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _reserve(self, connection: Connection, session: Session, head: Head) -> None:
+        keys_at = frames.require_keys(head, frames.RESERVE_HEAD.size)
+        (number, _) = frames.RESERVE_HEAD.unpack_from(self._frame, head.body)
+        namespace = self.store.namespace(session, number)
+        parent_at = (keys_at - KEY_BYTES) >> 3 if head.flags & frames.Flag.HAS_PARENT else None
+        self._fault_ring_in(connection)
+        self.store.reserve(session, namespace, self._words, keys_at >> 3, head.count, parent_at, self._items)
+        body_bytes = head.count * ITEM.itemsize
+        frames.HEAD.pack_into(self._answer_bytes, 0, Verb.RESERVED, 0, head.count, head.request, 0, 0, body_bytes)
+        connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
+
+    def _fault_ring_in(self, connection: Connection) -> None:
+        """A session that begins to store will want its whole ring."""
+        if connection.ring is not None and not connection.ring_wanted:
+            connection.ring_wanted = True
+            self._memory.fault_in(connection.ring)
+
+    def _commit(self, connection: Connection, session: Session, head: Head) -> None:
+        frames.require_body(head, 0)
+        _, commits = frames.riders(self._frame, head)
+        copies = self.store.commit(session, commits)
+        self._run_copies(connection, copies)
+        if head.flags & frames.Flag.WANTS_ANSWER:
+            body = frames.NUMBER_BODY.pack(len(commits) - len(copies))
+            connection.send(frames.build(Verb.COMMITTED, head.request, body))
+
+    def _run_copies(self, connection: Connection, copies: list[Copy]) -> None:
+        ring = connection.ring
+        batch: list[Move] = []
+        batch_bytes = 0
+        for copy in copies:
+            assert ring is not None, "a copy without a ring"
+            source = ring.view[copy.source_offset : copy.source_offset + copy.block_bytes]
+            target = self._memory.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
+            batch.append(Move(copy.ticket, source, target))
+            batch_bytes += copy.block_bytes
+            if batch_bytes >= BATCH_BYTES:
+                self._leaf.submit(batch)
+                batch, batch_bytes = [], 0
+        if batch:
+            self._leaf.submit(batch)
+
+    def finish_copies(self) -> None:
+        """Publish what leaf threads have copied, and tell whoever waits for it."""
+        touched: dict[Session, None] = {}
+        for ticket, checksum in self._leaf.take_done():
+            self.store.copied(ticket, checksum)
+            touched[ticket.session] = None
+        for session in touched:
+            self.store.flush_outcomes(session)
+            connection = self.by_session.get(session)
+            if connection is not None and not session.attached:
+                self.reap(connection)
+
+    def _abort(self, connection: Connection, session: Session, head: Head) -> None:
+        self.store.abort(session, frames.parse_tickets(self._frame, head))
+        self.store.flush_outcomes(session)  # a LEASE may have waited for one of them
+
+    def _delete(self, connection: Connection, session: Session, head: Head) -> None:
+        keys_at = frames.require_keys(head, frames.KEYS_HEAD.size)
+        (number,) = frames.KEYS_HEAD.unpack_from(self._frame, head.body)
+        namespace = self.store.namespace(session, number)
+        request = head.request
+
+        def answer(deleted: int) -> None:
+            self.store.tally.deleted += deleted
+            if session.attached:
+                self._tell(session, frames.build(Verb.DELETED, request, frames.NUMBER_BODY.pack(deleted)))
+
+        self.store.delete(namespace, self._words, keys_at >> 3, head.count, answer)
+
+    def _ping(self, connection: Connection, session: Session, head: Head) -> None:
+        body_at = frames.require_body(head, frames.CLOCK_BODY.size)
+        body = bytes(self._frame[body_at : body_at + head.body_bytes])
+        connection.send(frames.build(Verb.PONG, head.request, body))
+
+    def _arena_dropped(self, connection: Connection, session: Session, head: Head) -> None:
+        self.store.arena_dropped(session, frames.parse_number(self._frame, head))
+
+    # -- kvstore.ports.Outbox ------------------------------------------------------------------------------------
+
+    def published(self, session: Session, outcomes: Sequence[tuple[int, int]]) -> None:
+        """See the port."""
+        for start in range(0, len(outcomes), KEYS_PER_FRAME):
+            self._tell(session, frames.build_published(outcomes[start : start + KEYS_PER_FRAME]))
+
+    def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
+        """See the port."""
+        connection = self.by_session[session]
+        count = 2 * lease.blocks.size if lease else 0
+        self._locations[_LEASED_AT >> 2 : (_LEASED_AT >> 2) + count] = locations[:count]
+        self._guard(connection, lambda: self._send_leased(connection, session, parked.request, lease))
+
+    def arena_gone(self, session: Session, arena: int) -> None:
+        """See the port."""
+        if session.attached:
+            self._tell(session, frames.build_arena_gone(arena))
+
+    def _tell(self, session: Session, frame: bytes) -> None:
+        """Send what was not asked for. A client that is gone or slow must not disturb the store's work."""
+        connection = self.by_session[session]
+        self._guard(connection, lambda: connection.send(frame))
+
+    def _guard(self, connection: Connection, send: Callable[[], None]) -> None:
+        if connection.socket.fileno() < 0 or connection.goaway is not None:
+            return
+        try:
+            send()
+            if connection.waiting:
+                self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
+        except SlowReaderError:
+            self._loop.call(lambda: self._fail(connection, Code.SLOW_READER, "too many frames were left unread"))
+            connection.goaway = Code.SLOW_READER
+        except OSError as error:
+            log.info("client gone: pid=%d name=%r reason=%s", connection.peer.pid, connection.name, error)
+            self._loop.call(lambda: self._hang_up(connection))
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def look_around(self, now_ns: int) -> None:
+        """Once a second: connections that never said HELLO, sessions that keep arenas they were asked to drop."""
+        for connection in list(self.connections.values()):
+            if connection.session is None and now_ns - connection.connected_ns > HELLO_NS:
+                self._fail(connection, Code.BAD_FRAME, "no HELLO in time")
+        for stale in list(self.store.arenas.stale.values()):
+            if now_ns - stale.since_ns > STALE_NS:
+                for session in list(stale.holders):
+                    holder = self.by_session.get(session)
+                    if session.attached and holder is not None:
+                        self._fail(holder, Code.SLOW_READER, "an arena was not dropped in time")
+        for connection in list(self.by_session.values()):
+            self.reap(connection)
+
+
+def _refuse(accepted: socket.socket, text: str) -> None:
+    log.warning("connection refused: %s", text)
+    accepted.setblocking(False)
+    with suppress(OSError):  # it sees the end of file
+        accepted.send(frames.build_failure(Verb.GOAWAY, 0, Code.REFUSED, text))
+    accepted.close()
+
+
+def _why_not(modes: tuple[Mode, ...]) -> str:
+    return "; ".join(f"{mode.name.lower()}: not built in this version" for mode in modes if mode is not Mode.COPY)

@@ -1,0 +1,64 @@
+"""Leaf threads: copy a span into its slot, hash it, say so. They know no state but the bytes they are given."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from kvkernels.copyhash import Bytes, copy_and_hash
+from kvstore.sessions import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One block on its way: `source` in a ring, `target` in an arena."""
+
+    ticket: Ticket
+    source: Bytes
+    target: Bytes
+
+
+Batch = list[Move]
+
+
+class LeafThreads:
+    """A few threads that run batches of moves. `submit` and `take_done` on the owner thread."""
+
+    def __init__(self, threads: int, wake: Callable[[], None]) -> None:
+        """`wake` is called on a leaf thread whenever something is done."""
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._done: deque[list[tuple[Ticket, int]]] = deque()
+        self._wake = wake
+        self._threads = [
+            threading.Thread(target=self._run, name=f"leaf-{number}", daemon=True) for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish what was submitted, then end."""
+        for _ in self._threads:
+            self._batches.put(None)
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def submit(self, batch: Batch) -> None:
+        """Have these blocks copied, in order, by one thread."""
+        self._batches.put(batch)
+
+    def take_done(self) -> list[tuple[Ticket, int]]:
+        """Finished tickets with the checksum of what lies in their slots."""
+        finished: list[tuple[Ticket, int]] = []
+        while self._done:
+            finished += self._done.popleft()
+        return finished
+
+    def _run(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            self._done.append([(move.ticket, copy_and_hash(move.source, move.target)) for move in batch])
+            self._wake()
+            del batch  # its views would keep a ring that is to be unmapped in use

@@ -1,0 +1,186 @@
+"""The life of arenas: assigned to one pool, drained, punched, replaced.
+
+    Life of a position
+                 assign                recycle                  empty                punched
+        FREE ---------------> SERVING ---------> DRAINING ---------------> PUNCHING ----------> FREE, with a new id
+                                                 no new block;             ARENA_GONE to all    the old id is stale until
+                                                 blocks are swept,         holders              every holder has answered
+                                                 leases run out                                 ARENA_DROPPED or exited
+
+An arena never changes tenant or slot size, so a client's map of it never shows another tenant's bytes. Only one
+position is drained or punched at a time: who asks meanwhile is told BUSY, and nothing on the owner thread waits.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvproto.limits import PAGE_BYTES
+from kvstore import blocks
+from kvstore.blocks import Tables
+from kvstore.ports import Memory, Outbox
+from kvstore.sessions import Pool, Session, Tenant
+
+
+@dataclass(slots=True, eq=False)
+class Stale:
+    """An arena that was given up and that some process may still map."""
+
+    tenant: Tenant
+    since_ns: int
+    holders: dict[Session, None] = field(default_factory=dict)
+    punched: bool = False
+
+
+def slot_shift(arena_bytes: int) -> int:
+    """log2 of how many slot numbers an arena has: as many as the smallest slots that fit, rounded up."""
+    return (arena_bytes // PAGE_BYTES - 1).bit_length()
+
+
+class Arenas:
+    """All positions of the DRAM tier. Owner thread."""
+
+    def __init__(self, tables: Tables, memory: Memory, outbox: Outbox, arena_bytes: int) -> None:
+        self._tables = tables
+        self._memory = memory
+        self._outbox = outbox
+        self.arena_bytes = arena_bytes
+        self._shift = slot_shift(arena_bytes)
+        self.positions = tables.arenas.size
+        self.free = list(range(self.positions - 1, -1, -1))
+        self.pools: list[Pool] = []
+        self.holders: dict[int, dict[Session, None]] = {}
+        self.stale: dict[int, Stale] = {}
+        self.draining: int | None = None
+        self.punching: int | None = None  # id of the arena
+        self.recycled = 0
+        self.next_id = 1
+
+    @property
+    def busy(self) -> bool:
+        """Is a position on its way back to FREE?"""
+        return self.draining is not None or self.punching is not None
+
+    def add_pool(self, tenant: Tenant, slot_bytes: int) -> Pool:
+        """A new pool without arenas."""
+        pool = Pool(len(self.pools), tenant, slot_bytes)
+        self._tables.pools[pool.number]["slot_bytes"] = slot_bytes
+        self.pools.append(pool)
+        return pool
+
+    def row_at(self, position: int, slot: int) -> int:
+        """The block in a slot of the arena at `position`."""
+        return int(self._tables.slots[(position << self._shift) + slot]["block"])
+
+    def serving(self) -> int:
+        """Positions that belong to a pool."""
+        return self.positions - len(self.free)
+
+    def grow(self, pool: Pool, now_ns: int) -> bool:
+        """Give the pool one more arena. False if none is free, or the system refuses memory."""
+        if not self.free or len(self.free) <= self._withheld():
+            return False
+        if not self._memory.new_arena(self.next_id, self.arena_bytes):
+            return False
+        position = self.free.pop()
+        slots = self.arena_bytes // pool.slot_bytes
+        blocks.assign_arena(
+            self._tables,
+            position,
+            np.uint32(self.next_id),
+            np.uint32(pool.number),
+            np.uint32(slots),
+            np.uint64(now_ns),
+        )
+        self.holders[self.next_id] = {}
+        self.next_id += 1
+        pool.arenas += 1
+        pool.tenant.arenas += 1
+        return True
+
+    def _withheld(self) -> int:
+        """Positions whose worth of memory stale arenas still hold; less than one arena in all is let pass."""
+        return self.stale_bytes() // self.arena_bytes
+
+    def stale_bytes(self, tenant: Tenant | None = None) -> int:
+        """Bytes that clients still hold in arenas that were given up, of one tenant or of all."""
+        return sum(
+            self._memory.held_bytes(arena) if stale.punched else self.arena_bytes
+            for arena, stale in self.stale.items()
+            if tenant in (None, stale.tenant)
+        )
+
+    def least_valuable(self, pools: list[Pool]) -> int | None:
+        """The position among these pools that was touched longest ago and holds nothing leased or in flight."""
+        wanted = np.zeros(max(len(self.pools), 1), dtype=np.uint32)
+        wanted[[pool.number for pool in pools]] = 1
+        position = int(blocks.least_valuable(self._tables, wanted))
+        return None if position < 0 else position
+
+    def touched_ns(self, position: int) -> int:
+        """When any block of that arena was last touched."""
+        return int(self._tables.arenas[position]["touched"])
+
+    def drain(self, position: int) -> None:
+        """Begin to recycle a position: no new block goes there. The caller sweeps its blocks."""
+        assert not self.busy, "one position at a time"
+        blocks.close_arena(self._tables, position)
+        self._tables.arenas[position]["draining"] = 1
+        self.draining = position
+
+    def settle(self, now_ns: int) -> None:
+        """If the drained position is empty, tell its holders and begin to punch it."""
+        if self.draining is None or self._tables.arenas[self.draining]["used"]:
+            return
+        row = self._tables.arenas[self.draining]
+        arena = int(row["id"])
+        pool = self.pools[int(row["pool"]) - 1]
+        pool.arenas -= 1
+        pool.tenant.arenas -= 1
+        row["pool"] = 0
+        self.free.append(self.draining)
+        self.punching = arena
+        self.draining = None
+        self.recycled += 1
+        holders = self.holders.pop(arena)
+        self.stale[arena] = Stale(pool.tenant, now_ns, holders)
+        for session in holders:
+            self._outbox.arena_gone(session, arena)
+        self._memory.punch_arena(arena)
+
+    def punched(self, arena: int) -> None:
+        """The pages of an arena are back with the system."""
+        assert arena == self.punching, "punched an arena that was not being punched"
+        self.punching = None
+        self.stale[arena].punched = True
+        self._forget_if_unheld(arena)
+
+    def gave(self, session: Session, arena: int) -> None:
+        """A session was given the descriptor of an arena."""
+        session.arenas.add(arena)
+        self.holders[arena][session] = None
+
+    def dropped(self, session: Session, arena: int) -> None:
+        """A session says that it maps nothing of an arena any more. Of one that still serves this is no news."""
+        stale = self.stale.get(arena)
+        if stale is None or session not in stale.holders:
+            return
+        del stale.holders[session]
+        session.arenas.discard(arena)
+        self._forget_if_unheld(arena)
+
+    def exited(self, session: Session) -> None:
+        """A process is gone, and all its maps with it."""
+        for arena in session.arenas:
+            if arena in self.stale:
+                self.stale[arena].holders.pop(session, None)
+                self._forget_if_unheld(arena)
+            else:
+                self.holders[arena].pop(session, None)
+        session.arenas.clear()
+
+    def _forget_if_unheld(self, arena: int) -> None:
+        stale = self.stale[arena]
+        if stale.punched and not stale.holders:
+            self._memory.close_arena(arena)
+            del self.stale[arena]

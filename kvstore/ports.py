@@ -1,0 +1,62 @@
+"""What the store needs from the world. The daemon gives it the real thing, the simulation a fake.
+
+`tests/contract` holds one suite for each port that both pass.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvstore.blocks import U4
+    from kvstore.sessions import Lease, Parked, Session
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+class Clock(Protocol):
+    """Nanoseconds that never go back; one clock for all processes of the host."""
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC."""
+
+
+class Randomness(Protocol):
+    """Secrets: seeds of indexes, first numbers of tickets and leases."""
+
+    def word(self) -> int:
+        """64 random bits."""
+
+
+class Memory(Protocol):
+    """Arenas and tables. The store counts arenas; it never touches their bytes."""
+
+    def table(self, name: str, table_bytes: int) -> Bytes:
+        """Zeroed memory that costs nothing until it is written."""
+
+    def new_arena(self, arena: int, arena_bytes: int) -> bool:
+        """Make an arena; False if the system refuses."""
+
+    def punch_arena(self, arena: int) -> None:
+        """Begin to give an arena's pages back; `Store.arena_punched` ends it."""
+
+    def held_bytes(self, arena: int) -> int:
+        """What a punched arena still holds because a late reader brought pages back."""
+
+    def close_arena(self, arena: int) -> None:
+        """Forget a punched arena: nobody maps it any more."""
+
+
+class Outbox(Protocol):
+    """What the store tells clients without being asked."""
+
+    def published(self, session: "Session", outcomes: "Sequence[tuple[int, int]]") -> None:
+        """These tickets are visible, or never will be."""
+
+    def leased(self, session: "Session", parked: "Parked", lease: "Lease | None", locations: "U4") -> None:
+        """The answer to a LEASE that had to wait. `locations` is (arena, slot) pairs."""
+
+    def arena_gone(self, session: "Session", arena: int) -> None:
+        """Unmap this arena and say so."""

@@ -1,0 +1,61 @@
+"""Who gives way when a pool has no free slot. Decided at allocation time, never by a loop in the background."""
+
+from collections.abc import Iterable
+from enum import Enum
+
+from kvstore.arenas import Arenas
+from kvstore.blocks import Tables
+from kvstore.sessions import Pool, Tenant
+
+
+class Room(Enum):
+    """What a pool without a free slot is told."""
+
+    MADE = 0  # it has a new arena
+    EVICT = 1  # its own oldest leaf gives way
+    RECYCLE = 2  # an arena gives way; ask again soon
+    BUSY = 3  # an arena is on its way; ask again soon
+    FULL = 4  # everything is leased, in flight, or another tenant's share
+
+
+def make_room(
+    arenas: Arenas, tables: Tables, tenants: Iterable[Tenant], pool: Pool, now_ns: int, *, exhausted: bool
+) -> tuple[Room, int]:
+    """A free arena; else one of the tenant furthest above its share; else the tenant's own least valuable memory.
+
+    `exhausted`: nothing in the pool can be evicted. Returns the position to recycle with `Room.RECYCLE`.
+    """
+    if arenas.grow(pool, now_ns):
+        return Room.MADE, 0
+    oldest = 0 if exhausted else int(tables.pools[pool.number]["oldest"])
+    if arenas.busy:
+        return (Room.EVICT if oldest else Room.BUSY), 0
+    position = _foreign_arena(arenas, tenants, pool.tenant)
+    if position is None:
+        position = _sibling_arena(arenas, pool, int(tables.blocks[oldest]["touched"]) if oldest else None)
+    if position is not None:
+        return Room.RECYCLE, position
+    return (Room.EVICT if oldest else Room.FULL), 0
+
+
+def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant) -> int | None:
+    """The least valuable arena of the tenant furthest above an equal share, if who asks is below it."""
+    active = [tenant for tenant in tenants if tenant.arenas or tenant.sessions]
+    share = max(1, arenas.positions // max(len(active), 1))
+    if asking.arenas >= share:
+        return None
+    richest = max(active, key=lambda tenant: tenant.arenas, default=asking)
+    if richest is asking or richest.arenas <= share:
+        return None
+    return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest])
+
+
+def _sibling_arena(arenas: Arenas, pool: Pool, older_than_ns: int | None) -> int | None:
+    """An arena of the same tenant's other slot sizes that is worth less than this pool's oldest leaf."""
+    siblings = [other for other in arenas.pools if other.tenant is pool.tenant and other is not pool and other.arenas]
+    if not siblings:
+        return None
+    position = arenas.least_valuable(siblings)
+    if position is None or (older_than_ns is not None and arenas.touched_ns(position) >= older_than_ns):
+        return None
+    return position

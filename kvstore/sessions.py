@@ -1,0 +1,136 @@
+"""Who is connected and what each holds: sessions, namespaces, tickets, leases. Plain records; `store` moves them.
+
+Life of a ticket
+
+    RESERVE --> OPEN ----------COMMIT----------> COPYING --copied--> published, span free
+                 |  \\                               |
+           lapses|   ABORT, detach                  | detach: discarded when the copy ends
+                 v      \\                           v
+              LAPSED     `--> block and span free at once
+                 |
+                 COMMIT (answered STALE), ABORT or detach --> span free
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import PAGE_BYTES
+from kvstore.blocks import U4, U8, Index
+from kvstore.ring import Ring
+
+
+class TicketState(Enum):
+    """Where a ticket stands."""
+
+    OPEN = 0
+    COPYING = 1
+    LAPSED = 2
+
+
+@dataclass(slots=True, eq=False)
+class Tenant:
+    """One tenant: its index and what it has of DRAM."""
+
+    name: str
+    number: int
+    index: Index
+    arenas: int = 0
+    sessions: int = 0
+
+    def entries(self) -> int:
+        """Blocks in the index."""
+        return int(self.index.shape[2])
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """One slot size of one tenant."""
+
+    number: int
+    tenant: Tenant
+    slot_bytes: int
+    arenas: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Namespace:
+    """A namespace that some session has opened in this life of the daemon."""
+
+    number: int
+    tenant: Tenant
+    identity: NamespaceIdentity
+    digest: bytes
+    slot_bytes: int
+    pool: Pool
+    sessions: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The right to fill one block."""
+
+    number: int
+    session: "Session"
+    namespace: Namespace
+    block: int
+    page: int
+    lapses_ns: int
+    state: TicketState = TicketState.OPEN
+
+    @property
+    def span_pages(self) -> int:
+        """Pages of its span."""
+        return self.namespace.slot_bytes // PAGE_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to read some blocks until a deadline of CLOCK_MONOTONIC."""
+
+    number: int
+    session: "Session"
+    blocks: U4
+    deadline_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A LEASE that waits for blocks this session is still writing."""
+
+    request: int
+    namespace: Namespace
+    keys: U8
+    count: int
+    ttl_ns: int
+    deadline_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client, or what is left of it while its leases live on."""
+
+    number: int
+    tenant: Tenant
+    ring: Ring
+    attached: bool = True
+    exited: bool = False
+    next_ticket: int = 1
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+    leases: dict[int, Lease] = field(default_factory=dict)
+    namespaces: dict[int, Namespace] = field(default_factory=dict)
+    parked: list[Parked] = field(default_factory=list)
+    outcomes: list[tuple[int, int]] = field(default_factory=list)
+    arenas: set[int] = field(default_factory=set)  # ids whose descriptors it was given
+    copies: int = 0  # running copies out of its ring
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One block to be copied from a ring to its slot by a leaf thread."""
+
+    ticket: Ticket
+    source_offset: int
+    arena: int
+    target_offset: int
+    block_bytes: int

@@ -1,0 +1,628 @@
+"""The store: every verb of the hot socket, on plain values. One thread, no I/O; time passes through `tick`.
+
+reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the slot) -> copied -> published
+lease   -> (client copies out of the arena) -> release, or the deadline
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvproto.errors import Grant, LimitError, NamespaceError, Outcome, TicketError, UsageError
+from kvproto.frames import UNKNOWN_NS, Matched
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import (
+    KEY_BYTES,
+    KEYS_PER_FRAME,
+    LEASE_MARGIN_NS,
+    LEASE_TTL_NS_MAX,
+    LEASES_PER_SESSION,
+    NAMESPACES,
+    NAMESPACES_PER_SESSION,
+    PAGE_BYTES,
+    PARKED_PER_SESSION,
+    POOLS,
+    TENANTS,
+    TICKET_TTL_NS,
+    TICKETS_PER_SESSION,
+    slot_bytes_for,
+)
+from kvstore import blocks
+from kvstore.arenas import Arenas, slot_shift
+from kvstore.blocks import ARENA, BLOCK, POOL, SLOT, U4, U8, Index, Tables
+from kvstore.ports import Clock, Memory, Outbox, Randomness
+from kvstore.report import ClearReport, ClearScope
+from kvstore.ring import Ring
+from kvstore.room import Room, make_room
+from kvstore.sessions import Copy, Lease, Namespace, Parked, Pool, Session, Tenant, Ticket, TicketState
+from kvstore.sweeps import Clear, Count, Done, Job, Jobs, Sweep
+from kvstore.tally import Tally
+from kvstore.wheel import Wheel
+
+DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
+
+ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
+Items = np.ndarray[tuple[int], np.dtype[np.void]]
+Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes and durations of one store."""
+
+    dram_bytes: int
+    arena_bytes: int
+    ticket_ttl_ns: int = TICKET_TTL_NS
+    lease_ttl_ns_max: int = LEASE_TTL_NS_MAX
+
+
+class Store:
+    """All blocks of one daemon. Owner thread only."""
+
+    def __init__(self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox) -> None:
+        self.limits = limits
+        self.tally = Tally()
+        self.draining = False
+        self._clock = clock
+        self._randomness = randomness
+        self._memory = memory
+        self._outbox = outbox
+        self.tables = _make_tables(limits, memory)
+        self.arenas = Arenas(self.tables, memory, outbox, limits.arena_bytes)
+        self.tenants: dict[str, Tenant] = {}
+        self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}
+        self.sessions: dict[int, Session] = {}
+        self.leases: dict[int, Lease] = {}
+        self._pools: dict[tuple[Tenant, int], Pool] = {}
+        self._by_number: dict[int, Namespace] = {}
+        self._jobs = Jobs(self.tables, self.arenas)
+        self._ticket_wheel: Wheel[Ticket] = Wheel()
+        self._lease_wheel: Wheel[Lease] = Wheel()
+        self._parked_wheel: Wheel[Session] = Wheel()
+        self._next_session = 1
+        self._next_lease = 1 + (randomness.word() >> 2)
+        self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+
+    # -- sessions and namespaces ---------------------------------------------------------------------------------
+
+    def attach(self, tenant_name: str, ring_bytes: int) -> Session:
+        """Begin a session. Raises LimitError past the number of tenants."""
+        tenant = self.tenants.get(tenant_name) or self._add_tenant(tenant_name)
+        session = Session(self._next_session, tenant, Ring(ring_bytes))
+        session.next_ticket = 1 + (self._randomness.word() >> 2)
+        self._next_session += 1
+        tenant.sessions += 1
+        self.sessions[session.number] = session
+        self.tally.sessions_opened += 1
+        return session
+
+    def _add_tenant(self, name: str) -> Tenant:
+        if len(self.tenants) >= TENANTS:
+            raise LimitError(f"more than {TENANTS} tenants")
+        number = len(self.tenants)
+        heads = self._memory.table(f"index-{number}", 4 * _index_buckets(self.limits)).view(np.uint32)
+        shape = np.array([8, 0, 0, self._randomness.word(), self._randomness.word()], dtype=np.uint64)
+        tenant = Tenant(name, number, Index(heads, shape))
+        self.tenants[name] = tenant
+        return tenant
+
+    def detach(self, session: Session) -> None:
+        """The socket is closed: tickets end, leases live on until released, due, or `exited`."""
+        if not session.attached:
+            return
+        session.attached = False
+        session.tenant.sessions -= 1
+        session.parked.clear()
+        for ticket in list(session.tickets.values()):
+            if ticket.state is TicketState.COPYING:
+                self._discard(session.tenant, ticket.block)
+            else:
+                self._cancel(ticket)
+        for namespace in session.namespaces.values():
+            namespace.sessions -= 1
+        session.namespaces.clear()
+        self._forget(session)
+
+    def exited(self, session: Session) -> None:
+        """The process is gone: nothing of it can read or write any more."""
+        self.detach(session)
+        session.exited = True
+        for lease in list(session.leases.values()):
+            self._end_lease(lease)
+        self.arenas.exited(session)
+        self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        """Drop the record of a session that can neither read nor write any more."""
+        if session.attached or session.copies:
+            return
+        if session.exited or not (session.leases or session.arenas):
+            self.sessions.pop(session.number, None)
+
+    def open(self, session: Session, identity: NamespaceIdentity) -> Namespace:
+        """Open a namespace in a session. Raises UsageError for blocks beyond an arena, LimitError past the limits."""
+        digest = identity.digest()
+        namespace = self.namespaces.get((session.tenant, digest))
+        if namespace is None:
+            namespace = self._add_namespace(session.tenant, identity, digest)
+        if namespace.number not in session.namespaces:
+            if len(session.namespaces) >= NAMESPACES_PER_SESSION:
+                raise LimitError(f"more than {NAMESPACES_PER_SESSION} namespaces in a session")
+            session.namespaces[namespace.number] = namespace
+            namespace.sessions += 1
+        return namespace
+
+    def _add_namespace(self, tenant: Tenant, identity: NamespaceIdentity, digest: bytes) -> Namespace:
+        slot_bytes = slot_bytes_for(identity.block_bytes)
+        if slot_bytes > self.limits.arena_bytes:
+            raise UsageError(
+                f"block_bytes {identity.block_bytes} is more than an arena holds ({self.limits.arena_bytes})"
+            )
+        pool = self._pools.get((tenant, slot_bytes))
+        if pool is None:
+            if len(self._pools) >= POOLS:
+                raise LimitError(f"more than {POOLS} slot sizes")
+            pool = self._pools[tenant, slot_bytes] = self.arenas.add_pool(tenant, slot_bytes)
+        number = self._free_namespace_number()
+        namespace = Namespace(number, tenant, identity, digest, slot_bytes, pool)
+        self.namespaces[tenant, digest] = namespace
+        self._by_number[number] = namespace
+        return namespace
+
+    def _free_namespace_number(self) -> int:
+        if len(self._by_number) < NAMESPACES - 1:
+            return len(self._by_number) + 1
+        for number, namespace in self._by_number.items():
+            if not namespace.sessions and not self.tables.census[number]:
+                del self.namespaces[namespace.tenant, namespace.digest]
+                return number
+        raise LimitError(f"more than {NAMESPACES - 1} namespaces in use")
+
+    def namespace(self, session: Session, number: int) -> Namespace:
+        """The namespace a frame names. Raises NamespaceError unless this session opened it."""
+        namespace = session.namespaces.get(number)
+        if namespace is None:
+            raise NamespaceError(f"namespace {number} was not opened in this session")
+        return namespace
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
+        """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
+        index = namespace.tenant.index
+        found, stop = blocks.find_run(self.tables, index, namespace.number, keys, at, count, self._run)
+        pending = 0
+        if stop:
+            pending = blocks.pending_run(self.tables, index, namespace.number, keys, at, count, found)
+        self.tally.matches += 1
+        self.tally.match_hits += found
+        self.tally.match_misses += count - found
+        return Matched(0, found, 0, pending, UNKNOWN_NS, UNKNOWN_NS)
+
+    def lease(
+        self, session: Session, namespace: Namespace, request: int, keys: U8, at: int, count: int,
+        ttl_ns: int, wait_ns: int, locations: U4, locations_at: int,
+    ) -> Lease | Parked | None:  # fmt: skip
+        """Hold the lead run of a chain until a deadline; (arena, slot) pairs go to `locations`.
+
+        Returns None where nothing is there, and Parked where the run ends at a block that this session is still
+        writing: `Outbox.leased` then answers.
+        """
+        found, stop = blocks.find_run(self.tables, namespace.tenant.index, namespace.number, keys, at, count, self._run)
+        if stop and wait_ns and self._may_park(session, stop):
+            deadline_ns = self._clock.now_ns() + wait_ns
+            copied = keys[at : at + 4 * count].copy()
+            parked = Parked(request, namespace, copied, count, ttl_ns, deadline_ns)
+            session.parked.append(parked)
+            self._parked_wheel.add(session, deadline_ns)
+            return parked
+        return self._grant_lease(session, found, count, ttl_ns, locations, locations_at)
+
+    def _may_park(self, session: Session, block: int) -> bool:
+        return int(self.tables.blocks[block]["writer"]) == session.number and len(session.parked) < PARKED_PER_SESSION
+
+    def _grant_lease(
+        self, session: Session, found: int, wanted: int, ttl_ns: int, locations: U4, locations_at: int
+    ) -> Lease | None:
+        tally = self.tally
+        tally.leases += 1
+        if found and len(session.leases) >= LEASES_PER_SESSION:
+            tally.refused_quota += 1
+            found = 0
+        tally.lease_hits += found
+        tally.lease_misses += wanted - found
+        if not found:
+            return None
+        now_ns = self._clock.now_ns()
+        deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
+        blocks.lease_run(
+            self.tables, self._run, found, np.uint64(now_ns), np.uint64(deadline_ns), locations, locations_at
+        )
+        lease = Lease(self._next_lease, session, self._run[:found].copy(), deadline_ns)
+        self._next_lease += 1
+        self.leases[lease.number] = session.leases[lease.number] = lease
+        self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
+        return lease
+
+    def release(self, session: Session, numbers: Sequence[int]) -> None:
+        """Give leases back. One that has lapsed or is not this session's is no news."""
+        for number in numbers:
+            lease = session.leases.get(number)
+            if lease is not None:
+                self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
+                self._end_lease(lease)
+
+    def renew(self, session: Session, number: int, ttl_ns: int) -> int:
+        """Move a lease's deadline, never to an earlier time. Returns it, or 0 if the lease is over."""
+        lease = session.leases.get(number)
+        now_ns = self._clock.now_ns()
+        if lease is None or lease.deadline_ns < now_ns:
+            return 0
+        deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
+        if deadline_ns > lease.deadline_ns:
+            self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
+            lease.deadline_ns = deadline_ns
+            blocks.renew_run(self.tables, lease.blocks, np.uint64(deadline_ns))
+            self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
+        return lease.deadline_ns
+
+    def _end_lease(self, lease: Lease) -> None:
+        del self.leases[lease.number], lease.session.leases[lease.number]
+        blocks.release_run(self.tables, lease.blocks, np.uint64(self._clock.now_ns()))
+        self._forget(lease.session)
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        session: Session,
+        namespace: Namespace,
+        keys: U8,
+        at: int,
+        count: int,
+        parent_at: int | None,
+        items: Items,
+    ) -> None:
+        """A ticket and a span for each new block of a chain. `items` receives one `ITEM` a key.
+
+        `parent_at`: where in `keys` the parent's key lies, None for a chain from the root.
+        """
+        index = namespace.tenant.index
+        grants = self._grants
+        items["page"][:count] = 0
+        items["ticket"][:count] = 0
+        previous, rooted = 0, True
+        if parent_at is not None:
+            previous = blocks.find_one(self.tables, index, namespace.number, keys, parent_at)
+            rooted = previous != 0
+        if self.draining:
+            grants[:count] = Grant.DRAINING
+        elif namespace.slot_bytes > session.ring.pages * PAGE_BYTES:
+            grants[:count] = Grant.QUOTA  # no span will ever be large enough
+        else:
+            self._answer_keys(session, namespace, keys, at, count, previous, rooted)
+        items["grant"][:count] = grants[:count]
+        granted = np.flatnonzero(grants[:count] == Grant.GRANTED)
+        if granted.size:
+            self._issue_tickets(session, namespace, granted, items)
+        self.tally.count_grants(grants[:count])
+
+    def _answer_keys(
+        self,
+        session: Session,
+        namespace: Namespace,
+        keys: U8,
+        at: int,
+        count: int,
+        previous: int,
+        rooted: bool,
+    ) -> None:
+        pool, now = namespace.pool, np.uint64(self._clock.now_ns())
+        spans = min(
+            session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count),
+            TICKETS_PER_SESSION - len(session.tickets),
+        )
+        done, may_evict = 0, False
+        while True:
+            done, previous, spans, evicted = blocks.reserve_run(
+                self.tables, namespace.tenant.index, pool.number, namespace.number, keys, at, count, done, previous,
+                rooted, spans, may_evict, session.number, now, self._grants, self._run,
+            )  # fmt: skip
+            self.tally.evicted += evicted
+            if done == count:
+                return
+            rooted = True
+            room = self._make_room(pool, exhausted=may_evict)
+            if room is Room.EVICT:
+                may_evict = True
+            elif room is Room.BUSY:
+                spans = 0  # the rest is BUSY too
+            elif room is Room.FULL:
+                self._grants[done] = Grant.FULL
+                done, previous, rooted = done + 1, 0, False  # the rest has no parent
+
+    def _issue_tickets(self, session: Session, namespace: Namespace, granted: Indices, items: Items) -> None:
+        span_pages = namespace.slot_bytes // PAGE_BYTES
+        pages = session.ring.take(span_pages, granted.size)
+        lapses_ns = self._clock.now_ns() + self.limits.ticket_ttl_ns
+        first = session.next_ticket
+        session.next_ticket += granted.size
+        items["page"][granted] = pages
+        items["ticket"][granted] = np.arange(first, first + granted.size, dtype=np.uint64)
+        rows = self._run[granted].tolist()
+        for number, block, page in zip(range(first, first + granted.size), rows, pages, strict=True):
+            ticket = Ticket(number, session, namespace, block, page, lapses_ns)
+            session.tickets[number] = ticket
+            self._ticket_wheel.add(ticket, lapses_ns)
+
+    def _make_room(self, pool: Pool, *, exhausted: bool) -> Room:
+        now_ns = self._clock.now_ns()
+        room, position = make_room(self.arenas, self.tables, self.tenants.values(), pool, now_ns, exhausted=exhausted)
+        if room is not Room.RECYCLE:
+            return room
+        self.arenas.drain(position)
+        self.work()
+        return Room.BUSY
+
+    def commit(self, session: Session, numbers: Sequence[int]) -> list[Copy]:
+        """These spans are filled. Returns the copies to run; raises TicketError for a foreign or reused ticket."""
+        copies: list[Copy] = []
+        tables = self.tables
+        for number in numbers:
+            ticket = self._ticket(session, number)
+            if ticket.state is TicketState.LAPSED:
+                self._close_ticket(ticket, Outcome.STALE)
+                continue
+            self._ticket_wheel.remove(ticket, ticket.lapses_ns)
+            if tables.blocks[ticket.block]["state"] == blocks.DOOMED:
+                blocks.end_hold(tables, ticket.block)
+                self._close_ticket(ticket, Outcome.DISCARDED)
+                continue
+            ticket.state = TicketState.COPYING
+            session.copies += 1
+            position, slot = blocks.locate(tables, ticket.block)
+            copies.append(
+                Copy(
+                    ticket,
+                    ticket.page * PAGE_BYTES,
+                    int(tables.arenas[position]["id"]),
+                    slot * ticket.namespace.slot_bytes,
+                    ticket.namespace.identity.block_bytes,
+                )
+            )
+        return copies
+
+    def _ticket(self, session: Session, number: int) -> Ticket:
+        ticket = session.tickets.get(number)
+        if ticket is None or ticket.state is TicketState.COPYING:
+            raise TicketError(f"ticket {number} is not this session's, or was used before")
+        return ticket
+
+    def copied(self, ticket: Ticket, checksum: int) -> None:
+        """A leaf thread has copied and hashed a block: publish it, unless it was dropped meanwhile."""
+        session = ticket.session
+        session.copies -= 1
+        now_ns = self._clock.now_ns()
+        alive = blocks.publish(self.tables, ticket.block, np.uint64(checksum), np.uint64(now_ns))
+        if alive:
+            self.tally.published += 1
+            self.tally.published_bytes += ticket.namespace.identity.block_bytes
+        self._close_ticket(ticket, Outcome.PUBLISHED if alive else Outcome.DISCARDED)
+        self._forget(session)
+
+    def _close_ticket(self, ticket: Ticket, outcome: Outcome) -> None:
+        session = ticket.session
+        session.ring.give(ticket.page, ticket.span_pages)
+        del session.tickets[ticket.number]
+        if outcome is Outcome.STALE:
+            self.tally.stale += 1
+        elif outcome is Outcome.DISCARDED:
+            self.tally.discarded += 1
+        if session.attached:
+            session.outcomes.append((ticket.number, outcome))
+
+    def abort(self, session: Session, numbers: Sequence[int]) -> None:
+        """These spans will not be filled. Raises TicketError for a foreign or reused ticket."""
+        for number in numbers:
+            self._cancel(self._ticket(session, number))
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket.state is TicketState.OPEN:
+            self._ticket_wheel.remove(ticket, ticket.lapses_ns)
+            self._end_reservation(ticket)
+        ticket.session.ring.give(ticket.page, ticket.span_pages)
+        del ticket.session.tickets[ticket.number]
+
+    def _end_reservation(self, ticket: Ticket) -> None:
+        self._discard(ticket.session.tenant, ticket.block)
+        blocks.end_hold(self.tables, ticket.block)
+
+    def _discard(self, tenant: Tenant, block: int) -> None:
+        """Drop a block that is being written, and all that waits on it."""
+        if self.tables.blocks[block]["state"] != blocks.DOOMED:
+            self._sweep(tenant, block)
+
+    def flush_outcomes(self, session: Session) -> None:
+        """Tell a session what became of its tickets, and answer what waited for them."""
+        if not session.attached:
+            session.outcomes.clear()
+            return
+        if session.outcomes:
+            outcomes, session.outcomes = session.outcomes, []
+            self._outbox.published(session, outcomes)
+        if session.parked:
+            self._retry_parked(session)
+
+    def _retry_parked(self, session: Session) -> None:
+        now_ns = self._clock.now_ns()
+        parked, session.parked = session.parked, []
+        for waiting in parked:
+            namespace = waiting.namespace
+            found, stop = blocks.find_run(
+                self.tables,
+                namespace.tenant.index,
+                namespace.number,
+                waiting.keys,
+                0,
+                waiting.count,
+                self._run,
+            )
+            if stop and now_ns < waiting.deadline_ns and self._may_park(session, stop):
+                session.parked.append(waiting)
+                continue
+            locations = np.zeros(2 * max(found, 1), dtype=np.uint32)
+            lease = self._grant_lease(session, found, waiting.count, waiting.ttl_ns, locations, 0)
+            self._outbox.leased(session, waiting, lease, locations)
+
+    # -- dropping ------------------------------------------------------------------------------------------------
+
+    def delete(self, namespace: Namespace, keys: U8, at: int, count: int, done: Done) -> None:
+        """Forget blocks and all that continues them. They never hit again; `done(blocks)` when all is swept."""
+        tenant = namespace.tenant
+        tops = []
+        for i in range(count):
+            block = blocks.find_one(self.tables, tenant.index, namespace.number, keys, at + 4 * i)
+            if block:
+                blocks.begin_sweep(self.tables, tenant.index, block)
+                tops.append(block)
+        self._begin(Sweep(self.tables, tenant, tops, done))
+
+    def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
+        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        chosen = self._chosen(scope)
+        wanted = np.zeros(NAMESPACES, dtype=np.uint32)
+        wanted[[namespace.number for namespace in chosen]] = 1
+        tops = [(namespace.tenant, row) for namespace in chosen for row in self._rows(namespace, scope.keys)]
+
+        def drop(counted: int, counted_bytes: int, leased: int, pending: int) -> None:
+            report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
+            if dry_run:
+                done(report)
+            elif scope.keys:
+                self._drop_tops(tops, lambda: done(report))
+            else:
+                self._jobs.start(Clear(self.tables, self.arenas, wanted, lambda: done(report)))
+
+        self._begin(Count(self.tables, self.arenas, wanted, [row for _, row in tops] if scope.keys else None, drop))
+
+    def _chosen(self, scope: ClearScope) -> list[Namespace]:
+        if scope.tenant is not None and scope.tenant not in self.tenants:
+            raise KeyError(f"no tenant {scope.tenant!r}")
+        chosen = [
+            namespace
+            for (tenant, digest), namespace in self.namespaces.items()
+            if scope.tenant in (None, tenant.name) and scope.digest in (None, digest)
+        ]
+        if scope.digest is not None and not chosen:
+            raise KeyError(f"no namespace {scope.digest.hex()}")
+        return chosen
+
+    def _rows(self, namespace: Namespace, keys: Sequence[bytes]) -> list[int]:
+        words = np.frombuffer(b"".join(keys), dtype=np.uint64)
+        index = namespace.tenant.index
+        found = (blocks.find_one(self.tables, index, namespace.number, words, 4 * i) for i in range(len(keys)))
+        return [row for row in found if row]
+
+    def _drop_tops(self, tops: list[tuple[Tenant, int]], done: Callable[[], None]) -> None:
+        """Sweep some subtrees that may have gone since they were counted."""
+        left = [(tenant, row) for tenant, row in tops if self.tables.blocks[row]["state"] in blocks.LIVE]
+        for i, (tenant, row) in enumerate(left):
+            if self.tables.blocks[row]["state"] in blocks.LIVE:
+                blocks.begin_sweep(self.tables, tenant.index, row)
+            last = i == len(left) - 1
+            self._jobs.start(Sweep(self.tables, tenant, [row], (lambda _: done()) if last else None))
+        if not left:
+            done()
+
+    def _sweep(self, tenant: Tenant, block: int) -> None:
+        blocks.begin_sweep(self.tables, tenant.index, block)
+        self._begin(Sweep(self.tables, tenant, [block]))
+
+    def _begin(self, job: Job) -> None:
+        """Start a job; its first slice runs at once unless others wait."""
+        idle = not self._jobs.waiting
+        self._jobs.start(job)
+        if idle:
+            self.work()
+
+    def work(self) -> None:
+        """One slice of whatever is being dropped."""
+        self._jobs.run(self._clock.now_ns())
+
+    def arena_punched(self, arena: int) -> None:
+        """`Memory.punch_arena` has finished."""
+        self.arenas.punched(arena)
+
+    def gave_arena(self, session: Session, arena: int) -> None:
+        """A session is being sent the descriptor of an arena."""
+        self.arenas.gave(session, arena)
+
+    def arena_dropped(self, session: Session, arena: int) -> None:
+        """A session maps nothing of an arena any more."""
+        self.arenas.dropped(session, arena)
+        self._forget(session)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Whatever time has brought: lapsed tickets and leases, waits that are over, a slice of sweeping."""
+        now_ns = self._clock.now_ns()
+        for lease in self._lease_wheel.due(now_ns):
+            self.tally.leases_expired += 1
+            self._end_lease(lease)
+        for ticket in self._ticket_wheel.due(now_ns):
+            ticket.state = TicketState.LAPSED
+            self._end_reservation(ticket)
+            if ticket.session.parked:
+                self._parked_wheel.add(ticket.session, now_ns)
+        for session in self._parked_wheel.due(now_ns):
+            if session.attached and session.parked:
+                self._retry_parked(session)
+        if self._jobs.waiting:
+            self.work()
+
+    def next_tick_ns(self) -> int | None:
+        """When `tick` has something to do next; None if nothing is set."""
+        now_ns = self._clock.now_ns()
+        soonest = [
+            wheel_ns
+            for wheel_ns in (
+                self._lease_wheel.next_ns(),
+                self._ticket_wheel.next_ns(),
+                self._parked_wheel.next_ns(),
+            )
+            if wheel_ns is not None
+        ]
+        if self._jobs.waiting:
+            soonest.append(now_ns if self._jobs.queued else now_ns + DRAIN_LOOK_NS)
+        return min(soonest, default=None)
+
+
+def _make_tables(limits: Limits, memory: Memory) -> Tables:
+    positions = limits.dram_bytes // limits.arena_bytes
+    if positions < 1:
+        raise UsageError("DRAM holds not even one arena")
+    shift = slot_shift(limits.arena_bytes)
+    slots = positions << shift
+    book = memory.table("book", 32).view(np.uint64)
+    book[1] = 1  # row 0 is nobody
+    book[3] = shift
+    return Tables(
+        memory.table("blocks", (slots + 1) * BLOCK.itemsize).view(BLOCK),
+        memory.table("slots", slots * SLOT.itemsize).view(SLOT),
+        memory.table("arenas", positions * ARENA.itemsize).view(ARENA),
+        memory.table("pools", POOLS * POOL.itemsize).view(POOL),
+        memory.table("census", NAMESPACES * 4).view(np.uint32),
+        book,
+    )
+
+
+def _index_buckets(limits: Limits) -> int:
+    """Room for two buckets a block if a single tenant holds them all; a power of two, untouched until needed."""
+    slots = limits.dram_bytes // PAGE_BYTES
+    return max(16, 2 << (slots - 1).bit_length())
+
+
+assert BLOCK["key"].itemsize == KEY_BYTES

@@ -1,0 +1,194 @@
+"""Dropping many blocks without stalling anybody: jobs that run in slices on the owner thread.
+
+A block is cut off index and tree at once, so that it never hits again; what hangs below is freed slice by slice.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+
+from kvproto.limits import NAMESPACES
+from kvstore import blocks
+from kvstore.arenas import Arenas
+from kvstore.blocks import U4, Tables
+from kvstore.sessions import Tenant
+
+SLICE_STEPS = 2048  # about 0.2 ms
+
+Done = Callable[[int], None]
+Counted = Callable[[int, int, int, int], None]
+
+
+class Job(Protocol):
+    """Something that is done in slices."""
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """Work for up to `steps` steps. Returns the steps left and whether the job is over."""
+
+
+class Sweep:
+    """Frees subtrees whose tops are cut already; then says how many blocks there were."""
+
+    __slots__ = ("_tables", "_tenant", "_tops", "_top", "_dropped", "_done")
+
+    def __init__(self, tables: Tables, tenant: Tenant, tops: Iterable[int], done: Done | None = None) -> None:
+        self._tables = tables
+        self._tenant = tenant
+        self._tops = deque(tops)
+        self._top = 0
+        self._dropped = 0
+        self._done = done
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """See Job."""
+        while steps and (self._top or self._tops):
+            if not self._top:
+                self._top = self._tops.popleft()
+            self._top, steps, dropped = blocks.sweep(self._tables, self._tenant.index, self._top, steps)
+            self._dropped += dropped
+        if self._top or self._tops:
+            return 0, False
+        if self._done:
+            self._done(self._dropped)
+        return steps, True
+
+
+class Clear:
+    """Drops every block of the wanted namespaces."""
+
+    __slots__ = ("_tables", "_arenas", "_wanted", "_position", "_slot", "_sweep", "_done")
+
+    def __init__(self, tables: Tables, arenas: Arenas, wanted: U4, done: Callable[[], None]) -> None:
+        self._tables = tables
+        self._arenas = arenas
+        self._wanted = wanted
+        self._position = 0
+        self._slot = 0
+        self._sweep: Sweep | None = None
+        self._done = done
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """See Job. A block stored behind the cursor meanwhile stays: it is newer than the wish to clear."""
+        while steps:
+            if self._sweep:
+                steps, over = self._sweep.run(steps)
+                if not over:
+                    return 0, False
+                self._sweep = None
+            elif self._position < self._arenas.positions:
+                self._advance()
+                steps -= 1
+            else:
+                self._done()
+                return steps, True
+        return 0, False
+
+    def _advance(self) -> None:
+        """Look at up to a slice of one arena, from the cursor on."""
+        arena = self._tables.arenas[self._position]
+        stop = self._slot + SLICE_STEPS
+        found = -1
+        if arena["pool"]:
+            found = blocks.next_in_arena(self._tables, self._position, self._slot, stop, self._wanted)
+        if found >= 0:
+            self._slot = found + 1
+            row = self._arenas.row_at(self._position, found)
+            tenant = self._arenas.pools[int(arena["pool"]) - 1].tenant
+            blocks.begin_sweep(self._tables, tenant.index, row)
+            self._sweep = Sweep(self._tables, tenant, [row])
+        elif arena["pool"] and stop < int(arena["untouched"]):
+            self._slot = stop
+        else:
+            self._position, self._slot = self._position + 1, 0
+
+
+class Count:
+    """Counts what a clear would drop: blocks, bytes, leased, pending. Every wanted namespace, or some subtrees."""
+
+    __slots__ = ("_tables", "_arenas", "_wanted", "_position", "_tops", "_top", "_here", "_counts", "_done")
+
+    def __init__(self, tables: Tables, arenas: Arenas, wanted: U4, tops: Iterable[int] | None, done: Counted) -> None:
+        self._tables = tables
+        self._arenas = arenas
+        self._wanted = wanted
+        self._position = 0 if tops is None else arenas.positions
+        self._tops = deque(tops or ())
+        self._top = 0
+        self._here = 0
+        self._counts = np.zeros(4, dtype=np.uint64)
+        self._done = done
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """See Job. One arena or one slice of a subtree at a time."""
+        if self._position < self._arenas.positions:
+            if self._tables.arenas[self._position]["pool"]:
+                blocks.count_arena(self._tables, self._position, self._wanted, self._counts)
+            self._position += 1
+            return max(0, steps - SLICE_STEPS // 8), False
+        if self._here:
+            self._here = int(blocks.count_subtree(self._tables, self._top, self._here, steps, self._counts))
+            return 0, False
+        if self._tops:
+            top = self._tops.popleft()
+            if self._tables.blocks[top]["state"] in blocks.LIVE:
+                self._top = self._here = top
+            return steps - 1, False
+        self._done(*(int(number) for number in self._counts))
+        return steps, True
+
+
+class Jobs:
+    """The jobs of one store, oldest first; then the arena that is being drained."""
+
+    __slots__ = ("_jobs", "_tables", "_arenas")
+
+    def __init__(self, tables: Tables, arenas: Arenas) -> None:
+        self._jobs: deque[Job] = deque()
+        self._tables = tables
+        self._arenas = arenas
+
+    @property
+    def waiting(self) -> bool:
+        """Is there anything to do?"""
+        return bool(self._jobs) or self._arenas.draining is not None
+
+    @property
+    def queued(self) -> bool:
+        """Is there work, and not only waiting for a drained arena's last hold to end?"""
+        return bool(self._jobs)
+
+    def start(self, job: Job) -> None:
+        """Queue a job."""
+        self._jobs.append(job)
+
+    def run(self, now_ns: int, steps: int = SLICE_STEPS) -> None:
+        """Work for one slice."""
+        while self._jobs and steps > 0:
+            steps, over = self._jobs[0].run(steps)
+            if over:
+                self._jobs.popleft()
+        if steps > 0 and self._arenas.draining is not None:
+            self._drain(self._arenas.draining, now_ns, steps)
+
+    def _drain(self, position: int, now_ns: int, steps: int) -> None:
+        """Sweep what lies in the arena that is being drained, with what continues it elsewhere."""
+        tables = self._tables
+        tenant = self._arenas.pools[int(tables.arenas[position]["pool"]) - 1].tenant
+        slot = -1
+        while steps > 0:
+            slot = blocks.next_in_arena(tables, position, slot + 1, 1 << 62, _ANY)
+            if slot < 0:
+                self._arenas.settle(now_ns)
+                return
+            row = self._arenas.row_at(position, slot)
+            blocks.begin_sweep(tables, tenant.index, row)
+            sweep = Sweep(tables, tenant, [row])
+            steps, over = sweep.run(steps)
+            if not over:
+                self._jobs.append(sweep)
+                return
+
+
+_ANY = np.ones(NAMESPACES, dtype=np.uint32)

@@ -1,0 +1,74 @@
+"""Every bound of the system in one place, each with its arithmetic."""
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+PROTOCOL_VERSION: Final = 1
+
+# Frames. A default-size SEQPACKET message holds 212,960 bytes (net.core.wmem_default less overhead); larger
+# ones fail with EMSGSIZE. 1,024 keys of 32 bytes plus 1,024 commits and 1,024 releases of 8 bytes and 64 bytes
+# of heads make 49,216 bytes; the largest answer (RESERVE, 16 bytes a block) makes 16,448.
+KEY_BYTES: Final = 32
+KEYS_PER_FRAME: Final = 1024
+RIDERS_PER_FRAME: Final = 1024
+FRAME_BYTES: Final = 64 * KIB
+
+# A page is the unit of slots and spans: DMA, O_DIRECT and mmap all want 4 KiB.
+PAGE_BYTES: Final = 4 * KIB
+
+# Arenas. At most about 1,000 of them: each is a descriptor, and their names must fit the exec environment at a
+# hand-over. 64 MiB each up to 64 GiB of DRAM, in proportion beyond (`arena_bytes_for`).
+ARENA_BYTES: Final = 64 * MIB
+ARENAS: Final = 1024
+ARENA_BYTES_MAX: Final = 64 * GIB
+
+# Sessions: one engine process each, with a ring, a socket and a pidfd. 256 rings of 64 MiB make 16 GiB at worst,
+# and only what was written to is resident.
+SESSIONS: Final = 256
+SESSIONS_PER_UID: Final = 64
+RING_BYTES: Final = 64 * MIB
+RING_BYTES_MAX: Final = 4 * GIB
+
+# One uid a tenant by default. Each tenant has its own index.
+TENANTS: Final = 64
+NAMESPACES: Final = 4096
+NAMESPACES_PER_SESSION: Final = 256
+POOLS: Final = 1024  # (tenant, slot size) pairs that hold or held an arena
+
+# Tickets: blocks between RESERVE and the end of their copy. Eight full frames a session.
+TICKETS_PER_SESSION: Final = 8 * KEYS_PER_FRAME
+TICKET_TTL_NS: Final = 30 * 10**9
+
+# Leases. At most a minute, so that a lost client returns its memory; a chain of 1,000,000 tokens in blocks of 16
+# needs 62 leases of 1,024 blocks.
+LEASES_PER_SESSION: Final = 1024
+LEASE_TTL_NS_MAX: Final = 60 * 10**9
+LEASE_MARGIN_NS: Final = 100 * 10**6
+LEASE_WAIT_NS_MAX: Final = 60 * 10**9
+PARKED_PER_SESSION: Final = 64
+
+# Frames queued for a client that does not read: 256 of at most 64 KiB. Past that it is told to go away.
+OUTBOX_FRAMES: Final = 256
+
+# Texts in HELLO and OPEN. Identity fields are names and digests, not documents.
+NAME_BYTES: Final = 64
+FIELD_BYTES: Final = 1024
+
+BLOCK_TOKENS_MAX: Final = 1 << 16
+BLOCK_BYTES_MAX: Final = ARENA_BYTES_MAX
+
+
+def arena_bytes_for(dram_bytes: int) -> int:
+    """Arena size in bytes for a pool: `ARENA_BYTES`, doubled until at most `ARENAS` of them are needed."""
+    arena_bytes = ARENA_BYTES
+    while dram_bytes > arena_bytes * ARENAS:
+        arena_bytes *= 2
+    return arena_bytes
+
+
+def slot_bytes_for(block_bytes: int) -> int:
+    """Slot size in bytes for a block: rounded up to whole pages."""
+    return -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
