@@ -80,6 +80,7 @@ class Store:
         self._ticket_wheel: Wheel[Ticket] = Wheel()
         self._lease_wheel: Wheel[Lease] = Wheel()
         self._parked_wheel: Wheel[Session] = Wheel()
+        self._drain_look_ns = 0
         self._next_session = 1
         self._next_lease = 1 + (randomness.word() >> 2)
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -582,10 +583,10 @@ class Store:
                 self._retry_parked(session)
         if self._jobs.waiting:
             self.work()
+            self._drain_look_ns = now_ns + DRAIN_LOOK_NS
 
     def next_tick_ns(self) -> int | None:
-        """When `tick` has something to do next; None if nothing is set."""
-        now_ns = self._clock.now_ns()
+        """When `tick` has something to do next, 0 for at once; None if nothing is set."""
         soonest = [
             wheel_ns
             for wheel_ns in (
@@ -596,7 +597,7 @@ class Store:
             if wheel_ns is not None
         ]
         if self._jobs.waiting:
-            soonest.append(now_ns if self._jobs.queued else now_ns + DRAIN_LOOK_NS)
+            soonest.append(0 if self._jobs.queued else self._drain_look_ns)
         return min(soonest, default=None)
 
 

@@ -33,8 +33,8 @@ def connect(
     Raises UsageError for unfit arguments, RefusedError if a daemon is there and will not have this client.
     """
     hello = hello_of(name, tenant, ring_bytes, role)
-    flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
-    connection = Connection(runtime_dir, hello, timeout_s)
+    timeout_ns = flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
+    connection = Connection(runtime_dir, hello, timeout_ns)
     connection.start()
     return Client(connection)
 

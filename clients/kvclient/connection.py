@@ -18,71 +18,37 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from kvclient.calls import Call, PingCall
+from kvclient.calls import Call
 from kvclient.copying import copy
+from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step
 from kvclient.ledger import Settled, Waiter
 from kvclient.link import GoneError, Link, dial, greet, take
-from kvclient.mapping import HostMemory
-from kvclient.paths import runtime_dir
 from kvclient.protocol import Session
-from kvclient.results import Reason, Status
-from kvproto.errors import ClosedError, ForkError, KvError, RefusedError
+from kvclient.results import Reason
+from kvproto.errors import ClosedError, KvError, RefusedError
 from kvproto.frames import Hello
 
-TICK_S: Final = 0.05
-RETRY_S: Final = 0.02
-RETRY_S_MAX: Final = 1.0
-PROBE_NS: Final = 10**9
 _R = TypeVar("_R")
 
 _clock = time.monotonic_ns
 
 
-class Connection:
+class Connection(Endpoint):
     """Always usable: while there is no daemon, flows end at once with what counts as a miss. Any thread."""
 
-    def __init__(self, given_dir: str | os.PathLike[str] | None, hello: Hello, timeout_s: float) -> None:
-        self._given_dir = given_dir
-        self.hello = hello
-        self.timeout_ns = int(timeout_s * 1e9)
-        self._memory = HostMemory()
+    def __init__(self, given_dir: str | os.PathLike[str] | None, hello: Hello, timeout_ns: int) -> None:
+        super().__init__(given_dir, hello, timeout_ns)
         self._mutex = threading.Lock()
         self._reading = threading.Lock()
         self._followers: list[Waiter] = []
-        self._link: Link | None = None
-        self._why_not = "not connected yet"
-        self._dead: type[KvError] | None = None
         self._up = threading.Event()
         self._stir = threading.Event()  # wakes the background thread before its time
-        self._retry_s = RETRY_S
-        self._retry_ns = 0  # when to try again
-        self._probe_ns = 0  # when to ask a silent daemon again
         self._thread: threading.Thread | None = None
-        _connections.add(self)
 
     # -- for the verbs ------------------------------------------------------------------------------------------
-
-    def session(self) -> Session | None:
-        """The session right now. Raises ForkError or ClosedError."""
-        if self._dead is not None:
-            self.check()
-        link = self._link
-        return link.session if link is not None else None
-
-    def check(self) -> None:
-        """Raises ForkError in a forked child, ClosedError after `close`."""
-        if self._dead is ForkError:
-            raise ForkError("this client belongs to the parent process; connect anew after a fork")
-        if self._dead is not None:
-            raise ClosedError("this client is closed")
-
-    def check_fork(self) -> None:
-        """Raises ForkError in a forked child."""
-        if self._dead is ForkError:
-            self.check()
 
     def run(self, flow: Flow[_R]) -> _R:
         """Perform a flow's steps, blocking, and return what it returns."""
@@ -253,14 +219,6 @@ class Connection:
         self.check()
         return self._up.wait(timeout_s)
 
-    def status(self) -> Status:
-        """Where this stands."""
-        directory = str(runtime_dir(self._given_dir))
-        link = self._link
-        if link is None or link.session.welcome is None:
-            return Status(connected=False, why_not=self._why_not, runtime_dir=directory)
-        return link.session.status(directory, link.peer_pid())
-
     def close(self) -> None:
         """End the session. Leases stay good until their deadlines, for copies under way. Does nothing in a child."""
         if self._dead is not None:
@@ -274,32 +232,21 @@ class Connection:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self.timeout_ns / 1e9)
 
-    def forget(self) -> None:
-        """In a forked child: let go of what belongs to the parent. No lock is touched: any may be held for ever."""
-        self._dead = ForkError
-        if self._link is not None:
-            self._link.sock.close()
-            self._link = None
-
     def _drop(self, link: Link, why: str) -> None:
         """The link is over: every call on it is lost. Any thread, any number of times."""
         with self._mutex:
             link.session.end()
             if self._link is link:
-                self._link = None
-                self._why_not = why
                 self._up.clear()
-                lasted = _clock() - link.since_ns > RETRY_S_MAX * 1e9
-                self._later(RETRY_S if lasted else min(2 * self._retry_s, RETRY_S_MAX))
+            self._lost(link, why)
         link.shut()
         self._stir.set()
 
     def _connect(self) -> None:
         """One attempt. Raises RefusedError; other trouble is left in the status."""
-        directory = runtime_dir(self._given_dir)
-        self._later(min(2 * self._retry_s, RETRY_S_MAX))
+        self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         try:
-            link = Link(dial(directory), Session(self._memory))
+            link = Link(dial(self._directory()), Session(self._memory))
             greet(link, self.hello, _clock() + self.timeout_ns)
         except RefusedError as error:
             self._why_not = str(error)
@@ -314,10 +261,6 @@ class Connection:
                 self._up.set()
                 return
         link.shut()
-
-    def _later(self, retry_s: float) -> None:
-        self._retry_s = retry_s
-        self._retry_ns = _clock() + int(retry_s * 1e9)
 
     # -- the background thread ----------------------------------------------------------------------------------
 
@@ -334,7 +277,7 @@ class Connection:
         if _clock() >= self._retry_ns:
             with contextlib.suppress(RefusedError):  # the status says so; another daemon may come
                 self._connect()
-        return min(TICK_S, max(0.0, (self._retry_ns - _clock()) / 1e9))
+        return min(TICK_S, self._retry_left_s())
 
     @property
     def is_dead(self) -> bool:
@@ -352,15 +295,11 @@ class Connection:
 
     def _probe(self, link: Link) -> None:
         """Ask a daemon that missed a deadline whether it is there again. Any frame from it will do as an answer."""
-        now_ns = _clock()
-        if now_ns < self._probe_ns:
+        if not self._probe_is_due():
             return
-        self._probe_ns = now_ns + PROBE_NS
         with self._mutex:
             if not link.session.over:
-                call = PingCall(link.session, now_ns)
-                link.backlog.append(link.session.submit(call, now_ns))
-                call.abandoned = True
+                link.backlog.append(link.session.probe(_clock()))
         self._send_chores(link)
 
 
@@ -375,14 +314,3 @@ def _tick_forever(connection: "weakref.ref[Connection]", stir: threading.Event) 
             return
         pause_s = alive.tick()
         del alive
-
-
-_connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for connection in list(_connections):
-        connection.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from kvclient.calls import Answer, Call, Opened
+from kvclient.calls import Answer, Call, Opened, PingCall
 from kvclient.ledger import Ledger
 from kvclient.mapping import Mapping, Memory
 from kvclient.results import Reason, Status
@@ -73,6 +73,12 @@ class Session:
         call.lost = Reason.TIMED_OUT
         if self.heard_ns < call.sent_ns:
             self.silent = True
+
+    def probe(self, now_ns: int) -> bytes:
+        """A PING that nobody waits for: any frame in answer ends the silence."""
+        call = PingCall(self, now_ns)
+        call.abandoned = True
+        return self.submit(call, now_ns)
 
     def commit(self, tickets: Sequence[int], ledger: Ledger) -> bytes:
         """COMMIT that wants no answer."""

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Final, ParamSpec
@@ -52,7 +52,7 @@ app = typer.Typer(
 )
 
 
-class Output(Enum):
+class Output(StrEnum):
     """How answers are printed."""
 
     TABLE = "table"

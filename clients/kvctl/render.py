@@ -75,11 +75,11 @@ def status(report: pb.GetStatusResponse) -> RenderableType:
     lines = [
         f"kvstored {printable(report.version)}, {state}, up {span(report.uptime_s)}",
         f"pid {report.pid}, uid {report.uid}, isolation {printable(report.isolation)}, {printable(report.runtime_dir)}",
-        f"{report.sessions:,} clients, {report.namespaces:,} namespaces",
+        f"clients: {report.sessions:,}, namespaces: {report.namespaces:,}",
     ]
     parts: list[RenderableType] = [Text(line) for line in lines]
     parts += [Text(f"warning: {printable(warning)}", style="yellow") for warning in report.warnings]
-    parts += [Text(), _tiers(report.tiers), tenants(report.tenants), _traffic(report.counters)]
+    parts += [Text(), _tiers(report.tiers), Text(), tenants(report.tenants), Text(), _traffic(report.counters)]
     return Group(*parts)
 
 
@@ -126,19 +126,24 @@ def tenants(reports: Iterable[pb.Tenant]) -> Table:
 
 
 def namespaces(reports: Iterable[pb.Namespace]) -> Table:
-    """`kvctl namespaces`: two lines each, so that a model's name has room."""
-    table = _table("namespace\ntenant", "model\nengine, layout, dtype, ranks", ">a block", ">blocks\nbytes", ">clients")
+    """`kvctl namespaces`: several lines each, so that a model's name has room."""
+    table = _table("namespace\ntenant", "model\nengine layout dtype ranks", ">a block", ">blocks\nbytes", ">clients")
     for one in reports:
-        model = one.model + (f" @{one.revision}" if one.revision else "") + (f" +{one.adapter}" if one.adapter else "")
-        ranks = f"tp {one.tp_rank}/{one.tp_size} pp {one.pp_rank}/{one.pp_size}"
+        lines = [one.model, f"{one.engine} {one.layout} {one.dtype} {_ranks(one)}"]
+        if one.revision or one.adapter:
+            lines.append(f"revision {one.revision or '-'} adapter {one.adapter or '-'}")
         table.add_row(
             f"{one.digest[:DIGEST_DIGITS]}\n{printable(one.tenant)}",
-            f"{printable(model)}\n{printable(f'{one.engine}, {one.layout}, {one.dtype}, {ranks}')}",
+            "\n".join(map(printable, lines)),
             f"{one.block_tokens:,} tokens\n{size(one.block_bytes)}",
             f"{one.blocks:,}\n{size(one.bytes)}",
             f"{one.sessions:,}",
         )
     return table
+
+
+def _ranks(one: pb.Namespace) -> str:
+    return f"tp{one.tp_rank}/{one.tp_size} pp{one.pp_rank}/{one.pp_size}"
 
 
 def clients(reports: Iterable[pb.Client]) -> Table:
@@ -161,9 +166,9 @@ def clients(reports: Iterable[pb.Client]) -> Table:
 
 def config(settings: Iterable[pb.ConfigValue]) -> Table:
     """`kvctl config`."""
-    table = _table("setting", "value", "origin", "what it is for")
+    table = _table("setting", "value", "origin")
     for one in settings:
-        table.add_row(printable(one.name), printable(one.value), printable(one.origin), printable(one.reason))
+        table.add_row(printable(one.name), printable(one.value), printable(one.origin))
     return table
 
 

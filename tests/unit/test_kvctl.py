@@ -152,8 +152,9 @@ class TestAnswers:
     def test_namespaces_show_enough_of_the_digest_to_clear_by(self, ask: Run) -> None:
         out = ask("namespaces").out
         assert HEX_A[:12] in out
-        assert "meta-llama/Llama-3.1-8B-Instruct @0e9e39f" in out
-        assert "tp 0/2 pp 0/1" in out
+        assert "meta-llama/Llama-3.1-8B-Instruct " in out
+        assert "vllm-0.11 nhd bfloat16 tp0/2 pp0/1 " in out
+        assert "revision 0e9e39f adapter - " in out
         assert ask("namespaces", "-o", "json").json["namespaces"][0]["digest"] == HEX_A
 
     def test_clients_show_who_they_are(self, ask: Run) -> None:

@@ -1,0 +1,30 @@
+"""`python -m bench NAME [--quick] [--json FILE]`: run one benchmark; its record is the last line of output."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from bench.harness import record, say
+
+NAMES = ("hot", "dram")
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--quick", action="store_true", help="small and fast; does not count as a result")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, too")
+    options = parser.parse_args()
+    results = importlib.import_module(f"bench.{options.name}").run(quick=options.quick)
+    for name, value in results.items():
+        say(f"{name:40} {value:14.4f}")
+    line = record(options.name, results, quick=options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(json.loads(line), indent=1) + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

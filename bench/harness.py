@@ -1,0 +1,133 @@
+"""What every benchmark shares: a real daemon, clocks, percentiles, host facts, and the JSON record."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+Results = dict[str, float]
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+ROOT = Path(__file__).parent.parent
+READY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDaemon:
+    """A daemon of this benchmark's own."""
+
+    process: "subprocess.Popen[str]"
+    runtime_dir: Path
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+
+@contextmanager
+def daemon(*arguments: str) -> Iterator[RunningDaemon]:
+    """A real daemon process in a temporary directory, until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="kvstored-bench-") as folder:
+        runtime_dir = Path(folder)
+        command = [sys.executable, "-m", "kvstored", "--runtime-dir", folder, "--log-level", "warning", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if "serves" not in line:
+                raise RuntimeError(f"the daemon did not start: {line!r}")
+            yield RunningDaemon(process, runtime_dir)
+        finally:
+            process.terminate()
+            process.wait(timeout=READY_S)
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The sample below which `share` of them lie."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def ratio_of_medians(pairs: Sequence[tuple[float, float]]) -> float:
+    """Median of the limit's seconds over median of ours, for times measured in turn."""
+    return median(limit for limit, _ in pairs) / median(ours for _, ours in pairs)
+
+
+def random_blocks(count: int, block_bytes: int, seed: int) -> list[Bytes]:
+    """Distinct blocks, every page of them touched."""
+    generator = np.random.default_rng(seed)
+    whole = generator.integers(0, 256, count * block_bytes, dtype=np.uint8)
+    return [whole[i * block_bytes : (i + 1) * block_bytes] for i in range(count)]
+
+
+def host_facts() -> dict[str, str | int]:
+    """What a reader needs to judge a figure."""
+    return {
+        "cpu": _first("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_kib": int(_first("/proc/meminfo", "MemTotal").split()[0]),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "kernel": platform.release().split("-")[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def last_level_cache_bytes() -> int:
+    """Of core 0, or 32 MiB where the kernel does not say."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.rstrip("K")) << 10 for size in sizes), default=32 << 20)
+
+
+def _first(path: str, name: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(name):
+            return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def record(bench: str, results: Results, *, quick: bool) -> str:
+    """The JSON of one run, on one line."""
+    return json.dumps(
+        {
+            "bench": bench,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "quick": quick,
+            "host": host_facts(),
+            "commit": _commit(),
+            "results": {name: round(value, 4) for name, value in results.items()},
+        }
+    )
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    changed = git("status", "--porcelain", "--", "proto", "kernels", "kvstore", "daemon", "clients", "bench/*.py")
+    return f"{commit}+changes" if changed else commit
+
+
+def say(text: str) -> None:
+    """Progress, apart from the record on standard output."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,420 @@
+"""The asyncio flavour: the same verbs as coroutines, over the same protocol and the same flows.
+
+    client = await kvclient.aio.connect()
+    ns = await client.namespace(model=..., engine=..., layout=..., dtype=...)
+    async with ns.fetch(keys) as lease:
+        hit = await lease.copy_to(pages)
+
+Copies run in `asyncio.to_thread`; everything else in the loop that `connect` ran in, and only there. A cancelled verb
+first lets a copy under way end: the memory on both sides is not the caller's again before.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from kvclient import flows
+from kvclient.calls import Call, HelloCall, Part
+from kvclient.client import hello_of, identity_of
+from kvclient.copying import Move, copy
+from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
+from kvclient.flows import Commit, Copy, Flow, Step
+from kvclient.lease import Held
+from kvclient.ledger import Settled, Waiter
+from kvclient.link import GoneError, Link, dial, take
+from kvclient.namespace import Verbs
+from kvclient.protocol import Session
+from kvclient.results import FlushResult, Match, Reason, Status, StoreResult
+from kvproto.errors import ClosedError, KvError, RefusedError
+from kvproto.frames import Hello, Role
+from kvproto.identity import NamespaceIdentity
+
+_R = TypeVar("_R")
+_clock = time.monotonic_ns
+
+
+async def connect(
+    runtime_dir: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "",
+    tenant: str = "",
+    timeout_s: float = 1.0,
+    ring_bytes: int = 0,
+    role: Role = Role.ENGINE,
+) -> "AsyncClient":
+    """As `kvclient.connect`."""
+    hello = hello_of(name, tenant, ring_bytes, role)
+    timeout_ns = flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
+    connection = AsyncConnection(runtime_dir, hello, timeout_ns)
+    await connection.start()
+    return AsyncClient(connection)
+
+
+class AsyncConnection(Endpoint):
+    """Performs flows in an event loop. The loop itself is the guard of the session."""
+
+    def __init__(self, given_dir: str | os.PathLike[str] | None, hello: Hello, timeout_ns: int) -> None:
+        super().__init__(given_dir, hello, timeout_ns)
+        self._up = asyncio.Event()
+        self._stir = asyncio.Event()
+        self._refusal: RefusedError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, flow: Flow[_R]) -> _R:
+        """Perform a flow's steps and return what it returns."""
+        try:
+            while True:
+                await self._perform(next(flow))
+        except StopIteration as stop:
+            result: _R = stop.value
+            return result
+        finally:
+            flow.close()
+
+    async def _perform(self, step: Step) -> None:
+        if isinstance(step, Call):
+            await self._ask(step)
+        elif isinstance(step, Copy):
+            await copy_in_thread(step.moves)
+        elif isinstance(step, Commit):
+            await self._commit(step)
+        elif isinstance(step, Settled):
+            await self._settle(step)
+        else:
+            await self._wait(step)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    async def _ask(self, call: Call) -> None:
+        session = call.session
+        link = self._link
+        if link is None or link.session is not session or session.silent:
+            call.lose(Reason.UNREACHABLE)
+            return
+        await self._ask_on(link, call)
+
+    async def _ask_on(self, link: Link, call: Call) -> None:
+        frame = link.session.submit(call, _clock())
+        try:
+            await self._send(link, frame, call.deadline_ns)
+            await self._wait(call)
+        finally:
+            link.session.abandon(call)  # does nothing if it is done
+
+    async def _commit(self, step: Commit) -> None:
+        link = self._link
+        if link is None or link.session is not step.session:
+            return
+        frame = step.session.commit(step.tickets, step.ledger)
+        step.sent = True
+        await self._send(link, frame, step.deadline_ns)
+
+    async def _settle(self, step: Settled) -> None:
+        step.watch()
+        try:
+            await self._wait(step)
+        finally:
+            step.leave()
+
+    async def _wait(self, waiter: Waiter) -> None:
+        if waiter.done:
+            return
+        came = asyncio.Event()
+        waiter.wake = came.set
+        try:
+            async with asyncio.timeout(max(0, waiter.deadline_ns - _clock()) / 1e9):
+                await came.wait()
+        except TimeoutError:
+            pass
+        finally:
+            waiter.wake = None
+
+    async def _send(self, link: Link, frame: bytes, deadline_ns: int) -> None:
+        """Send one message, waiting for room until the deadline; past that the link is given up."""
+        try:
+            while not link.try_send(frame):
+                if _clock() >= deadline_ns:
+                    self._drop(link, "the daemon does not read its socket")
+                    return
+                await asyncio.sleep(0.001)  # rare: some thousand frames are queued
+        except GoneError as gone:
+            self._drop(link, str(gone))
+
+    def _readable(self, link: Link) -> None:
+        try:
+            while (message := link.try_receive()) is not None:
+                take(link, *message)
+        except RefusedError as error:
+            self._refusal = error
+            self._drop(link, str(error))
+        except (GoneError, KvError) as error:
+            self._drop(link, link.session.goodbye or str(error))
+        if link.session.unmapped:
+            self._send_chores(link)
+
+    # -- coming and going ---------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Try to connect once, then keep trying in the background. Raises RefusedError if the daemon says no."""
+        await self._connect()
+        if self._refusal is not None:
+            raise self._refusal
+        self._task = asyncio.create_task(self._tick_forever())
+
+    async def wait_connected(self, timeout_s: float) -> bool:
+        """Whether there is a session, waiting up to `timeout_s` for one."""
+        self.check()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._up.wait()
+        except TimeoutError:
+            return False
+
+    async def close(self) -> None:
+        """End the session. Does nothing in a forked child."""
+        if self._dead is not None:
+            return
+        self._dead = ClosedError
+        if self._link is not None:
+            self._send_chores(self._link)
+            self._drop(self._link, "closed")
+        self._stir.set()
+        if self._task is not None:
+            await self._task
+
+    async def _connect(self) -> None:
+        self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
+        self._refusal = None
+        try:
+            link = Link(dial(self._directory()), Session(self._memory))
+        except GoneError as gone:
+            self._why_not = str(gone)
+            return
+        asyncio.get_running_loop().add_reader(link.sock, self._readable, link)
+        call = HelloCall(link.session, self.hello, _clock() + self.timeout_ns)
+        self._why_not = "the daemon does not answer HELLO"
+        await self._ask_on(link, call)
+        if link.session.welcome is not None and not link.session.over and self._dead is None:
+            self._link = link
+            self._why_not = ""
+            self._up.set()
+            return
+        if isinstance(call.error, RefusedError):
+            self._refusal = call.error
+        refusal = call.error or self._refusal or link.session.goodbye
+        self._why_not = str(refusal or self._why_not)
+        self._drop(link, self._why_not)
+
+    def _drop(self, link: Link, why: str) -> None:
+        if not link.session.over:
+            asyncio.get_running_loop().remove_reader(link.sock)
+        link.session.end()
+        if self._link is link:
+            self._up.clear()
+        self._lost(link, why)
+        link.shut()
+        self._stir.set()
+
+    async def _tick_forever(self) -> None:
+        while self._dead is None:
+            link = self._link
+            pause_s = TICK_S
+            if link is not None:
+                if link.session.silent and self._probe_is_due():
+                    link.backlog.append(link.session.probe(_clock()))
+                if link.session.has_chores or link.backlog:
+                    self._send_chores(link)
+            elif self._retry_left_s() <= 0:
+                await self._connect()
+            else:
+                pause_s = min(TICK_S, self._retry_left_s())
+            self._stir.clear()
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._stir.wait()
+            except TimeoutError:
+                pass
+
+    def _send_chores(self, link: Link) -> None:
+        try:
+            link.backlog.extend(link.session.chores())
+            while link.backlog and link.try_send(link.backlog[0]):
+                del link.backlog[0]
+        except GoneError as gone:
+            self._drop(link, str(gone))
+
+
+async def copy_in_thread(moves: list[Move]) -> None:
+    """Copy without holding up the loop. Cancelling waits for the copy: nothing may write to a target afterwards."""
+    copying = asyncio.ensure_future(asyncio.to_thread(copy, moves))
+    try:
+        await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        while not copying.done():
+            try:
+                await asyncio.wait([copying])
+            except asyncio.CancelledError:
+                continue
+        raise
+
+
+class AsyncLease(Held):
+    """What `AsyncNamespace.fetch` gives."""
+
+    def __init__(self, connection: AsyncConnection, parts: Sequence[Part], block_bytes: int) -> None:
+        super().__init__(parts, block_bytes)
+        self._connection = connection
+
+    async def copy_to(self, targets: object) -> bool:
+        """As `Lease.copy_to`, in a thread."""
+        moves, owners = self._moves_to(targets)
+        if not self.valid():
+            return False
+        await copy_in_thread(moves)
+        del owners
+        return self.valid()
+
+    async def renew(self, ttl_s: float) -> bool:
+        """As `Lease.renew`."""
+        ttl_ns = flows.nanoseconds("ttl_s", ttl_s, least_ns=1)
+        if not self.valid():
+            return False
+        deadline_ns = _clock() + self._connection.timeout_ns
+        return await self._connection.run(flows.renew(self._parts, ttl_ns, deadline_ns)) and self.valid()
+
+    def _check(self) -> None:
+        self._connection.check_fork()
+
+
+class Fetching:
+    """A fetch under way: `async with` it, or await it and release the lease yourself."""
+
+    def __init__(self, connection: AsyncConnection, flow: Flow[list[Part]], block_bytes: int) -> None:
+        self._connection = connection
+        self._flow = flow
+        self._block_bytes = block_bytes
+        self._lease: AsyncLease | None = None
+
+    def __await__(self) -> Generator[object, None, AsyncLease]:
+        return self._fetch().__await__()
+
+    async def __aenter__(self) -> AsyncLease:
+        self._lease = await self._fetch()
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lease is not None:
+            self._lease.release()
+
+    async def _fetch(self) -> AsyncLease:
+        return AsyncLease(self._connection, await self._connection.run(self._flow), self._block_bytes)
+
+
+class AsyncNamespace(Verbs):
+    """As `Namespace`, in coroutines."""
+
+    def __init__(self, connection: AsyncConnection, identity: NamespaceIdentity) -> None:
+        super().__init__(identity, connection.hello.role, connection.timeout_ns)
+        self._connection = connection
+
+    def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Fetching:
+        """As `Namespace.fetch`; use with `async with`."""
+        flow = self._fetching(self._connection.session(), keys, wait_s, ttl_s)
+        return Fetching(self._connection, flow, self.identity.block_bytes)
+
+    async def store(
+        self,
+        keys: Sequence[bytes],
+        buffers: object,
+        parent: bytes | None = None,
+        wait: bool = False,
+        space_s: float = 1.0,
+    ) -> StoreResult:
+        """As `Namespace.store`."""
+        session = self._connection.session()
+        return await self._connection.run(
+            self._storing(session, keys, buffers, parent=parent, wait=wait, space_s=space_s)
+        )
+
+    async def flush(self, timeout_s: float) -> FlushResult:
+        """As `Namespace.flush`."""
+        self._connection.check()
+        return await self._connection.run(self._flushing(timeout_s))
+
+    async def match(self, keys: Sequence[bytes]) -> Match:
+        """As `Namespace.match`."""
+        return await self._connection.run(self._matching(self._connection.session(), keys))
+
+    async def delete(self, keys: Sequence[bytes]) -> int:
+        """As `Namespace.delete`."""
+        return await self._connection.run(self._deleting(self._connection.session(), keys))
+
+    async def open(self) -> None:
+        """As `Namespace.open`."""
+        await self._connection.run(self._opening(self._connection.session()))
+
+
+class AsyncClient:
+    """As `Client`, in coroutines; an asynchronous context manager."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session right now."""
+        return self._connection.session() is not None
+
+    @property
+    def status(self) -> Status:
+        """Where this client stands, and if it has no session, why not."""
+        return self._connection.status()
+
+    async def wait_connected(self, timeout_s: float) -> bool:
+        """Wait for a session; whether there is one."""
+        return await self._connection.wait_connected(timeout_s)
+
+    async def namespace(
+        self,
+        *,
+        model: str,
+        engine: str,
+        layout: str,
+        dtype: str,
+        block_tokens: int = 16,
+        block_bytes: int = 2 << 20,
+        revision: str = "",
+        adapter: str = "",
+        tp: tuple[int, int] = (0, 1),
+        pp: tuple[int, int] = (0, 1),
+    ) -> AsyncNamespace:
+        """As `Client.namespace`."""
+        identity = identity_of(
+            model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
+            block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
+        )  # fmt: skip
+        namespace = AsyncNamespace(self._connection, identity)
+        await namespace.open()
+        return namespace
+
+    async def ping(self) -> float | None:
+        """As `Client.ping`."""
+        deadline_ns = _clock() + self._connection.timeout_ns
+        return await self._connection.run(flows.ping(self._connection.session(), deadline_ns))
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

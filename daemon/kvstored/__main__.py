@@ -1,0 +1,7 @@
+"""`python -m kvstored`: the same as the console script."""
+
+import sys
+
+from kvstored.cli import main
+
+sys.exit(main())
