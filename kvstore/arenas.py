@@ -21,6 +21,8 @@ from kvstore.blocks import Tables
 from kvstore.ports import Memory, Outbox
 from kvstore.sessions import Pool, Session, Tenant
 
+PROMISE_NS = 10**9  # how long a recycled position waits for the tenant it was recycled for
+
 
 @dataclass(slots=True, eq=False)
 class Stale:
@@ -54,6 +56,8 @@ class Arenas:
         self.draining: int | None = None
         self.punching: int | None = None  # id of the arena
         self.recycled = 0
+        self._promised_to: Tenant | None = None  # who asked for the position drained last
+        self._promised_until_ns = 0
         self.next_id = 1
 
     @property
@@ -78,7 +82,7 @@ class Arenas:
 
     def grow(self, pool: Pool, now_ns: int) -> bool:
         """Give the pool one more arena. False if none is free, or the system refuses memory."""
-        if not self.free or len(self.free) <= self._withheld():
+        if len(self.free) <= self._withheld() + self._promised(pool.tenant, now_ns):
             return False
         if not self._memory.new_arena(self.next_id, self.arena_bytes):
             return False
@@ -94,6 +98,8 @@ class Arenas:
         )
         self.holders[self.next_id] = {}
         self.next_id += 1
+        if self._promised_to is pool.tenant:
+            self._promised_to = None
         pool.arenas += 1
         pool.tenant.arenas += 1
         return True
@@ -101,6 +107,12 @@ class Arenas:
     def _withheld(self) -> int:
         """Positions whose worth of memory stale arenas still hold; less than one arena in all is let pass."""
         return self.stale_bytes() // self.arena_bytes
+
+    def _promised(self, asking: Tenant, now_ns: int) -> int:
+        """Positions kept for another tenant: or the one that had to give way, being busier, would take it back."""
+        tenant = self._promised_to
+        kept = tenant is not None and tenant is not asking and tenant.sessions and now_ns < self._promised_until_ns
+        return 1 if kept else 0
 
     def stale_bytes(self, tenant: Tenant | None = None) -> int:
         """Bytes that clients still hold in arenas that were given up, of one tenant or of all."""
@@ -117,13 +129,20 @@ class Arenas:
         position = int(blocks.least_valuable(self._tables, wanted))
         return None if position < 0 else position
 
+    def empty(self, pool: Pool) -> int | None:
+        """A position of another pool that holds no block at all, and only waits for its own to want it again."""
+        rows = self._tables.arenas
+        idle = np.flatnonzero((rows["pool"] != 0) & (rows["pool"] != pool.number + 1) & (rows["used"] == 0))
+        return int(idle[0]) if idle.size else None
+
     def touched_ns(self, position: int) -> int:
         """When any block of that arena was last touched."""
         return int(self._tables.arenas[position]["touched"])
 
-    def drain(self, position: int) -> None:
-        """Begin to recycle a position: no new block goes there. The caller sweeps its blocks."""
+    def drain(self, position: int, wanted_by: Tenant) -> None:
+        """Begin to recycle a position for a tenant: no new block goes there. The caller sweeps its blocks."""
         assert not self.busy, "one position at a time"
+        self._promised_to, self._promised_until_ns = wanted_by, 0
         blocks.close_arena(self._tables, position)
         self._tables.arenas[position]["draining"] = 1
         self.draining = position
@@ -141,10 +160,12 @@ class Arenas:
         self.free.append(self.draining)
         self.punching = arena
         self.draining = None
+        self._promised_until_ns = now_ns + PROMISE_NS
         self.recycled += 1
         holders = self.holders.pop(arena)
         self.stale[arena] = Stale(pool.tenant, now_ns, holders)
         for session in holders:
+            session.given[session.arenas[arena]] = 0
             self._outbox.arena_gone(session, arena)
         self._memory.punch_arena(arena)
 
@@ -155,9 +176,10 @@ class Arenas:
         self.stale[arena].punched = True
         self._forget_if_unheld(arena)
 
-    def gave(self, session: Session, arena: int) -> None:
-        """A session was given the descriptor of an arena."""
-        session.arenas.add(arena)
+    def gave(self, session: Session, arena: int, position: int) -> None:
+        """A session was given the descriptor of the arena that serves at a position."""
+        session.arenas[arena] = position
+        session.given[position] = 1
         self.holders[arena][session] = None
 
     def dropped(self, session: Session, arena: int) -> None:
@@ -166,7 +188,7 @@ class Arenas:
         if stale is None or session not in stale.holders:
             return
         del stale.holders[session]
-        session.arenas.discard(arena)
+        del session.arenas[arena]
         self._forget_if_unheld(arena)
 
     def exited(self, session: Session) -> None:

@@ -36,6 +36,7 @@ from kvproto.errors import Grant
 
 F = TypeVar("F", bound=Callable[..., Any])
 Number: TypeAlias = Any  # an int64 or a field's own type in compiled code, a Python number at its edge
+U1 = np.ndarray[tuple[int], np.dtype[np.uint8]]
 U4 = np.ndarray[tuple[int], np.dtype[np.uint32]]
 U8 = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
@@ -592,20 +593,45 @@ def pending_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, c
 
 
 @compiled
-def lease_run(t: Tables, run: U4, count: Number, now: Number, until_ns: Number, out: U4, out_at: Number) -> None:
-    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`. Deepest is touched first."""
+def lease_run(
+    t: Tables, run: U4, count: Number, now: Number, until_ns: Number, out: U4, out_at: Number, given: U1
+) -> Number:
+    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`. Deepest is touched first.
+
+    Returns how many of them lie in arenas whose position is not marked in `given`.
+    """
     shift = np.int64(t.book[3])
+    until = np.uint64(until_ns)
+    fresh = 0
     for i in range(count - 1, -1, -1):
         block = np.int64(run[i])
         row = t.blocks[block]
         _hold(t, block)
         row["touched"] = now
-        row["lease_until_ns"] = max(row["lease_until_ns"], until_ns)
+        row["lease_until_ns"] = max(row["lease_until_ns"], until)
         slot = np.int64(row["slot"])
-        arena = t.arenas[slot >> shift]
+        position = slot >> shift
+        arena = t.arenas[position]
         arena["touched"] = now
+        fresh += 1 - given[position]
         out[out_at + 2 * i] = arena["id"]
         out[out_at + 2 * i + 1] = slot & ((1 << shift) - 1)
+    return fresh
+
+
+@compiled
+def find_and_lease(
+    t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, patient: Number,
+    now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1,
+) -> tuple[Number, Number]:  # fmt: skip
+    """`find_run` and `lease_run` in one call. Returns (blocks leased, blocks in arenas not given).
+
+    (-1, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
+    """
+    found, stop = find_run(t, ix, namespace, keys, at, count, run)
+    if stop and t.blocks[stop]["writer"] == patient:
+        return -1, 0
+    return found, lease_run(t, run, found, now, until_ns, out, out_at, given)
 
 
 @compiled
@@ -757,39 +783,47 @@ def next_in_arena(t: Tables, position: Number, start: Number, stop: Number, want
 
 @compiled
 def count_subtree(t: Tables, top: Number, here: Number, steps: Number, counts: U8) -> Number:
-    """Walk a subtree depth first from `here` for up to `steps` blocks; where to go on, or 0 at its end.
+    """Walk a subtree depth first for up to `steps` steps; where to go on, or 0 at its end. Begin with `here` = `top`.
 
-    Adds to `counts`: blocks, bytes, leased, pending. `here` is held between calls, so that neither it nor what lies
-    above it can be evicted; if it was dropped meanwhile, the walk ends.
+    Adds to `counts`: blocks, bytes, leased, pending. Where to go on is negative on the way up from a block. That block
+    is held between calls, so that neither it nor what lies above it is evicted; the walk ends early at a block that was
+    dropped meanwhile.
     """
-    if here != top:
-        _unhold(t, here)
+    block, climbing = abs(here), here < 0
+    if block != top:
+        dropped = t.blocks[block]["state"] == DOOMED
+        _unhold(t, block)
+        if dropped:
+            return 0
     while steps > 0:
-        row = t.blocks[here]
+        steps -= 1
+        row = t.blocks[block]
         if row["state"] == DOOMED:
             return 0
-        _count(t, here, counts)
-        steps -= 1
-        if row["first_child"]:
-            here = np.int64(row["first_child"])
+        if not climbing:
+            _count(t, block, counts)
+        if not climbing and row["first_child"]:
+            block = np.int64(row["first_child"])
+        elif block == top:
+            return 0
+        elif row["next_sibling"]:
+            block, climbing = np.int64(row["next_sibling"]), False
         else:
-            while here != top and not t.blocks[here]["next_sibling"]:
-                here = np.int64(t.blocks[here]["parent"])
-            if here == top:
+            block, climbing = np.int64(row["parent"]), True
+            if block == top or not block:
                 return 0
-            here = np.int64(t.blocks[here]["next_sibling"])
-    _hold(t, here)
-    return here
+    _hold(t, block)
+    return -block if climbing else block
 
 
 @compiled
-def count_arena(t: Tables, position: Number, wanted: U4, counts: U8) -> None:
-    """Add an arena's blocks of `wanted` namespaces to `counts`: blocks, bytes, leased, pending."""
-    at = next_in_arena(t, position, 0, 1 << 62, wanted)
+def count_arena(t: Tables, position: Number, start: Number, stop: Number, wanted: U4, counts: U8) -> None:
+    """Add the blocks of `wanted` namespaces in slots `start..stop` of an arena to `counts`, as `count_subtree` does."""
+    at = next_in_arena(t, position, start, stop, wanted)
     while at >= 0:
         block = np.int64(t.slots[(position << np.int64(t.book[3])) + at]["block"])
         _count(t, block, counts)
-        at = next_in_arena(t, position, at + 1, 1 << 62, wanted)
+        at = next_in_arena(t, position, at + 1, stop, wanted)
 
 
 @compiled

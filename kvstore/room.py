@@ -21,7 +21,8 @@ class Room(Enum):
 def make_room(
     arenas: Arenas, tables: Tables, tenants: Iterable[Tenant], pool: Pool, now_ns: int, *, exhausted: bool
 ) -> tuple[Room, int]:
-    """A free arena; else one of the tenant furthest above its share; else the tenant's own least valuable memory.
+    """A free arena; else one that lies empty in another pool; else one of the tenant furthest above its share; else
+    the tenant's own least valuable memory.
 
     `exhausted`: nothing in the pool can be evicted. Returns the position to recycle with `Room.RECYCLE`.
     """
@@ -30,7 +31,9 @@ def make_room(
     oldest = 0 if exhausted else int(tables.pools[pool.number]["oldest"])
     if arenas.busy:
         return (Room.EVICT if oldest else Room.BUSY), 0
-    position = _foreign_arena(arenas, tenants, pool.tenant)
+    position = arenas.empty(pool)
+    if position is None:
+        position = _foreign_arena(arenas, tenants, pool.tenant)
     if position is None:
         position = _sibling_arena(arenas, pool, int(tables.blocks[oldest]["touched"]) if oldest else None)
     if position is not None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kvproto.identity import NamespaceIdentity
+from kvproto.ids import NamespaceDigest
 from kvproto.limits import PAGE_BYTES
-from kvstore.blocks import U4, U8, Index
+from kvstore.blocks import U1, U4, U8, Index
 from kvstore.ring import Ring
 
 
@@ -60,7 +61,7 @@ class Namespace:
     number: int
     tenant: Tenant
     identity: NamespaceIdentity
-    digest: bytes
+    digest: NamespaceDigest
     slot_bytes: int
     pool: Pool
     sessions: int = 0
@@ -92,6 +93,7 @@ class Lease:
     session: "Session"
     blocks: U4
     deadline_ns: int
+    fresh: int  # blocks in arenas whose descriptors the session still lacks
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +115,7 @@ class Session:
     number: int
     tenant: Tenant
     ring: Ring
+    given: U1  # by position: was it given the descriptor of the arena that serves there?
     attached: bool = True
     exited: bool = False
     next_ticket: int = 1
@@ -121,7 +124,7 @@ class Session:
     namespaces: dict[int, Namespace] = field(default_factory=dict)
     parked: list[Parked] = field(default_factory=list)
     outcomes: list[tuple[int, int]] = field(default_factory=list)
-    arenas: set[int] = field(default_factory=set)  # ids whose descriptors it was given
+    arenas: dict[int, int] = field(default_factory=dict)  # those whose descriptors it was given, with their positions
     copies: int = 0  # running copies out of its ring
 
 

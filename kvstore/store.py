@@ -4,7 +4,7 @@ reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the
 lease   -> (client copies out of the arena) -> release, or the deadline
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from kvproto.errors import Grant, LimitError, NamespaceError, Outcome, TicketError, UsageError
 from kvproto.frames import UNKNOWN_NS, Matched
 from kvproto.identity import NamespaceIdentity
+from kvproto.ids import NamespaceDigest
 from kvproto.limits import (
     KEY_BYTES,
     KEYS_PER_FRAME,
@@ -36,13 +37,15 @@ from kvstore.report import ClearReport, ClearScope
 from kvstore.ring import Ring
 from kvstore.room import Room, make_room
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Pool, Session, Tenant, Ticket, TicketState
-from kvstore.sweeps import Clear, Count, Done, Job, Jobs, Sweep
+from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Job, Jobs, Sweep
 from kvstore.tally import Tally
 from kvstore.wheel import Wheel
 
 DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
+_NOBODY = -1
+
 Items = np.ndarray[tuple[int], np.dtype[np.void]]
 Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
 
@@ -55,6 +58,7 @@ class Limits:
     arena_bytes: int
     ticket_ttl_ns: int = TICKET_TTL_NS
     lease_ttl_ns_max: int = LEASE_TTL_NS_MAX
+    slice_steps: int = SLICE_STEPS  # of what is dropped in the background, between two events
 
 
 class Store:
@@ -76,7 +80,7 @@ class Store:
         self.leases: dict[int, Lease] = {}
         self._pools: dict[tuple[Tenant, int], Pool] = {}
         self._by_number: dict[int, Namespace] = {}
-        self._jobs = Jobs(self.tables, self.arenas)
+        self._jobs = Jobs(self.tables, self.arenas, limits.slice_steps)
         self._ticket_wheel: Wheel[Ticket] = Wheel()
         self._lease_wheel: Wheel[Lease] = Wheel()
         self._parked_wheel: Wheel[Session] = Wheel()
@@ -91,7 +95,8 @@ class Store:
     def attach(self, tenant_name: str, ring_bytes: int) -> Session:
         """Begin a session. Raises LimitError past the number of tenants."""
         tenant = self.tenants.get(tenant_name) or self._add_tenant(tenant_name)
-        session = Session(self._next_session, tenant, Ring(ring_bytes))
+        given = np.zeros(self.arenas.positions, dtype=np.uint8)
+        session = Session(self._next_session, tenant, Ring(ring_bytes), given)
         session.next_ticket = 1 + (self._randomness.word() >> 2)
         self._next_session += 1
         tenant.sessions += 1
@@ -130,8 +135,7 @@ class Store:
         """The process is gone: nothing of it can read or write any more."""
         self.detach(session)
         session.exited = True
-        for lease in list(session.leases.values()):
-            self._end_lease(lease)
+        self.release(session, list(session.leases))
         self.arenas.exited(session)
         self._forget(session)
 
@@ -155,7 +159,7 @@ class Store:
             namespace.sessions += 1
         return namespace
 
-    def _add_namespace(self, tenant: Tenant, identity: NamespaceIdentity, digest: bytes) -> Namespace:
+    def _add_namespace(self, tenant: Tenant, identity: NamespaceIdentity, digest: NamespaceDigest) -> Namespace:
         slot_bytes = slot_bytes_for(identity.block_bytes)
         if slot_bytes > self.limits.arena_bytes:
             raise UsageError(
@@ -211,37 +215,28 @@ class Store:
         Returns None where nothing is there, and Parked where the run ends at a block that this session is still
         writing: `Outbox.leased` then answers.
         """
-        found, stop = blocks.find_run(self.tables, namespace.tenant.index, namespace.number, keys, at, count, self._run)
-        if stop and wait_ns and self._may_park(session, stop):
-            deadline_ns = self._clock.now_ns() + wait_ns
-            copied = keys[at : at + 4 * count].copy()
-            parked = Parked(request, namespace, copied, count, ttl_ns, deadline_ns)
-            session.parked.append(parked)
-            self._parked_wheel.add(session, deadline_ns)
-            return parked
-        return self._grant_lease(session, found, count, ttl_ns, locations, locations_at)
-
-    def _may_park(self, session: Session, block: int) -> bool:
-        return int(self.tables.blocks[block]["writer"]) == session.number and len(session.parked) < PARKED_PER_SESSION
-
-    def _grant_lease(
-        self, session: Session, found: int, wanted: int, ttl_ns: int, locations: U4, locations_at: int
-    ) -> Lease | None:
-        tally = self.tally
-        tally.leases += 1
-        if found and len(session.leases) >= LEASES_PER_SESSION:
-            tally.refused_quota += 1
-            found = 0
-        tally.lease_hits += found
-        tally.lease_misses += wanted - found
-        if not found:
-            return None
         now_ns = self._clock.now_ns()
         deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
-        blocks.lease_run(
-            self.tables, self._run, found, np.uint64(now_ns), np.uint64(deadline_ns), locations, locations_at
-        )
-        lease = Lease(self._next_lease, session, self._run[:found].copy(), deadline_ns)
+        patient = session.number if wait_ns and len(session.parked) < PARKED_PER_SESSION else _NOBODY
+        if len(session.leases) >= LEASES_PER_SESSION:
+            self.tally.refused_quota += 1
+            count = 0
+        found, fresh = blocks.find_and_lease(
+            self.tables, namespace.tenant.index, namespace.number, keys, at, count, patient, now_ns, deadline_ns,
+            self._run, locations, locations_at, session.given,
+        )  # fmt: skip
+        if found < 0:
+            copied = keys[at : at + 4 * count].copy()
+            parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns)
+            session.parked.append(parked)
+            self._parked_wheel.add(session, parked.deadline_ns)
+            return parked
+        self.tally.leases += 1
+        self.tally.lease_hits += found
+        self.tally.lease_misses += count - found
+        if not found:
+            return None
+        lease = Lease(self._next_lease, session, self._run[:found].copy(), deadline_ns, fresh)
         self._next_lease += 1
         self.leases[lease.number] = session.leases[lease.number] = lease
         self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
@@ -363,16 +358,21 @@ class Store:
         room, position = make_room(self.arenas, self.tables, self.tenants.values(), pool, now_ns, exhausted=exhausted)
         if room is not Room.RECYCLE:
             return room
-        self.arenas.drain(position)
+        self.arenas.drain(position, pool.tenant)
         self.work()
         return Room.BUSY
 
     def commit(self, session: Session, numbers: Sequence[int]) -> list[Copy]:
-        """These spans are filled. Returns the copies to run; raises TicketError for a foreign or reused ticket."""
+        """These spans are filled. Returns the copies to run.
+
+        Raises TicketError for a foreign or reused ticket, before anything is changed: a copy that is begun must run.
+        """
         copies: list[Copy] = []
         tables = self.tables
-        for number in numbers:
-            ticket = self._ticket(session, number)
+        tickets = [self._ticket(session, number) for number in numbers]
+        if len(set(numbers)) != len(numbers):
+            raise TicketError("a ticket is committed twice in one frame")
+        for ticket in tickets:
             if ticket.state is TicketState.LAPSED:
                 self._close_ticket(ticket, Outcome.STALE)
                 continue
@@ -458,24 +458,16 @@ class Store:
 
     def _retry_parked(self, session: Session) -> None:
         now_ns = self._clock.now_ns()
-        parked, session.parked = session.parked, []
-        for waiting in parked:
-            namespace = waiting.namespace
-            found, stop = blocks.find_run(
-                self.tables,
-                namespace.tenant.index,
-                namespace.number,
-                waiting.keys,
-                0,
-                waiting.count,
-                self._run,
-            )
-            if stop and now_ns < waiting.deadline_ns and self._may_park(session, stop):
-                session.parked.append(waiting)
-                continue
-            locations = np.zeros(2 * max(found, 1), dtype=np.uint32)
-            lease = self._grant_lease(session, found, waiting.count, waiting.ttl_ns, locations, 0)
-            self._outbox.leased(session, waiting, lease, locations)
+        waiting, session.parked = session.parked, []
+        for parked in waiting:
+            locations = np.zeros(2 * parked.count, dtype=np.uint32)
+            wait_ns = max(0, parked.deadline_ns - now_ns)
+            lease = self.lease(
+                session, parked.namespace, parked.request, parked.keys, 0, parked.count, parked.ttl_ns, wait_ns,
+                locations, 0,
+            )  # fmt: skip
+            if not isinstance(lease, Parked):
+                self._outbox.leased(session, parked, lease, locations)
 
     # -- dropping ------------------------------------------------------------------------------------------------
 
@@ -495,18 +487,18 @@ class Store:
         chosen = self._chosen(scope)
         wanted = np.zeros(NAMESPACES, dtype=np.uint32)
         wanted[[namespace.number for namespace in chosen]] = 1
-        tops = [(namespace.tenant, row) for namespace in chosen for row in self._rows(namespace, scope.keys)]
 
         def drop(counted: int, counted_bytes: int, leased: int, pending: int) -> None:
             report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
             if dry_run:
                 done(report)
             elif scope.keys:
-                self._drop_tops(tops, lambda: done(report))
+                self._drop_tops(chosen, scope.keys, lambda _: done(report))
             else:
                 self._jobs.start(Clear(self.tables, self.arenas, wanted, lambda: done(report)))
 
-        self._begin(Count(self.tables, self.arenas, wanted, [row for _, row in tops] if scope.keys else None, drop))
+        tops = (row for namespace in chosen for row in self._rows(namespace, scope.keys))
+        self._begin(Count(self.tables, self.arenas, wanted, tops if scope.keys else None, drop))
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:
         if scope.tenant is not None and scope.tenant not in self.tenants:
@@ -520,22 +512,23 @@ class Store:
             raise KeyError(f"no namespace {scope.digest.hex()}")
         return chosen
 
-    def _rows(self, namespace: Namespace, keys: Sequence[bytes]) -> list[int]:
-        words = np.frombuffer(b"".join(keys), dtype=np.uint64)
-        index = namespace.tenant.index
-        found = (blocks.find_one(self.tables, index, namespace.number, words, 4 * i) for i in range(len(keys)))
-        return [row for row in found if row]
+    def _rows(self, namespace: Namespace, keys: Sequence[bytes]) -> Iterator[int]:
+        """Rows of those keys that are there when their turn comes: a row that was found earlier may be another's."""
+        for key in dict.fromkeys(keys):
+            words = np.frombuffer(key, dtype=np.uint64)
+            row = blocks.find_one(self.tables, namespace.tenant.index, namespace.number, words, 0)
+            if row:
+                yield row
 
-    def _drop_tops(self, tops: list[tuple[Tenant, int]], done: Callable[[], None]) -> None:
-        """Sweep some subtrees that may have gone since they were counted."""
-        left = [(tenant, row) for tenant, row in tops if self.tables.blocks[row]["state"] in blocks.LIVE]
-        for i, (tenant, row) in enumerate(left):
-            if self.tables.blocks[row]["state"] in blocks.LIVE:
-                blocks.begin_sweep(self.tables, tenant.index, row)
-            last = i == len(left) - 1
-            self._jobs.start(Sweep(self.tables, tenant, [row], (lambda _: done()) if last else None))
-        if not left:
-            done()
+    def _drop_tops(self, chosen: list[Namespace], keys: Sequence[bytes], done: Done) -> None:
+        if not chosen:
+            done(0)
+        for namespace in chosen:
+            tops = []
+            for row in self._rows(namespace, keys):
+                blocks.begin_sweep(self.tables, namespace.tenant.index, row)
+                tops.append(row)
+            self._jobs.start(Sweep(self.tables, namespace.tenant, tops, done if namespace is chosen[-1] else None))
 
     def _sweep(self, tenant: Tenant, block: int) -> None:
         blocks.begin_sweep(self.tables, tenant.index, block)
@@ -556,9 +549,15 @@ class Store:
         """`Memory.punch_arena` has finished."""
         self.arenas.punched(arena)
 
-    def gave_arena(self, session: Session, arena: int) -> None:
-        """A session is being sent the descriptor of an arena."""
-        self.arenas.gave(session, arena)
+    def fresh_arenas(self, lease: Lease) -> list[int]:
+        """Arenas of a lease whose descriptors its session lacks; from now on it is taken to have them."""
+        shift, session = int(self.tables.book[3]), lease.session
+        positions = np.unique(self.tables.blocks["slot"][lease.blocks] >> shift).tolist()
+        wanted = {int(self.tables.arenas[position]["id"]): position for position in positions}
+        fresh = [arena for arena, position in wanted.items() if not session.given[position]]
+        for arena in fresh:
+            self.arenas.gave(session, arena, wanted[arena])
+        return fresh
 
     def arena_dropped(self, session: Session, arena: int) -> None:
         """A session maps nothing of an arena any more."""

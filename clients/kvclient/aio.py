@@ -12,14 +12,15 @@ first lets a copy under way end: the memory on both sides is not the caller's ag
 import asyncio
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from kvclient import flows
 from kvclient.calls import Call, HelloCall, Part
 from kvclient.client import hello_of, identity_of
-from kvclient.copying import Move, copy
+from kvclient.copying import copy
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step
 from kvclient.lease import Held
@@ -78,7 +79,7 @@ class AsyncConnection(Endpoint):
         if isinstance(step, Call):
             await self._ask(step)
         elif isinstance(step, Copy):
-            await copy_in_thread(step.moves)
+            await in_thread(partial(copy, step.moves))
         elif isinstance(step, Commit):
             await self._commit(step)
         elif isinstance(step, Settled):
@@ -189,7 +190,7 @@ class AsyncConnection(Endpoint):
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         self._refusal = None
         try:
-            link = Link(dial(self._directory()), Session(self._memory))
+            link = Link(dial(self._directory()), Session(self.memory))
         except GoneError as gone:
             self._why_not = str(gone)
             return
@@ -207,6 +208,11 @@ class AsyncConnection(Endpoint):
         refusal = call.error or self._refusal or link.session.goodbye
         self._why_not = str(refusal or self._why_not)
         self._drop(link, self._why_not)
+
+    def distrust(self, session: Session, why: str) -> None:
+        """See `Endpoint`."""
+        if self._link is not None and self._link.session is session:
+            self._drop(self._link, f"the daemon broke the protocol: {why}")
 
     def _drop(self, link: Link, why: str) -> None:
         if not link.session.over:
@@ -247,9 +253,9 @@ class AsyncConnection(Endpoint):
             self._drop(link, str(gone))
 
 
-async def copy_in_thread(moves: list[Move]) -> None:
+async def in_thread(copying_verb: Callable[[], None]) -> None:
     """Copy without holding up the loop. Cancelling waits for the copy: nothing may write to a target afterwards."""
-    copying = asyncio.ensure_future(asyncio.to_thread(copy, moves))
+    copying = asyncio.ensure_future(asyncio.to_thread(copying_verb))
     try:
         await asyncio.shield(copying)
     except asyncio.CancelledError:
@@ -265,16 +271,15 @@ class AsyncLease(Held):
     """What `AsyncNamespace.fetch` gives."""
 
     def __init__(self, connection: AsyncConnection, parts: Sequence[Part], block_bytes: int) -> None:
-        super().__init__(parts, block_bytes)
+        super().__init__(connection, parts, block_bytes)
         self._connection = connection
 
     async def copy_to(self, targets: object) -> bool:
         """As `Lease.copy_to`, in a thread."""
-        moves, owners = self._moves_to(targets)
+        copying = self._copying_to(targets)
         if not self.valid():
             return False
-        await copy_in_thread(moves)
-        del owners
+        await in_thread(copying)
         return self.valid()
 
     async def renew(self, ttl_s: float) -> bool:
@@ -284,9 +289,6 @@ class AsyncLease(Held):
             return False
         deadline_ns = _clock() + self._connection.timeout_ns
         return await self._connection.run(flows.renew(self._parts, ttl_ns, deadline_ns)) and self.valid()
-
-    def _check(self) -> None:
-        self._connection.check_fork()
 
 
 class Fetching:

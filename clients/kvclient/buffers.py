@@ -5,14 +5,14 @@ Three kinds are understood, by what they can do and not by importing their maker
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from kvproto.errors import UsageError
 
-_byte = ctypes.c_char
+_from_buffer: Final[Callable[[Any], ctypes.c_char]] = ctypes.c_char.from_buffer
 _address_of: Final = ctypes.addressof
 
 
@@ -47,13 +47,13 @@ def _locate(blocks: Any, count: int | None, block_bytes: int, *, writable: bool)
         raise UsageError(f"blocks must be a sequence with one object a block, not {type(blocks).__name__}")
     if count is not None and number != count:
         raise UsageError(f"{number} buffers for {count} keys")
-    addresses: list[int] = []
     owners: list[object] = []
-    for index, block in enumerate(blocks):
+    addresses: list[int] = []
+    for block in blocks:
         try:
             address, owner = _address(block, block_bytes, writable)
         except UsageError as error:
-            raise UsageError(f"block {index}: {error}") from error
+            raise UsageError(f"block {len(owners)}: {error}") from error
         addresses.append(address)
         owners.append(owner)
     return Memory(addresses, owners)
@@ -80,24 +80,24 @@ def _address(block: Any, block_bytes: int, writable: bool) -> tuple[int, object]
 
 
 def _array_address(array: "np.ndarray[Any, Any]", block_bytes: int, writable: bool) -> tuple[int, object]:
-    flags = array.flags
-    _require(array.nbytes, block_bytes, flags.c_contiguous)
-    if writable and not flags.writeable:
-        raise UsageError("read-only")
-    if flags.writeable:
-        try:
-            pinned = _byte.from_buffer(array.data)  # three times as fast as `array.ctypes`
-            return _address_of(pinned), pinned
-        except (TypeError, ValueError, BufferError):
-            pass  # a type that the buffer protocol cannot name, such as bfloat16
-    return int(array.ctypes.data), array
+    if array.nbytes != block_bytes or not array.flags.c_contiguous:
+        raise _unfit(array.nbytes, block_bytes)
+    try:
+        pinned = _from_buffer(array)  # three times as fast as `array.ctypes`
+        return _address_of(pinned), pinned
+    except (TypeError, ValueError):  # read-only, or of a type that the buffer protocol cannot name (bfloat16)
+        if writable and not array.flags.writeable:
+            raise UsageError("read-only") from None
+        return int(array.ctypes.data), array
 
 
 def _tensor_address(tensor: Any, block_bytes: int) -> int:
     on_cpu = getattr(tensor, "is_cpu", None)
     if not (tensor.device.type == "cpu" if on_cpu is None else on_cpu):
         raise UsageError(f"a tensor on {tensor.device}; only memory of the CPU can be copied from or to")
-    _require(tensor.numel() * tensor.element_size(), block_bytes, bool(tensor.is_contiguous()))
+    tensor_bytes = tensor.numel() * tensor.element_size()
+    if tensor_bytes != block_bytes or not tensor.is_contiguous():
+        raise _unfit(tensor_bytes, block_bytes)
     try:
         return int(tensor.data_ptr())
     except RuntimeError as error:  # sparse, or a fake without storage
@@ -109,18 +109,18 @@ def _buffer_address(block: Any, block_bytes: int, writable: bool) -> tuple[int, 
         view = memoryview(block)
     except TypeError as error:
         raise UsageError(f"not a buffer, an array or a tensor: {type(block).__name__}") from error
-    _require(view.nbytes, block_bytes, view.c_contiguous)
+    if view.nbytes != block_bytes or not view.c_contiguous:
+        raise _unfit(view.nbytes, block_bytes)
     if writable and view.readonly:
         raise UsageError("read-only")
     if not view.readonly:
-        pinned = _byte.from_buffer(view)
+        pinned = _from_buffer(view)
         return _address_of(pinned), pinned
     array = np.frombuffer(view, np.uint8)
     return int(array.ctypes.data), array
 
 
-def _require(size: int, block_bytes: int, contiguous: bool) -> None:
+def _unfit(size: int, block_bytes: int) -> UsageError:
     if size != block_bytes:
-        raise UsageError(f"{size} bytes where exactly {block_bytes} belong")
-    if not contiguous:
-        raise UsageError("not C-contiguous")
+        return UsageError(f"{size} bytes where exactly {block_bytes} belong")
+    return UsageError("not C-contiguous")

@@ -232,6 +232,12 @@ class Connection(Endpoint):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self.timeout_ns / 1e9)
 
+    def distrust(self, session: Session, why: str) -> None:
+        """See `Endpoint`."""
+        link = self._link
+        if link is not None and link.session is session:
+            self._drop(link, f"the daemon broke the protocol: {why}")
+
     def _drop(self, link: Link, why: str) -> None:
         """The link is over: every call on it is lost. Any thread, any number of times."""
         with self._mutex:
@@ -246,7 +252,7 @@ class Connection(Endpoint):
         """One attempt. Raises RefusedError; other trouble is left in the status."""
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         try:
-            link = Link(dial(self._directory()), Session(self._memory))
+            link = Link(dial(self._directory()), Session(self.memory))
             greet(link, self.hello, _clock() + self.timeout_ns)
         except RefusedError as error:
             self._why_not = str(error)

@@ -1,16 +1,37 @@
-"""Moving bytes between addresses, without the GIL."""
+"""Moving bytes between addresses, without the GIL.
+
+Two ways, since neither is good everywhere (measured on AMD Zen 3, blocks of 64 KiB, GB/s):
+
+    target - source, modulo 32       0      8     16
+    memmove                         12.1   3.3    7.3     glibc uses `rep movsb`, which hates unequal alignment
+    NumPy's vector loop (x | x)     13.1  12.8   12.7     and costs 0.4 us more a call
+
+Slots and spans begin at pages, NumPy's large arrays 16 bytes after one, torch's 64 bytes after one.
+"""
 
 import ctypes
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+Move: TypeAlias = tuple[int, int, int]  # target address, source address, bytes
+
+_BASE: Final = 4096  # nothing is ever mapped below
 
 
-class Move(NamedTuple):
-    """Bytes to move, from address to address."""
+class _AddressSpace:
+    """Every address of this process as one array, so that a slice of it is memory at an address: 0.1 us each."""
 
-    target: int
-    source: int
-    bytes: int
+    __array_interface__: Final[dict[str, Any]] = {
+        "data": (_BASE, False),
+        "shape": ((1 << 48) - _BASE,),
+        "typestr": "|u1",
+        "version": 3,
+    }
+
+
+_bytes_at: Final = np.asarray(_AddressSpace())
 
 
 def moves_of(targets: Iterable[int], sources: Iterable[int], block_bytes: int) -> list[Move]:
@@ -21,18 +42,24 @@ def moves_of(targets: Iterable[int], sources: Iterable[int], block_bytes: int) -
     for target, source in zip(targets, sources, strict=False):
         if target != next_target or source != next_source:
             if next_target >= 0:
-                moves.append(Move(first_target, first_source, next_target - first_target))
+                moves.append((first_target, first_source, next_target - first_target))
             first_target, first_source = target, source
             next_target, next_source = target, source
         next_target += block_bytes
         next_source += block_bytes
     if next_target >= 0:
-        moves.append(Move(first_target, first_source, next_target - first_target))
+        moves.append((first_target, first_source, next_target - first_target))
     return moves
 
 
 def copy(moves: Iterable[Move]) -> None:
-    """Do it. The caller vouches for the addresses. A call costs 0.4 us and lets other threads run meanwhile."""
-    memmove = ctypes.memmove
+    """Do it. The caller vouches for the addresses. Other threads run meanwhile."""
+    memmove, bitwise_or, bytes_at = ctypes.memmove, np.bitwise_or, _bytes_at
     for target, source, length in moves:
-        memmove(target, source, length)
+        if (target - source) & 31:
+            start = source - _BASE
+            read = bytes_at[start : start + length]
+            start = target - _BASE
+            bitwise_or(read, read, bytes_at[start : start + length])
+        else:
+            memmove(target, source, length)

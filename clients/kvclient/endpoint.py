@@ -27,7 +27,7 @@ class Endpoint:
         self.hello = hello
         self.timeout_ns = timeout_ns
         self._given_dir = given_dir
-        self._memory = HostMemory()
+        self.memory = HostMemory()
         self._link: Link | None = None
         self._why_not = "not connected yet"
         self._dead: type[KvError] | None = None
@@ -69,6 +69,10 @@ class Endpoint:
         link, self._link = self._link, None
         if link is not None:
             link.sock.close()
+
+    def distrust(self, session: Session, why: str) -> None:
+        """End a session whose daemon said what no daemon should."""
+        raise NotImplementedError
 
     def _directory(self) -> Path:
         return runtime_dir(self._given_dir)

@@ -162,6 +162,8 @@ def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: i
         call = MatchCall(session, opened.number, chunk, deadline_ns)
         yield call
         if call.matched is None or not call.answered:
+            if start == 0:
+                return NO_MATCH
             break
         found = call.matched
         hbm, dram, disk, pending = hbm + found.hbm, dram + found.dram, disk + found.disk, found.pending

@@ -2,22 +2,25 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from kvclient import buffers, flows
-from kvclient.calls import Part
+from kvclient.calls import Part, Place
 from kvclient.connection import Connection
 from kvclient.copying import Move, copy, moves_of
+from kvclient.endpoint import Endpoint
 from kvclient.results import Tiers
-from kvproto.errors import UsageError
+from kvproto.errors import ProtocolError, UsageError
 
 
 class Held:
     """What a lease is, whichever way its copies run. Threads may share one."""
 
-    def __init__(self, parts: Sequence[Part], block_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, parts: Sequence[Part], block_bytes: int) -> None:
+        self._endpoint = endpoint
         self._parts = parts
         self._block_bytes = block_bytes
         self._views: tuple[memoryview, ...] | None = None
@@ -45,21 +48,17 @@ class Held:
         the context, or an array made from one, is safe to touch for as long as it is kept, but what it shows is
         no longer promised. Raises UsageError outside the context.
         """
-        self._check()
+        self._endpoint.check_fork()
         if self._released:
             raise UsageError("the views of a lease are for use inside its context")
         if self._views is None:
             block_bytes = self._block_bytes
-            self._views = tuple(
-                part.arenas[arena].view[slot * part.slot_bytes : slot * part.slot_bytes + block_bytes]
-                for part in self._parts
-                for arena, slot in zip(part.places[::2], part.places[1::2], strict=True)
-            )
+            self._views = tuple(mapping.view[offset : offset + block_bytes] for mapping, offset in self._places())
         return self._views
 
     def valid(self) -> bool:
         """Whether everything read so far was read in time: not released, and no deadline passed."""
-        self._check()
+        self._endpoint.check_fork()
         now_ns = time.monotonic_ns()
         return not self._released and all(now_ns < part.deadline_ns for part in self._parts)
 
@@ -76,28 +75,43 @@ class Held:
                 view.release()
         self._views = None
 
-    def _check(self) -> None:
-        """Raises ForkError where the maps behind this do not exist."""
-        raise NotImplementedError
-
-    def _moves_to(self, targets: object) -> tuple[list[Move], object]:
-        """The moves, and what must stay alive until they are made. Raises UsageError for unfit targets."""
-        parts = self._parts
+    def _copying_to(self, targets: object) -> Callable[[], None]:
+        """What copies the blocks, for any thread; it keeps alive what it needs. Raises UsageError for unfit targets."""
         memory = buffers.writable(targets, self.blocks, self._block_bytes)
-        sources: list[int] = []
-        for part in parts:
-            bases = {arena: mapping.address for arena, mapping in part.arenas.items()}
-            slot_bytes = part.slot_bytes
-            places = iter(part.places)
-            sources += [bases[arena] + slot * slot_bytes for arena, slot in zip(places, places, strict=True)]
-        return moves_of(memory.addresses, sources, self._block_bytes), (parts, memory.owners)
+        places = self._places()
+        if any(part.cold for part in self._parts):
+            return partial(self._copy_cold, memory, places)
+        sources = [mapping.address + offset for mapping, offset in places]
+        moves = moves_of(memory.addresses, sources, self._block_bytes)
+        return partial(_copy, moves, memory, places)
+
+    def _copy_cold(self, memory: buffers.Memory, places: list[Place]) -> None:
+        """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
+        populate = self._endpoint.memory.populate
+        block_bytes = self._block_bytes
+        for target, (mapping, offset) in zip(memory.addresses, places, strict=False):
+            if mapping.cold:
+                populate(mapping, offset, block_bytes)
+            copy([(target, mapping.address + offset, block_bytes)])
+
+    def _places(self) -> list[Place]:
+        """Where the blocks lie; nowhere if the daemon named places that do not exist, and then the lease is void."""
+        places: list[Place] = []
+        for part in self._parts:
+            try:
+                places += part.places()
+            except ProtocolError as error:
+                part.deadline_ns = 0
+                self._endpoint.distrust(part.session, str(error))
+                return []
+        return places
 
 
 class Lease(Held):
     """What `Namespace.fetch` returns: a context manager that releases on the way out."""
 
     def __init__(self, connection: Connection, parts: Sequence[Part], block_bytes: int) -> None:
-        super().__init__(parts, block_bytes)
+        super().__init__(connection, parts, block_bytes)
         self._connection = connection
 
     def copy_to(self, targets: object) -> bool:
@@ -107,11 +121,10 @@ class Lease(Held):
         most `blocks` of them, or one array or tensor whose first dimension is the blocks. Raises UsageError, before
         the first byte moves, for anything else.
         """
-        moves, owners = self._moves_to(targets)
+        copying = self._copying_to(targets)
         if not self.valid():
             return False
-        copy(moves)
-        del owners  # the maps and the targets were needed until here
+        copying()
         return self.valid()
 
     def renew(self, ttl_s: float) -> bool:
@@ -122,9 +135,6 @@ class Lease(Held):
         deadline_ns = time.monotonic_ns() + self._connection.timeout_ns
         return self._connection.run(flows.renew(self._parts, ttl_ns, deadline_ns)) and self.valid()
 
-    def _check(self) -> None:
-        self._connection.check_fork()
-
     def __enter__(self) -> Self:
         return self
 
@@ -132,3 +142,7 @@ class Lease(Held):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _copy(moves: list[Move], *_kept_alive: object) -> None:
+    copy(moves)

@@ -11,12 +11,12 @@ from kvclient.results import Reason
 class Waiter:
     """Something that a caller waits for until `done`. `wake`, if set, is called once when it should look again."""
 
-    __slots__ = ("deadline_ns", "done", "wake")
+    # Class attributes as defaults: requests are made on the hot path.
+    done = False
+    wake: Callable[[], object] | None = None
 
     def __init__(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns  # CLOCK_MONOTONIC
-        self.done = False
-        self.wake: Callable[[], object] | None = None
 
     def nudge(self) -> None:
         """Wake the caller; it may find that nothing is done yet."""
@@ -72,8 +72,6 @@ class Ledger:
 class Settled(Waiter):
     """Waits until at most `left` tickets of a ledger are out."""
 
-    __slots__ = ("ledger", "left")
-
     def __init__(self, ledger: Ledger, left: int, deadline_ns: int) -> None:
         super().__init__(deadline_ns)
         self.ledger = ledger
@@ -94,5 +92,3 @@ class Settled(Waiter):
 
 class Pause(Waiter):
     """Waits for its deadline and nothing else, so that frames are read meanwhile."""
-
-    __slots__ = ()

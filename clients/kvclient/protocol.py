@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from kvclient.calls import Answer, Call, Opened, PingCall
+from kvclient.calls import Call, Opened, PingCall, Place
 from kvclient.ledger import Ledger
 from kvclient.mapping import Mapping, Memory
 from kvclient.results import Reason, Status
 from kvproto import frames
 from kvproto.errors import Code, ProtocolError, error_for
-from kvproto.frames import Verb, Welcome
-from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME, TICKETS_PER_SESSION
+from kvproto.frames import Head, Verb, Welcome
+from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
 
 _FAILED = int(Verb.FAILED)  # enum members compare slowly
 _REQUEST_MAX = (1 << 32) - 1
@@ -35,10 +35,12 @@ class Session:
         self.welcome: Welcome | None = None
         self.ring: Mapping | None = None
         self.namespaces: dict[bytes, Opened] = {}
-        self.arenas: dict[int, Mapping] = {}
+        self.arenas: dict[int, Mapping] = {}  # replaced, never changed: leases hold on to what was there
+        self.cold: list[Mapping] = []  # those that are not wholly populated yet
         self.over = False
         self.goodbye = ""  # why the daemon ended it, if it said so
         self.heard_ns = 0  # when the last frame came
+        self.fds: Sequence[int] = ()  # that came with it; good only while it is being taken
         self.silent = False  # it missed a deadline and has not been heard since: calls miss at once
         # Given back with the next frame. Appending needs no guard (deques are atomic, and `unmapped` is appended
         # to from within the garbage collector).
@@ -48,8 +50,6 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._request = 0
         self._tickets: dict[int, Ledger] = {}
-        self._reserving = 0  # keys in RESERVE frames without an answer
-        self._granted = 0  # tickets neither committed nor aborted
 
     # -- out ----------------------------------------------------------------------------------------------------
 
@@ -92,9 +92,7 @@ class Session:
     def chores(self) -> Iterator[bytes]:
         """Frames that nobody waits for: aborts, arenas let go, and releases that found no frame to ride on."""
         while self._aborts:
-            tickets = _take(self._aborts, KEYS_PER_FRAME)
-            self._granted -= len(tickets)
-            yield frames.build_abort(0, tickets)
+            yield frames.build_abort(0, _take(self._aborts, KEYS_PER_FRAME))
         while self.unmapped:
             yield frames.build_arena_dropped(self.unmapped.popleft())
         while self.releases:
@@ -108,11 +106,6 @@ class Session:
     def has_chores(self) -> bool:
         """Whether `chores` would yield anything. Needs no guard."""
         return bool(self.releases or self.unmapped or self._aborts)
-
-    @property
-    def spare_tickets(self) -> int:
-        """How many more blocks may be between RESERVE and the end of their copy."""
-        return TICKETS_PER_SESSION - self._reserving - self._granted - len(self._tickets)
 
     def is_out(self, ticket: int) -> bool:
         """Committed, and the daemon has not said yet what became of it. Needs no guard."""
@@ -140,18 +133,8 @@ class Session:
 
     # -- bookkeeping of calls -----------------------------------------------------------------------------------
 
-    def note_reserve(self, keys: int) -> None:
-        """A RESERVE of so many keys goes out."""
-        self._reserving += keys
-
-    def note_granted(self, keys: int, granted: int) -> None:
-        """The answer to a RESERVE of so many keys has come."""
-        self._reserving -= keys
-        self._granted += granted
-
     def note_commit(self, tickets: Sequence[int], ledger: Ledger) -> None:
         """These tickets go out with the frame being built. Their PUBLISHED may overtake the sender's return."""
-        self._granted -= len(tickets)
         ledger.commit(len(tickets))
         for ticket in tickets:
             self._tickets[ticket] = ledger
@@ -166,15 +149,16 @@ class Session:
         """
         self.heard_ns = now_ns
         self.silent = False
+        self.fds = fds
         head = frames.parse_head(frame, len(frame))
         if not head.request:
-            self._receive_unasked(Answer(frame, head, fds, now_ns))
+            self._receive_unasked(frame, head)
             return
         call = self._calls.get(head.request)
         if call is None:
             raise ProtocolError(f"an answer to request {head.request}, which nobody made")
         if head.verb == call.answer:
-            call.accept(Answer(frame, head, fds, now_ns))
+            call.accept(frame, head)
         elif head.verb == _FAILED:
             call.refuse(error_for(*frames.parse_failure(frame, head)))
         else:
@@ -185,40 +169,55 @@ class Session:
         else:
             call.finish()
 
-    def _receive_unasked(self, answer: Answer) -> None:
-        verb = frames.verb_of(answer.head)
+    def _receive_unasked(self, frame: bytes, head: Head) -> None:
+        verb = frames.verb_of(head)
         if verb is Verb.PUBLISHED:
-            self._published(answer)
+            self._published(frame, head)
         elif verb is Verb.ARENA:
-            self._arenas_came(answer)
+            self._arenas_came(frame, head)
         elif verb is Verb.ARENA_GONE:
-            mapping = self.arenas.pop(frames.parse_number(answer.frame, answer.head), None)
-            if mapping is None:
-                raise ProtocolError("ARENA_GONE for an arena that was never sent")
-            mapping.gone = True  # its last user unmaps it, and then `unmapped` says so
+            self._arena_gone(frames.parse_number(frame, head))
         elif verb is Verb.GOAWAY:
-            code, text = frames.parse_failure(answer.frame, answer.head)
+            code, text = frames.parse_failure(frame, head)
             self.goodbye = f"{text} ({code.name})"
             raise error_for(code, text) if code is not Code.OK else ProtocolError(text)
         else:
             raise ProtocolError(f"{verb.name} that nobody asked for")
 
-    def _published(self, answer: Answer) -> None:
-        for ticket, outcome in frames.parse_published(answer.frame, answer.head):
+    def _published(self, frame: bytes, head: Head) -> None:
+        for ticket, outcome in frames.parse_published(frame, head):
             ledger = self._tickets.pop(ticket, None)
             if ledger is None or outcome >= len(_OUTCOMES):
                 raise ProtocolError(f"PUBLISHED says outcome {outcome} of ticket {ticket}")
             ledger.settle(ticket, _OUTCOMES[outcome])
 
-    def _arenas_came(self, answer: Answer) -> None:
-        arenas = frames.parse_arenas(answer.frame, answer.head)
-        if len(arenas) != len(answer.fds):
-            raise ProtocolError(f"{len(arenas)} arenas came with {len(answer.fds)} descriptors")
-        for (arena, arena_bytes), fd in zip(arenas, answer.fds, strict=True):
-            if arena in self.arenas:
+    def _arenas_came(self, frame: bytes, head: Head) -> None:
+        arenas = frames.parse_arenas(frame, head)
+        if len(arenas) != len(self.fds):
+            raise ProtocolError(f"{len(arenas)} arenas came with {len(self.fds)} descriptors")
+        known = dict(self.arenas)
+        for (arena, arena_bytes), fd in zip(arenas, self.fds, strict=True):
+            if arena in known:
                 raise ProtocolError(f"arena {arena} came twice")
             unmapped = partial(self.unmapped.append, arena)  # holds the queue, not this session
-            self.arenas[arena] = self.memory.map_arena(fd, arena_bytes, unmapped)
+            known[arena] = self.memory.map_arena(fd, arena_bytes, unmapped)
+            self.cold.append(known[arena])
+        self.arenas = known
+
+    def _arena_gone(self, arena: int) -> None:
+        if arena not in self.arenas:
+            raise ProtocolError("ARENA_GONE for an arena that was never sent")
+        self.arenas[arena].gone = True  # its last user unmaps it, and then `unmapped` says so
+        self.cold = [mapping for mapping in self.cold if not mapping.gone]
+        self.arenas = {number: mapping for number, mapping in self.arenas.items() if number != arena}
+
+    def warm(self, places: Sequence[Place], block_bytes: int) -> None:
+        """Blocks that are about to be read lie here: see that their pages are there."""
+        for mapping in self.cold:
+            offsets = [offset for at, offset in places if at is mapping]
+            if offsets:
+                self.memory.warm(mapping, offsets, block_bytes)
+        self.cold = [mapping for mapping in self.cold if mapping.cold]
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -234,7 +233,8 @@ class Session:
         for ticket, ledger in list(self._tickets.items()):
             ledger.settle(ticket, Reason.UNREACHABLE)
         self._tickets.clear()
-        self.arenas.clear()
+        self.arenas = {}
+        self.cold = []
         self.ring = None
 
 

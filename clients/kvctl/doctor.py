@@ -106,7 +106,8 @@ def check_daemon(daemon: DaemonFacts | None, trouble: str) -> Iterator[Check]:
     else:
         yield Check(name, Verdict.OK, f"{who}, serving")
     for warning in daemon.warnings:
-        yield Check(name, Verdict.WARN, warning)
+        found, _, remedy = warning.partition("; ")
+        yield Check(name, Verdict.WARN, found, remedy)
 
 
 def check_sockets(host: Host, runtime_dir: str | None, daemon: DaemonFacts | None) -> Iterator[Check]:

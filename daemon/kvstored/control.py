@@ -15,7 +15,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from os import fsencode
 from pathlib import Path
@@ -84,8 +84,11 @@ class AdminPort(Protocol):
     def config(self) -> tuple[ConfigValue, ...]:
         """Every setting with its origin."""
 
-    def clear(self, scope: ClearScope, *, dry_run: bool) -> ClearReport:
-        """Drop what `scope` covers, or only count it. Raises KeyError(text): unknown tenant or namespace."""
+    def clear(self, scope: ClearScope, *, dry_run: bool) -> "Future[ClearReport]":
+        """Begin to drop what `scope` covers, or only to count it; done in slices, since it can be a million blocks.
+
+        Raises KeyError(text): unknown tenant or namespace.
+        """
 
     def drain(self, *, on: bool) -> None:
         """Refuse new blocks from now on, or take them again. Idempotent."""
@@ -233,7 +236,7 @@ class _Control:
         return self._answer(
             context,
             lambda port: port.clear(scope, dry_run=request.dry_run),
-            lambda report: pb.ClearResponse(**_named(report)),
+            lambda clearing: pb.ClearResponse(**_named(clearing.result(_wait_s(context)))),
             unknown=KeyError,
         )
 
@@ -260,8 +263,7 @@ class _Control:
         unknown: type[Exception] | tuple[()] = (),
     ) -> Answer:
         """Ask the owner and build the answer here. Trouble of every kind ends this call and nothing else."""
-        remaining_s: float | None = context.time_remaining()
-        wait_s = OWNER_WAIT_S if remaining_s is None else min(remaining_s, OWNER_WAIT_S)
+        wait_s = _wait_s(context)
         try:
             return build(self._owner.ask(question, wait_s))
         except TimeoutError:
@@ -275,6 +277,12 @@ class _Control:
             _log.exception("control call failed")
             code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the daemon: its log says more"
         return context.abort(code, text)
+
+
+def _wait_s(context: grpc.ServicerContext) -> float:
+    """How long a handler waits for the owner: up to the caller's deadline, and never longer than our own."""
+    remaining_s: float | None = context.time_remaining()
+    return OWNER_WAIT_S if remaining_s is None else min(remaining_s, OWNER_WAIT_S)
 
 
 class _Announce(Protocol):

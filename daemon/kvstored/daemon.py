@@ -110,21 +110,21 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
             announce()
-            self._loop.run(self._next_tick_ns, self._after_turn)
+            self._loop.run(self._turn)
+            self._control.announce(serving=False)
 
-    def _next_tick_ns(self) -> int:
-        soonest_ns = self._store.next_tick_ns()
-        return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
-
-    def _after_turn(self) -> None:
+    def _turn(self) -> int:
+        """What events have brought about, what time has, and when to look again (ns)."""
         self._hot.finish_copies()
         now_ns = time.monotonic_ns()
         soonest_ns = self._store.next_tick_ns()
         if soonest_ns is not None and soonest_ns <= now_ns:
             self._store.tick()
+            soonest_ns = self._store.next_tick_ns()
         if self._look_around_ns <= now_ns:
             self._hot.look_around(now_ns)
             self._look_around_ns = now_ns + LOOK_AROUND_NS
+        return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
 
 
 def _only_one(runtime_dir: Path) -> ExitStack:

@@ -44,7 +44,6 @@ from kvstored.peer import Peer, peer_of
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "hot.sock"
-FRAMES_A_TURN = 8  # then others get their turn
 HELLO_NS = 5 * 10**9  # a connection that has not said HELLO by then is closed
 BATCH_BYTES = 4 << 20  # blocks a leaf thread copies before it reports
 FDS_PER_FRAME = 253
@@ -157,19 +156,16 @@ class HotServer:
             self._hang_up(connection)
 
     def _read(self, connection: Connection) -> None:
-        receive = connection.socket.recv_into
-        for _ in range(FRAMES_A_TURN):
-            try:
-                frame_bytes = receive(self._frame, FRAME_BYTES, socket.MSG_TRUNC)
-            except BlockingIOError:
-                break
-            if frame_bytes == 0:
-                self._hang_up(connection)
-                return
-            self._handle(connection, frame_bytes)
-            if connection.goaway is not None:
-                return
-        if connection.waiting:
+        """One frame a turn, so that nobody can keep the loop to itself."""
+        try:
+            frame_bytes = connection.socket.recv_into(self._frame, FRAME_BYTES, socket.MSG_TRUNC)
+        except BlockingIOError:
+            return
+        if frame_bytes == 0:
+            self._hang_up(connection)
+            return
+        self._handle(connection, frame_bytes)
+        if connection.waiting and connection.socket.fileno() >= 0:
             self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
 
     def _handle(self, connection: Connection, frame_bytes: int) -> None:
@@ -186,13 +182,17 @@ class HotServer:
             if head.verb == Verb.HELLO:
                 raise ProtocolError("a second HELLO")
             raise UnknownVerbError(f"unknown verb {head.verb}")
+        releases: tuple[int, ...] = ()
         if head.releases or head.commits:
             releases, commits = frames.riders(self._frame, head)
-            if releases:
-                self.store.release(session, releases)
             if commits and head.verb != Verb.COMMIT:
                 self._run_copies(connection, self.store.commit(session, commits))
+            if releases and head.verb == Verb.RESERVE:  # what they free may be what it needs
+                self.store.release(session, releases)
+                releases = ()
         verb(connection, session, head)
+        if releases:  # after the answer is on its way
+            self.store.release(session, releases)
         if session.outcomes:
             self.store.flush_outcomes(session)
 
@@ -316,28 +316,23 @@ class HotServer:
             self._locations, _LEASED_AT >> 2,
         )  # fmt: skip
         if not isinstance(lease, Parked):
-            self._send_leased(connection, session, head.request, lease)
+            self._send_leased(connection, head.request, lease)
 
-    def _send_leased(self, connection: Connection, session: Session, request: int, lease: Lease | None) -> None:
+    def _send_leased(self, connection: Connection, request: int, lease: Lease | None) -> None:
         """Answer from the buffer that `Store.lease` wrote its locations to."""
         count = lease.blocks.size if lease else 0
         body_bytes = frames.LEASED_HEAD.size + frames.LOCATION.size * count
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.LEASED, 0, count, request, 0, 0, body_bytes)
         number, deadline_ns = (lease.number, lease.deadline_ns) if lease else (0, 0)
         frames.LEASED_HEAD.pack_into(self._answer_bytes, frames.HEAD_BYTES, number, deadline_ns)
-        if lease:
-            start = _LEASED_AT >> 2
-            wanted = set(self._locations[start : start + 2 * count : 2].tolist())
-            if not wanted <= session.arenas:
-                self._send_arenas(connection, session, sorted(wanted - session.arenas))
+        if lease and lease.fresh:
+            self._send_arenas(connection, self.store.fresh_arenas(lease))
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
 
-    def _send_arenas(self, connection: Connection, session: Session, arenas: list[int]) -> None:
+    def _send_arenas(self, connection: Connection, arenas: list[int]) -> None:
         for start in range(0, len(arenas), FDS_PER_FRAME):
             some = arenas[start : start + FDS_PER_FRAME]
             fds = [self._memory.open_read_only(arena) for arena in some]
-            for arena in some:
-                self.store.gave_arena(session, arena)
             connection.send(frames.build_arenas([(arena, self._config.arena_bytes) for arena in some]), fds)
 
     def _renew(self, connection: Connection, session: Session, head: Head) -> None:
@@ -442,7 +437,7 @@ class HotServer:
         connection = self.by_session[session]
         count = 2 * lease.blocks.size if lease else 0
         self._locations[_LEASED_AT >> 2 : (_LEASED_AT >> 2) + count] = locations[:count]
-        self._guard(connection, lambda: self._send_leased(connection, session, parked.request, lease))
+        self._guard(connection, lambda: self._send_leased(connection, parked.request, lease))
 
     def arena_gone(self, session: Session, arena: int) -> None:
         """See the port."""

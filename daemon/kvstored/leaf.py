@@ -52,6 +52,8 @@ class LeafThreads:
 
     def take_done(self) -> list[tuple[Ticket, int]]:
         """Finished tickets with the checksum of what lies in their slots."""
+        if not self._done:
+            return []
         finished: list[tuple[Ticket, int]] = []
         while self._done:
             finished += self._done.popleft()

@@ -25,7 +25,6 @@ class Loop:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
-        self.turns = 0
         self.watch(self._wake_fd, READABLE, self._on_wake)
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
@@ -42,19 +41,17 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def run(self, next_tick_ns: Callable[[], int | None], after_turn: Callable[[], None]) -> None:
-        """Serve until `stop`. `after_turn` runs after each batch of events, and when the tick is due."""
+    def run(self, turn: Callable[[], int]) -> None:
+        """Serve until `stop`. `turn` runs after each batch of events and says when to run again at the latest."""
         handlers = self._handlers
         poll = self._epoll.poll
+        tick_ns = turn()
         while not self._stopping:
-            tick_ns = next_tick_ns()
-            timeout_s = -1.0 if tick_ns is None else max(0, tick_ns - time.monotonic_ns()) / 1e9
-            for fd, events in poll(timeout_s):
+            for fd, events in poll(max(0, tick_ns - time.monotonic_ns()) / 1e9):
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(events)
-            self.turns += 1
-            after_turn()
+            tick_ns = turn()
 
     def close(self) -> None:
         """Give the descriptors back."""

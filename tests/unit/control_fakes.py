@@ -1,6 +1,7 @@
 """A daemon's control side in memory: an owner with a real thread, and an admin port that holds a few blocks."""
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ class MemoryPort:
         ]
     )
     draining: bool = False
+    uid: int = field(default_factory=os.getuid)
     runtime_dir: str = "/run/kvstored"
     trouble: Exception | None = None
     client_name: str = "engine-0"
@@ -117,7 +119,8 @@ class MemoryPort:
     def status(self) -> DaemonReport:
         self._check()
         return DaemonReport(
-            version="0.1.0", pid=4242, uid=1000, started_unix_s=1.7e9, uptime_s=11_530.5, runtime_dir=self.runtime_dir,
+            version="0.1.0", pid=4242, uid=self.uid, started_unix_s=1.7e9, uptime_s=11_530.5,
+            runtime_dir=self.runtime_dir,
             serving=True, draining=self.draining, isolation="enforced", warnings=self.warnings,
             tiers=(self.tier(),), tenants=self.tenants(), counters=self.counters(), sessions=1,
             namespaces=len(self.chains),
@@ -173,7 +176,7 @@ class MemoryPort:
             ConfigValue("dram.lock", "true", "file /etc/kvstored.toml:3", "switch", "keep blocks out of swap"),
         )
 
-    def clear(self, scope: ClearScope, *, dry_run: bool) -> ClearReport:
+    def clear(self, scope: ClearScope, *, dry_run: bool) -> "Future[ClearReport]":
         self._check()
         self.scopes.append(scope)
         chains = [chain for chain in self.chains if scope.tenant in (None, chain.tenant)]
@@ -192,7 +195,9 @@ class MemoryPort:
             for chain in chains:
                 del chain.keys[starts[id(chain)] :]
                 chain.leased = chain.pending = 0
-        return report
+        answer: Future[ClearReport] = Future()
+        answer.set_result(report)
+        return answer
 
     def drain(self, *, on: bool) -> None:
         self._check()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kvproto import limits
 from kvproto.limits import GIB, KIB, MIB
 from kvstored import config as config_module

@@ -118,8 +118,8 @@ class TestDaemon:
         assert (check.verdict, check.remedy) == (WARN, "kvctl undrain")
 
     def test_passes_its_own_warnings_on(self) -> None:
-        checks = said(doctor.check_daemon(replace(WELL_DAEMON, warnings=("not locked: do this",)), ""))
-        assert checks[1:] == [(WARN, "not locked: do this")]
+        _, check = doctor.check_daemon(replace(WELL_DAEMON, warnings=("not locked; do this",)), "")
+        assert (check.verdict, check.found, check.remedy) == (WARN, "not locked", "do this")
 
 
 class TestSockets:

@@ -64,6 +64,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KVSTORED_RUNTIME_DIR", "XDG_RUNTIME_DIR", "COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli, "LinuxHost", SameEverywhere)
 
 
 @pytest.fixture
@@ -411,7 +412,7 @@ class TestDoctor:
         body = ask("doctor", "-o", "json").json["doctor"]
         checks = {check["name"]: check for check in body["checks"]}
         assert body["ok"] is True
-        assert checks["daemon"]["found"] == "kvstored 0.1.0, pid 4242, uid 1000, serving"
+        assert checks["daemon"]["found"] == f"kvstored 0.1.0, pid 4242, uid {os.getuid()}, serving"
         assert checks["control.sock"]["verdict"] == "ok"
         assert set(checks["memory"]) == {"name", "verdict", "found", "remedy"}
 
@@ -490,6 +491,19 @@ class TestPieces:
         program = f"import sys, kvctl.cli; print(sorted({heavy} & set(sys.modules)))"
         ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert ended.stdout == "[]\n"
+
+
+class SameEverywhere(LinuxHost):
+    """Real files and sockets, and of the rest of the machine nothing that could fail."""
+
+    def text(self, path: str) -> str | None:
+        return None
+
+    def memfd_trouble(self) -> str:
+        return ""
+
+    def kernel(self) -> str:
+        return "6.8.0"
 
 
 class ForbiddenSocket:

@@ -1,0 +1,383 @@
+"""Hugging Face transformers: a prompt's KV cache comes out of the store instead of being computed again.
+
+    kv = TransformersKV(client, model)
+    answer = kv.generate(input_ids, max_new_tokens=64)       # like model.generate
+    answer.sequences, answer.cached_tokens
+
+or step by step:
+
+    prefix = kv.load(input_ids)                               # prefix.cache: a DynamicCache of prefix.tokens tokens
+    output = model.generate(input_ids, past_key_values=prefix.cache, attention_mask=torch.ones_like(input_ids))
+    kv.save(output, output_cache)
+
+A block is [layers, 2, heads, block tokens, head dim] in one piece, keys before values, as the model's cache holds them
+(rotary embedding applied). Whatever this adapter cannot answer for is computed as if it were not there, and `why_not`
+says so in a sentence: other caches than a DynamicCache of plain layers (sliding window, static, quantized, hybrid,
+encoder-decoder), batches, beams, inputs besides tokens, a model in training mode. An absent daemon is a miss.
+
+How close is the outcome? The bytes are those that some forward pass of this very model computed for these very tokens.
+Logits then equal a full recomputation to the last bit as far as the machine's matrix product gives a row the same sums
+whatever rows stand beside it: so with a rest of about 16 tokens or more on every CPU tried, while a rest of one token
+takes another routine, and blocks that decoding filled differ from a prefill's by rounding, as in any prefix cache.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+
+from kvclient.client import Client
+from kvclient.integrations.transformers_model import (
+    KVShape,
+    cache_trouble,
+    config_digest,
+    model_trouble,
+    probe,
+    processors,
+    weight_marks,
+    weights_digest,
+)
+from kvclient.namespace import Namespace
+from kvclient.results import FlushResult, Reason, Tiers
+from kvproto.errors import ClosedError, ForkError, UsageError
+from kvproto.ids import BlockKey
+from kvproto.limits import MIB
+
+STAGING_BYTES: Final = 32 * MIB  # what `save` gathers before it hands blocks over: half a default ring
+
+# Options of `generate` that would change the batch, the cache or which tokens it holds, with the values that do not.
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "use_cache": (None, True),
+    "cache_implementation": (None,),
+    "token_healing": (None, False),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "is_assistant": (None, False),
+    "use_mtp": (None, False),
+    "penalty_alpha": (None,),
+    "dola_layers": (None,),
+    "output_attentions": (None, False),  # of the whole prompt, which is not computed
+    "output_hidden_states": (None, False),
+}
+# Other arguments of `generate` that leave the cache alone; whatever is neither here nor a generation option may not.
+_HARMLESS: Final = frozenset({
+    "attention_mask", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "streamer", "synced_gpus", "tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask",
+})  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What `load` found. Unpacks as `cache, tokens`."""
+
+    cache: (
+        Any  # DynamicCache, empty for a miss, None for a model that is bypassed: fit for `past_key_values` in any case
+    )
+    tokens: int  # length of the cache, always less than the prompt
+    tiers: Tiers = field(default_factory=Tiers)  # its blocks by the tier that they were read from
+    why_not: str = ""  # why nothing could be looked up; empty for a hit and for a plain miss
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.cache, self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of the full blocks of one `save`, in blocks."""
+
+    accepted: int = 0  # copied; visible soon, or already if the call waited for it
+    known: int = 0  # stored before
+    refused: Counter[Reason] = field(default_factory=Counter)
+    why_not: str = ""  # why nothing was tried
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What `generate` made. `output` is transformers' own, with `logits`, `scores` and so on where asked for."""
+
+    output: Any
+    cached_tokens: int = 0  # of the prompt: read, not computed
+    tiers: Tiers = field(default_factory=Tiers)
+    saved: Saved = field(default_factory=Saved)
+    why_not: str = ""  # why the store was not used
+
+    @property
+    def sequences(self) -> torch.Tensor:
+        """Prompt and continuation, int64 [batch, tokens]."""
+        sequences: torch.Tensor = self.output.sequences
+        return sequences
+
+    @property
+    def logits(self) -> tuple[torch.Tensor, ...] | None:
+        """With `output_logits=True`: float32 [batch, vocabulary] for each new token."""
+        logits: tuple[torch.Tensor, ...] | None = self.output.logits
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Where the KV of a model that can be kept goes."""
+
+    namespace: Namespace
+    shape: KVShape
+    marks: list[tuple[int, int]] | None  # of the weights in the namespace's digest; None: the caller vouches for them
+
+
+class TransformersKV:
+    """The store, for one model in one process. Any thread, as far as the model allows it.
+
+    Making one runs the model on one token, to see what its cache is, and reads all weights once (at memory speed on
+    the CPU): their digest is part of the namespace, so that equal architectures with other weights never share.
+    `revision` replaces the digest: a name that no other weights of this architecture have (repository and commit, say).
+    `adapter` names the adapter that is active; models with adapters are bypassed without it. Weights that change later
+    are noticed (as far as torch counts changes) and bypassed: make a new one then.
+
+    Raises UsageError for an impossible namespace, such as blocks larger than the daemon's arenas.
+    """
+
+    def __init__(
+        self, client: Client, model: Any, *, block_tokens: int = 16, adapter: str = "", revision: str = ""
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._block_tokens = block_tokens
+        kept = self._examine(adapter, revision)
+        self._kept: _Kept | None = None
+        self.why_not = ""  # why this model is bypassed; empty: it is not
+        if isinstance(kept, str):
+            self.why_not = kept
+            _log.warning("bypass model=%s why=%r", type(model).__name__, kept)
+        else:
+            self._kept = kept
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """Where this model's blocks are; None for a model that is bypassed."""
+        return self._kept.namespace if self._kept is not None else None
+
+    def generate(self, input_ids: torch.Tensor, *, salt: bytes = b"", **options: Any) -> Generated:
+        """`model.generate`, with the longest stored prefix loaded before and the new full blocks stored after.
+
+        `input_ids`: int64 [1, tokens]; `options`: what `model.generate` takes; `salt`: see `load`. What this adapter
+        cannot answer for runs as plain `model.generate` and says `why_not`. Raises what the model raises.
+        """
+        options["return_dict_in_generate"] = True
+        why_not = self.why_not or self._request_trouble(input_ids, options)
+        if why_not:
+            _log.debug("bypass request why=%r", why_not)
+            output = self._model.generate(input_ids, **options)
+            return Generated(output, saved=Saved(why_not=why_not), why_not=why_not)
+        prefix = self.load(input_ids, salt=salt)
+        options["attention_mask"] = torch.ones_like(input_ids)
+        output = self._model.generate(input_ids, past_key_values=prefix.cache, **options)
+        saved = self.save(output.sequences, output.past_key_values, salt=salt)
+        return Generated(output, prefix.tokens, prefix.tiers, saved, prefix.why_not)
+
+    def load(self, input_ids: torch.Tensor | Sequence[int], *, salt: bytes = b"", ttl_s: float = 10.0) -> Prefix:
+        """The longest stored prefix that leaves at least one token to compute, as a new DynamicCache.
+
+        `input_ids`: [1, tokens] or [tokens]. `salt`: whatever the KV depends on besides the tokens (image digests), or
+        a secret that keeps users apart. Blocks that this client has stored and that are not visible yet are waited for.
+        The bytes must be read within `ttl_s` seconds, else it is a miss.
+        """
+        tokens, why_not = self._tokens(input_ids)
+        if tokens is None:
+            return Prefix(None if self._kept is None else self._empty_cache(), 0, why_not=why_not)
+        kept = self._kept
+        assert kept is not None
+        # A cache as long as the prompt leaves nothing to compute logits from, and generate() is wrong without a word.
+        usable = max(0, len(tokens) - 1) // self._block_tokens
+        keys = kept.namespace.keys(tokens[: usable * self._block_tokens], extra=salt)
+        with kept.namespace.fetch(keys, ttl_s=ttl_s) as lease:
+            if not lease.blocks:
+                return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
+            layers = _read_blocks(lease.views, kept.shape, self._block_tokens)
+            if not lease.valid():
+                return Prefix(self._empty_cache(), 0, why_not="the lease lapsed while the blocks were read")
+        cache = self._empty_cache()
+        for index, (layer, device) in enumerate(zip(layers, kept.shape.devices, strict=True)):
+            keys_of_layer, values_of_layer = layer.to(device)
+            # An empty update sets the layer up; a full one would copy everything once more.
+            cache.update(keys_of_layer[:, :, :0], values_of_layer[:, :, :0], index)
+            cache.layers[index].keys, cache.layers[index].values = keys_of_layer, values_of_layer
+        return Prefix(cache, lease.blocks * self._block_tokens, lease.tiers)
+
+    def save(
+        self,
+        input_ids: torch.Tensor | Sequence[int],
+        cache: Any,
+        *,
+        salt: bytes = b"",
+        wait: bool = False,
+        space_s: float = 1.0,
+    ) -> Saved:
+        """Store the full blocks of `cache` that are not stored yet.
+
+        `input_ids`: the tokens that the cache was computed from, [1, tokens] or [tokens]; the cache may hold fewer or
+        more. Returns when the blocks have been accepted, with `wait` when they are visible; waits up to `space_s`
+        seconds for room, a batch of blocks.
+        """
+        tokens, why_not = self._tokens(input_ids)
+        if tokens is None:
+            return Saved(why_not=why_not)
+        kept = self._kept
+        assert kept is not None
+        if why_not := cache_trouble(cache, kept.shape):
+            return Saved(why_not=why_not)
+        keys = kept.namespace.keys(tokens[: cache.get_seq_length()], extra=salt)
+        if not self._client.connected:  # so that nothing is gathered in vain
+            return Saved(refused=Counter({Reason.UNREACHABLE: len(keys)}), why_not=self._client.status.why_not)
+        return self._store(kept, cache, keys, wait=wait, space_s=space_s)
+
+    def flush(self, timeout_s: float) -> FlushResult:
+        """Wait until all that was accepted is visible (and durable where there is a disk tier): before exiting, say."""
+        return FlushResult(0, 0, 0, 0) if self._kept is None else self._kept.namespace.flush(timeout_s)
+
+    # -- below them ---------------------------------------------------------------------------------------------
+
+    def _examine(self, adapter: str, revision: str) -> _Kept | str:
+        """The namespace of this model's KV, or why there is none."""
+        model = self._model
+        if trouble := model_trouble(model, adapter):
+            return trouble
+        shape = probe(model)
+        if isinstance(shape, str):
+            return shape
+        marks = None if revision else weight_marks(model)
+        revision = revision or weights_digest(model) or ""
+        if not revision:
+            return "some weights cannot be read: give `revision`"
+        axes = (shape.layers, 2, shape.heads, self._block_tokens, shape.head_dim)
+        attention = getattr(model.config, "_attn_implementation", None)
+        namespace = self._client.namespace(
+            model=f"{type(model).__name__} {config_digest(model.config)}",
+            engine=f"transformers {transformers.__version__} torch {torch.__version__}",
+            layout=f"layer,kv,head,token,dim {axes} {attention} {processors(shape.devices)}",
+            dtype=str(shape.dtype).removeprefix("torch."),
+            block_tokens=self._block_tokens,
+            block_bytes=math.prod(axes) * shape.dtype.itemsize,
+            revision=revision,
+            adapter=adapter,
+        )
+        return _Kept(namespace, shape, marks)
+
+    def _store(self, kept: _Kept, cache: Any, keys: Sequence[BlockKey], *, wait: bool, space_s: float) -> Saved:
+        """Store what is missing, as many blocks at a time as fit the staging memory."""
+        namespace, shape = kept.namespace, kept.shape
+        accepted, refused = 0, Counter[Reason]()
+        known = missing = namespace.match(keys).blocks
+        if missing == len(keys):
+            return Saved(known=known)
+        step = min(len(keys) - missing, max(1, STAGING_BYTES // namespace.identity.block_bytes))
+        # From NumPy, which asks for huge pages as torch does not: fresh memory fills up to five times as fast.
+        staging = torch.from_numpy(np.empty(step * namespace.identity.block_bytes, np.uint8)).view(shape.dtype)
+        staging = staging.view(step, shape.layers, 2, shape.heads, self._block_tokens, shape.head_dim)
+        for first in range(missing, len(keys), step):
+            batch = keys[first : first + step]
+            if refused.keys() - {Reason.PENDING}:  # the chain broke off
+                refused[Reason.NO_PARENT] += len(keys) - first
+                break
+            blocks = staging[: len(batch)]
+            _write_blocks(cache, blocks, first * self._block_tokens)
+            parent = keys[first - 1] if first else None
+            result = namespace.store(batch, blocks, parent=parent, wait=wait, space_s=space_s)
+            accepted += result.accepted
+            known += result.known
+            refused += result.reasons
+        return Saved(accepted, known, refused)
+
+    def _empty_cache(self) -> Any:
+        return transformers.DynamicCache(config=self._model.config)
+
+    def _tokens(self, input_ids: torch.Tensor | Sequence[int]) -> tuple["np.ndarray[Any, Any] | None", str]:
+        """The tokens of the one prompt; None and why not, if the store cannot be used for it."""
+        if why_not := self._state_trouble():
+            return None, why_not
+        tokens = np.asarray(input_ids.cpu() if isinstance(input_ids, torch.Tensor) else input_ids)
+        if tokens.ndim == 2:
+            if len(tokens) != 1:
+                return None, f"a batch of {len(tokens)} prompts; only single ones are cached"
+            tokens = tokens[0]
+        return tokens, ""
+
+    def _state_trouble(self) -> str:
+        """Why the model as it is right now cannot be cached; empty if it can. Raises ForkError and ClosedError."""
+        kept = self._kept
+        if kept is None:
+            return self.why_not
+        if self._model.training:
+            return "the model is in training mode; call model.eval()"
+        if any(torch.is_autocast_enabled(device_type) for device_type in kept.shape.device_types):
+            return "autocast is on, which changes what the model computes"
+        if kept.marks is not None and weight_marks(self._model) != kept.marks:
+            return "the weights have changed; make a new TransformersKV"
+        try:
+            kept.namespace.open()  # a look into a table, but for the first time after a daemon came (back)
+        except (ForkError, ClosedError):
+            raise
+        except UsageError as error:  # a daemon with smaller arenas than the one before
+            return str(error)
+        return ""
+
+    def _request_trouble(self, input_ids: torch.Tensor, options: Mapping[str, Any]) -> str:
+        """Why this call of `generate` cannot use the store; empty if it can."""
+        if input_ids.ndim != 2 or len(input_ids) != 1:
+            return f"input_ids of shape {tuple(input_ids.shape)}; only [1, tokens] is cached"
+        defaults = self._model.generation_config
+        for name, value in options.items():
+            if value is not None and name not in _HARMLESS and not hasattr(defaults, name):
+                return f"generate() was given {name}"
+        sources = (options, _attributes(options.get("generation_config")), _attributes(defaults))
+        for name, neutral in _NEUTRAL.items():
+            if (value := _effective(name, sources)) not in neutral:
+                return f"generate() is to run with {name}={value!r}"
+        mask = options.get("attention_mask")
+        if mask is None:
+            # generate() then takes pad tokens in the prompt for padding, unless they are also the end token.
+            pad, end = _effective("pad_token_id", sources), _effective("eos_token_id", sources)
+            pads = pad is not None and pad not in (end if isinstance(end, list) else [end])
+            return "the prompt holds the pad token" if pads and bool((input_ids == pad).any()) else ""
+        return "" if mask.shape == input_ids.shape and bool((mask == 1).all()) else "the attention mask hides tokens"
+
+
+def _attributes(config: Any) -> Mapping[str, Any]:
+    return {} if config is None else vars(config)
+
+
+def _effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
+    """The first value that is given, as generate() looks for it."""
+    return next((source[name] for source in sources if source.get(name) is not None), None)
+
+
+def _read_blocks(views: Sequence[memoryview], shape: KVShape, block_tokens: int) -> torch.Tensor:
+    """Blocks of the store as the cache wants them: [layers, 2, 1, heads, tokens, head_dim], in one pass.
+
+    By NumPy, in this thread: torch would start all its threads for each block, which on a busy host takes longer than
+    the copying (measured on two cores with one of them taken: 80-800 ms instead of 15 for 64 MiB).
+    """
+    rows = shape.layers * 2 * shape.heads
+    row_bytes = block_tokens * shape.head_dim * shape.dtype.itemsize
+    target = np.empty((rows, len(views), row_bytes), np.uint8)
+    for index, view in enumerate(views):
+        target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
+    return torch.from_numpy(target).view(shape.dtype).view(shape.layers, 2, 1, shape.heads, -1, shape.head_dim)
+
+
+def _write_blocks(cache: Any, blocks: torch.Tensor, first_token: int) -> None:
+    """Fill `blocks`, [blocks, layers, 2, heads, block tokens, head_dim], from the cache, `first_token` onwards."""
+    count, block_tokens = blocks.shape[0], blocks.shape[4]
+    chosen = slice(first_token, first_token + count * block_tokens)
+    for index, layer in enumerate(cache.layers):
+        for place, tensor in enumerate((layer.keys, layer.values)):
+            by_block = tensor.detach()[0, :, chosen].unflatten(1, (count, block_tokens))
+            blocks[:, index, place] = by_block.transpose(0, 1)

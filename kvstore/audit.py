@@ -1,0 +1,441 @@
+"""A slow, plain-Python check of everything that must hold between two verbs. For tests and for the simulation.
+
+It shares no code with the compiled tables but SipHash, reads every row, and takes time in proportion to the store.
+"""
+
+# ruff: noqa: SLF001  an audit looks inside
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from kvproto.limits import LEASE_MARGIN_NS, LEASES_PER_SESSION, PARKED_PER_SESSION, TICKETS_PER_SESSION
+from kvstore import blocks
+from kvstore.blocks import DOOMED, FREE, LIVE, RESIDENT, WRITING
+from kvstore.sessions import Tenant, Ticket, TicketState
+from kvstore.store import Store
+from kvstore.sweeps import Clear, Count, Job, Sweep
+from kvstore.wheel import BUCKET_NS, Wheel
+
+T = TypeVar("T")
+
+# Up to so many listed blocks, relisting looks at all of them, and the order is exact.
+EXACT_ORDER = 2 * blocks._RELIST_STEPS
+
+_COLUMNS = (
+    "state", "holds", "slot", "namespace", "flags", "parent", "first_child", "next_sibling", "prev_sibling",
+    "older", "newer", "writer", "touched", "lease_until_ns", "chain",
+)  # fmt: skip
+
+
+def audit(store: Store) -> None:
+    """Raise AssertionError with what is wrong, if anything. Owner thread, between two verbs."""
+    _Audit(store).run()
+
+
+class _Audit:
+    """One look at a store, with the columns of the block table as plain lists."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.arenas = store.arenas
+        self.tables = store.tables
+        self.shift = int(store.tables.book[3])
+        self.unused = int(store.tables.book[1])
+        self.column = {name: store.tables.blocks[name][: self.unused].tolist() for name in _COLUMNS}
+        self.state: list[int] = self.column["state"]
+        self.holds: list[int] = self.column["holds"]
+        self.parent: list[int] = self.column["parent"]
+        self.rows = [row for row in range(1, self.unused) if self.state[row] != FREE]
+        self.pool_at: list[int] = [number - 1 for number in store.tables.arenas["pool"].tolist()]
+        self.tickets = [ticket for session in store.sessions.values() for ticket in session.tickets.values()]
+
+    def run(self) -> None:
+        """Every check, the foundations first."""
+        self.check_rows()
+        self.check_positions()
+        self.check_slots()
+        self.check_open_lists()
+        self.check_census()
+        for tenant in self.store.tenants.values():
+            self.check_index(tenant)
+        self.check_tree()
+        self.check_leaf_lists()
+        self.check_holds()
+        self.check_tickets()
+        self.check_leases()
+        self.check_sessions()
+        self.check_holders()
+
+    def pool_of(self, row: int) -> int:
+        """The pool a block lies in."""
+        return self.pool_at[int(self.column["slot"][row]) >> self.shift]
+
+    def serving(self, position: int) -> int:
+        """The arena at a position."""
+        return int(self.tables.arenas[position]["id"])
+
+    # -- rows, slots, arenas -------------------------------------------------------------------------------------
+
+    def check_rows(self) -> None:
+        """Every row is in use or on the free list, once; row 0 is nobody."""
+        free: list[int] = []
+        row = int(self.tables.book[0])
+        while row:
+            assert row < self.unused, f"free row {row} was never used"
+            assert len(free) < self.unused, "free rows run in a circle"
+            free.append(row)
+            row = int(self.column["chain"][row])
+        assert all(self.state[row] == FREE for row in free), "a row on the free list is in use"
+        assert len(free) + len(self.rows) == self.unused - 1, "a row is neither in use nor on the free list"
+        assert int(self.tables.book[2]) == len(self.rows), "rows in use are miscounted"
+        beyond = self.tables.blocks["state"][self.unused :]
+        assert not beyond.any(), "a row past the first unused one has a state"
+        nobody = self.tables.blocks[0]
+        assert nobody["state"] == FREE, "row 0 has a state"
+        assert nobody["holds"] == 0, "row 0 is held"
+
+    def check_positions(self) -> None:
+        """Positions are free or serve a pool, and what arenas, pools and tenants count agrees."""
+        arenas = self.arenas
+        assert len(set(arenas.free)) == len(arenas.free), "a position is free twice"
+        idle = {position for position, pool in enumerate(self.pool_at) if pool < 0}
+        assert set(arenas.free) == idle, "free positions are not those without a pool"
+        by_pool = Counter(pool for pool in self.pool_at if pool >= 0)
+        for pool in arenas.pools:
+            assert pool.arenas == by_pool[pool.number], f"arenas of pool {pool.number} are miscounted"
+            assert self.store._pools[pool.tenant, pool.slot_bytes] is pool, f"pool {pool.number} is lost"
+        for tenant in self.store.tenants.values():
+            mine = sum(pool.arenas for pool in arenas.pools if pool.tenant is tenant)
+            assert tenant.arenas == mine, f"arenas of tenant {tenant.name} are miscounted"
+        ids = [self.serving(position) for position in range(arenas.positions) if position not in idle]
+        assert len(set(ids)) == len(ids), "an arena serves at two positions"
+        assert set(arenas.holders) == set(ids), "holders are kept of other arenas than those that serve"
+        assert not set(ids) & set(arenas.stale), "an arena serves and is stale"
+        assert all(number < arenas.next_id for number in [*ids, *arenas.stale]), "an arena id from the future"
+        unpunched = [arena for arena, stale in arenas.stale.items() if not stale.punched]
+        assert unpunched == ([] if arenas.punching is None else [arenas.punching]), "the wrong arena is being punched"
+        for position, pool_number in enumerate(self.pool_at):
+            draining = bool(self.tables.arenas[position]["draining"]) and pool_number >= 0
+            assert draining == (position == arenas.draining), f"position {position} drains wrongly"
+
+    def check_slots(self) -> None:
+        """A slot of an arena holds one block, or is on the arena's free list once, or was never used."""
+        holder = self.tables.slots["block"].tolist()
+        next_free = self.tables.slots["next_free"].tolist()
+        mapped = 0
+        for position in range(self.arenas.positions):
+            arena = self.tables.arenas[position]
+            base, untouched = position << self.shift, int(arena["untouched"])
+            span = holder[base : base + (1 << self.shift)]
+            if self.pool_at[position] < 0:
+                assert not any(span), f"position {position} serves nobody and holds a block"
+                untouched = 0
+            else:
+                slots = self.arenas.arena_bytes // self.arenas.pools[self.pool_at[position]].slot_bytes
+                assert int(arena["slots"]) == slots, "slots do not fit the arena"
+                assert untouched <= int(arena["slots"]), f"position {position} handed out a slot past its end"
+            assert not any(span[untouched:]), f"a slot of position {position} that was never used holds a block"
+            taken = {slot: row for slot, row in enumerate(span[:untouched]) if row}
+            for slot, row in taken.items():
+                assert self.state[row] != FREE, f"slot {slot} of position {position} names the free row {row}"
+                assert self.column["slot"][row] == base + slot, f"row {row} and its slot do not agree"
+            mapped += len(taken)
+            free = list(_follow(int(arena["free"]), next_free, untouched)) if self.pool_at[position] >= 0 else []
+            assert len(set(free)) == len(free), f"a slot of position {position} is free twice"
+            spare = {base + slot for slot in range(untouched)} - {base + slot for slot in taken}
+            assert set(free) == spare, f"free slots of position {position} are not those without a block"
+            held = sum(1 for row in taken.values() if self.holds[row])
+            assert int(arena["used"]) == len(taken), f"used slots of position {position} are miscounted"
+            assert int(arena["held"]) == held, f"held blocks of position {position} are miscounted"
+        assert mapped == len(self.rows), "a block has no slot"
+
+    def check_open_lists(self) -> None:
+        """A pool's list has exactly its arenas with free slots that are not being drained."""
+        arenas = self.tables.arenas
+        for pool in self.arenas.pools:
+            listed: list[int] = []
+            before, at = 0, int(self.tables.pools[pool.number]["open"])
+            while at:
+                row = arenas[at - 1]
+                assert int(row["prev"]) == before, "open arenas are linked one way only"
+                assert len(listed) < self.arenas.positions, "open arenas run in a circle"
+                listed.append(at - 1)
+                before, at = at, int(row["next"])
+            wanted = {
+                position
+                for position, number in enumerate(self.pool_at)
+                if number == pool.number
+                and not arenas[position]["draining"]
+                and (arenas[position]["free"] or arenas[position]["untouched"] < arenas[position]["slots"])
+            }
+            assert set(listed) == wanted, f"pool {pool.number} does not list its arenas with room"
+        for position in range(self.arenas.positions):
+            serves = self.pool_at[position] >= 0
+            room = arenas[position]["free"] or arenas[position]["untouched"] < arenas[position]["slots"]
+            opened = bool(serves and room and not arenas[position]["draining"])
+            assert bool(arenas[position]["open"]) == opened, f"position {position} is marked open wrongly"
+
+    def check_census(self) -> None:
+        """Blocks by namespace and by pool; each lies in the pool of its namespace."""
+        by_namespace = Counter(self.column["namespace"][row] for row in self.rows)
+        census = {int(number): int(self.tables.census[number]) for number in np.flatnonzero(self.tables.census)}
+        assert census == dict(by_namespace), "blocks by namespace are miscounted"
+        by_pool = Counter(self.pool_of(row) for row in self.rows)
+        for pool in self.arenas.pools:
+            counted = int(self.tables.pools[pool.number]["blocks"])
+            assert counted == by_pool[pool.number], f"blocks of pool {pool.number} are miscounted"
+        for row in self.rows:
+            namespace = self.store._by_number[self.column["namespace"][row]]
+            assert self.pool_of(row) == namespace.pool.number, f"row {row} lies in another pool's arena"
+
+    # -- index, tree, leaf lists ---------------------------------------------------------------------------------
+
+    def check_index(self, tenant: Tenant) -> None:
+        """Each live block of a tenant is in its bucket, and nothing else is."""
+        buckets, split, entries, seed0, seed1 = (int(word) for word in tenant.index.shape)
+        heads = tenant.index.heads
+        assert split < buckets, "more buckets are split than there are"
+        assert not heads[buckets + split :].any(), "a bucket past the last is in use"
+        found: dict[int, int] = {}
+        for bucket in np.flatnonzero(heads[: buckets + split]).tolist():
+            row = int(heads[bucket])
+            while row:
+                assert row not in found, f"row {row} is in the index twice"
+                found[row] = bucket
+                row = int(self.column["chain"][row])
+        mine = {pool.number for pool in self.arenas.pools if pool.tenant is tenant}
+        live = {row for row in self.rows if self.state[row] in LIVE and self.pool_of(row) in mine}
+        assert set(found) == live, f"index of {tenant.name}: {set(found) ^ live} are missing or do not belong"
+        assert entries == len(live), f"entries of {tenant.name} are miscounted"
+        names = set()
+        for row, bucket in found.items():
+            key, number = self.tables.blocks[row]["key"], self.column["namespace"][row]
+            k0, k1, k2, k3 = key
+            hashed = int(blocks.siphash(np.uint64(seed0), np.uint64(seed1), k0, k1, k2, k3, np.uint64(number)))
+            place = hashed % buckets
+            place = hashed % (2 * buckets) if place < split else place
+            assert bucket == place, f"row {row} is in bucket {bucket} and not in {place}"
+            names.add((number, key.tobytes()))
+        assert len(names) == len(found), "two live blocks have one key"
+
+    def check_tree(self) -> None:
+        """Parents and children agree, both ways; dropped blocks have no parent; nobody is its own ancestor."""
+        first_child, following = self.column["first_child"], self.column["next_sibling"]
+        preceding, flags = self.column["prev_sibling"], self.column["flags"]
+        children: set[int] = set()
+        for top in self.rows:
+            before, child = 0, first_child[top]
+            assert bool(flags[top] & blocks.PARENT) == bool(child), f"row {top} is marked as a parent wrongly"
+            while child:
+                assert child not in children, f"row {child} is a child twice"
+                children.add(child)
+                assert self.state[child] in LIVE, f"row {child} was dropped and still has a parent"
+                assert self.parent[child] == top, f"row {child} has another parent than {top}"
+                assert preceding[child] == before, f"siblings of row {child} are linked one way only"
+                same = self.column["namespace"][child] == self.column["namespace"][top]
+                assert same, f"row {child} continues a block of another namespace"
+                before, child = child, following[child]
+        for row in self.rows:
+            assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
+            if self.state[row] == DOOMED:
+                assert not self.parent[row], f"row {row} was dropped and still has a parent"
+        rooted = {0}
+        for row in self.rows:
+            path = []
+            at = row
+            while at not in rooted:
+                path.append(at)
+                at = self.parent[at]
+                assert len(path) <= len(self.rows), f"row {row} is its own ancestor"
+            rooted.update(path)
+
+    def check_leaf_lists(self) -> None:
+        """A pool lists exactly its evictable blocks, oldest first."""
+        older, newer, touched = self.column["older"], self.column["newer"], self.column["touched"]
+        everywhere: set[int] = set()
+        for pool in self.arenas.pools:
+            head = self.tables.pools[pool.number]
+            before, row = 0, int(head["oldest"])
+            listed: list[int] = []
+            while row:
+                assert row not in everywhere, f"row {row} is listed twice"
+                everywhere.add(row)
+                assert older[row] == before, "the leaf list is linked one way only"
+                assert self.pool_of(row) == pool.number, f"row {row} is on another pool's list"
+                listed.append(row)
+                before, row = row, newer[row]
+            assert int(head["newest"]) == before, f"the newest of pool {pool.number} is not the last"
+            assert int(head["listed"]) == len(listed), f"the list of pool {pool.number} is miscounted"
+            slots = sum(int(arena["slots"]) for arena in self.tables.arenas if arena["pool"] == pool.number + 1)
+            if slots <= EXACT_ORDER:
+                ages = [touched[row] for row in listed]
+                assert ages == sorted(ages), f"the list of pool {pool.number} is out of order"
+        for row in self.rows:
+            evictable = self.state[row] == RESIDENT and not self.column["first_child"][row] and not self.holds[row]
+            assert (row in everywhere) == evictable, f"row {row} is evictable={evictable} and on the list otherwise"
+            flagged = bool(self.column["flags"][row] & blocks.LISTED)
+            assert flagged == evictable, f"row {row} is marked as listed wrongly"
+
+    # -- holds, tickets, leases ----------------------------------------------------------------------------------
+
+    def check_holds(self) -> None:
+        """`holds` is what leases, tickets and jobs hold, and a dropped block lives as long as somebody holds it."""
+        expected: Counter[int] = Counter()
+        for lease in self.store.leases.values():
+            expected.update(lease.blocks.tolist())
+        expected.update(ticket.block for ticket in self.tickets if ticket.state is not TicketState.LAPSED)
+        swept = set()
+        for job in self.store._jobs._jobs:
+            held = list(self.held_by(job))
+            expected.update(held)
+            if not isinstance(job, Count):
+                swept.update(held)
+        for row in self.rows:
+            assert self.holds[row] == expected[row], f"row {row} has {self.holds[row]} holds, not {expected[row]}"
+            if self.state[row] == DOOMED:
+                assert self.holds[row], f"row {row} was dropped, is held by nobody and is not free"
+                left_over = self.column["first_child"][row] and row not in swept
+                assert not left_over, f"what continues row {row} will never be dropped"
+        assert all(self.state[row] != FREE for row in expected), "a free row is held"
+
+    def held_by(self, job: Job) -> Iterator[int]:
+        """The rows a job holds, once for each hold."""
+        if isinstance(job, Clear):
+            if job._sweep:
+                yield from self.held_by(job._sweep)
+        elif isinstance(job, Sweep):
+            yield from job._tops
+            row = job._top
+            while row:
+                assert self.state[row] == DOOMED, f"row {row} waits to be swept and was not dropped"
+                yield int(row)
+                row = self.column["next_sibling"][row]
+        elif isinstance(job, Count) and job._here:
+            yield abs(job._here)
+
+    def check_tickets(self) -> None:
+        """Each block being written has its ticket; open ones are on the wheel; spans of a ring do not overlap."""
+        store = self.store
+        writers: dict[int, Ticket] = {}
+        for ticket in self.tickets:
+            if ticket.state is TicketState.LAPSED:
+                continue
+            assert ticket.block not in writers, f"row {ticket.block} has two tickets"
+            writers[ticket.block] = ticket
+            assert self.state[ticket.block] in (WRITING, DOOMED), f"the ticket of row {ticket.block} is left over"
+        for row in self.rows:
+            if self.state[row] == WRITING:
+                assert row in writers, f"row {row} is being written by nobody"
+                assert self.column["writer"][row] == writers[row].session.number, f"row {row} names another writer"
+        opened = {ticket: ticket.lapses_ns for ticket in self.tickets if ticket.state is TicketState.OPEN}
+        _check_wheel(store._ticket_wheel, opened, "tickets")
+        for session in store.sessions.values():
+            session.ring.check()
+            pages = [ticket.page + i for ticket in session.tickets.values() for i in range(ticket.span_pages)]
+            assert len(set(pages)) == len(pages), f"spans of session {session.number} overlap"
+            assert all(0 <= page < session.ring.pages for page in pages), "a span lies outside its ring"
+            assert session.ring.free_pages == session.ring.pages - len(pages), "pages of a ring are lost"
+            for start, size in zip(session.ring._starts, session.ring._sizes, strict=True):
+                assert not set(pages) & set(range(start, start + size)), "a span in use is free"
+
+    def check_leases(self) -> None:
+        """Leases are known to store, session and wheel; their blocks are withheld until their deadline."""
+        store = self.store
+        _check_wheel(
+            store._lease_wheel,
+            {lease: lease.deadline_ns + LEASE_MARGIN_NS for lease in store.leases.values()},
+            "leases",
+        )
+        of_sessions = [lease for session in store.sessions.values() for lease in session.leases.values()]
+        assert len(of_sessions) == len(store.leases), "sessions and store disagree on leases"
+        for number, lease in store.leases.items():
+            assert lease.number == number, "a lease is filed under another number"
+            assert store.sessions.get(lease.session.number) is lease.session, f"lease {number} has lost its session"
+            assert lease.session.leases.get(number) is lease, f"lease {number} is unknown to its session"
+            for row in lease.blocks.tolist():
+                assert self.state[row] in (RESIDENT, DOOMED), f"row {row} is leased and was never published"
+                until_ns = self.column["lease_until_ns"][row]
+                assert until_ns >= lease.deadline_ns, f"row {row} says it is leased to an earlier time"
+
+    def check_sessions(self) -> None:
+        """Counts of sessions, their limits, and that none is kept for nothing."""
+        store = self.store
+        attached: Counter[Tenant] = Counter()
+        opened: Counter[int] = Counter()
+        for number, session in store.sessions.items():
+            assert session.number == number, "a session is filed under another number"
+            copying = sum(ticket.state is TicketState.COPYING for ticket in session.tickets.values())
+            assert session.copies == copying, f"running copies of session {number} are miscounted"
+            assert len(session.leases) <= LEASES_PER_SESSION, "too many leases"
+            assert len(session.tickets) <= TICKETS_PER_SESSION, "too many tickets"
+            assert len(session.parked) <= PARKED_PER_SESSION, "too many waiting leases"
+            if session.attached:
+                assert not session.exited, f"session {number} has exited and is attached"
+                attached[session.tenant] += 1
+                opened.update(session.namespaces.keys())
+                self.check_parked([parked.deadline_ns for parked in session.parked], number)
+                continue
+            assert len(session.tickets) == copying, f"session {number} is closed and still has tickets"
+            assert not session.parked, f"session {number} is closed and something waits for it"
+            kept = session.copies or (not session.exited and (session.leases or session.arenas))
+            assert kept, f"session {number} is kept for nothing"
+            if session.exited:
+                assert not session.leases, f"session {number} has exited and holds leases"
+                assert not session.arenas, f"session {number} has exited and holds arenas"
+        for tenant in store.tenants.values():
+            assert tenant.sessions == attached[tenant], f"sessions of {tenant.name} are miscounted"
+        for namespace in store.namespaces.values():
+            assert store._by_number[namespace.number] is namespace, f"namespace {namespace.number} is lost"
+            assert namespace.sessions == opened[namespace.number], "sessions of a namespace are miscounted"
+
+    def check_parked(self, deadlines_ns: list[int], number: int) -> None:
+        """Each waiting LEASE is looked at when its wait is over."""
+        for deadline_ns in deadlines_ns:
+            bucket = self.store._parked_wheel._buckets.get(-(-deadline_ns // BUCKET_NS), {})
+            waits = any(session.number == number for session in bucket)
+            assert waits, f"session {number} has a LEASE that nobody will answer"
+
+    def check_holders(self) -> None:
+        """Sessions and arenas agree on who was given which descriptor."""
+        given = {(session.number, arena) for session in self.store.sessions.values() for arena in session.arenas}
+        held = {
+            (session.number, arena)
+            for arena, holders in [
+                *self.arenas.holders.items(),
+                *((arena, stale.holders) for arena, stale in self.arenas.stale.items()),
+            ]
+            for session in holders
+        }
+        assert given == held, f"sessions and arenas disagree on descriptors: {given ^ held}"
+        for session in self.store.sessions.values():
+            if not session.exited:
+                marked = np.flatnonzero(session.given).tolist()
+                mine = [
+                    at for at, number in enumerate(self.pool_at) if number >= 0 and self.serving(at) in session.arenas
+                ]
+                assert marked == mine, f"session {session.number} is marked as having {marked}, and has {mine}"
+                assert all(session.arenas[self.serving(at)] == at for at in mine), (
+                    "an arena is filed at another position"
+                )
+        for arena, stale in self.arenas.stale.items():
+            assert stale.holders or not stale.punched, f"arena {arena} is kept for nobody"
+
+
+def _follow(at: int, following: list[int], most: int) -> Iterator[int]:
+    """Slots of a free list whose links are one too high, so that 0 ends it."""
+    for _ in range(most + 1):
+        if not at:
+            return
+        yield at - 1
+        at = following[at - 1]
+    raise AssertionError("free slots run in a circle")
+
+
+def _check_wheel(wheel: Wheel[T], expected: dict[T, int], name: str) -> None:
+    found = {(thing, number) for number, bucket in wheel._buckets.items() for thing in bucket}
+    wanted = {(thing, -(-deadline_ns // BUCKET_NS)) for thing, deadline_ns in expected.items()}
+    assert found == wanted, f"the wheel of {name} has {len(found - wanted)} too many and {len(wanted - found)} too few"
+    assert sorted(wheel._order) == sorted(wheel._buckets), f"the wheel of {name} has lost a bucket"

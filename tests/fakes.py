@@ -1,0 +1,137 @@
+"""Fakes of the store's ports: a clock that stands still, memory that forgets on request, an outbox that remembers."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvproto.limits import PAGE_BYTES
+from kvstore.blocks import U4
+from kvstore.ports import Bytes
+from kvstore.sessions import Lease, Parked, Session
+
+
+class FakeClock:
+    """`kvstore.ports.Clock` that moves when told to."""
+
+    def __init__(self, now_ns: int = 10**12) -> None:
+        self.ns = now_ns
+
+    def now_ns(self) -> int:
+        """See the port."""
+        return self.ns
+
+    def advance(self, ns: int) -> None:
+        """Let time pass; never back."""
+        assert ns >= 0
+        self.ns += ns
+
+
+class FakeRandomness:
+    """`kvstore.ports.Randomness` from a seed."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self._random = random.Random(seed)
+
+    def word(self) -> int:
+        """See the port."""
+        return self._random.getrandbits(64)
+
+
+class FakeMemory:
+    """`kvstore.ports.Memory` in plain arrays. `map` is what a client sees, `finish_punch` what a memory thread does."""
+
+    def __init__(self, refuses: Callable[[], bool] = lambda: False) -> None:
+        """`refuses` decides whether the system refuses the next arena."""
+        self._refuses = refuses
+        self.tables: dict[str, Bytes] = {}
+        self.arenas: dict[int, Bytes] = {}
+        self.punching: list[int] = []
+        self.punched: set[int] = set()
+        self.touched_late: dict[int, set[int]] = {}  # pages that a late reader brought back
+        self.closed: list[int] = []
+
+    def table(self, name: str, table_bytes: int) -> Bytes:
+        """See the port."""
+        assert name not in self.tables, f"table {name} is made twice"
+        self.tables[name] = np.zeros(table_bytes, dtype=np.uint8)
+        return self.tables[name]
+
+    def new_arena(self, arena: int, arena_bytes: int) -> bool:
+        """See the port."""
+        assert arena not in self.arenas, f"arena {arena} is made twice"
+        assert arena not in self.closed, f"arena id {arena} is used again"
+        if self._refuses():
+            return False
+        self.arenas[arena] = np.zeros(arena_bytes, dtype=np.uint8)
+        return True
+
+    def punch_arena(self, arena: int) -> None:
+        """See the port."""
+        assert arena in self.arenas, f"arena {arena} does not exist"
+        assert arena not in self.punched, f"arena {arena} is punched twice"
+        self.punching.append(arena)
+
+    def held_bytes(self, arena: int) -> int:
+        """See the port."""
+        assert arena in self.punched, f"arena {arena} was not punched"
+        return PAGE_BYTES * len(self.touched_late.get(arena, ()))
+
+    def close_arena(self, arena: int) -> None:
+        """See the port."""
+        assert arena in self.punched, f"arena {arena} is closed before it was punched"
+        del self.arenas[arena]
+        self.closed.append(arena)
+
+    # -- what others do with it ----------------------------------------------------------------------------------
+
+    def view(self, arena: int) -> Bytes:
+        """The daemon's writable map."""
+        given_up = arena in self.punched or arena in self.punching
+        assert not given_up, f"the daemon looks into arena {arena}, which it has given up"
+        return self.arenas[arena]
+
+    def map(self, arena: int) -> Bytes:
+        """A client's read-only map; it outlives the arena."""
+        mapped = self.arenas[arena].view()
+        mapped.flags.writeable = False
+        return mapped
+
+    def read_late(self, arena: int, offset: int) -> None:
+        """A client reads a byte of a punched arena through a map that it kept: the page comes back."""
+        self.touched_late.setdefault(arena, set()).add(offset // PAGE_BYTES)
+
+    def finish_punch(self) -> int:
+        """The memory thread is done with the oldest punch: the arena, to be told to `Store.arena_punched`."""
+        arena = self.punching.pop(0)
+        self.arenas[arena][:] = 0
+        self.punched.add(arena)
+        return arena
+
+
+class FakeOutbox:
+    """`kvstore.ports.Outbox` that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, dict[int, int]] = {}  # session -> ticket -> Outcome
+        self.answers: list[tuple[Session, Parked, Lease | None, list[tuple[int, int]]]] = []
+        self.gone: list[tuple[Session, int]] = []
+
+    def published(self, session: Session, outcomes: Sequence[tuple[int, int]]) -> None:
+        """See the port."""
+        assert session.attached, "told a closed session"
+        mine = self.outcomes.setdefault(session.number, {})
+        for ticket, outcome in outcomes:
+            assert ticket not in mine, f"ticket {ticket} has two outcomes"
+            mine[ticket] = outcome
+
+    def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
+        """See the port."""
+        assert session.attached, "answered a closed session"
+        count = lease.blocks.size if lease else 0
+        pairs = locations[: 2 * count].reshape(-1, 2).tolist()
+        self.answers.append((session, parked, lease, [(arena, slot) for arena, slot in pairs]))
+
+    def arena_gone(self, session: Session, arena: int) -> None:
+        """See the port."""
+        self.gone.append((session, arena))

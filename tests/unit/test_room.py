@@ -1,0 +1,406 @@
+"""Who gives way: leaf-first LRU, recycling between slot sizes and tenants, fair shares, stale arenas."""
+
+import pytest
+
+from kvproto.errors import Grant
+from kvproto.limits import PAGE_BYTES
+from kvstore.report import ClearScope
+from tests.core import ARENA_BYTES, BLOCK_BYTES, MS, SECOND, Client, Core, Held, chain, value_of
+from tests.fakes import FakeMemory
+
+SLOTS = ARENA_BYTES // PAGE_BYTES
+
+
+def present(client: Client, keys: list[bytes]) -> list[bool]:
+    """Which keys are resident, each asked on its own."""
+    namespace = client.open()
+    return [client.match(namespace, [key]) == 1 for key in keys]
+
+
+def put_apart(core: Core, client: Client, count: int, name: str) -> list[bytes]:
+    """Single blocks without parents, each a millisecond older than the next."""
+    keys = chain(count, name)
+    for key in keys:
+        core.clock.advance(MS)
+        assert client.put(client.open(), [key]) == [Grant.GRANTED]
+    return keys
+
+
+# -- eviction ---------------------------------------------------------------------------------------------------
+
+
+def test_the_least_recently_used_block_gives_way() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    keys = put_apart(core, client, SLOTS, "old")
+    core.clock.advance(MS)
+    client.release(client.lease(namespace, keys[0:1]))  # used: no longer the oldest
+    core.clock.advance(MS)
+    assert client.put(namespace, keys[1:2]) == [Grant.KNOWN]  # so is this
+    assert client.match(namespace, keys[2:3]) == 1  # a MATCH is no use
+    put_apart(core, client, 2, "new")
+    assert present(client, keys) == [True, True, False, False] + [True] * (SLOTS - 4)
+    core.audit()
+
+
+def test_a_chain_gives_way_from_its_end_and_a_parent_is_protected_by_its_resident_child() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(SLOTS)
+    client.put(namespace, keys)
+    for new in range(1, 4):
+        core.clock.advance(MS)
+        client.put(namespace, chain(1, f"new {new}"))
+        assert present(client, keys) == [True] * (SLOTS - new) + [False] * new
+    core.audit()
+
+
+def test_of_two_leaves_the_older_gives_way_even_if_its_parent_is_the_newest() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(2)
+    client.put(namespace, keys)
+    put_apart(core, client, SLOTS - 2, "filler")
+    core.clock.advance(MS)
+    client.release(client.lease(namespace, keys[:1]))
+    client.put(namespace, chain(1, "new"))
+    assert present(client, keys) == [True, False]
+    core.audit()
+
+
+def test_nothing_gives_way_that_is_leased_or_in_flight() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    leased, flying = chain(6, "leased"), chain(6, "flying")
+    client.put(namespace, leased)
+    held = client.lease(namespace, leased)
+    client.commit(client.begin(namespace, flying[:3]))
+    client.begin(namespace, flying[3:])
+    grants = client.put(namespace, chain(SLOTS, "new"))
+    assert grants == [Grant.GRANTED] * (SLOTS - 12) + [Grant.FULL] + [Grant.NO_PARENT] * 11
+    assert [client.read(namespace, held, i) for i in range(6)] == [value_of(key, BLOCK_BYTES) for key in leased]
+    assert client.fetch(namespace, flying[:3]) == 3
+    core.audit()
+
+
+def test_a_request_larger_than_the_tier_stores_the_lead_part_that_fits_and_says_so() -> None:
+    core = Core(arenas=2)
+    client = core.client(ring_pages=256)
+    client.put(client.open(), chain(SLOTS, "old"))
+    keys = chain(3 * SLOTS)
+    grants = client.put(client.open(), keys)
+    assert grants == [Grant.GRANTED] * 2 * SLOTS + [Grant.FULL] + [Grant.NO_PARENT] * (SLOTS - 1)
+    assert client.fetch(client.open(), keys) == 2 * SLOTS
+    core.audit()
+
+
+def test_a_chain_grows_by_evicting_others_and_never_its_own_parent() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(SLOTS)
+    client.put(namespace, keys[: SLOTS // 2])
+    core.clock.advance(MS)
+    put_apart(core, client, SLOTS // 2, "other")
+    grants = client.put(namespace, keys[SLOTS // 2 :], parent=keys[SLOTS // 2 - 1])
+    assert grants == [Grant.GRANTED] * (SLOTS // 2), "the oldest leaf is the parent itself"
+    assert client.fetch(namespace, keys) == SLOTS
+    core.audit()
+
+
+def test_full_when_everything_is_leased() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(SLOTS)
+    client.put(namespace, keys)
+    held = client.lease(namespace, keys)
+    assert client.put(namespace, chain(2, "new")) == [Grant.FULL, Grant.NO_PARENT]
+    client.release(held)
+    assert client.put(namespace, chain(2, "new")) == [Grant.GRANTED] * 2
+
+
+# -- recycling --------------------------------------------------------------------------------------------------
+
+
+def fill(core: Core, client: Client, arenas: int, name: str = "rich") -> list[bytes]:
+    """Store so much that a tenant has that many arenas."""
+    keys = chain(arenas * SLOTS, name)
+    assert client.put(client.open(), keys) == [Grant.GRANTED] * len(keys)
+    assert client.session.tenant.arenas == arenas
+    core.clock.advance(MS)
+    return keys
+
+
+def put_until_granted(core: Core, client: Client, keys: list[bytes], block_bytes: int = BLOCK_BYTES) -> int:
+    """Store again while told BUSY: how often it was asked."""
+    for asked in range(1, 10):
+        grants = client.put(client.open(block_bytes), keys)
+        if Grant.BUSY not in grants:
+            assert set(grants) <= {Grant.GRANTED, Grant.KNOWN}, grants
+            return asked
+        core.settle()
+    raise AssertionError("BUSY for ever")
+
+
+def test_a_tenant_above_its_share_gives_way_to_one_below_it() -> None:
+    core = Core(arenas=4)
+    rich, poor = core.client("rich", 256), core.client("poor")
+    fill(core, rich, 4)
+    assert put_until_granted(core, poor, chain(SLOTS, "poor")) == 2
+    assert (rich.session.tenant.arenas, poor.session.tenant.arenas) == (3, 1)
+    assert put_until_granted(core, poor, chain(SLOTS, "more")) == 2
+    assert (rich.session.tenant.arenas, poor.session.tenant.arenas) == (2, 2)
+    assert core.store.arenas.recycled == 2
+    core.audit()
+
+
+def test_a_tenant_at_its_share_does_not_give_way() -> None:
+    core = Core(arenas=4)
+    one, two = core.client("one", 256), core.client("two", 256)
+    kept = fill(core, one, 2, "one")
+    fill(core, two, 2, "two")
+    grants = two.put(two.open(), chain(SLOTS, "more"))
+    assert grants == [Grant.GRANTED] * SLOTS, "it evicts its own"
+    core.settle()
+    assert one.fetch(one.open(), kept) == len(kept)
+    assert core.store.arenas.recycled == 0
+    held = [two.ask(two.open(), [key], 60 * SECOND) for key in chain(2 * SLOTS, "two") + chain(SLOTS, "more")]
+    assert sum(isinstance(lease, Held) for lease in held) == 2 * SLOTS
+    assert two.put(two.open(), chain(1, "yet more")) == [Grant.FULL], "its own share is leased"
+    core.audit()
+
+
+def test_the_arena_that_gives_way_is_the_least_recently_used_without_leases() -> None:
+    core = Core(arenas=3)
+    rich, poor = core.client("rich", 256), core.client("poor")
+    keys = [chain(SLOTS, f"rich {i}") for i in range(3)]
+    for some in keys:
+        rich.put(rich.open(), some)
+        core.clock.advance(MS)
+    held = rich.lease(rich.open(), keys[0], 60 * SECOND)  # the oldest is busy
+    put_until_granted(core, poor, chain(1, "poor"))
+    assert [rich.match(rich.open(), some) for some in keys] == [SLOTS, 0, SLOTS]
+    assert rich.read(rich.open(), held) == value_of(keys[0][0], BLOCK_BYTES)
+    core.audit()
+
+
+def test_what_continues_a_recycled_block_elsewhere_goes_with_it() -> None:
+    core = Core(arenas=2)
+    rich, poor = core.client("rich", 256), core.client("poor")
+    keys = fill(core, rich, 2)
+    core.clock.advance(MS)
+    rich.release(rich.lease(rich.open(), keys[SLOTS:]))
+    put_until_granted(core, poor, chain(1, "poor"))
+    core.settle()
+    assert rich.match(rich.open(), keys) == 0
+    assert core.store.tables.book[2] == 1
+    core.audit()
+
+
+def test_memory_moves_between_slot_sizes_of_one_tenant() -> None:
+    core = Core(arenas=2)
+    client = core.client(ring_pages=256)
+    keys = fill(core, client, 2)
+    large = 4 * PAGE_BYTES
+    assert put_until_granted(core, client, chain(4, "large"), large) == 2
+    assert client.fetch(client.open(large), chain(4, "large")) == 4
+    assert client.match(client.open(), keys) in (0, SLOTS)
+    core.audit()
+
+
+def test_a_pool_does_not_take_a_siblings_arena_that_is_worth_more_than_its_own_oldest_leaf() -> None:
+    core = Core(arenas=2)
+    client = core.client(ring_pages=256)
+    large = 4 * PAGE_BYTES
+    client.put(client.open(large), chain(4, "large"))
+    core.clock.advance(MS)
+    client.put(client.open(), chain(SLOTS, "small"))
+    core.clock.advance(MS)
+    client.put(client.open(large), chain(4, "newer"))
+    assert core.store.arenas.recycled == 0
+    assert client.fetch(client.open(), chain(SLOTS, "small")) == SLOTS
+    core.audit()
+
+
+def test_others_are_told_busy_or_evict_their_own_while_one_arena_is_on_its_way() -> None:
+    core = Core(arenas=4)
+    rich, poor, third = core.client("rich", 256), core.client("poor"), core.client("third")
+    fill(core, rich, 4)
+    assert poor.put(poor.open(), chain(2, "poor")) == [Grant.BUSY] * 2
+    assert third.put(third.open(), chain(2, "third")) == [Grant.BUSY] * 2
+    assert rich.put(rich.open(), chain(2, "rich again")) == [Grant.GRANTED] * 2
+    assert core.store.arenas.recycled == 1
+    core.settle()
+    core.audit()
+
+
+def test_memory_that_lies_empty_goes_to_whoever_needs_it_whatever_the_shares() -> None:
+    core = Core(arenas=4)
+    one, two = core.client("one"), core.client("two")
+    put_apart(core, one, 2 * SLOTS, "one")
+    put_apart(core, two, 2 * SLOTS, "two")
+    core.store.clear(ClearScope(tenant="one"), lambda _: None, dry_run=False)
+    core.settle()
+    for number in range(2):
+        put_until_granted(core, two, chain(SLOTS, f"more {number}"))
+    assert (one.session.tenant.arenas, two.session.tenant.arenas) == (0, 4)
+    core.audit()
+
+
+# -- stale arenas -----------------------------------------------------------------------------------------------
+
+
+def recycled(core: Core) -> tuple[Client, Client, int]:
+    """A tenant that mapped an arena which was then taken away and punched: its client, the other's, the arena."""
+    rich, poor = core.client("rich", 256), core.client("poor")
+    keys = fill(core, rich, core.store.arenas.positions)
+    rich.release(rich.lease(rich.open(), keys))
+    core.clock.advance(MS)
+    assert poor.put(poor.open(), chain(1, "poor")) == [Grant.BUSY]
+    ((_, arena),) = core.outbox.gone
+    core.settle()
+    return rich, poor, arena
+
+
+def test_a_stale_map_reads_zeros_and_never_another_tenants_bytes() -> None:
+    core = Core(arenas=2)
+    rich, poor, arena = recycled(core)
+    assert poor.put(poor.open(), chain(SLOTS, "poor")) == [Grant.GRANTED] * SLOTS
+    assert not rich.maps[arena].any()
+    held = poor.lease(poor.open(), chain(SLOTS, "poor"))
+    assert arena not in {of for of, _ in held.locations}
+    core.audit()
+
+
+def test_holders_are_told_that_an_arena_is_gone_and_it_is_closed_when_all_have_answered() -> None:
+    core = Core(arenas=2)
+    rich, _, arena = recycled(core)
+    assert [(session, gone) for session, gone in core.outbox.gone] == [(rich.session, arena)]
+    assert core.memory.closed == []
+    core.audit()
+    rich.drop_arena(arena)
+    assert core.memory.closed == [arena]
+    rich.drop_arena(arena)  # twice is no news
+    rich.drop_arena(999)
+    core.audit()
+
+
+@pytest.mark.parametrize("end", ["detach", "exit"])
+def test_a_closed_session_keeps_its_stale_arenas_until_its_process_is_gone(end: str) -> None:
+    core = Core(arenas=2)
+    rich, _, arena = recycled(core)
+    if end == "detach":
+        core.store.detach(rich.session)
+        assert core.memory.closed == []
+        core.audit()
+    core.store.exited(rich.session)
+    assert core.memory.closed == [arena]
+    assert rich.session.number not in core.store.sessions
+    core.audit()
+
+
+def test_what_a_late_reader_brings_back_is_charged_to_its_tenant() -> None:
+    core = Core(arenas=2)
+    rich, poor, arena = recycled(core)
+    assert core.store.arenas.stale_bytes() == 0
+    for page in range(SLOTS):
+        core.memory.read_late(arena, page * PAGE_BYTES)
+    assert core.store.arenas.stale_bytes(rich.session.tenant) == ARENA_BYTES
+    assert core.store.arenas.stale_bytes(poor.session.tenant) == 0
+    assert poor.put(poor.open(), chain(1, "poor")) != [Grant.GRANTED], "the memory is not there"
+    rich.drop_arena(arena)
+    assert poor.put(poor.open(), chain(1, "poor")) == [Grant.GRANTED]
+    core.audit()
+
+
+def test_dropping_an_arena_that_still_serves_is_no_news() -> None:
+    core = Core()
+    client = core.client()
+    namespace, keys = client.open(), chain(1)
+    client.put(namespace, keys)
+    held = client.lease(namespace, keys)
+    core.store.arena_dropped(client.session, held.locations[0][0])
+    assert client.read(namespace, held) == value_of(keys[0], BLOCK_BYTES)
+    core.audit()
+
+
+# -- faults and isolation ---------------------------------------------------------------------------------------
+
+
+def test_when_the_system_refuses_memory_the_store_lives_on_what_it_has() -> None:
+    refusing = False
+    core = Core(arenas=4, memory=FakeMemory(refuses=lambda: refusing))
+    client = core.client(ring_pages=256)
+    namespace = client.open()
+    refusing = True
+    assert client.put(namespace, chain(2)) == [Grant.FULL, Grant.NO_PARENT]
+    refusing = False
+    client.put(namespace, chain(SLOTS))
+    refusing = True
+    assert client.put(namespace, chain(2, "new")) == [Grant.GRANTED] * 2, "it evicts"
+    refusing = False
+    assert client.put(namespace, chain(SLOTS, "more")) == [Grant.GRANTED] * SLOTS
+    core.audit()
+
+
+def test_tenants_with_one_identity_and_one_key_see_nothing_of_each_other() -> None:
+    core = Core()
+    one, two = core.client("one"), core.client("two")
+    keys = chain(3)
+    one.put(one.open(), keys)
+    assert two.match(two.open(), keys) == 0
+    assert two.ask(two.open(), keys) is None
+    assert two.put(two.open(), chain(1, "child"), parent=keys[-1]) == [Grant.NO_PARENT]
+    assert two.delete(two.open(), keys) == [0]
+    assert two.put(two.open(), keys) == [Grant.GRANTED] * 3
+    assert two.delete(two.open(), keys) == [3]
+    assert one.fetch(one.open(), keys) == 3
+    arenas = {of for of, _ in one.lease(one.open(), keys).locations}
+    two.put(two.open(), keys)
+    assert not arenas & {of for of, _ in two.lease(two.open(), keys).locations}
+    core.audit()
+
+
+def test_namespaces_of_one_tenant_see_nothing_of_each_other() -> None:
+    core = Core()
+    client = core.client()
+    keys = chain(2)
+    client.put(client.open(model="a"), keys)
+    assert client.match(client.open(model="b"), keys) == 0
+    assert client.put(client.open(model="b"), keys) == [Grant.GRANTED] * 2
+    client.delete(client.open(model="a"), keys)
+    assert client.fetch(client.open(model="b"), keys) == 2
+    core.audit()
+
+
+def test_a_tenant_below_its_share_gets_the_arena_that_was_recycled_for_it_though_the_richer_one_is_faster() -> None:
+    core = Core(arenas=4)
+    rich, poor = core.client("rich"), core.client("poor")
+    put_apart(core, rich, 4 * SLOTS, "rich")
+    asked = put_while_others_are_faster(core, poor, rich)
+    assert asked == 2
+    assert (rich.session.tenant.arenas, poor.session.tenant.arenas) == (3, 1)
+    core.audit()
+
+
+def test_an_arena_that_nobody_comes_back_for_serves_whoever_asks() -> None:
+    core = Core(arenas=4)
+    rich, poor = core.client("rich"), core.client("poor")
+    put_apart(core, rich, 4 * SLOTS, "rich")
+    assert poor.put(poor.open(), chain(1, "poor")) == [Grant.BUSY]
+    core.settle()
+    core.store.exited(poor.session)
+    put_apart(core, rich, 2 * SLOTS, "more")
+    assert rich.session.tenant.arenas == 4
+    core.audit()
+
+
+def put_while_others_are_faster(core: Core, poor: Client, rich: Client) -> int:
+    """How often `poor` has to ask while `rich` stores an arena's worth between any two of its attempts."""
+    for asked in range(1, 10):
+        if poor.put(poor.open(), chain(1, "poor")) == [Grant.GRANTED]:
+            return asked
+        core.settle()
+        put_apart(core, rich, SLOTS, f"again {asked}")
+    raise AssertionError("the poorer tenant starves")
