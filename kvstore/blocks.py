@@ -11,7 +11,8 @@ source file only by the functions in it. All functions run on the owner thread a
     book    [free block rows, first never used row, rows in use]
 
     Index, one a tenant: linear hashing. `heads[bucket]` starts a chain of rows through `blocks.chain`; every
-    insert splits at most one bucket, so that growing never stalls, and buckets stay half empty. `shape` = [buckets, split, entries, seed, seed].
+    insert splits at most one bucket, so that growing never stalls, and there are as many buckets as blocks at their
+    most, and a few more. `shape` = [buckets, split, entries, seed, seed].
     SipHash-1-3 under a secret seed keeps a client from choosing keys that share a bucket.
 
     Life of a block

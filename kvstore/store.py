@@ -480,7 +480,7 @@ class Store:
             if block:
                 blocks.begin_sweep(self.tables, tenant.index, block)
                 tops.append(block)
-        self._begin(Sweep(self.tables, tenant, tops, done))
+        self._begin(Sweep(self.tables, tenant, tops, lambda dropped: self._jobs.when_over(lambda: done(dropped))))
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
@@ -493,7 +493,7 @@ class Store:
             if dry_run:
                 done(report)
             elif scope.keys:
-                self._drop_tops(chosen, scope.keys, lambda _: done(report))
+                self._drop_tops(chosen, scope.keys, lambda _: self._jobs.when_over(lambda: done(report)))
             else:
                 self._jobs.start(Clear(self.tables, self.arenas, wanted, lambda: done(report)))
 

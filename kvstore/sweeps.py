@@ -56,6 +56,20 @@ class Sweep:
         return steps, True
 
 
+class Answer:
+    """Says that all jobs before it are over."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """See Job."""
+        self._answer()
+        return steps, True
+
+
 class Clear:
     """Drops every block of the wanted namespaces."""
 
@@ -172,6 +186,16 @@ class Jobs:
     def start(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.append(job)
+
+    def when_over(self, answer: Callable[[], None]) -> None:
+        """Called by the running job at its end: answer once the jobs that others have queued meanwhile are over too.
+
+        One of them may be dropping what was below this job's blocks until somebody else cut it off.
+        """
+        if len(self._jobs) > 1:
+            self._jobs.append(Answer(answer))
+        else:
+            answer()
 
     def run(self, now_ns: int) -> None:
         """Work for one slice."""

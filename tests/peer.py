@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from kvproto import frames
 from kvproto.errors import Code, Grant, Outcome
@@ -85,7 +85,7 @@ class Peer:
 
     # -- for the test's thread ----------------------------------------------------------------------------------
 
-    def __enter__(self) -> "Peer":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

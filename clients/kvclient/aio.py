@@ -370,7 +370,7 @@ class AsyncClient:
     @property
     def connected(self) -> bool:
         """Whether there is a session right now."""
-        return self._connection.session() is not None
+        return self._connection.connected
 
     @property
     def status(self) -> Status:

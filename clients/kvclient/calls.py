@@ -14,7 +14,7 @@ says why there is no answer. Sans-I/O; guarded like the session.
 import functools
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from kvclient.ledger import Ledger, Waiter
 from kvclient.results import Reason
@@ -24,10 +24,8 @@ from kvproto.frames import Flag, Head, Hello, Matched, Reserved, Role, Verb, Wel
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES, PROTOCOL_VERSION
 
 if TYPE_CHECKING:
-    from kvclient.mapping import Mapping
+    from kvclient.mapping import Place
     from kvclient.protocol import Session
-
-Place: TypeAlias = "tuple[Mapping, int]"  # a block's map, and its offset there in bytes
 
 
 class Opened(NamedTuple):

@@ -50,8 +50,8 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a session right now. Raises ForkError or ClosedError."""
-        return self._connection.session() is not None
+        """Whether there is a session right now. Raises ForkError."""
+        return self._connection.connected
 
     @property
     def status(self) -> Status:

@@ -206,13 +206,11 @@ class Connection(Endpoint):
 
     def start(self) -> None:
         """Try to connect once, then keep trying in the background. Raises RefusedError if the daemon says no."""
-        try:
-            self._connect()
-        finally:
-            self._thread = threading.Thread(
-                target=_tick_forever, args=(weakref.ref(self), self._stir), name="kvclient-tick", daemon=True
-            )
-            self._thread.start()
+        self._connect()
+        self._thread = threading.Thread(
+            target=_tick_forever, args=(weakref.ref(self), self._stir), name="kvclient-tick", daemon=True
+        )
+        self._thread.start()
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Whether there is a session, waiting up to `timeout_s` for one."""
@@ -223,8 +221,9 @@ class Connection(Endpoint):
         """End the session. Leases stay good until their deadlines, for copies under way. Does nothing in a child."""
         if self._dead is not None:
             return
-        self._dead = ClosedError
-        link = self._link
+        with self._mutex:  # a link that is just being made either sees this or is seen
+            self._dead = ClosedError
+            link = self._link
         if link is not None:
             self._send_chores(link)
             self._drop(link, "closed")
@@ -253,12 +252,16 @@ class Connection(Endpoint):
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         try:
             link = Link(dial(self._directory()), Session(self.memory))
+        except GoneError as gone:
+            self._why_not = str(gone)
+            return
+        try:
             greet(link, self.hello, _clock() + self.timeout_ns)
-        except RefusedError as error:
-            self._why_not = str(error)
-            raise
         except (GoneError, KvError) as error:
-            self._why_not = str(error)
+            link.shut()
+            self._why_not = link.session.goodbye or str(error)
+            if isinstance(error, RefusedError):
+                raise
             return
         with self._mutex:
             if self._dead is None:

@@ -43,6 +43,12 @@ class Endpoint:
         link = self._link
         return link.session if link is not None else None
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session right now. Raises ForkError."""
+        self.check_fork()
+        return self._link is not None
+
     def check(self) -> None:
         """Raises ForkError in a forked child, ClosedError after `close`."""
         self.check_fork()

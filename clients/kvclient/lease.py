@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from kvclient import buffers, flows
-from kvclient.calls import Part, Place
+from kvclient.calls import Part
 from kvclient.connection import Connection
 from kvclient.copying import Move, copy, moves_of
 from kvclient.endpoint import Endpoint
+from kvclient.mapping import Place
 from kvclient.results import Tiers
 from kvproto.errors import ProtocolError, UsageError
 

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from kvproto.errors import ProtocolError
 from kvproto.limits import MIB
@@ -93,6 +93,9 @@ def _unmap(
         unmapped()
 
 
+Place: TypeAlias = tuple[Mapping, int]  # a block's map, and its offset there in bytes
+
+
 class Memory(Protocol):
     """How a session gets at what the daemon sends: a port, so that the protocol itself maps nothing."""
 
@@ -104,8 +107,8 @@ class Memory(Protocol):
         """Writable."""
         ...
 
-    def warm(self, mapping: Mapping, offsets: Sequence[int], length: int) -> None:
-        """`length` bytes at each offset are about to be used, in this order. Never blocks."""
+    def warm(self, places: Sequence[Place], length: int) -> None:
+        """`length` bytes at each of these places are about to be used, in this order. Never blocks."""
         ...
 
     def populate(self, mapping: Mapping, offset: int, length: int) -> None:
@@ -131,20 +134,22 @@ class HostMemory:
         """Writable."""
         return Mapping(fd, map_bytes, writable=True)
 
-    def warm(self, mapping: Mapping, offsets: Sequence[int], length: int) -> None:
+    def warm(self, places: Sequence[Place], length: int) -> None:
         """Populate the page tables in the background: these places first and in this order, then the rest.
 
         A first touch costs 0.3 us a page otherwise, a quarter of the time of a copy.
         """
         if not self._supported:
-            mapping.cold.clear()
+            for mapping, _ in places:
+                mapping.cold.clear()
             return
-        steps = dict.fromkeys(step for offset in offsets for step in _steps(offset, length))
+        wanted = dict.fromkeys((mapping, step) for mapping, offset in places for step in _steps(offset, length))
         with self._lock:
-            self._urgent.extend((mapping, step) for step in steps)
-            if not mapping.queued:
-                mapping.queued = True
-                self._later.extend((mapping, step) for step in mapping.cold.difference(steps))
+            self._urgent.extend(wanted)
+            for mapping in dict.fromkeys(mapping for mapping, _ in places):
+                if not mapping.queued:
+                    mapping.queued = True
+                    self._later.extend((mapping, step) for step in sorted(mapping.cold))
             if self._running:
                 return
             self._running = True

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from kvclient.calls import Call, Opened, PingCall, Place
+from kvclient.calls import Call, Opened, PingCall
 from kvclient.ledger import Ledger
-from kvclient.mapping import Mapping, Memory
+from kvclient.mapping import Mapping, Memory, Place
 from kvclient.results import Reason, Status
 from kvproto import frames
 from kvproto.errors import Code, ProtocolError, error_for
@@ -201,7 +201,8 @@ class Session:
                 raise ProtocolError(f"arena {arena} came twice")
             unmapped = partial(self.unmapped.append, arena)  # holds the queue, not this session
             known[arena] = self.memory.map_arena(fd, arena_bytes, unmapped)
-            self.cold.append(known[arena])
+            if known[arena].cold:
+                self.cold.append(known[arena])
         self.arenas = known
 
     def _arena_gone(self, arena: int) -> None:
@@ -213,10 +214,9 @@ class Session:
 
     def warm(self, places: Sequence[Place], block_bytes: int) -> None:
         """Blocks that are about to be read lie here: see that their pages are there."""
-        for mapping in self.cold:
-            offsets = [offset for at, offset in places if at is mapping]
-            if offsets:
-                self.memory.warm(mapping, offsets, block_bytes)
+        cold = [place for place in places if place[0].cold]
+        if cold:
+            self.memory.warm(cold, block_bytes)
         self.cold = [mapping for mapping in self.cold if mapping.cold]
 
     # -- the end ------------------------------------------------------------------------------------------------

@@ -166,8 +166,8 @@ class Storing:
         """Copy into the spans; commit every batch but the last."""
         blocks = min(RIDERS_PER_FRAME, max(1, BATCH_BYTES // opened.block_bytes))
         if self._ring.cold and self._grants:
-            offsets = [page * PAGE_BYTES for _, page, _ in self._grants]
-            self._session.memory.warm(self._ring, offsets, opened.block_bytes)
+            places = [(self._ring, page * PAGE_BYTES) for _, page, _ in self._grants]
+            self._session.memory.warm(places, opened.block_bytes)
         while self._grants and self._lost is None:
             batch = self._grants[:blocks]
             sources = [self._source.addresses[index] for index, _, _ in batch]

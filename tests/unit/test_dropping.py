@@ -141,6 +141,22 @@ def test_what_is_stored_under_a_chain_that_is_being_dropped_goes_with_it() -> No
     assert core.store.tables.book[2] == 0
 
 
+def test_delete_is_answered_only_when_nothing_below_it_hits_any_more_though_another_cut_it_off_first() -> None:
+    core = Core(slice_steps=1)
+    client, writer = core.client(), core.client()
+    namespace, keys = client.open(), chain(8)
+    client.put(namespace, keys[:3])
+    ticket = writer.begin(writer.open(), keys[:4])
+    client.put(namespace, keys[4:], parent=keys[3])
+    answers = client.delete(namespace, keys[:1])
+    writer.store.abort(writer.session, ticket)  # cuts the end of the chain off before the sweep gets there
+    while not answers:
+        assert client.match(namespace, keys) == 0
+        core.store.tick()
+    assert [client.match(namespace, [key]) for key in keys] == [0] * 8
+    core.audit()
+
+
 # -- clear ------------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def probe(model: Any) -> KVShape | str:
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         cache = model(input_ids=token, use_cache=True).get("past_key_values")
     if trouble := kind_trouble(cache):
-        return trouble
+        return f"one token leaves {trouble}"
     keys = [layer.keys for layer in cache.layers]
     values = [layer.values for layer in cache.layers]
     shapes = {(tuple(tensor.shape), tensor.dtype) for tensor in chain(keys, values)}
@@ -84,13 +84,15 @@ def probe(model: Any) -> KVShape | str:
 
 def kind_trouble(cache: Any) -> str:
     """Why this is no cache to keep: anything but a DynamicCache of plain layers that hold something."""
+    if cache is None:
+        return "no cache"
     if type(cache) is not transformers.DynamicCache:
         return f"a {type(cache).__name__} instead of a DynamicCache"
     odd = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
     if odd:
-        return f"the cache has layers of type {', '.join(odd)}"
+        return f"a cache with layers of type {', '.join(odd)}"
     if not cache.layers or any(layer.get_seq_length() == 0 for layer in cache.layers):
-        return "the cache has empty layers"
+        return "a cache with empty layers"
     return ""
 
 

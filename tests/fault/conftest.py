@@ -1,0 +1,30 @@
+"""One real daemon for the whole folder: what one test does to it must not harm the next."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.raw import RawClient, RealDaemon, raw_client, real_daemon
+
+
+@pytest.fixture(scope="session")
+def shared_daemon() -> Iterator[RealDaemon]:
+    """A daemon with 64 MiB in eight arenas."""
+    with real_daemon("--ring", "1MiB", "--ticket-ttl", "200ms") as daemon:
+        yield daemon
+        assert daemon.alive(), "the daemon died"
+
+
+@pytest.fixture
+def daemon(shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
+    """It must be alive before and after every test, and serve a bystander."""
+    with raw_client(shared_daemon.runtime_dir) as bystander:
+        yield shared_daemon
+        bystander.ping()
+
+
+@pytest.fixture
+def client(daemon: RealDaemon) -> Iterator[RawClient]:
+    """A session in good standing."""
+    with raw_client(daemon.runtime_dir) as connected:
+        yield connected

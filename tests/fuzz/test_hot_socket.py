@@ -1,0 +1,178 @@
+"""Random and damaged frames: parsers refuse them with a typed error, and a real daemon outlives them."""
+
+import os
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvproto import frames
+from kvproto.errors import KvError, UsageError
+from kvproto.frames import Head, Hello, Mode, Role, Verb
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME, NAME_BYTES
+from tests.raw import RawClient, RealDaemon, dial, identity, key, raw_client, real_daemon
+
+SEED = 20261120
+ROUNDS = 4000
+ROUNDS_LONG = 400_000
+
+derandomized = settings(derandomize=True, max_examples=300, deadline=None)
+names = st.text(max_size=8)
+numbers = st.integers(0, (1 << 64) - 1)
+
+
+@derandomized
+@given(st.binary(max_size=256))
+def test_any_bytes_are_a_head_or_a_typed_error(frame: bytes) -> None:
+    try:
+        head = frames.parse_head(frame, len(frame))
+    except KvError:
+        return
+    assert head.body + head.body_bytes == len(frame)
+
+
+@derandomized
+@given(st.binary(max_size=128))
+def test_any_body_is_a_hello_or_a_typed_error(body: bytes) -> None:
+    frame = frames.build(Verb.HELLO, 1, body)
+    try:
+        hello = frames.parse_hello(frame, frames.parse_head(frame, len(frame)))
+    except KvError:
+        return
+    assert len(hello.name.encode()) <= NAME_BYTES
+
+
+@derandomized
+@given(names, names, st.sampled_from(Role), st.lists(st.sampled_from(Mode), min_size=1, max_size=4), numbers)
+def test_hello_travels_unchanged(name: str, tenant: str, role: Role, modes: list[Mode], ring_bytes: int) -> None:
+    hello = Hello(name, tenant, role, tuple(modes), ring_bytes)
+    frame = frames.build_hello(7, hello)
+    assert frames.parse_hello(frame, frames.parse_head(frame, len(frame))) == hello
+
+
+@derandomized
+@given(st.lists(numbers, max_size=20), st.lists(numbers, max_size=20), st.binary(max_size=64))
+def test_riders_travel_unchanged(releases: list[int], commits: list[int], body: bytes) -> None:
+    frame = frames.build(Verb.PING, 3, body, releases=releases, commits=commits)
+    head = frames.parse_head(frame, len(frame))
+    assert frames.riders(frame, head) == (tuple(releases), tuple(commits))
+    assert frame[head.body :] == body
+
+
+@derandomized
+@given(st.binary(max_size=400))
+def test_any_bytes_are_an_identity_or_a_typed_error(form: bytes) -> None:
+    for damaged in (form, identity().canonical()[: len(form)] + form):
+        try:
+            parsed = NamespaceIdentity.from_canonical(damaged)
+        except UsageError:
+            continue
+        assert parsed.canonical() == damaged
+
+
+@derandomized
+@given(st.data())
+def test_a_changed_byte_never_leaves_an_identity_the_same(data: st.DataObject) -> None:
+    form = bytearray(identity().canonical())
+    at = data.draw(st.integers(0, len(form) - 1))
+    form[at] ^= data.draw(st.integers(1, 255))
+    try:
+        parsed = NamespaceIdentity.from_canonical(bytes(form))
+    except UsageError:
+        return
+    assert parsed != identity()
+    assert parsed.digest() != identity().digest()
+
+
+def test_a_daemon_outlives_random_and_damaged_frames() -> None:
+    with real_daemon("--ring", "1MiB") as daemon:
+        _bombard(daemon, ROUNDS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_daemon_outlives_many_more_of_them() -> None:
+    with real_daemon("--ring", "1MiB") as daemon:
+        _bombard(daemon, ROUNDS_LONG)
+
+
+def _bombard(daemon: RealDaemon, rounds: int) -> None:
+    generator = random.Random(SEED)
+    print(f"seed {SEED}")
+    with raw_client(daemon.runtime_dir) as bystander:
+        client = _newcomer(daemon, generator)
+        for number in range(rounds):
+            try:
+                client.send(_frame(generator))
+            except OSError:  # it was told to go
+                client.close()
+                client = _newcomer(daemon, generator)
+            _listen(client)
+            if number % 256 == 0:
+                bystander.ping()
+                assert daemon.alive()
+        client.close()
+        bystander.ping()
+        namespace = bystander.open(model="after")
+        assert bystander.reserve(namespace, [key(1)])[0].grant == 0
+
+
+def _newcomer(daemon: RealDaemon, generator: random.Random) -> RawClient:
+    client = dial(daemon.runtime_dir)
+    if generator.random() < 0.9:
+        client.hello()
+        if generator.random() < 0.9:
+            client.open()
+    return client
+
+
+def _listen(client: RawClient) -> None:
+    """Take what is there, so that the daemon does not run into a full socket only."""
+    client.socket.setblocking(False)
+    try:
+        while client.socket.recv(1 << 16):
+            pass
+    except OSError:
+        pass
+    client.socket.setblocking(True)
+
+
+def _frame(generator: random.Random) -> bytes:
+    """Mostly frames with a true length, so that they get past the first check."""
+    verb = generator.choice([*Verb, generator.randrange(256)])
+    count = generator.choice([0, 1, 2, 3, generator.randrange(1 << 16), KEYS_PER_FRAME])
+    body = _body(generator, count)
+    releases = [_number(generator) for _ in range(generator.choice([0, 0, 0, 1, 5]))]
+    commits = [_number(generator) for _ in range(generator.choice([0, 0, 0, 0, 2]))]
+    flags = generator.randrange(4)
+    head = Head(verb, flags, count, generator.randrange(1 << 32), len(releases), len(commits), len(body))
+    frame = frames.HEAD.pack(*head) + b"".join(number.to_bytes(8, "little") for number in releases + commits) + body
+    if generator.random() < 0.1:
+        damaged = bytearray(frame)
+        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        frame = bytes(damaged)
+    return frame[:FRAME_BYTES] if generator.random() < 0.95 else frame[: generator.randrange(len(frame) + 1)] or b"\0"
+
+
+def _body(generator: random.Random, count: int) -> bytes:
+    namespace = generator.choice([0, 1, 2, generator.randrange(1 << 32)]).to_bytes(4, "little") + bytes(4)
+    keys = b"".join(key(generator.randrange(64)) for _ in range(min(count, KEYS_PER_FRAME)))
+    times = _number(generator).to_bytes(8, "little") + _number(generator).to_bytes(8, "little")
+    return generator.choice(
+        [
+            b"",
+            bytes(8),
+            times,
+            namespace + keys,
+            namespace + times + keys,
+            namespace + key(generator.randrange(64)) + keys,
+            identity(generator.choice([1, 4096, 1 << 20])).canonical(),
+            os.urandom(generator.randrange(200)),
+        ]
+    )
+
+
+def _number(generator: random.Random) -> int:
+    return generator.choice([0, 1, 10**9, (1 << 63) - 1, (1 << 64) - 1, generator.getrandbits(64)])

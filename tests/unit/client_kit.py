@@ -1,0 +1,60 @@
+"""What the client's tests share: a peer, a client of it, a namespace, blocks to store."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kvclient
+from tests.peer import PATIENCE_S, Peer
+
+BLOCK_BYTES: Final = 5000  # not a multiple of anything, so that slot and block differ
+Blocks = NDArray[np.uint8]
+
+
+@contextmanager
+def client_of(peer: Peer, timeout_s: float = PATIENCE_S) -> Iterator[kvclient.Client]:
+    """A connected client."""
+    with kvclient.connect(peer.path.parent, timeout_s=timeout_s) as client:
+        assert client.connected
+        yield client
+
+
+@contextmanager
+def pair(directory: Path, timeout_s: float = PATIENCE_S) -> Iterator[tuple[Peer, kvclient.Namespace]]:
+    """A peer, and a namespace of a client of it."""
+    with Peer(directory) as peer, client_of(peer, timeout_s) as client:
+        yield peer, namespace_of(client)
+
+
+def namespace_of(client: kvclient.Client, block_bytes: int = BLOCK_BYTES) -> kvclient.Namespace:
+    """Some namespace."""
+    return client.namespace(model="m", engine="e", layout="l", dtype="d", block_bytes=block_bytes)
+
+
+def blocks_of(count: int, seed: int = 1) -> Blocks:
+    """Distinct random blocks."""
+    return np.random.default_rng(seed).integers(0, 256, (count, BLOCK_BYTES), dtype=np.uint8)
+
+
+def keys_of(count: int, seed: int = 1) -> list[bytes]:
+    """A chain of keys. The peer looks at nothing but equality."""
+    return [key.tobytes() for key in np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)]
+
+
+class Stopwatch:
+    """Asserts that a block of code took no longer than it may."""
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s = most_s
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        took_s = time.monotonic() - self._began
+        assert took_s <= self._most_s, f"took {took_s:.3f} s, more than {self._most_s}"
