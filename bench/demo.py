@@ -146,18 +146,20 @@ def judge(results: Results) -> list[Promise]:
     """What was promised, and what came of it."""
     hit, prompt, tier = results["hit_tokens"], results["prompt_tokens"], results["served_from"]
     document = prompt - results["question_tokens"]
-    compared, speedup = results["compared_tokens"], results["speedup"]
+    identical, differs = results["identical"], results["control_differs"]
+    equal = f"equal in every bit for {results['compared_tokens']} tokens"
+    speedup, on = results["speedup"], f"on {results['threads']} thread"
     return [
         Promise("prompt tokens fetched, not computed", f"{hit:,} of {prompt:,}, from {tier}", hit == document),
-        Promise("logits against a full recompute", f"equal in every bit for {compared} tokens", results["identical"]),
-        Promise("... with one block corrupted", "different", results["control_differs"]),
-        Promise("time to first token, cold", f"{results['ttft_cold_s'] * 1e3:,.0f} ms"),
-        Promise("time to first token, warm", f"{results['ttft_warm_s'] * 1e3:,.0f} ms"),
+        Promise("logits against a full recompute", equal if identical else "different", identical),
+        Promise("... with one block corrupted", "different" if differs else "no different", differs),
+        Promise("time to first token, cold", f"{results['ttft_cold_s'] * 1e3:,.0f} ms {on}"),
+        Promise("time to first token, warm", f"{results['ttft_warm_s'] * 1e3:,.0f} ms {on}"),
         Promise("speedup", f"{speedup:.1f} times, at least {LEAST_SPEEDUP:.0f} promised", speedup >= LEAST_SPEEDUP),
         Promise("fetch", f"{results['fetch_bytes'] >> 20} MiB at {results['fetch_gb_per_s']:.1f} GB/s"),
         Promise(
-            "kill -9 under way, then a miss",
-            f"went on after {results['fetches_before_kill']} good fetches; miss in {results['miss_ms']:.1f} ms",
+            "kill -9 while generating and fetching",
+            f"{results['fetches_before_kill']} good fetches, then a miss in {results['miss_ms']:.1f} ms",
             results["survived_kill"],
         ),
     ]
@@ -170,7 +172,7 @@ def show(console: Console, promises: list[Promise]) -> None:
     for heading in ("what", "found", "verdict"):
         table.add_column(heading)
     for promise in promises:
-        table.add_row(promise.what, promise.found if promise.kept is not False else "no", verdicts[promise.kept])
+        table.add_row(promise.what, promise.found, verdicts[promise.kept])
     console.print(table)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +31,7 @@ def run(*, quick: bool) -> Results:
     """All figures of `dram`. Needs 3 GiB of memory."""
     rounds = 5 if quick else 25
     results: Results = {}
-    with daemon("--dram", "1536MiB", "--lock", "false", "--leaf-threads", "2") as running:
+    with daemon("--dram", "1536MiB", "--lock", "false") as running:
         client = kvclient.connect(str(running.runtime_dir))
         assert client.wait_connected(5)
         large = open_namespace(client, 2 * MIB)
@@ -114,7 +115,7 @@ def measure_store(namespace: Namespace, rounds: int) -> Results:
         stamp(burst)
         keys = new_keys(half)
         limit = timed(lambda: memcpy(burst, ring_like))
-        accept.append((limit, timed(lambda keys=keys: must_accept(namespace, keys, burst))))
+        accept.append((limit, timed(partial(must_accept, namespace, keys, burst))))
         namespace.flush(10)
         namespace.delete(keys[:1])
     count = 4 * RING_BYTES // (2 * MIB)
@@ -125,7 +126,7 @@ def measure_store(namespace: Namespace, rounds: int) -> Results:
         stamp(stream)
         keys = new_keys(count)
         limit = timed(lambda: memcpy(stream, slots_like))
-        sustained.append((limit, timed(lambda keys=keys: must_lease(namespace, keys, stream))))
+        sustained.append((limit, timed(partial(must_lease, namespace, keys, stream))))
         namespace.delete(keys[:1])
     return {
         "store_accept_over_memcpy": ratio_of_medians(accept),

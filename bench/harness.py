@@ -9,48 +9,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from bench.process import DaemonProcess
+
 Results = dict[str, float]
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parent.parent
-READY_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunningDaemon:
-    """A daemon of this benchmark's own."""
-
-    process: "subprocess.Popen[str]"
-    runtime_dir: Path
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self.process.pid
 
 
 @contextmanager
-def daemon(*arguments: str) -> Iterator[RunningDaemon]:
+def daemon(*arguments: str) -> Iterator[DaemonProcess]:
     """A real daemon process in a temporary directory, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="kvstored-bench-") as folder:
-        runtime_dir = Path(folder)
-        command = [sys.executable, "-m", "kvstored", "--runtime-dir", folder, "--log-level", "warning", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if "serves" not in line:
-                raise RuntimeError(f"the daemon did not start: {line!r}")
-            yield RunningDaemon(process, runtime_dir)
-        finally:
-            process.terminate()
-            process.wait(timeout=READY_S)
+        home = Path(folder)
+        with DaemonProcess(home / "run", "--log-level", "warning", *arguments, log_file=home / "log") as process:
+            yield process
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

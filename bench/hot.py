@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 
 import kvclient
-from bench.harness import Results, RunningDaemon, daemon, percentile, say
+from bench.harness import Results, daemon, percentile, say
+from bench.process import DaemonProcess
 from kvclient import Client, Namespace
 
 BLOCK_BYTES = 4096
@@ -70,15 +71,15 @@ def fill(namespace: Namespace, chains: list[Chain]) -> None:
     assert namespace.flush(60).pending == 0
 
 
-def measure_memory(running: RunningDaemon, namespace: Namespace, blocks: int) -> Results:
+def measure_memory(running: DaemonProcess, namespace: Namespace, blocks: int) -> Results:
     """Proportional memory of the daemon less its arenas, per block, less an idle daemon's with one client.
 
     The client has stored before the first look, so that its ring counts in both.
     """
     fill(namespace, chains_of(1, 64))
-    empty_bytes = memory_bytes(running.pid)
+    empty_bytes = memory_bytes(running.process.pid)
     fill(namespace, chains_of(blocks // 100, 100))
-    full_bytes = memory_bytes(running.pid)
+    full_bytes = memory_bytes(running.process.pid)
     return {"bytes_per_block": (full_bytes - empty_bytes) / blocks, "empty_daemon_mib": empty_bytes / 2**20}
 
 

@@ -4,14 +4,13 @@ import array
 import os
 import select
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import Code
 from kvproto.frames import Head, Hello, Leased, Reserved, Verb, Welcome
@@ -21,41 +20,15 @@ PATIENCE_S = 20.0  # how long an answer may take on a busy machine before the te
 Message = tuple[Head, bytes, list[int]]
 
 
-@dataclass(slots=True)
-class RealDaemon:
-    """A daemon process of this test's own."""
-
-    process: "subprocess.Popen[str]"
-    runtime_dir: Path
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self.process.pid
-
-    def alive(self) -> bool:
-        """Is it still running?"""
-        return self.process.poll() is None
-
-
 @contextmanager
-def real_daemon(*arguments: str, runtime_dir: Path | None = None) -> Iterator[RealDaemon]:
-    """Start a daemon, wait until it serves, stop it at the end."""
+def real_daemon(*arguments: str) -> Iterator[DaemonProcess]:
+    """A small daemon in a directory of its own, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="kvd-") as folder:
-        home = runtime_dir or Path(folder)
-        command = [sys.executable, "-m", "kvstored", "--runtime-dir", str(home), "--dram", "64MiB", "--arena", "8MiB"]
-        command += ["--lock", "false", "--log-level", "error", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert "serves" in line, line
-            yield RealDaemon(process, home)
-        finally:
-            process.terminate()
-            process.wait(timeout=PATIENCE_S)
-            assert process.stdout is not None
-            process.stdout.close()
+        home = Path(folder)
+        home.chmod(0o755)  # some tests become another user
+        small = ("--dram", "64MiB", "--arena", "8MiB", "--lock", "false", "--log-level", "error")
+        with DaemonProcess(home / "run", *small, *arguments, log_file=home / "log") as process:
+            yield process
 
 
 @dataclass(slots=True)

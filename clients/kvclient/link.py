@@ -31,21 +31,25 @@ class GoneError(Exception):
     """The connection is over, and why."""
 
 
-class Link:
-    """A socket and the session on it.
+class HotSocket(socket.socket):
+    """Closed when its last user lets go of it and not before.
 
-    The descriptor is closed when the last thread lets go of this object and not before, so that no thread can read
-    from a number that has meanwhile been given to another file; `shut` is what ends the connection.
+    So no thread can read from a number that has meanwhile been given to another file, and nobody has to know who is
+    last. `Link.shut` is what ends the connection.
     """
 
-    def __init__(self, sock: socket.socket, session: Session) -> None:
+    def __del__(self) -> None:
+        self.close()
+
+
+class Link:
+    """A socket and the session on it."""
+
+    def __init__(self, sock: HotSocket, session: Session) -> None:
         self.sock = sock
         self.session = session
         self.backlog: list[bytes] = []  # chores that found the socket full
         self.since_ns = time.monotonic_ns()
-
-    def __del__(self) -> None:
-        self.sock.close()
 
     def shut(self) -> None:
         """End the connection now: readers wake up, the daemon sees the end. Any thread."""
@@ -106,9 +110,9 @@ class Link:
         return left_ns > 0 and bool(poll.poll(-(-left_ns // 10**6)))
 
 
-def dial(directory: Path) -> socket.socket:
+def dial(directory: Path) -> HotSocket:
     """A socket connected to the daemon's. Raises GoneError; never waits (a full backlog counts as no daemon)."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock = HotSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         sock.setblocking(False)
         _connect(sock, directory)
@@ -157,7 +161,7 @@ def greet(link: Link, hello: Hello, deadline_ns: int) -> None:
         elif time.monotonic_ns() >= deadline_ns:
             raise GoneError("the daemon does not answer HELLO")
     if call.error is not None:
-        raise call.error
+        raise type(call.error)(*call.error.args)  # not the same object: its traceback would hold the call, a cycle
 
 
 def take(link: Link, frame: bytes, fds: Sequence[int]) -> None:

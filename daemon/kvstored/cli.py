@@ -14,7 +14,6 @@ from kvstored import __version__
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 
 EX_TEMPFAIL = 75
-_TRUE_FALSE = "use --NAME=true or --NAME=false"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +56,8 @@ def _config(arguments: Sequence[str]) -> int:
     check.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     try:
-        loaded = load(options.file, {}, {})
+        others = {name: value for name, value in os.environ.items() if not name.startswith("KVSTORED_")}
+        loaded = load(options.file, others, {})
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG

@@ -4,19 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.raw import RawClient, RealDaemon, raw_client, real_daemon
+from bench.process import DaemonProcess
+from tests.raw import RawClient, raw_client, real_daemon
 
 
 @pytest.fixture(scope="session")
-def shared_daemon() -> Iterator[RealDaemon]:
+def shared_daemon() -> Iterator[DaemonProcess]:
     """A daemon with 64 MiB in eight arenas."""
     with real_daemon("--ring", "1MiB", "--ticket-ttl", "200ms") as daemon:
         yield daemon
-        assert daemon.alive(), "the daemon died"
+        assert daemon.process.poll() is None, "the daemon died"
 
 
 @pytest.fixture
-def daemon(shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
+def daemon(shared_daemon: DaemonProcess) -> Iterator[DaemonProcess]:
     """It must be alive before and after every test, and serve a bystander."""
     with raw_client(shared_daemon.runtime_dir) as bystander:
         yield shared_daemon
@@ -24,7 +25,7 @@ def daemon(shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
 
 
 @pytest.fixture
-def client(daemon: RealDaemon) -> Iterator[RawClient]:
+def client(daemon: DaemonProcess) -> Iterator[RawClient]:
     """A session in good standing."""
     with raw_client(daemon.runtime_dir) as connected:
         yield connected

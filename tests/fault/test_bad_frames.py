@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import Code, Grant
 from kvproto.frames import Hello, Role, Verb
 from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME
-from tests.raw import RawClient, RealDaemon, dial, identity, key, raw_client
+from tests.raw import RawClient, dial, identity, key, raw_client
 
 
 def test_an_unknown_verb_ends_the_session(client: RawClient) -> None:
@@ -37,7 +38,7 @@ def test_a_truthful_length_is_served(client: RawClient) -> None:
     client.answer(Verb.PONG)
 
 
-def test_the_first_frame_must_be_hello(daemon: RealDaemon) -> None:
+def test_the_first_frame_must_be_hello(daemon: DaemonProcess) -> None:
     client = dial(daemon.runtime_dir)
     client.send(frames.build(Verb.PING, 1, bytes(8)))
     assert client.goodbye()[0] is Code.BAD_FRAME
@@ -51,7 +52,7 @@ def test_a_second_hello_ends_the_session(client: RawClient) -> None:
     assert "second HELLO" in text
 
 
-def test_an_unknown_version_is_refused(daemon: RealDaemon) -> None:
+def test_an_unknown_version_is_refused(daemon: DaemonProcess) -> None:
     client = dial(daemon.runtime_dir)
     client.send(frames.build_hello(1, Hello(name="new", version_low=2, version_high=9)))
     code, text = client.goodbye()
@@ -60,7 +61,7 @@ def test_an_unknown_version_is_refused(daemon: RealDaemon) -> None:
     client.close()
 
 
-def test_a_tenant_that_the_configuration_does_not_grant_is_refused(daemon: RealDaemon) -> None:
+def test_a_tenant_that_the_configuration_does_not_grant_is_refused(daemon: DaemonProcess) -> None:
     client = dial(daemon.runtime_dir)
     client.send(frames.build_hello(1, Hello(name="x", tenant="somebody-else")))
     assert client.goodbye()[0] is Code.REFUSED
@@ -68,7 +69,7 @@ def test_a_tenant_that_the_configuration_does_not_grant_is_refused(daemon: RealD
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00" * 3, bytes(200), os.urandom(64)])
-def test_a_malformed_hello_ends_the_session(daemon: RealDaemon, body: bytes) -> None:
+def test_a_malformed_hello_ends_the_session(daemon: DaemonProcess, body: bytes) -> None:
     client = dial(daemon.runtime_dir)
     client.send(frames.build(Verb.HELLO, 1, body))
     assert client.goodbye()[0] in {Code.BAD_FRAME, Code.REFUSED}
@@ -96,7 +97,7 @@ def test_a_key_count_that_does_not_fit_the_body_ends_the_session(client: RawClie
     assert client.goodbye()[0] in {Code.BAD_FRAME, Code.LIMIT}
 
 
-def test_a_namespace_that_was_not_opened_here_ends_the_session(client: RawClient, daemon: RealDaemon) -> None:
+def test_a_namespace_that_was_not_opened_here_ends_the_session(client: RawClient, daemon: DaemonProcess) -> None:
     with raw_client(daemon.runtime_dir) as other:
         number = other.open(model="not-opened-by-the-first")
         client.send(frames.build_match(1, number, key(1)))
@@ -128,7 +129,7 @@ def test_an_invented_ticket_ends_the_session(client: RawClient) -> None:
 
 
 def test_a_foreign_ticket_ends_the_session_that_used_it_and_not_its_owner(
-    client: RawClient, daemon: RealDaemon
+    client: RawClient, daemon: DaemonProcess
 ) -> None:
     with raw_client(daemon.runtime_dir) as owner:
         (granted,) = owner.reserve(owner.open(), [os.urandom(32)])
@@ -145,15 +146,15 @@ def test_a_reused_ticket_ends_the_session(client: RawClient) -> None:
     assert client.goodbye()[0] is Code.BAD_TICKET
 
 
-def test_a_tool_has_no_ring_and_cannot_store(daemon: RealDaemon) -> None:
+def test_a_tool_has_no_ring_and_cannot_store(daemon: DaemonProcess) -> None:
     with raw_client(daemon.runtime_dir, role=Role.TOOL) as tool:
         assert tool.welcome is not None
         assert tool.welcome.ring_bytes == 0
         assert [item.grant for item in tool.reserve(tool.open(), [os.urandom(32)])] == [Grant.QUOTA]
 
 
-def test_descriptors_that_a_client_sends_are_not_kept(client: RawClient, daemon: RealDaemon) -> None:
-    folder = Path(f"/proc/{daemon.pid}/fd")
+def test_descriptors_that_a_client_sends_are_not_kept(client: RawClient, daemon: DaemonProcess) -> None:
+    folder = Path(f"/proc/{daemon.process.pid}/fd")
     before = sum(1 for _ in folder.iterdir())
     for _ in range(64):
         client.send(frames.build(Verb.PING, 3, bytes(8)), fds=[0, 1, 2])

@@ -11,12 +11,13 @@ import sys
 
 import pytest
 
+from bench.process import DaemonProcess
 from kvkernels import libc
 from kvproto import frames
 from kvproto.errors import Grant, Outcome
 from kvproto.frames import Verb
 from kvproto.limits import PAGE_BYTES
-from tests.raw import RawClient, RealDaemon, key, raw_client
+from tests.raw import RawClient, key, raw_client
 
 BLOCK = 4096
 
@@ -95,8 +96,7 @@ def test_the_ring_cannot_be_truncated_or_grown(client: RawClient) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_another_user_cannot_reopen_an_arena_for_writing(daemon: RealDaemon) -> None:
-    daemon.runtime_dir.chmod(0o755)
+def test_another_user_cannot_reopen_an_arena_for_writing(daemon: DaemonProcess) -> None:
     script = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
@@ -119,7 +119,7 @@ with raw_client(Path({str(daemon.runtime_dir)!r})) as client:
     assert done.stdout.split() == ["refused", "refused", "refused", "uid-4242"], done.stderr
 
 
-def test_two_tenants_do_not_see_each_others_blocks_under_one_key(daemon: RealDaemon) -> None:
+def test_two_tenants_do_not_see_each_others_blocks_under_one_key(daemon: DaemonProcess) -> None:
     with raw_client(daemon.runtime_dir) as first, raw_client(daemon.runtime_dir) as second:
         keys = [os.urandom(32)]
         mine, same, other = first.open(), second.open(), second.open(model="other")
@@ -147,7 +147,7 @@ def test_what_a_client_writes_into_its_ring_after_commit_never_tears_what_is_sto
             assert stored == read(client, location)
 
 
-def test_a_client_killed_between_reserve_and_commit_leaves_nothing_behind(daemon: RealDaemon) -> None:
+def test_a_client_killed_between_reserve_and_commit_leaves_nothing_behind(daemon: DaemonProcess) -> None:
     keys = [key(20_000 + number) for number in range(8)]
     script = f"""
 import os, signal, sys
@@ -168,7 +168,7 @@ with raw_client(Path({str(daemon.runtime_dir)!r})) as client:
         assert len(survivor.lease(namespace, keys).locations) == 8
 
 
-def test_a_lapsed_ticket_is_stale_and_its_key_free(client: RawClient, daemon: RealDaemon) -> None:
+def test_a_lapsed_ticket_is_stale_and_its_key_free(client: RawClient, daemon: DaemonProcess) -> None:
     namespace = client.open()
     keys = [os.urandom(32)]
     (item,) = client.reserve(namespace, keys)
@@ -191,7 +191,7 @@ def test_a_full_store_evicts_the_oldest_leaf_first(client: RawClient) -> None:
     assert len(client.lease(namespace, batches[-1]).locations) == 128
 
 
-def test_a_store_larger_than_the_tier_keeps_the_lead_part_and_says_so(daemon: RealDaemon) -> None:
+def test_a_store_larger_than_the_tier_keeps_the_lead_part_and_says_so(daemon: DaemonProcess) -> None:
     with raw_client(daemon.runtime_dir) as client:
         namespace = client.open(block_bytes=5 << 20, model="huge")  # one to an arena of 8 MiB; the ring has 1 MiB
         items = client.reserve(namespace, [os.urandom(32)])
@@ -199,7 +199,7 @@ def test_a_store_larger_than_the_tier_keeps_the_lead_part_and_says_so(daemon: Re
         client.ping()
 
 
-def test_a_recycled_arena_reads_zeros_to_who_still_maps_it(client: RawClient, daemon: RealDaemon) -> None:
+def test_a_recycled_arena_reads_zeros_to_who_still_maps_it(client: RawClient, daemon: DaemonProcess) -> None:
     """Blocks of one size fill the tier; another size takes it over; the old map shows nothing of the new bytes."""
     small = client.open(model="before")
     batches = [[key(7 << 40 | batch << 32 | number) for number in range(128)] for batch in range(1, 141)]

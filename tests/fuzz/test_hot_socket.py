@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import KvError, UsageError
 from kvproto.frames import Head, Hello, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME, NAME_BYTES
-from tests.raw import RawClient, RealDaemon, dial, identity, key, raw_client, real_daemon
+from tests.raw import RawClient, dial, identity, key, raw_client, real_daemon
 
 SEED = 20261120
 ROUNDS = 4000
@@ -98,7 +99,7 @@ def test_a_daemon_outlives_many_more_of_them() -> None:
         _bombard(daemon, ROUNDS_LONG)
 
 
-def _bombard(daemon: RealDaemon, rounds: int) -> None:
+def _bombard(daemon: DaemonProcess, rounds: int) -> None:
     generator = random.Random(SEED)
     print(f"seed {SEED}")
     with raw_client(daemon.runtime_dir) as bystander:
@@ -112,14 +113,14 @@ def _bombard(daemon: RealDaemon, rounds: int) -> None:
             _listen(client)
             if number % 256 == 0:
                 bystander.ping()
-                assert daemon.alive()
+                assert daemon.process.poll() is None
         client.close()
         bystander.ping()
         namespace = bystander.open(model="after")
         assert bystander.reserve(namespace, [key(1)])[0].grant == 0
 
 
-def _newcomer(daemon: RealDaemon, generator: random.Random) -> RawClient:
+def _newcomer(daemon: DaemonProcess, generator: random.Random) -> RawClient:
     client = dial(daemon.runtime_dir)
     if generator.random() < 0.9:
         client.hello()

@@ -77,6 +77,14 @@ def same_bytes(one: Any, other: Any, tokens: int) -> bool:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, and wait long for them on a busy machine
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return llama()

@@ -357,7 +357,7 @@ def test_a_namespace_that_the_daemon_finds_impossible_is_a_usage_error(tmp_path:
         assert client.namespace(**right, block_bytes=4096).identity.block_bytes == 4096
         for wrong in ({"block_bytes": 0}, {"model": ""}, {"tp": (1, 1)}, {"tp": 3}, {"dtype": None}):
             with pytest.raises(UsageError):
-                client.namespace(**{**"block_bytes": 4096, **wrong})  # type: ignore[arg-type]
+                client.namespace(**{**right, **wrong})
         assert client.ping() is not None
 
 

@@ -1,0 +1,87 @@
+"""The two commands as a person meets them: start, refuse, answer, stop."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartDaemon
+
+
+def kvstored(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the daemon's command to its end."""
+    return subprocess.run([sys.executable, "-m", "kvstored", *arguments], capture_output=True, text=True, check=False)
+
+
+def kvctl(runtime_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the operator's command."""
+    command = [sys.executable, "-m", "kvctl", "--runtime-dir", str(runtime_dir), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[dram]\nsise = "1GiB"\n', ":2:"),
+        ('[dram]\nsize = "1 GigaByte"\n', ":2:"),
+        ('[dram]\n\nsize = "900TiB"\n', ":3:"),
+        ("[dram\n", ":1:"),
+    ],
+)
+def test_a_bad_configuration_stops_the_start_with_file_line_and_exit_code_78(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text(text)
+    for command in (["--config", str(file), "--runtime-dir", str(tmp_path / "run")], ["config", "check", str(file)]):
+        done = kvstored(*command)
+        assert done.returncode == 78
+        assert f"{file}{said}" in done.stderr
+    assert not (tmp_path / "run" / "hot.sock").exists()
+
+
+def test_a_good_configuration_is_called_good(tmp_path: Path) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text('[dram]\nsize = "64MiB"\n[tenants.chat]\nuids = [1000]\n')
+    done = kvstored("config", "check", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "good" in done.stdout
+
+
+def test_a_second_daemon_on_one_directory_says_so_and_leaves_the_first_alone(start_daemon: StartDaemon) -> None:
+    first = start_daemon("--dram", "64MiB", "--lock", "false")
+    done = kvstored("--runtime-dir", str(first.runtime_dir), "--dram", "64MiB")
+    assert done.returncode == 75
+    assert "another daemon" in done.stderr
+    assert kvctl(first.runtime_dir, "ping").returncode == 0
+
+
+def test_sigterm_ends_it_well_and_leaves_no_socket_that_answers(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false")
+    assert daemon.terminate() == 0
+    assert kvctl(daemon.runtime_dir, "ping").returncode == 3
+
+
+def test_it_starts_where_a_killed_one_left_its_sockets(start_daemon: StartDaemon) -> None:
+    start_daemon("--dram", "64MiB", "--lock", "false").kill()
+    successor = start_daemon("--dram", "64MiB", "--lock", "false")
+    assert kvctl(successor.runtime_dir, "ping").returncode == 0
+
+
+def test_every_reading_command_answers_in_tables_and_in_json(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false")
+    for command in ("status", "stats", "namespaces", "tenants", "clients", "config", "ping", "doctor"):
+        table = kvctl(daemon.runtime_dir, command)
+        assert table.returncode == 0, (command, table.stdout, table.stderr)
+        assert max(map(len, table.stdout.splitlines()), default=0) <= 80, command
+        answer = kvctl(daemon.runtime_dir, "-o", "json", command)
+        assert json.loads(answer.stdout)["version"] == 1, command
+
+
+def test_an_interrupt_ends_it_as_well(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false")
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.process.wait(timeout=20) == 0
