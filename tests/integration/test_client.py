@@ -206,7 +206,7 @@ def test_the_asyncio_flavour_speaks_to_the_same_daemon(daemon: DaemonProcess, cl
             )
             keys: list[bytes] = [*namespace.keys(list(range(20)), extra=os.urandom(8))]
             assert (await namespace.store(keys, blocks, wait=True)).accepted == 5
-            with await namespace.fetch(keys) as lease:
+            async with namespace.fetch(keys) as lease:
                 assert await lease.copy_to(target)
             return keys
 
