@@ -1,11 +1,11 @@
 """The life of arenas: assigned to one pool, drained, punched, replaced.
 
     Life of a position
-                 assign                recycle                  empty                punched
-        FREE ---------------> SERVING ---------> DRAINING ---------------> PUNCHING ----------> FREE, with a new id
-                                                 no new block;             ARENA_GONE to all    the old id is stale until
-                                                 blocks are swept,         holders              every holder has answered
-                                                 leases run out                                 ARENA_DROPPED or exited
+                assign                recycle                  empty                punched
+       FREE ---------------> SERVING ---------> DRAINING ---------------> PUNCHING ----------> FREE, with a new id
+                                                no new block;             ARENA_GONE to all    the old id is stale until
+                                                blocks are swept,         holders              every holder has answered
+                                                leases run out                                 ARENA_DROPPED or exited
 
 An arena never changes tenant or slot size, so a client's map of it never shows another tenant's bytes. Only one
 position is drained or punched at a time: who asks meanwhile is told BUSY, and nothing on the owner thread waits.

@@ -666,8 +666,8 @@ def _evict(t: Tables, ix: Index, pool: Number) -> bool:
 
 @compiled
 def reserve_run(
-    t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, start: Number, previous: Number,
-    rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, grants: U4, run: U4,
+    t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, start: Number,
+    previous: Number, rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, grants: U4, run: U4,
 ) -> tuple[Number, Number, Number, Number]:  # fmt: skip
     """Answer keys `start..count` of a chain: KNOWN, PENDING, or a new WRITING block while `spans` last.
 

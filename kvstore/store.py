@@ -251,13 +251,17 @@ class Store:
                 self._end_lease(lease)
 
     def renew(self, session: Session, number: int, ttl_ns: int) -> int:
-        """Move a lease's deadline, never to an earlier time. Returns it, or 0 if the lease is over."""
+        """Move a lease's deadline, never to an earlier time. Returns it, or 0 if the lease is over.
+
+        It stays where it is if a block was dropped meanwhile: nobody can keep memory that was given up by renewing.
+        """
         lease = session.leases.get(number)
         now_ns = self._clock.now_ns()
         if lease is None or lease.deadline_ns < now_ns:
             return 0
         deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
-        if deadline_ns > lease.deadline_ns:
+        dropped = self.tables.blocks["state"][lease.blocks] == blocks.DOOMED
+        if deadline_ns > lease.deadline_ns and not dropped.any():
             self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
             lease.deadline_ns = deadline_ns
             blocks.renew_run(self.tables, lease.blocks, np.uint64(deadline_ns))
@@ -490,12 +494,16 @@ class Store:
 
         def drop(counted: int, counted_bytes: int, leased: int, pending: int) -> None:
             report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
+
+            def answer(_dropped: int = 0) -> None:
+                self._jobs.when_over(lambda: done(report))
+
             if dry_run:
                 done(report)
             elif scope.keys:
-                self._drop_tops(chosen, scope.keys, lambda _: self._jobs.when_over(lambda: done(report)))
+                self._drop_tops(chosen, scope.keys, answer)
             else:
-                self._jobs.start(Clear(self.tables, self.arenas, wanted, lambda: done(report)))
+                self._jobs.start(Clear(self.tables, self.arenas, wanted, answer))
 
         tops = (row for namespace in chosen for row in self._rows(namespace, scope.keys))
         self._begin(Count(self.tables, self.arenas, wanted, tops if scope.keys else None, drop))
@@ -515,7 +523,7 @@ class Store:
     def _rows(self, namespace: Namespace, keys: Sequence[bytes]) -> Iterator[int]:
         """Rows of those keys that are there when their turn comes: a row that was found earlier may be another's."""
         for key in dict.fromkeys(keys):
-            words = np.frombuffer(key, dtype=np.uint64)
+            words = np.frombuffer(key, dtype=np.uint64).copy()  # read-only arrays would be compiled for apart
             row = blocks.find_one(self.tables, namespace.tenant.index, namespace.number, words, 0)
             if row:
                 yield row

@@ -11,7 +11,7 @@ from kvproto.errors import Grant, Outcome
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES
 from kvstore.audit import audit
-from kvstore.blocks import U8
+from kvstore.blocks import DOOMED, U8
 from kvstore.ports import Bytes
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Session
 from kvstore.store import ITEM, Limits, Store
@@ -114,16 +114,27 @@ class Core:
         self.store.tick()
 
     def settle(self) -> None:
-        """Whatever is being dropped or recycled comes to its end."""
+        """Whatever is being dropped or recycled comes to its end, or waits for a lease."""
         for _ in range(10_000):
             while self.memory.punching:
                 self.store.arena_punched(self.memory.finish_punch())
             due_ns = self.store.next_tick_ns()
             if due_ns is None or due_ns > self.clock.ns + 20 * MS:
                 return
+            if self._waits_for_leases():
+                return
             self.clock.ns = max(self.clock.ns, due_ns)
             self.store.tick()
         raise AssertionError("the store never comes to rest")
+
+    def _waits_for_leases(self) -> bool:
+        """Is there nothing to do but to wait until the last lease on the drained arena has ended?"""
+        position = self.store.arenas.draining
+        if position is None or self.store._jobs.queued:
+            return False
+        shift = int(self.store.tables.book[3])
+        rows = self.store.tables.slots["block"][position << shift : (position + 1) << shift]
+        return bool(rows.any()) and bool((self.store.tables.blocks["state"][rows[rows != 0]] == DOOMED).all())
 
     def audit(self) -> None:
         """Check everything."""

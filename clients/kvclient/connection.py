@@ -23,7 +23,7 @@ from typing import TypeVar
 from kvclient.calls import Call
 from kvclient.copying import copy
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
-from kvclient.flows import Commit, Copy, Flow, Step
+from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
 from kvclient.ledger import Settled, Waiter
 from kvclient.link import GoneError, Link, dial, greet, take
 from kvclient.protocol import Session
@@ -215,7 +215,7 @@ class Connection(Endpoint):
     def wait_connected(self, timeout_s: float) -> bool:
         """Whether there is a session, waiting up to `timeout_s` for one."""
         self.check()
-        return self._up.wait(timeout_s)
+        return self._up.wait(nanoseconds("timeout_s", timeout_s) / 1e9)
 
     def close(self) -> None:
         """End the session. Leases stay good until their deadlines, for copies under way. Does nothing in a child."""
@@ -282,6 +282,8 @@ class Connection(Endpoint):
                 self._send_chores(link)
             if link.session.silent:
                 self._probe(link)
+            if link.session.hopeless:
+                self._drop(link, "the daemon leaves requests unanswered")
             return TICK_S
         if _clock() >= self._retry_ns:
             with contextlib.suppress(RefusedError):  # the status says so; another daemon may come

@@ -20,6 +20,7 @@ from kvproto.limits import FRAME_BYTES
 
 FDS_PER_MESSAGE: Final = 253  # the kernel's limit
 SLICE_NS: Final = 20 * 10**6  # how long one recvmsg may sleep in the kernel; a deadline nearer than that is polled for
+POLL_NS_MAX: Final = 10**9  # poll takes 32 bits of milliseconds
 
 _FDS_SPACE: Final = socket.CMSG_SPACE(4 * FDS_PER_MESSAGE)
 _TIMEVAL: Final = struct.pack("@ll", 0, SLICE_NS // 1000)
@@ -59,8 +60,9 @@ class Link:
     def send(self, frame: bytes, deadline_ns: int) -> None:
         """Send one message, waiting for room until the deadline. Raises GoneError. Any thread."""
         while not self.try_send(frame):
-            if not self._ready(select.POLLOUT, deadline_ns):
+            if time.monotonic_ns() >= deadline_ns:
                 raise GoneError("the daemon does not read its socket")
+            self._ready(select.POLLOUT, deadline_ns)
 
     def try_send(self, frame: bytes) -> bool:
         """Send one message if there is room for it. Raises GoneError. Any thread."""
@@ -106,7 +108,7 @@ class Link:
     def _ready(self, event: int, deadline_ns: int) -> bool:
         poll = select.poll()
         poll.register(self.sock, event)
-        left_ns = deadline_ns - time.monotonic_ns()
+        left_ns = min(deadline_ns - time.monotonic_ns(), POLL_NS_MAX)
         return left_ns > 0 and bool(poll.poll(-(-left_ns // 10**6)))
 
 

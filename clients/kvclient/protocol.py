@@ -24,6 +24,7 @@ from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
 
 _FAILED = int(Verb.FAILED)  # enum members compare slowly
 _REQUEST_MAX = (1 << 32) - 1
+ABANDONED_CALLS = 1024  # a correct daemon answers everything sooner or later; each keeps a few hundred bytes
 _OUTCOMES: tuple[Reason | None, ...] = (None, Reason.STALE, Reason.DISCARDED)  # by kvproto's Outcome
 
 
@@ -48,6 +49,7 @@ class Session:
         self.unmapped: deque[int] = deque()
         self._aborts: deque[int] = deque()
         self._calls: dict[int, Call] = {}
+        self._abandoned = 0  # of them, those that nobody waits for any more
         self._request = 0
         self._tickets: dict[int, Ledger] = {}
 
@@ -70,6 +72,7 @@ class Session:
         if call.done:
             return
         call.abandoned = True
+        self._abandoned += 1
         call.lost = Reason.TIMED_OUT
         if self.heard_ns < call.sent_ns:
             self.silent = True
@@ -77,8 +80,9 @@ class Session:
     def probe(self, now_ns: int) -> bytes:
         """A PING that nobody waits for: any frame in answer ends the silence."""
         call = PingCall(self, now_ns)
-        call.abandoned = True
-        return self.submit(call, now_ns)
+        frame = self.submit(call, now_ns)
+        self.abandon(call)
+        return frame
 
     def commit(self, tickets: Sequence[int], ledger: Ledger) -> bytes:
         """COMMIT that wants no answer."""
@@ -106,6 +110,11 @@ class Session:
     def has_chores(self) -> bool:
         """Whether `chores` would yield anything. Needs no guard."""
         return bool(self.releases or self.unmapped or self._aborts)
+
+    @property
+    def hopeless(self) -> bool:
+        """The daemon leaves so much unanswered that only a new session will help. Needs no guard."""
+        return self._abandoned > ABANDONED_CALLS
 
     def is_out(self, ticket: int) -> bool:
         """Committed, and the daemon has not said yet what became of it. Needs no guard."""
@@ -165,6 +174,7 @@ class Session:
             raise ProtocolError(f"verb {head.verb} in answer to {call.answer.name}")
         del self._calls[head.request]
         if call.abandoned:
+            self._abandoned -= 1
             call.undo()
         else:
             call.finish()

@@ -1,7 +1,7 @@
 """`store`, from the first RESERVE to the last answer.
 
     RESERVE keys  ->  grants: a ticket and a span of the ring each
-    copy into the spans of a batch (about 4 MiB), COMMIT it, so that the daemon publishes while the next is copied
+    copy into the spans of a batch (8 MiB), COMMIT it, so that the daemon publishes while the next is copied
     the last batch rides on the next RESERVE, or goes with a COMMIT that wants an answer: accepted
 
 Every ticket leaves by exactly one door: committed, or aborted when the copy could not be made.
@@ -46,12 +46,17 @@ _BREAKS: Final = frozenset({Reason.FULL, Reason.QUOTA, Reason.DRAINING})
 class Allowance:
     """Time that may be spent waiting for one thing, in all."""
 
-    __slots__ = ("_began_ns", "_clock", "left_ns")
+    __slots__ = ("_began_ns", "_clock", "_whole_ns", "left_ns")
 
     def __init__(self, clock: Clock, allowance_ns: int) -> None:
         self._clock = clock
         self._began_ns = 0
+        self._whole_ns = allowance_ns
         self.left_ns = allowance_ns
+
+    def refill(self) -> None:
+        """What was waited for has come."""
+        self.left_ns = self._whole_ns
 
     def begin(self) -> int:
         """A wait begins; its deadline."""
@@ -64,7 +69,10 @@ class Allowance:
 
 
 class Storing:
-    """One `store` on its way. Waits at most `timeout_ns` for answers and `space_ns` for ring space, each in all."""
+    """One `store` on its way.
+
+    Waits at most `space_ns` for ring space in all, and at most `timeout_ns` for answers without getting on.
+    """
 
     def __init__(
         self, session: "Session", clock: Clock, target: Target, tally: Ledger, *, timeout_ns: int, space_ns: int
@@ -143,6 +151,8 @@ class Storing:
             self._stop = _refusal(call.error)
         else:
             self._sort(call.items)
+            if self._next > first:
+                self._answers.refill()
 
     def _sort(self, items: "Sequence[tuple[int, int, int]]") -> None:
         """What to copy, what to leave, and where to go on."""
@@ -225,7 +235,8 @@ class Storing:
 
     def _give_back(self) -> None:
         """Tickets of blocks that could not be copied, or not be committed."""
-        unused = [ticket for _, _, ticket in self._grants] + self._batch
+        unused = [ticket for _, _, ticket in self._grants]
+        unused += [ticket for ticket in self._batch if not self._session.is_out(ticket)]
         if unused and not self._session.over:
             self._session.abort(unused)
 

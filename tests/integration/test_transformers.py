@@ -300,6 +300,17 @@ def test_a_model_without_sliding_window_of_the_same_family_is_not_bypassed(clien
     assert TransformersKV(client, mistral(sliding_window=None)).why_not == ""
 
 
+def test_a_model_that_wants_more_than_tokens_is_bypassed(
+    client: kvclient.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any, **__: Any) -> None:
+        raise ValueError("pixels, please")
+
+    model = llama()
+    monkeypatch.setattr(model, "forward", forward)
+    assert "pixels, please" in TransformersKV(client, model).why_not
+
+
 def test_a_model_with_adapters_is_bypassed_until_its_adapter_is_named(client: kvclient.Client) -> None:
     model = llama()
     model._hf_peft_config_loaded = True
@@ -348,6 +359,7 @@ def hiding_mask() -> torch.Tensor:
         ({"attention_mask": hiding_mask()}, "hides tokens"),
         ({"pad_token_id": int(prompt_of(DOCUMENT + REST)[0, 0])}, "pad token"),
         ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"prefill_chunk_size": 64}, "prefill_chunk_size"),
         ({"past_key_values": transformers.DynamicCache()}, "past_key_values"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

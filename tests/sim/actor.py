@@ -278,12 +278,7 @@ class Actor:
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         keys = self.rng.sample(keys, self.rng.randrange(1, min(3, len(keys)) + 1))
         tops = self.model.dropped(namespace, keys)
-
-        def answer(_deleted: int) -> None:
-            for top in tops:
-                top.swept = True
-
-        self.core.store.delete(namespace, words(keys), 0, len(keys), answer)
+        self.core.store.delete(namespace, words(keys), 0, len(keys), lambda _: self.model.is_over(tops))
 
     def arena_gone(self, arena: int) -> None:
         """ARENA_GONE: the map is kept for a while; some never answer."""

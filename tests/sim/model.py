@@ -49,6 +49,19 @@ class Model:
 
     def __init__(self) -> None:
         self.latest: dict[tuple[int, bytes], Generation] = {}
+        self._over: list[Generation] = []
+
+    def is_over(self, generations: list[Generation]) -> None:
+        """A delete or a clear is answered. It counts from the next event on: RESERVE may have said KNOWN just before
+        it made room, and with that brought the answer about.
+        """
+        self._over += generations
+
+    def next_event(self) -> None:
+        """What was answered in the last event is over for good."""
+        for generation in self._over:
+            generation.dead = generation.swept = True
+        self._over.clear()
 
     def find(self, namespace: Namespace, key: bytes) -> Generation | None:
         """The latest generation of a key."""

@@ -2,7 +2,8 @@
 
 import random
 
-from kvproto.errors import Grant
+from kvproto.errors import Grant, TicketError
+from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvstore.report import ClearReport, ClearScope
 from tests.core import ARENA_BYTES, MS, SECOND, Core, chain
@@ -63,6 +64,7 @@ class World:
 
     def step(self) -> None:
         """One event: a client does something, a thread finishes something, time passes, an operator acts."""
+        self.model.next_event()
         if not self.actors:
             self.join()
         elif self.rng.random() < 0.72:
@@ -70,7 +72,7 @@ class World:
         else:
             events = (
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
-                (self.leave, 1), (self.exit, 1), (self.clear, 1), (self.drain, 1),
+                (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 1), (self.drain, 1),
             )  # fmt: skip
             self.rng.choices([event for event, _ in events], [weight for _, weight in events])[0]()
 
@@ -134,12 +136,30 @@ class World:
         """A socket closes: by close(), or because the process is dying. Its threads may still read."""
         if not self.actors:
             return
-        actor = self.actors.pop(self.rng.randrange(len(self.actors)))
+        self.part(self.rng.choice(self.actors))
+
+    def part(self, actor: Actor) -> None:
+        """A session ends; its process goes on for a while."""
+        self.actors.remove(actor)
         actor.told()
         self.core.store.detach(actor.session)
         actor.fail_all()
         self.gone.append(actor)
         self.seen.deaths += 1
+
+    def cheat(self) -> None:
+        """A client commits what is its own and one ticket that is not, or one twice: its session ends for that."""
+        if not self.actors:
+            return
+        actor = self.actors[-1]
+        own = [writing.ticket for writing in actor.open_tickets()]
+        forged = self.rng.choice([self.rng.getrandbits(63), *own])
+        try:
+            actor.client.commit([*own, forged])
+        except TicketError:
+            self.part(actor)
+        else:
+            raise AssertionError("a forged ticket was taken")
 
     def exit(self) -> None:
         """A process that had closed its socket is gone; until then what it had leased must not change."""
@@ -157,14 +177,14 @@ class World:
         if not namespaces:
             return
         chosen = self.rng.choice(namespaces)
-        keys = [key for number, key in self.model.latest if number == chosen.number]
-        some = self.rng.sample(keys, min(len(keys), 2)) * 2
+        known = [BlockKey(key) for number, key in self.model.latest if number == chosen.number]
+        keys = tuple(self.rng.sample(known, min(len(known), 2)) * 2)  # each named twice
         scope, hit = self.rng.choice(
             (
                 (ClearScope(), namespaces),
                 (ClearScope(tenant=chosen.tenant.name), [each for each in namespaces if each.tenant is chosen.tenant]),
                 (ClearScope(chosen.tenant.name, chosen.identity.digest()), [chosen]),
-                (ClearScope(chosen.tenant.name, chosen.identity.digest(), tuple(some)), [chosen]),  # type: ignore[arg-type]
+                (ClearScope(chosen.tenant.name, chosen.identity.digest(), keys), [chosen]),
             )
         )
         dry_run = self.rng.random() < 0.3
@@ -173,8 +193,7 @@ class World:
 
         def done(report: ClearReport) -> None:
             reports.append(report)
-            for generation in doomed:
-                generation.dead = generation.swept = True
+            self.model.is_over(doomed)
 
         self.core.store.clear(scope, done, dry_run=dry_run)
         self.clears.append(reports)

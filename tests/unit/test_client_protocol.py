@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvclient.calls import (
     Call,
@@ -18,10 +20,10 @@ from kvclient.calls import (
 )
 from kvclient.ledger import Ledger, Settled
 from kvclient.mapping import Mapping, Place
-from kvclient.protocol import Session
+from kvclient.protocol import ABANDONED_CALLS, Session
 from kvclient.results import Reason
 from kvproto import frames
-from kvproto.errors import Code, Grant, Outcome, ProtocolError, RefusedError, UsageError
+from kvproto.errors import Code, Grant, KvError, Outcome, ProtocolError, RefusedError, UsageError
 from kvproto.frames import Head, Hello, Mode, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES
 
@@ -113,6 +115,16 @@ def reserve_call(session: Session, commits: Sequence[int] = (), ledger: Ledger |
         session, NAMESPACE, parent=None, keys=keys, commits=commits, ledger=ledger or Ledger(Ledger()),
         deadline_ns=FAR_NS,
     )  # fmt: skip
+
+
+def with_head(data: st.DataObject) -> bytes:
+    """A frame whose head is right, around a body that need not be."""
+    body = data.draw(st.binary(max_size=120))
+    verb = data.draw(st.sampled_from(Verb))
+    return frames.HEAD.pack(
+        verb, data.draw(st.integers(0, 3)), data.draw(st.integers(0, 5)), data.draw(st.integers(0, 6)),
+        0, 0, len(body),
+    ) + body  # fmt: skip
 
 
 # -- HELLO -----------------------------------------------------------------------------------------------------
@@ -227,6 +239,18 @@ def test_more_matched_blocks_than_keys_break_the_protocol() -> None:
     session.receive(frames.build(Verb.MATCHED, call.request, frames.MATCHED_BODY.pack(0, 2, 0, 1, 0, 0)), [], 200)
     assert call.matched is not None
     assert call.matched.dram == 2
+
+
+@given(frame=st.one_of(st.binary(max_size=200), st.builds(with_head, st.data())), fds=st.lists(st.just(10), max_size=2))
+def test_whatever_comes_either_is_taken_or_breaks_the_protocol(frame: bytes, fds: list[int]) -> None:
+    session = session_with_arenas(4)
+    session.commit([1, 2, 3], Ledger(Ledger()))
+    for call in (lease_call(session), reserve_call(session), MatchCall(session, 7, KEYS, FAR_NS)):
+        session.submit(call, 0)
+    try:
+        session.receive(frame, fds, 200)
+    except KvError:
+        session.end()
 
 
 # -- leases and arenas -------------------------------------------------------------------------------------------
@@ -379,6 +403,18 @@ def test_a_missed_deadline_of_a_daemon_that_speaks_is_no_silence() -> None:
     session.receive(pong(quick.request), [], 200)
     session.abandon(slow)
     assert not session.silent
+
+
+def test_a_daemon_that_leaves_everything_unanswered_is_hopeless_in_the_end() -> None:
+    session = welcomed()
+    for _ in range(ABANDONED_CALLS):
+        session.probe(160)
+    assert not session.hopeless
+    first = session._request
+    session.probe(160)
+    assert session.hopeless
+    session.receive(pong(first), [], 200)
+    assert not session.hopeless
 
 
 # -- tickets -----------------------------------------------------------------------------------------------------

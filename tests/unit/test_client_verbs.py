@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import kvclient
+from kvclient.calls import CommitCall
 from kvclient.copying import Move, copy
+from kvclient.ledger import Waiter
+from kvclient.link import Link
 from kvclient.results import FlushResult, Reason, Refused
 from kvproto.errors import Grant, Outcome, UsageError
 from kvproto.frames import Role, Verb
@@ -305,6 +308,29 @@ def test_tickets_of_blocks_that_could_not_be_copied_are_given_back(
         peer.wait_for(lambda: len(peer.aborted) == 3)
         assert ns.store(keys, blocks, wait=True).accepted == 3
         assert not set(peer.aborted) & set(peer.committed)
+
+
+def test_a_store_interrupted_while_it_waits_leaves_every_ticket_to_one_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, blocks = keys_of(3), blocks_of(3)
+    with pair(tmp_path) as (peer, ns):
+        connection = ns._connection
+        wait = connection._wait
+
+        def interrupt(link: Link, waiter: Waiter) -> None:
+            if isinstance(waiter, CommitCall):
+                raise KeyboardInterrupt
+            wait(link, waiter)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                ns.store(keys, blocks)
+        assert ns.flush(20).visible == 3
+        assert not peer.aborted
+        assert ns.store(keys, blocks).known == 3
+        assert peer.hellos == 1
 
 
 def test_a_large_store_is_committed_piece_by_piece(tmp_path: Path) -> None:

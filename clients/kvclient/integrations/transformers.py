@@ -7,8 +7,9 @@
 or step by step:
 
     prefix = kv.load(input_ids)                               # prefix.cache: a DynamicCache of prefix.tokens tokens
-    output = model.generate(input_ids, past_key_values=prefix.cache, attention_mask=torch.ones_like(input_ids))
-    kv.save(output, output_cache)
+    output = model.generate(input_ids, past_key_values=prefix.cache, attention_mask=torch.ones_like(input_ids),
+                            return_dict_in_generate=True)
+    kv.save(output.sequences, output.past_key_values)
 
 A block is [layers, 2, heads, block tokens, head dim] in one piece, keys before values, as the model's cache holds them
 (rotary embedding applied). Whatever this adapter cannot answer for is computed as if it were not there, and `why_not`
@@ -17,7 +18,7 @@ encoder-decoder), batches, beams, inputs besides tokens, a model in training mod
 
 How close is the outcome? The bytes are those that some forward pass of this very model computed for these very tokens.
 Logits then equal a full recomputation to the last bit as far as the machine's matrix product gives a row the same sums
-whatever rows stand beside it: so with a rest of about 16 tokens or more on every CPU tried, while a rest of one token
+whatever rows stand beside it: so with 32 tokens left to compute on every instruction set tried, while a single one
 takes another routine, and blocks that decoding filled differ from a prefill's by rounding, as in any prefix cache.
 """
 
@@ -62,6 +63,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "assistant_early_exit": (None,),
     "is_assistant": (None, False),
     "use_mtp": (None, False),
+    "prefill_chunk_size": (None,),  # some versions of transformers then compute the cached part once more, on top
     "penalty_alpha": (None,),
     "dola_layers": (None,),
     "output_attentions": (None, False),  # of the whole prompt, which is not computed
@@ -370,7 +372,8 @@ def _read_blocks(views: Sequence[memoryview], shape: KVShape, block_tokens: int)
     target = np.empty((rows, len(views), row_bytes), np.uint8)
     for index, view in enumerate(views):
         target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
-    return torch.from_numpy(target).view(shape.dtype).view(shape.layers, 2, 1, shape.heads, -1, shape.head_dim)
+    tokens = len(views) * block_tokens
+    return torch.from_numpy(target).view(shape.dtype).view(shape.layers, 2, 1, shape.heads, tokens, shape.head_dim)
 
 
 def _write_blocks(cache: Any, blocks: torch.Tensor, first_token: int) -> None:

@@ -67,8 +67,11 @@ def _rope_types(config: Any) -> Iterator[str]:
 def probe(model: Any) -> KVShape | str:
     """Run one token through the model and look at the cache that comes out; or why it is none to keep."""
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-        cache = model(input_ids=token, use_cache=True).get("past_key_values")
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            cache = model(input_ids=token, use_cache=True, return_dict=True).get("past_key_values")
+    except (TypeError, ValueError, RuntimeError) as error:  # it wants more than that
+        return f"one token alone does not go through the model: {error}"
     if trouble := kind_trouble(cache):
         return f"one token leaves {trouble}"
     keys = [layer.keys for layer in cache.layers]
