@@ -83,8 +83,7 @@ def _array_address(array: "np.ndarray[Any, Any]", block_bytes: int, writable: bo
     if array.nbytes != block_bytes or not array.flags.c_contiguous:
         raise _unfit(array.nbytes, block_bytes)
     try:
-        pinned = _from_buffer(array)  # three times as fast as `array.ctypes`
-        return _address_of(pinned), pinned
+        return _address_of(_from_buffer(array)), array  # three times as fast as `array.ctypes`
     except (TypeError, ValueError):  # read-only, or of a type that the buffer protocol cannot name (bfloat16)
         if writable and not array.flags.writeable:
             raise UsageError("read-only") from None

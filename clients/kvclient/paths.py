@@ -21,8 +21,11 @@ def runtime_dir(given: str | os.PathLike[str] | None) -> Path:
         return Path(given)
     if named := os.environ.get("KVSTORED_RUNTIME_DIR"):
         return Path(named)
-    if (SYSTEM_DIR / HOT_SOCKET).exists():
+    if os.access(SYSTEM_DIR / HOT_SOCKET, os.F_OK):  # unlike `exists`, says no where it may not look
         return SYSTEM_DIR
     if of_user := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(of_user) / "kvstored"
-    return Path.home() / ".local" / "state" / "kvstored" / "run"
+    try:
+        return Path.home() / ".local" / "state" / "kvstored" / "run"
+    except RuntimeError:  # no such user, as in some containers
+        return SYSTEM_DIR
