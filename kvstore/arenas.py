@@ -52,6 +52,7 @@ class Arenas:
         self.free = list(range(self.positions - 1, -1, -1))
         self.pools: list[Pool] = []
         self.holders: dict[int, dict[Session, None]] = {}
+        self.positions_by_id: dict[int, int] = {}
         self.stale: dict[int, Stale] = {}
         self.draining: int | None = None
         self.punching: int | None = None  # id of the arena
@@ -97,6 +98,7 @@ class Arenas:
             np.uint64(now_ns),
         )
         self.holders[self.next_id] = {}
+        self.positions_by_id[self.next_id] = position
         self.next_id += 1
         if self._promised_to is pool.tenant:
             self._promised_to = None
@@ -122,11 +124,11 @@ class Arenas:
             if tenant in (None, stale.tenant)
         )
 
-    def least_valuable(self, pools: list[Pool]) -> int | None:
+    def least_valuable(self, pools: list[Pool], now_ns: int) -> int | None:
         """The position among these pools that was touched longest ago and holds nothing leased or in flight."""
         wanted = np.zeros(max(len(self.pools), 1), dtype=np.uint32)
         wanted[[pool.number for pool in pools]] = 1
-        position = int(blocks.least_valuable(self._tables, wanted))
+        position = int(blocks.least_valuable(self._tables, wanted, np.uint64(now_ns)))
         return None if position < 0 else position
 
     def empty(self, pool: Pool) -> int | None:
@@ -163,6 +165,7 @@ class Arenas:
         self._promised_until_ns = now_ns + PROMISE_NS
         self.recycled += 1
         holders = self.holders.pop(arena)
+        del self.positions_by_id[arena]
         self.stale[arena] = Stale(pool.tenant, now_ns, holders)
         for session in holders:
             session.given[session.arenas[arena]] = 0
@@ -176,8 +179,9 @@ class Arenas:
         self.stale[arena].punched = True
         self._forget_if_unheld(arena)
 
-    def gave(self, session: Session, arena: int, position: int) -> None:
-        """A session was given the descriptor of the arena that serves at a position."""
+    def gave(self, session: Session, arena: int) -> None:
+        """A session was given the descriptor of an arena that serves."""
+        position = self.positions_by_id[arena]
         session.arenas[arena] = position
         session.given[position] = 1
         self.holders[arena][session] = None

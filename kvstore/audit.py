@@ -239,9 +239,13 @@ class _Audit:
                 assert same, f"row {child} continues a block of another namespace"
                 before, child = child, following[child]
         for row in self.rows:
-            assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
             if self.state[row] == DOOMED:
-                assert not self.parent[row], f"row {row} was dropped and still has a parent"
+                kept = bool(flags[row] & blocks.KEEPS)
+                assert kept == bool(self.parent[row]), f"row {row} was dropped and does not know what it keeps"
+                assert row not in children, f"row {row} was dropped and is still a child"
+            else:
+                assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
+                assert not flags[row] & blocks.KEEPS, f"row {row} was not dropped and keeps its parent"
         rooted = {0}
         for row in self.rows:
             path = []
@@ -282,10 +286,13 @@ class _Audit:
     # -- holds, tickets, leases ----------------------------------------------------------------------------------
 
     def check_holds(self) -> None:
-        """`holds` is what leases, tickets and jobs hold, and a dropped block lives as long as somebody holds it."""
+        """`holds` is what leases, tickets, jobs and cut-off children hold, and a dropped block lives as long as somebody holds it."""
         expected: Counter[int] = Counter()
         for lease in self.store.leases.values():
-            expected.update(lease.blocks.tolist())
+            expected.update(lease.ends.tolist())
+        for row in self.rows:
+            if self.state[row] == DOOMED and self.parent[row]:
+                expected[self.parent[row]] += 1
         expected.update(ticket.block for ticket in self.tickets if ticket.state is not TicketState.LAPSED)
         swept = set()
         for job in self.store._jobs._jobs:
@@ -355,7 +362,7 @@ class _Audit:
             assert lease.number == number, "a lease is filed under another number"
             assert store.sessions.get(lease.session.number) is lease.session, f"lease {number} has lost its session"
             assert lease.session.leases.get(number) is lease, f"lease {number} is unknown to its session"
-            for row in lease.blocks.tolist():
+            for row in lease.ends.tolist():
                 assert self.state[row] in (RESIDENT, DOOMED), f"row {row} is leased and was never published"
                 until_ns = self.column["lease_until_ns"][row]
                 assert until_ns >= lease.deadline_ns, f"row {row} says it is leased to an earlier time"

@@ -23,8 +23,13 @@ source file only by the functions in it. All functions run on the owner thread a
            +------------------- DOOMED <---------------+        out of the index, slot still in use
               last hold ends
 
-`holds` counts leases, a ticket or running copy, and a sweep. A block is evictable when it is RESIDENT, has no child
-and no hold: exactly then it is on its pool's leaf list, ordered by `touched`.
+A lease holds the deepest block of its run and no other: a resident child protects its ancestors, and a block that
+is cut off while something still hangs on it keeps its parent (KEEPS) until it is freed itself. So LEASE and RELEASE
+write one row, not a hundred, and what is deleted while leased stays readable from the root down.
+
+`holds` counts leases, a ticket or running copy, a sweep, and cut-off children. A block is evictable when it is
+RESIDENT, has no child and no hold: exactly then it is on its pool's leaf list, ordered by `touched`. A block's last
+touch passes to its parent when it goes.
 """
 
 from collections.abc import Callable
@@ -48,22 +53,22 @@ RESIDENT: Final = 2
 DOOMED: Final = 3
 LIVE: Final = (WRITING, RESIDENT)
 
-# Two cache lines; LEASE and RELEASE touch only the first.
+# Two cache lines; LEASE walks only the first.
 BLOCK = np.dtype(
     [
         ("key", "<u8", (4,)),
         ("touched", "<u8"),
-        ("lease_until_ns", "<u8"),
         ("slot", "<u4"),
         ("chain", "<u4"),  # next row in the bucket, or next free row
+        ("parent", "<u4"),
+        ("first_child", "<u4"),
         ("holds", "<u4"),
         ("namespace", "<u2"),
         ("state", "u1"),
-        ("flags", "u1"),  # LISTED, PARENT
+        ("flags", "u1"),  # LISTED, PARENT, KEEPS
         ("checksum", "<u8"),
-        ("parent", "<u4"),
-        ("first_child", "<u4"),
-        ("next_sibling", "<u4"),
+        ("lease_until_ns", "<u8"),
+        ("next_sibling", "<u4"),  # or, of a doomed block, the next one of its sweep
         ("prev_sibling", "<u4"),
         ("older", "<u4"),
         ("newer", "<u4"),
@@ -73,10 +78,12 @@ BLOCK = np.dtype(
 )
 LISTED: Final = np.uint8(1)  # on its pool's leaf list
 PARENT: Final = np.uint8(2)  # has children
+KEEPS: Final = np.uint8(4)  # doomed, and holds its parent until it is freed itself
 SLOT = np.dtype([("block", "<u4"), ("next_free", "<u4")])
 ARENA = np.dtype(
     [
         ("touched", "<u8"),
+        ("lease_until_ns", "<u8"),  # of any block that lies here; leases may have ended before
         ("id", "<u4"),
         ("pool", "<u4"),  # pool + 1; 0: serves nobody
         ("slots", "<u4"),
@@ -388,6 +395,7 @@ def assign_arena(t: Tables, position: Number, arena_id: Number, pool: Number, sl
     arena["used"] = 0
     arena["held"] = 0
     arena["touched"] = now
+    arena["lease_until_ns"] = 0
     arena["open"] = 0
     arena["draining"] = 0
     _open_arena(t, position)
@@ -463,17 +471,21 @@ def _hold(t: Tables, block: Number) -> None:
 
 @compiled
 def _unhold(t: Tables, block: Number) -> None:
-    row = t.blocks[block]
-    row["holds"] -= np.uint32(1)
-    if row["holds"]:
-        return
-    position = _position(t, block)
-    t.arenas[position]["held"] -= np.uint32(1)
-    if row["state"] == DOOMED:
+    """End one hold. A doomed block without holds is freed, and then no longer keeps its parent."""
+    while block:
+        row = t.blocks[block]
+        row["holds"] -= np.uint32(1)
+        if row["holds"]:
+            return
+        position = _position(t, block)
+        t.arenas[position]["held"] -= np.uint32(1)
+        if row["state"] != DOOMED:
+            _list(t, block)
+            return
+        kept = np.int64(row["parent"]) if row["flags"] & KEEPS else 0
         _free_block(t, block)
         _reopen(t, position)
-    else:
-        _list(t, block)
+        block = kept
 
 
 # -- prefix tree ------------------------------------------------------------------------------------------------
@@ -495,37 +507,41 @@ def _adopt(t: Tables, parent: Number, block: Number) -> None:
 
 
 @compiled
-def _orphan(t: Tables, block: Number) -> None:
+def _unlink(t: Tables, block: Number) -> Number:
+    """Take a block from among its parent's children, to whom its last touch passes. Returns the parent."""
     row = t.blocks[block]
     parent = np.int64(row["parent"])
     if parent:
+        above = t.blocks[parent]
         if row["prev_sibling"]:
             t.blocks[row["prev_sibling"]]["next_sibling"] = row["next_sibling"]
         else:
-            t.blocks[parent]["first_child"] = row["next_sibling"]
+            above["first_child"] = row["next_sibling"]
         if row["next_sibling"]:
             t.blocks[row["next_sibling"]]["prev_sibling"] = row["prev_sibling"]
-        if not t.blocks[parent]["first_child"]:
-            t.blocks[parent]["flags"] &= ~PARENT
-            _list(t, parent)
-    row["parent"] = 0
+        above["touched"] = max(above["touched"], row["touched"])
+        if not above["first_child"]:
+            above["flags"] &= ~PARENT
     row["prev_sibling"] = 0
     row["next_sibling"] = 0
+    return parent
 
 
 @compiled
 def _cut(t: Tables, ix: Index, block: Number) -> None:
-    """Take a block out of index, list and tree; its children stay with it. It never hits again."""
-    _unlist(t, block)
+    """Take a block out of index, list and tree: it never hits again. Its children stay with it, it keeps its parent."""
+    _hold(t, block)  # the sweep's
     _remove(t, ix, block)
-    _orphan(t, block)
+    parent = _unlink(t, block)
     t.blocks[block]["state"] = DOOMED
+    if parent:
+        _hold(t, parent)
+        t.blocks[block]["flags"] |= KEEPS
 
 
 @compiled
 def begin_sweep(t: Tables, ix: Index, block: Number) -> None:
     """Cut a block off with all that continues it; `sweep` then frees it and what hangs below."""
-    _hold(t, block)  # ended by the sweep
     _cut(t, ix, block)
 
 
@@ -541,7 +557,6 @@ def sweep(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Num
         steps -= 1
         child = np.int64(t.blocks[top]["first_child"])
         if child:
-            _hold(t, child)
             _cut(t, ix, child)
             t.blocks[child]["next_sibling"] = top
             top = child
@@ -595,44 +610,53 @@ def pending_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, c
 
 @compiled
 def lease_run(
-    t: Tables, run: U4, count: Number, now: Number, until_ns: Number, out: U4, out_at: Number, given: U1
-) -> Number:
-    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`. Deepest is touched first.
+    t: Tables, run: U4, count: Number, now: Number, until_ns: Number, out: U4, out_at: Number, given: U1, ends: U4
+) -> tuple[Number, Number]:
+    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`.
 
-    Returns how many of them lie in arenas whose position is not marked in `given`.
+    `ends` receives the blocks that are held: the last of each stretch in which every block continues the one before.
+    Returns how many those are, and how many blocks lie in arenas whose position is not marked in `given`.
     """
     shift = np.int64(t.book[3])
+    mask = (1 << shift) - 1
     until = np.uint64(until_ns)
-    fresh = 0
-    for i in range(count - 1, -1, -1):
-        block = np.int64(run[i])
-        row = t.blocks[block]
-        _hold(t, block)
-        row["touched"] = now
-        row["lease_until_ns"] = max(row["lease_until_ns"], until)
-        slot = np.int64(row["slot"])
+    held, fresh, last, arena_id = 0, 0, -1, np.uint32(0)
+    for i in range(count):
+        slot = np.int64(t.blocks[run[i]]["slot"])
         position = slot >> shift
-        arena = t.arenas[position]
-        arena["touched"] = now
+        if position != last:
+            arena = t.arenas[position]
+            arena["touched"] = now
+            arena["lease_until_ns"] = max(arena["lease_until_ns"], until)
+            arena_id = arena["id"]
+            last = position
         fresh += 1 - given[position]
-        out[out_at + 2 * i] = arena["id"]
-        out[out_at + 2 * i + 1] = slot & ((1 << shift) - 1)
-    return fresh
+        out[out_at + 2 * i] = arena_id
+        out[out_at + 2 * i + 1] = slot & mask
+        if i == count - 1 or t.blocks[run[i + 1]]["parent"] != run[i]:
+            row = t.blocks[run[i]]
+            _hold(t, np.int64(run[i]))
+            row["touched"] = now
+            row["lease_until_ns"] = max(row["lease_until_ns"], until)
+            ends[held] = run[i]
+            held += 1
+    return held, fresh
 
 
 @compiled
 def find_and_lease(
     t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, patient: Number,
-    now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1,
-) -> tuple[Number, Number]:  # fmt: skip
-    """`find_run` and `lease_run` in one call. Returns (blocks leased, blocks in arenas not given).
+    now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1, ends: U4,
+) -> tuple[Number, Number, Number]:  # fmt: skip
+    """`find_run` and `lease_run` in one call. Returns (blocks leased, blocks held, blocks in arenas not given).
 
-    (-1, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
+    (-1, 0, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
     """
     found, stop = find_run(t, ix, namespace, keys, at, count, run)
     if stop and t.blocks[stop]["writer"] == patient:
-        return -1, 0
-    return found, lease_run(t, run, found, now, until_ns, out, out_at, given)
+        return -1, 0, 0
+    held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
+    return found, held, fresh
 
 
 @compiled
@@ -654,13 +678,18 @@ def release_run(t: Tables, run: U4, now: Number) -> None:
 
 @compiled
 def _evict(t: Tables, ix: Index, pool: Number) -> bool:
+    """Drop the pool's oldest leaf; False if it has none."""
     block = np.int64(t.pools[pool]["oldest"])
     if not block:
         return False
-    _cut(t, ix, block)
+    _unlist(t, block)
+    _remove(t, ix, block)
+    parent = _unlink(t, block)
     position = _position(t, block)
     _free_block(t, block)
     _reopen(t, position)
+    if parent:
+        _list(t, parent)
     return True
 
 
@@ -839,13 +868,20 @@ def _count(t: Tables, block: Number, counts: U8) -> None:
 
 
 @compiled
-def least_valuable(t: Tables, wanted: U4) -> Number:
-    """Among arenas whose pool is marked in `wanted` and that hold nothing busy, the least recently touched; or -1."""
-    best = -1
+def least_valuable(t: Tables, wanted: U4, now: Number) -> Number:
+    """Among arenas whose pool is marked in `wanted` and that hold nothing busy, the least recently touched; or -1.
+
+    One without a lease that could still be running goes before one with: draining the other may have to wait.
+    """
+    best, best_idle = -1, -1
     for position in range(t.arenas.size):
         arena = t.arenas[position]
         if not arena["pool"] or arena["held"] or not wanted[np.int64(arena["pool"]) - 1]:
             continue
         if best < 0 or arena["touched"] < t.arenas[best]["touched"]:
             best = position
-    return best
+        if arena["lease_until_ns"] < now and (
+            best_idle < 0 or arena["touched"] < t.arenas[best_idle]["touched"]
+        ):
+            best_idle = position
+    return best if best_idle < 0 else best_idle

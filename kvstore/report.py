@@ -113,7 +113,10 @@ class SessionReport:
 
 @dataclass(frozen=True, slots=True)
 class ClearReport:
-    """What a clear dropped, or would drop (`dry_run`). Leased blocks leave the index at once, memory later."""
+    """What a clear dropped, or would drop (`dry_run`). Leased blocks leave the index at once, memory later.
+
+    `leased_blocks` counts those at which running leases end; each lease also reads what leads there.
+    """
 
     blocks: int
     bytes: int

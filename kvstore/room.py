@@ -33,15 +33,15 @@ def make_room(
         return (Room.EVICT if oldest else Room.BUSY), 0
     position = arenas.empty(pool)
     if position is None:
-        position = _foreign_arena(arenas, tenants, pool.tenant)
+        position = _foreign_arena(arenas, tenants, pool.tenant, now_ns)
     if position is None:
-        position = _sibling_arena(arenas, pool, int(tables.blocks[oldest]["touched"]) if oldest else None)
+        position = _sibling_arena(arenas, pool, int(tables.blocks[oldest]["touched"]) if oldest else None, now_ns)
     if position is not None:
         return Room.RECYCLE, position
     return (Room.EVICT if oldest else Room.FULL), 0
 
 
-def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant) -> int | None:
+def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, now_ns: int) -> int | None:
     """The least valuable arena of the tenant furthest above an equal share, if who asks is below it."""
     active = [tenant for tenant in tenants if tenant.arenas or tenant.sessions]
     share = max(1, arenas.positions // max(len(active), 1))
@@ -50,15 +50,15 @@ def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant) ->
     richest = max(active, key=lambda tenant: tenant.arenas, default=asking)
     if richest is asking or richest.arenas <= share:
         return None
-    return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest])
+    return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest], now_ns)
 
 
-def _sibling_arena(arenas: Arenas, pool: Pool, older_than_ns: int | None) -> int | None:
+def _sibling_arena(arenas: Arenas, pool: Pool, older_than_ns: int | None, now_ns: int) -> int | None:
     """An arena of the same tenant's other slot sizes that is worth less than this pool's oldest leaf."""
     siblings = [other for other in arenas.pools if other.tenant is pool.tenant and other is not pool and other.arenas]
     if not siblings:
         return None
-    position = arenas.least_valuable(siblings)
+    position = arenas.least_valuable(siblings, now_ns)
     if position is None or (older_than_ns is not None and arenas.touched_ns(position) >= older_than_ns):
         return None
     return position

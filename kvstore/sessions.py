@@ -91,7 +91,8 @@ class Lease:
 
     number: int
     session: "Session"
-    blocks: U4
+    count: int
+    ends: U4  # the blocks that hold the others (blocks.py)
     deadline_ns: int
     fresh: int  # blocks in arenas whose descriptors the session still lacks
 

@@ -88,6 +88,7 @@ class Store:
         self._next_session = 1
         self._next_lease = 1 + (randomness.word() >> 2)
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
 
     # -- sessions and namespaces ---------------------------------------------------------------------------------
@@ -221,9 +222,9 @@ class Store:
         if len(session.leases) >= LEASES_PER_SESSION:
             self.tally.refused_quota += 1
             count = 0
-        found, fresh = blocks.find_and_lease(
+        found, held, fresh = blocks.find_and_lease(
             self.tables, namespace.tenant.index, namespace.number, keys, at, count, patient, now_ns, deadline_ns,
-            self._run, locations, locations_at, session.given,
+            self._run, locations, locations_at, session.given, self._ends,
         )  # fmt: skip
         if found < 0:
             copied = keys[at : at + 4 * count].copy()
@@ -236,7 +237,7 @@ class Store:
         self.tally.lease_misses += count - found
         if not found:
             return None
-        lease = Lease(self._next_lease, session, self._run[:found].copy(), deadline_ns, fresh)
+        lease = Lease(self._next_lease, session, found, self._ends[:held].copy(), deadline_ns, fresh)
         self._next_lease += 1
         self.leases[lease.number] = session.leases[lease.number] = lease
         self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
@@ -260,17 +261,17 @@ class Store:
         if lease is None or lease.deadline_ns < now_ns:
             return 0
         deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
-        dropped = self.tables.blocks["state"][lease.blocks] == blocks.DOOMED
+        dropped = self.tables.blocks["state"][lease.ends] == blocks.DOOMED
         if deadline_ns > lease.deadline_ns and not dropped.any():
             self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
             lease.deadline_ns = deadline_ns
-            blocks.renew_run(self.tables, lease.blocks, np.uint64(deadline_ns))
+            blocks.renew_run(self.tables, lease.ends, np.uint64(deadline_ns))
             self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
         return lease.deadline_ns
 
     def _end_lease(self, lease: Lease) -> None:
         del self.leases[lease.number], lease.session.leases[lease.number]
-        blocks.release_run(self.tables, lease.blocks, np.uint64(self._clock.now_ns()))
+        blocks.release_run(self.tables, lease.ends, np.uint64(self._clock.now_ns()))
         self._forget(lease.session)
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -557,14 +558,11 @@ class Store:
         """`Memory.punch_arena` has finished."""
         self.arenas.punched(arena)
 
-    def fresh_arenas(self, lease: Lease) -> list[int]:
-        """Arenas of a lease whose descriptors its session lacks; from now on it is taken to have them."""
-        shift, session = int(self.tables.book[3]), lease.session
-        positions = np.unique(self.tables.blocks["slot"][lease.blocks] >> shift).tolist()
-        wanted = {int(self.tables.arenas[position]["id"]): position for position in positions}
-        fresh = [arena for arena, position in wanted.items() if not session.given[position]]
+    def fresh_arenas(self, session: Session, arenas: U4) -> list[int]:
+        """Those of some arenas whose descriptors a session lacks; from now on it is taken to have them."""
+        fresh = [arena for arena in np.unique(arenas).tolist() if arena not in session.arenas]
         for arena in fresh:
-            self.arenas.gave(session, arena, wanted[arena])
+            self.arenas.gave(session, arena)
         return fresh
 
     def arena_dropped(self, session: Session, arena: int) -> None:

@@ -234,13 +234,13 @@ class Client:
         )
         if not isinstance(lease, Lease):
             return lease
-        pairs = locations[: 2 * lease.blocks.size].reshape(-1, 2).tolist()
+        pairs = locations[: 2 * lease.count].reshape(-1, 2).tolist()
         return self.held(lease, [(arena, slot) for arena, slot in pairs])
 
     def held(self, lease: Lease, locations: list[tuple[int, int]]) -> Held:
         """Take over a lease: map the arenas that come with it."""
         if lease.fresh:
-            for arena in self.store.fresh_arenas(lease):
+            for arena in self.store.fresh_arenas(lease.session, np.array([arena for arena, _ in locations], dtype=np.uint32)):
                 self.maps[arena] = self.core.memory.map(arena)
         assert all(arena in self.maps for arena, _ in locations), "an arena came without its descriptor"
         return Held(lease.number, lease.deadline_ns, locations)

@@ -128,7 +128,7 @@ class FakeOutbox:
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         """See the port."""
         assert session.attached, "answered a closed session"
-        count = lease.blocks.size if lease else 0
+        count = lease.count if lease else 0
         pairs = locations[: 2 * count].reshape(-1, 2).tolist()
         self.answers.append((session, parked, lease, [(arena, slot) for arena, slot in pairs]))
 

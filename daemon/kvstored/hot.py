@@ -320,13 +320,15 @@ class HotServer:
 
     def _send_leased(self, connection: Connection, request: int, lease: Lease | None) -> None:
         """Answer from the buffer that `Store.lease` wrote its locations to."""
-        count = lease.blocks.size if lease else 0
+        count = lease.count if lease else 0
         body_bytes = frames.LEASED_HEAD.size + frames.LOCATION.size * count
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.LEASED, 0, count, request, 0, 0, body_bytes)
         number, deadline_ns = (lease.number, lease.deadline_ns) if lease else (0, 0)
         frames.LEASED_HEAD.pack_into(self._answer_bytes, frames.HEAD_BYTES, number, deadline_ns)
         if lease and lease.fresh:
-            self._send_arenas(connection, self.store.fresh_arenas(lease))
+            start = _LEASED_AT >> 2
+            arenas = self._locations[start : start + 2 * count : 2]
+            self._send_arenas(connection, self.store.fresh_arenas(lease.session, arenas))
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
 
     def _send_arenas(self, connection: Connection, arenas: list[int]) -> None:
@@ -435,7 +437,7 @@ class HotServer:
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         """See the port."""
         connection = self.by_session[session]
-        count = 2 * lease.blocks.size if lease else 0
+        count = 2 * lease.count if lease else 0
         self._locations[_LEASED_AT >> 2 : (_LEASED_AT >> 2) + count] = locations[:count]
         self._guard(connection, lambda: self._send_leased(connection, parked.request, lease))
 

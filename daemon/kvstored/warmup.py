@@ -95,7 +95,7 @@ def _fetch(store: Store, session: Session, namespace: Namespace, keys: U8) -> No
     assert store.match(namespace, keys, 0, 4).dram == 4, "match does not work"
     lease = store.lease(session, namespace, 1, keys, 0, 4, 10**9, 0, locations, 0)
     assert isinstance(lease, Lease), "lease does not work"
-    assert lease.blocks.size == 4, "lease does not work"
+    assert lease.count == 4, "lease does not work"
     store.renew(session, lease.number, 2 * 10**9)
     store.release(session, [lease.number])
 

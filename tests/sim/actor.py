@@ -226,8 +226,9 @@ class Actor:
         reading = Reading(namespace, held, expected, held.deadline_ns)
         for index in range(held.blocks):
             self.compare(reading, index)
-        lease = self.core.store.leases[held.number]
-        for row, content in zip(lease.blocks.tolist(), expected, strict=True):
+        arenas = self.core.store.arenas
+        rows = [arenas.row_at(arenas.positions_by_id[arena], slot) for arena, slot in held.locations]
+        for row, content in zip(rows, expected, strict=True):
             checksum = int(self.core.store.tables.blocks[row]["checksum"])
             assert checksum == xxhash.xxh3_64_intdigest(content), "the checksum is of other bytes"
         self.reading.append(reading)
