@@ -286,7 +286,7 @@ class _Audit:
     # -- holds, tickets, leases ----------------------------------------------------------------------------------
 
     def check_holds(self) -> None:
-        """`holds` is what leases, tickets, jobs and cut-off children hold, and a dropped block lives as long as somebody holds it."""
+        """`holds` adds up leases, tickets, jobs and cut-off children; a dropped block lives as long as it is held."""
         expected: Counter[int] = Counter()
         for lease in self.store.leases.values():
             expected.update(lease.ends.tolist())

@@ -620,7 +620,8 @@ def lease_run(
     shift = np.int64(t.book[3])
     mask = (1 << shift) - 1
     until = np.uint64(until_ns)
-    held, fresh, last, arena_id = 0, 0, -1, np.uint32(0)
+    held, fresh, last = 0, 0, -1
+    arena_id = np.uint32(0)
     for i in range(count):
         slot = np.int64(t.blocks[run[i]]["slot"])
         position = slot >> shift
@@ -880,8 +881,6 @@ def least_valuable(t: Tables, wanted: U4, now: Number) -> Number:
             continue
         if best < 0 or arena["touched"] < t.arenas[best]["touched"]:
             best = position
-        if arena["lease_until_ns"] < now and (
-            best_idle < 0 or arena["touched"] < t.arenas[best_idle]["touched"]
-        ):
+        if arena["lease_until_ns"] < now and (best_idle < 0 or arena["touched"] < t.arenas[best_idle]["touched"]):
             best_idle = position
     return best if best_idle < 0 else best_idle

@@ -485,7 +485,9 @@ class Store:
             if block:
                 blocks.begin_sweep(self.tables, tenant.index, block)
                 tops.append(block)
-        self._begin(Sweep(self.tables, tenant, tops, lambda dropped: self._jobs.when_over(lambda: done(dropped))))
+        self._begin(
+            Sweep(self.tables, tenant, tops, lambda dropped: self._jobs.when_swept(tenant, lambda: done(dropped)))
+        )
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
@@ -497,7 +499,7 @@ class Store:
             report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
 
             def answer(_dropped: int = 0) -> None:
-                self._jobs.when_over(lambda: done(report))
+                self._jobs.when_swept(None, lambda: done(report))
 
             if dry_run:
                 done(report)

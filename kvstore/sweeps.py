@@ -3,7 +3,7 @@
 A block is cut off index and tree at once, so that it never hits again; what hangs below is freed slice by slice.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -32,11 +32,11 @@ class Job(Protocol):
 class Sweep:
     """Frees subtrees whose tops are cut already; then says how many blocks there were."""
 
-    __slots__ = ("_tables", "_tenant", "_tops", "_top", "_dropped", "_done")
+    __slots__ = ("_tables", "tenant", "_tops", "_top", "_dropped", "_done")
 
     def __init__(self, tables: Tables, tenant: Tenant, tops: Iterable[int], done: Done | None = None) -> None:
         self._tables = tables
-        self._tenant = tenant
+        self.tenant = tenant
         self._tops = deque(tops)
         self._top = 0
         self._dropped = 0
@@ -47,7 +47,7 @@ class Sweep:
         while steps and (self._top or self._tops):
             if not self._top:
                 self._top = self._tops.popleft()
-            self._top, steps, dropped = blocks.sweep(self._tables, self._tenant.index, self._top, steps)
+            self._top, steps, dropped = blocks.sweep(self._tables, self.tenant.index, self._top, steps)
             self._dropped += dropped
         if self._top or self._tops:
             return 0, False
@@ -57,17 +57,25 @@ class Sweep:
 
 
 class Answer:
-    """Says that all jobs before it are over."""
+    """Answers when nothing of a tenant (None: of nobody) waits to be swept any more.
 
-    __slots__ = ("_answer",)
+    What continued a block that was dropped may have been cut off it by somebody else, and then is in another sweep.
+    """
 
-    def __init__(self, answer: Callable[[], None]) -> None:
+    __slots__ = ("_jobs", "_tenant", "_answer")
+
+    def __init__(self, jobs: "Jobs", tenant: Tenant | None, answer: Callable[[], None]) -> None:
+        self._jobs = jobs
+        self._tenant = tenant
         self._answer = answer
 
     def run(self, steps: int) -> tuple[int, bool]:
         """See Job."""
-        self._answer()
-        return steps, True
+        if self._jobs.sweeping(self._tenant):
+            self._jobs.start(self)
+        else:
+            self._answer()
+        return steps - 1, True
 
 
 class Clear:
@@ -165,10 +173,11 @@ def _after(tables: Tables, position: int, slot: int) -> tuple[int, int]:
 class Jobs:
     """The jobs of one store, oldest first; then the arena that is being drained."""
 
-    __slots__ = ("_jobs", "_tables", "_arenas", "_slice_steps")
+    __slots__ = ("_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps")
 
     def __init__(self, tables: Tables, arenas: Arenas, slice_steps: int = SLICE_STEPS) -> None:
         self._jobs: deque[Job] = deque()
+        self._sweeps: Counter[Tenant] = Counter()  # of those jobs, by tenant
         self._tables = tables
         self._arenas = arenas
         self._slice_steps = slice_steps
@@ -186,24 +195,27 @@ class Jobs:
     def start(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.append(job)
+        if isinstance(job, Sweep):
+            self._sweeps[job.tenant] += 1
 
-    def when_over(self, answer: Callable[[], None]) -> None:
-        """Called by the running job at its end: answer once the jobs that others have queued meanwhile are over too.
+    def sweeping(self, tenant: Tenant | None) -> bool:
+        """Does any block of a tenant, or of any, wait to be swept?"""
+        return bool(self._sweeps.total() if tenant is None else self._sweeps[tenant])
 
-        One of them may be dropping what was below this job's blocks until somebody else cut it off.
-        """
-        if len(self._jobs) > 1:
-            self._jobs.append(Answer(answer))
-        else:
-            answer()
+    def when_swept(self, tenant: Tenant | None, answer: Callable[[], None]) -> None:
+        """Answer when nothing of a tenant, or of any, waits to be swept any more."""
+        self.start(Answer(self, tenant, answer))
 
     def run(self, now_ns: int) -> None:
         """Work for one slice."""
         steps = self._slice_steps
         while self._jobs and steps > 0:
-            steps, over = self._jobs[0].run(steps)
+            job = self._jobs[0]
+            steps, over = job.run(steps)
             if over:
                 self._jobs.popleft()
+                if isinstance(job, Sweep):
+                    self._sweeps[job.tenant] -= 1
         if steps > 0 and self._arenas.draining is not None:
             self._drain(self._arenas.draining, now_ns, steps)
 
@@ -222,7 +234,7 @@ class Jobs:
             sweep = Sweep(tables, tenant, [row])
             steps, over = sweep.run(steps)
             if not over:
-                self._jobs.append(sweep)
+                self.start(sweep)
                 return
 
 

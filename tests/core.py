@@ -240,7 +240,8 @@ class Client:
     def held(self, lease: Lease, locations: list[tuple[int, int]]) -> Held:
         """Take over a lease: map the arenas that come with it."""
         if lease.fresh:
-            for arena in self.store.fresh_arenas(lease.session, np.array([arena for arena, _ in locations], dtype=np.uint32)):
+            named = np.array([arena for arena, _ in locations], dtype=np.uint32)
+            for arena in self.store.fresh_arenas(lease.session, named):
                 self.maps[arena] = self.core.memory.map(arena)
         assert all(arena in self.maps for arena, _ in locations), "an arena came without its descriptor"
         return Held(lease.number, lease.deadline_ns, locations)

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ class HotServer:
             return
         connection = Connection(accepted, peer)
         self.connections[accepted.fileno()] = connection
-        self._loop.watch(accepted.fileno(), READABLE, lambda events: self._on_ready(connection, events))
+        self._loop.watch(accepted.fileno(), READABLE, partial(self._on_ready, connection))
         self._loop.watch(peer.pidfd, READABLE, lambda _events: self._on_exit(connection))
 
     def _over_limits(self, peer: Peer) -> str:
@@ -172,16 +173,14 @@ class HotServer:
         head = frames.parse_head(self._frame, frame_bytes)
         session = connection.session
         connection.requests += 1
+        verb = self._verbs.get(head.verb)
         if session is None:
             if head.verb != Verb.HELLO:
                 raise ProtocolError("the first frame must be HELLO")
             self._hello(connection, head)
             return
-        verb = self._verbs.get(head.verb)
         if verb is None:
-            if head.verb == Verb.HELLO:
-                raise ProtocolError("a second HELLO")
-            raise UnknownVerbError(f"unknown verb {head.verb}")
+            raise ProtocolError("a second HELLO") if head.verb == Verb.HELLO else UnknownVerbError(f"verb {head.verb}")
         releases: tuple[int, ...] = ()
         if head.releases or head.commits:
             releases, commits = frames.riders(self._frame, head)
@@ -392,8 +391,11 @@ class HotServer:
 
     def finish_copies(self) -> None:
         """Publish what leaf threads have copied, and tell whoever waits for it."""
+        done = self._leaf.take_done()
+        if not done:
+            return
         touched: dict[Session, None] = {}
-        for ticket, checksum in self._leaf.take_done():
+        for ticket, checksum in done:
             self.store.copied(ticket, checksum)
             touched[ticket.session] = None
         for session in touched:
