@@ -620,7 +620,7 @@ def lease_run(
     shift = np.int64(t.book[3])
     mask = (1 << shift) - 1
     until = np.uint64(until_ns)
-    held, fresh, last = 0, 0, -1
+    held, fresh, last = 0, 0, np.int64(-1)
     arena_id = np.uint32(0)
     for i in range(count):
         slot = np.int64(t.blocks[run[i]]["slot"])

@@ -1,5 +1,6 @@
 """Leaf threads: copy a span into its slot, hash it, say so. They know no state but the bytes they are given."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class LeafThreads:
         return finished
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), int(os.environ.get("LEAFNICE","0")))
         while (batch := self._batches.get()) is not None:
             self._done.append([(move.ticket, copy_and_hash(move.source, move.target)) for move in batch])
             self._wake()

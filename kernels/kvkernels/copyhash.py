@@ -12,7 +12,7 @@ import xxhash
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
-STEP_BYTES: Final = 256 << 10
+STEP_BYTES: Final = 2 << 20
 
 
 def copy_and_hash(source: Bytes, target: Bytes) -> int:

@@ -177,3 +177,34 @@ def test_a_closed_session_is_not_answered() -> None:
     assert not core.outbox.answers
     assert not core.outbox.outcomes
     core.audit()
+
+
+def test_a_lease_of_blocks_that_do_not_continue_one_another_keeps_each_in_place() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(4, "apart")
+    for key in keys:
+        client.put(namespace, [key])
+    held = client.lease(namespace, keys)
+    assert client.put(namespace, chain(SLOTS, "new")).count(Grant.GRANTED) == SLOTS - 4
+    assert client.delete(namespace, keys) == [4]
+    assert client.put(namespace, chain(1, "more")) == [Grant.GRANTED], "others still give way"
+    assert [client.read(namespace, held, i) for i in range(4)] == [value_of(key, BLOCK_BYTES) for key in keys]
+    client.release(held)
+    core.audit()
+
+
+def test_a_leased_block_keeps_what_it_continues_though_all_of_it_is_deleted() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace, keys = client.open(), chain(SLOTS)
+    client.put(namespace, keys)
+    held = client.lease(namespace, keys)
+    for key in reversed(keys):
+        assert client.delete(namespace, [key]) == [1]
+        core.audit()
+    assert client.put(namespace, chain(1, "new")) == [Grant.FULL]
+    assert [client.read(namespace, held, i) for i in range(SLOTS)] == [value_of(key, BLOCK_BYTES) for key in keys]
+    client.release(held)
+    core.audit()
+    assert core.store.tables.book[2] == 0
