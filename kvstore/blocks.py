@@ -199,12 +199,12 @@ def _bucket(ix: Index, namespace: Number, k0: Number, k1: Number, k2: Number, k3
 
 
 @compiled
-def _walk(t: Tables, block: Number, namespace: Number, keys: U8, at: Number) -> Number:
+def _walk(rows: Rows, block: Number, namespace: Number, keys: U8, at: Number) -> Number:
     """The row of a key along its bucket's chain, or 0."""
     k0, k1, k2, k3 = keys[at], keys[at + 1], keys[at + 2], keys[at + 3]
     block = np.int64(block)
     while block:
-        row = t.blocks[block]
+        row = rows[block]
         key = row["key"]
         if key[0] == k0 and key[1] == k1 and key[2] == k2 and key[3] == k3 and row["namespace"] == namespace:
             return block
@@ -215,7 +215,7 @@ def _walk(t: Tables, block: Number, namespace: Number, keys: U8, at: Number) -> 
 @compiled
 def _find(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number) -> Number:
     bucket = _bucket(ix, namespace, keys[at], keys[at + 1], keys[at + 2], keys[at + 3])
-    return _walk(t, ix.heads[bucket], namespace, keys, at)
+    return _walk(t.blocks, ix.heads[bucket], namespace, keys, at)
 
 
 @compiled
@@ -574,22 +574,24 @@ def sweep(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Num
 
 @compiled
 def find_run(
-    t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, run: U4
+    rows: Rows, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, run: U4
 ) -> tuple[Number, Number]:
     """Rows of the resident lead run of a chain into `run`; then the first block after it if it is being written.
 
-    Heads first, `_AHEAD` at a time: their cache misses overlap, and so do those of the rows after them.
+    The first key alone, since a miss mostly ends there. Then heads first, `_AHEAD` at a time: their cache misses
+    overlap, and so do those of the rows after them.
     """
-    for begin in range(0, count, _AHEAD):
-        end = min(begin + _AHEAD, count)
+    begin, end = 0, min(1, count)
+    while begin < count:
         for i in range(begin, end):
             k = at + 4 * i
             run[i] = ix.heads[_bucket(ix, namespace, keys[k], keys[k + 1], keys[k + 2], keys[k + 3])]
         for i in range(begin, end):
-            block = _walk(t, run[i], namespace, keys, at + 4 * i)
-            if not block or t.blocks[block]["state"] != RESIDENT:
+            block = _walk(rows, run[i], namespace, keys, at + 4 * i)
+            if not block or rows[block]["state"] != RESIDENT:
                 return i, block
             run[i] = block
+        begin, end = end, min(end + _AHEAD, count)
     return count, 0
 
 
@@ -653,7 +655,7 @@ def find_and_lease(
 
     (-1, 0, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
     """
-    found, stop = find_run(t, ix, namespace, keys, at, count, run)
+    found, stop = find_run(t.blocks, ix, namespace, keys, at, count, run)
     if stop and t.blocks[stop]["writer"] == patient:
         return -1, 0, 0
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)

@@ -198,7 +198,7 @@ class Store:
     def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
         """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
         index = namespace.tenant.index
-        found, stop = blocks.find_run(self.tables, index, namespace.number, keys, at, count, self._run)
+        found, stop = blocks.find_run(self.tables.blocks, index, namespace.number, keys, at, count, self._run)
         pending = 0
         if stop:
             pending = blocks.pending_run(self.tables, index, namespace.number, keys, at, count, found)

@@ -20,7 +20,7 @@ from kvclient.copying import Move
 from kvclient.ledger import Ledger, Pause, Settled
 from kvclient.results import FlushResult, Match, Tiers
 from kvproto.errors import Code, UsageError
-from kvproto.frames import UNKNOWN_NS
+from kvproto.frames import UNKNOWN_NS, Matched
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def join_keys(keys: Sequence[bytes]) -> bytes:
     """The keys in one piece, as they travel. Raises UsageError unless each is 32 bytes."""
     try:
         joined = b"".join(keys)
-        lengths = set(map(len, keys))
+        lengths = list(map(len, keys))
     except TypeError as error:
         raise UsageError(f"keys must be a sequence of {KEY_BYTES}-byte bytes objects: {error}") from error
-    if lengths - {KEY_BYTES} or len(joined) != KEY_BYTES * len(keys):
-        raise UsageError(f"a key has {KEY_BYTES} bytes, not {sorted(lengths - {KEY_BYTES})}")
+    if lengths != [KEY_BYTES] * len(lengths) or len(joined) != KEY_BYTES * len(lengths):
+        raise UsageError(f"a key has {KEY_BYTES} bytes, not {sorted({*lengths} - {KEY_BYTES})}")
     return joined
 
 
@@ -117,7 +117,7 @@ def fetch(
     deadline_ns = wait_until_ns + timeout_ns
     if session is None or not keys:
         return parts
-    opened = yield from open_namespace(session, target, deadline_ns)
+    opened = session.namespaces.get(target.canonical) or (yield from open_namespace(session, target, deadline_ns))
     if opened is None:
         return parts
     ttl_ns = session.clamp_ttl(ttl_ns)
@@ -145,13 +145,14 @@ def renew(parts: Sequence[Part], ttl_ns: int, deadline_ns: int) -> Flow[bool]:
 
 
 NO_MATCH: Final = Match(0, Tiers(), 0, None, None)
+NOTHING_MATCHED: Final = Matched(0, 0, 0, 0, UNKNOWN_NS, UNKNOWN_NS)
 
 
 def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[Match]:
     """Add up the lead runs of frame after frame until one falls short."""
     if session is None or not keys:
         return NO_MATCH
-    opened = yield from open_namespace(session, target, deadline_ns)
+    opened = session.namespaces.get(target.canonical) or (yield from open_namespace(session, target, deadline_ns))
     if opened is None:
         return NO_MATCH
     hbm = dram = disk = pending = 0
@@ -166,6 +167,8 @@ def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: i
                 return NO_MATCH
             break
         found = call.matched
+        if found == NOTHING_MATCHED and start == 0:
+            return NO_MATCH
         hbm, dram, disk, pending = hbm + found.hbm, dram + found.dram, disk + found.disk, found.pending
         load_ns = _add(load_ns, found.load_ns)
         recompute_ns = _add(recompute_ns, found.recompute_ns)

@@ -299,10 +299,10 @@ class HotServer:
         (number,) = frames.KEYS_HEAD.unpack_from(self._frame, head.body)
         namespace = self.store.namespace(session, number)
         found = self.store.match(namespace, self._words, keys_at >> 3, head.count)
-        body = frames.MATCHED_BODY.pack(
-            found.hbm, found.dram, found.disk, found.pending, found.load_ns, found.recompute_ns
-        )
-        connection.send(frames.build(Verb.MATCHED, head.request, body))
+        body_bytes = frames.MATCHED_BODY.size
+        frames.HEAD.pack_into(self._answer_bytes, 0, Verb.MATCHED, 0, 0, head.request, 0, 0, body_bytes)
+        frames.MATCHED_BODY.pack_into(self._answer_bytes, frames.HEAD_BYTES, *found)
+        connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
 
     def _lease(self, connection: Connection, session: Session, head: Head) -> None:
         keys_at = frames.require_keys(head, frames.LEASE_HEAD.size)

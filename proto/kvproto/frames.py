@@ -141,8 +141,7 @@ class Welcome:
     notes: str  # why the other modes were not chosen
 
 
-@dataclass(frozen=True, slots=True)
-class Matched:
+class Matched(NamedTuple):
     """Lead run by tier, then how many blocks after it are on their way."""
 
     hbm: int
