@@ -646,20 +646,40 @@ def lease_run(
     return held, fresh
 
 
+# The next three are the hot path's way in. They take arrays one by one: numba looks at the type of every argument of
+# every call, and taking tuples apart costs it another microsecond.
+
+
+@compiled
+def match_run(
+    rows: Rows, heads: U4, shape: U8, namespace: Number, keys: U8, at: Number, count: Number, run: U4
+) -> tuple[Number, Number]:
+    """`find_run` for MATCH."""
+    return find_run(rows, Index(heads, shape), namespace, keys, at, count, run)
+
+
 @compiled
 def find_and_lease(
-    t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, patient: Number,
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, heads: U4, shape: U8,
+    namespace: Number, keys: U8, at: Number, count: Number, patient: Number,
     now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1, ends: U4,
 ) -> tuple[Number, Number, Number]:  # fmt: skip
-    """`find_run` and `lease_run` in one call. Returns (blocks leased, blocks held, blocks in arenas not given).
+    """`find_run` and `lease_run`. Returns (blocks leased, blocks held, blocks in arenas not given).
 
     (-1, 0, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
     """
-    found, stop = find_run(t.blocks, ix, namespace, keys, at, count, run)
-    if stop and t.blocks[stop]["writer"] == patient:
+    found, stop = find_run(rows, Index(heads, shape), namespace, keys, at, count, run)
+    if stop and rows[stop]["writer"] == patient:
         return -1, 0, 0
+    t = Tables(rows, slots, arenas, pools, census, book)
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
     return found, held, fresh
+
+
+@compiled
+def end_lease(rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ends: U4, now: Number) -> None:
+    """`release_run`."""
+    release_run(Tables(rows, slots, arenas, pools, census, book), ends, now)
 
 
 @compiled

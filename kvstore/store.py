@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvproto.errors import Grant, LimitError, NamespaceError, Outcome, TicketError, UsageError
-from kvproto.frames import UNKNOWN_NS, Matched
+from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import NamespaceDigest
 from kvproto.limits import (
@@ -198,14 +198,15 @@ class Store:
     def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
         """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
         index = namespace.tenant.index
-        found, stop = blocks.find_run(self.tables.blocks, index, namespace.number, keys, at, count, self._run)
+        found, stop = blocks.match_run(self.tables.blocks, *index, namespace.number, keys, at, count, self._run)
         pending = 0
         if stop:
             pending = blocks.pending_run(self.tables, index, namespace.number, keys, at, count, found)
-        self.tally.matches += 1
-        self.tally.match_hits += found
-        self.tally.match_misses += count - found
-        return Matched(0, found, 0, pending, UNKNOWN_NS, UNKNOWN_NS)
+        tally = self.tally
+        tally.matches += 1
+        tally.match_hits += found
+        tally.match_misses += count - found
+        return Matched(0, found, 0, pending, UNKNOWN_NS, UNKNOWN_NS) if found or pending else NOTHING_MATCHED
 
     def lease(
         self, session: Session, namespace: Namespace, request: int, keys: U8, at: int, count: int,
@@ -223,7 +224,7 @@ class Store:
             self.tally.refused_quota += 1
             count = 0
         found, held, fresh = blocks.find_and_lease(
-            self.tables, namespace.tenant.index, namespace.number, keys, at, count, patient, now_ns, deadline_ns,
+            *self.tables, *namespace.tenant.index, namespace.number, keys, at, count, patient, now_ns, deadline_ns,
             self._run, locations, locations_at, session.given, self._ends,
         )  # fmt: skip
         if found < 0:
@@ -271,7 +272,7 @@ class Store:
 
     def _end_lease(self, lease: Lease) -> None:
         del self.leases[lease.number], lease.session.leases[lease.number]
-        blocks.release_run(self.tables, lease.ends, np.uint64(self._clock.now_ns()))
+        blocks.end_lease(*self.tables, lease.ends, self._clock.now_ns())
         self._forget(lease.session)
 
     # -- writing -------------------------------------------------------------------------------------------------

@@ -146,7 +146,10 @@ class MatchCall(Call):
 
     def accept(self, frame: bytes, head: Head) -> None:
         matched = frames.parse_matched(frame, head)
-        if matched.hbm + matched.dram + matched.disk + matched.pending > len(self.keys) // KEY_BYTES:
+        if (
+            matched is not frames.NOTHING_MATCHED
+            and matched.hbm + matched.dram + matched.disk + matched.pending > len(self.keys) // KEY_BYTES
+        ):
             raise ProtocolError("MATCHED says more blocks than were asked for")
         self.matched = matched
 

@@ -20,7 +20,7 @@ from kvclient.copying import Move
 from kvclient.ledger import Ledger, Pause, Settled
 from kvclient.results import FlushResult, Match, Tiers
 from kvproto.errors import Code, UsageError
-from kvproto.frames import UNKNOWN_NS, Matched
+from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
 
 if TYPE_CHECKING:
@@ -145,7 +145,6 @@ def renew(parts: Sequence[Part], ttl_ns: int, deadline_ns: int) -> Flow[bool]:
 
 
 NO_MATCH: Final = Match(0, Tiers(), 0, None, None)
-NOTHING_MATCHED: Final = Matched(0, 0, 0, 0, UNKNOWN_NS, UNKNOWN_NS)
 
 
 def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[Match]:
@@ -167,7 +166,7 @@ def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: i
                 return NO_MATCH
             break
         found = call.matched
-        if found == NOTHING_MATCHED and start == 0:
+        if found is NOTHING_MATCHED and start == 0:
             return NO_MATCH
         hbm, dram, disk, pending = hbm + found.hbm, dram + found.dram, disk + found.disk, found.pending
         load_ns = _add(load_ns, found.load_ns)

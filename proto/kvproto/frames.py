@@ -22,6 +22,7 @@ WELCOME_HEAD: Final = struct.Struct(
     "<HBBIQQQQQ"
 )  # version, mode, pad, keys a frame, session, clock, ring, ttl max, ticket ttl
 KEYS_HEAD: Final = struct.Struct("<I4x")  # namespace (MATCH, DELETE)
+MATCH_FRAME: Final = struct.Struct("<BBHIHHII4x")  # HEAD and KEYS_HEAD in one
 LEASE_HEAD: Final = struct.Struct("<I4xQQ")  # namespace, lease ttl ns, wait ns
 RESERVE_HEAD: Final = struct.Struct("<I4x32s")  # namespace, parent key
 RENEW_BODY: Final = struct.Struct("<QQ")  # lease, ttl ns
@@ -152,6 +153,10 @@ class Matched(NamedTuple):
     recompute_ns: int
 
 
+NOTHING_MATCHED: Final = Matched(0, 0, 0, 0, UNKNOWN_NS, UNKNOWN_NS)
+_NOTHING_MATCHED: Final = MATCHED_BODY.pack(*NOTHING_MATCHED)
+
+
 class Location(NamedTuple):
     """Where a leased block lies: byte `slot * slot_bytes` of that arena."""
 
@@ -270,8 +275,10 @@ def parse_hello(frame: bytes | bytearray | memoryview, head: Head) -> Hello:
 
 def build_match(request: int, namespace: int, keys: bytes, releases: Sequence[int] = ()) -> bytes:
     """MATCH: how much of this chain is there?"""
-    body = KEYS_HEAD.pack(namespace) + keys
-    return build(Verb.MATCH, request, body, count=len(keys) // KEY_BYTES, releases=releases)
+    count = len(keys) // KEY_BYTES
+    if not releases:  # the common case, packed in one go
+        return MATCH_FRAME.pack(Verb.MATCH, 0, count, request, 0, 0, KEYS_HEAD.size + len(keys), namespace) + keys
+    return build(Verb.MATCH, request, KEYS_HEAD.pack(namespace) + keys, count=count, releases=releases)
 
 
 def build_delete(request: int, namespace: int, keys: bytes, releases: Sequence[int] = ()) -> bytes:
@@ -357,6 +364,8 @@ def parse_welcome(frame: bytes | memoryview, head: Head) -> Welcome:
 
 def parse_matched(frame: bytes | memoryview, head: Head) -> Matched:
     """The answer to MATCH."""
+    if frame[head.body :] == _NOTHING_MATCHED:
+        return NOTHING_MATCHED
     return Matched(*MATCHED_BODY.unpack_from(frame, require_body(head, MATCHED_BODY.size)))
 
 
