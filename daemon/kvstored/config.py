@@ -189,7 +189,7 @@ RUNTIME_DIR: Final = Setting(
     "where the sockets live; a Unix socket path holds 107 bytes, names included")
 LEAF_THREADS: Final = Setting(
     "leaf_threads", "daemon.leaf_threads", "KVSTORED_LEAF_THREADS", "--leaf-threads",
-    count_kind(1, 64), lambda basis: max(1, min(4, basis.cpus // 2)), "threads",
+    count_kind(1, 64), lambda basis: min(4, basis.cpus), "threads",
     "copy and hash run here; the engines on this host need the other cores")
 LOG_LEVEL: Final = Setting(
     "log_level", "daemon.log_level", "KVSTORED_LOG_LEVEL", "--log-level",

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "hot.sock"
 HELLO_NS = 5 * 10**9  # a connection that has not said HELLO by then is closed
-BATCH_BYTES = 4 << 20  # blocks a leaf thread copies before it reports
+BATCH_BYTES = 8 << 20  # what a leaf thread copies before it reports: a report wakes the owner and a client
 FDS_PER_FRAME = 253
 STALE_NS = 130 * 10**9  # twice the longest lease: who still maps a given-up arena then is told to go
 

@@ -81,7 +81,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         ticket_ttl_s=30.0,
         lease_ttl_max_s=60.0,
         runtime_dir=Path("/run/kvstored"),
-        leaf_threads=max(1, min(4, len(os.sched_getaffinity(0)) // 2)),
+        leaf_threads=min(4, len(os.sched_getaffinity(0))),
         log_level="info",
         tenants=(),
     )
