@@ -578,14 +578,16 @@ def find_run(
 ) -> tuple[Number, Number]:
     """Rows of the resident lead run of a chain into `run`; then the first block after it if it is being written.
 
-    The first key alone, since a miss mostly ends there. Then heads first, `_AHEAD` at a time: their cache misses
-    overlap, and so do those of the rows after them.
+    The first key alone, since a miss mostly ends there. Then `_AHEAD` at a time: all buckets, all heads, all rows, so
+    that the cache misses of each overlap.
     """
     begin, end = 0, min(1, count)
     while begin < count:
         for i in range(begin, end):
             k = at + 4 * i
-            run[i] = ix.heads[_bucket(ix, namespace, keys[k], keys[k + 1], keys[k + 2], keys[k + 3])]
+            run[i] = _bucket(ix, namespace, keys[k], keys[k + 1], keys[k + 2], keys[k + 3])
+        for i in range(begin, end):
+            run[i] = ix.heads[run[i]]
         for i in range(begin, end):
             block = _walk(rows, run[i], namespace, keys, at + 4 * i)
             if not block or rows[block]["state"] != RESIDENT:
