@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvclient.mapping import Mapping
     from kvclient.protocol import Session
 
-# A frame may cost the daemon a wake-up of 100 us; copying this much takes 1,600. Larger ones leave its leaf threads idle.
+# A frame may cost the daemon a wake-up of 100 us; copying this much takes 1,600. Larger ones leave leaf threads idle.
 BATCH_BYTES: Final = 16 * MIB
 NAP_NS: Final = 10**6
 NAP_NS_MAX: Final = 20 * 10**6

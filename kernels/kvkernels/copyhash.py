@@ -1,8 +1,8 @@
 """Copy a block and hash what arrived, in one pass over the cache.
 
 The hash is taken of the destination: the source is memory that a client can still change, and a checksum of bytes
-that are not stored is worth nothing. In steps of 512 KiB the second read comes out of the cache; smaller steps ask for the
-GIL more often and gain nothing.
+that are not stored is worth nothing. In steps of 512 KiB the second read comes out of the cache; smaller steps ask
+for the GIL more often and gain nothing.
 """
 
 from typing import Final

@@ -109,9 +109,7 @@ def test_a_small_machine_still_gets_one_arena() -> None:
 
 
 def test_a_machine_with_less_than_one_arena_is_told_so() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^default of dram.size: 64MiB is more than the machine's memory, 32MiB$"
-    ):
+    with pytest.raises(ConfigError, match=r"^default of dram.size: 64MiB is more than the machine's memory, 32MiB$"):
         loaded(memory_bytes=32 * MIB)
 
 
@@ -161,9 +159,7 @@ def test_a_writable_system_runtime_dir_comes_before_the_session(
     assert result.config.runtime_dir == Path("/dev/shm")
 
 
-def test_without_any_place_for_sockets_the_default_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_place_for_sockets_the_default_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_module, "SYSTEM_RUNTIME_DIR", tmp_path / "absent")
     with pytest.raises(ConfigError, match=r"^default of daemon.runtime_dir: .* is not an absolute path$"):
         load(None, {}, {}, memory_bytes=MEMORY_BYTES)
@@ -445,9 +441,7 @@ def test_what_a_tenant_may_not_be_is_refused(tmp_path: Path, text: str, expected
 def test_one_tenant_too_many_is_refused_with_its_line(tmp_path: Path) -> None:
     tables = [f"[tenants.t{number}]\nuids = [{number}]\n" for number in range(limits.TENANTS + 1)]
     assert len(loaded(file=written(tmp_path, "".join(tables[:-1]))).config.tenants) == limits.TENANTS
-    assert (
-        refusal(tmp_path, "".join(tables)) == f"kvstored.toml:{2 * limits.TENANTS + 1}: more than 64 tenants"
-    )
+    assert refusal(tmp_path, "".join(tables)) == f"kvstored.toml:{2 * limits.TENANTS + 1}: more than 64 tenants"
 
 
 # Units
@@ -469,9 +463,7 @@ def test_sizes_are_read_in_binary_and_decimal_units(text: str, size_bytes: int) 
     assert parse_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize(
-    "text", ["", "GiB", "1G", "1gib", "-1", "1e3", "0.3B", "1 2", "1  GiB", "٣B", "1" * 5000]
-)
+@pytest.mark.parametrize("text", ["", "GiB", "1G", "1gib", "-1", "1e3", "0.3B", "1 2", "1  GiB", "٣B", "1" * 5000])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a (size|unit of size|whole number of bytes)|is not a unit"):
         parse_bytes(text)
