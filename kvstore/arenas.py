@@ -124,11 +124,14 @@ class Arenas:
             if tenant in (None, stale.tenant)
         )
 
-    def least_valuable(self, pools: list[Pool], now_ns: int) -> int | None:
-        """The position among these pools that was touched longest ago and holds nothing leased or in flight."""
+    def least_valuable(self, pools: list[Pool], now_ns: int, *, or_held: bool = False) -> int | None:
+        """The position among these pools that was touched longest ago and holds nothing leased or in flight.
+
+        `or_held`: if all do, the one touched longest ago; draining it waits until its leases and tickets have ended.
+        """
         wanted = np.zeros(max(len(self.pools), 1), dtype=np.uint32)
         wanted[[pool.number for pool in pools]] = 1
-        position = int(blocks.least_valuable(self._tables, wanted, np.uint64(now_ns)))
+        position = int(blocks.least_valuable(self._tables, wanted, np.uint64(now_ns), or_held))
         return None if position < 0 else position
 
     def empty(self, pool: Pool) -> int | None:

@@ -893,18 +893,18 @@ def _count(t: Tables, block: Number, counts: U8) -> None:
 
 
 @compiled
-def least_valuable(t: Tables, wanted: U4, now: Number) -> Number:
-    """Among arenas whose pool is marked in `wanted` and that hold nothing busy, the least recently touched; or -1.
+def least_valuable(t: Tables, wanted: U4, now: Number, or_held: Number) -> Number:
+    """The least recently touched arena among those whose pool is marked in `wanted`; or -1.
 
-    One without a lease that could still be running goes before one with: draining the other may have to wait.
+    Those that hold nothing leased or in flight go first, and among them those without a lease that could still be
+    running: draining the others may have to wait. `or_held`: if there is none of these, any.
     """
-    best, best_idle = -1, -1
+    best, best_rank = -1, 3 if or_held else 2
     for position in range(t.arenas.size):
         arena = t.arenas[position]
-        if not arena["pool"] or arena["held"] or not wanted[np.int64(arena["pool"]) - 1]:
+        if not arena["pool"] or not wanted[np.int64(arena["pool"]) - 1]:
             continue
-        if best < 0 or arena["touched"] < t.arenas[best]["touched"]:
-            best = position
-        if arena["lease_until_ns"] < now and (best_idle < 0 or arena["touched"] < t.arenas[best_idle]["touched"]):
-            best_idle = position
-    return best if best_idle < 0 else best_idle
+        rank = 2 if arena["held"] else 1 if arena["lease_until_ns"] >= now else 0
+        if rank < best_rank or (rank == best_rank and best >= 0 and arena["touched"] < t.arenas[best]["touched"]):
+            best, best_rank = position, rank
+    return best

@@ -35,14 +35,18 @@ def make_room(
     if position is None:
         position = _foreign_arena(arenas, tenants, pool.tenant, now_ns)
     if position is None:
-        position = _sibling_arena(arenas, pool, int(tables.blocks[oldest]["touched"]) if oldest else None, now_ns)
+        position = _sibling_arena(arenas, tables, pool, oldest, now_ns)
     if position is not None:
         return Room.RECYCLE, position
     return (Room.EVICT if oldest else Room.FULL), 0
 
 
 def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, now_ns: int) -> int | None:
-    """The least valuable arena of the tenant furthest above an equal share, if who asks is below it."""
+    """The least valuable arena of the tenant furthest above an equal share, if who asks is below it.
+
+    Even a leased one if need be: or a tenant could keep what is above its share by never letting go of its leases.
+    They can no longer be renewed then, and run out.
+    """
     active = [tenant for tenant in tenants if tenant.arenas or tenant.sessions]
     share = max(1, arenas.positions // max(len(active), 1))
     if asking.arenas >= share:
@@ -50,15 +54,29 @@ def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, no
     richest = max(active, key=lambda tenant: tenant.arenas, default=asking)
     if richest is asking or richest.arenas <= share:
         return None
-    return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest], now_ns)
+    return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest], now_ns, or_held=True)
 
 
-def _sibling_arena(arenas: Arenas, pool: Pool, older_than_ns: int | None, now_ns: int) -> int | None:
-    """An arena of the same tenant's other slot sizes that is worth less than this pool's oldest leaf."""
+def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_ns: int) -> int | None:
+    """An arena of the same tenant's other slot sizes that gives way to this pool; `oldest` is its oldest leaf, or 0.
+
+    Either one that was not touched since that leaf was; or, where another pool keeps leaves twice as long as this one,
+    that pool's least valuable. So pools of one tenant come to keep blocks about equally long, whatever their sizes:
+    the age of what LRU gives up is what memory is worth to a pool.
+    """
     siblings = [other for other in arenas.pools if other.tenant is pool.tenant and other is not pool and other.arenas]
     if not siblings:
         return None
     position = arenas.least_valuable(siblings, now_ns)
-    if position is None or (older_than_ns is not None and arenas.touched_ns(position) >= older_than_ns):
-        return None
-    return position
+    if position is None or not oldest:
+        return position
+    mine_ns = int(tables.blocks[oldest]["touched"])
+    if arenas.touched_ns(position) < mine_ns:
+        return position
+    patient = [other for other in siblings if _oldest_ns(tables, other, now_ns) < now_ns - 2 * (now_ns - mine_ns)]
+    return arenas.least_valuable(patient, now_ns) if patient else None
+
+
+def _oldest_ns(tables: Tables, pool: Pool, now_ns: int) -> int:
+    oldest = int(tables.pools[pool.number]["oldest"])
+    return int(tables.blocks[oldest]["touched"]) if oldest else now_ns

@@ -21,9 +21,11 @@ from kvproto.limits import (
     LEASES_PER_SESSION,
     NAMESPACES,
     NAMESPACES_PER_SESSION,
+    NAMESPACES_PER_TENANT,
     PAGE_BYTES,
     PARKED_PER_SESSION,
     POOLS,
+    POOLS_PER_TENANT,
     TENANTS,
     TICKET_TTL_NS,
     TICKETS_PER_SESSION,
@@ -168,23 +170,25 @@ class Store:
             )
         pool = self._pools.get((tenant, slot_bytes))
         if pool is None:
-            if len(self._pools) >= POOLS:
-                raise LimitError(f"more than {POOLS} slot sizes")
+            if sum(owner is tenant for owner, _ in self._pools) >= POOLS_PER_TENANT:
+                raise LimitError(f"more than {POOLS_PER_TENANT} slot sizes of one tenant")
             pool = self._pools[tenant, slot_bytes] = self.arenas.add_pool(tenant, slot_bytes)
-        number = self._free_namespace_number()
+        number = self._free_namespace_number(tenant)
         namespace = Namespace(number, tenant, identity, digest, slot_bytes, pool)
         self.namespaces[tenant, digest] = namespace
         self._by_number[number] = namespace
         return namespace
 
-    def _free_namespace_number(self) -> int:
-        if len(self._by_number) < NAMESPACES - 1:
+    def _free_namespace_number(self, tenant: Tenant) -> int:
+        """A number that no block bears; past the tenant's limit, that of a namespace nobody uses any more."""
+        mine = [namespace for (owner, _), namespace in self.namespaces.items() if owner is tenant]
+        if len(mine) < NAMESPACES_PER_TENANT:
             return len(self._by_number) + 1
-        for number, namespace in self._by_number.items():
-            if not namespace.sessions and not self.tables.census[number]:
-                del self.namespaces[namespace.tenant, namespace.digest]
-                return number
-        raise LimitError(f"more than {NAMESPACES - 1} namespaces in use")
+        for namespace in mine:
+            if not namespace.sessions and not self.tables.census[namespace.number]:
+                del self.namespaces[tenant, namespace.digest]
+                return namespace.number
+        raise LimitError(f"more than {NAMESPACES_PER_TENANT} namespaces of one tenant in use")
 
     def namespace(self, session: Session, number: int) -> Namespace:
         """The namespace a frame names. Raises NamespaceError unless this session opened it."""

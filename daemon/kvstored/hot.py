@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kvproto import frames
-from kvproto.errors import Code, KvError, ProtocolError, RefusedError, UnknownVerbError, UsageError
+from kvproto.errors import Code, KvError, LimitError, ProtocolError, RefusedError, UnknownVerbError, UsageError
 from kvproto.frames import Head, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import (
@@ -286,7 +286,7 @@ class HotServer:
         form = bytes(self._frame[head.body : head.body + head.body_bytes])
         try:
             namespace = self.store.open(session, NamespaceIdentity.from_canonical(form))
-        except UsageError as error:
+        except (UsageError, LimitError) as error:
             connection.send(frames.build_failure(Verb.FAILED, head.request, error.code, str(error)))
             return
         body = frames.OPENED_BODY.pack(namespace.number, namespace.slot_bytes)

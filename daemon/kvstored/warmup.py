@@ -11,6 +11,7 @@ import numpy as np
 
 from kvproto.errors import Grant
 from kvproto.identity import NamespaceIdentity
+from kvproto.ids import BlockKey
 from kvproto.limits import MIB
 from kvstore.blocks import U4, U8
 from kvstore.ports import Bytes
@@ -72,7 +73,9 @@ def warm_up() -> None:
     deleted: list[int] = []
     store.delete(namespace, _chain(16), 0, 1, deleted.append)
     assert deleted == [4], "deletion does not work"
+    _abandon(store, session, namespace, _chain(24))
     _clear(store, namespace)
+    _recycle(store, session, namespace)
     store.exited(session)
     log.info("compiled code ready: seconds=%.2f", time.monotonic() - begun)
 
@@ -100,10 +103,35 @@ def _fetch(store: Store, session: Session, namespace: Namespace, keys: U8) -> No
     store.release(session, [lease.number])
 
 
+def _abandon(store: Store, session: Session, namespace: Namespace, keys: U8) -> None:
+    """A chain that is reserved and never written: pending, then gone, and its tickets are worth nothing."""
+    items = np.zeros(4, dtype=ITEM)
+    store.reserve(session, namespace, keys, 0, 4, None, items)
+    assert store.match(namespace, keys, 0, 4).pending == 4, "pending blocks do not show"
+    tickets = items["ticket"].tolist()
+    store.abort(session, tickets[:1])
+    store.commit(session, tickets[1:])
+    assert store.tally.discarded == 3, "what follows an aborted block is not discarded"
+    assert store.match(namespace, keys, 0, 4).pending == 0, "aborting does not work"
+
+
 def _clear(store: Store, namespace: Namespace) -> None:
-    reports: list[ClearReport] = []
-    store.clear(ClearScope(digest=namespace.digest), reports.append, dry_run=False)
-    while not reports:
-        store.tick()
-    assert reports[0].blocks == 4, "clear does not work"
+    keys = (BlockKey(_chain(0)[:4].tobytes()), BlockKey(_chain(8)[:4].tobytes()))
+    for scope in (ClearScope(digest=namespace.digest, keys=keys), ClearScope(digest=namespace.digest)):
+        reports: list[ClearReport] = []
+        for dry_run in (True, False):
+            store.clear(scope, reports.append, dry_run=dry_run)
+        while len(reports) < 2:
+            store.tick()
+        assert reports[0].blocks == reports[1].blocks, "clear does not do what it says"
     assert store.tables.book[2] == 0, "blocks are left over"
+
+
+def _recycle(store: Store, session: Session, namespace: Namespace) -> None:
+    """Another slot size needs memory: an arena is drained for it."""
+    for first in (0, 8):
+        _store(store, session, namespace, _chain(first))
+    other = store.open(session, NamespaceIdentity("warm-up", "-", "-", "-", 1, MIB // 2))
+    store.reserve(session, other, _chain(16), 0, 1, None, np.zeros(1, dtype=ITEM))
+    store.tick()
+    assert store.arenas.recycled == 1, "recycling does not work"

@@ -32,11 +32,14 @@ SESSIONS_PER_UID: Final = 64
 RING_BYTES: Final = 64 * MIB
 RING_BYTES_MAX: Final = 4 * GIB
 
-# One uid a tenant by default. Each tenant has its own index.
+# One uid a tenant by default. Each tenant has its own index, and its own share of every number, so that no tenant can
+# use them up for the others: 1,000 models, adapters and ranks in use at once, in 64 slot sizes.
 TENANTS: Final = 64
-NAMESPACES: Final = 4096
 NAMESPACES_PER_SESSION: Final = 256
-POOLS: Final = 1024  # (tenant, slot size) pairs that hold or held an arena
+NAMESPACES_PER_TENANT: Final = 1000
+NAMESPACES: Final = TENANTS * NAMESPACES_PER_TENANT + 1  # 64,001: fits the 16 bits that a row has for it
+POOLS_PER_TENANT: Final = 64
+POOLS: Final = TENANTS * POOLS_PER_TENANT
 
 # Tickets: blocks between RESERVE and the end of their copy. Eight full frames a session.
 TICKETS_PER_SESSION: Final = 8 * KEYS_PER_FRAME

@@ -267,6 +267,43 @@ def test_an_arena_is_not_given_up_before_the_last_lease_on_it_has_ended() -> Non
     core.audit()
 
 
+def test_a_tenant_cannot_keep_what_is_above_its_share_by_never_letting_go_of_its_leases() -> None:
+    core = Core(arenas=4)
+    rich, poor = core.client("rich"), core.client("poor")
+    keys = put_apart(core, rich, 4 * SLOTS, "rich")
+    held = [rich.lease(rich.open(), [key], 2 * SECOND) for key in keys]
+    assert poor.put(poor.open(), chain(1, "poor")) == [Grant.BUSY]
+    core.pass_time(SECOND)
+    renewed = [core.store.renew(rich.session, lease.number, 60 * SECOND) > lease.deadline_ns for lease in held]
+    assert renewed.count(False) == SLOTS, "those on the arena that gives way, and no others"
+    assert rich.read(rich.open(), held[0]) == value_of(keys[0], BLOCK_BYTES)
+    core.pass_time(SECOND + 200 * MS)
+    core.settle()
+    assert poor.put(poor.open(), chain(1, "poor")) == [Grant.GRANTED]
+    core.audit()
+
+
+def test_a_pool_that_must_give_up_young_blocks_gets_memory_of_one_that_keeps_old_ones() -> None:
+    """Every arena of the large blocks has one that is used all the time; the rest of them lie idle."""
+    core = Core(arenas=4)
+    client = core.client(ring_pages=256)
+    large = 4 * PAGE_BYTES
+    old = chain(12, "large")
+    for key in old:
+        assert client.put(client.open(large), [key]) == [Grant.GRANTED]
+    assert client.put(client.open(), chain(1, "small")) == [Grant.GRANTED]
+    for step in range(3 * SLOTS):
+        core.clock.advance(SECOND)
+        for key in old[::4]:
+            held = client.ask(client.open(large), [key])
+            if isinstance(held, Held):
+                client.release(held)
+        put_until_granted(core, client, chain(1, f"small {step}"))
+    small = next(pool for pool in core.store.arenas.pools if pool.slot_bytes == PAGE_BYTES)
+    assert small.arenas == 2, "and no more: by now both pools keep blocks about equally long"
+    core.audit()
+
+
 # -- faults and isolation ---------------------------------------------------------------------------------------
 
 
