@@ -14,7 +14,7 @@ import pytest
 import kvclient
 from bench.process import DaemonProcess
 from kvclient import Client, Namespace, Reason
-from kvproto.errors import ForkError, UsageError
+from kvproto.errors import ForkError, RefusedError, UsageError
 from tests.integration.conftest import StartDaemon
 
 BLOCK = 16 << 10
@@ -341,3 +341,29 @@ def test_a_daemon_without_room_keeps_the_lead_part(start_daemon: StartDaemon) ->
         with namespace.fetch(keys) as lease:
             assert lease.blocks == 256
             assert bytes(lease.views[255]) == blocks[255].tobytes()
+
+
+def test_tenants_of_one_user_are_told_apart_by_name_and_see_nothing_of_each_other(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text("".join(f"[tenants.{name}]\nuids = [{os.geteuid()}]\n" for name in ("first", "second")))
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false", "--config", str(file))
+    with (
+        kvclient.connect(daemon.runtime_dir, tenant="first") as first,
+        kvclient.connect(daemon.runtime_dir, tenant="second") as second,
+        kvclient.connect(daemon.runtime_dir) as unnamed,
+    ):
+        assert [client.status.tenant for client in (first, second, unnamed)] == ["first", "second", "first"]
+        mine, theirs = namespace_of(first), namespace_of(second)
+        keys, blocks, others = keys_of(mine, 4), random_blocks(4, 16), random_blocks(4, 17)
+        assert mine.store(keys, blocks, wait=True).accepted == 4
+        assert theirs.match(keys).blocks == 0
+        assert theirs.delete(keys) == 0
+        assert theirs.store(keys, others, wait=True).accepted == 4
+        for namespace, expected in ((mine, blocks), (theirs, others), (namespace_of(unnamed), blocks)):
+            with namespace.fetch(keys) as lease:
+                assert [bytes(view) for view in lease.views] == [block.tobytes() for block in expected]
+        assert blocks[0].tobytes() != others[0].tobytes()
+    with pytest.raises(RefusedError, match="may not be tenant"):
+        kvclient.connect(daemon.runtime_dir, tenant="third")
