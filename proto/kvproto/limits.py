@@ -20,8 +20,11 @@ FRAME_BYTES: Final = 64 * KIB
 PAGE_BYTES: Final = 4 * KIB
 
 # Arenas. At most about 1,000 of them: each is a descriptor, and their names must fit the exec environment at a
-# hand-over. 64 MiB each up to 64 GiB of DRAM, in proportion beyond (`arena_bytes_for`).
+# hand-over. 64 MiB each up to 64 GiB of DRAM, in proportion beyond; smaller where there would be fewer than eight, since
+# tenants and slot sizes share memory by whole arenas (`arena_bytes_for`).
 ARENA_BYTES: Final = 64 * MIB
+ARENA_BYTES_SMALL: Final = 8 * MIB
+ARENAS_WANTED: Final = 8
 ARENAS: Final = 1024
 ARENA_BYTES_MAX: Final = 64 * GIB
 
@@ -65,8 +68,10 @@ BLOCK_BYTES_MAX: Final = ARENA_BYTES_MAX
 
 
 def arena_bytes_for(dram_bytes: int) -> int:
-    """Arena size in bytes for a pool: `ARENA_BYTES`, doubled until at most `ARENAS` of them are needed."""
+    """Arena size in bytes for a pool: `ARENA_BYTES`, halved or doubled for `ARENAS_WANTED` to `ARENAS` of them."""
     arena_bytes = ARENA_BYTES
+    while dram_bytes < arena_bytes * ARENAS_WANTED and arena_bytes > ARENA_BYTES_SMALL:
+        arena_bytes //= 2
     while dram_bytes > arena_bytes * ARENAS:
         arena_bytes *= 2
     return arena_bytes

@@ -103,14 +103,20 @@ def test_the_table_names_every_field_once_and_alike_everywhere() -> None:
         assert setting.range
 
 
-def test_a_small_machine_still_gets_one_arena() -> None:
+def test_a_small_machine_gets_small_arenas() -> None:
     config = loaded(memory_bytes=100 * MIB).config
-    assert (config.dram_bytes, config.arena_bytes) == (64 * MIB, 64 * MIB)
+    assert (config.dram_bytes, config.arena_bytes) == (24 * MIB, 8 * MIB)
+
+
+def test_memory_comes_in_at_least_eight_arenas_where_it_can() -> None:
+    sizes = {"64MiB": 8, "256MiB": 32, "512MiB": 64, "16GiB": 64}
+    for dram, arena_mib in sizes.items():
+        assert loaded(flags={"dram": dram}).config.arena_bytes == arena_mib * MIB
 
 
 def test_a_machine_with_less_than_one_arena_is_told_so() -> None:
-    with pytest.raises(ConfigError, match=r"^default of dram.size: 64MiB is more than the machine's memory, 32MiB$"):
-        loaded(memory_bytes=32 * MIB)
+    with pytest.raises(ConfigError, match=r"^default of dram.size: 8MiB is more than the machine's memory, 4MiB$"):
+        loaded(memory_bytes=4 * MIB)
 
 
 @settings(derandomize=True)
@@ -365,9 +371,9 @@ def test_more_dram_than_the_machine_has_is_refused() -> None:
 
 
 def test_less_dram_than_one_arena_is_refused_unless_the_arena_is_smaller() -> None:
-    message = flag_refusal("dram", "32MiB")
-    assert message == "flag --dram: a dram.size of 32MiB does not hold one dram.arena of 64MiB"
-    assert loaded(flags={"dram": "32MiB", "arena": "4MiB"}).config.arena_bytes == 4 * MIB
+    message = flag_refusal("dram", "4MiB")
+    assert message == "flag --dram: a dram.size of 4MiB does not hold one dram.arena of 8MiB"
+    assert loaded(flags={"dram": "4MiB", "arena": "2MiB"}).config.arena_bytes == 2 * MIB
 
 
 def test_an_arena_larger_than_dram_blames_the_arena(tmp_path: Path) -> None:
