@@ -476,7 +476,7 @@ def test_blocks_larger_than_the_arenas_are_an_error_at_once_and_a_miss_when_a_sm
     start_daemon: StartDaemon, model: Any
 ) -> None:
     prompt = prompt_of(40)
-    first = start_daemon("--dram", "64MiB")
+    first = start_daemon("--dram", "64MiB", "--arena", "32MiB")
     with kvclient.connect(first.runtime_dir) as client:
         with pytest.raises(kvclient.UsageError, match="arena"):
             TransformersKV(client, llama(num_hidden_layers=6), block_tokens=1 << 16)
