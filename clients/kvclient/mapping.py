@@ -16,26 +16,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
+from kvkernels import libc
 from kvproto.errors import ProtocolError
 from kvproto.limits import MIB
 
-PROT_READ: Final = 1
-PROT_WRITE: Final = 2
-MAP_SHARED: Final = 1
-MADV_DONTFORK: Final = 10
-MADV_POPULATE_READ: Final = 22  # Linux 5.14
-MADV_POPULATE_WRITE: Final = 23
 STEP_BYTES: Final = 2 * MIB  # 0.2 ms of populating
-
-_libc = ctypes.CDLL(None, use_errno=True)  # calls through CDLL release the GIL
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_madvise = _libc.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class Mapping:
@@ -51,17 +36,13 @@ class Mapping:
     def __init__(self, fd: int, map_bytes: int, *, writable: bool, unmapped: Callable[[], None] | None = None) -> None:
         if map_bytes <= 0 or os.fstat(fd).st_size < map_bytes:
             raise ProtocolError(f"shared memory of {os.fstat(fd).st_size} bytes where {map_bytes} were promised")
-        protection = PROT_READ | PROT_WRITE if writable else PROT_READ
-        address = _mmap(None, map_bytes, protection, MAP_SHARED, fd, 0)
-        if address is None or address == _MAP_FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, f"mmap of {map_bytes} bytes: {os.strerror(number)}")
+        address = libc.map_shared(fd, map_bytes, writable=writable)
         # A child must not keep the daemon's memory busy, nor write into a ring whose spans its parent owns.
-        _madvise(address, map_bytes, MADV_DONTFORK)
+        libc.advise(address, map_bytes, libc.MADV_DONTFORK)
         base = _array_type(map_bytes).from_address(address)
         ending = weakref.finalize(base, _unmap, os.getpid(), address, map_bytes, unmapped)
         ending.atexit = False
-        self.address: int = address
+        self.address = address
         self.bytes = map_bytes
         self.writable = writable
         self.view = memoryview(base).cast("B") if writable else memoryview(base).cast("B").toreadonly()
@@ -82,13 +63,13 @@ def _unmap(
     map_bytes: int,
     unmapped: Callable[[], None] | None,
     *,
-    munmap: Callable[[int, int], int] = _munmap,
+    unmap: Callable[[int, int], None] = libc.unmap,
     getpid: Callable[[], int] = os.getpid,
 ) -> None:
     # A forked child never had this map (MADV_DONTFORK), and something else may lie at its address there.
     if getpid() != pid:
         return
-    munmap(address, map_bytes)
+    unmap(address, map_bytes)
     if unmapped is not None:
         unmapped()
 
@@ -182,12 +163,15 @@ class HostMemory:
         except KeyError:
             return  # another thread was faster
         start = step * STEP_BYTES
-        advice = MADV_POPULATE_WRITE if mapping.writable else MADV_POPULATE_READ
+        advice = libc.MADV_POPULATE_WRITE if mapping.writable else libc.MADV_POPULATE_READ
         length = min(STEP_BYTES, mapping.bytes - start)
-        # Other failures (no memory, say) are left for the touch itself to find, or not.
-        if _madvise(mapping.address + start, length, advice) and ctypes.get_errno() == errno.EINVAL:
-            self._supported = False
-            mapping.cold.clear()
+        try:
+            libc.advise(mapping.address + start, length, advice)
+        except OSError as error:
+            # Other failures (no memory, say) are left for the touch itself to find, or not.
+            if error.errno == errno.EINVAL:  # before Linux 5.14
+                self._supported = False
+                mapping.cold.clear()
 
 
 def _steps(offset: int, length: int) -> range:

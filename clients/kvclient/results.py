@@ -28,7 +28,7 @@ class Refused:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class StoreResult:
     """What became of the blocks of one `store`; `accepted + known + len(refused)` is their number."""
 
@@ -40,6 +40,11 @@ class StoreResult:
     def lead(self) -> int:
         """Length in blocks of the part from the first block on that is stored without a gap."""
         return self.refused[0].index if self.refused else self.accepted + self.known
+
+    def __repr__(self) -> str:
+        # Counted, not listed: a thousand refusals in a log line help nobody.
+        counted = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) or "none"
+        return f"StoreResult(accepted={self.accepted}, known={self.known}, refused={counted})"
 
     @property
     def reasons(self) -> Counter[Reason]:
