@@ -1,6 +1,6 @@
 # make demo   see a model's KV cache leave one process and come back in another
 # make test   everything that guards main: types, style, layers, stubs, tests
-# Both create .venv on first use; nothing outside the checkout is touched.
+# Both create .venv on first use and need neither root nor anything installed for all users.
 
 PYTHON ?= python3
 VENV := .venv

@@ -107,7 +107,7 @@ def measure_fetch(namespace: Namespace, block_bytes: int, count: int, rounds: in
 
 
 def measure_store(namespace: Namespace, rounds: int) -> Results:
-    """Bursts of half an empty ring until accepted; four rings until the last block can be leased."""
+    """Bursts of half an empty ring until accepted; eight rings until the last block can be leased."""
     half = RING_BYTES // 2 // (2 * MIB)
     burst = random_blocks(half, 2 * MIB, seed=3)
     ring_like = random_blocks(half, 2 * MIB, seed=4)

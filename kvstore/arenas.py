@@ -8,7 +8,8 @@
                                                 leases run out                                 ARENA_DROPPED or exited
 
 An arena never changes tenant or slot size, so a client's map of it never shows another tenant's bytes. Only one
-position is drained or punched at a time: who asks meanwhile is told BUSY, and nothing on the owner thread waits.
+position is drained or punched at a time: who asks meanwhile and has no leaf to give is told BUSY,
+and nothing on the owner thread waits.
 """
 
 from dataclasses import dataclass, field

@@ -1,18 +1,18 @@
 """The block table and everything that walks it: index, prefix tree, leaf list, slots.
 
-Compiled with numba because a LEASE of 100 keys has 45 us. One file, since numba's cache on disk notices a changed
-source file only by the functions in it. All functions run on the owner thread and never raise.
+Compiled with numba because a LEASE of 100 keys may cost 45 us in all. One file, since numba's cache on disk notices
+a changed source file only by the functions in it. All functions run on the owner thread and never raise.
 
     Tables
     blocks  one row of 128 bytes a block; row 0 is nobody, so that 0 can mean "none" everywhere
     slots   one row a slot: which block lies there, or the next free slot
     arenas  one row a position: a memfd that serves one pool; its free slots
     pools   one row a (tenant, slot size): its leaf list, and its arenas that have free slots
-    book    [free block rows, first never used row, rows in use]
+    book    [free block rows, first never used row, rows in use, log2 of slot numbers an arena]
 
     Index, one a tenant: linear hashing. `heads[bucket]` starts a chain of rows through `blocks.chain`; every
-    insert splits at most one bucket, so that growing never stalls, and there are as many buckets as blocks at their
-    most, and a few more. `shape` = [buckets, split, entries, seed, seed].
+    insert splits at most one bucket, so that growing never stalls, and there are up to two buckets a block.
+    `shape` = [buckets, split, entries, seed, seed].
     SipHash-1-3 under a secret seed keeps a client from choosing keys that share a bucket.
 
     Life of a block

@@ -303,33 +303,31 @@ class Store:
         if parent_at is not None:
             previous = blocks.find_one(self.tables, index, namespace.number, keys, parent_at)
             rooted = previous != 0
+        refusal = None  # of whatever is new; what is there already is known all the same
         if self.draining:
-            grants[:count] = Grant.DRAINING
+            refusal = Grant.DRAINING
         elif namespace.slot_bytes > session.ring.pages * PAGE_BYTES:
-            grants[:count] = Grant.QUOTA  # no span will ever be large enough
-        else:
-            self._answer_keys(session, namespace, keys, at, count, previous, rooted)
+            refusal = Grant.QUOTA  # no span will ever be large enough
+        spans = self._spans_free(session, namespace, count) if refusal is None else 0
+        self._answer_keys(session, namespace, keys, at, count, previous, rooted, spans)
+        if refusal is not None:
+            grants[:count][grants[:count] == Grant.BUSY] = refusal
         items["grant"][:count] = grants[:count]
         granted = np.flatnonzero(grants[:count] == Grant.GRANTED)
         if granted.size:
             self._issue_tickets(session, namespace, granted, items)
         self.tally.count_grants(grants[:count])
 
+    def _spans_free(self, session: Session, namespace: Namespace, count: int) -> int:
+        """How many blocks of a RESERVE the session's ring and tickets allow."""
+        free = session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count)
+        return min(free, TICKETS_PER_SESSION - len(session.tickets))
+
     def _answer_keys(
-        self,
-        session: Session,
-        namespace: Namespace,
-        keys: U8,
-        at: int,
-        count: int,
-        previous: int,
-        rooted: bool,
-    ) -> None:
+        self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, previous: int, rooted: bool,
+        spans: int,
+    ) -> None:  # fmt: skip
         pool, now = namespace.pool, np.uint64(self._clock.now_ns())
-        spans = min(
-            session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count),
-            TICKETS_PER_SESSION - len(session.tickets),
-        )
         done, may_evict = 0, False
         while True:
             done, previous, spans, evicted = blocks.reserve_run(

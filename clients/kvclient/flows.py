@@ -96,7 +96,7 @@ def open_namespace(session: "Session", target: Target, deadline_ns: int) -> Flow
         return opened
     call = OpenCall(session, target.canonical, target.block_bytes, deadline_ns)
     yield call
-    if call.error is not None and call.error.code is Code.BAD_ARGUMENT:
+    if call.error is not None and call.error.code in {Code.BAD_ARGUMENT, Code.LIMIT}:
         raise UsageError(str(call.error))
     return call.opened
 

@@ -1,7 +1,7 @@
 """`store`, from the first RESERVE to the last answer.
 
     RESERVE keys  ->  grants: a ticket and a span of the ring each
-    copy into the spans of a batch (8 MiB), COMMIT it, so that the daemon publishes while the next is copied
+    copy into the spans of a batch (16 MiB), COMMIT it, so that the daemon publishes while the next is copied
     the last batch rides on the next RESERVE, or goes with a COMMIT that wants an answer: accepted
 
 Every ticket leaves by exactly one door: committed, or aborted when the copy could not be made.

@@ -98,7 +98,7 @@ def check_daemon(daemon: DaemonFacts | None, trouble: str) -> Iterator[Check]:
             found, _, remedy = trouble.partition("; ")
             yield Check(name, Verdict.FAIL, found, remedy)
         else:
-            yield Check(name, Verdict.SKIP, "none is running", "systemctl start kvstored, or kvstored --help")
+            yield Check(name, Verdict.SKIP, "none is running", "start one: kvstored --runtime-dir DIR --dram SIZE")
         return
     who = f"kvstored {daemon.version}, pid {daemon.pid}, uid {daemon.uid}"
     if daemon.draining:

@@ -177,7 +177,7 @@ def clearing(report: pb.ClearResponse, what: str) -> Text:
     verb = "would drop" if report.dry_run else "dropped"
     return Text(
         f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}\n"
-        f"{report.leased_blocks:,} of them leased: their memory is free once their readers are done\n"
+        f"running leases end at {report.leased_blocks:,} of them: memory is free once their readers are done\n"
         f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded"
     )
 

@@ -1,6 +1,7 @@
 """The command `kvstored`: run the daemon, or check a configuration file without one.
 
-Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this directory, 78 configuration error.
+Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this directory, 78 configuration error,
+130 interrupted before it served.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from kvstored import __version__
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 
 EX_TEMPFAIL = 75
+EX_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kvstored {__version__}")
     parser.add_argument("--config", metavar="FILE", help="TOML file; environment and flags override it")
     for setting in SETTINGS:
-        reason = f"{setting.reason} [{setting.toml}; {setting.unit}]".replace("%", "%%")
+        reason = f"{setting.reason} [{setting.toml}, {setting.env}; {setting.range}]".replace("%", "%%")
         parser.add_argument(setting.flag, metavar="VALUE", help=reason)
     return parser
 
@@ -61,10 +63,24 @@ def _config(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG
+    unusable = _why_unusable(loaded.config.runtime_dir)
+    if unusable:
+        print(f"kvstored: {options.file}: daemon.runtime_dir: {unusable}", file=sys.stderr)
+        return EX_CONFIG
     for value in loaded.values:
         print(f"{value.name} = {value.value}  # {value.origin}")
     print(f"{options.file}: good")
     return 0
+
+
+def _why_unusable(runtime_dir: Path) -> str:
+    """Why no socket can be made there; empty if one can."""
+    there = next(path for path in (runtime_dir, *runtime_dir.parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is not a directory"
+    if not os.access(there, os.W_OK | os.X_OK) or there == Path("/proc"):
+        return f"{there} cannot be written to"
+    return ""
 
 
 def _run(loaded: Loaded) -> int:
@@ -74,7 +90,7 @@ def _run(loaded: Loaded) -> int:
     )
     _choose_numba_cache(config.runtime_dir)
     # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for.
-    from kvstored.daemon import AlreadyRunningError, Daemon  # noqa: PLC0415
+    from kvstored.daemon import AlreadyRunningError, Daemon, only_one  # noqa: PLC0415
     from kvstored.warmup import warm_up  # noqa: PLC0415
 
     def announce() -> None:
@@ -83,15 +99,19 @@ def _run(loaded: Loaded) -> int:
         print(f"kvstored {__version__} serves {config.runtime_dir}: DRAM {size} in {arenas} arenas, pid {os.getpid()}")
         sys.stdout.flush()
 
-    warm_up()
     try:
-        Daemon(loaded).serve(announce)
+        with only_one(config.runtime_dir):
+            warm_up()
+            Daemon(loaded).serve(announce)
     except AlreadyRunningError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_TEMPFAIL
     except OSError as error:
         print(f"kvstored: cannot start: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before it served: from then on a signal ends the loop
+        return EX_INTERRUPTED
+    print("kvstored: stopped")
     return 0
 
 

@@ -90,12 +90,11 @@ class Daemon:
         self._loop.stop()
 
     def serve(self, announce: Callable[[], None]) -> None:
-        """Serve until told to stop; `announce` is called once clients can connect.
+        """Serve until told to stop; `announce` is called once clients can connect. The caller holds `only_one`.
 
-        Raises AlreadyRunningError, or OSError if the runtime directory cannot be used.
+        Raises OSError if the runtime directory cannot be used.
         """
         with ExitStack() as stack:
-            stack.enter_context(_only_one(self._config.runtime_dir))
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.collect()
             gc.freeze()  # what start-up made stays; a full collection then has little to walk
@@ -127,16 +126,20 @@ class Daemon:
         return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
 
 
-def _only_one(runtime_dir: Path) -> ExitStack:
-    """Hold the lock of a runtime directory, made if missing, until the stack is closed."""
+def only_one(runtime_dir: Path) -> ExitStack:
+    """Hold the lock of a runtime directory, made if missing, until the stack is closed.
+
+    Raises AlreadyRunningError, or OSError if the directory cannot be used.
+    """
     runtime_dir.mkdir(parents=True, exist_ok=True)
     stack = ExitStack()
-    lock = stack.enter_context((runtime_dir / "lock").open("w"))
+    lock = stack.enter_context((runtime_dir / "lock").open("a"))  # not "w": it may be another's
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stack.close()
         raise AlreadyRunningError(f"another daemon serves {runtime_dir}") from None
+    lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return stack

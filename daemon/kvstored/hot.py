@@ -103,6 +103,7 @@ class HotServer:
         """Tell everybody, and hang up."""
         if self._listener is not None:
             self._loop.unwatch(self._listener.fileno())
+            Path(self._listener.getsockname()).unlink(missing_ok=True)
             self._listener.close()
         for connection in list(self.connections.values()):
             connection.say_goodbye(code, text)

@@ -63,6 +63,7 @@ class _Randomness:
 def warm_up() -> None:
     """Run every verb once. Raises AssertionError if this build does not work on this machine."""
     begun = time.monotonic()
+    log.info("preparing compiled code: some seconds at the first start after an installation")
     store = Store(Limits(2 * MIB, MIB), _Clock(), _Randomness(), _Memory(), _Outbox())
     session = store.attach("warm-up", MIB)
     namespace = store.open(session, NamespaceIdentity("warm-up", "-", "-", "-", 1, MIB // 4))

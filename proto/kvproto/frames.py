@@ -88,7 +88,7 @@ class Role(IntEnum):
 
 
 class Mode(IntEnum):
-    """Who copies the bytes (ARCHITECTURE.md, Memory)."""
+    """Who copies the bytes: the client through its ring; the other modes are for GPUs and not built yet."""
 
     COPY = 0
     DIRECT = 1
@@ -208,7 +208,7 @@ def build(
     releases: Sequence[int] = (),
     commits: Sequence[int] = (),
 ) -> bytes:
-    """One frame. Leases in `releases` are given back and tickets in `commits` committed before the verb runs."""
+    """One frame. `commits` are committed before the verb runs; WIRE.md says when `releases` are given back."""
     head = HEAD.pack(verb, flags, count, request, len(releases), len(commits), len(body))
     if not releases and not commits:
         return head + body

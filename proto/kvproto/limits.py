@@ -20,8 +20,8 @@ FRAME_BYTES: Final = 64 * KIB
 PAGE_BYTES: Final = 4 * KIB
 
 # Arenas. At most about 1,000 of them: each is a descriptor, and their names must fit the exec environment at a
-# hand-over. 64 MiB each up to 64 GiB of DRAM, in proportion beyond; smaller where there would be fewer than eight, since
-# tenants and slot sizes share memory by whole arenas (`arena_bytes_for`).
+# hand-over. 64 MiB each up to 64 GiB of DRAM, in proportion beyond; smaller where there would be fewer than eight,
+# since tenants and slot sizes share memory by whole arenas (`arena_bytes_for`).
 ARENA_BYTES: Final = 64 * MIB
 ARENA_BYTES_SMALL: Final = 8 * MIB
 ARENAS_WANTED: Final = 8

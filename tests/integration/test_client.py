@@ -15,6 +15,7 @@ import kvclient
 from bench.process import DaemonProcess
 from kvclient import Client, Namespace, Reason
 from kvproto.errors import ForkError, RefusedError, UsageError
+from kvproto.limits import NAMESPACES_PER_SESSION
 from tests.integration.conftest import StartDaemon
 
 BLOCK = 16 << 10
@@ -324,6 +325,7 @@ def test_a_draining_daemon_serves_and_takes_nothing_new(start_daemon: StartDaemo
         refused = namespace.store(keys_of(namespace, 3), blocks).refused
         assert len(refused) == 3
         assert refused[0].reason is Reason.DRAINING
+        assert namespace.store(keys, blocks).known == 3  # what is there already is not new
         with namespace.fetch(keys) as lease:
             assert lease.blocks == 3
         _kvctl_json(daemon.runtime_dir, "undrain")
@@ -367,3 +369,17 @@ def test_tenants_of_one_user_are_told_apart_by_name_and_see_nothing_of_each_othe
         assert blocks[0].tobytes() != others[0].tobytes()
     with pytest.raises(RefusedError, match="may not be tenant"):
         kvclient.connect(daemon.runtime_dir, tenant="third")
+
+
+def _open_many(client: Client, count: int) -> None:
+    for number in range(count):
+        namespace_of(client, f"number {number}").open()
+
+
+def test_more_namespaces_than_a_session_may_have_are_an_error_and_the_others_go_on(client: Client) -> None:
+    first = namespace_of(client, "number 0")
+    keys = keys_of(first, 1)
+    first.store(keys, random_blocks(1, 18), wait=True)
+    with pytest.raises(UsageError, match="namespaces"):
+        _open_many(client, NAMESPACES_PER_SESSION + 1)
+    assert first.match(keys).blocks == 1

@@ -56,6 +56,7 @@ def test_a_second_daemon_on_one_directory_says_so_and_leaves_the_first_alone(sta
     done = kvstored("--runtime-dir", str(first.runtime_dir), "--dram", "64MiB")
     assert done.returncode == 75
     assert "another daemon" in done.stderr
+    assert (first.runtime_dir / "lock").read_text() == f"{first.process.pid}\n"
     assert kvctl(first.runtime_dir, "ping").returncode == 0
 
 
@@ -63,6 +64,7 @@ def test_sigterm_ends_it_well_and_leaves_no_socket_that_answers(start_daemon: St
     daemon = start_daemon("--dram", "64MiB", "--lock", "false")
     assert daemon.terminate() == 0
     assert kvctl(daemon.runtime_dir, "ping").returncode == 3
+    assert [path.name for path in daemon.runtime_dir.iterdir()] == ["lock"]
 
 
 def test_it_starts_where_a_killed_one_left_its_sockets(start_daemon: StartDaemon) -> None:
@@ -85,3 +87,11 @@ def test_an_interrupt_ends_it_as_well(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "64MiB", "--lock", "false")
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(timeout=20) == 0
+
+
+def test_a_configuration_is_not_called_good_for_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text(f'[daemon]\nruntime_dir = "{file}/below"\n')
+    done = kvstored("config", "check", str(file))
+    assert done.returncode == 78
+    assert "not a directory" in done.stderr

@@ -1,4 +1,4 @@
-"""The whole core, lived through from seeds (FAULTS.md 1 and 2)."""
+"""The whole core, lived through from seeds : faults from an atlas, then a liveness phase."""
 
 import os
 import subprocess
