@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kvproto.limits import PAGE_BYTES
+from kvproto.limits import PAGE_BYTES, STALE_PER_TENANT
 from kvstore import blocks
 from kvstore.blocks import Tables
 from kvstore.ports import Memory, Outbox
@@ -84,6 +84,8 @@ class Arenas:
 
     def grow(self, pool: Pool, now_ns: int) -> bool:
         """Give the pool one more arena. False if none is free, or the system refuses memory."""
+        if self.hoards(pool.tenant):
+            return False
         if len(self.free) <= self._withheld() + self._promised(pool.tenant, now_ns):
             return False
         if not self._memory.new_arena(self.next_id, self.arena_bytes):
@@ -116,6 +118,14 @@ class Arenas:
         tenant = self._promised_to
         kept = tenant is not None and tenant is not asking and tenant.sessions and now_ns < self._promised_until_ns
         return 1 if kept else 0
+
+    def charged(self, tenant: Tenant) -> int:
+        """Arenas that count against a tenant's share: its own, and what it still holds of those that were given up."""
+        return tenant.arenas + self.stale_bytes(tenant) // self.arena_bytes
+
+    def hoards(self, tenant: Tenant) -> bool:
+        """Does a tenant keep so many given-up arenas mapped that it gets no new ones until it lets go?"""
+        return sum(stale.tenant is tenant for stale in self.stale.values()) >= STALE_PER_TENANT
 
     def stale_bytes(self, tenant: Tenant | None = None) -> int:
         """Bytes that clients still hold in arenas that were given up, of one tenant or of all."""
@@ -191,13 +201,17 @@ class Arenas:
         self.holders[arena][session] = None
 
     def dropped(self, session: Session, arena: int) -> None:
-        """A session says that it maps nothing of an arena any more. Of one that still serves this is no news."""
-        stale = self.stale.get(arena)
-        if stale is None or session not in stale.holders:
+        """A session says that it maps nothing of an arena any more; of one that still serves, it will be sent anew."""
+        if session not in self.holders.get(arena, ()):
+            stale = self.stale.get(arena)
+            if stale is None or session not in stale.holders:
+                return
+            del stale.holders[session]
+            del session.arenas[arena]
+            self._forget_if_unheld(arena)
             return
-        del stale.holders[session]
-        del session.arenas[arena]
-        self._forget_if_unheld(arena)
+        del self.holders[arena][session]
+        session.given[session.arenas.pop(arena)] = 0
 
     def exited(self, session: Session) -> None:
         """A process is gone, and all its maps with it."""

@@ -668,11 +668,11 @@ def find_and_lease(
 ) -> tuple[Number, Number, Number]:  # fmt: skip
     """`find_run` and `lease_run`. Returns (blocks leased, blocks held, blocks in arenas not given).
 
-    (-1, 0, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
+    (-1, that block, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
     """
     found, stop = find_run(rows, Index(heads, shape), namespace, keys, at, count, run)
     if stop and rows[stop]["writer"] == patient:
-        return -1, 0, 0
+        return -1, stop, 0
     t = Tables(rows, slots, arenas, pools, census, book)
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
     return found, held, fresh

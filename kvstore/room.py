@@ -29,6 +29,8 @@ def make_room(
     if arenas.grow(pool, now_ns):
         return Room.MADE, 0
     oldest = 0 if exhausted else int(tables.pools[pool.number]["oldest"])
+    if arenas.hoards(pool.tenant):
+        return (Room.EVICT if oldest else Room.FULL), 0
     if arenas.busy:
         return (Room.EVICT if oldest else Room.BUSY), 0
     position = arenas.empty(pool)
@@ -49,10 +51,10 @@ def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, no
     """
     active = [tenant for tenant in tenants if tenant.arenas or tenant.sessions]
     share = max(1, arenas.positions // max(len(active), 1))
-    if asking.arenas >= share:
+    if arenas.charged(asking) >= share:
         return None
-    richest = max(active, key=lambda tenant: tenant.arenas, default=asking)
-    if richest is asking or richest.arenas <= share:
+    richest = max((tenant for tenant in active if tenant.arenas), key=arenas.charged, default=asking)
+    if richest is asking or arenas.charged(richest) <= share:
         return None
     return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest], now_ns, or_held=True)
 

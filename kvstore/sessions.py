@@ -107,6 +107,7 @@ class Parked:
     count: int
     ttl_ns: int
     deadline_ns: int
+    block: int  # the row that it waits for
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +121,7 @@ class Session:
     attached: bool = True
     exited: bool = False
     next_ticket: int = 1
+    next_lease: int = 1
     tickets: dict[int, Ticket] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
     namespaces: dict[int, Namespace] = field(default_factory=dict)

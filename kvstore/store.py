@@ -39,10 +39,11 @@ from kvstore.report import ClearReport, ClearScope
 from kvstore.ring import Ring
 from kvstore.room import Room, make_room
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Pool, Session, Tenant, Ticket, TicketState
-from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Job, Jobs, Sweep
+from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Each, Job, Jobs, Sweep
 from kvstore.tally import Tally
 from kvstore.wheel import Wheel
 
+DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
 DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
@@ -88,7 +89,6 @@ class Store:
         self._parked_wheel: Wheel[Session] = Wheel()
         self._drain_look_ns = 0
         self._next_session = 1
-        self._next_lease = 1 + (randomness.word() >> 2)
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -101,6 +101,7 @@ class Store:
         given = np.zeros(self.arenas.positions, dtype=np.uint8)
         session = Session(self._next_session, tenant, Ring(ring_bytes), given)
         session.next_ticket = 1 + (self._randomness.word() >> 2)
+        session.next_lease = 1 + (self._randomness.word() >> 2)
         self._next_session += 1
         tenant.sessions += 1
         self.sessions[session.number] = session
@@ -124,15 +125,21 @@ class Store:
         session.attached = False
         session.tenant.sessions -= 1
         session.parked.clear()
-        for ticket in list(session.tickets.values()):
-            if ticket.state is TicketState.COPYING:
-                self._discard(session.tenant, ticket.block)
-            else:
-                self._cancel(ticket)
+        if session.tickets:
+            self._begin(Each(session.tickets.values(), self._give_up, lambda: self._forget(session)))
         for namespace in session.namespaces.values():
             namespace.sessions -= 1
         session.namespaces.clear()
         self._forget(session)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """End a ticket of a closed session; a running copy ends by itself, and for nothing."""
+        if ticket.session.tickets.get(ticket.number) is not ticket:
+            return
+        if ticket.state is TicketState.COPYING:
+            self._discard(ticket.session.tenant, ticket.block)
+        else:
+            self._cancel(ticket)
 
     def exited(self, session: Session) -> None:
         """The process is gone: nothing of it can read or write any more."""
@@ -144,7 +151,7 @@ class Store:
 
     def _forget(self, session: Session) -> None:
         """Drop the record of a session that can neither read nor write any more."""
-        if session.attached or session.copies:
+        if session.attached or session.copies or session.tickets:
             return
         if session.exited or not (session.leases or session.arenas):
             self.sessions.pop(session.number, None)
@@ -233,7 +240,7 @@ class Store:
         )  # fmt: skip
         if found < 0:
             copied = keys[at : at + 4 * count].copy()
-            parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns)
+            parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns, held)
             session.parked.append(parked)
             self._parked_wheel.add(session, parked.deadline_ns)
             return parked
@@ -242,8 +249,8 @@ class Store:
         self.tally.lease_misses += count - found
         if not found:
             return None
-        lease = Lease(self._next_lease, session, found, self._ends[:held].copy(), deadline_ns, fresh)
-        self._next_lease += 1
+        lease = Lease(session.next_lease, session, found, self._ends[:held].copy(), deadline_ns, fresh)
+        session.next_lease += 1  # its own numbers: others' leases are not to be counted by them
         self.leases[lease.number] = session.leases[lease.number] = lease
         self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
         return lease
@@ -414,6 +421,8 @@ class Store:
         session = ticket.session
         session.copies -= 1
         now_ns = self._clock.now_ns()
+        if not session.attached:
+            self._discard(session.tenant, ticket.block)  # whoever wrote it is gone
         alive = blocks.publish(self.tables, ticket.block, np.uint64(checksum), np.uint64(now_ns))
         if alive:
             self.tally.published += 1
@@ -468,6 +477,10 @@ class Store:
         now_ns = self._clock.now_ns()
         waiting, session.parked = session.parked, []
         for parked in waiting:
+            row = self.tables.blocks[parked.block]
+            if now_ns < parked.deadline_ns and row["state"] == blocks.WRITING and row["writer"] == session.number:
+                session.parked.append(parked)  # what it waits for is still on its way
+                continue
             locations = np.zeros(2 * parked.count, dtype=np.uint32)
             wait_ns = max(0, parked.deadline_ns - now_ns)
             lease = self.lease(
@@ -580,10 +593,10 @@ class Store:
     def tick(self) -> None:
         """Whatever time has brought: lapsed tickets and leases, waits that are over, a slice of sweeping."""
         now_ns = self._clock.now_ns()
-        for lease in self._lease_wheel.due(now_ns):
+        for lease in self._lease_wheel.due(now_ns, DUE_A_TICK):
             self.tally.leases_expired += 1
             self._end_lease(lease)
-        for ticket in self._ticket_wheel.due(now_ns):
+        for ticket in self._ticket_wheel.due(now_ns, DUE_A_TICK):
             ticket.state = TicketState.LAPSED
             self._end_reservation(ticket)
             if ticket.session.parked:

@@ -5,7 +5,7 @@ A block is cut off index and tree at once, so that it never hits again; what han
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,10 @@ SLOTS_A_STEP = 8  # looking at a slot is so much cheaper than dropping a block
 
 Done = Callable[[int], None]
 Counted = Callable[[int, int, int, int], None]
+
+
+STEPS_A_THING = 8  # ending a ticket costs about as much as eight steps of a sweep
+T = TypeVar("T")
 
 
 class Job(Protocol):
@@ -76,6 +80,27 @@ class Answer:
         else:
             self._answer()
         return steps - 1, True
+
+
+class Each(Generic[T]):
+    """Does one thing to each of many, a slice at a time, and one more at the end."""
+
+    __slots__ = ("_things", "_work", "_done")
+
+    def __init__(self, things: Iterable[T], work: Callable[[T], None], done: Callable[[], None]) -> None:
+        self._things = deque(things)
+        self._work = work
+        self._done = done
+
+    def run(self, steps: int) -> tuple[int, bool]:
+        """See Job."""
+        while self._things and steps > 0:
+            steps -= STEPS_A_THING
+            self._work(self._things.popleft())
+        if self._things:
+            return 0, False
+        self._done()
+        return max(0, steps), True
 
 
 class Clear:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -32,10 +33,17 @@ class Wheel(Generic[T]):
         if bucket is not None:
             bucket.pop(thing, None)
 
-    def due(self, now_ns: int) -> Iterator[T]:
-        """Take out everything whose deadline has passed."""
-        while self._order and self._order[0] * BUCKET_NS <= now_ns:
-            yield from self._buckets.pop(heappop(self._order))
+    def due(self, now_ns: int, most: int = 1 << 62) -> Iterator[T]:
+        """Take out up to `most` things whose deadline has passed; the rest stays due."""
+        while self._order and self._order[0] * BUCKET_NS <= now_ns and most > 0:
+            bucket = self._buckets[self._order[0]]
+            for thing in list(islice(bucket, most)):
+                if thing in bucket:  # or it was removed while others were handed out
+                    del bucket[thing]
+                    most -= 1
+                    yield thing
+            if not bucket:
+                del self._buckets[heappop(self._order)]
 
     def next_ns(self) -> int | None:
         """When to look again; None if nothing is set."""

@@ -82,6 +82,8 @@ def _address(block: Any, block_bytes: int, writable: bool) -> tuple[int, object]
 def _array_address(array: "np.ndarray[Any, Any]", block_bytes: int, writable: bool) -> tuple[int, object]:
     if array.nbytes != block_bytes or not array.flags.c_contiguous:
         raise _unfit(array.nbytes, block_bytes)
+    if array.dtype.hasobject:
+        raise UsageError(f"an array of Python objects ({array.dtype}): its bytes are pointers")
     try:
         return _address_of(_from_buffer(array)), array  # three times as fast as `array.ctypes`
     except (TypeError, ValueError):  # read-only, or of a type that the buffer protocol cannot name (bfloat16)
@@ -97,9 +99,13 @@ def _tensor_address(tensor: Any, block_bytes: int) -> int:
     tensor_bytes = tensor.numel() * tensor.element_size()
     if tensor_bytes != block_bytes or not tensor.is_contiguous():
         raise _unfit(tensor_bytes, block_bytes)
+    if tensor.is_neg() or tensor.is_conj():
+        raise UsageError("a lazily negated or conjugated tensor: its bytes are not its values (resolve it first)")
     try:
+        if tensor.untyped_storage().nbytes() < (tensor.storage_offset() * tensor.element_size()) + tensor_bytes:
+            raise UsageError("a tensor whose memory was given back")
         return int(tensor.data_ptr())
-    except RuntimeError as error:  # sparse, or a fake without storage
+    except (RuntimeError, NotImplementedError) as error:  # sparse, or a fake without storage
         raise UsageError(f"a tensor without memory of its own: {error}") from error
 
 

@@ -225,6 +225,8 @@ class Connection(Endpoint):
             self._dead = ClosedError
             link = self._link
         if link is not None:
+            with self._mutex:
+                link.session.let_go()
             self._send_chores(link)
             self._drop(link, "closed")
         self._stir.set()

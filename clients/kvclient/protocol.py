@@ -229,6 +229,11 @@ class Session:
             self.memory.warm(cold, block_bytes)
         self.cold = [mapping for mapping in self.cold if mapping.cold]
 
+    def let_go(self) -> None:
+        """Unmap every arena that nobody reads, so that the daemon hears of it before the end."""
+        self.arenas = {}
+        self.cold = []
+
     # -- the end ------------------------------------------------------------------------------------------------
 
     def end(self) -> None:

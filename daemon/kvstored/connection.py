@@ -65,10 +65,10 @@ class Connection:
     def flush(self) -> None:
         """Send what waits, as far as the client has made room. Raises OSError when it is gone."""
         while self._outbox:
-            frame, fds = self._outbox[0]
+            frame, fds = self._outbox.popleft()
             if not self._try(frame, fds):
+                self._outbox.appendleft((frame, fds))
                 return
-            self._outbox.popleft()
 
     def _try(self, frame: Frame, fds: Sequence[int]) -> bool:
         try:
@@ -79,6 +79,9 @@ class Connection:
                 self.socket.send(frame)
         except BlockingIOError:
             return False
+        except OSError:
+            _close(fds)
+            raise
         _close(fds)
         return True
 

@@ -4,14 +4,16 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from kvproto.errors import Code
 from kvstore.store import Limits, Store
@@ -28,6 +30,7 @@ T = TypeVar("T")
 
 LOOK_AROUND_NS = 10**9
 CONTROL_GRACE_S = 1.0
+DESCRIPTORS_APART = 96  # tables, sockets, gRPC, and a few sessions
 # A thread that holds the GIL gives it up this soon when the owner thread wants it. The default of 5 ms is a hundred
 # round trips.
 SWITCH_INTERVAL_S = 50e-6
@@ -95,6 +98,7 @@ class Daemon:
         Raises OSError if the runtime directory cannot be used.
         """
         with ExitStack() as stack:
+            _raise_descriptor_limit(self._config.dram_bytes // self._config.arena_bytes)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.collect()
             gc.freeze()  # what start-up made stays; a full collection then has little to walk
@@ -126,14 +130,38 @@ class Daemon:
         return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
 
 
+def _raise_descriptor_limit(arenas: int) -> None:
+    """An arena and a session each take a descriptor or two. Raises OSError where the limit allows not even few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = arenas + DESCRIPTORS_APART
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise OSError(
+            f"{arenas} arenas need {wanted} descriptors, and the limit is {hard}: raise it, or take larger arenas"
+        )
+    log.debug("descriptors: limit raised from %d to %d", soft, hard)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Never truncates, follows no link and waits for no fifo: what lies under the name may be anybody's."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PermissionError(f"{path} is not a regular file")
+    return os.fdopen(fd, "w")
+
+
 def only_one(runtime_dir: Path) -> ExitStack:
     """Hold the lock of a runtime directory, made if missing, until the stack is closed.
 
     Raises AlreadyRunningError, or OSError if the directory cannot be used.
     """
     runtime_dir.mkdir(parents=True, exist_ok=True)
+    owner = runtime_dir.stat().st_uid
+    if owner not in {0, os.geteuid()}:
+        raise PermissionError(f"{runtime_dir} belongs to uid {owner}, who could replace the sockets in it")
     stack = ExitStack()
-    lock = stack.enter_context((runtime_dir / "lock").open("a"))  # not "w": it may be another's
+    lock = stack.enter_context(_open_lock(runtime_dir / "lock"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -26,6 +26,7 @@ from kvproto.limits import (
     KEY_BYTES,
     KEYS_PER_FRAME,
     LEASE_WAIT_NS_MAX,
+    LINGERING_PER_UID,
     PAGE_BYTES,
     PROTOCOL_VERSION,
     RING_BYTES_MAX,
@@ -66,6 +67,7 @@ class HotServer:
         self.connections: dict[int, Connection] = {}  # by socket descriptor
         self.by_session: dict[Session, Connection] = {}
         self._listener: socket.socket | None = None
+        self._deaf = False  # not listening until the next look around
         self._received = np.zeros(FRAME_BYTES, dtype=np.uint8)
         self._frame = memoryview(self._received)  # type: ignore[arg-type]  # ndarray has the buffer protocol
         self._words = self._received.view(np.uint64)
@@ -113,8 +115,13 @@ class HotServer:
         assert self._listener is not None
         try:
             accepted, _ = self._listener.accept()
-        except OSError as error:  # gone again, or out of descriptors
+        except BlockingIOError:  # gone again
+            return
+        except OSError as error:
+            # Out of descriptors, most likely, and the listener stays readable: look again in a second.
             log.warning("accept failed: %s", error)
+            self._loop.unwatch(self._listener.fileno())
+            self._deaf = True
             return
         try:
             peer = peer_of(accepted)
@@ -137,8 +144,11 @@ class HotServer:
         mine = sum(other.peer.uid == peer.uid for other in self.connections.values())
         if mine >= SESSIONS_PER_UID:
             return f"uid {peer.uid} has {SESSIONS_PER_UID} sessions open already"
-        if len(self.by_session) >= 4 * SESSIONS:
-            return "too many closed sessions still hold leases or arenas"
+        lingering = sum(
+            not session.attached for session, other in self.by_session.items() if other.peer.uid == peer.uid
+        )
+        if lingering >= LINGERING_PER_UID:
+            return f"{LINGERING_PER_UID} closed sessions of uid {peer.uid} still hold leases or map arenas"
         return ""
 
     def _on_ready(self, connection: Connection, events: int) -> None:
@@ -251,23 +261,31 @@ class HotServer:
             )
         tenant = self._tenant_for(connection.peer, hello.tenant)
         ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
-        fds = [os.pidfd_open(os.getpid())]
-        if ring_bytes:
-            connection.ring = make_region("kvstored-ring", ring_bytes)
-            fds.append(os.dup(connection.ring.fd))
         connection.session = self.store.attach(tenant, ring_bytes)
         connection.name, connection.role, connection.mode = hello.name, hello.role.name.lower(), "copy"
         self.by_session[connection.session] = connection
+        if ring_bytes:
+            connection.ring = make_region("kvstored-ring", ring_bytes)
         welcome = frames.Welcome(
             PROTOCOL_VERSION, Mode.COPY, connection.session.number, time.monotonic_ns(), ring_bytes,
             self.store.limits.lease_ttl_ns_max, self.store.limits.ticket_ttl_ns, KEYS_PER_FRAME, tenant,
             _why_not(hello.modes),
         )  # fmt: skip
-        connection.send(frames.build_welcome(head.request, welcome), fds)
+        connection.send(frames.build_welcome(head.request, welcome), self._welcome_fds(connection))
         log.info(
             "session opened: pid=%d uid=%d name=%r tenant=%s role=%s",
             connection.peer.pid, connection.peer.uid, hello.name, tenant, connection.role,
         )  # fmt: skip
+
+    def _welcome_fds(self, connection: Connection) -> list[int]:
+        fds = [os.pidfd_open(os.getpid())]
+        if connection.ring is not None:
+            try:
+                fds.append(os.dup(connection.ring.fd))
+            except OSError:
+                os.close(fds[0])
+                raise
+        return fds
 
     def _tenant_for(self, peer: Peer, wished: str) -> str:
         allowed = self._config.tenants_of(peer.uid)
@@ -334,8 +352,19 @@ class HotServer:
     def _send_arenas(self, connection: Connection, arenas: list[int]) -> None:
         for start in range(0, len(arenas), FDS_PER_FRAME):
             some = arenas[start : start + FDS_PER_FRAME]
-            fds = [self._memory.open_read_only(arena) for arena in some]
+            fds = self._open_all(some)
             connection.send(frames.build_arenas([(arena, self._config.arena_bytes) for arena in some]), fds)
+
+    def _open_all(self, arenas: list[int]) -> list[int]:
+        fds: list[int] = []
+        try:
+            for arena in arenas:
+                fds.append(self._memory.open_read_only(arena))  # noqa: PERF401  those opened so far must be closed
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     def _renew(self, connection: Connection, session: Session, head: Head) -> None:
         lease, ttl_ns = frames.RENEW_BODY.unpack_from(self._frame, frames.require_body(head, frames.RENEW_BODY.size))
@@ -472,6 +501,9 @@ class HotServer:
 
     def look_around(self, now_ns: int) -> None:
         """Once a second: connections that never said HELLO, sessions that keep arenas they were asked to drop."""
+        if self._deaf and self._listener is not None:
+            self._deaf = False
+            self._loop.watch(self._listener.fileno(), READABLE, self._on_connect)
         for connection in list(self.connections.values()):
             if connection.session is None and now_ns - connection.connected_ns > HELLO_NS:
                 self._fail(connection, Code.BAD_FRAME, "no HELLO in time")

@@ -31,6 +31,7 @@ class Region:
     region_bytes: int
     address: int
     view: Bytes
+    gone: bool = False  # nobody needs it any more: not worth faulting in
 
     def unmap(self) -> None:
         """Nothing in the daemon looks there any more."""
@@ -135,7 +136,8 @@ class HostMemory:
         self._work.put(lambda: self._allocate(region))
 
     def drop(self, region: Region) -> None:
-        """Unmap and close a ring, after whatever was asked for it before."""
+        """Free, unmap and close a ring, after whatever was asked for it before. A client may keep its map."""
+        region.gone = True
         self._work.put(lambda: self._close(region))
 
     # -- memory thread -------------------------------------------------------------------------------------------
@@ -193,6 +195,8 @@ class HostMemory:
             work()
 
     def _allocate(self, region: Region) -> None:
+        if region.gone:
+            return
         try:
             os.posix_fallocate(region.fd, 0, region.region_bytes)
         except OSError as error:  # the session may be over, or memory short: the client faults it in itself
@@ -200,6 +204,10 @@ class HostMemory:
 
     def _close(self, region: Region) -> None:
         region.unmap()
+        try:
+            libc.punch(region.fd, region.region_bytes)  # a descriptor that the client kept would keep the pages
+        except OSError as error:
+            self._fault(f"cannot give a ring back: {error}")
         os.close(region.fd)
 
     def _punch(self, arena: int, region: Region) -> None:

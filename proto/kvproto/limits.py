@@ -27,11 +27,15 @@ ARENA_BYTES_SMALL: Final = 8 * MIB
 ARENAS_WANTED: Final = 8
 ARENAS: Final = 1024
 ARENA_BYTES_MAX: Final = 64 * GIB
+STALE_PER_TENANT: Final = (
+    64  # given up and still mapped by clients: a descriptor each, and memory a late reader brings back
+)
 
 # Sessions: one engine process each, with a ring, a socket and a pidfd. 256 rings of 64 MiB make 16 GiB at worst,
 # and only what was written to is resident.
 SESSIONS: Final = 256
 SESSIONS_PER_UID: Final = 64
+LINGERING_PER_UID: Final = 256  # closed, but their processes live and may still read; a descriptor each
 RING_BYTES: Final = 64 * MIB
 RING_BYTES_MAX: Final = 4 * GIB
 
