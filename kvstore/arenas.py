@@ -213,6 +213,15 @@ class Arenas:
         del self.holders[arena][session]
         session.given[session.arenas.pop(arena)] = 0
 
+    def bequeath(self, session: Session, heir: Session) -> None:
+        """What a closed session may still map, another closed session of the same process stands for from now on."""
+        for arena, position in session.arenas.items():
+            holders = self.stale[arena].holders if arena in self.stale else self.holders[arena]
+            del holders[session]
+            holders[heir] = None
+            heir.arenas[arena] = position
+        session.arenas.clear()
+
     def exited(self, session: Session) -> None:
         """A process is gone, and all its maps with it."""
         for arena in session.arenas:

@@ -149,6 +149,13 @@ class Store:
         self.arenas.exited(session)
         self._forget(session)
 
+    def bequeath(self, session: Session, heir: Session) -> None:
+        """Two closed sessions of one living process: one record of what it may still map is enough."""
+        assert not session.attached, "an open session maps for itself"
+        assert not heir.attached, "an open session maps for itself"
+        self.arenas.bequeath(session, heir)
+        self._forget(session)
+
     def _forget(self, session: Session) -> None:
         """Drop the record of a session that can neither read nor write any more."""
         if session.attached or session.copies or session.tickets:

@@ -66,6 +66,7 @@ class HotServer:
         self.store: Store  # set once by the daemon: store and server know each other
         self.connections: dict[int, Connection] = {}  # by socket descriptor
         self.by_session: dict[Session, Connection] = {}
+        self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
         self._listener: socket.socket | None = None
         self._deaf = False  # not listening until the next look around
         self._received = np.zeros(FRAME_BYTES, dtype=np.uint8)
@@ -227,7 +228,19 @@ class HotServer:
             self._forget(connection)
             return
         self.store.detach(connection.session)
+        self._leave_to_elder(connection)
         self.reap(connection)
+
+    def _leave_to_elder(self, connection: Connection) -> None:
+        """A process that connects and closes again and again leaves one record behind, not one for each time."""
+        session = connection.session
+        elder = self._elders.get(connection.peer.pid)
+        if session is None or session.number not in self.store.sessions or connection.peer.pid <= 0:
+            return
+        if elder is None or elder.session is None or elder.session.number not in self.store.sessions:
+            self._elders[connection.peer.pid] = connection
+        elif elder is not connection:
+            self.store.bequeath(session, elder.session)
 
     def _on_exit(self, connection: Connection) -> None:
         self._hang_up(connection)
@@ -250,6 +263,8 @@ class HotServer:
     def _forget(self, connection: Connection) -> None:
         self._loop.unwatch(connection.peer.pidfd)
         os.close(connection.peer.pidfd)
+        if self._elders.get(connection.peer.pid) is connection:
+            del self._elders[connection.peer.pid]
 
     # -- HELLO and OPEN ------------------------------------------------------------------------------------------
 

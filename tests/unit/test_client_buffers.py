@@ -147,3 +147,24 @@ def test_a_copy_is_exact_at_every_alignment_and_touches_nothing_else(shift: int,
     assert (target == control).all()
     control[start + length - 1] ^= 1
     assert not (target == control).all()
+
+
+def test_tensors_whose_bytes_are_not_their_values_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    given_back = torch.zeros(16)
+    given_back.untyped_storage().resize_(0)
+    tensors = [torch._neg_view(torch.ones(16)), torch.ones(8, dtype=torch.complex64).conj(), given_back]
+    for tensor in tensors:
+        with pytest.raises(UsageError):
+            readable([tensor], 1, 64)
+        with pytest.raises(UsageError):
+            writable([tensor], 1, 64)
+    assert readable([torch.ones(16)], 1, 64).addresses  # the plain one is fine
+
+
+def test_arrays_of_objects_are_refused() -> None:
+    for array in (np.array([None] * 8, dtype=object), np.zeros(8, dtype=[("a", object)])):
+        with pytest.raises(UsageError, match="objects"):
+            readable([array], 1, 64)
+        with pytest.raises(UsageError, match="objects"):
+            writable([array], 1, 64)

@@ -68,3 +68,14 @@ def test_removing_what_is_not_there_is_no_news() -> None:
     wheel.remove(1, 5)
     assert list(wheel.due(BUCKET_NS)) == [2]
     assert wheel.next_ns() is None
+
+
+def test_no_more_fall_due_at_once_than_asked_for_and_the_rest_stays_due() -> None:
+    wheel: Wheel[int] = Wheel()
+    for number in range(10):
+        wheel.add(number, 1)
+    assert list(wheel.due(BUCKET_NS, 4)) == [0, 1, 2, 3]
+    assert wheel.next_ns() == BUCKET_NS
+    wheel.remove(5, 1)
+    assert list(wheel.due(BUCKET_NS, 100)) == [4, 6, 7, 8, 9]
+    assert wheel.next_ns() is None
