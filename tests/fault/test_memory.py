@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import json
 import mmap
 import os
 import signal
@@ -239,3 +240,24 @@ def _wait_until_zero(client: RawClient, view: libc.Bytes) -> None:
     while view.any():  # the punch runs on another thread of the daemon
         assert not (view == ord("h")).any(), "another owner's bytes in a stale map"
         client.ping()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_user_that_stands_for_every_unmapped_one_is_refused(daemon: DaemonProcess) -> None:
+    script = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from tests.raw import dial
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+print(dial(Path({str(daemon.runtime_dir)!r})).goodbye()[0].name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "REFUSED", done.stderr
+
+
+def test_status_says_when_a_client_could_reopen_what_it_was_given(client: RawClient, daemon: DaemonProcess) -> None:
+    client.ping()
+    command = [sys.executable, "-m", "kvctl", "--runtime-dir", str(daemon.runtime_dir), "-o", "json", "clients"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert {one["isolation"] for one in told["clients"]} == {"accident only"}  # it runs as the daemon's own user
