@@ -175,11 +175,14 @@ def config(settings: Iterable[pb.ConfigValue]) -> Table:
 def clearing(report: pb.ClearResponse, what: str) -> Text:
     """What a clear dropped or would drop; `what` names its scope."""
     verb = "would drop" if report.dry_run else "dropped"
-    return Text(
-        f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}\n"
-        f"running leases end at {report.leased_blocks:,} of them: memory is free once their readers are done\n"
-        f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded"
-    )
+    lines = [f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}"]
+    if report.leased_blocks:
+        lines.append(
+            f"running leases end at {report.leased_blocks:,} of them: memory is free once their readers are done"
+        )
+    if report.pending_blocks:
+        lines.append(f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded")
+    return Text("\n".join(lines))
 
 
 def checks(results: Iterable["Check"]) -> RenderableType:
