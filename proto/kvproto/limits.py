@@ -31,8 +31,8 @@ STALE_PER_TENANT: Final = (
     64  # given up and still mapped by clients: a descriptor each, and memory a late reader brings back
 )
 
-# Sessions: one engine process each, with a ring, a socket and a pidfd. 256 rings of 64 MiB make 16 GiB at worst,
-# and only what was written to is resident.
+# Sessions: one engine process each, with a ring, a socket and a pidfd. 256 rings of 64 MiB make 16 GiB at worst; a
+# ring takes memory from its session's first RESERVE to its end.
 SESSIONS: Final = 256
 SESSIONS_PER_UID: Final = 64
 LINGERING_PER_UID: Final = 256  # closed, but their processes live and may still read; a descriptor each

@@ -150,7 +150,6 @@ def test_a_copy_is_exact_at_every_alignment_and_touches_nothing_else(shift: int,
 
 
 def test_tensors_whose_bytes_are_not_their_values_are_refused() -> None:
-    torch = pytest.importorskip("torch")
     given_back = torch.zeros(16)
     given_back.untyped_storage().resize_(0)
     tensors = [torch._neg_view(torch.ones(16)), torch.ones(8, dtype=torch.complex64).conj(), given_back]
