@@ -43,15 +43,16 @@ def slot_shift(arena_bytes: int) -> int:
 class Arenas:
     """All positions of the DRAM tier. Owner thread."""
 
-    def __init__(self, tables: Tables, memory: Memory, outbox: Outbox, arena_bytes: int) -> None:
+    def __init__(self, tables: Tables, memory: Memory, outbox: Outbox, arena_bytes: int, positions: int) -> None:
         self._tables = tables
         self._memory = memory
         self._outbox = outbox
         self.arena_bytes = arena_bytes
         self._shift = slot_shift(arena_bytes)
-        self.positions = tables.arenas.size
+        self.positions = positions
         self.free = list(range(self.positions - 1, -1, -1))
         self.pools: list[Pool] = []
+        self.by_number: dict[int, Pool] = {}  # those on disk too
         self.holders: dict[int, dict[Session, None]] = {}
         self.positions_by_id: dict[int, int] = {}
         self.stale: dict[int, Stale] = {}
@@ -72,6 +73,7 @@ class Arenas:
         pool = Pool(len(self.pools), tenant, slot_bytes)
         self._tables.pools[pool.number]["slot_bytes"] = slot_bytes
         self.pools.append(pool)
+        self.by_number[pool.number] = pool
         return pool
 
     def row_at(self, position: int, slot: int) -> int:
@@ -140,14 +142,14 @@ class Arenas:
 
         `or_held`: if all do, the one touched longest ago; draining it waits until its leases and tickets have ended.
         """
-        wanted = np.zeros(max(len(self.pools), 1), dtype=np.uint32)
+        wanted = np.zeros(self._tables.pools.size, dtype=np.uint32)
         wanted[[pool.number for pool in pools]] = 1
-        position = int(blocks.least_valuable(self._tables, wanted, np.uint64(now_ns), or_held))
+        position = int(blocks.least_valuable(self._tables, 0, self.positions, wanted, np.uint64(now_ns), or_held))
         return None if position < 0 else position
 
     def empty(self, pool: Pool) -> int | None:
         """A position of another pool that holds no block at all, and only waits for its own to want it again."""
-        rows = self._tables.arenas
+        rows = self._tables.arenas[: self.positions]
         idle = np.flatnonzero((rows["pool"] != 0) & (rows["pool"] != pool.number + 1) & (rows["used"] == 0))
         return int(idle[0]) if idle.size else None
 

@@ -11,9 +11,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from kvproto.limits import LEASE_MARGIN_NS, LEASES_PER_SESSION, PARKED_PER_SESSION, TICKETS_PER_SESSION
+from kvproto.limits import (
+    LEASE_MARGIN_NS,
+    LEASES_PER_SESSION,
+    PAGE_BYTES,
+    PARKED_PER_SESSION,
+    POOLS,
+    TICKETS_PER_SESSION,
+)
 from kvstore import blocks
-from kvstore.blocks import DOOMED, FREE, LIVE, RESIDENT, WRITING
+from kvstore.blocks import ADOPTING, DISK, DOOMED, FREE, KEPT, LIVE, LOADING, RESIDENT, WRITING
 from kvstore.sessions import Tenant, Ticket, TicketState
 from kvstore.store import Store
 from kvstore.sweeps import Clear, Count, Each, Job, Sweep
@@ -21,12 +28,14 @@ from kvstore.wheel import BUCKET_NS, Wheel
 
 T = TypeVar("T")
 
+_IN_DRAM = (WRITING, RESIDENT, LOADING, KEPT)
+
 # Up to so many listed blocks, relisting looks at all of them, and the order is exact.
 EXACT_ORDER = 2 * blocks._RELIST_STEPS
 
 _COLUMNS = (
     "state", "holds", "slot", "namespace", "flags", "parent", "first_child", "next_sibling", "prev_sibling",
-    "older", "newer", "writer", "touched", "lease_until_ns", "chain",
+    "older", "newer", "writer", "touched", "lease_until_ns", "chain", "disk", "dram_children", "generation",
 )  # fmt: skip
 
 
@@ -42,8 +51,9 @@ class _Audit:
         self.store = store
         self.arenas = store.arenas
         self.tables = store.tables
-        self.shift = int(store.tables.book[3])
-        self.unused = int(store.tables.book[1])
+        self.shift = int(store.tables.book[blocks.SHIFT])
+        self.unused = int(store.tables.book[blocks.UNUSED_ROW])
+        self.limbo = int(store.tables.book[blocks.LIMBO])
         self.column = {name: store.tables.blocks[name][: self.unused].tolist() for name in _COLUMNS}
         self.state: list[int] = self.column["state"]
         self.holds: list[int] = self.column["holds"]
@@ -82,7 +92,7 @@ class _Audit:
     def check_rows(self) -> None:
         """Every row is in use or on the free list, once; row 0 is nobody."""
         free: list[int] = []
-        row = int(self.tables.book[0])
+        row = int(self.tables.book[blocks.FREE_ROWS])
         while row:
             assert row < self.unused, f"free row {row} was never used"
             assert len(free) < self.unused, "free rows run in a circle"
@@ -90,7 +100,7 @@ class _Audit:
             row = int(self.column["chain"][row])
         assert all(self.state[row] == FREE for row in free), "a row on the free list is in use"
         assert len(free) + len(self.rows) == self.unused - 1, "a row is neither in use nor on the free list"
-        assert int(self.tables.book[2]) == len(self.rows), "rows in use are miscounted"
+        assert int(self.tables.book[blocks.ROWS]) == len(self.rows), "rows in use are miscounted"
         beyond = self.tables.blocks["state"][self.unused :]
         assert not beyond.any(), "a row past the first unused one has a state"
         nobody = self.tables.blocks[0]
@@ -101,8 +111,9 @@ class _Audit:
         """Positions are free or serve a pool, and what arenas, pools and tenants count agrees."""
         arenas = self.arenas
         assert len(set(arenas.free)) == len(arenas.free), "a position is free twice"
-        idle = {position for position, pool in enumerate(self.pool_at) if pool < 0}
+        idle = {position for position, pool in enumerate(self.pool_at[: arenas.positions]) if pool < 0}
         assert set(arenas.free) == idle, "free positions are not those without a pool"
+        self.check_segments()
         by_pool = Counter(pool for pool in self.pool_at if pool >= 0)
         for pool in arenas.pools:
             assert pool.arenas == by_pool[pool.number], f"arenas of pool {pool.number} are miscounted"
@@ -117,16 +128,36 @@ class _Audit:
         assert all(number < arenas.next_id for number in [*ids, *arenas.stale]), "an arena id from the future"
         unpunched = [arena for arena, stale in arenas.stale.items() if not stale.punched]
         assert unpunched == ([] if arenas.punching is None else [arenas.punching]), "the wrong arena is being punched"
-        for position, pool_number in enumerate(self.pool_at):
+        for position, pool_number in enumerate(self.pool_at[: arenas.positions]):
             draining = bool(self.tables.arenas[position]["draining"]) and pool_number >= 0
             assert draining == (position == arenas.draining), f"position {position} drains wrongly"
+
+    def check_segments(self) -> None:
+        """Positions on disk are free, being made, or serve a pool there."""
+        segments = self.store.disk.segments
+        positions = range(segments.first, segments.first + segments.positions)
+        idle = {position for position in positions if self.pool_at[position] < 0}
+        assert set(segments.free) | set(segments.making) == idle, "free positions on disk are not those without a pool"
+        assert not set(segments.free) & set(segments.making), "a position is free and being made"
+        by_pool = Counter(self.pool_at[position] for position in positions)
+        for (tenant, slot_bytes), pool in segments.pools.items():
+            assert pool.arenas == by_pool[pool.number], f"segments of pool {pool.number} are miscounted"
+            assert pool.tenant is tenant, f"pool {pool.number} on disk is filed wrongly"
+            assert pool.slot_bytes == slot_bytes, f"pool {pool.number} on disk is filed wrongly"
+        for tenant in self.store.tenants.values():
+            mine = sum(pool.arenas for pool in segments.pools.values() if pool.tenant is tenant)
+            assert tenant.segments == mine, f"segments of tenant {tenant.name} are miscounted"
+        serving = {self.serving(position): position for position in positions if position not in idle}
+        assert serving == segments.position_of, "segments are filed at other positions"
 
     def check_slots(self) -> None:
         """A slot of an arena holds one block, or is on the arena's free list once, or was never used."""
         holder = self.tables.slots["block"].tolist()
         next_free = self.tables.slots["next_free"].tolist()
-        mapped = 0
-        for position in range(self.arenas.positions):
+        mapped: Counter[int] = Counter()
+        on_disk = 0
+        to_erase = self.check_to_erase(holder, next_free)
+        for position in range(self.limbo):
             arena = self.tables.arenas[position]
             base, untouched = position << self.shift, int(arena["untouched"])
             span = holder[base : base + (1 << self.shift)]
@@ -134,34 +165,70 @@ class _Audit:
                 assert not any(span), f"position {position} serves nobody and holds a block"
                 untouched = 0
             else:
-                slots = self.arenas.arena_bytes // self.arenas.pools[self.pool_at[position]].slot_bytes
+                whole = self.arenas.arena_bytes
+                if position >= self.arenas.positions:
+                    whole = self.store.disk.segments.largest_slot()
+                slots = whole // self.arenas.by_number[self.pool_at[position]].slot_bytes
                 assert int(arena["slots"]) == slots, "slots do not fit the arena"
                 assert untouched <= int(arena["slots"]), f"position {position} handed out a slot past its end"
             assert not any(span[untouched:]), f"a slot of position {position} that was never used holds a block"
             taken = {slot: row for slot, row in enumerate(span[:untouched]) if row}
             for slot, row in taken.items():
+                if row == blocks.NOBODY:
+                    assert position >= self.arenas.positions, f"slot {slot} in DRAM is nobody's"
+                    known = base + slot in to_erase or position == self.store.disk.segments.draining
+                    assert known or self.store.disk.expects(base + slot), f"slot {slot} of {position} is lost"
+                    continue
                 assert self.state[row] != FREE, f"slot {slot} of position {position} names the free row {row}"
-                assert self.column["slot"][row] == base + slot, f"row {row} and its slot do not agree"
-            mapped += len(taken)
+                places = (self.column["slot"][row], self.column["disk"][row])
+                assert base + slot in places, f"row {row} and its slot do not agree"
+                mapped[row] += 1
+            on_disk += len(taken) if position >= self.arenas.positions else 0
             free = list(_follow(int(arena["free"]), next_free, untouched)) if self.pool_at[position] >= 0 else []
             assert len(set(free)) == len(free), f"a slot of position {position} is free twice"
             spare = {base + slot for slot in range(untouched)} - {base + slot for slot in taken}
             assert set(free) == spare, f"free slots of position {position} are not those without a block"
-            held = sum(1 for row in taken.values() if self.holds[row])
+            held = sum(
+                1
+                for slot, row in taken.items()
+                if row != blocks.NOBODY and self.holds[row] and self.column["slot"][row] == base + slot
+            )
             assert int(arena["used"]) == len(taken), f"used slots of position {position} are miscounted"
             assert int(arena["held"]) == held, f"held blocks of position {position} are miscounted"
-        assert mapped == len(self.rows), "a block has no slot"
+        assert on_disk == int(self.tables.book[blocks.DISK_USED]), "places on disk are miscounted"
+        for row in self.rows:
+            lying = {self.column["slot"][row], self.column["disk"][row]} - {0}
+            if self.column["slot"][row] == 0:
+                lying.add(0)
+            lying.discard(self.limbo << self.shift)
+            assert mapped[row] == len(lying), f"row {row} lies in {mapped[row]} places, not {len(lying)}"
+            on_disk_alone = self.column["slot"][row] >> self.shift >= self.arenas.positions
+            if self.state[row] != DOOMED:
+                assert on_disk_alone == (self.state[row] == DISK), f"row {row} is in state {self.state[row]} elsewhere"
+            if self.state[row] == LOADING:
+                assert self.column["disk"][row], f"row {row} is being read from nowhere"
+
+    def check_to_erase(self, holder: list[int], next_free: list[int]) -> set[int]:
+        """Places that wait to be erased are nobody's, and wait once."""
+        found: set[int] = set()
+        place = int(self.tables.book[blocks.TO_ERASE])
+        while place:
+            assert place not in found, "places to be erased run in a circle"
+            assert holder[place] == blocks.NOBODY, f"place {place} is to be erased and is somebody's"
+            found.add(place)
+            place = next_free[place]
+        return found
 
     def check_open_lists(self) -> None:
         """A pool's list has exactly its arenas with free slots that are not being drained."""
         arenas = self.tables.arenas
-        for pool in self.arenas.pools:
+        for pool in self.arenas.by_number.values():
             listed: list[int] = []
             before, at = 0, int(self.tables.pools[pool.number]["open"])
             while at:
                 row = arenas[at - 1]
                 assert int(row["prev"]) == before, "open arenas are linked one way only"
-                assert len(listed) < self.arenas.positions, "open arenas run in a circle"
+                assert len(listed) < self.limbo, "open arenas run in a circle"
                 listed.append(at - 1)
                 before, at = at, int(row["next"])
             wanted = {
@@ -172,7 +239,7 @@ class _Audit:
                 and (arenas[position]["free"] or arenas[position]["untouched"] < arenas[position]["slots"])
             }
             assert set(listed) == wanted, f"pool {pool.number} does not list its arenas with room"
-        for position in range(self.arenas.positions):
+        for position in range(self.limbo):
             serves = self.pool_at[position] >= 0
             room = arenas[position]["free"] or arenas[position]["untouched"] < arenas[position]["slots"]
             opened = bool(serves and room and not arenas[position]["draining"])
@@ -183,13 +250,22 @@ class _Audit:
         by_namespace = Counter(self.column["namespace"][row] for row in self.rows)
         census = {int(number): int(self.tables.census[number]) for number in np.flatnonzero(self.tables.census)}
         assert census == dict(by_namespace), "blocks by namespace are miscounted"
-        by_pool = Counter(self.pool_of(row) for row in self.rows)
-        for pool in self.arenas.pools:
+        by_pool = Counter(
+            self.pool_at[place >> self.shift]
+            for row in self.rows
+            for place in {self.column["slot"][row], self.column["disk"][row] or self.column["slot"][row]}
+        )
+        for pool in self.arenas.by_number.values():
             counted = int(self.tables.pools[pool.number]["blocks"])
             assert counted == by_pool[pool.number], f"blocks of pool {pool.number} are miscounted"
         for row in self.rows:
             namespace = self.store._by_number[self.column["namespace"][row]]
-            assert self.pool_of(row) == namespace.pool.number, f"row {row} lies in another pool's arena"
+            if self.pool_of(row) < POOLS:
+                assert self.pool_of(row) == namespace.pool.number, f"row {row} lies in another pool's arena"
+            if self.column["disk"][row]:
+                pool = self.arenas.by_number[self.pool_at[self.column["disk"][row] >> self.shift]]
+                assert pool.tenant is namespace.tenant, f"row {row} lies in another tenant's segment"
+                assert pool.slot_bytes <= namespace.slot_bytes + PAGE_BYTES, f"row {row} lies in too large a slot"
 
     # -- index, tree, leaf lists ---------------------------------------------------------------------------------
 
@@ -206,8 +282,8 @@ class _Audit:
                 assert row not in found, f"row {row} is in the index twice"
                 found[row] = bucket
                 row = int(self.column["chain"][row])
-        mine = {pool.number for pool in self.arenas.pools if pool.tenant is tenant}
-        live = {row for row in self.rows if self.state[row] in LIVE and self.pool_of(row) in mine}
+        numbers = {pool.number for pool in self.arenas.by_number.values() if pool.tenant is tenant}
+        live = {row for row in self.rows if self.state[row] in LIVE and self.pool_of(row) in numbers}
         assert set(found) == live, f"index of {tenant.name}: {set(found) ^ live} are missing or do not belong"
         assert entries == len(live), f"entries of {tenant.name} are miscounted"
         names = set()
@@ -246,6 +322,10 @@ class _Audit:
             else:
                 assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
                 assert not flags[row] & blocks.KEEPS, f"row {row} was not dropped and keeps its parent"
+        in_dram = Counter(self.parent[row] for row in self.rows if self.state[row] in _IN_DRAM)
+        for row in self.rows:
+            counted = self.column["dram_children"][row]
+            assert counted == in_dram[row], f"row {row} counts {counted} children in DRAM and has {in_dram[row]}"
         rooted = {0}
         for row in self.rows:
             path = []
@@ -260,7 +340,7 @@ class _Audit:
         """A pool lists exactly its evictable blocks, oldest first."""
         older, newer, touched = self.column["older"], self.column["newer"], self.column["touched"]
         everywhere: set[int] = set()
-        for pool in self.arenas.pools:
+        for pool in self.arenas.by_number.values():
             head = self.tables.pools[pool.number]
             before, row = 0, int(head["oldest"])
             listed: list[int] = []
@@ -274,14 +354,21 @@ class _Audit:
             assert int(head["newest"]) == before, f"the newest of pool {pool.number} is not the last"
             assert int(head["listed"]) == len(listed), f"the list of pool {pool.number} is miscounted"
             slots = sum(int(arena["slots"]) for arena in self.tables.arenas if arena["pool"] == pool.number + 1)
-            if slots <= EXACT_ORDER:
+            if slots <= EXACT_ORDER and pool.number < POOLS:
                 ages = [touched[row] for row in listed]
                 assert ages == sorted(ages), f"the list of pool {pool.number} is out of order"
         for row in self.rows:
-            evictable = self.state[row] == RESIDENT and not self.column["first_child"][row] and not self.holds[row]
+            evictable = not self.holds[row] and self.is_leaf(row)
             assert (row in everywhere) == evictable, f"row {row} is evictable={evictable} and on the list otherwise"
             flagged = bool(self.column["flags"][row] & blocks.LISTED)
             assert flagged == evictable, f"row {row} is marked as listed wrongly"
+
+    def is_leaf(self, row: int) -> bool:
+        """Could a block go, if nobody held it?"""
+        if self.state[row] in (RESIDENT, KEPT):
+            alone = not self.column["first_child"][row]
+            return not self.column["dram_children"][row] and bool(alone or self.column["disk"][row])
+        return self.state[row] == DISK and not self.column["first_child"][row]
 
     # -- holds, tickets, leases ----------------------------------------------------------------------------------
 
@@ -294,6 +381,8 @@ class _Audit:
             if self.state[row] == DOOMED and self.parent[row]:
                 expected[self.parent[row]] += 1
         expected.update(ticket.block for ticket in self.tickets if ticket.state is not TicketState.LAPSED)
+        expected.update(self.store.disk.held_rows())
+        expected.update(self.store.streams.held_rows())
         swept = set()
         for job in self.store._jobs._jobs:
             held = list(self.held_by(job))
@@ -363,7 +452,7 @@ class _Audit:
             assert store.sessions.get(lease.session.number) is lease.session, f"lease {number} has lost its session"
             assert lease.session.leases.get(number) is lease, f"lease {number} is unknown to its session"
             for row in lease.ends.tolist():
-                assert self.state[row] in (RESIDENT, DOOMED), f"row {row} is leased and was never published"
+                assert self.state[row] not in (FREE, WRITING, ADOPTING), f"row {row} is leased and was never published"
                 until_ns = self.column["lease_until_ns"][row]
                 assert until_ns >= lease.deadline_ns, f"row {row} says it is leased to an earlier time"
 
@@ -422,7 +511,9 @@ class _Audit:
             if not session.exited:
                 marked = np.flatnonzero(session.given).tolist()
                 mine = [
-                    at for at, number in enumerate(self.pool_at) if number >= 0 and self.serving(at) in session.arenas
+                    at
+                    for at, number in enumerate(self.pool_at[: self.arenas.positions])
+                    if number >= 0 and self.serving(at) in session.arenas
                 ]
                 assert marked == mine, f"session {session.number} is marked as having {marked}, and has {mine}"
                 assert all(session.arenas[self.serving(at)] == at for at in mine), (

@@ -6,9 +6,17 @@ a changed source file only by the functions in it. All functions run on the owne
     Tables
     blocks  one row of 128 bytes a block; row 0 is nobody, so that 0 can mean "none" everywhere
     slots   one row a slot: which block lies there, or the next free slot
-    arenas  one row a position: a memfd that serves one pool; its free slots
-    pools   one row a (tenant, slot size): its leaf list, and its arenas that have free slots
-    book    [free block rows, first never used row, rows in use, log2 of slot numbers an arena]
+    arenas  one row a position: a memfd in DRAM, or a segment on disk, that serves one pool; its free slots
+    pools   one row a (tenant, slot size) of either tier: its leaf list, and its arenas that have free slots
+    book    free block rows, first never used row, rows in use, log2 of slot numbers an arena, next generation, places
+            on disk that wait to be erased, first position on disk, position of limbo, places in use on disk, dropped
+            blocks whose write is running
+
+    Places
+    A slot number is `position << book[SHIFT]` plus the slot in its arena; positions of DRAM come first, those of disk
+    from book[ON_DISK] on, so one number says where a block lies and every function below serves both tiers. A row has
+    two: `slot`, where the block is read from, and `disk`, its place on disk or 0. Of a block that lies on disk alone
+    both are the same. The last position, limbo, is where dropped blocks lie whose place on disk was taken from them.
 
     Index, one a tenant: linear hashing. `heads[bucket]` starts a chain of rows through `blocks.chain`; every
     insert splits at most one bucket, so that growing never stalls, and there are up to two buckets a block.
@@ -18,18 +26,25 @@ a changed source file only by the functions in it. All functions run on the owne
     Life of a block
                     reserve             publish                    evict / drop
          FREE ---------------> WRITING ----------> RESIDENT --------------------------> FREE
-           ^                      | drop               | drop while held
+           ^                      | drop               | drop while held    (all states)
            |                      v                    v
            +------------------- DOOMED <---------------+        out of the index, slot still in use
               last hold ends
+                       evict, with a place on disk                  lease                    read, verified
+           RESIDENT -------------------------------> DISK -----------------------> LOADING -----------------> RESIDENT
+           restart with kept memory: KEPT, in DRAM and not verified yet -- lease or in the background ------> RESIDENT
 
 A lease holds the deepest block of its run and no other: a resident child protects its ancestors, and a block that
 is cut off while something still hangs on it keeps its parent (KEEPS) until it is freed itself. So LEASE and RELEASE
 write one row, not a hundred, and what is deleted while leased stays readable from the root down.
 
-`holds` counts leases, a ticket or running copy, a sweep, and cut-off children. A block is evictable when it is
-RESIDENT, has no child and no hold: exactly then it is on its pool's leaf list, ordered by `touched`. A block's last
-touch passes to its parent when it goes.
+`holds` counts leases, a ticket or running copy, a read or write of disk, a sweep, and cut-off children. A block is
+evictable when it has no hold and, in DRAM, no child there and no child at all unless it lies on disk too; on disk, no
+child. Exactly then it is on its pool's leaf list, ordered by `touched`. A block's last touch passes to its parent when
+it goes. Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
+
+`seal` binds a row's key, parent, place and checksum together, so that a successor that finds this table after a crash
+knows a row that is whole.
 """
 
 from collections.abc import Callable
@@ -51,7 +66,11 @@ FREE: Final = 0
 WRITING: Final = 1
 RESIDENT: Final = 2
 DOOMED: Final = 3
-LIVE: Final = (WRITING, RESIDENT)
+DISK: Final = 4  # on disk alone
+LOADING: Final = 5  # on disk, and on its way to a slot in DRAM
+KEPT: Final = 6  # in DRAM since before a restart, and not verified yet
+ADOPTING: Final = 7  # found at start; neither in an index nor on a list yet
+LIVE: Final = (WRITING, RESIDENT, DISK, LOADING, KEPT)
 
 # Two cache lines; LEASE walks only the first.
 BLOCK = np.dtype(
@@ -65,7 +84,7 @@ BLOCK = np.dtype(
         ("holds", "<u4"),
         ("namespace", "<u2"),
         ("state", "u1"),
-        ("flags", "u1"),  # LISTED, PARENT, KEEPS
+        ("flags", "u1"),  # LISTED and the like
         ("checksum", "<u8"),
         ("lease_until_ns", "<u8"),
         ("next_sibling", "<u4"),  # or, of a doomed block, the next one of its sweep
@@ -73,12 +92,25 @@ BLOCK = np.dtype(
         ("older", "<u4"),
         ("newer", "<u4"),
         ("writer", "<u4"),  # session that holds the ticket
-        ("pad", "u1", (28,)),
+        ("disk", "<u4"),  # place on disk, 0: none
+        ("dram_children", "<u4"),  # children that are, or will be, in DRAM
+        ("pad", "<u4"),
+        ("generation", "<u8"),  # of its bytes; never given twice
+        ("seal", "<u8"),
     ]
 )
 LISTED: Final = np.uint8(1)  # on its pool's leaf list
 PARENT: Final = np.uint8(2)  # has children
 KEEPS: Final = np.uint8(4)  # doomed, and holds its parent until it is freed itself
+SAVING: Final = np.uint8(8)  # a write to its place on disk is running
+QUEUED: Final = np.uint8(16)  # waits for its turn to be written
+DURABLE: Final = np.uint8(32)  # synced, and in the index on disk
+VERIFYING: Final = np.uint8(64)  # KEPT, and somebody is looking
+NOBODY: Final = (1 << 32) - 1  # in `slots.block`: no block, and not free: to be erased, or quarantined
+# Words of `book`
+(
+    FREE_ROWS, UNUSED_ROW, ROWS, SHIFT, GENERATION, TO_ERASE, ON_DISK, LIMBO, DISK_USED, DOOMED_SAVING, BOOK_WORDS,
+) = range(11)  # fmt: skip
 SLOT = np.dtype([("block", "<u4"), ("next_free", "<u4")])
 ARENA = np.dtype(
     [
@@ -94,7 +126,7 @@ ARENA = np.dtype(
         ("next", "<u4"),  # position + 1 in the pool's list of arenas with free slots
         ("prev", "<u4"),
         ("open", "<u4"),  # on that list
-        ("draining", "<u4"),  # being emptied: takes no new block
+        ("draining", "<u4"),  # being emptied, or not to be written: takes no new block
     ]
 )
 POOL = np.dtype(
@@ -270,7 +302,7 @@ def _remove(t: Tables, ix: Index, block: Number) -> None:
 
 @compiled
 def _position(t: Tables, block: Number) -> Number:
-    return np.int64(t.blocks[block]["slot"]) >> np.int64(t.book[3])
+    return np.int64(t.blocks[block]["slot"]) >> np.int64(t.book[SHIFT])
 
 
 @compiled
@@ -320,10 +352,20 @@ def _list_after(t: Tables, block: Number, older: Number) -> None:
 
 
 @compiled
+def _evictable(t: Tables, block: Number) -> bool:
+    row = t.blocks[block]
+    if row["holds"]:
+        return False
+    if row["state"] == RESIDENT or row["state"] == KEPT:
+        return row["dram_children"] == 0 and (row["disk"] != 0 or not row["flags"] & PARENT)
+    return row["state"] == DISK and not row["flags"] & PARENT
+
+
+@compiled
 def _list(t: Tables, block: Number) -> None:
     """Put an evictable block where its last touch belongs. From both ends at once: most belong near one."""
     row = t.blocks[block]
-    if row["flags"] or row["state"] != RESIDENT or row["holds"]:
+    if row["flags"] & LISTED or not _evictable(t, block):
         return
     pool = t.pools[_pool(t, block)]
     touched = row["touched"]
@@ -363,6 +405,14 @@ def _open_arena(t: Tables, position: Number) -> None:
     if pool["open"]:
         t.arenas[np.int64(pool["open"]) - 1]["prev"] = position + 1
     pool["open"] = position + 1
+
+
+@compiled
+def reopen_arena(t: Tables, position: Number) -> None:
+    """Put an arena that has room back on its pool's list."""
+    arena = t.arenas[position]
+    if arena["free"] or arena["untouched"] < arena["slots"]:
+        _open_arena(t, position)
 
 
 @compiled
@@ -412,7 +462,7 @@ def _take_slot(t: Tables, pool: Number) -> Number:
         slot = np.int64(arena["free"]) - 1
         arena["free"] = t.slots[slot]["next_free"]
     else:
-        slot = (position << np.int64(t.book[3])) + np.int64(arena["untouched"])
+        slot = (position << np.int64(t.book[SHIFT])) + np.int64(arena["untouched"])
         arena["untouched"] += np.uint32(1)
     arena["used"] += np.uint32(1)
     if not arena["free"] and arena["untouched"] == arena["slots"]:
@@ -421,43 +471,56 @@ def _take_slot(t: Tables, pool: Number) -> Number:
 
 
 @compiled
-def _free_block(t: Tables, block: Number) -> None:
-    """Return a row and its slot. The block is out of index, tree and list."""
-    row = t.blocks[block]
-    slot = np.int64(row["slot"])
-    position = _position(t, block)
+def _free_slot(t: Tables, slot: Number) -> None:
+    """Return a place of either tier to its arena."""
+    position = slot >> np.int64(t.book[SHIFT])
     arena = t.arenas[position]
+    if t.slots[slot]["block"] != NOBODY:  # those of nobody were counted off when they became so
+        _count_off(t, position)
     t.slots[slot]["block"] = 0
     t.slots[slot]["next_free"] = arena["free"]
     arena["free"] = slot + 1
     arena["used"] -= np.uint32(1)
-    t.pools[_pool(t, block)]["blocks"] -= np.uint32(1)
+    if position >= np.int64(t.book[ON_DISK]):
+        t.book[DISK_USED] -= np.uint64(1)
+    if not arena["draining"]:
+        _open_arena(t, position)
+
+
+@compiled
+def _count_off(t: Tables, position: Number) -> None:
+    t.pools[np.int64(t.arenas[position]["pool"]) - 1]["blocks"] -= np.uint32(1)
+
+
+@compiled
+def _free_block(t: Tables, block: Number) -> None:
+    """Return a row and its places. The block is out of index, tree and list."""
+    row = t.blocks[block]
+    slot, disk = np.int64(row["slot"]), np.int64(row["disk"])
+    if _position(t, block) != np.int64(t.book[LIMBO]):
+        _free_slot(t, slot)
+    if disk and disk != slot:
+        _free_slot(t, disk)
+    row["disk"] = 0
     t.census[row["namespace"]] -= np.uint32(1)
     row["state"] = FREE
-    row["chain"] = t.book[0]
-    t.book[0] = np.uint64(block)
-    t.book[2] -= np.uint64(1)
+    row["chain"] = t.book[FREE_ROWS]
+    t.book[FREE_ROWS] = np.uint64(block)
+    t.book[ROWS] -= np.uint64(1)
 
 
 @compiled
 def _take_row(t: Tables) -> Number:
-    block = np.int64(t.book[0])
+    block = np.int64(t.book[FREE_ROWS])
     if block:
-        t.book[0] = np.uint64(t.blocks[block]["chain"])
-    elif np.int64(t.book[1]) < t.blocks.size:
-        block = np.int64(t.book[1])
-        t.book[1] += np.uint64(1)
+        t.book[FREE_ROWS] = np.uint64(t.blocks[block]["chain"])
+    elif np.int64(t.book[UNUSED_ROW]) < t.blocks.size:
+        block = np.int64(t.book[UNUSED_ROW])
+        t.book[UNUSED_ROW] += np.uint64(1)
     else:
         return 0
-    t.book[2] += np.uint64(1)
+    t.book[ROWS] += np.uint64(1)
     return block
-
-
-@compiled
-def _reopen(t: Tables, position: Number) -> None:
-    arena = t.arenas[position]
-    if not arena["draining"]:
-        _open_arena(t, position)
 
 
 @compiled
@@ -477,14 +540,12 @@ def _unhold(t: Tables, block: Number) -> None:
         row["holds"] -= np.uint32(1)
         if row["holds"]:
             return
-        position = _position(t, block)
-        t.arenas[position]["held"] -= np.uint32(1)
+        t.arenas[_position(t, block)]["held"] -= np.uint32(1)
         if row["state"] != DOOMED:
             _list(t, block)
             return
         kept = np.int64(row["parent"]) if row["flags"] & KEEPS else 0
         _free_block(t, block)
-        _reopen(t, position)
         block = kept
 
 
@@ -504,6 +565,9 @@ def _adopt(t: Tables, parent: Number, block: Number) -> None:
         _unlist(t, parent)
         t.blocks[parent]["first_child"] = block
         t.blocks[parent]["flags"] |= PARENT
+        if row["state"] != DISK:
+            t.blocks[parent]["dram_children"] += np.uint32(1)
+        _list(t, parent)
 
 
 @compiled
@@ -522,6 +586,8 @@ def _unlink(t: Tables, block: Number) -> Number:
         above["touched"] = max(above["touched"], row["touched"])
         if not above["first_child"]:
             above["flags"] &= ~PARENT
+        if row["state"] != DISK:
+            above["dram_children"] -= np.uint32(1)
     row["prev_sibling"] = 0
     row["next_sibling"] = 0
     return parent
@@ -534,9 +600,62 @@ def _cut(t: Tables, ix: Index, block: Number) -> None:
     _remove(t, ix, block)
     parent = _unlink(t, block)
     t.blocks[block]["state"] = DOOMED
+    if not t.blocks[block]["flags"] & SAVING:
+        give_to_erase(t, block)
+    elif t.blocks[block]["disk"]:  # the write that is running would land after the erasure
+        t.book[DOOMED_SAVING] += np.uint64(1)
     if parent:
         _hold(t, parent)
         t.blocks[block]["flags"] |= KEEPS
+
+
+@compiled
+def _move(t: Tables, block: Number, slot: Number) -> None:
+    """A block is read from another place from now on."""
+    held = t.blocks[block]["holds"] != 0
+    if held:
+        t.arenas[_position(t, block)]["held"] -= np.uint32(1)
+    t.blocks[block]["slot"] = slot
+    if held:
+        t.arenas[_position(t, block)]["held"] += np.uint32(1)
+
+
+@compiled
+def give_to_erase(t: Tables, block: Number) -> None:
+    """Take a dropped block's place on disk from it: the header there must go before anybody is told."""
+    row = t.blocks[block]
+    disk = np.int64(row["disk"])
+    if not disk:
+        return
+    if np.int64(row["slot"]) == disk:
+        _move(t, block, np.int64(t.book[LIMBO]) << np.int64(t.book[SHIFT]))
+    row["disk"] = 0
+    row["flags"] &= ~(SAVING | DURABLE)
+    quarantine(t, disk)
+    t.slots[disk]["next_free"] = np.uint32(t.book[TO_ERASE])
+    t.book[TO_ERASE] = np.uint64(disk)
+
+
+@compiled
+def quarantine(t: Tables, slot: Number) -> None:
+    """A place on disk belongs to nobody, and is not free."""
+    _count_off(t, slot >> np.int64(t.book[SHIFT]))
+    t.slots[slot]["block"] = NOBODY
+
+
+@compiled
+def next_to_erase(t: Tables) -> Number:
+    """Take a place that waits to be erased; 0 if none does."""
+    slot = np.int64(t.book[TO_ERASE])
+    if slot:
+        t.book[TO_ERASE] = np.uint64(t.slots[slot]["next_free"])
+    return slot
+
+
+@compiled
+def free_place(t: Tables, slot: Number) -> None:
+    """A place on disk that belongs to nobody is free again."""
+    _free_slot(t, slot)
 
 
 @compiled
@@ -621,7 +740,7 @@ def lease_run(
     `ends` receives the blocks that are held: the last of each stretch in which every block continues the one before.
     Returns how many those are, and how many blocks lie in arenas whose position is not marked in `given`.
     """
-    shift = np.int64(t.book[3])
+    shift = np.int64(t.book[SHIFT])
     mask = (1 << shift) - 1
     until = np.uint64(until_ns)
     held, fresh, last = 0, 0, np.int64(-1)
@@ -663,19 +782,27 @@ def match_run(
 @compiled
 def find_and_lease(
     rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, heads: U4, shape: U8,
-    namespace: Number, keys: U8, at: Number, count: Number, patient: Number,
+    namespace: Number, keys: U8, at: Number, count: Number, patient: Number, streams: Number,
     now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1, ends: U4,
-) -> tuple[Number, Number, Number]:  # fmt: skip
-    """`find_run` and `lease_run`. Returns (blocks leased, blocks held, blocks in arenas not given).
+) -> tuple[Number, Number, Number, Number]:  # fmt: skip
+    """`find_run` and `lease_run`. Returns (blocks leased, blocks held, blocks in arenas not given, ends not on disk).
 
-    (-1, that block, 0), and nothing leased, where the run ends at a block that session `patient` is writing.
+    Nothing is leased and (-1, that block, 0, 0) returned where the run ends at a block that session `patient` is
+    writing; (-2, blocks found, 0, 0) where it `streams` and the run goes on outside DRAM.
     """
     found, stop = find_run(rows, Index(heads, shape), namespace, keys, at, count, run)
-    if stop and rows[stop]["writer"] == patient:
-        return -1, stop, 0
+    if stop:
+        if rows[stop]["state"] == WRITING:
+            if rows[stop]["writer"] == patient:
+                return -1, stop, 0, 0
+        elif streams:
+            return -2, found, 0, 0
     t = Tables(rows, slots, arenas, pools, census, book)
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
-    return found, held, fresh
+    unsaved = 0
+    for i in range(held):
+        unsaved += rows[ends[i]]["disk"] == 0 and not rows[ends[i]]["flags"] & QUEUED
+    return found, held, fresh, unsaved
 
 
 @compiled
@@ -708,14 +835,40 @@ def _evict(t: Tables, ix: Index, pool: Number) -> bool:
     if not block:
         return False
     _unlist(t, block)
+    row = t.blocks[block]
+    if row["disk"] and row["state"] != DISK:
+        _leave_to_disk(t, block)
+        return True
     _remove(t, ix, block)
     parent = _unlink(t, block)
-    position = _position(t, block)
     _free_block(t, block)
-    _reopen(t, position)
     if parent:
         _list(t, parent)
     return True
+
+
+@compiled
+def _leave_to_disk(t: Tables, block: Number) -> None:
+    """Give up a block's place in DRAM; from now on it lies on disk alone."""
+    row = t.blocks[block]
+    slot = np.int64(row["slot"])
+    _unlist(t, block)
+    _move(t, block, np.int64(row["disk"]))
+    _free_slot(t, slot)
+    row["state"] = DISK
+    parent = np.int64(row["parent"])
+    if parent:
+        above = t.blocks[parent]
+        above["dram_children"] -= np.uint32(1)
+        above["touched"] = max(above["touched"], row["touched"])
+        _list(t, parent)
+    _list(t, block)
+
+
+@compiled
+def evict(t: Tables, ix: Index, pool: Number) -> bool:
+    """Drop the oldest leaf of a pool on disk; False if it has none."""
+    return _evict(t, ix, pool)
 
 
 @compiled
@@ -732,7 +885,7 @@ def reserve_run(
     for i in range(start, count):
         block = _find(t, ix, namespace, keys, at + 4 * i)
         if block:
-            grants[i] = _KNOWN if t.blocks[block]["state"] == RESIDENT else _PENDING
+            grants[i] = _PENDING if t.blocks[block]["state"] == WRITING else _KNOWN
             _touch(t, block, now)
             previous = block
             rooted = True
@@ -750,6 +903,11 @@ def reserve_run(
             evicted += 1
             slot = _take_slot(t, pool)
         block = _take_row(t) if slot >= 0 else 0
+        if slot >= 0 and not block:  # rows are as many as places; those of dropped blocks may be short for a moment
+            t.slots[slot]["block"] = NOBODY
+            _free_slot(t, slot)
+            slot = np.int64(-1)
+            spans = 0
         if previous:
             _unhold(t, previous)
         if slot < 0:
@@ -783,6 +941,10 @@ def _write_row(
     row["lease_until_ns"] = 0
     row["touched"] = now
     row["checksum"] = 0
+    row["seal"] = 0
+    row["generation"] = 0
+    row["disk"] = 0
+    row["dram_children"] = 0
     row["namespace"] = namespace
     row["slot"] = slot
     row["first_child"] = 0
@@ -806,9 +968,22 @@ def publish(t: Tables, block: Number, checksum: Number, now: Number) -> bool:
         row["checksum"] = checksum
         row["touched"] = now
         row["writer"] = 0
+        row["generation"] = t.book[GENERATION]
+        t.book[GENERATION] += np.uint64(1)
+        row["seal"] = seal_of(t, block)
         row["state"] = RESIDENT
     _unhold(t, block)
     return alive
+
+
+@compiled
+def seal_of(t: Tables, block: Number) -> Number:
+    """What binds a row's parts together. Its place in DRAM is one of them."""
+    row, key = t.blocks[block], t.blocks[block]["key"]
+    above = t.blocks[row["parent"]]["key"]  # row 0 is all zeros
+    place = np.uint64(row["slot"]) | (np.uint64(row["namespace"]) << _32)
+    first = siphash(row["checksum"], row["generation"], key[0], key[1], key[2], key[3], place)
+    return siphash(first, _V0, above[0], above[1], above[2], above[3], row["checksum"])
 
 
 @compiled
@@ -820,18 +995,23 @@ def end_hold(t: Tables, block: Number) -> None:
 @compiled
 def locate(t: Tables, block: Number) -> tuple[Number, Number]:
     """Arena position and slot within the arena of a block."""
-    shift = np.int64(t.book[3])
+    shift = np.int64(t.book[SHIFT])
     slot = np.int64(t.blocks[block]["slot"])
     return slot >> shift, slot & ((1 << shift) - 1)
 
 
 @compiled
 def next_in_arena(t: Tables, position: Number, start: Number, stop: Number, wanted: U4) -> Number:
-    """First slot in `start..stop` of an arena whose block is in the index and of a `wanted` namespace; -1 if none."""
-    shift = np.int64(t.book[3])
+    """First slot in `start..stop` of an arena whose block is in the index, of a `wanted` namespace and read from there;
+    -1 if there is none."""
+    shift = np.int64(t.book[SHIFT])
     for i in range(start, min(stop, np.int64(t.arenas[position]["untouched"]))):
-        block = np.int64(t.slots[(position << shift) + i]["block"])
-        if block and t.blocks[block]["state"] != DOOMED and wanted[t.blocks[block]["namespace"]]:
+        slot = (position << shift) + i
+        block = np.int64(t.slots[slot]["block"])
+        if block == 0 or block == NOBODY:
+            continue
+        row = t.blocks[block]
+        if np.int64(row["slot"]) == slot and row["state"] in LIVE and wanted[row["namespace"]]:
             return i
     return -1
 
@@ -876,7 +1056,7 @@ def count_arena(t: Tables, position: Number, start: Number, stop: Number, wanted
     """Add the blocks of `wanted` namespaces in slots `start..stop` of an arena to `counts`, as `count_subtree` does."""
     at = next_in_arena(t, position, start, stop, wanted)
     while at >= 0:
-        block = np.int64(t.slots[(position << np.int64(t.book[3])) + at]["block"])
+        block = np.int64(t.slots[(position << np.int64(t.book[SHIFT])) + at]["block"])
         _count(t, block, counts)
         at = next_in_arena(t, position, at + 1, stop, wanted)
 
@@ -893,14 +1073,14 @@ def _count(t: Tables, block: Number, counts: U8) -> None:
 
 
 @compiled
-def least_valuable(t: Tables, wanted: U4, now: Number, or_held: Number) -> Number:
-    """The least recently touched arena among those whose pool is marked in `wanted`; or -1.
+def least_valuable(t: Tables, start: Number, stop: Number, wanted: U4, now: Number, or_held: Number) -> Number:
+    """The least recently touched arena of positions `start..stop` among those whose pool is marked in `wanted`; or -1.
 
     Those that hold nothing leased or in flight go first, and among them those without a lease that could still be
     running: draining the others may have to wait. `or_held`: if there is none of these, any.
     """
     best, best_rank = -1, 3 if or_held else 2
-    for position in range(t.arenas.size):
+    for position in range(start, stop):
         arena = t.arenas[position]
         if not arena["pool"] or not wanted[np.int64(arena["pool"]) - 1]:
             continue
@@ -908,3 +1088,556 @@ def least_valuable(t: Tables, wanted: U4, now: Number, or_held: Number) -> Numbe
         if rank < best_rank or (rank == best_rank and best >= 0 and arena["touched"] < t.arenas[best]["touched"]):
             best, best_rank = position, rank
     return best
+
+
+# -- disk -------------------------------------------------------------------------------------------------------
+
+# What a header says of a block, gathered from its row and its parent's.
+DESCRIBED = np.dtype(
+    [
+        ("key", "<u8", (4,)),
+        ("parent_key", "<u8", (4,)),
+        ("generation", "<u8"),
+        ("parent_generation", "<u8"),
+        ("checksum", "<u8"),
+        ("row", "<u4"),
+        ("slot", "<u4"),
+        ("disk", "<u4"),
+        ("parent_disk", "<u4"),
+        ("namespace", "<u2"),
+        ("state", "u1"),
+        ("flags", "u1"),
+    ]
+)
+
+
+@compiled
+def extend_run(
+    t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, start: Number, run: U4
+) -> tuple[Number, Number, Number]:
+    """Go on with a run over blocks that lie on disk or are not verified. Returns (its end, how many of them lie on
+    disk alone, the block after it if that is being written)."""
+    on_disk = 0
+    for i in range(start, count):
+        block = _find(t, ix, namespace, keys, at + 4 * i)
+        if not block:
+            return i, on_disk, 0
+        state = t.blocks[block]["state"]
+        if state == WRITING:
+            return i, on_disk, block
+        run[i] = block
+        on_disk += state == DISK or state == LOADING
+    return count, on_disk, 0
+
+
+@compiled
+def hold_rows(t: Tables, run: U4, start: Number, stop: Number) -> None:
+    """Keep these blocks where they are."""
+    for i in range(start, stop):
+        _hold(t, np.int64(run[i]))
+
+
+@compiled
+def unhold_rows(t: Tables, run: U4, start: Number, stop: Number) -> None:
+    """Undo `hold_rows`."""
+    for i in range(stop - 1, start - 1, -1):
+        _unhold(t, np.int64(run[i]))
+
+
+@compiled
+def begin_loads(
+    t: Tables, ix: Index, pool: Number, run: U4, start: Number, stop: Number, may_evict: bool, now: Number, todo: U4
+) -> tuple[Number, Number, Number]:
+    """Give the blocks of `run[start:stop]` that lie on disk alone a place in DRAM. The caller holds them all.
+
+    Returns (how far it got, rows in `todo` that must be read or verified, evicted). Stops early where the pool needs
+    room that only the caller can make.
+    """
+    count, evicted = 0, 0
+    for i in range(start, stop):
+        block = np.int64(run[i])
+        row = t.blocks[block]
+        if row["state"] == KEPT and not row["flags"] & VERIFYING:
+            row["flags"] |= VERIFYING
+        elif row["state"] == DISK:
+            slot = _take_slot(t, pool)
+            while slot < 0 and may_evict and _evict(t, ix, pool):
+                evicted += 1
+                slot = _take_slot(t, pool)
+            if slot < 0:
+                return i, count, evicted
+            _begin_load(t, pool, block, slot, now)
+        else:
+            continue
+        _hold(t, block)  # the read's
+        todo[count] = block
+        count += 1
+    return stop, count, evicted
+
+
+@compiled
+def _begin_load(t: Tables, pool: Number, block: Number, slot: Number, now: Number) -> None:
+    row = t.blocks[block]
+    t.arenas[_position(t, block)]["touched"] = now
+    t.slots[slot]["block"] = block
+    t.pools[pool]["blocks"] += np.uint32(1)
+    _move(t, block, slot)
+    t.arenas[_position(t, block)]["touched"] = now
+    row["state"] = LOADING
+    row["seal"] = 0
+    parent = np.int64(row["parent"])
+    if parent:
+        t.blocks[parent]["dram_children"] += np.uint32(1)
+        _unlist(t, parent)
+        _list(t, parent)
+
+
+@compiled
+def finish_load(t: Tables, block: Number, now: Number) -> bool:
+    """What was read or verified is good: the block is resident, unless it was dropped meanwhile."""
+    row = t.blocks[block]
+    row["flags"] &= ~VERIFYING
+    alive: bool = row["state"] == LOADING or row["state"] == KEPT
+    if alive:
+        row["touched"] = max(row["touched"], now)
+        row["seal"] = seal_of(t, block)
+        row["state"] = RESIDENT
+    _unhold(t, block)
+    return alive
+
+
+@compiled
+def cancel_load(t: Tables, ix: Index, block: Number, damaged: bool) -> bool:
+    """What was read is no good. Back to disk if the block can be read from there another time; else it is dropped,
+    with what continues it, and True returned: the caller sweeps."""
+    row = t.blocks[block]
+    row["flags"] &= ~VERIFYING
+    alive = row["state"] == LOADING or row["state"] == KEPT
+    dropped = False
+    if alive and row["disk"] and not (damaged and row["state"] == LOADING):
+        _leave_to_disk(t, block)
+    elif alive:
+        begin_sweep(t, ix, block)
+        dropped = True
+    _unhold(t, block)
+    return dropped
+
+
+@compiled
+def hold_ends(t: Tables, run: U4, count: Number, until_ns: Number, ends: U4) -> Number:
+    """Hold the last block of each stretch of `run[:count]`, as `lease_run` does. Returns how many those are."""
+    held = 0
+    for i in range(count):
+        if i == count - 1 or t.blocks[run[i + 1]]["parent"] != run[i]:
+            row = t.blocks[run[i]]
+            _hold(t, np.int64(run[i]))
+            row["lease_until_ns"] = max(row["lease_until_ns"], np.uint64(until_ns))
+            ends[held] = run[i]
+            held += 1
+    return held
+
+
+@compiled
+def ready_until(t: Tables, run: U4, start: Number) -> tuple[Number, Number]:
+    """From `start` on: first row of a run that is not resident, and whether it still may become so."""
+    for i in range(start, run.size):
+        state = t.blocks[run[i]]["state"]
+        if state != RESIDENT:
+            return i, state == LOADING or state == KEPT
+    return run.size, False
+
+
+@compiled
+def gather_unsaved(t: Tables, block: Number, out: U4, out_at: Number) -> tuple[Number, bool]:
+    """A block and its ancestors up to the first that lies on disk, that one's child first, into `out` as far as it
+    goes; marked as SAVING. Returns (where they end in `out`, whether all went in); (-1, False) if one of them is
+    still being written or read."""
+    count, at = 0, block
+    while at:
+        row = t.blocks[at]
+        if row["state"] == WRITING or row["state"] == LOADING:
+            return -1, False
+        if row["disk"] or row["flags"] & SAVING or (row["state"] != RESIDENT and row["state"] != KEPT):
+            break
+        count += 1
+        at = np.int64(row["parent"])
+    beyond = max(0, count - (out.size - out_at))
+    at = block
+    for _ in range(beyond):
+        at = np.int64(t.blocks[at]["parent"])
+    for i in range(count - beyond - 1, -1, -1):
+        out[out_at + i] = at
+        t.blocks[at]["flags"] |= SAVING
+        at = np.int64(t.blocks[at]["parent"])
+    return out_at + count - beyond, beyond == 0
+
+
+@compiled
+def ungather(t: Tables, rows: U4, start: Number, stop: Number) -> None:
+    """These will not be written after all."""
+    for i in range(start, stop):
+        t.blocks[rows[i]]["flags"] &= ~(SAVING | QUEUED)
+
+
+@compiled
+def take_places(t: Tables, pool: Number, rows: U4, start: Number, stop: Number, most: Number, now: Number) -> Number:
+    """Give blocks that are to be written a place on disk each, of a pool there. Returns how far it got."""
+    for i in range(start, stop):
+        if np.int64(t.book[DISK_USED]) >= most:
+            return i
+        slot = _take_slot(t, pool)
+        if slot < 0:
+            return i
+        block = np.int64(rows[i])
+        row = t.blocks[block]
+        t.slots[slot]["block"] = block
+        t.pools[pool]["blocks"] += np.uint32(1)
+        t.book[DISK_USED] += np.uint64(1)
+        _hold(t, block)  # the write's
+        row["disk"] = slot
+        row["flags"] &= ~QUEUED
+        t.arenas[slot >> np.int64(t.book[SHIFT])]["touched"] = now
+    return stop
+
+
+@compiled
+def finish_save(t: Tables, block: Number, good: bool) -> bool:
+    """A write has ended. Returns whether the block lies on disk now; if not, its place belongs to nobody."""
+    row = t.blocks[block]
+    row["flags"] &= ~SAVING
+    good = good and row["state"] != DOOMED
+    if row["state"] == DOOMED:
+        t.book[DOOMED_SAVING] -= np.uint64(1)
+        give_to_erase(t, block)
+    elif not good:
+        quarantine(t, np.int64(row["disk"]))
+        row["disk"] = 0
+    _unhold(t, block)
+    return good
+
+
+@compiled
+def detach(t: Tables, block: Number) -> None:
+    """Forget the copy on disk of a block that lies in DRAM too; its place there belongs to nobody."""
+    row = t.blocks[block]
+    quarantine(t, np.int64(row["disk"]))
+    row["disk"] = 0
+    row["flags"] &= ~DURABLE
+    _unlist(t, block)
+    _list(t, block)
+
+
+@compiled
+def mark(t: Tables, rows: U4, generations: U8, flag: Number) -> None:
+    """Set a flag of those blocks that are still what they were."""
+    for i in range(rows.size):
+        row = t.blocks[rows[i]]
+        if row["generation"] == generations[i] and row["disk"]:
+            row["flags"] |= np.uint8(flag)
+
+
+@compiled
+def describe(t: Tables, rows: U4, start: Number, stop: Number, out: Rows) -> None:
+    """Gather what headers and orders say of `rows[start:stop]` in `out`."""
+    for i in range(start, stop):
+        row, to = t.blocks[rows[i]], out[i - start]
+        above = t.blocks[row["parent"]]
+        for word in range(4):
+            to["key"][word] = row["key"][word]
+            to["parent_key"][word] = above["key"][word]
+        to["generation"] = row["generation"]
+        to["parent_generation"] = above["generation"]
+        to["checksum"] = row["checksum"]
+        to["row"] = rows[i]
+        to["slot"] = row["slot"]
+        to["disk"] = row["disk"]
+        to["parent_disk"] = above["disk"]
+        to["namespace"] = row["namespace"]
+        to["state"] = row["state"]
+        to["flags"] = row["flags"]
+
+
+@compiled
+def pack_records(t: Tables, position: Number, start: Number, stop: Number, names: U4, wall_s: Number, now: Number,
+                 out: Rows) -> None:  # fmt: skip
+    """What the index is to say of slots `start..stop` of a segment; zeros where no block lies, or not safely yet."""
+    shift = np.int64(t.book[SHIFT])
+    mask = (1 << shift) - 1
+    for i in range(start, stop):
+        slot, to = (position << shift) + i, out[i - start]
+        block = np.int64(t.slots[slot]["block"])
+        to["generation"] = 0
+        if block == 0 or block == NOBODY:
+            continue
+        row = t.blocks[block]
+        if np.int64(row["disk"]) != slot or row["flags"] & SAVING or row["state"] == DOOMED:
+            continue
+        above = t.blocks[row["parent"]]
+        for word in range(4):
+            to["key"][word] = row["key"][word]
+        to["generation"] = row["generation"]
+        to["parent_generation"] = above["generation"]
+        to["checksum"] = row["checksum"]
+        to["parent_segment"] = t.arenas[np.int64(above["disk"]) >> shift]["id"] if above["disk"] else 0
+        to["parent_slot"] = np.int64(above["disk"]) & mask if above["disk"] else 0
+        to["namespace"] = names[row["namespace"]]
+        to["touched_s"] = max(0, wall_s - (np.int64(now) - np.int64(row["touched"])) // 1_000_000_000)
+
+
+@compiled
+def next_on_segment(t: Tables, position: Number, start: Number) -> tuple[Number, Number]:
+    """The first slot from `start` on that holds a block, and that block; (-1, 0) if none does."""
+    shift = np.int64(t.book[SHIFT])
+    for i in range(start, np.int64(t.arenas[position]["untouched"])):
+        block = np.int64(t.slots[(position << shift) + i]["block"])
+        if block and block != NOBODY:
+            return i, block
+    return -1, 0
+
+
+@compiled
+def free_nobodys(t: Tables, position: Number) -> Number:
+    """Free the quarantined slots of a segment that is given up. Returns how many there were."""
+    shift, count = np.int64(t.book[SHIFT]), 0
+    for i in range(np.int64(t.arenas[position]["untouched"])):
+        slot = (position << shift) + i
+        if t.slots[slot]["block"] == NOBODY:
+            _free_slot(t, slot)
+            count += 1
+    return count
+
+
+# -- restart ----------------------------------------------------------------------------------------------------
+
+_ROOTED, _BROKEN, _WALKING = np.uint32(0), np.uint32(2), np.uint32(3)  # in `writer` of an ADOPTING row; 1: not known
+
+
+@compiled
+def adopt_records(
+    t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
+    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number,
+) -> Number:  # fmt: skip
+    """Make rows for what the index says of slots `start..stop` of a segment; `link_records` and `settle` follow.
+
+    `numbers`: namespace by the index's number for it, 0 for none. Row numbers go to `out`; returns where it ends.
+    """
+    shift = np.int64(t.book[SHIFT])
+    arena = t.arenas[position]
+    for i in range(start, stop):
+        record, slot = records[i], (position << shift) + i
+        arena["untouched"] = i + 1
+        arena["used"] += np.uint32(1)
+        t.book[DISK_USED] += np.uint64(1)
+        t.slots[slot]["block"] = NOBODY
+        number = np.int64(record["namespace"])
+        namespace = np.int64(numbers[number]) if number < numbers.size else 0
+        if not record["generation"] or not namespace:
+            _free_slot(t, slot)
+            continue
+        for word in range(4):
+            key[word] = record["key"][word]
+        block = _find(t, ix, namespace, key, 0)
+        row = t.blocks[block]
+        if block:
+            same = row["generation"] == record["generation"] and (row["state"] == RESIDENT or row["state"] == KEPT)
+            if not same or row["disk"]:
+                _free_slot(t, slot)
+                continue
+        else:
+            block = _take_row(t)
+            if not block:
+                _free_slot(t, slot)
+                continue
+            row = t.blocks[block]
+            _write_row(t, block, slot, namespace, key, 0, 1, now)
+            _unhold(t, block)
+            row["state"] = ADOPTING
+            row["parent"] = 0
+            row["next_sibling"] = 0
+            row["prev_sibling"] = 0
+            row["generation"] = record["generation"]
+            row["checksum"] = record["checksum"]
+            age_s = max(0, wall_s - np.int64(record["touched_s"]))
+            row["touched"] = max(1, np.int64(now) - age_s * 1_000_000_000)
+            t.census[namespace] += np.uint32(1)
+            out[out_at] = block
+            out_at += 1
+        t.slots[slot]["block"] = block
+        t.pools[pool]["blocks"] += np.uint32(1)
+        row["disk"] = slot
+        row["flags"] |= DURABLE
+        arena["touched"] = max(arena["touched"], row["touched"])
+        t.book[GENERATION] = max(t.book[GENERATION], record["generation"] + np.uint64(1))
+        _unlist(t, block)
+        _list(t, block)
+    return out_at
+
+
+@compiled
+def link_records(t: Tables, position: Number, start: Number, stop: Number, records: Rows, positions: U4) -> None:
+    """Find the parents of adopted rows. `positions`: by segment number, 0 for none."""
+    shift = np.int64(t.book[SHIFT])
+    for i in range(start, stop):
+        block = np.int64(t.slots[(position << shift) + i]["block"])
+        if block == 0 or block == NOBODY or t.blocks[block]["state"] != ADOPTING:
+            continue
+        record, row = records[i], t.blocks[block]
+        if not record["parent_generation"]:
+            continue
+        segment, place = np.int64(record["parent_segment"]), np.int64(0)
+        if segment < positions.size and positions[segment] and np.int64(record["parent_slot"]) < (1 << shift):
+            place = (np.int64(positions[segment]) << shift) + np.int64(record["parent_slot"])
+        parent = np.int64(t.slots[place]["block"]) if place else 0
+        good = parent != 0 and parent != NOBODY and parent != block
+        if good:
+            above = t.blocks[parent]
+            good = above["generation"] == record["parent_generation"] and above["namespace"] == row["namespace"]
+        if good:
+            row["parent"] = parent
+        else:
+            row["writer"] = _BROKEN
+
+
+@compiled
+def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8) -> Number:
+    """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many."""
+    settled = 0
+    for i in range(start, stop):
+        depth, at = 0, np.int64(rows[i])
+        while at and t.blocks[at]["state"] == ADOPTING and t.blocks[at]["writer"] == 1 and depth < stack.size:
+            t.blocks[at]["writer"] = _WALKING
+            stack[depth] = at
+            depth += 1
+            at = np.int64(t.blocks[at]["parent"])
+        whole = at == 0 or (t.blocks[at]["state"] != ADOPTING and t.blocks[at]["state"] in LIVE)
+        while depth:
+            depth -= 1
+            block = np.int64(stack[depth])
+            row = t.blocks[block]
+            for word in range(4):
+                key[word] = row["key"][word]
+            whole = whole and not _find(t, ix, row["namespace"], key, 0)
+            row["writer"] = _ROOTED if whole else _BROKEN
+            if not whole:
+                continue
+            row["state"] = KEPT if _position(t, block) < np.int64(t.book[ON_DISK]) else DISK
+            _insert(t, ix, block)
+            _adopt(t, np.int64(row["parent"]), block)
+            settled += 1
+    return settled
+
+
+@compiled
+def finish_adoption(t: Tables, rows: U4, start: Number, stop: Number) -> None:
+    """List those that may be evicted, in the order given, and free those whose chain is broken."""
+    for i in range(start, stop):
+        block = np.int64(rows[i])
+        row = t.blocks[block]
+        if row["state"] != ADOPTING:
+            _list(t, block)
+            continue
+        row["parent"] = 0
+        if row["holds"]:  # somebody may still be reading it
+            row["state"] = DOOMED
+        else:
+            _free_block(t, block)
+
+
+@compiled
+def keep_rows(
+    t: Tables, start: Number, stop: Number, pool_of: U4, slots_of: U4, arena_shift: Number, out: U4, out_at: Number
+) -> Number:
+    """Look over the rows of a former life: those that are whole become ADOPTING, the others FREE for now.
+
+    `pool_of`: by namespace, pool + 1, 0 for an unknown one; `slots_of`: by position, slots of a kept arena, or 0.
+    """
+    for block in range(start, stop):
+        row = t.blocks[block]
+        good = row["state"] == RESIDENT or row["state"] == KEPT
+        slot = np.int64(row["slot"])
+        position = slot >> arena_shift
+        good = good and position < slots_of.size and (slot & ((1 << arena_shift) - 1)) < np.int64(slots_of[position])
+        good = good and row["namespace"] < pool_of.size and pool_of[row["namespace"]] != 0
+        good = good and t.arenas[position]["pool"] == pool_of[row["namespace"]]
+        good = good and np.int64(row["parent"]) < t.blocks.size and t.slots[slot]["block"] == 0
+        good = good and row["seal"] == seal_of(t, block)
+        if not good:
+            continue
+        row["state"] = ADOPTING
+        row["writer"] = 1
+        _occupy(t, block)
+        out[out_at] = block
+        out_at += 1
+    return out_at
+
+
+@compiled
+def _occupy(t: Tables, block: Number) -> None:
+    """A row of a former life is in its slot; what else it said of others is forgotten."""
+    row = t.blocks[block]
+    for_whom = t.arenas[_position(t, block)]
+    row["flags"] = 0
+    row["holds"] = 0
+    row["disk"] = 0
+    row["dram_children"] = 0
+    row["first_child"] = 0
+    row["next_sibling"] = 0
+    row["prev_sibling"] = 0
+    row["older"] = 0
+    row["newer"] = 0
+    row["chain"] = 0
+    t.slots[row["slot"]]["block"] = block
+    for_whom["used"] += np.uint32(1)
+    for_whom["touched"] = max(for_whom["touched"], row["touched"])
+    t.pools[np.int64(for_whom["pool"]) - 1]["blocks"] += np.uint32(1)
+    t.census[row["namespace"]] += np.uint32(1)
+    t.book[ROWS] += np.uint64(1)
+    t.book[GENERATION] = max(t.book[GENERATION], row["generation"] + np.uint64(1))
+
+
+@compiled
+def withhold(t: Tables, block: Number, slots_of: U4, arena_shift: Number) -> bool:
+    """Keep the slot of a row that somebody may still be reading from being used; the caller ends the hold in time.
+
+    False if it never had a slot.
+    """
+    row = t.blocks[block]
+    slot = np.int64(row["slot"])
+    position = slot >> arena_shift
+    if position >= slots_of.size or (slot & ((1 << arena_shift) - 1)) >= np.int64(slots_of[position]):
+        return False
+    if np.int64(t.slots[slot]["block"]) != block:
+        if t.slots[slot]["block"] or row["state"] == FREE or row["state"] == ADOPTING:
+            return False
+        row["state"] = DOOMED
+        _occupy(t, block)
+    _hold(t, block)
+    return True
+
+
+@compiled
+def link_free(t: Tables, unused: Number) -> None:
+    """All other rows of a former life are free."""
+    t.book[UNUSED_ROW] = np.uint64(unused)
+    for block in range(unused - 1, 0, -1):
+        row = t.blocks[block]
+        if row["state"] != ADOPTING and not (row["state"] == DOOMED and row["holds"]):
+            row["state"] = FREE
+            row["chain"] = t.book[FREE_ROWS]
+            t.book[FREE_ROWS] = np.uint64(block)
+
+
+@compiled
+def free_slots(t: Tables, position: Number, slots: Number) -> None:
+    """Chain up the slots of a kept arena that hold no block."""
+    shift = np.int64(t.book[SHIFT])
+    arena = t.arenas[position]
+    arena["free"] = 0
+    arena["untouched"] = slots
+    for i in range(slots - 1, -1, -1):
+        slot = (position << shift) + i
+        if not t.slots[slot]["block"]:
+            t.slots[slot]["next_free"] = arena["free"]
+            arena["free"] = slot + 1
+    if arena["free"]:
+        _open_arena(t, position)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvstore.blocks import U4
-    from kvstore.sessions import Lease, Parked, Session
+    from kvstore.sessions import Lease, Parked, Session, Stream
+    from kvstore.tier.orders import Order
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -21,6 +22,9 @@ class Clock(Protocol):
 
     def now_ns(self) -> int:
         """CLOCK_MONOTONIC."""
+
+    def wall_s(self) -> int:
+        """Seconds since 1970: for what must mean something to the next life."""
 
 
 class Randomness(Protocol):
@@ -49,6 +53,16 @@ class Memory(Protocol):
         """Forget a punched arena: nobody maps it any more."""
 
 
+class Workers(Protocol):
+    """Threads that read, write, hash and pack. `Store.finished` gets every batch back."""
+
+    def submit(self, batch: "Sequence[Order]") -> None:
+        """Have orders of one kind carried out. Returns at once."""
+
+    def idle_share(self) -> float:
+        """How much of the host's processor time was left over lately, 0 to 1."""
+
+
 class Outbox(Protocol):
     """What the store tells clients without being asked."""
 
@@ -57,6 +71,12 @@ class Outbox(Protocol):
 
     def leased(self, session: "Session", parked: "Parked", lease: "Lease | None", locations: "U4") -> None:
         """The answer to a LEASE that had to wait. `locations` is (arena, slot) pairs."""
+
+    def ready(self, stream: "Stream", first: int, stop: int, left: int) -> None:
+        """Blocks `first..stop` of a stream can be read; `left` more will come."""
+
+    def durable(self, session: "Session", request: int, counts: "tuple[int, int, int, int]") -> None:
+        """The answer to FLUSH: durable, failed, evicted, pending."""
 
     def arena_gone(self, session: "Session", arena: int) -> None:
         """Unmap this arena and say so."""

@@ -28,6 +28,7 @@ class Counters:
     leases: int
     lease_hits: int
     lease_misses: int
+    lease_disk_hits: int  # of the hits, those that had to be read from disk
     matches: int
     match_hits: int
     match_misses: int

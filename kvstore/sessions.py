@@ -31,12 +31,13 @@ class TicketState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """One tenant: its index and what it has of DRAM."""
+    """One tenant: its index and what it has of DRAM and disk."""
 
     name: str
     number: int
     index: Index
     arenas: int = 0
+    segments: int = 0
     sessions: int = 0
 
     def entries(self) -> int:
@@ -65,6 +66,8 @@ class Namespace:
     slot_bytes: int
     pool: Pool
     sessions: int = 0
+    recompute_ns: int = 0  # what a block costs to compute, as its clients said last; 0: unknown
+    disk_number: int = 0  # what stands for it in the index on disk; 0: not named there yet
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +98,30 @@ class Lease:
     ends: U4  # the blocks that hold the others (blocks.py)
     deadline_ns: int
     fresh: int  # blocks in arenas whose descriptors the session still lacks
+    stream: "Stream | None" = None  # blocks that are still on their way
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """The blocks of a lease that come by READY: rows and (arena, slot) pairs of the whole run, in order."""
+
+    lease: Lease
+    request: int
+    rows: U4
+    locations: U4
+    on_disk: U1  # by block: was it read from disk?
+    announced: int  # so many of them the client knows of
+    ttl_ns: int
+    until_ns: int  # what has not come by then does not come any more
+
+
+@dataclass(slots=True, eq=False)
+class Stored:
+    """Blocks that a session has published in a namespace since its last FLUSH, as rows and generations."""
+
+    rows: list[int] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
+    lost: int = 0  # beyond `STORED_PER_SESSION`: nobody remembers which they were
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +154,7 @@ class Session:
     namespaces: dict[int, Namespace] = field(default_factory=dict)
     parked: list[Parked] = field(default_factory=list)
     outcomes: list[tuple[int, int]] = field(default_factory=list)
+    stored: "dict[int, Stored]" = field(default_factory=dict)  # by namespace: what FLUSH is to make durable
     arenas: dict[int, int] = field(default_factory=dict)  # those whose descriptors it was given, with their positions
     copies: int = 0  # running copies out of its ring
 

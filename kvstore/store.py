@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvproto.errors import Grant, LimitError, NamespaceError, Outcome, TicketError, UsageError
+from kvproto.errors import Grant, KvError, LimitError, NamespaceError, Outcome, TicketError, UsageError
 from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import NamespaceDigest
 from kvproto.limits import (
+    DISK_POOLS,
+    DISK_SLOT_BYTES_MIN,
+    FLUSHES_PER_SESSION,
     KEY_BYTES,
     KEYS_PER_FRAME,
     LEASE_MARGIN_NS,
@@ -26,6 +29,7 @@ from kvproto.limits import (
     PARKED_PER_SESSION,
     POOLS,
     POOLS_PER_TENANT,
+    STORED_PER_SESSION,
     TENANTS,
     TICKET_TTL_NS,
     TICKETS_PER_SESSION,
@@ -34,13 +38,28 @@ from kvproto.limits import (
 from kvstore import blocks
 from kvstore.arenas import Arenas, slot_shift
 from kvstore.blocks import ARENA, BLOCK, POOL, SLOT, U4, U8, Index, Tables
-from kvstore.ports import Clock, Memory, Outbox, Randomness
+from kvstore.ports import Clock, Memory, Outbox, Randomness, Workers
 from kvstore.report import ClearReport, ClearScope
 from kvstore.ring import Ring
 from kvstore.room import Room, make_room
-from kvstore.sessions import Copy, Lease, Namespace, Parked, Pool, Session, Tenant, Ticket, TicketState
+from kvstore.sessions import (
+    Copy,
+    Lease,
+    Namespace,
+    Parked,
+    Pool,
+    Session,
+    Stored,
+    Stream,
+    Tenant,
+    Ticket,
+    TicketState,
+)
+from kvstore.streams import Streams
 from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Each, Job, Jobs, Sweep
 from kvstore.tally import Tally
+from kvstore.tier.disk import Disk, DiskLimits, Flush
+from kvstore.tier.orders import Found, Load, Name, Order, Verify
 from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
@@ -48,6 +67,7 @@ DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drai
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
 _NOBODY = -1
+_BEYOND_DRAM = -2
 
 Items = np.ndarray[tuple[int], np.dtype[np.void]]
 Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -62,12 +82,18 @@ class Limits:
     ticket_ttl_ns: int = TICKET_TTL_NS
     lease_ttl_ns_max: int = LEASE_TTL_NS_MAX
     slice_steps: int = SLICE_STEPS  # of what is dropped in the background, between two events
+    disk: DiskLimits = DiskLimits()
+    first_generation: int = 1  # larger than any that a former life gave
 
 
 class Store:
     """All blocks of one daemon. Owner thread only."""
 
-    def __init__(self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox) -> None:
+    def __init__(
+        self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox,
+        workers: Workers | None = None,
+    ) -> None:  # fmt: skip
+        """Without `workers` there is no disk tier, whatever the limits say."""
         self.limits = limits
         self.tally = Tally()
         self.draining = False
@@ -76,7 +102,8 @@ class Store:
         self._memory = memory
         self._outbox = outbox
         self.tables = _make_tables(limits, memory)
-        self.arenas = Arenas(self.tables, memory, outbox, limits.arena_bytes)
+        positions = limits.dram_bytes // limits.arena_bytes
+        self.arenas = Arenas(self.tables, memory, outbox, limits.arena_bytes, positions)
         self.tenants: dict[str, Tenant] = {}
         self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}
         self.sessions: dict[int, Session] = {}
@@ -84,6 +111,16 @@ class Store:
         self._pools: dict[tuple[Tenant, int], Pool] = {}
         self._by_number: dict[int, Namespace] = {}
         self._jobs = Jobs(self.tables, self.arenas, limits.slice_steps)
+        workers = workers or NoWorkers()
+        self.disk = Disk(
+            limits.disk, self.tables, workers, self.arenas.by_number, self.tenants, self._by_number, self._sweep,
+            clock.wall_s, positions,
+        )  # fmt: skip
+        self.streams = Streams(
+            self.tables, outbox, workers, self.disk, self._by_number,
+            lambda pool, exhausted: self._make_room(pool, exhausted=exhausted),
+            lambda tenant, block: self._begin(Sweep(self.tables, tenant, [block])), self._prolong,
+        )  # fmt: skip
         self._ticket_wheel: Wheel[Ticket] = Wheel()
         self._lease_wheel: Wheel[Lease] = Wheel()
         self._parked_wheel: Wheel[Session] = Wheel()
@@ -201,6 +238,7 @@ class Store:
         for namespace in mine:
             if not namespace.sessions and not self.tables.census[namespace.number]:
                 del self.namespaces[tenant, namespace.digest]
+                self.disk.commits.forget(namespace.number)
                 return namespace.number
         raise LimitError(f"more than {NAMESPACES_PER_TENANT} namespaces of one tenant in use")
 
@@ -217,14 +255,20 @@ class Store:
         """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
         index = namespace.tenant.index
         found, stop = blocks.match_run(self.tables.blocks, *index, namespace.number, keys, at, count, self._run)
-        pending = 0
+        pending = on_disk = 0
+        if stop and self.tables.blocks["state"][stop] != blocks.WRITING:
+            found, on_disk, stop = blocks.extend_run(
+                self.tables, index, namespace.number, keys, at, count, found, self._run
+            )
         if stop:
             pending = blocks.pending_run(self.tables, index, namespace.number, keys, at, count, found)
         tally = self.tally
         tally.matches += 1
         tally.match_hits += found
         tally.match_misses += count - found
-        return Matched(0, found, 0, pending, UNKNOWN_NS, UNKNOWN_NS) if found or pending else NOTHING_MATCHED
+        if not found and not pending:
+            return NOTHING_MATCHED
+        return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
 
     def lease(
         self, session: Session, namespace: Namespace, request: int, keys: U8, at: int, count: int,
@@ -233,7 +277,7 @@ class Store:
         """Hold the lead run of a chain until a deadline; (arena, slot) pairs go to `locations`.
 
         Returns None where nothing is there, and Parked where the run ends at a block that this session is still
-        writing: `Outbox.leased` then answers.
+        writing: `Outbox.leased` then answers. With `wait_ns`, what lies outside DRAM is brought in: `lease.stream`.
         """
         now_ns = self._clock.now_ns()
         deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
@@ -241,11 +285,14 @@ class Store:
         if len(session.leases) >= LEASES_PER_SESSION:
             self.tally.refused_quota += 1
             count = 0
-        found, held, fresh = blocks.find_and_lease(
-            *self.tables, *namespace.tenant.index, namespace.number, keys, at, count, patient, now_ns, deadline_ns,
-            self._run, locations, locations_at, session.given, self._ends,
+        found, held, fresh, unsaved = blocks.find_and_lease(
+            *self.tables, *namespace.tenant.index, namespace.number, keys, at, count, patient, wait_ns, now_ns,
+            deadline_ns, self._run, locations, locations_at, session.given, self._ends,
         )  # fmt: skip
-        if found < 0:
+        beyond = found == _BEYOND_DRAM
+        if beyond:
+            found, held = self.streams.extend(namespace, keys, at, count, held, self._run, patient, now_ns)
+        if held and (beyond or found < 0):
             copied = keys[at : at + 4 * count].copy()
             parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns, held)
             session.parked.append(parked)
@@ -256,10 +303,42 @@ class Store:
         self.tally.lease_misses += count - found
         if not found:
             return None
-        lease = Lease(session.next_lease, session, found, self._ends[:held].copy(), deadline_ns, fresh)
+        if beyond:
+            return self._lease_beyond(session, request, found, ttl_ns, wait_ns, locations, locations_at)
+        lease = self._add_lease(session, found, held, deadline_ns, fresh)
+        if unsaved and self.limits.disk.disk_bytes:
+            self.disk.leased(lease.ends)
+        return lease
+
+    def _add_lease(self, session: Session, count: int, held: int, deadline_ns: int, fresh: int) -> Lease:
+        lease = Lease(session.next_lease, session, count, self._ends[:held].copy(), deadline_ns, fresh)
         session.next_lease += 1  # its own numbers: others' leases are not to be counted by them
         self.leases[lease.number] = session.leases[lease.number] = lease
         self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
+        return lease
+
+    def _lease_beyond(
+        self, session: Session, request: int, found: int, ttl_ns: int, wait_ns: int, locations: U4, locations_at: int
+    ) -> Lease:
+        """Lease a run that `Streams.extend` holds: what is there now, and the rest as it comes."""
+        tables, run, now_ns = self.tables, self._run, self._clock.now_ns()
+        deadline_ns = now_ns + min(wait_ns + ttl_ns, self.limits.lease_ttl_ns_max)
+        held, fresh = blocks.lease_run(
+            tables, run, found, now_ns, deadline_ns, locations, locations_at, session.given, self._ends
+        )
+        self.streams.settle(run, found)
+        lease = self._add_lease(session, found, held, deadline_ns, fresh)
+        rows = run[:found].copy()
+        there, _ = blocks.ready_until(tables, rows, 0)
+        if there < found:
+            on_disk = (tables.blocks["state"][rows] == blocks.LOADING).astype(np.uint8)
+            all_locations = locations[locations_at : locations_at + 2 * found].copy()
+            stream = Stream(lease, request, rows, all_locations, on_disk, there, ttl_ns, now_ns + wait_ns)
+            lease.count, lease.stream = there, stream
+            self.tally.lease_disk_hits += int(on_disk.sum())
+            self.streams.begin(stream)
+        if self.limits.disk.disk_bytes:
+            self.disk.leased(lease.ends)
         return lease
 
     def release(self, session: Session, numbers: Sequence[int]) -> None:
@@ -279,16 +358,22 @@ class Store:
         now_ns = self._clock.now_ns()
         if lease is None or lease.deadline_ns < now_ns:
             return 0
-        deadline_ns = now_ns + min(ttl_ns, self.limits.lease_ttl_ns_max)
+        self._prolong(lease, ttl_ns)
+        return lease.deadline_ns
+
+    def _prolong(self, lease: Lease, ttl_ns: int) -> None:
+        deadline_ns = self._clock.now_ns() + min(ttl_ns, self.limits.lease_ttl_ns_max)
         dropped = self.tables.blocks["state"][lease.ends] == blocks.DOOMED
         if deadline_ns > lease.deadline_ns and not dropped.any():
             self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
             lease.deadline_ns = deadline_ns
             blocks.renew_run(self.tables, lease.ends, np.uint64(deadline_ns))
             self._lease_wheel.add(lease, deadline_ns + LEASE_MARGIN_NS)
-        return lease.deadline_ns
 
     def _end_lease(self, lease: Lease) -> None:
+        if lease.stream is not None:
+            self.streams.forget(lease.stream)
+            lease.stream = None
         del self.leases[lease.number], lease.session.leases[lease.number]
         blocks.end_lease(*self.tables, lease.ends, self._clock.now_ns())
         self._forget(lease.session)
@@ -434,8 +519,76 @@ class Store:
         if alive:
             self.tally.published += 1
             self.tally.published_bytes += ticket.namespace.identity.block_bytes
+            if self.limits.disk.disk_bytes:
+                self._remember(ticket)
         self._close_ticket(ticket, Outcome.PUBLISHED if alive else Outcome.DISCARDED)
         self._forget(session)
+
+    def _remember(self, ticket: Ticket) -> None:
+        """The disk tier may want this block now, and FLUSH will."""
+        row, generation = ticket.block, int(self.tables.blocks["generation"][ticket.block])
+        self.disk.published(row, generation)
+        stored = ticket.session.stored.setdefault(ticket.namespace.number, Stored())
+        if len(stored.rows) >= STORED_PER_SESSION:
+            stored.lost += len(stored.rows)
+            stored.rows.clear()
+            stored.generations.clear()
+        stored.rows.append(row)
+        stored.generations.append(generation)
+
+    def flush(
+        self, session: Session, namespace: Namespace, request: int, wait_ns: int
+    ) -> tuple[int, int, int, int] | None:
+        """Make what this session published in a namespace durable: (durable, failed, evicted, pending).
+
+        None if that takes time: `Outbox.durable` then answers. Raises LimitError for too many at once.
+        """
+        if self.disk.flushes_of(session) >= FLUSHES_PER_SESSION:
+            raise LimitError(f"more than {FLUSHES_PER_SESSION} FLUSH at once")
+        stored = session.stored.pop(namespace.number, Stored())
+        flush = Flush(
+            session, namespace, request, np.array(stored.rows, dtype=np.uint32),
+            np.array(stored.generations, dtype=np.uint64), stored.lost, self._clock.now_ns() + wait_ns,
+        )  # fmt: skip
+        return self.disk.flush(flush)
+
+    def finished(self, batch: Sequence[Order]) -> None:
+        """`Workers` have carried out orders of one kind."""
+        now_ns = self._clock.now_ns()
+        first = batch[0]
+        if isinstance(first, Load | Verify):
+            self.streams.finished(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
+        else:
+            self.disk.finished(batch, now_ns)
+        self._answer_flushes(now_ns)
+
+    def _answer_flushes(self, now_ns: int) -> None:
+        for flush, counts in self.disk.answered_flushes(now_ns):
+            left = self.disk.undecided(flush)
+            if left.rows:
+                stored = flush.session.stored.setdefault(flush.namespace.number, Stored())
+                stored.rows += left.rows
+                stored.generations += left.generations
+            self._outbox.durable(flush.session, flush.request, counts)
+
+    def open_disk(self, found: Sequence[Found], names: Sequence[Name], foreign: Sequence[int]) -> None:
+        """The index on disk has been read."""
+        self.disk.open(found, names, foreign, self._known_tenant, self._known_namespace, self._clock.now_ns())
+
+    def _known_tenant(self, name: str) -> Tenant | None:
+        try:
+            return self.tenants.get(name) or self._add_tenant(name)
+        except LimitError:
+            return None
+
+    def _known_namespace(self, tenant_name: str, identity: NamespaceIdentity) -> Namespace | None:
+        tenant, digest = self._known_tenant(tenant_name), identity.digest()
+        if tenant is None:
+            return None
+        try:
+            return self.namespaces.get((tenant, digest)) or self._add_namespace(tenant, identity, digest)
+        except KvError:
+            return None
 
     def _close_ticket(self, ticket: Ticket, outcome: Outcome) -> None:
         session = ticket.session
@@ -509,8 +662,11 @@ class Store:
                 blocks.begin_sweep(self.tables, tenant.index, block)
                 tops.append(block)
         self._begin(
-            Sweep(self.tables, tenant, tops, lambda dropped: self._jobs.when_swept(tenant, lambda: done(dropped)))
-        )
+            Sweep(
+                self.tables, tenant, tops,
+                lambda dropped: self._jobs.when_swept(tenant, lambda: self.disk.when_erased(lambda: done(dropped))),
+            )
+        )  # fmt: skip
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
@@ -522,7 +678,7 @@ class Store:
             report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
 
             def answer(_dropped: int = 0) -> None:
-                self._jobs.when_swept(None, lambda: done(report))
+                self._jobs.when_swept(None, lambda: self.disk.when_erased(lambda: done(report)))
 
             if dry_run:
                 done(report)
@@ -608,6 +764,9 @@ class Store:
             self._end_reservation(ticket)
             if ticket.session.parked:
                 self._parked_wheel.add(ticket.session, now_ns)
+        self.streams.tick(now_ns)
+        self.disk.tick(now_ns)
+        self._answer_flushes(now_ns)
         for session in self._parked_wheel.due(now_ns):
             if session.attached and session.parked:
                 self._retry_parked(session)
@@ -623,6 +782,8 @@ class Store:
                 self._lease_wheel.next_ns(),
                 self._ticket_wheel.next_ns(),
                 self._parked_wheel.next_ns(),
+                self.streams.next_ns(),
+                self.disk.next_tick_ns(self._clock.now_ns()),
             )
             if wheel_ns is not None
         ]
@@ -631,28 +792,53 @@ class Store:
         return min(soonest, default=None)
 
 
+class NoWorkers:
+    """Where there is no disk tier, nobody is asked for anything."""
+
+    def submit(self, batch: Sequence[Order]) -> None:
+        """See the port."""
+        raise AssertionError(f"nobody carries out {batch[0]}")
+
+    def idle_share(self) -> float:
+        """See the port."""
+        return 0.0
+
+
 def _make_tables(limits: Limits, memory: Memory) -> Tables:
-    positions = limits.dram_bytes // limits.arena_bytes
+    positions, segments = limits.dram_bytes // limits.arena_bytes, limits.disk.segments
     if positions < 1:
         raise UsageError("DRAM holds not even one arena")
     shift = slot_shift(limits.arena_bytes)
-    slots = positions << shift
-    book = memory.table("book", 32).view(np.uint64)
-    book[1] = 1  # row 0 is nobody
-    book[3] = shift
-    return Tables(
-        memory.table("blocks", (slots + 1) * BLOCK.itemsize).view(BLOCK),
+    if segments:
+        shift = max(shift, (limits.disk.segment_bytes // DISK_SLOT_BYTES_MIN - 1).bit_length())
+    limbo = positions + segments
+    slots = (limbo + 1) << shift
+    if slots >= blocks.NOBODY:
+        raise UsageError(
+            f"{positions} arenas and {segments} segments are more than 32 bits can number: take larger ones"
+        )
+    rows = (positions << slot_shift(limits.arena_bytes)) + limits.disk.rows + 1
+    book = memory.table("book", 8 * blocks.BOOK_WORDS).view(np.uint64)
+    tables = Tables(
+        memory.table("blocks", rows * BLOCK.itemsize).view(BLOCK),
         memory.table("slots", slots * SLOT.itemsize).view(SLOT),
-        memory.table("arenas", positions * ARENA.itemsize).view(ARENA),
-        memory.table("pools", POOLS * POOL.itemsize).view(POOL),
+        memory.table("arenas", (limbo + 1) * ARENA.itemsize).view(ARENA),
+        memory.table("pools", (POOLS + DISK_POOLS + 1) * POOL.itemsize).view(POOL),
         memory.table("census", NAMESPACES * 4).view(np.uint32),
         book,
     )
+    book[blocks.UNUSED_ROW] = 1  # row 0 is nobody
+    book[blocks.SHIFT] = shift
+    book[blocks.GENERATION] = max(limits.first_generation, 1)
+    book[blocks.ON_DISK] = positions
+    book[blocks.LIMBO] = limbo
+    tables.arenas[limbo]["pool"] = tables.pools.size
+    return tables
 
 
 def _index_buckets(limits: Limits) -> int:
     """Room for two buckets a block if a single tenant holds them all; a power of two, untouched until needed."""
-    slots = limits.dram_bytes // PAGE_BYTES
+    slots = limits.dram_bytes // PAGE_BYTES + limits.disk.rows
     return max(16, 2 << (slots - 1).bit_length())
 
 

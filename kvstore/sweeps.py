@@ -125,7 +125,7 @@ class Clear:
                 if not over:
                     return 0, False
                 self._sweep = None
-            elif self._position < self._arenas.positions:
+            elif self._position < self._tables.arenas.size - 1:
                 steps = max(0, steps - self._advance())
             else:
                 self._done()
@@ -142,7 +142,7 @@ class Clear:
         if found >= 0:
             self._slot = found + 1
             row = self._arenas.row_at(self._position, found)
-            tenant = self._arenas.pools[int(arena["pool"]) - 1].tenant
+            tenant = self._arenas.by_number[int(arena["pool"]) - 1].tenant
             blocks.begin_sweep(self._tables, tenant.index, row)
             self._sweep = Sweep(self._tables, tenant, [row])
             return 1 + (found - start) // SLOTS_A_STEP
@@ -159,7 +159,7 @@ class Count:
         self._tables = tables
         self._arenas = arenas
         self._wanted = wanted
-        self._position = 0 if tops is None else arenas.positions
+        self._position = 0 if tops is None else tables.arenas.size
         self._slot = 0
         self._tops = iter(tops or ())
         self._top = 0
@@ -169,7 +169,7 @@ class Count:
 
     def run(self, steps: int) -> tuple[int, bool]:
         """See Job. A slice of one arena or of one subtree at a time."""
-        if self._position < self._arenas.positions:
+        if self._position < self._tables.arenas.size - 1:
             return max(0, steps - self._advance()), False
         if not self._here:
             self._top = self._here = next(self._tops, 0)

@@ -16,6 +16,7 @@ class Tally:
     leases: int = 0
     lease_hits: int = 0
     lease_misses: int = 0
+    lease_disk_hits: int = 0
     matches: int = 0
     match_hits: int = 0
     match_misses: int = 0

@@ -11,11 +11,14 @@ from kvproto.errors import Grant, Outcome
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES
 from kvstore.audit import audit
+from kvstore import blocks
 from kvstore.blocks import DOOMED, U8
 from kvstore.ports import Bytes
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Session
 from kvstore.store import ITEM, Limits, Store
 from kvstore.sweeps import SLICE_STEPS
+from kvstore.tier.disk import DiskLimits, DiskState
+from tests.drive import FakeDrive
 from tests.fakes import FakeClock, FakeMemory, FakeOutbox, FakeRandomness
 
 MS = 10**6
@@ -82,17 +85,52 @@ class Core:
         slice_steps: int = SLICE_STEPS,
         seed: int = 1,
         memory: FakeMemory | None = None,
+        disk: DiskLimits | None = None,
+        drive: FakeDrive | None = None,
+        first_generation: int = 1,
     ) -> None:
+        """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
         self.clock = FakeClock()
         self.memory = memory or FakeMemory()
         self.outbox = FakeOutbox()
-        limits = Limits(arenas * arena_bytes, arena_bytes, ticket_ttl_ns, lease_ttl_ns_max, slice_steps)
-        self.store = Store(limits, self.clock, FakeRandomness(seed), self.memory, self.outbox)
+        limits = Limits(
+            arenas * arena_bytes, arena_bytes, ticket_ttl_ns, lease_ttl_ns_max, slice_steps, disk or DiskLimits(),
+            first_generation,
+        )  # fmt: skip
+        self.drive = drive or FakeDrive(disk.segment_bytes if disk else 0)
+        self.drive.memory = self.memory
+        self.store = Store(limits, self.clock, FakeRandomness(seed), self.memory, self.outbox, self.drive)
         self.running: list[tuple[Copy, Bytes]] = []
+        if disk and drive is None:
+            self.open_disk()
 
     def client(self, tenant: str = "t", ring_pages: int = 64) -> "Client":
         """A new session."""
         return Client(self, tenant, ring_pages)
+
+    def open_disk(self) -> None:
+        """The index has been read; recovery runs to its end."""
+        self.store.open_disk(*self.drive.found())
+        while self.store.disk.state is not DiskState.SERVING:
+            self.store.tick()
+
+    def work(self, index: int = 0) -> None:
+        """A thread ends one batch of orders."""
+        self.store.finished(self.drive.carry_out(index))
+
+    def work_all(self) -> None:
+        """All orders are carried out, and those that follow from them."""
+        for _ in range(10_000):
+            self.finish_all()
+            self.store.tick()
+            due_ns = self.store.next_tick_ns()
+            if self.drive.waiting:
+                self.work()
+            elif due_ns is not None and due_ns <= self.clock.ns + 60 * MS:
+                self.clock.ns = max(self.clock.ns, due_ns)
+            else:
+                return
+        raise AssertionError("the disk tier never comes to rest")
 
     def finish(self, index: int = 0) -> None:
         """A leaf thread ends one running copy."""
@@ -132,7 +170,7 @@ class Core:
         position = self.store.arenas.draining
         if position is None or self.store._jobs.queued:
             return False
-        shift = int(self.store.tables.book[3])
+        shift = int(self.store.tables.book[blocks.SHIFT])
         rows = self.store.tables.slots["block"][position << shift : (position + 1) << shift]
         return bool(rows.any()) and bool((self.store.tables.blocks["state"][rows[rows != 0]] == DOOMED).all())
 

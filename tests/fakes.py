@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvproto.limits import PAGE_BYTES
 from kvstore.blocks import U4
 from kvstore.ports import Bytes
-from kvstore.sessions import Lease, Parked, Session
+from kvstore.sessions import Lease, Parked, Session, Stream
 
 
 class FakeClock:
@@ -20,6 +21,10 @@ class FakeClock:
     def now_ns(self) -> int:
         """See the port."""
         return self.ns
+
+    def wall_s(self) -> int:
+        """See the port."""
+        return 1_700_000_000 + self.ns // 10**9
 
     def advance(self, ns: int) -> None:
         """Let time pass; never back."""
@@ -109,6 +114,16 @@ class FakeMemory:
         return arena
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """One READY."""
+
+    lease: Lease
+    deadline_ns: int
+    left: int
+    locations: list[tuple[int, int]]
+
+
 class FakeOutbox:
     """`kvstore.ports.Outbox` that keeps what was said."""
 
@@ -116,6 +131,8 @@ class FakeOutbox:
         self.outcomes: dict[int, dict[int, int]] = {}  # session -> ticket -> Outcome
         self.answers: list[tuple[Session, Parked, Lease | None, list[tuple[int, int]]]] = []
         self.gone: list[tuple[Session, int]] = []
+        self.readies: list[Ready] = []
+        self.flushed: list[tuple[Session, int, tuple[int, int, int, int]]] = []
 
     def published(self, session: Session, outcomes: Sequence[tuple[int, int]]) -> None:
         """See the port."""
@@ -131,6 +148,18 @@ class FakeOutbox:
         count = lease.count if lease else 0
         pairs = locations[: 2 * count].reshape(-1, 2).tolist()
         self.answers.append((session, parked, lease, [(arena, slot) for arena, slot in pairs]))
+
+    def ready(self, stream: Stream, first: int, stop: int, left: int) -> None:
+        """See the port."""
+        if stream.lease.session.attached:
+            pairs = stream.locations[2 * first : 2 * stop].reshape(-1, 2).tolist()
+            deadline_ns = stream.lease.deadline_ns
+            self.readies.append(Ready(stream.lease, deadline_ns, left, [(arena, slot) for arena, slot in pairs]))
+
+    def durable(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
+        """See the port."""
+        assert session.attached, "answered a closed session"
+        self.flushed.append((session, request, counts))
 
     def arena_gone(self, session: Session, arena: int) -> None:
         """See the port."""

@@ -6,6 +6,8 @@ gets there, or run in its thread with `do`:
     peer.mute(Verb.LEASE)          swallow these requests, keeping them
     peer.answer_held()             ... and answer them after all
     peer.instead[Verb.PING] = f    let `f(peer, head, frame)` answer instead
+    peer.on_disk |= {key, ...}     these blocks come by READY, `peer.ready_blocks` a frame at once or when told:
+    peer.ready(lease, count)       the next `count` blocks of a lease, rightly, or wrongly as the arguments say
     peer.do(lambda: peer.send(b))  anything else
     peer.wait_for(lambda: ...)     wait until the peer has seen something
 """
@@ -18,14 +20,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from kvproto import frames
 from kvproto.errors import Code, Grant, Outcome
-from kvproto.frames import Flag, Head, Matched, Mode, Role, Verb, Welcome
-from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB, PAGE_BYTES, slot_bytes_for
+from kvproto.frames import Durable, Flag, Head, Matched, Mode, Ready, Role, Verb, Welcome
+from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB, PAGE_BYTES, PROTOCOL_VERSION, slot_bytes_for
 
 PATIENCE_S: Final = 20.0
 Answerer = Callable[["Peer", Head, bytes], None]
@@ -57,10 +59,17 @@ class Peer:
         self.grants: list[Grant] = []  # taken from the front for the keys of RESERVE, GRANTED when empty
         self.outcomes: list[Outcome] = []  # likewise for committed tickets
         self.publishing = True
+        self.on_disk: set[bytes] = set()  # of the blocks
+        self.ready_blocks = 0  # how many a READY brings right after LEASED; 0: none comes unless told
+        self.durables: list[Durable] = []  # answers to FLUSH, from the front; all zeros when empty: no disk
 
         self.seen: list[Verb] = []
         self.hellos = 0
         self.leases: dict[int, int] = {}  # lease -> blocks
+        self.coming: dict[int, list[tuple[bytes, tuple[int, int]]]] = {}  # lease -> its blocks to come: key, place
+        self.recompute_us: list[int] = []  # of every RESERVE
+        self.waits_ns: list[int] = []  # of every LEASE
+        self.flush_waits_ns: list[int] = []
         self.released: list[int] = []
         self.committed: list[int] = []
         self.aborted: list[int] = []
@@ -73,6 +82,7 @@ class Peer:
         self._block_bytes = 0
         self._tickets: dict[int, tuple[bytes, int]] = {}  # ticket -> key, page
         self._numbers = 0
+        self._lease = 0
         self._page = 0
         self._ring: mmap.mmap | None = None
         self._sock: socket.socket | None = None
@@ -175,6 +185,26 @@ class Peer:
             self.send(frames.build_arena_gone(arena))
 
         self.do(gone)
+
+    def ready(
+        self,
+        lease: int,
+        count: int,
+        *,
+        left: int | None = None,
+        places: list[tuple[int, int]] | None = None,
+        deadline_ns: int | None = None,
+        cut: int = 0,
+    ) -> None:
+        """Send the next `count` blocks of a lease by READY; any argument more is a lie. From any thread.
+
+        `left`: blocks to come, 0 to end early; `places`: instead of where they lie; `cut`: bytes missing at the end.
+        """
+
+        def send() -> None:
+            self._ready(lease, count, left, places, deadline_ns, cut)
+
+        send() if threading.current_thread() is self._thread else self.do(send)
 
     # -- its thread ---------------------------------------------------------------------------------------------
 
@@ -287,8 +317,8 @@ class Peer:
             self._page = 0
         clock_ns = time.monotonic_ns() + self.clock_offset_ns
         welcome = Welcome(
-            1, Mode.COPY, self.hellos, clock_ns, ring_bytes, self.lease_ttl_ns_max, 30 * 10**9, KEYS_PER_FRAME,
-            hello.tenant or "default", "",
+            PROTOCOL_VERSION, Mode.COPY, self.hellos, clock_ns, ring_bytes, self.lease_ttl_ns_max, 30 * 10**9,
+            KEYS_PER_FRAME, hello.tenant or "default", "",
         )  # fmt: skip
         self.send(frames.build_welcome(head.request, welcome), fds)
         for fd in fds:
@@ -328,24 +358,70 @@ class Peer:
     def lease(self, head: Head, frame: bytes) -> None:
         """ARENA for what the client has not seen, then LEASED."""
         keys = _keys(frame, frames.require_keys(head, frames.LEASE_HEAD.size), head)
-        _, ttl_ns, _ = frames.LEASE_HEAD.unpack_from(frame, head.body)
+        _, ttl_ns, wait_ns = frames.LEASE_HEAD.unpack_from(frame, head.body)
+        self.waits_ns.append(wait_ns)
         places = self.lead(keys)
+        self._introduce(places)
+        at_once = next((number for number, key in enumerate(keys[: len(places)]) if key in self.on_disk), len(places))
+        spots = [(arena.number, slot) for arena, slot in places]
+        later = list(zip(keys[at_once:], spots[at_once:], strict=False)) if wait_ns else []
+        self.send(self.leased(head.request, ttl_ns, spots[:at_once], later))
+        while self.ready_blocks and later and self.coming[self._lease]:
+            self._ready(self._lease, min(self.ready_blocks, len(self.coming[self._lease])))
+
+    def _introduce(self, places: list[tuple[Arena, int]]) -> None:
         fresh = [arena for arena in self.arenas.values() if not arena.sent and any(at is arena for at, _ in places)]
         if fresh:
             body = [(arena.number, arena.bytes) for arena in fresh]
             self.send(frames.build_arenas(body), [arena.fd for arena in fresh])
             for arena in fresh:
                 arena.sent = True
-        self.send(self.leased(head.request, ttl_ns, [(arena.number, slot) for arena, slot in places]))
 
-    def leased(self, request: int, ttl_ns: int, places: list[tuple[int, int]]) -> bytes:
+    def leased(
+        self,
+        request: int,
+        ttl_ns: int,
+        places: list[tuple[int, int]],
+        later: Sequence[tuple[bytes, tuple[int, int]]] = (),
+    ) -> bytes:
         """A LEASED frame."""
-        number = self._number() if places else 0
-        if places:
-            self.leases[number] = len(places)
-        body = frames.LEASED_HEAD.pack(number, time.monotonic_ns() + ttl_ns if places else 0)
+        promised = len(places) + len(later)
+        if promised:
+            self._lease += 1
+            self.leases[self._lease] = promised
+            self.coming[self._lease] = list(later)
+        lease, deadline_ns = (self._lease, time.monotonic_ns() + ttl_ns) if promised else (0, 0)
+        body = frames.LEASED_HEAD.pack(lease, deadline_ns, len(later))
         body += b"".join(frames.LOCATION.pack(*place) for place in places)
         return frames.build(Verb.LEASED, request, body, count=len(places))
+
+    def _ready(
+        self,
+        lease: int,
+        count: int,
+        left: int | None = None,
+        places: list[tuple[int, int]] | None = None,
+        deadline_ns: int | None = None,
+        cut: int = 0,
+    ) -> None:
+        coming = self.coming.get(lease, [])
+        chunk, self.coming[lease] = coming[:count], coming[count:]
+        disk = sum(key in self.on_disk for key, _ in chunk)
+        ready = Ready(
+            lease,
+            time.monotonic_ns() + 10**10 if deadline_ns is None else deadline_ns,
+            len(self.coming[lease]) if left is None else left,
+            disk if places is None else 0,
+            [place for _, place in chunk] if places is None else places,
+        )
+        frame = frames.build_ready(ready)
+        self.send(frame[: len(frame) - cut])
+
+    def flush(self, head: Head, frame: bytes) -> None:
+        """DURABLE."""
+        self.flush_waits_ns.append(frames.parse_flush(frame, head)[1])
+        durable = self.durables.pop(0) if self.durables else Durable(0, 0, 0, 0)
+        self.send(frames.build_durable(head.request, durable))
 
     def renew(self, head: Head, frame: bytes) -> None:
         """RENEWED."""
@@ -357,6 +433,7 @@ class Peer:
     def reserve(self, head: Head, frame: bytes) -> None:
         """RESERVED, with spans one after the other, for ever new."""
         keys = _keys(frame, frames.require_keys(head, frames.RESERVE_HEAD.size), head)
+        self.recompute_us.append(frames.RESERVE_HEAD.unpack_from(frame, head.body)[1])
         pages = slot_bytes_for(self._block_bytes) // PAGE_BYTES
         items = []
         for key in keys:
@@ -420,6 +497,7 @@ _ANSWERS: dict[Verb, Answerer] = {
     Verb.COMMIT: Peer.commit,
     Verb.ABORT: Peer.abort,
     Verb.DELETE: Peer.delete,
+    Verb.FLUSH: Peer.flush,
     Verb.PING: Peer.ping,
     Verb.ARENA_DROPPED: Peer.arena_dropped,
 }

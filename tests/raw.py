@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import Code
-from kvproto.frames import Head, Hello, Leased, Reserved, Verb, Welcome
+from kvproto.frames import Durable, Head, Hello, Leased, Ready, Reserved, Verb, Welcome
 from kvproto.identity import NamespaceIdentity
 
 PATIENCE_S = 20.0  # how long an answer may take on a busy machine before the test fails
@@ -117,6 +117,21 @@ class RawClient:
         self.send(frames.build_lease(self.request(), namespace, b"".join(keys), ttl_ns, wait_ns))
         head, frame, _ = self.answer(Verb.LEASED)
         return frames.parse_leased(frame, head)
+
+    def ready(self) -> Ready:
+        """The next READY, which may have come before an answer."""
+        for index, (head, frame, _) in enumerate(self.unasked):
+            if head.verb == Verb.READY:
+                del self.unasked[index]
+                return frames.parse_ready(frame, head)
+        head, frame, _ = self.answer(Verb.READY)
+        return frames.parse_ready(frame, head)
+
+    def flush(self, namespace: int, wait_s: float = 0.0) -> Durable:
+        """FLUSH a namespace."""
+        self.send(frames.build_flush(self.request(), namespace, int(wait_s * 1e9)))
+        head, frame, _ = self.answer(Verb.DURABLE)
+        return frames.parse_durable(frame, head)
 
     def ping(self) -> None:
         """The daemon serves this session."""

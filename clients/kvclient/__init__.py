@@ -5,7 +5,7 @@
     keys = ns.keys(token_ids)
     ns.store(keys, blocks)
     with ns.fetch(keys) as lease:
-        hit = lease.copy_to(pages[: lease.blocks])
+        hit = lease.copy_to(pages[: lease.expected])  # what lies on disk is copied as it comes
 
 A daemon that is absent, dead or restarting is a miss, never an exception. `kvclient.aio` is the asyncio flavour.
 The errors (drawn in `kvproto.errors`):

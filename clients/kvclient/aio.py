@@ -5,24 +5,27 @@
     async with ns.fetch(keys) as lease:
         hit = await lease.copy_to(pages)
 
+Where a thread would wait in a property, a coroutine cannot: `lease.blocks` and `lease.views` show what has come so far,
+and `await lease.complete()` waits until that is all.
+
 Copies run in `asyncio.to_thread`; everything else in the loop that `connect` ran in, and only there. A cancelled verb
 first lets a copy under way end: the memory on both sides is not the caller's again before.
 """
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from types import TracebackType
 from typing import Self
 
 from kvclient import flows
 from kvclient.aio_connection import AsyncConnection, in_thread
-from kvclient.calls import Part
 from kvclient.client import hello_of, identity_of
 from kvclient.flows import Flow
 from kvclient.lease import Held
 from kvclient.namespace import Verbs
 from kvclient.results import FlushResult, Match, Status, StoreResult
+from kvclient.stream import Part, arrive, lead_of
 from kvproto.frames import Role
 from kvproto.identity import NamespaceIdentity
 
@@ -53,13 +56,52 @@ class AsyncLease(Held):
         super().__init__(connection, parts, block_bytes)
         self._connection = connection
 
+    @property
+    def blocks(self) -> int:
+        """Length of the lead run as far as it has come: final after `complete`, and at once if nothing is coming."""
+        if not self._streaming:
+            return self._blocks
+        lead = lead_of(self._parts)
+        if lead.coming is not None and _clock() < lead.coming.until_ns:
+            return lead.blocks
+        return self._after_waiting(self.expected)
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """As `Lease.views`, of the blocks that have come."""
+        return self.views_of(range(self.blocks))
+
+    async def complete(self) -> int:
+        """Wait until no more blocks are coming, at most as long as `fetch` was told; how many there are."""
+        return await self._beyond(self.expected)
+
+    async def chunks(self) -> AsyncIterator[range]:
+        """As `Lease.chunks`."""
+        first = 0
+        while (end := await self._beyond(first)) > first and not self._released:
+            yield range(first, end)
+            first = end
+
     async def copy_to(self, targets: object) -> bool:
         """As `Lease.copy_to`, in a thread."""
-        copying = self._copying_to(targets)
-        if not self.valid():
-            return False
-        await in_thread(copying)
+        memory = self._writable(targets)
+        wanted = len(memory.addresses)
+        first = 0
+        while first < wanted:
+            end = min(await self._beyond(first), wanted)
+            if not self.valid() or end <= first:
+                return False
+            await in_thread(self._copying(memory, first, end))
+            first = end
         return self.valid()
+
+    async def _beyond(self, first: int) -> int:
+        """As `Lease._beyond`."""
+        if not self._streaming:
+            return self._blocks
+        self._endpoint.check_fork()
+        await self._connection.run(arrive(self._parts, first, _clock))
+        return self._after_waiting(first)
 
     async def renew(self, ttl_s: float) -> bool:
         """As `Lease.renew`."""
@@ -115,17 +157,18 @@ class AsyncNamespace(Verbs):
         parent: bytes | None = None,
         wait: bool = False,
         space_s: float = 1.0,
+        recompute_s: float | None = None,
     ) -> StoreResult:
         """As `Namespace.store`."""
         session = self._connection.session()
         return await self._connection.run(
-            self._storing(session, keys, buffers, parent=parent, wait=wait, space_s=space_s)
+            self._storing(session, keys, buffers, parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s)
         )
 
     async def flush(self, timeout_s: float) -> FlushResult:
         """As `Namespace.flush`."""
         self._connection.check()
-        return await self._connection.run(self._flushing(timeout_s))
+        return await self._connection.run(self._flushing(self._connection.session(), timeout_s))
 
     async def match(self, keys: Sequence[bytes]) -> Match:
         """As `Namespace.match`."""

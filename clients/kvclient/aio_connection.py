@@ -1,6 +1,7 @@
 """The connection of a client that lives in an event loop. The loop itself is the guard of the session."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from kvclient.calls import Call, HelloCall
 from kvclient.copying import copy
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
-from kvclient.ledger import Settled, Waiter
+from kvclient.ledger import Waiter, Watcher
 from kvclient.link import GoneError, Link, dial, take
 from kvclient.protocol import Session
 from kvclient.results import Reason
@@ -50,8 +51,8 @@ class AsyncConnection(Endpoint):
             await in_thread(partial(copy, step.moves))
         elif isinstance(step, Commit):
             await self._commit(step)
-        elif isinstance(step, Settled):
-            await self._settle(step)
+        elif isinstance(step, Watcher):
+            await self._watch(step)
         else:
             await self._wait(step)
 
@@ -81,7 +82,7 @@ class AsyncConnection(Endpoint):
         step.sent = True
         await self._send(link, frame, step.deadline_ns)
 
-    async def _settle(self, step: Settled) -> None:
+    async def _watch(self, step: Watcher) -> None:
         step.watch()
         try:
             await self._wait(step)
@@ -176,6 +177,15 @@ class AsyncConnection(Endpoint):
         refusal = call.error or self._refusal or link.session.goodbye
         self._why_not = str(refusal or self._why_not)
         self._drop(link, self._why_not)
+
+    def guard(self) -> contextlib.AbstractContextManager[object]:
+        """See `Endpoint`."""
+        return contextlib.nullcontext()
+
+    def catch_up(self) -> None:
+        """See `Endpoint`."""
+        if (link := self._link) is not None:
+            self._readable(link)
 
     def distrust(self, session: Session, why: str) -> None:
         """See `Endpoint`."""

@@ -11,20 +11,18 @@ After the wait exactly one holds: the answer's fields are set; `error` says why 
 says why there is no answer. Sans-I/O; guarded like the session.
 """
 
-import functools
-import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from kvclient.ledger import Ledger, Waiter
 from kvclient.results import Reason
+from kvclient.stream import Part
 from kvproto import frames
 from kvproto.errors import Grant, KvError, ProtocolError, RefusedError
-from kvproto.frames import Flag, Head, Hello, Matched, Reserved, Role, Verb, Welcome
+from kvproto.frames import Durable, Flag, Head, Hello, Matched, Reserved, Role, Verb, Welcome
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES, PROTOCOL_VERSION
 
 if TYPE_CHECKING:
-    from kvclient.mapping import Place
     from kvclient.protocol import Session
 
 
@@ -154,55 +152,6 @@ class MatchCall(Call):
         self.matched = matched
 
 
-class Part:
-    """One lease of the daemon's: at most a frame's worth of blocks.
-
-    Where the blocks lie is looked up when somebody wants to read them, which leaves a lease that is only counted
-    cheap. Until then all maps of the session are kept alive, from then on those that hold the blocks.
-    """
-
-    def __init__(self, call: "LeaseCall", lease: int, deadline_ns: int, blocks: int, frame: bytes) -> None:
-        session = call.session
-        self.session = session
-        self._namespace = call.namespace
-        self.lease = lease
-        self.deadline_ns = deadline_ns  # CLOCK_MONOTONIC; 0 once it is gone
-        self.blocks = blocks
-        self._frame = frame
-        self._arenas = session.arenas  # never changed in place
-        self._places: Sequence[Place] | None = None
-
-    @property
-    def cold(self) -> bool:
-        """Whether a map that this lease uses is not wholly populated yet. After `places`."""
-        return any(mapping.cold for mapping in self._arenas.values())
-
-    def places(self) -> "Sequence[Place]":
-        """The map and the offset in bytes of each block. Raises ProtocolError if the daemon named what is not there."""
-        if self._places is None:
-            _, slot_bytes, block_bytes = self._namespace
-            numbers = _locations(self.blocks).unpack_from(self._frame, _LOCATIONS_AT)
-            arenas, slots = numbers[::2], numbers[1::2]
-            try:
-                self._arenas = used = {arena: self._arenas[arena] for arena in dict.fromkeys(arenas)}
-            except KeyError as error:
-                raise ProtocolError(f"LEASED names arena {error}, which was never sent") from error
-            # Anything beyond its arena would be read beyond its map.
-            end = max(slots) * slot_bytes + block_bytes
-            if end > min(mapping.bytes for mapping in used.values()):
-                raise ProtocolError("LEASED names a slot beyond its arena")
-            self._places = [(used[arena], slot * slot_bytes) for arena, slot in zip(arenas, slots, strict=True)]
-        return self._places
-
-
-_LOCATIONS_AT: Final = frames.HEAD_BYTES + frames.LEASED_HEAD.size
-
-
-@functools.lru_cache(maxsize=KEYS_PER_FRAME)
-def _locations(blocks: int) -> struct.Struct:
-    return struct.Struct(f"<{2 * blocks}I")
-
-
 class LeaseCall(Call):
     """LEASE -> LEASED."""
 
@@ -224,13 +173,22 @@ class LeaseCall(Call):
     def accept(self, frame: bytes, head: Head) -> None:
         blocks = head.count
         offset = frames.require_body(head, frames.LEASED_HEAD.size + frames.LOCATION.size * blocks)
-        lease, deadline_ns = frames.LEASED_HEAD.unpack_from(frame, offset)
-        if blocks > len(self.keys) // KEY_BYTES or (lease == 0) != (blocks == 0):
-            raise ProtocolError(f"LEASED says {blocks} blocks, lease {lease}")
-        if blocks:
+        lease, deadline_ns, coming = frames.LEASED_HEAD.unpack_from(frame, offset)
+        promised = blocks + coming
+        if promised > len(self.keys) // KEY_BYTES or (lease == 0) != (promised == 0):
+            raise ProtocolError(f"LEASED says {blocks} blocks and {coming} coming, lease {lease}")
+        if promised:
             self.part = Part(self, lease, deadline_ns, blocks, frame)
+            if coming:
+                self._follow(self.part, coming)
             if self.session.cold:
                 self.session.warm(self.part.places(), self.namespace.block_bytes)
+
+    def _follow(self, part: Part, coming: int) -> None:
+        if not self.wait_ns:
+            raise ProtocolError(f"LEASED says that {coming} blocks are coming, which nobody waits for")
+        part.expect(coming, self.sent_ns + self.wait_ns)
+        self.session.follow_stream(part)
 
     def undo(self) -> None:
         if self.part is not None:
@@ -271,6 +229,7 @@ class ReserveCall(Call):
         commits: Sequence[int],
         ledger: Ledger,
         deadline_ns: int,
+        recompute_us: int = 0,
     ) -> None:
         super().__init__(session, deadline_ns)
         self.namespace = namespace
@@ -278,12 +237,13 @@ class ReserveCall(Call):
         self.keys = keys
         self.commits = commits
         self.ledger = ledger
+        self.recompute_us = recompute_us  # a block; 0: unknown
         self.items: list[Reserved] = []  # one for each key
 
     def build(self, request: int, releases: Sequence[int]) -> bytes:
         self.session.note_commit(self.commits, self.ledger)
         return frames.build_reserve(
-            request, self.namespace.number, self.parent, b"".join(self.keys), self.commits, releases
+            request, self.namespace.number, self.parent, b"".join(self.keys), self.commits, releases, self.recompute_us
         )
 
     def accept(self, frame: bytes, head: Head) -> None:
@@ -321,6 +281,24 @@ class CommitCall(Call):
 
     def accept(self, frame: bytes, head: Head) -> None:
         self.stale = frames.parse_number(frame, head)
+
+
+class FlushCall(Call):
+    """FLUSH -> DURABLE."""
+
+    answer = Verb.DURABLE
+
+    def __init__(self, session: "Session", namespace: int, wait_ns: int, deadline_ns: int) -> None:
+        super().__init__(session, deadline_ns)
+        self.namespace = namespace
+        self.wait_ns = wait_ns
+        self.durable = Durable(0, 0, 0, 0)
+
+    def build(self, request: int, releases: Sequence[int]) -> bytes:
+        return frames.build_flush(request, self.namespace, self.wait_ns, releases)
+
+    def accept(self, frame: bytes, head: Head) -> None:
+        self.durable = frames.parse_durable(frame, head)
 
 
 class DeleteCall(Call):

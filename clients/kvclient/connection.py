@@ -24,11 +24,11 @@ from kvclient.calls import Call
 from kvclient.copying import copy
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
-from kvclient.ledger import Settled, Waiter
+from kvclient.ledger import Waiter, Watcher
 from kvclient.link import GoneError, Link, dial, greet, take
 from kvclient.protocol import Session
 from kvclient.results import Reason
-from kvproto.errors import ClosedError, KvError, RefusedError
+from kvproto.errors import ClosedError, ForkError, KvError, RefusedError
 from kvproto.frames import Hello
 
 _R = TypeVar("_R")
@@ -68,8 +68,8 @@ class Connection(Endpoint):
             copy(step.moves)
         elif isinstance(step, Commit):
             self._commit(step)
-        elif isinstance(step, Settled):
-            self._settle(step)
+        elif isinstance(step, Watcher):
+            self._watch(step)
         elif self._link is not None:
             self._wait(self._link, step)
 
@@ -108,7 +108,7 @@ class Connection(Endpoint):
         except GoneError as gone:
             self._drop(link, str(gone))
 
-    def _settle(self, step: Settled) -> None:
+    def _watch(self, step: Watcher) -> None:
         link = self._link
         with self._mutex:
             step.watch()
@@ -232,6 +232,15 @@ class Connection(Endpoint):
         self._stir.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self.timeout_ns / 1e9)
+
+    def guard(self) -> contextlib.AbstractContextManager[object]:
+        """See `Endpoint`."""
+        return self._mutex if self._dead is not ForkError else contextlib.nullcontext()  # may be held for ever there
+
+    def catch_up(self) -> None:
+        """See `Endpoint`."""
+        if (link := self._link) is not None:
+            self._drain(link)
 
     def distrust(self, session: Session, why: str) -> None:
         """See `Endpoint`."""

@@ -3,6 +3,7 @@
 import os
 import time
 import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +76,14 @@ class Endpoint:
         link, self._link = self._link, None
         if link is not None:
             link.sock.close()
+
+    def guard(self) -> AbstractContextManager[object]:
+        """What guards the session: nothing blocks under it."""
+        raise NotImplementedError
+
+    def catch_up(self) -> None:
+        """Take the frames that are there; never waits."""
+        raise NotImplementedError
 
     def distrust(self, session: Session, why: str) -> None:
         """End a session whose daemon said what no daemon should."""

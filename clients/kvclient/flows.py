@@ -4,7 +4,8 @@ A flow yields steps; `connection` performs them blocking, `aio` awaits them:
 
     Call      send a request, wait for its answer (calls.py)
     Commit    send tickets, wait for nothing
-    Settled   wait until tickets have been published or have failed (ledger.py)
+    Watcher   wait until something has changed: Settled, for tickets to be published or to fail (ledger.py), and
+              Arrival, for blocks of a lease to come (stream.py)
     Pause     wait
     Copy      move bytes
 
@@ -15,12 +16,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from kvclient.calls import Call, DeleteCall, LeaseCall, MatchCall, OpenCall, Opened, Part, PingCall, RenewCall
+from kvclient.calls import Call, DeleteCall, FlushCall, LeaseCall, MatchCall, OpenCall, Opened, PingCall, RenewCall
 from kvclient.copying import Move
-from kvclient.ledger import Ledger, Pause, Settled
-from kvclient.results import FlushResult, Match, Tiers
+from kvclient.ledger import Ledger, Pause, Settled, Watcher
+from kvclient.results import Match, Reason, Tiers
+from kvclient.stream import Part
 from kvproto.errors import Code, UsageError
-from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS
+from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Durable
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Copy:
         self.moves = moves
 
 
-Step: TypeAlias = Call | Commit | Settled | Pause | Copy
+Step: TypeAlias = Call | Commit | Watcher | Pause | Copy
 R = TypeVar("R")
 Flow: TypeAlias = Generator[Step, None, R]
 FRAME_KEYS_BYTES: Final = KEYS_PER_FRAME * KEY_BYTES
@@ -111,7 +113,7 @@ def fetch(
     ttl_ns: int,
     timeout_ns: int,
 ) -> Flow[list[Part]]:
-    """Lease the lead run, a frame's worth of keys at a time."""
+    """Lease the lead run, a frame's worth of keys at a time, each if all before it are there or promised."""
     parts: list[Part] = []
     wait_until_ns = clock() + wait_ns
     deadline_ns = wait_until_ns + timeout_ns
@@ -129,7 +131,7 @@ def fetch(
         if call.part is None or not call.answered:
             break
         parts.append(call.part)
-        if call.part.blocks * KEY_BYTES < len(chunk):
+        if call.part.promised * KEY_BYTES < len(chunk):
             break
     return parts
 
@@ -194,11 +196,48 @@ def delete(session: "Session | None", target: Target, keys: bytes, deadline_ns: 
     return deleted
 
 
-def flush(tally: Ledger, deadline_ns: int) -> Flow[FlushResult]:
-    """Wait for every ticket of a namespace; counts are totals since it was made."""
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a flush found: of tickets, totals since the namespace object was made; of the disk, since the last flush."""
+
+    visible: int
+    failed: int
+    out: int
+    disk: Durable
+
+
+def flush(
+    session: "Session | None", clock: Clock, target: Target, tally: Ledger, *, seen: int, until_ns: int, timeout_ns: int
+) -> Flow[Flushed]:
+    """Wait for every ticket of a namespace, then for the disk. `seen`: how many were visible at the last flush."""
     if tally.out:
-        yield Settled(tally, 0, deadline_ns)
-    return FlushResult(visible=tally.published, durable=0, failed=tally.failed, pending=tally.out)
+        yield Settled(tally, 0, until_ns)
+    disk = Durable(0, 0, 0, 0)
+    if session is not None and tally.published:
+        opened = session.namespaces.get(target.canonical)  # if it is not open, nothing was stored there
+        if opened is not None:
+            disk = yield from _make_durable(session, clock, opened, tally.published - seen, until_ns, timeout_ns)
+    return Flushed(tally.published, tally.failed, tally.out, disk)
+
+
+def _make_durable(
+    session: "Session", clock: Clock, opened: Opened, blocks: int, until_ns: int, timeout_ns: int
+) -> Flow[Durable]:
+    """FLUSH, again where the daemon waits less long than the caller. `blocks`: how many may be on their way."""
+    durable = failed = evicted = 0
+    while True:
+        wait_ns = min(LEASE_WAIT_NS_MAX, max(0, until_ns - clock()))
+        call = FlushCall(session, opened.number, wait_ns, clock() + wait_ns + timeout_ns)
+        yield call
+        if not call.answered:
+            # Without an answer nothing is known to be durable; a daemon that is still there may yet get to it.
+            left = max(0, blocks - durable - failed - evicted) if call.lost is Reason.TIMED_OUT else 0
+            return Durable(durable, failed, evicted, left)
+        found = call.durable
+        durable, failed, evicted = durable + found.durable, failed + found.failed, evicted + found.evicted
+        now_ns = clock()
+        if not found.pending or now_ns >= until_ns or now_ns < call.sent_ns + wait_ns:
+            return Durable(durable, failed, evicted, found.pending)
 
 
 def ping(session: "Session | None", deadline_ns: int) -> Flow[float | None]:

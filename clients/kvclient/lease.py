@@ -1,110 +1,171 @@
-"""A lease: the lead run of a chain, held still while this process reads it."""
+"""A lease: the lead run of a chain, held still while this process reads it.
+
+    expected    blocks that were promised: there, or coming from disk        never waits
+    chunks()    ranges of blocks as they become usable, in order             waits for the next one
+    copy_to()   copies each chunk while the daemon reads the one after it    waits for what it copies
+    blocks      how many there are in the end                                waits for all, at most as `fetch` was told
+
+What has not come when the wait of `fetch` is over is a miss: the lead run ends there, once and for all.
+"""
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from kvclient import buffers, flows
-from kvclient.calls import Part
 from kvclient.connection import Connection
 from kvclient.copying import Move, copy, moves_of
 from kvclient.endpoint import Endpoint
 from kvclient.mapping import Place
 from kvclient.results import Tiers
+from kvclient.stream import Part, arrive, lead_of
 from kvproto.errors import ProtocolError, UsageError
+
+_clock = time.monotonic_ns
 
 
 class Held:
-    """What a lease is, whichever way its copies run. Threads may share one."""
+    """What a lease is, whichever way it waits and copies. Threads may share one."""
+
+    _disk = 0
 
     def __init__(self, endpoint: Endpoint, parts: Sequence[Part], block_bytes: int) -> None:
         self._endpoint = endpoint
         self._parts = parts
         self._block_bytes = block_bytes
-        self._views: tuple[memoryview, ...] | None = None
+        self._views: tuple[memoryview, ...] = ()
         self._released = False
-        self.blocks = sum([part.blocks for part in parts])  # length of the lead run; 0 for a miss
+        self._streaming = False  # blocks may still come
+        expected = 0
+        for part in parts:
+            expected += part.promised
+            if part.until_ns:
+                self._streaming = True
+        self.expected = expected  # blocks that were promised: these are there, or on their way from disk
+        self._blocks = expected  # length of the lead run; counts only once nothing is streaming
 
     @property
     def tiers(self) -> Tiers:
-        """Which tiers the blocks are read from."""
-        return Tiers(dram=self.blocks)
+        """Which tiers the blocks that have come were read from. Never waits."""
+        with self._endpoint.guard():
+            blocks, disk = lead_of(self._parts)[:2] if self._streaming else (self._blocks, self._disk)
+        return Tiers(dram=blocks - disk, disk=disk)
 
     @property
     def deadline_ns(self) -> int:
         """When the daemon may take the first of the blocks away, in nanoseconds of CLOCK_MONOTONIC.
 
-        0 where there is nothing to take away: for a miss, and after `release`.
+        It moves on as blocks come. 0 where there is nothing to take away: for a miss, and after `release`.
         """
         return min((part.deadline_ns for part in self._parts), default=0)
 
-    @property
-    def views(self) -> tuple[memoryview, ...]:
-        """Read-only and zero-copy, one a block, for use inside the context.
+    def views_of(self, chunk: range) -> tuple[memoryview, ...]:
+        """As `views`, for blocks that `chunks` has given. Never waits. Raises UsageError for blocks that are not there.
 
-        After the last use ask `valid()`: past the deadline the bytes may be another block's. A view that outlives
-        the context, or an array made from one, is safe to touch for as long as it is kept, but what it shows is
-        no longer promised. Raises UsageError outside the context.
+        `chunk`: consecutive blocks.
         """
         self._endpoint.check_fork()
         if self._released:
             raise UsageError("the views of a lease are for use inside its context")
-        if self._views is None:
-            block_bytes = self._block_bytes
-            self._views = tuple(mapping.view[offset : offset + block_bytes] for mapping, offset in self._places())
-        return self._views
+        parts = self._parts
+        if chunk and not 0 <= chunk.start < chunk.stop <= (lead_of(parts).blocks if self._streaming else self._blocks):
+            raise UsageError(f"{chunk} are not blocks that have come")
+        views, block_bytes = self._views, self._block_bytes
+        if len(views) < chunk.stop:
+            places = self._places(len(views), chunk.stop)
+            views += tuple(mapping.view[offset : offset + block_bytes] for mapping, offset in places)
+            self._views = views
+        return views[chunk.start : chunk.stop]
 
     def valid(self) -> bool:
         """Whether everything read so far was read in time: not released, and no deadline passed."""
         self._endpoint.check_fork()
-        now_ns = time.monotonic_ns()
-        return not self._released and all(now_ns < part.deadline_ns for part in self._parts)
+        now_ns = _clock()
+        return not self._released and all(now_ns < part.deadline_ns or not part.blocks for part in self._parts)
 
     def release(self) -> None:
-        """Give the blocks back, with the next frame that this client sends. Any number of times."""
+        """Give the blocks back, those still coming too, with the next frame this client sends. Any number of times."""
         if self._released:
             return
+        if self._streaming:
+            self._end()
         self._released = True
         parts, self._parts = self._parts, ()
         for part in parts:
             part.session.releases.append(part.lease)
-        for view in self._views or ():
+        for view in self._views:
             with contextlib.suppress(BufferError):  # the caller made something from it, which keeps the map
                 view.release()
-        self._views = None
+        self._views = ()
 
-    def _copying_to(self, targets: object) -> Callable[[], None]:
-        """What copies the blocks, for any thread; it keeps alive what it needs. Raises UsageError for unfit targets."""
-        memory = buffers.writable(targets, self.blocks, self._block_bytes)
-        places = self._places()
+    # -- as blocks come -----------------------------------------------------------------------------------------
+
+    def _after_waiting(self, first: int) -> int:
+        """Length of the lead run now that `arrive` has returned. If it is not beyond `first`, it is final."""
+        lead = lead_of(self._parts)
+        if lead.blocks <= first and lead.coming is not None:
+            self._endpoint.catch_up()  # the wait is over, but what has come by now may just not have been read
+            lead = lead_of(self._parts)
+        if self._streaming and lead.blocks <= first:
+            self._end()
+        return lead.blocks if self._streaming else self._blocks
+
+    def _end(self) -> None:
+        """What has come is all; a part behind one that fell short is of no use to a lead run."""
+        with self._endpoint.guard():
+            if not self._streaming:  # another thread was faster
+                return
+            parts = self._parts
+            lead = lead_of(parts)
+            self._blocks, self._disk = lead.blocks, lead.disk
+            self._parts = parts[: lead.parts]
+            self._streaming = False
+            for part in parts:
+                part.stop()
+        for part in parts[lead.parts :]:
+            part.session.releases.append(part.lease)
+
+    # -- copying ------------------------------------------------------------------------------------------------
+
+    def _writable(self, targets: object) -> buffers.Memory:
+        """The memory of `targets`. Raises UsageError for unfit ones."""
+        return buffers.writable(targets, self.expected, self._block_bytes)
+
+    def _copying(self, memory: buffers.Memory, first: int, end: int) -> Callable[[], None]:
+        """What copies blocks `first` to `end`, for any thread; it keeps alive what it needs."""
+        addresses = memory.addresses[first:] if first else memory.addresses
+        places = self._places(first, end)
         if any(part.cold for part in self._parts):
-            return partial(self._copy_cold, memory, places)
+            return partial(self._copy_cold, addresses, places, memory)
         sources = [mapping.address + offset for mapping, offset in places]
-        moves = moves_of(memory.addresses, sources, self._block_bytes)
+        moves = moves_of(addresses, sources, self._block_bytes)
         return partial(_copy, moves, memory, places)
 
-    def _copy_cold(self, memory: buffers.Memory, places: list[Place]) -> None:
+    def _copy_cold(self, addresses: Sequence[int], places: list[Place], *_kept_alive: object) -> None:
         """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
         populate = self._endpoint.memory.populate
         block_bytes = self._block_bytes
-        for target, (mapping, offset) in zip(memory.addresses, places, strict=False):
+        for target, (mapping, offset) in zip(addresses, places, strict=False):
             if mapping.cold:
                 populate(mapping, offset, block_bytes)
             copy([(target, mapping.address + offset, block_bytes)])
 
-    def _places(self) -> list[Place]:
-        """Where the blocks lie; nowhere if the daemon named places that do not exist, and then the lease is void."""
+    def _places(self, first: int, end: int) -> list[Place]:
+        """Where blocks of the lead run lie; nowhere if the daemon named what does not exist: then the lease is void."""
         places: list[Place] = []
         for part in self._parts:
+            if end <= 0:
+                break
             try:
-                places += part.places()
+                places += part.places()[max(0, first) : end]
             except ProtocolError as error:
                 part.deadline_ns = 0
                 self._endpoint.distrust(part.session, str(error))
                 return []
+            first, end = first - part.promised, end - part.promised  # what lies behind this part needs all of it
         return places
 
 
@@ -115,17 +176,46 @@ class Lease(Held):
         super().__init__(connection, parts, block_bytes)
         self._connection = connection
 
+    @property
+    def blocks(self) -> int:
+        """Length of the lead run; 0 for a miss. Waits for blocks that are coming, at most the `wait_s` of `fetch`."""
+        return self._beyond(self.expected) if self._streaming else self._blocks
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """Read-only and zero-copy, one a block, for use inside the context. Waits as `blocks` does.
+
+        After the last use ask `valid()`: past the deadline the bytes may be another block's. A view that outlives
+        the context, or an array made from one, is safe to touch for as long as it is kept, but what it shows is
+        no longer promised. Raises UsageError outside the context.
+        """
+        return self.views_of(range(self.blocks))
+
+    def chunks(self) -> Iterator[range]:
+        """The blocks as they become usable, in order: ranges of indices, for `views_of`. Waits for the next one."""
+        first = 0
+        while (end := self._beyond(first)) > first and not self._released:
+            yield range(first, end)
+            first = end
+
     def copy_to(self, targets: object) -> bool:
-        """Copy the first blocks into `targets`; False if the lease lapsed meanwhile, and then the bytes are no good.
+        """Copy the first blocks into `targets`; whether all of them were filled, and while the lease was valid.
 
         `targets`: one writable C-contiguous object of exactly `block_bytes` a block (ndarray, CPU tensor, buffer), at
-        most `blocks` of them, or one array or tensor whose first dimension is the blocks. Raises UsageError, before
-        the first byte moves, for anything else.
+        most `expected` of them, or one array or tensor whose first dimension is the blocks. Raises UsageError, before
+        the first byte moves, for anything else. Copies what is there while more is coming, and waits only for blocks
+        that have a target. After False, `blocks` says how many there are; if the lease is still `valid()`, so many
+        targets from the front are good, otherwise none is.
         """
-        copying = self._copying_to(targets)
-        if not self.valid():
-            return False
-        copying()
+        memory = self._writable(targets)
+        wanted = len(memory.addresses)
+        first = 0
+        while first < wanted:
+            end = min(self._beyond(first), wanted)
+            if not self.valid() or end <= first:
+                return False
+            self._copying(memory, first, end)()
+            first = end
         return self.valid()
 
     def renew(self, ttl_s: float) -> bool:
@@ -133,8 +223,16 @@ class Lease(Held):
         ttl_ns = flows.nanoseconds("ttl_s", ttl_s, least_ns=1)
         if not self.valid():
             return False
-        deadline_ns = time.monotonic_ns() + self._connection.timeout_ns
+        deadline_ns = _clock() + self._connection.timeout_ns
         return self._connection.run(flows.renew(self._parts, ttl_ns, deadline_ns)) and self.valid()
+
+    def _beyond(self, first: int) -> int:
+        """Wait for more than `first` blocks. Length of the lead run; final if it is no more than that."""
+        if not self._streaming:
+            return self._blocks
+        self._endpoint.check_fork()
+        self._connection.run(arrive(self._parts, first, _clock))
+        return self._after_waiting(first)
 
     def __enter__(self) -> Self:
         return self

@@ -30,6 +30,18 @@ class Waiter:
         self.nudge()
 
 
+class Watcher(Waiter):
+    """Waits for something that others change: told of it between `watch` and `leave`."""
+
+    def watch(self) -> None:
+        """Start waiting."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Stop waiting, done or not."""
+        raise NotImplementedError
+
+
 class Ledger:
     """Tickets that were committed together: by one store (with `parent`), or through one namespace object."""
 
@@ -69,7 +81,7 @@ class Ledger:
             watcher.finish()
 
 
-class Settled(Waiter):
+class Settled(Watcher):
     """Waits until at most `left` tickets of a ledger are out."""
 
     def __init__(self, ledger: Ledger, left: int, deadline_ns: int) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from kvclient import flows, storing
 from kvclient.buffers import readable
-from kvclient.calls import Part
 from kvclient.connection import Connection
 from kvclient.lease import Lease
 from kvclient.ledger import Ledger
 from kvclient.results import FlushResult, Match, StoreResult
+from kvclient.stream import Part
 from kvproto.errors import UsageError
-from kvproto.frames import Role
+from kvproto.frames import RECOMPUTE_US_MAX, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import BlockKey
 from kvproto.keys import block_keys
@@ -38,7 +38,7 @@ class Verbs:
         self._timeout_ns = timeout_ns
         self._target = flows.Target(identity.canonical(), identity.block_bytes)
         self._tally = Ledger()
-        self._flushed = FlushResult(0, 0, 0, 0)
+        self._seen = self._failed = 0  # of the tickets of `_tally`, what the last flush has told
 
     def keys(self, token_ids: "ArrayLike", extra: bytes = b"") -> list[BlockKey]:
         """Keys of the full blocks of a token sequence, each chained over all tokens before it. No daemon needed.
@@ -66,28 +66,37 @@ class Verbs:
         parent: bytes | None,
         wait: bool,
         space_s: float,
+        recompute_s: float | None,
     ) -> flows.Flow[StoreResult]:
         flows.join_keys(keys)
         flows.join_keys(() if parent is None else (parent,))
         source = readable(buffers, len(keys), self.identity.block_bytes)
         space_ns = flows.nanoseconds("space_s", space_s)
+        recompute_us = 0 if recompute_s is None else max(1, flows.nanoseconds("recompute_s", recompute_s) // 1000)
         if self._role is not Role.ENGINE:
             raise UsageError("only engines store: connect with role ENGINE")
         return storing.store(
             session, _clock, self._target, self._tally,
             keys=keys, source=source, parent=parent,
             wait=wait, timeout_ns=self._timeout_ns, space_ns=space_ns,
+            recompute_us=min(recompute_us, RECOMPUTE_US_MAX),
         )  # fmt: skip
 
-    def _flushing(self, timeout_s: float) -> flows.Flow[FlushResult]:
-        deadline_ns = _clock() + flows.nanoseconds("timeout_s", timeout_s)
-        total = yield from flows.flush(self._tally, deadline_ns)
-        before, self._flushed = self._flushed, total
+    def _flushing(self, session: "Session | None", timeout_s: float) -> flows.Flow[FlushResult]:
+        until_ns = _clock() + flows.nanoseconds("timeout_s", timeout_s)
+        total = yield from flows.flush(
+            session, _clock, self._target, self._tally,
+            seen=self._seen, until_ns=until_ns, timeout_ns=self._timeout_ns,
+        )  # fmt: skip
+        seen, self._seen = self._seen, total.visible
+        failed, self._failed = self._failed, total.failed
+        disk = total.disk
         return FlushResult(
-            total.visible - before.visible,
-            total.durable - before.durable,
-            total.failed - before.failed,
-            total.pending,
+            visible=total.visible - seen,
+            durable=disk.durable,
+            failed=total.failed - failed + disk.failed,
+            pending=total.out + disk.pending,
+            evicted=disk.evicted,
         )
 
     def _matching(self, session: "Session | None", keys: Sequence[bytes]) -> flows.Flow[Match]:
@@ -116,8 +125,10 @@ class Namespace(Verbs):
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Lease:
         """Hold the lead run of this chain for `ttl_s` seconds of reading; a context manager.
 
-        `wait_s`: how long to wait for blocks that this client has stored and that are not visible yet. Takes at most
-        `wait_s` and the client's timeout; a daemon that does not answer is a lease of 0 blocks.
+        Returns as soon as the daemon says what is there. Blocks that it has to read from disk first come while the
+        lease is used: `Lease` says how. `wait_s`: how long, from this call on, to wait for those, and for blocks that
+        this client has stored and that are not visible yet. The call takes at most `wait_s` and the client's timeout;
+        a daemon that does not answer is a lease of 0 blocks.
         """
         connection = self._connection
         parts = connection.run(self._fetching(connection.session(), keys, wait_s, ttl_s))
@@ -130,22 +141,30 @@ class Namespace(Verbs):
         parent: bytes | None = None,
         wait: bool = False,
         space_s: float = 1.0,
+        recompute_s: float | None = None,
     ) -> StoreResult:
         """Store the blocks of a chain: one object of exactly `block_bytes` bytes a key, or one array of them all.
 
         `parent`: key of the block before the first, None at the start of a sequence. Returns when the daemon has
         accepted them, with `wait` when they are visible (what is not in time is refused as TIMED_OUT). Waits up to
         `space_s` for room in the ring and up to the client's timeout for answers, each in all; copying comes on top.
+        `recompute_s`: how long computing one of the blocks anew would take, if that is known; it is worth as much.
         """
         connection = self._connection
         return connection.run(
-            self._storing(connection.session(), keys, buffers, parent=parent, wait=wait, space_s=space_s)
-        )
+            self._storing(
+                connection.session(), keys, buffers,
+                parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s,
+            )
+        )  # fmt: skip
 
     def flush(self, timeout_s: float) -> FlushResult:
-        """Wait until every block accepted through this object is visible (and, with a disk tier, durable) or failed."""
+        """Wait until every block accepted through this object is visible and, with a disk tier, durable, or has failed.
+
+        Takes at most `timeout_s` and the client's timeout. Nothing is known to be durable that is not counted so.
+        """
         self._connection.check()
-        return self._connection.run(self._flushing(timeout_s))
+        return self._connection.run(self._flushing(self._connection.session(), timeout_s))
 
     def match(self, keys: Sequence[bytes]) -> Match:
         """How much of this chain is there, and what loading it would cost. Takes no lease: it may be gone at once."""

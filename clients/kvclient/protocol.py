@@ -7,8 +7,10 @@ the same object; each guards it (a mutex, the event loop). What may be touched w
     namespaces  numbers of this session; a new session opens them anew
     calls       requests without an answer, those included whose callers have left
     tickets     committed, fate unknown -> the ledger that wants to know
+    streams     leases with blocks still to come by READY, as long as somebody keeps them
 """
 
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,6 +19,7 @@ from kvclient.calls import Call, Opened, PingCall
 from kvclient.ledger import Ledger
 from kvclient.mapping import Mapping, Memory, Place
 from kvclient.results import Reason, Status
+from kvclient.stream import Part
 from kvproto import frames
 from kvproto.errors import Code, ProtocolError, error_for
 from kvproto.frames import Head, Verb, Welcome
@@ -52,6 +55,8 @@ class Session:
         self._abandoned = 0  # of them, those that nobody waits for any more
         self._request = 0
         self._tickets: dict[int, Ledger] = {}
+        self._streams: weakref.WeakValueDictionary[int, Part] = weakref.WeakValueDictionary()
+        self._last_stream = 0  # the highest lease that ever had blocks to come: the daemon counts leases upwards
 
     # -- out ----------------------------------------------------------------------------------------------------
 
@@ -148,6 +153,15 @@ class Session:
         for ticket in tickets:
             self._tickets[ticket] = ledger
 
+    def follow_stream(self, part: Part) -> None:
+        """READY frames for this lease will come."""
+        self._streams[part.lease] = part
+        self._last_stream = max(self._last_stream, part.lease)
+
+    def forget_stream(self, part: Part) -> None:
+        """Those that still come are for nobody."""
+        self._streams.pop(part.lease, None)
+
     # -- in -----------------------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes, fds: Sequence[int], now_ns: int) -> None:
@@ -183,6 +197,8 @@ class Session:
         verb = frames.verb_of(head)
         if verb is Verb.PUBLISHED:
             self._published(frame, head)
+        elif verb is Verb.READY:
+            self._ready(frame, head)
         elif verb is Verb.ARENA:
             self._arenas_came(frame, head)
         elif verb is Verb.ARENA_GONE:
@@ -200,6 +216,19 @@ class Session:
             if ledger is None or outcome >= len(_OUTCOMES):
                 raise ProtocolError(f"PUBLISHED says outcome {outcome} of ticket {ticket}")
             ledger.settle(ticket, _OUTCOMES[outcome])
+
+    def _ready(self, frame: bytes, head: Head) -> None:
+        ready = frames.parse_ready(frame, head)
+        part = self._streams.get(ready.lease)
+        if part is None:  # released, dropped or ended meanwhile, unless it never was
+            if ready.lease > self._last_stream:
+                raise ProtocolError(f"READY for lease {ready.lease}, which has no blocks to come")
+            return
+        places = part.take(ready, self.arenas)
+        if not part.coming:
+            self.forget_stream(part)
+        if self.cold and places:
+            self.warm(places, part.block_bytes)
 
     def _arenas_came(self, frame: bytes, head: Head) -> None:
         arenas = frames.parse_arenas(frame, head)
@@ -237,7 +266,7 @@ class Session:
     # -- the end ------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """The connection is gone: every call is lost, every ticket failed. Maps go when their last user does."""
+        """The connection is gone: calls are lost, tickets failed, streams ended. Maps go when their last user does."""
         if self.over:
             return
         self.over = True
@@ -248,6 +277,8 @@ class Session:
         for ticket, ledger in list(self._tickets.items()):
             ledger.settle(ticket, Reason.UNREACHABLE)
         self._tickets.clear()
+        for part in list(self._streams.values()):
+            part.stop()
         self.arenas = {}
         self.cold = []
         self.ring = None

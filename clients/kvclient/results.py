@@ -54,12 +54,17 @@ class StoreResult:
 
 @dataclass(frozen=True, slots=True)
 class FlushResult:
-    """Blocks of this namespace object since its last `flush`. `pending` ones were still on their way."""
+    """Blocks of this namespace object since its last `flush`.
+
+    What became of them on disk counts by session and namespace: objects of one client that name the same namespace
+    share it, and who flushes first is told.
+    """
 
     visible: int
     durable: int  # acknowledged on disk; 0 where the daemon has no disk tier
-    failed: int
-    pending: int
+    failed: int  # not stored after all, or not written to disk
+    pending: int  # still on their way when the time was over; the next flush counts them again
+    evicted: int = 0  # visible, but gone from DRAM before they were written to disk
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,15 @@ class Storing:
     """
 
     def __init__(
-        self, session: "Session", clock: Clock, target: Target, tally: Ledger, *, timeout_ns: int, space_ns: int
+        self,
+        session: "Session",
+        clock: Clock,
+        target: Target,
+        tally: Ledger,
+        *,
+        timeout_ns: int,
+        space_ns: int,
+        recompute_us: int,
     ) -> None:
         ring = session.ring
         assert ring is not None, "only engines store"
@@ -84,6 +92,7 @@ class Storing:
         self._ring: Mapping = ring  # stays mapped while this copies into it, whatever becomes of the session
         self._clock = clock
         self._target = target
+        self._recompute_us = recompute_us
         self._answers = Allowance(clock, timeout_ns)
         self._space = Allowance(clock, space_ns)
         self._nap_ns = NAP_NS
@@ -141,6 +150,7 @@ class Storing:
             commits=self._batch,
             ledger=self._ledger,
             deadline_ns=deadline_ns,
+            recompute_us=self._recompute_us,
         )
         yield call
         self._answers.end()
@@ -282,9 +292,15 @@ def store(
     wait: bool,
     timeout_ns: int,
     space_ns: int,
+    recompute_us: int = 0,
 ) -> Flow[StoreResult]:
-    """Store a chain. `source` holds a block for each key, and stays as it is until this ends."""
+    """Store a chain. `source` holds a block for each key, and stays as it is until this ends.
+
+    `recompute_us`: what computing a block anew would take; 0: unknown.
+    """
     if session is None or session.ring is None or not keys:
         return StoreResult(0, 0, tuple(Refused(index, Reason.UNREACHABLE) for index in range(len(keys))))
-    storing = Storing(session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns)
+    storing = Storing(
+        session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns, recompute_us=recompute_us
+    )
     return (yield from storing.store(keys, source, parent, wait=wait))

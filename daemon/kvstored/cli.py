@@ -1,4 +1,4 @@
-"""The command `kvstored`: run the daemon, or check a configuration file without one.
+"""The command `kvstored`: run the daemon, or check a configuration file or a disk tier without one.
 
 Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this directory, 78 configuration error,
 130 interrupted before it served.
@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["config"]:
         return _config(given[1:])
+    if given[:1] == ["check"]:
+        from kvstored.check import main as check  # noqa: PLC0415  NumPy, which nothing else here needs
+
+        return check(given[1:])
     options = _parser().parse_args(given)
     flags = {setting.flag: value for setting in SETTINGS if (value := getattr(options, _attribute(setting.flag)))}
     config_file = options.config or os.environ.get("KVSTORED_CONFIG")
@@ -37,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kvstored",
-        description="Node-local KV-cache storage daemon. `kvstored config check FILE` checks a configuration.",
+        description="Node-local KV-cache storage daemon. `kvstored config check FILE` checks a configuration, "
+        "`kvstored check DIRECTORY...` a disk tier.",
     )
     parser.add_argument("--version", action="version", version=f"kvstored {__version__}")
     parser.add_argument("--config", metavar="FILE", help="TOML file; environment and flags override it")

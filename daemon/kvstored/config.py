@@ -88,6 +88,8 @@ class Config:
     runtime_dir: Path
     leaf_threads: int
     log_level: str
+    keep: bool
+    keep_patience_s: float
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
@@ -195,11 +197,20 @@ LOG_LEVEL: Final = Setting(
     "log_level", "daemon.log_level", "KVSTORED_LOG_LEVEL", "--log-level",
     word_kind("debug", "info", "warning", "error"), lambda _: "info", "level",
     "the least severe event that is logged")
+KEEP: Final = Setting(
+    "keep", "daemon.keep", "KVSTORED_KEEP", "--keep",
+    switch_kind(), lambda _: False, "switch",
+    "hold memory over a restart in a small process of our own, where systemd's descriptor store does not already")
+KEEP_PATIENCE: Final = Setting(
+    "keep_patience_s", "daemon.keep_patience", "KVSTORED_KEEP_PATIENCE", "--keep-patience",
+    duration_kind(1.0, 86_400.0), lambda _: 600.0, "seconds",
+    "how long that process holds all of DRAM for a successor that may never come")
 # fmt: on
 
 AnySetting: TypeAlias = Setting[Path] | Setting[str] | Setting[int] | Setting[bool] | Setting[float]
 SETTINGS: Final[tuple[AnySetting, ...]] = (
     DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
+    KEEP, KEEP_PATIENCE,
 )  # fmt: skip
 _SECTIONS: Final = {setting.toml.split(".")[0] for setting in SETTINGS}
 
@@ -240,6 +251,8 @@ def load(
         runtime_dir=chooser.choose(RUNTIME_DIR, basis),
         leaf_threads=chooser.choose(LEAF_THREADS, basis),
         log_level=chooser.choose(LOG_LEVEL, basis),
+        keep=chooser.choose(KEEP, basis),
+        keep_patience_s=chooser.choose(KEEP_PATIENCE, basis),
         tenants=tuple(tenant for tenant, _ in tenants),
     )
     return Loaded(config, (*chooser.values, *(value for _, value in tenants)))

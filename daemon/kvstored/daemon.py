@@ -47,6 +47,10 @@ class HostClock:
         """See the port."""
         return time.monotonic_ns()
 
+    def wall_s(self) -> int:
+        """See the port."""
+        return int(time.time())
+
 
 class HostRandomness:
     """`kvstore.ports.Randomness` of a real host."""

@@ -22,6 +22,7 @@ from kvproto.errors import Code, KvError, LimitError, ProtocolError, RefusedErro
 from kvproto.frames import Head, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import (
+    FLUSH_WAIT_NS_MAX,
     FRAME_BYTES,
     KEY_BYTES,
     KEYS_PER_FRAME,
@@ -34,7 +35,7 @@ from kvproto.limits import (
     SESSIONS_PER_UID,
 )
 from kvstore.blocks import U4
-from kvstore.sessions import Copy, Lease, Parked, Session
+from kvstore.sessions import Copy, Lease, Parked, Session, Stream
 from kvstore.store import ITEM, Store
 from kvstored.config import Config
 from kvstored.connection import Connection, SlowReaderError
@@ -88,6 +89,7 @@ class HotServer:
             Verb.DELETE: self._delete,
             Verb.PING: self._ping,
             Verb.ARENA_DROPPED: self._arena_dropped,
+            Verb.FLUSH: self._flush,
         }
 
     # -- connections ---------------------------------------------------------------------------------------------
@@ -353,14 +355,16 @@ class HotServer:
 
     def _send_leased(self, connection: Connection, request: int, lease: Lease | None) -> None:
         """Answer from the buffer that `Store.lease` wrote its locations to."""
-        count = lease.count if lease else 0
+        count = whole = lease.count if lease else 0
+        if lease and lease.stream is not None:
+            whole = lease.stream.rows.size
         body_bytes = frames.LEASED_HEAD.size + frames.LOCATION.size * count
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.LEASED, 0, count, request, 0, 0, body_bytes)
         number, deadline_ns = (lease.number, lease.deadline_ns) if lease else (0, 0)
-        frames.LEASED_HEAD.pack_into(self._answer_bytes, frames.HEAD_BYTES, number, deadline_ns)
+        frames.LEASED_HEAD.pack_into(self._answer_bytes, frames.HEAD_BYTES, number, deadline_ns, whole - count)
         if lease and lease.fresh:
             start = _LEASED_AT >> 2
-            arenas = self._locations[start : start + 2 * count : 2]
+            arenas = self._locations[start : start + 2 * whole : 2]
             self._send_arenas(connection, self.store.fresh_arenas(lease.session, arenas))
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
 
@@ -394,8 +398,10 @@ class HotServer:
 
     def _reserve(self, connection: Connection, session: Session, head: Head) -> None:
         keys_at = frames.require_keys(head, frames.RESERVE_HEAD.size)
-        (number, _) = frames.RESERVE_HEAD.unpack_from(self._frame, head.body)
+        number, recompute_us, _ = frames.RESERVE_HEAD.unpack_from(self._frame, head.body)
         namespace = self.store.namespace(session, number)
+        if recompute_us:
+            namespace.recompute_ns = recompute_us * 1000
         parent_at = (keys_at - KEY_BYTES) >> 3 if head.flags & frames.Flag.HAS_PARENT else None
         self._fault_ring_in(connection)
         self.store.reserve(session, namespace, self._words, keys_at >> 3, head.count, parent_at, self._items)
@@ -466,6 +472,16 @@ class HotServer:
 
         self.store.delete(namespace, self._words, keys_at >> 3, head.count, answer)
 
+    def _flush(self, connection: Connection, session: Session, head: Head) -> None:
+        number, _, wait_ns = frames.FLUSH_BODY.unpack_from(
+            self._frame, frames.require_body(head, frames.FLUSH_BODY.size)
+        )
+        if wait_ns > FLUSH_WAIT_NS_MAX:
+            raise ProtocolError(f"a FLUSH that waits {wait_ns} ns")
+        counts = self.store.flush(session, self.store.namespace(session, number), head.request, wait_ns)
+        if counts is not None:
+            self.durable(session, head.request, counts)
+
     def _ping(self, connection: Connection, session: Session, head: Head) -> None:
         body_at = frames.require_body(head, frames.CLOCK_BODY.size)
         body = bytes(self._frame[body_at : body_at + head.body_bytes])
@@ -484,9 +500,22 @@ class HotServer:
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         """See the port."""
         connection = self.by_session[session]
-        count = 2 * lease.count if lease else 0
+        count = 0
+        if lease:
+            count = 2 * (lease.stream.rows.size if lease.stream is not None else lease.count)
         self._locations[_LEASED_AT >> 2 : (_LEASED_AT >> 2) + count] = locations[:count]
         self._guard(connection, lambda: self._send_leased(connection, parked.request, lease))
+
+    def ready(self, stream: Stream, first: int, stop: int, left: int) -> None:
+        """See the port."""
+        lease, on_disk = stream.lease, int(stream.on_disk[first:stop].sum())
+        body = frames.READY_HEAD.pack(lease.number, lease.deadline_ns, left, on_disk)
+        body += stream.locations[2 * first : 2 * stop].tobytes()
+        self._tell(lease.session, frames.build(Verb.READY, 0, body, count=stop - first))
+
+    def durable(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
+        """See the port."""
+        self._tell(session, frames.build(Verb.DURABLE, request, frames.DURABLE_BODY.pack(*counts)))
 
     def arena_gone(self, session: Session, arena: int) -> None:
         """See the port."""

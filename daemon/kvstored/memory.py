@@ -1,26 +1,34 @@
-"""Arenas and tables as memfds: made, faulted in, locked and punched.
+"""Arenas and tables as memfds: made, faulted in, locked and punched; kept over a restart, and taken back.
 
 The owner thread makes, looks up and closes; one memory thread faults in and punches, so that nothing waits for
 the kernel to zero pages. Every memfd is sealed against shrinking, growing and further seals: a client that maps it
 never gets SIGBUS. `F_SEAL_FUTURE_WRITE` is left out on purpose: it would lock out a restarted daemon too.
+
+    A successor, before `start`:
+
+      adopt  ->  KEPT  -- table, take_arena -->  in use
+                       -- drop_kept ---------->  closed      (at once, it makes a cold start)
 """
 
 import fcntl
 import logging
 import os
+import stat
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from kvkernels import libc
 from kvkernels.libc import Bytes
 from kvproto.limits import MIB
+from kvstored.keep import TABLE_PREFIX, Keeper, NoKeeper, arena_name, arena_of, table_name
 
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 16 * MIB  # about 8 ms of zeroing: how long a punch may have to wait
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +53,7 @@ def make_region(name: str, region_bytes: int, *, writable: bool = True) -> Regio
     try:
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, region_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         address = libc.map_shared(fd, region_bytes, writable=writable)
     except OSError:
         os.close(fd)
@@ -53,18 +61,43 @@ def make_region(name: str, region_bytes: int, *, writable: bool = True) -> Regio
     return Region(fd, region_bytes, address, libc.bytes_at(address, region_bytes))
 
 
+def adopt_region(fd: int) -> Region:
+    """What `make_region` of a predecessor made, mapped. Raises OSError, also for what it did not make."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o600:
+        raise PermissionError("not memory of ours")
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        raise PermissionError("not sealed as ours is")  # one that can shrink kills who reads it
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise PermissionError("not writable")
+    address = libc.map_shared(fd, status.st_size, writable=True)
+    return Region(fd, status.st_size, address, libc.bytes_at(address, status.st_size))
+
+
 class HostMemory:
     """The memory port of a real daemon (`kvstore.ports.Memory`). Owner thread, but for what says otherwise."""
 
     def __init__(
-        self, arenas: int, arena_bytes: int, *, prefault: bool, lock: bool, punched: Callable[[int], None]
+        self,
+        arenas: int,
+        arena_bytes: int,
+        *,
+        prefault: bool,
+        lock: bool,
+        punched: Callable[[int], None],
+        keeper: Keeper | None = None,
     ) -> None:
-        """`punched` is called on the memory thread."""
+        """`punched` is called on the memory thread; `keeper` only on the owner thread."""
+        self._keeper: Keeper = NoKeeper() if keeper is None else keeper
         self._arena_bytes = arena_bytes
         self._lock = lock
         self._punched = punched
         self._arenas: dict[int, Region] = {}
         self._tables: dict[str, Region] = {}
+        self._kept_arenas: dict[int, Region] = {}
+        self._kept_tables: dict[str, Region] = {}
+        self._instead_of_spares: set[int] = set()  # kept arenas that a spare need not be made for
+        self._cold: deque[tuple[Region, bool]] = deque()  # to be faulted in, and whether that is to be counted
         self._spare: deque[Region] = deque()
         self._spares_wanted = threading.Semaphore(arenas if prefault else 0)
         self._prefault = prefault
@@ -87,30 +120,40 @@ class HostMemory:
     # -- kvstore.ports.Memory ------------------------------------------------------------------------------------
 
     def table(self, name: str, table_bytes: int) -> Bytes:
-        """See the port."""
-        region = make_region(f"kvstored-{name}", table_bytes)
+        """See the port. One that was kept, as it was left, if it is of exactly that size; a new one otherwise."""
+        assert name not in self._tables, f"table {name} is made twice"
+        region = self._kept_tables.pop(name, None)
+        if region is not None and region.region_bytes != table_bytes:
+            self._give_up(table_name(name), region)
+            region = None
+        if region is None:
+            region = make_region(f"kvstored-{name}", table_bytes)
+            self._keeper.keep(table_name(name), region.fd)
         self._tables[name] = region
         return region.view
 
     def new_arena(self, arena: int, arena_bytes: int) -> bool:
         """See the port. Takes one that is faulted in already, if there is one."""
         assert arena_bytes == self._arena_bytes
+        assert arena not in self._arenas, f"arena {arena} is made twice"
+        assert arena not in self._kept_arenas, f"arena {arena} was kept: drop it first"
         if self._spare:
-            self._arenas[arena] = self._spare.popleft()
+            self._assign(arena, self._spare.popleft())
             return True
         try:
             region = make_region("kvstored-arena", arena_bytes)
         except OSError as error:
             self._fault(f"cannot make an arena: {error}")
             return False
-        self._arenas[arena] = region
+        self._assign(arena, region)
         if self._spares_wanted.acquire(blocking=False):  # it takes the place of a spare that was yet to be made
-            self._work.put(lambda: self._fault_in(region))
+            self._fault_in_soon(region, counted=True)
         return True
 
     def punch_arena(self, arena: int) -> None:
-        """See the port."""
+        """See the port. Forgotten first: a successor must not take it back."""
         region = self._arenas[arena]
+        self._keeper.forget(arena_name(arena))
         self._work.put(lambda: self._punch(arena, region))
 
     def held_bytes(self, arena: int) -> int:
@@ -120,6 +163,84 @@ class HostMemory:
     def close_arena(self, arena: int) -> None:
         """See the port."""
         os.close(self._arenas.pop(arena).fd)
+
+    def _assign(self, arena: int, region: Region) -> None:
+        self._arenas[arena] = region
+        self._keeper.keep(arena_name(arena), region.fd)
+
+    # -- what a predecessor left ---------------------------------------------------------------------------------
+
+    def adopt(self, fds: Mapping[str, int]) -> None:
+        """Take kept descriptors over, by their names; what is not as we make it is closed and forgotten.
+
+        Adopted arenas count as populated, and no spare is faulted in in their place. Before `start`.
+        """
+        assert not self._thread.is_alive()
+        inodes: set[int] = set()
+        for name, fd in fds.items():
+            try:
+                inode = os.fstat(fd).st_ino
+                if inode in inodes:
+                    raise FileExistsError("the same memory is there under another name")
+                self._adopt(name, fd)
+                inodes.add(inode)
+            except OSError as error:
+                log.warning("what was kept as %s is not used: %s", name, error)
+                self._keeper.forget(name)
+                os.close(fd)
+        if fds:
+            log.info("kept by a predecessor: %d tables, %d arenas", len(self._kept_tables), len(self._kept_arenas))
+
+    def _adopt(self, name: str, fd: int) -> None:
+        arena = arena_of(name)
+        if arena is None:
+            if not name.startswith(TABLE_PREFIX):
+                raise FileNotFoundError("no name of ours")
+            self._kept_tables[name.removeprefix(TABLE_PREFIX)] = adopt_region(fd)
+            return
+        region_bytes = os.fstat(fd).st_size
+        if region_bytes != self._arena_bytes:
+            raise FileNotFoundError(f"an arena has {self._arena_bytes} bytes and not {region_bytes}")
+        self._kept_arenas[arena] = adopt_region(fd)
+        self.populated_bytes += region_bytes
+        if self._spares_wanted.acquire(blocking=False):
+            self._instead_of_spares.add(arena)
+
+    def kept_table(self, name: str) -> Bytes | None:
+        """A table as a predecessor left it, to look at; gone with `drop_kept`, and with `table` of another size."""
+        region = self._kept_tables.get(name)
+        return None if region is None else region.view
+
+    def kept_arenas(self) -> frozenset[int]:
+        """Arenas that a predecessor left and that have not been taken."""
+        return frozenset(self._kept_arenas)
+
+    def take_arena(self, arena: int) -> None:
+        """A kept arena serves again, with its bytes and under its id; as if `new_arena` had made it."""
+        region = self._kept_arenas.pop(arena)
+        self._arenas[arena] = region
+        self._instead_of_spares.discard(arena)
+        if self._prefault:  # its pages are there, but our map of them is not, nor is the lock
+            self._fault_in_soon(region, counted=False)
+
+    def drop_kept(self) -> None:
+        """Give up what was kept and has not been taken; spares are made in place of arenas."""
+        for name, region in self._kept_tables.items():
+            self._give_up(table_name(name), region)
+        for arena, region in self._kept_arenas.items():
+            self._give_up(arena_name(arena), region)
+            self.populated_bytes -= region.region_bytes
+        for _ in self._instead_of_spares:
+            self._spares_wanted.release()
+        self._work.put(lambda: None)  # wakes the thread
+        self._instead_of_spares.clear()
+        self._kept_tables.clear()
+        self._kept_arenas.clear()
+
+    def _give_up(self, name: str, region: Region) -> None:
+        self._keeper.forget(name)
+        region.unmap()
+        os.close(region.fd)
 
     # -- for the hot server --------------------------------------------------------------------------------------
 
@@ -140,6 +261,10 @@ class HostMemory:
         region.gone = True
         self._work.put(lambda: self._close(region))
 
+    def _fault_in_soon(self, region: Region, *, counted: bool) -> None:
+        self._cold.append((region, counted))
+        self._work.put(lambda: None)  # wakes the thread; the work itself could nest as deep as there are arenas
+
     # -- memory thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -150,10 +275,13 @@ class HostMemory:
             work()
 
     def _next(self) -> Callable[[], None] | None:
-        """What was asked for; else a spare arena, if any is wanted."""
+        """What was asked for; else an arena that is in use already; else a spare one, if any is wanted."""
         try:
             return self._work.get_nowait()
         except Empty:
+            if self._cold:
+                region, counted = self._cold.popleft()
+                return lambda: self._fault_in(region, counted=counted)
             if self._spares_wanted.acquire(blocking=False):
                 return self._make_spare
             return self._work.get()
@@ -164,10 +292,10 @@ class HostMemory:
         except OSError as error:
             self._fault(f"cannot make an arena ahead of time: {error}")
             return
-        self._fault_in(region)
+        self._fault_in(region, counted=True)
         self._spare.append(region)
 
-    def _fault_in(self, region: Region) -> None:
+    def _fault_in(self, region: Region, *, counted: bool) -> None:
         try:
             for start in range(0, region.region_bytes, STEP_BYTES):
                 self._punch_meanwhile()
@@ -175,7 +303,7 @@ class HostMemory:
                     return  # given up before it was ready
                 step_bytes = min(STEP_BYTES, region.region_bytes - start)
                 libc.advise(region.address + start, step_bytes, libc.MADV_POPULATE_WRITE)
-                self.populated_bytes += step_bytes
+                self.populated_bytes += step_bytes if counted else 0
         except OSError as error:
             self._fault(f"cannot fault an arena in: {error}")
             return

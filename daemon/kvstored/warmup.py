@@ -13,10 +13,11 @@ from kvproto.errors import Grant
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import BlockKey
 from kvproto.limits import MIB
+from kvstore import blocks
 from kvstore.blocks import U4, U8
 from kvstore.ports import Bytes
 from kvstore.report import ClearReport, ClearScope
-from kvstore.sessions import Lease, Namespace, Parked, Session
+from kvstore.sessions import Lease, Namespace, Parked, Session, Stream
 from kvstore.store import ITEM, Limits, Store
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,21 @@ class _Outbox:
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         pass
 
+    def ready(self, stream: Stream, first: int, stop: int, left: int) -> None:
+        pass
+
+    def durable(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
+        pass
+
     def arena_gone(self, session: Session, arena: int) -> None:
         pass
 
 
 class _Clock:
     def now_ns(self) -> int:
+        return 1
+
+    def wall_s(self) -> int:
         return 1
 
 
@@ -125,7 +135,7 @@ def _clear(store: Store, namespace: Namespace) -> None:
         while len(reports) < 2:
             store.tick()
         assert reports[0].blocks == reports[1].blocks, "clear does not do what it says"
-    assert store.tables.book[2] == 0, "blocks are left over"
+    assert store.tables.book[blocks.ROWS] == 0, "blocks are left over"
 
 
 def _recycle(store: Store, session: Session, namespace: Namespace) -> None:

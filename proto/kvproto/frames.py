@@ -11,7 +11,15 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from kvproto.errors import Code, LimitError, ProtocolError, UnknownVerbError
-from kvproto.limits import FIELD_BYTES, FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, NAME_BYTES, RIDERS_PER_FRAME
+from kvproto.limits import (
+    FIELD_BYTES,
+    FRAME_BYTES,
+    KEY_BYTES,
+    KEYS_PER_FRAME,
+    NAME_BYTES,
+    PROTOCOL_VERSION,
+    RIDERS_PER_FRAME,
+)
 
 HEAD: Final = struct.Struct("<BBHIHHI")  # verb, flags, count, request, releases, commits, body bytes
 HEAD_BYTES: Final = HEAD.size  # 16: bodies stay aligned to 8
@@ -24,20 +32,24 @@ WELCOME_HEAD: Final = struct.Struct(
 KEYS_HEAD: Final = struct.Struct("<I4x")  # namespace (MATCH, DELETE)
 MATCH_FRAME: Final = struct.Struct("<BBHIHHII4x")  # HEAD and KEYS_HEAD in one
 LEASE_HEAD: Final = struct.Struct("<I4xQQ")  # namespace, lease ttl ns, wait ns
-RESERVE_HEAD: Final = struct.Struct("<I4x32s")  # namespace, parent key
+RESERVE_HEAD: Final = struct.Struct("<II32s")  # namespace, recompute us a block (0: unknown), parent key
 RENEW_BODY: Final = struct.Struct("<QQ")  # lease, ttl ns
 CLOCK_BODY: Final = struct.Struct("<Q")
 OPENED_BODY: Final = struct.Struct("<I4xQ")  # namespace, slot bytes
 MATCHED_BODY: Final = struct.Struct("<IIIIQQ")  # hbm, dram, disk, pending, load ns, recompute ns
-LEASED_HEAD: Final = struct.Struct("<QQ")  # lease, deadline ns
+LEASED_HEAD: Final = struct.Struct("<QQI4x")  # lease, deadline ns, blocks that will come by READY
+READY_HEAD: Final = struct.Struct("<QQII")  # lease, deadline ns, blocks still to come, how many of these lay on disk
 LOCATION: Final = struct.Struct("<II")  # arena, slot
 RESERVED_ITEM: Final = struct.Struct("<IIQ")  # grant, page in the ring, ticket
 PUBLISHED_ITEM: Final = struct.Struct("<QQ")  # ticket, outcome
 ARENA_ITEM: Final = struct.Struct("<I4xQ")  # arena, bytes; one fd each
+FLUSH_BODY: Final = struct.Struct("<IIQ")  # namespace, pad, wait ns
+DURABLE_BODY: Final = struct.Struct("<IIII")  # durable, failed, evicted, pending
 NUMBER_BODY: Final = struct.Struct("<I4x")  # an arena, a count
 CODE_HEAD: Final = struct.Struct("<H")  # code, then text
 TEXT_LENGTH: Final = struct.Struct("<H")
 
+RECOMPUTE_US_MAX: Final = (1 << 32) - 1  # what RESERVE has room for: 71 minutes a block
 UNKNOWN_NS: Final = (1 << 64) - 1  # an estimate that nobody has the figures for yet
 
 
@@ -56,6 +68,7 @@ class Verb(IntEnum):
     DELETE = 10
     PING = 11
     ARENA_DROPPED = 12
+    FLUSH = 13
 
     WELCOME = 128
     OPENED = 129
@@ -67,10 +80,12 @@ class Verb(IntEnum):
     DELETED = 135
     PONG = 136
     FAILED = 137
+    DURABLE = 138
     PUBLISHED = 144
     ARENA = 145
     ARENA_GONE = 146
     GOAWAY = 147
+    READY = 148
 
 
 class Flag(IntEnum):
@@ -122,8 +137,8 @@ class Hello:
     role: Role = Role.ENGINE
     modes: tuple[Mode, ...] = (Mode.COPY,)
     ring_bytes: int = 0  # 0: the daemon's default
-    version_low: int = 1
-    version_high: int = 1
+    version_low: int = PROTOCOL_VERSION
+    version_high: int = PROTOCOL_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +181,31 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A lease on the lead run; no blocks means that there is no lease."""
+    """A lease on the lead run: the blocks that can be read now, then `coming` ones. No blocks: no lease."""
 
     lease: int
     deadline_ns: int
+    coming: int
     locations: list[tuple[int, ...]]
+
+
+class Ready(NamedTuple):
+    """The next blocks of a lease whose LEASED said that they would come. `left` 0 ends the stream, early or not."""
+
+    lease: int
+    deadline_ns: int  # the lease's from now on; never earlier than it was
+    left: int  # blocks still to come after these
+    disk: int  # how many of these lay on disk; the others are in DRAM
+    locations: Sequence[tuple[int, ...]]
+
+
+class Durable(NamedTuple):
+    """What became of the blocks that this session stored in a namespace since its last FLUSH of it."""
+
+    durable: int
+    failed: int  # could not be written
+    evicted: int  # gone from DRAM before they were written
+    pending: int  # not written when the wait was over; counted again by the next FLUSH
 
 
 class Reserved(NamedTuple):
@@ -302,9 +337,10 @@ def build_reserve(
     keys: bytes,
     commits: Sequence[int] = (),
     releases: Sequence[int] = (),
+    recompute_us: int = 0,
 ) -> bytes:
-    """RESERVE: a ticket and a span of my ring for each new block of this chain."""
-    body = RESERVE_HEAD.pack(namespace, parent or bytes(KEY_BYTES)) + keys
+    """RESERVE: a ticket and a span of my ring for each new block of this chain. `recompute_us` a block; 0: unknown."""
+    body = RESERVE_HEAD.pack(namespace, recompute_us, parent or bytes(KEY_BYTES)) + keys
     flags = Flag.HAS_PARENT if parent is not None else 0
     count = len(keys) // KEY_BYTES
     return build(Verb.RESERVE, request, body, count=count, flags=flags, releases=releases, commits=commits)
@@ -313,6 +349,17 @@ def build_reserve(
 def build_abort(request: int, tickets: Sequence[int]) -> bytes:
     """ABORT: these tickets will not be committed."""
     return build(Verb.ABORT, request, struct.pack(f"<{len(tickets)}Q", *tickets), count=len(tickets))
+
+
+def build_flush(request: int, namespace: int, wait_ns: int, releases: Sequence[int] = ()) -> bytes:
+    """FLUSH: make durable what this session stored in this namespace, and say what became of it."""
+    return build(Verb.FLUSH, request, FLUSH_BODY.pack(namespace, 0, wait_ns), releases=releases)
+
+
+def parse_flush(frame: bytes | bytearray | memoryview, head: Head) -> tuple[int, int]:
+    """`(namespace, wait ns)` of FLUSH."""
+    namespace, _, wait_ns = FLUSH_BODY.unpack_from(frame, require_body(head, FLUSH_BODY.size))
+    return namespace, wait_ns
 
 
 def build_renew(request: int, lease: int, ttl_ns: int) -> bytes:
@@ -372,10 +419,41 @@ def parse_matched(frame: bytes | memoryview, head: Head) -> Matched:
 def parse_leased(frame: bytes | memoryview, head: Head) -> Leased:
     """The answer to LEASE."""
     offset = require_body(head, LEASED_HEAD.size + LOCATION.size * head.count)
-    lease, deadline_ns = LEASED_HEAD.unpack_from(frame, offset)
+    lease, deadline_ns, coming = LEASED_HEAD.unpack_from(frame, offset)
+    if head.count + coming > KEYS_PER_FRAME or (lease == 0) != (head.count + coming == 0):
+        raise ProtocolError(f"LEASED says {head.count} blocks and {coming} more, lease {lease}")
     start = offset + LEASED_HEAD.size
-    end = start + LOCATION.size * head.count
-    return Leased(lease, deadline_ns, list(LOCATION.iter_unpack(frame[start:end])))
+    return Leased(lease, deadline_ns, coming, list(LOCATION.iter_unpack(frame[start : offset + head.body_bytes])))
+
+
+def build_ready(ready: Ready) -> bytes:
+    """READY: the next blocks of a lease; nobody asked for this frame."""
+    count = len(ready.locations)
+    assert ready.disk <= count, "more blocks from disk than blocks"
+    body = READY_HEAD.pack(ready.lease, ready.deadline_ns, ready.left, ready.disk)
+    places = struct.pack(f"<{2 * count}I", *(number for place in ready.locations for number in place))
+    return build(Verb.READY, 0, body + places, count=count)
+
+
+def parse_ready(frame: bytes | memoryview, head: Head) -> Ready:
+    """The next blocks of a lease."""
+    offset = require_body(head, READY_HEAD.size + LOCATION.size * head.count)
+    lease, deadline_ns, left, disk = READY_HEAD.unpack_from(frame, offset)
+    if head.count + left > KEYS_PER_FRAME or disk > head.count or lease == 0:
+        raise ProtocolError(f"READY says {head.count} blocks, {disk} from disk, and {left} more, lease {lease}")
+    start = offset + READY_HEAD.size
+    places = list(LOCATION.iter_unpack(frame[start : offset + head.body_bytes]))
+    return Ready(lease, deadline_ns, left, disk, places)
+
+
+def build_durable(request: int, durable: Durable) -> bytes:
+    """DURABLE: the answer to FLUSH."""
+    return build(Verb.DURABLE, request, DURABLE_BODY.pack(*durable))
+
+
+def parse_durable(frame: bytes | memoryview, head: Head) -> Durable:
+    """The answer to FLUSH."""
+    return Durable._make(DURABLE_BODY.unpack_from(frame, require_body(head, DURABLE_BODY.size)))
 
 
 def parse_reserved(frame: bytes | memoryview, head: Head) -> list[Reserved]:

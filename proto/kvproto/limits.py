@@ -6,7 +6,7 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2  # 2: blocks that arrive by READY, FLUSH
 
 # Frames. A default-size SEQPACKET message holds 212,960 bytes (net.core.wmem_default less overhead); larger
 # ones fail with EMSGSIZE. 1,024 keys of 32 bytes plus 1,024 commits and 1,024 releases of 8 bytes and 64 bytes
@@ -60,6 +60,21 @@ LEASE_MARGIN_NS: Final = 100 * 10**6
 LEASE_WAIT_NS_MAX: Final = 60 * 10**9
 PARKED_PER_SESSION: Final = 64
 
+# Disk. A segment is a file of slots of one size: large enough that reads and writes run side by side in it, small
+# enough that there are 32 of them for tenants and slot sizes to share. Its number must fit 32 bits together with its
+# slots (`kvstore/blocks.py`): 65,536 segments of 256 MiB are 16 TiB.
+SEGMENT_BYTES: Final = 256 * MIB
+SEGMENT_BYTES_SMALL: Final = 8 * MIB
+SEGMENTS_WANTED: Final = 32
+SEGMENTS: Final = 65536
+DISK_SLOT_BYTES_MIN: Final = 2 * PAGE_BYTES  # a header and a page
+DISK_POOLS_PER_TENANT: Final = 256  # each slot size in DRAM, in up to 16 sizes when packed
+DISK_POOLS: Final = TENANTS * DISK_POOLS_PER_TENANT
+DISK_ROWS_BYTES: Final = 16 * KIB  # a row of the block table for so many bytes of disk
+STORED_PER_SESSION: Final = 1 << 18  # blocks that a FLUSH can speak of
+FLUSHES_PER_SESSION: Final = 16
+FLUSH_WAIT_NS_MAX: Final = 3600 * 10**9
+
 # Frames queued for a client that does not read: 256 of at most 64 KiB. Past that it is told to go away.
 OUTBOX_FRAMES: Final = 256
 
@@ -79,6 +94,16 @@ def arena_bytes_for(dram_bytes: int) -> int:
     while dram_bytes > arena_bytes * ARENAS:
         arena_bytes *= 2
     return arena_bytes
+
+
+def segment_bytes_for(disk_bytes: int) -> int:
+    """Segment size in bytes for a disk tier: `SEGMENT_BYTES`, halved for `SEGMENTS_WANTED`, doubled for `SEGMENTS`."""
+    segment_bytes = SEGMENT_BYTES
+    while disk_bytes < segment_bytes * SEGMENTS_WANTED and segment_bytes > SEGMENT_BYTES_SMALL:
+        segment_bytes //= 2
+    while disk_bytes > segment_bytes * SEGMENTS:
+        segment_bytes *= 2
+    return segment_bytes
 
 
 def slot_bytes_for(block_bytes: int) -> int:

@@ -1,7 +1,7 @@
 """What the client's tests share: a peer, a client of it, a namespace, blocks to store."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,37 @@ def pair(directory: Path, timeout_s: float = PATIENCE_S) -> Iterator[tuple[Peer,
     """A peer, and a namespace of a client of it."""
     with Peer(directory) as peer, client_of(peer, timeout_s) as client:
         yield peer, namespace_of(client)
+
+
+@contextmanager
+def streaming(
+    directory: Path, at_once: int, total: int, ready_blocks: int = 0
+) -> Iterator[tuple[Peer, kvclient.Namespace, list[bytes], Blocks]]:
+    """A peer that has `total` blocks, all but the first `at_once` on disk; a namespace; the keys and the blocks."""
+    keys, blocks = keys_of(total), blocks_of(total)
+    with Peer(directory) as peer, client_of(peer) as client:
+        namespace = namespace_of(client)
+        fill(peer, keys, blocks, at_once, ready_blocks)
+        yield peer, namespace, keys, blocks
+
+
+def fill(peer: Peer, keys: list[bytes], blocks: Blocks, at_once: int, ready_blocks: int = 0) -> None:
+    """Give a peer blocks, all but the first `at_once` on disk."""
+
+    def put() -> None:
+        for key, block in zip(keys, blocks, strict=True):
+            peer.put(key, block.tobytes())
+        peer.on_disk = set(keys[at_once:])
+        peer.ready_blocks = ready_blocks
+
+    peer.do(put)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Until `condition` holds, without a pause. Fails after a generous while."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "never came true"
 
 
 def namespace_of(client: kvclient.Client, block_bytes: int = BLOCK_BYTES) -> kvclient.Namespace:

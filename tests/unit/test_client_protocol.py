@@ -22,10 +22,11 @@ from kvclient.ledger import Ledger, Settled
 from kvclient.mapping import Mapping, Place
 from kvclient.protocol import ABANDONED_CALLS, Session
 from kvclient.results import Reason
+from kvclient.stream import Arrival, Part
 from kvproto import frames
 from kvproto.errors import Code, Grant, KvError, Outcome, ProtocolError, RefusedError, UsageError
-from kvproto.frames import Head, Hello, Mode, Verb, Welcome
-from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES
+from kvproto.frames import Head, Hello, Mode, Ready, Verb, Welcome
+from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES, PROTOCOL_VERSION
 
 ARENA_BYTES = 1 << 20
 NAMESPACE = Opened(number=7, slot_bytes=8192, block_bytes=5000)
@@ -69,7 +70,7 @@ class FakeMemory:
 
 
 def welcome(clock_ns: int = 50, **changes: int) -> Welcome:
-    fields = {"version": 1, "ring_bytes": 64 * PAGE_BYTES, "keys_per_frame": KEYS_PER_FRAME, **changes}
+    fields = {"version": PROTOCOL_VERSION, "ring_bytes": 64 * PAGE_BYTES, "keys_per_frame": KEYS_PER_FRAME, **changes}
     return Welcome(
         version=fields["version"], mode=Mode.COPY, session=3, clock_ns=clock_ns, ring_bytes=fields["ring_bytes"],
         lease_ttl_ns_max=60 * 10**9, ticket_ttl_ns=30 * 10**9, keys_per_frame=fields["keys_per_frame"],
@@ -91,8 +92,12 @@ def head_of(frame: bytes) -> Head:
     return frames.parse_head(frame, len(frame))
 
 
-def leased(request: int, lease: int, places: Sequence[tuple[int, int]], deadline_ns: int = 500) -> bytes:
-    body = frames.LEASED_HEAD.pack(lease, deadline_ns) + b"".join(frames.LOCATION.pack(*place) for place in places)
+def leased(
+    request: int, lease: int, places: Sequence[tuple[int, int]], deadline_ns: int = 500, coming: int = 0
+) -> bytes:
+    body = frames.LEASED_HEAD.pack(lease, deadline_ns, coming) + b"".join(
+        frames.LOCATION.pack(*place) for place in places
+    )
     return frames.build(Verb.LEASED, request, body, count=len(places))
 
 
@@ -247,8 +252,10 @@ def test_whatever_comes_either_is_taken_or_breaks_the_protocol(frame: bytes, fds
     session.commit([1, 2, 3], Ledger(Ledger()))
     for call in (lease_call(session), reserve_call(session), MatchCall(session, 7, KEYS, FAR_NS)):
         session.submit(call, 0)
+    part = streaming_part(session, coming=2)
     try:
         session.receive(frame, fds, 200)
+        assert part.blocks + part.coming <= part.promised
     except KvError:
         session.end()
 
@@ -293,6 +300,92 @@ def test_a_lease_that_contradicts_itself_breaks_the_protocol(lease: int, places:
     session.submit(call, 0)
     with pytest.raises(ProtocolError):
         session.receive(leased(call.request, lease, places), [], 200)
+
+
+def streaming_part(session: Session, coming: int, lease: int = 9) -> Part:
+    call = LeaseCall(session, NAMESPACE, KEYS, ttl_ns=10, wait_ns=100, deadline_ns=FAR_NS)
+    session.submit(call, 150)
+    session.receive(leased(call.request, lease, [(4, 0)] * (3 - coming), coming=coming), [], 200)
+    assert call.part is not None
+    return call.part
+
+
+def ready(
+    lease: int, left: int, places: Sequence[tuple[int, int]] = (), deadline_ns: int = 600, disk: int = 0
+) -> bytes:
+    return frames.build_ready(Ready(lease, deadline_ns, left, disk, places))
+
+
+def test_blocks_that_come_later_find_their_places_whatever_has_become_of_the_arenas_before() -> None:
+    session = session_with_arenas(4)
+    part = streaming_part(session, coming=2)
+    assert (part.blocks, part.coming, part.promised, part.until_ns) == (1, 2, 3, 250)
+    old = session.arenas[4]
+    session.receive(frames.build_arena_gone(4), [], 250)
+    session.receive(frames.build_arenas([(4, ARENA_BYTES)]), [12], 260)
+    session.receive(ready(9, 1, [(4, 3)], disk=1), [], 270)
+    session.receive(ready(9, 0, [(4, 5)]), [], 280)
+    assert part.places() == [(old, 0), (session.arenas[4], 3 * 8192), (session.arenas[4], 5 * 8192)]
+    assert (part.blocks, part.coming, part.disk, part.deadline_ns) == (3, 0, 1, 600)
+    session.receive(ready(9, 0), [], 290)  # it has ended: not even wrong
+    assert part.blocks == 3
+
+
+def test_who_waits_for_blocks_is_woken_by_more_of_them_or_by_the_end_and_by_nothing_else() -> None:
+    session = session_with_arenas(4)
+    part = streaming_part(session, coming=2)
+    one, other = Arrival(part, FAR_NS), Arrival(part, FAR_NS)
+    one.watch()
+    other.watch()
+    session.receive(ready(9, 2), [], 210)
+    assert (one.done, other.done) == (False, False)
+    other.leave()
+    session.receive(ready(9, 1, [(4, 1)]), [], 220)
+    assert (one.done, other.done) == (True, False)
+    last = Arrival(part, FAR_NS)
+    last.watch()
+    session.end()
+    assert last.done
+    assert part.coming == 0
+    late = Arrival(part, FAR_NS)
+    late.watch()
+    assert late.done
+    assert not part.watchers
+
+
+def test_a_ready_for_a_lease_that_never_streamed_breaks_the_protocol() -> None:
+    session = session_with_arenas(4)
+    with pytest.raises(ProtocolError, match="no blocks to come"):
+        session.receive(ready(9, 0, [(4, 0)]), [], 200)
+    part = streaming_part(session, coming=1)
+    part.stop()
+    session.receive(ready(9, 0, [(4, 0)]), [], 200)
+    assert part.blocks == 2
+    with pytest.raises(ProtocolError, match="no blocks to come"):
+        session.receive(ready(10, 0, [(4, 0)]), [], 200)
+
+
+def test_a_wrong_ready_leaves_the_part_as_it_was() -> None:
+    session = session_with_arenas(4)
+    part = streaming_part(session, coming=2)
+    for places, left in ([(4, 0)] * 3, 0), ([(4, 0)], 2), ([(4, 0), (6, 0)], 0), ([(4, 1 << 20)], 1):
+        with pytest.raises(ProtocolError):
+            session.receive(ready(9, left, places), [], 210)
+        assert (part.blocks, part.coming, len(part.places())) == (1, 2, 1)
+    session.receive(ready(9, 0, [(4, 1)] * 2), [], 220)
+    assert (part.blocks, part.coming) == (3, 0)
+
+
+def test_cold_arenas_are_warmed_for_blocks_that_come_later() -> None:
+    session = session_with_arenas(4, cold=[0])
+    streaming = streaming_part(session, coming=2)
+    memory = cast("FakeMemory", session.memory)
+    memory.warmed.clear()
+    session.receive(ready(9, 0, [(4, 7), (4, 6)]), [], 210)
+    assert [offset for _, offset in memory.warmed] == [7 * 8192, 6 * 8192]
+    assert streaming.cold
+    session.arenas[4].cold = set()
+    assert not streaming.cold
 
 
 @pytest.mark.parametrize("place", [(6, 0), (4, ARENA_BYTES // 8192), (4, (1 << 32) - 1)])

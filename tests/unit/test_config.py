@@ -83,6 +83,8 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         runtime_dir=Path("/run/kvstored"),
         leaf_threads=min(4, len(os.sched_getaffinity(0))),
         log_level="info",
+        keep=False,
+        keep_patience_s=600.0,
         tenants=(),
     )
 
@@ -350,6 +352,8 @@ def test_an_unknown_log_level_is_refused() -> None:
         ("lease-ttl-max", "60s", "60001ms"),
         ("leaf-threads", "1", "0"),
         ("leaf-threads", "64", "65"),
+        ("keep-patience", "1s", "999ms"),
+        ("keep-patience", "24h", "86401s"),
     ],
 )
 def test_ranges_hold_at_their_ends(flag: str, good: str, bad: str) -> None:

@@ -2,6 +2,7 @@
 
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
+from kvstore import blocks
 from kvstore.report import ClearScope
 from tests.core import ARENA_BYTES, BLOCK_BYTES, MS, SECOND, Client, Core, Held, chain, value_of
 from tests.fakes import FakeMemory
@@ -192,7 +193,7 @@ def test_what_continues_a_recycled_block_elsewhere_goes_with_it() -> None:
     put_until_granted(core, poor, chain(1, "poor"))
     core.settle()
     assert rich.match(rich.open(), keys) == 0
-    assert core.store.tables.book[2] == 1
+    assert core.store.tables.book[blocks.ROWS] == 1
     core.audit()
 
 

@@ -44,6 +44,7 @@ from kvclient.integrations.transformers_model import (
     weight_marks,
     weights_digest,
 )
+from kvclient.lease import Lease
 from kvclient.namespace import Namespace
 from kvclient.results import FlushResult, Reason, Tiers
 from kvproto.errors import ClosedError, ForkError, UsageError
@@ -189,8 +190,8 @@ class TransformersKV:
         """The longest stored prefix that leaves at least one token to compute, as a new DynamicCache.
 
         `input_ids`: [1, tokens] or [tokens]. `salt`: whatever the KV depends on besides the tokens (image digests), or
-        a secret that keeps users apart. Blocks that this client has stored and that are not visible yet are waited for.
-        The bytes must be read within `ttl_s` seconds, else it is a miss.
+        a secret that keeps users apart. Blocks that this client has stored and that are not visible yet, or that
+        come from disk, are waited for. The bytes must be read within `ttl_s` seconds, else it is a miss.
         """
         tokens, why_not = self._tokens(input_ids)
         if tokens is None:
@@ -201,9 +202,9 @@ class TransformersKV:
         usable = max(0, len(tokens) - 1) // self._block_tokens
         keys = kept.namespace.keys(tokens[: usable * self._block_tokens], extra=salt)
         with kept.namespace.fetch(keys, ttl_s=ttl_s) as lease:
+            layers = _read_blocks(lease, kept.shape, self._block_tokens)
             if not lease.blocks:
                 return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
-            layers = _read_blocks(lease.views, kept.shape, self._block_tokens)
             if not lease.valid():
                 return Prefix(self._empty_cache(), 0, why_not="the lease lapsed while the blocks were read")
         cache = self._empty_cache()
@@ -361,18 +362,21 @@ def _effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
     return next((source[name] for source in sources if source.get(name) is not None), None)
 
 
-def _read_blocks(views: Sequence[memoryview], shape: KVShape, block_tokens: int) -> torch.Tensor:
-    """Blocks of the store as the cache wants them: [layers, 2, 1, heads, tokens, head_dim], in one pass.
+def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tensor:
+    """Blocks of the store as the cache wants them: [layers, 2, 1, heads, tokens, head_dim], each once it is there.
 
     By NumPy, in this thread: torch would start all its threads for each block, which on a busy host takes longer than
     the copying (measured on two cores with one of them taken: 80-800 ms instead of 15 for 64 MiB).
     """
     rows = shape.layers * 2 * shape.heads
     row_bytes = block_tokens * shape.head_dim * shape.dtype.itemsize
-    target = np.empty((rows, len(views), row_bytes), np.uint8)
-    for index, view in enumerate(views):
-        target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
-    tokens = len(views) * block_tokens
+    target = np.empty((rows, lease.expected, row_bytes), np.uint8)
+    for chunk in lease.chunks():
+        for index, view in zip(chunk, lease.views_of(chunk), strict=False):  # of a void lease there are none
+            target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
+    if lease.blocks < lease.expected:
+        target = np.ascontiguousarray(target[:, : lease.blocks])
+    tokens = lease.blocks * block_tokens
     return torch.from_numpy(target).view(shape.dtype).view(shape.layers, 2, 1, shape.heads, tokens, shape.head_dim)
 
 

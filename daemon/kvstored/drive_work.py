@@ -1,0 +1,288 @@
+"""What the threads of the disk tier do with a piece of a batch. They know the bytes they are given and no state.
+
+A piece is one kind of order. Loads and saves in one piece lie next to each other on disk: header page, payload pages,
+header page, payload pages, one system call for all. If that fails, each goes by itself, so that one bad sector costs
+one block.
+"""
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import numpy as np
+import xxhash
+
+from kvkernels.aligned import Bytes, aligned
+from kvkernels.planes import PlanesError, pack, unpack
+from kvproto.limits import PAGE_BYTES, slot_bytes_for
+from kvstore.tier.format import (
+    HEADER_BYTES,
+    Codec,
+    FormatError,
+    Header,
+    pack_header_into,
+    parse_header,
+    slot_offset,
+    stored_slot_bytes,
+)
+from kvstore.tier.orders import Erase, Load, MakeSegment, Outcome, Pack, Packed, Save, Verify
+from kvstored.drive_files import CALL_BYTES, RUN_SLOTS, transfer
+from kvstored.drive_segments import Segment, SegmentGoneError
+
+Arenas = Mapping[int, Bytes]
+Run = TypeVar("Run", Load, Save, Erase)
+
+# A tenth of the disk and of its bandwidth, or it is not worth 4 ms for 2 MiB on the way there and 1 ms back.
+PACK_NUMERATOR, PACK_DENOMINATOR = 9, 10
+
+_ZEROS: Final = aligned(PAGE_BYTES)
+_ZEROS[:] = 0
+
+
+@dataclass(slots=True)
+class Scratch:
+    """What one thread keeps at hand: header pages of a run, and room for packed blocks."""
+
+    headers: Bytes = field(default_factory=lambda: aligned(RUN_SLOTS * HEADER_BYTES))
+    packed: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+
+    def header(self, number: int) -> memoryview:
+        """One page."""
+        return self.headers[number * HEADER_BYTES : (number + 1) * HEADER_BYTES].data
+
+    def room(self, room_bytes: int) -> Bytes:
+        """Room for packed slots; what an unusually large one took is given back afterwards."""
+        if self.packed.size < room_bytes or self.packed.size > CALL_BYTES:
+            self.packed = aligned(room_bytes)
+        return self.packed[:room_bytes]
+
+
+# -- loads -----------------------------------------------------------------------------------------------------------
+
+
+def is_packed(order: Load) -> bool:
+    """Does its slot hold less than the block? Then its payload is not meant for DRAM as it is."""
+    return order.slot_bytes < stored_slot_bytes(order.namespace.identity.block_bytes)
+
+
+def load(segment: Segment, orders: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
+    """Read blocks that lie next to each other, and verify every byte."""
+    read = _read_packed if is_packed(orders[0]) else _read_raw
+    _carry_out(segment, orders, lambda fd, run: read(segment, fd, run, arenas, scratch), "read", writing=False)
+
+
+def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
+    """Payloads go straight to where they belong."""
+    buffers: list[memoryview] = []
+    for number, order in enumerate(run):
+        payload_bytes = slot_bytes_for(order.namespace.identity.block_bytes)
+        buffers += (scratch.header(number), _slice(arenas, order, payload_bytes).data)
+    offset = slot_offset(run[0].slot_bytes, run[0].slot)
+    segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, buffers, offset))
+    for number, order in enumerate(run):
+        header = _expected(buffers[2 * number], order)
+        block_bytes = order.namespace.identity.block_bytes
+        if isinstance(header, str):
+            _damaged(segment, order, header)
+        elif header.codec is not Codec.RAW or header.stored_bytes != block_bytes:
+            _damaged(segment, order, "a raw block's header is of another kind")
+        elif xxhash.xxh3_64_intdigest(buffers[2 * number + 1][:block_bytes]) != order.checksum:
+            _damaged(segment, order, "a block fails its checksum")
+        else:
+            order.outcome = Outcome.DONE
+
+
+def _read_packed(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
+    """Payloads go to scratch memory; blocks come from there."""
+    slot_bytes = run[0].slot_bytes
+    room = scratch.room(len(run) * slot_bytes)
+    offset = slot_offset(slot_bytes, run[0].slot)
+    segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, [room.data], offset))
+    for number, order in enumerate(run):
+        slot = room[number * slot_bytes : (number + 1) * slot_bytes]
+        header = _expected(slot[:HEADER_BYTES].data, order)
+        target = _slice(arenas, order, order.namespace.identity.block_bytes)
+        why = header if isinstance(header, str) else _unpack(header, slot[HEADER_BYTES:], target)
+        if why:
+            _damaged(segment, order, why)
+        else:
+            order.outcome = Outcome.DONE
+
+
+def _unpack(header: Header, payload: Bytes, target: Bytes) -> str:
+    """Why the block cannot be had, if so."""
+    if header.codec is not Codec.BF16_PLANES_ZSTD or header.stored_bytes > payload.size:
+        return "a packed block's header is of another kind"
+    stored = payload[: header.stored_bytes]
+    if xxhash.xxh3_64_intdigest(stored.data) != header.stored_checksum:
+        return "a packed block fails its checksum"
+    try:
+        unpack(stored, target)
+    except PlanesError:
+        return "a packed block cannot be unpacked"
+    return "" if xxhash.xxh3_64_intdigest(target.data) == header.checksum else "an unpacked block fails its checksum"
+
+
+def _expected(page: memoryview, order: Load) -> Header | str:
+    """The header that this order looks for, or why what was found is another."""
+    try:
+        header = parse_header(page)
+    except FormatError:
+        return "a header is damaged"
+    if (header.segment, header.slot) != (order.segment, order.slot):
+        return "a block lies in another's place"
+    namespace = order.namespace
+    found = header.key, header.digest, header.tenant, header.generation, header.checksum, header.block_bytes
+    wanted = (
+        order.key, namespace.digest, namespace.tenant.name, order.generation, order.checksum,
+        namespace.identity.block_bytes,
+    )  # fmt: skip
+    return header if found == wanted else "a slot holds another block"
+
+
+def _damaged(segment: Segment, order: Load, why: str) -> None:
+    order.outcome = Outcome.DAMAGED
+    segment.directory.found_damage(why, order.segment, order.slot)
+
+
+# -- saves and erases ------------------------------------------------------------------------------------------------
+
+
+def save(segment: Segment, orders: Sequence[Save], arenas: Arenas, scratch: Scratch) -> None:
+    """Write blocks that lie next to each other, each with its header."""
+    _carry_out(segment, orders, lambda fd, run: _write(segment, fd, run, arenas, scratch), "write", writing=True)
+
+
+def _write(segment: Segment, fd: int, run: Sequence[Save], arenas: Arenas, scratch: Scratch) -> None:
+    buffers: list[memoryview] = []
+    for number, order in enumerate(run):
+        page = scratch.header(number)
+        pack_header_into(page, order.header)
+        buffers += (page, _payload(order, arenas).data)
+    offset = slot_offset(run[0].slot_bytes, run[0].header.slot)
+    segment.directory.succeeded(written_bytes=transfer(segment.directory.files.pwrite, fd, buffers, offset))
+    for order in run:
+        order.outcome = Outcome.DONE
+
+
+def _payload(order: Save, arenas: Arenas) -> Bytes:
+    payload_bytes = slot_bytes_for(order.header.stored_bytes)
+    assert HEADER_BYTES + payload_bytes <= order.slot_bytes, "a block fits its slot"
+    if order.packed is None:
+        return _slice(arenas, order, payload_bytes)
+    content = order.packed.content
+    assert isinstance(content, np.ndarray), "content is what `make_smaller` left there"
+    assert content.size == payload_bytes
+    return content
+
+
+def erase(segment: Segment, orders: Sequence[Erase]) -> None:
+    """Overwrite headers, then make that durable."""
+    _carry_out(segment, orders, lambda fd, run: _erase(segment, fd, run), "erase", writing=True)
+
+
+def _erase(segment: Segment, fd: int, run: Sequence[Erase]) -> None:
+    files = segment.directory.files
+    for order in run:
+        transfer(files.pwrite, fd, [_ZEROS.data], slot_offset(order.slot_bytes, order.slot))
+    try:
+        files.fdatasync(fd)
+    except OSError:
+        segment.doubtful = True  # the kernel tells of a failed write once, and `Drives.sync` has to know
+        raise
+    segment.directory.succeeded(written_bytes=len(run) * PAGE_BYTES)
+    for order in run:
+        order.outcome = Outcome.DONE
+
+
+def make_segment(segment: Segment, order: MakeSegment) -> Outcome:
+    """Set a segment file aside."""
+    try:
+        segment.make(order.slot_bytes, order.tenant)
+    except (OSError, MemoryError) as error:
+        segment.directory.failed("make a segment", error)
+        return Outcome.FAILED
+    segment.directory.succeeded(written_bytes=HEADER_BYTES)
+    return Outcome.DONE
+
+
+def drop_segment(segment: Segment) -> Outcome:
+    """Remove a segment file."""
+    try:
+        segment.remove()
+    except OSError as error:
+        segment.directory.failed("drop a segment", error)
+        return Outcome.FAILED
+    return Outcome.DONE
+
+
+# -- in memory only --------------------------------------------------------------------------------------------------
+
+
+def verify(orders: Sequence[Verify], arenas: Arenas) -> None:
+    """Compare blocks in DRAM with their checksums."""
+    for order in orders:
+        found = xxhash.xxh3_64_intdigest(_slice(arenas, order, order.block_bytes).data)
+        order.outcome = Outcome.DONE if found == order.checksum else Outcome.DAMAGED
+
+
+def make_smaller(orders: Sequence[Pack], arenas: Arenas) -> None:
+    """Pack blocks, where that saves a page and a tenth."""
+    for order in orders:
+        assert order.codec is Codec.BF16_PLANES_ZSTD
+        most_bytes = min(
+            order.block_bytes * PACK_NUMERATOR // PACK_DENOMINATOR, slot_bytes_for(order.block_bytes) - PAGE_BYTES
+        )
+        done = pack(_slice(arenas, order, order.block_bytes), most_bytes)
+        if done:
+            content, stored_bytes = done
+            checksum = xxhash.xxh3_64_intdigest(content[:stored_bytes].data)
+            order.packed = Packed(order.codec, stored_bytes, checksum, content)
+        order.outcome = Outcome.DONE
+
+
+# -- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    segment: Segment, orders: Sequence[Run], move: Callable[[int, Sequence[Run]], None], what: str, *, writing: bool
+) -> None:
+    """`move` all at once; after an I/O error each by itself."""
+    assert all(_place(order)[0] == segment.number for order in orders)
+    directory = segment.directory
+    outcome = Outcome.FAILED
+    try:
+        with segment.opened(writing=writing) as fd:
+            if not all(segment.holds(_place(order)[1], order.slot_bytes) for order in orders):
+                outcome = Outcome.DAMAGED
+                directory.found_damage("a segment is laid out otherwise", *_place(orders[0]))
+                return
+            try:
+                move(fd, orders)
+            except OSError as error:
+                if len(orders) == 1 or error.errno != errno.EIO:
+                    raise
+                for order in orders:
+                    if not directory.suspended or isinstance(order, Erase):
+                        _carry_out(segment, [order], move, what, writing=writing)
+    except SegmentGoneError:
+        outcome = Outcome.GONE
+    except (OSError, MemoryError) as error:
+        directory.failed(what, error)
+    finally:
+        for order in orders:
+            if order.outcome is Outcome.OPEN:
+                order.outcome = outcome
+
+
+def _place(order: Load | Save | Erase) -> tuple[int, int]:
+    """Segment and slot."""
+    named = order.header if isinstance(order, Save) else order
+    return named.segment, named.slot
+
+
+def _slice(arenas: Arenas, order: Load | Save | Verify | Pack, slice_bytes: int) -> Bytes:
+    found = arenas[order.arena][order.arena_offset : order.arena_offset + slice_bytes]
+    assert found.size == slice_bytes, "a block lies inside its arena: what follows it on disk depends on that"
+    return found

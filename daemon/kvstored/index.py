@@ -1,0 +1,416 @@
+"""The daemon's side of the index: a child process has the file, one thread talks to it (`index_wire`).
+
+    STARTING ---LOADED---> READY <--late answer--> HUNG      (no answer in time; the daemon goes on without)
+       |  ^                  |
+       |  +-- REBUILDING     +--child dies--> LOST           (doubtful: the next start believes the headers)
+       +--child dies: again, from headers; three times--> LOST
+
+The tables in memory are the truth; the index only makes the next start fast.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from kvproto.ids import NamespaceDigest
+from kvstore.tier.format import RECORD, seal_chunk
+from kvstore.tier.orders import Commit, Found
+from kvstored import index_wire
+from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name, read_store
+from kvstored.index_scan import SEGMENTS, segment_number
+from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
+
+log = logging.getLogger(__name__)
+
+REBUILDS: Final = 3  # attempts after a child that died
+ANSWER_S: Final = 30.0
+STOP_S: Final = 5.0  # for a commit in progress
+
+
+class State(Enum):
+    """Where the index stands."""
+
+    STARTING = "starting"
+    REBUILDING = "rebuilding"
+    READY = "ready"
+    HUNG = "hung"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class NameFound:
+    """A namespace of the index."""
+
+    number: int
+    tenant: str
+    digest: NamespaceDigest
+    canonical: bytes  # empty if only headers were left, and it is too long for them
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was on disk. If the index is lost: nothing, and numbers that no file has."""
+
+    store: bytes  # 16 bytes; none if it is not known: then nothing can be written either
+    segments: list[Found]  # in order of their numbers
+    directories: dict[int, Path]  # of each segment
+    names: list[NameFound]
+    next_generation: int
+    next_segment: int
+    foreign: list[Path]  # files in `segments/` that are not ours: left alone
+    unreadable: list[str]  # directories, with the reason
+    rebuilt: str  # why the index was made anew; empty if it was not
+    dropped: int  # records or headers that were of no use
+
+
+class DirectoryHeldError(Exception):
+    """Another daemon, or a check, has this directory."""
+
+
+@contextmanager
+def hold_directory(directory: Path) -> Iterator[None]:
+    """Keep every other daemon and every check out of a disk directory, which is made if missing.
+
+    Raises DirectoryHeldError, OSError.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "lock").open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DirectoryHeldError(f"another daemon serves {directory}") from None
+        yield
+
+
+class Child:
+    """An index child and the link to it. It dies with the thread that made it."""
+
+    def __init__(self, directories: Sequence[Path], *, rebuild: str = "", look: bool = False, map_bytes: int) -> None:
+        """`rebuild`: why not to believe the index. `look`: read it, change nothing, end. Raises OSError."""
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = {
+            "fd": theirs.fileno(), "parent": os.getpid(), "directories": [str(each) for each in directories],
+            "rebuild": rebuild, "look": look, "map_bytes": map_bytes,
+        }  # fmt: skip
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  this program
+                [sys.executable, "-P", "-m", "kvstored.index_child", json.dumps(request)],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError:
+            self.link.close()
+            raise
+        finally:
+            theirs.close()
+
+    def why_gone(self) -> str:
+        """After its end of the link is closed."""
+        try:
+            code = self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            return "the index child hung up"
+        if code < 0 or code > 128:
+            return f"the index child was killed by signal {-code if code < 0 else code - 128}"
+        return f"the index child ended with code {code}"
+
+    def end(self, wait_s: float) -> None:
+        """Let it finish what it does, for so long, and kill it. One that the kernel holds is left behind."""
+        self.link.close()
+        for patience_s in (wait_s, 1.0):
+            try:
+                self.process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+            else:
+                return
+
+
+class Index:
+    """`start` and `stop` on the owner thread, as `take_loaded` and `progress`; `commit` on one other."""
+
+    def __init__(
+        self, directories: Sequence[Path], wake: Callable[[], None], *,
+        answer_s: float = ANSWER_S, commit_s: float = ANSWER_S, map_bytes: int = MAP_BYTES,
+    ) -> None:  # fmt: skip
+        """`wake` is called on other threads whenever there is something to take. The first directory has the index.
+
+        A child that says nothing for `answer_s` before it has loaded counts as hung.
+        """
+        self._directories = list(directories)
+        self._wake = wake
+        self._answer_s = answer_s
+        self._commit_s = commit_s
+        self._map_bytes = map_bytes
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._changed = threading.Condition()  # guards what follows
+        self._state = State.STARTING
+        self._reason = ""
+        self._child: Child | None = None
+        self._loaded: Loaded | None = None
+        self._was_loaded = False
+        self._progress: tuple[int, int] | None = None
+        self._asked = 0  # sequence of the last commit
+        self._answered = 0
+        self._accepted = 0  # the last that is durable
+
+    @property
+    def state(self) -> State:
+        """Any thread."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, for status; empty if nothing is. Any thread."""
+        return self._reason
+
+    @property
+    def child_pid(self) -> int:
+        """0 if there is none. Any thread."""
+        child = self._child
+        return child.process.pid if child else 0
+
+    def start(self) -> None:
+        """Start the child; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the child, after the commit that it is at. Bounded."""
+        with self._changed:
+            self._state = State.STOPPED
+            self._changed.notify_all()
+        os.eventfd_write(self._stop_fd, 1)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S + 5.0)
+        if not self._thread.is_alive():
+            os.close(self._stop_fd)
+
+    def take_loaded(self) -> Loaded | None:
+        """What the child has found, once."""
+        with self._changed:
+            loaded, self._loaded = self._loaded, None
+        return loaded
+
+    def progress(self) -> tuple[int, int] | None:
+        """Slots read of all slots while the index is rebuilt; otherwise None."""
+        return self._progress if self._state is State.REBUILDING else None
+
+    def commit(self, order: Commit) -> bool:
+        """Write chunks, names and dropped segments in one transaction; True once it is durable.
+
+        Blocks for `commit_s` at most. False: all, or nothing, of it is in the index; ask again with the chunks as they
+        are then. False in state LOST: for good, and the next start has been told to believe the headers.
+        """
+        change = _change(order)
+        with self._changed:
+            if self._state is not State.READY:
+                return False
+            self._asked += 1
+            asked = self._asked
+            if not self._send(change, asked):
+                return False
+            over = (State.LOST, State.STOPPED)
+            if not self._changed.wait_for(lambda: self._answered >= asked or self._state in over, self._commit_s):
+                self._state = State.HUNG
+                self._reason = f"a commit has had no answer for {self._commit_s:g} s"
+                log.warning("index hung: %s", self._reason)
+                self._wake()
+            return self._accepted == asked
+
+    def _send(self, change: Change, asked: int) -> bool:
+        """Whether to wait. Also if the child is dead: its thread will notice, and leave its mark before that ends."""
+        try:
+            fd, packed_bytes = change.into_memfd()
+        except OSError as error:
+            self._reason = str(error)
+            return False
+        try:
+            if self._child:
+                index_wire.send(self._child.link, Message(Kind.COMMIT, asked, packed_bytes, fd=fd))
+        except OSError as error:
+            log.info("index commit not sent: %s", error)
+        finally:
+            os.close(fd)
+        return True
+
+    # -- index thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        reason = ""
+        for _ in range(1 + REBUILDS):
+            try:
+                child = Child(self._directories, rebuild=reason, map_bytes=self._map_bytes)
+            except OSError as error:
+                reason = f"no index child can be started: {error}"
+                continue
+            with self._changed:
+                self._child = child
+            end = self._converse(child)
+            with self._changed:  # nobody sends on a link that is being closed
+                self._child = None
+            child.end(STOP_S if self._was_loaded else 0.0)
+            if end is None:
+                return
+            final, reason = end
+            log.warning("index: %s", reason)
+            if final or self._was_loaded:
+                break
+        self._lose(reason)
+
+    def _converse(self, child: Child) -> tuple[bool, str] | None:
+        """Until the child is gone: why, and whether that is final. None: `stop` was called."""
+        poll = select.poll()
+        poll.register(self._stop_fd, select.POLLIN)
+        poll.register(child.link, select.POLLIN)
+        patience_ms: float | None = self._answer_s * 1000
+        while True:
+            ready = poll.poll(patience_ms)
+            if self._state is State.STOPPED:
+                return None
+            if not ready:
+                self._set(State.HUNG, f"the index child has said nothing for {self._answer_s:g} s")
+                patience_ms = None
+                continue
+            message = index_wire.receive(child.link)
+            if message is None:
+                return False, child.why_gone()
+            if message.kind is Kind.FAILED:
+                return True, message.text
+            try:
+                self._hear(message)
+            except OSError as error:
+                return True, f"what the index child has read cannot be mapped: {error}"
+            patience_ms = None if self._was_loaded else self._answer_s * 1000
+
+    def _hear(self, message: Message) -> None:
+        if message.kind is Kind.PROGRESS:
+            self._progress = (message.first, message.second)
+            self._set(State.REBUILDING, "")
+        elif message.kind is Kind.LOADED:
+            loaded, unwritten = parse_loaded(message)
+            self._loaded = loaded
+            self._was_loaded = True
+            self._set(State.READY, unwritten)
+        else:
+            assert message.kind in {Kind.DONE, Kind.REFUSED}
+            with self._changed:
+                self._answered = message.first
+                if message.kind is Kind.DONE:
+                    self._accepted = message.first
+                self._reason = message.text
+                healed = self._state is State.HUNG
+                if healed:
+                    self._state = State.READY
+                self._changed.notify_all()
+            if healed:
+                self._wake()
+
+    def _set(self, state: State, reason: str) -> None:
+        with self._changed:
+            if self._state is State.STOPPED:
+                return
+            before, self._state, self._reason = self._state, state, reason
+        if state is State.HUNG or reason:
+            log.warning("index %s: %s", state.value, reason)
+        if before is not state:
+            self._wake()
+
+    def _lose(self, reason: str) -> None:
+        nothing = self._nothing()
+        if nothing.store:  # of another version: not even a mark
+            try:
+                mark_doubtful(self._directories[0])
+            except OSError as error:
+                log.warning("index: cannot be marked doubtful: %s", error)
+        if not self._was_loaded:
+            self._loaded = nothing
+        self._set(State.LOST, reason)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _nothing(self) -> Loaded:
+        """Start empty, past every number that a file has, and past every generation that there can be."""
+        files: list[Path] = []
+        unreadable: list[str] = []
+        for directory in self._directories:
+            try:
+                files += sorted((directory / SEGMENTS).iterdir())
+            except OSError as error:
+                unreadable.append(f"{directory}: {error.strerror}")
+        try:
+            store = read_store(self._directories[0]) or b""
+        except (VersionError, OSError):
+            store = b""
+        next_segment = max((segment_number(path) + 1 for path in files), default=0)
+        return Loaded(store, [], {}, [], time.time_ns() // 1000, next_segment, files, unreadable, "", 0)
+
+
+def parse_loaded(message: Message) -> tuple[Loaded, str]:
+    """What a LOADED brings, and why there is no index file in spite of it. Closes its descriptor.
+
+    Raises OSError.
+    """
+    with_json = message.first + message.second
+    try:
+        memory = mmap.mmap(message.fd, with_json, prot=mmap.PROT_READ)
+    finally:
+        os.close(message.fd)
+    head = json.loads(memory[message.first : with_json])
+    segments = [
+        Found(
+            each["segment"], each["slot_bytes"], each["slots"], each["tenant"],
+            np.frombuffer(memory, RECORD, each["slots"], each["offset"]),
+        )
+        for each in head["segments"]
+    ]  # fmt: skip
+    names = [
+        NameFound(
+            each["number"], each["tenant"], NamespaceDigest(bytes.fromhex(each["digest"])),
+            bytes.fromhex(each["canonical"]),
+        )
+        for each in head["names"]
+    ]  # fmt: skip
+    loaded = Loaded(
+        store=bytes.fromhex(head["store"]),
+        segments=segments,
+        directories={each["segment"]: Path(each["directory"]) for each in head["segments"]},
+        names=names,
+        next_generation=head["highest_generation"] + 1,
+        next_segment=head["next_segment"],
+        foreign=[Path(path) for path in head["foreign"]],
+        unreadable=head["unreadable"],
+        rebuilt=head["rebuilt"],
+        dropped=head["dropped"],
+    )
+    return loaded, head["unwritten"]
+
+
+def _change(order: Commit) -> Change:
+    change = Change(dropped=list(order.dropped))
+    for segment, chunk, packed in order.chunks:
+        records = np.frombuffer(packed, RECORD)
+        change.highest = max(change.highest, int(records["generation"].max()), int(records["parent_generation"].max()))
+        change.chunks.append((CHUNK_KEY.pack(segment, chunk), seal_chunk(packed)))
+    for name in order.names:
+        if name.canonical:  # without, it came from the index
+            digest = hashlib.sha256(name.canonical).digest()
+            change.names.append((NAME_KEY.pack(name.number), pack_name(name.tenant, digest, name.canonical)))
+    return change

@@ -1,0 +1,131 @@
+"""Small files beside the index, and how small values are sealed. No LMDB: the daemon uses these itself.
+
+D0/lock           held by the daemon that serves from here
+D0/store          magic, version, store id, checksum
+D0/index/last     sequence of the last commit, checksum
+D0/index/doubtful if it is there, the next start believes the headers of the segments instead
+"""
+
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+INDEX_VERSION: Final = 1
+STORE_BYTES: Final = 16
+STORE_FILE: Final = "store"
+FOLDER: Final = "index"
+BUILDING: Final = "index.new"
+DOUBTFUL: Final = "doubtful"
+LAST: Final = "last"
+MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
+
+_SUM: Final = struct.Struct("<Q")
+_NAME: Final = struct.Struct("<64s32s")
+_LAST: Final = struct.Struct("<8sQ")
+_LAST_MAGIC: Final = b"KVLAST\0\0"
+_STORE: Final = struct.Struct("<8sI16s")
+_STORE_MAGIC: Final = b"KVSTORE\0"
+
+
+class DamagedError(Exception):
+    """The index is not what was written."""
+
+
+class VersionError(Exception):
+    """Written by another version of this program: to be left alone."""
+
+
+def seal(value: bytes) -> bytes:
+    """A small value and its checksum."""
+    return value + _SUM.pack(xxhash.xxh3_64_intdigest(value))
+
+
+def unseal(value: bytes) -> bytes:
+    """Undo `seal`. Raises DamagedError."""
+    inner = value[: -_SUM.size]
+    if len(value) < _SUM.size or _SUM.unpack_from(value, len(inner)) != (xxhash.xxh3_64_intdigest(inner),):
+        raise DamagedError("a checksum differs")
+    return inner
+
+
+def pack_name(tenant: str, digest: bytes, canonical: bytes) -> bytes:
+    """The value of one namespace."""
+    return seal(_NAME.pack(tenant.encode(), digest) + canonical)
+
+
+def parse_name(value: bytes) -> tuple[str, bytes, bytes]:
+    """Tenant, digest and canonical form of one namespace. Raises DamagedError."""
+    inner = unseal(value)
+    if len(inner) < _NAME.size:
+        raise DamagedError("a short name")
+    tenant, digest = _NAME.unpack_from(inner)
+    return tenant.rstrip(b"\0").decode(errors="replace"), digest, inner[_NAME.size :]
+
+
+def write_last(folder: Path, sequence: int) -> None:
+    """Remember how far the index has come. Raises OSError."""
+    fd = os.open(folder / LAST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, seal(_LAST.pack(_LAST_MAGIC, sequence)), 0)
+    finally:
+        os.close(fd)
+
+
+def read_last(folder: Path) -> int:
+    """How far the index has come at least. Raises DamagedError."""
+    try:
+        magic, sequence = _LAST.unpack(unseal((folder / LAST).read_bytes()))
+    except (OSError, struct.error) as error:
+        raise DamagedError(f"the last sequence cannot be read: {error}") from error
+    if magic != _LAST_MAGIC:
+        raise DamagedError("the last sequence has another magic")
+    return int(sequence)
+
+
+def mark_doubtful(directory: Path) -> None:
+    """Have the next start believe the headers. Raises OSError; no index is as good as a doubtful one."""
+    folder = directory / FOLDER
+    try:
+        fd = os.open(folder / DOUBTFUL, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return
+    os.close(fd)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make its entries durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_store(directory: Path) -> bytes | None:
+    """The store id; None if it is missing or damaged. Raises VersionError, OSError."""
+    try:
+        inner = unseal((directory / STORE_FILE).read_bytes())
+        magic, version, store = _STORE.unpack(inner)
+    except (FileNotFoundError, DamagedError, struct.error):
+        return None
+    if magic != _STORE_MAGIC:
+        return None
+    if version != INDEX_VERSION:
+        raise VersionError(f"{directory / STORE_FILE} is of version {version}, and this is version {INDEX_VERSION}")
+    return bytes(store)
+
+
+def write_store(directory: Path, store: bytes) -> None:
+    """Durable, and whole or not at all. Raises OSError."""
+    assert len(store) == STORE_BYTES
+    new = directory / f"{STORE_FILE}.new"
+    with new.open("wb") as file:
+        file.write(seal(_STORE.pack(_STORE_MAGIC, INDEX_VERSION, store)))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(directory / STORE_FILE)
+    sync_folder(directory)

@@ -1,0 +1,279 @@
+"""The start of the index child, in a process that ends with it: read the index, or make it anew.
+
+Everything LMDB says is checked; damage that kills this process is an exit code to the one that waits for it.
+"""
+
+import json
+import os
+import resource
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import numpy as np
+
+from kvstore.tier.format import CHUNK_SLOTS, RECORD, FormatError, open_chunk
+from kvstored import index_wire
+from kvstored.index_file import IndexFile, entry_hash, open_index
+from kvstored.index_marks import (
+    DOUBTFUL,
+    FOLDER,
+    STORE_BYTES,
+    DamagedError,
+    VersionError,
+    parse_name,
+    read_last,
+    write_store,
+)
+from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
+from kvstored.index_scan import SEGMENTS, Scan, scan
+from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
+
+READ_CPU_S: Final = 60.0  # 1,000,000 records take 0.1 s: whoever needs this much walks in circles
+PROGRESS_S: Final = 0.1
+
+
+@dataclass(slots=True)
+class Contents:
+    """What goes to the daemon beside the records."""
+
+    names: dict[int, tuple[str, bytes, bytes]]  # tenant, digest, canonical form
+    highest: int  # generation
+    dropped: int  # records that are no use: of a segment that is gone, or beyond the end of its file
+    rebuilt: str = ""
+    unwritten: str = ""  # why there is no index file in spite of all
+
+
+class Target:
+    """The memfd that goes to the daemon: records of all segments, each in whole chunks, then JSON."""
+
+    def __init__(self, found: Scan) -> None:
+        """Raises OSError."""
+        self.offsets: dict[int, int] = {}
+        self.record_bytes = 0
+        for number, segment in found.segments.items():
+            self.offsets[number] = self.record_bytes
+            self.record_bytes += padded_slots(segment.superblock.slots) * RECORD.itemsize
+        self.fd = os.memfd_create("kvstored-index", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.record_bytes)
+        self._found = found
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to zeros."""
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, self.record_bytes)
+        path = f"/proc/self/fd/{self.fd}"
+        self.all: Records = np.memmap(path, RECORD, "r+") if self.record_bytes else np.zeros(0, RECORD)
+        self.records: dict[int, Records] = {}
+        for number, offset in self.offsets.items():
+            first = offset // RECORD.itemsize
+            slots = padded_slots(self._found.segments[number].superblock.slots)
+            self.records[number] = self.all[first : first + slots].view(np.ndarray)
+
+    def finish(self, contents: Contents) -> Message:
+        """LOADED."""
+        assert self._found.store is not None
+        head = {
+            "store": self._found.store.hex(),
+            "segments": [
+                {
+                    "segment": number,
+                    "directory": str(segment.directory),
+                    "slot_bytes": segment.superblock.slot_bytes,
+                    "slots": segment.superblock.slots,
+                    "tenant": segment.superblock.tenant,
+                    "offset": self.offsets[number],
+                }
+                for number, segment in self._found.segments.items()
+            ],
+            "names": [
+                {"number": number, "tenant": tenant, "digest": digest.hex(), "canonical": canonical.hex()}
+                for number, (tenant, digest, canonical) in contents.names.items()
+            ],
+            "highest_generation": contents.highest,
+            "next_segment": self._found.next_segment,
+            "foreign": [os.fsdecode(path) for path in self._found.foreign],
+            "unreadable": self._found.unreadable,
+            "rebuilt": contents.rebuilt,
+            "unwritten": contents.unwritten,
+            "dropped": contents.dropped,
+        }
+        packed = json.dumps(head).encode()
+        os.pwrite(self.fd, packed, self.record_bytes)
+        return Message(Kind.LOADED, self.record_bytes, len(packed), fd=self.fd)
+
+
+def load(link: socket.socket, directories: Sequence[Path], rebuild: str, map_bytes: int, *, look: bool) -> None:
+    """Send LOADED, or FAILED. `rebuild`: why the index is not to be believed. `look`: change nothing on disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        if not look:
+            for directory in directories:
+                _make_folder(directory)
+        found = scan(directories)
+        target = Target(found)
+        reason = rebuild or _doubt(directories[0], found)
+        contents = None
+        if not reason:
+            contents, reason = _try(directories[0], found, target, map_bytes)
+        if contents is None and look:
+            index_wire.send(link, Message(Kind.FAILED, text=reason))
+            return
+        if found.store is None:
+            found.store = secrets.token_bytes(STORE_BYTES)
+        if contents is None:
+            contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
+    except (VersionError, OSError) as error:
+        index_wire.send(link, Message(Kind.FAILED, text=str(error)))
+        return
+    if not look and contents.dropped and not contents.rebuilt and not found.unreadable:
+        _forget(directories[0], found, map_bytes)
+    index_wire.send(link, target.finish(contents))
+
+
+def _make_folder(directory: Path) -> None:
+    with suppress(OSError):  # the scan says what is wrong with it
+        (directory / SEGMENTS).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _doubt(directory: Path, found: Scan) -> str:
+    """Why not to look into the index at all; empty if there is no reason."""
+    if (directory / FOLDER / DOUBTFUL).exists():
+        return "a former daemon left the index in doubt"
+    if not found.store_file:
+        return "the store file is missing or damaged"
+    if not (directory / FOLDER / "data.mdb").exists():
+        return "there is no index"
+    return ""
+
+
+def _try(directory: Path, found: Scan, target: Target, map_bytes: int) -> tuple[Contents | None, str]:
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, READ_CPU_S)
+    try:
+        with open_index(directory / FOLDER, map_bytes) as index:
+            return _read(index, directory / FOLDER, found, target), ""
+    except (DamagedError, FormatError, lmdb.Error, OSError, ValueError, OverflowError) as error:
+        target.clear()
+        return None, f"the index is damaged: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Contents:
+    """Raises DamagedError, FormatError, lmdb.Error."""
+    at_least = read_last(folder)
+    with index.env.begin() as plain:
+        state = index.state(plain)
+    if state.store != found.store:
+        raise DamagedError("it belongs to another store")
+    if state.sequence < at_least:
+        raise DamagedError(f"it is at transaction {state.sequence} and was at {at_least}")
+    names: dict[int, tuple[str, bytes, bytes]] = {}
+    digest = 0
+    with index.env.begin(buffers=True) as txn, txn.cursor(db=index.names) as cursor:
+        for view, value in cursor:
+            key = bytes(view)
+            names[NAME_KEY.unpack(key)[0]] = parse_name(bytes(value))
+            digest ^= entry_hash(key, value)
+            if len(names) > state.names:
+                raise DamagedError("too many names")
+    chunks, dropped, highest_segment, chunk_digest = _read_chunks(index, state.chunks, target)
+    if (chunks, len(names), digest ^ chunk_digest) != (state.chunks, state.names, state.digest):
+        raise DamagedError("entries are missing, or others are there")
+    found.next_segment = max(found.next_segment, highest_segment + 1)
+    highest = state.highest
+    for number, records in target.records.items():
+        segment = found.segments[number]
+        beyond = records["generation"][segment.whole_slots :] != 0
+        dropped += int(np.count_nonzero(beyond))
+        records[segment.whole_slots :] = np.zeros((), RECORD)
+        _check_names(records, names, segment.superblock.tenant)
+    return Contents(names, highest, dropped)
+
+
+def _read_chunks(index: IndexFile, most: int, target: Target) -> tuple[int, int, int, int]:
+    """Copy all chunks into the target: how many, records of unknown segments, highest segment, digest."""
+    into = target.all.view(np.uint8).data if target.record_bytes else memoryview(bytearray())
+    places = {number: (offset, len(target.records[number])) for number, offset in target.offsets.items()}
+    chunk_bytes = CHUNK_SLOTS * RECORD.itemsize
+    chunks = dropped = digest = 0
+    segment = -1
+    last = b""
+    with index.env.begin(buffers=True) as txn, txn.cursor(db=index.chunks) as cursor:
+        for view, value in cursor:
+            key = bytes(view)
+            chunks += 1
+            if key <= last or chunks > most:
+                raise DamagedError("its keys are out of order")
+            last = key
+            records = open_chunk(value)
+            digest ^= entry_hash(key, value)
+            segment, chunk = CHUNK_KEY.unpack(key)
+            offset, slots = places.get(segment, (0, 0))
+            if not slots:
+                dropped += int(np.count_nonzero(np.frombuffer(records, RECORD)["generation"]))
+            elif chunk * CHUNK_SLOTS >= slots:
+                raise DamagedError(f"segment {segment} has no chunk {chunk}")
+            else:
+                start = offset + chunk * chunk_bytes
+                into[start : start + chunk_bytes] = records
+    return chunks, dropped, segment, digest
+
+
+def _check_names(records: Records, names: dict[int, tuple[str, bytes, bytes]], tenant: str) -> None:
+    used = records["generation"] != 0
+    for number in np.unique(records["namespace"][used]).tolist():
+        if number not in names or names[number][0] != tenant:
+            raise DamagedError(f"namespace {number} is not one of {tenant}")
+
+
+def _rebuild(
+    link: socket.socket, directory: Path, found: Scan, target: Target, reason: str, map_bytes: int
+) -> Contents:
+    told_s = 0.0
+
+    def progress(read: int, slots: int) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - told_s >= PROGRESS_S:
+            told_s = now_s
+            index_wire.send(link, Message(Kind.PROGRESS, min(read, slots), slots))
+
+    assert found.store is not None
+    fresh = not found.segments and not (directory / FOLDER).exists()
+    collected = collect(found.segments, target.records, progress)
+    unwritten = ""
+    try:
+        for number, slots in collected.superseded.items():  # or they would come back once the newer one is erased
+            erase_headers(found.segments[number], slots)
+        remove_index(directory)  # before the store file: an index never stands beside an id that it was not made for
+        write_store(directory, found.store)
+        write_index(directory, found.store, collected, map_bytes)
+    except (lmdb.Error, OSError) as error:
+        unwritten = f"the index cannot be written: {error}"
+    names = {
+        number: (tenant, digest, collected.canonical[number]) for (tenant, digest), number in collected.numbers.items()
+    }
+    return Contents(names, collected.highest(), collected.damaged, "" if fresh else reason, unwritten)
+
+
+def _forget(directory: Path, found: Scan, map_bytes: int) -> None:
+    """Remove what the index says of segments that are gone: their numbers will be given again."""
+    try:
+        with open_index(directory / FOLDER, map_bytes) as index:
+            with index.env.begin() as txn, txn.cursor(db=index.chunks) as cursor:
+                there = {CHUNK_KEY.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)}
+            gone = sorted(there - found.segments.keys())
+            if gone:
+                index.write(Change(dropped=gone))
+    except (lmdb.Error, DamagedError, OSError):
+        pass  # the numbers are past them in any case, and the next start tries again

@@ -1,0 +1,122 @@
+"""Which segment files are there, and whose. Reads superblocks only. Any thread."""
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvstore.tier.format import HEADER_BYTES, FormatError, Superblock, parse_superblock, slot_offset
+from kvstored.index_marks import read_store
+
+SEGMENTS: Final = "segments"
+NUMBERS: Final = 1 << 31  # a stranger's file with a huge number must not use the numbers up
+
+_NAME: Final = re.compile(r"([0-9]{8,10})\.seg")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """A segment of ours, and how much of it is really there."""
+
+    superblock: Superblock
+    directory: Path
+    path: Path
+    file_bytes: int
+
+    @property
+    def whole_slots(self) -> int:
+        """Slots that lie inside the file: fewer than it should have if somebody cut it."""
+        inside = max(0, self.file_bytes - HEADER_BYTES) // self.superblock.slot_bytes
+        return min(self.superblock.slots, inside)
+
+    def header_offset(self, slot: int) -> int:
+        """Where the header of a slot is."""
+        return slot_offset(self.superblock.slot_bytes, slot)
+
+
+@dataclass(slots=True)
+class Scan:
+    """What the directories hold."""
+
+    store: bytes | None = None  # None: neither a file says it nor a segment
+    store_file: bool = True  # False: missing or damaged
+    segments: dict[int, SegmentFile] = field(default_factory=dict)
+    foreign: list[Path] = field(default_factory=list)
+    next_segment: int = 0
+    unreadable: list[str] = field(default_factory=list)  # directories, with the reason
+
+
+def scan(directories: Sequence[Path]) -> Scan:
+    """Look at all superblocks. Where the store id is lost, most of them have it. Raises VersionError, OSError."""
+    found = Scan(read_store(directories[0]))
+    found.store_file = found.store is not None
+    ours: list[SegmentFile] = []
+    for directory in directories:
+        try:
+            paths = sorted((directory / SEGMENTS).iterdir())
+        except FileNotFoundError:
+            paths = []
+        except OSError as error:
+            found.unreadable.append(f"{directory}: {error.strerror}")
+            continue
+        for path in paths:
+            segment = _look(directory, path)
+            if segment is None:
+                found.foreign.append(path)
+            else:
+                ours.append(segment)
+            found.next_segment = max(found.next_segment, segment_number(path) + 1)
+    if found.store is None and ours:
+        found.store = Counter(segment.superblock.store for segment in ours).most_common(1)[0][0]
+    _choose(found, ours)
+    return found
+
+
+def segment_number(path: Path) -> int:
+    """The number in a file's name; -1 if it has none that counts."""
+    match = _NAME.fullmatch(path.name)
+    number = int(match[1]) if match else -1
+    return number if number < NUMBERS else -1
+
+
+def _look(directory: Path, path: Path) -> SegmentFile | None:
+    """None: not a segment of this version under its own name."""
+    try:
+        # A pipe or a device of that name must not hold the start up.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        superblock = parse_superblock(os.pread(fd, HEADER_BYTES, 0))
+    except (OSError, FormatError):
+        return None
+    finally:
+        os.close(fd)
+    if superblock.segment != segment_number(path):
+        return None
+    return SegmentFile(superblock, directory, path, status.st_size)
+
+
+def _choose(found: Scan, ours: list[SegmentFile]) -> None:
+    """Of two files with one number the newer counts; other stores' do not."""
+    for segment in ours:
+        number = segment.superblock.segment
+        other = found.segments.get(number)
+        if segment.superblock.store != found.store:
+            found.foreign.append(segment.path)
+        elif other is None:
+            found.segments[number] = segment
+        elif segment.superblock.made_s > other.superblock.made_s:
+            found.foreign.append(other.path)
+            found.segments[number] = segment
+        else:
+            found.foreign.append(segment.path)
+    found.segments = dict(sorted(found.segments.items()))
+    found.foreign.sort()

@@ -1,0 +1,369 @@
+"""Who holds the daemon's memory while the daemon is away: systemd's descriptor store, our fd-keeper, or nobody.
+
+    start:  notifier_of(environ)  ->  kept_descriptors(...)  ->  HostMemory.adopt  ...  notifier.notify("READY=1")
+
+A keeper never blocks and never fails: what cannot be told right now waits in order (`pending`) for the next `flush`,
+and what goes wrong for good becomes a line of `faults` and a colder restart. Owner thread throughout.
+"""
+
+import logging
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from kvstored import fd_keeper
+from kvstored.notify import BUSY, RETRY_S, Message, Notifier, Queue, SystemdKeeper, inherited, notifier_of
+
+__all__ = [
+    "FdKeeper", "Keeper", "NoKeeper", "Notifier", "SystemdKeeper", "RETRY_S",
+    "arena_name", "arena_of", "kept_descriptors", "notifier_of", "table_name",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+TABLE_PREFIX: Final = "table-"
+ARENA_PREFIX: Final = "arena-"
+START_S: Final = 10.0  # a keeper process starts within 0.1 s on an idle host
+ANSWER_S: Final = 5.0
+RESTART_S: Final = 1.0  # between two attempts to have a new keeper process
+
+_ARENA: Final = re.compile(r"arena-([1-9][0-9]{0,9})", re.ASCII)
+_TABLE: Final = re.compile(r"table-[A-Za-z0-9._-]{1,200}", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+
+def table_name(table: str) -> str:
+    """Under which a table is kept."""
+    return f"{TABLE_PREFIX}{table}"
+
+
+def arena_name(arena: int) -> str:
+    """Under which an arena is kept."""
+    return f"{ARENA_PREFIX}{arena}"
+
+
+def arena_of(name: str) -> int | None:
+    """The arena that is kept under a name; None if it is not one of an arena."""
+    match = _ARENA.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_ours(name: str) -> bool:
+    """Is this a name that `HostMemory` gives?"""
+    return _ARENA.fullmatch(name) is not None or _TABLE.fullmatch(name) is not None
+
+
+class Keeper(Protocol):
+    """Holds duplicates of descriptors for a successor."""
+
+    faults: list[str]  # what status warns of
+
+    @property
+    def pending(self) -> int:
+        """Messages that are still to be told. While there are any, `flush` wants to be called every RETRY_S."""
+
+    def keep(self, name: str, fd: int) -> None:
+        """Hold this descriptor; it replaces another one under that name. It stays open until `forget` or the end."""
+
+    def forget(self, name: str) -> None:
+        """Let go of what is held under that name, if anything is. The descriptor may be closed afterwards."""
+
+    def flush(self, wait_s: float = 0.0) -> None:
+        """Tell what is pending, for at most that long."""
+
+
+class NoKeeper:
+    """Nothing outlives this daemon."""
+
+    pending = 0
+
+    def __init__(self, fault: str = "") -> None:
+        self.faults = [fault] if fault else []
+
+    def keep(self, name: str, fd: int) -> None:
+        """See `Keeper`."""
+
+    def forget(self, name: str) -> None:
+        """See `Keeper`."""
+
+    def flush(self, wait_s: float = 0.0) -> None:
+        """See `Keeper`."""
+
+
+def kept_descriptors(
+    runtime_dir: Path, environ: MutableMapping[str, str], notifier: Notifier, *, keep: bool, patience_s: float
+) -> tuple[dict[str, int], Keeper]:
+    """What a predecessor left, the caller's now; and who keeps it for a successor. At start; may wait some seconds.
+
+    The caller is the only daemon of `runtime_dir` and has raised its limit of descriptors. Never raises for want of a
+    keeper: the daemon then serves without, and `faults` says so. Takes LISTEN_* out of `environ`.
+    """
+    passed = inherited(environ, os.getpid())
+    fdstore = environ.get("FDSTORE", "")  # systemd 254 and later: how many it would keep
+    fds_max = int(fdstore) if _NUMBER.fullmatch(fdstore) else 0
+    if notifier.present and (fds_max or passed or (keep and not fdstore)):
+        _dismiss(runtime_dir)
+        systemd = SystemdKeeper(notifier, [name for name, _ in passed], fds_max or fd_keeper.HELD_MAX)
+        return _sorted_out(passed, systemd), systemd
+    _close(fd for _, fd in passed)
+    if not keep:
+        _dismiss(runtime_dir)
+        return {}, NoKeeper()
+    error: Exception | None = None
+    for _ in range(2):
+        process = FdKeeper(runtime_dir, patience_s)
+        try:
+            held = process.take()
+        except (OSError, subprocess.SubprocessError) as caught:
+            log.warning("the fd-keeper gives nothing back: %s", caught)
+            error = error or caught
+            process.quit()  # or it would hold memory for us that we do not know of
+        else:
+            return _sorted_out(held.items(), process), process
+    return {}, NoKeeper(f"memory does not survive a restart: no fd-keeper ({error})")
+
+
+def _sorted_out(found: Iterable[tuple[str, int]], keeper: Keeper) -> dict[str, int]:
+    """Those under our names. What is doubtful or nobody's is let go of, here and there."""
+    ours: dict[str, int] = {}
+    doubtful = set()
+    for name, fd in found:
+        if fd < 0 or name in ours or not is_ours(name):
+            doubtful.add(name)
+            _close([fd])
+        else:
+            ours[name] = fd
+    for name in doubtful:
+        _close([ours.pop(name, -1)])
+        keeper.forget(name)
+    if doubtful:
+        log.warning("%d kept descriptors are of no use, such as %r", len(doubtful), min(doubtful))
+    return ours
+
+
+def _dismiss(runtime_dir: Path) -> None:
+    """End a fd-keeper of an earlier configuration: what it holds would count twice."""
+    keeper = FdKeeper(runtime_dir, 1.0)
+    try:
+        keeper.connect()
+    except OSError:
+        return  # there is none
+    log.info("ending a fd-keeper that is not wanted any more")
+    keeper.quit()
+
+
+class FdKeeper:
+    """The process of `kvstored.fd_keeper`. Should it die, a new one is started and told everything again."""
+
+    def __init__(self, runtime_dir: Path, patience_s: float) -> None:
+        self._path = runtime_dir / fd_keeper.SOCKET_NAME
+        self._patience_s = patience_s
+        self._connection: socket.socket | None = None
+        self._starting: subprocess.Popen[bytes] | None = None
+        self._restart = 0.0  # when to try next, by the monotonic clock
+        self._kept: dict[str, int] = {}
+        self._queue = Queue(self._send)
+        self.faults = self._queue.faults
+
+    @property
+    def pending(self) -> int:
+        """See `Keeper`."""
+        return len(self._queue) or (self._connection is None)
+
+    def connect(self) -> None:
+        """To a process that is there. Raises OSError."""
+        self._connection = _dial(self._path)
+
+    def take(self) -> dict[str, int]:
+        """Everything that is held, the caller's; starts the process if nobody answers. At start; may wait.
+
+        Raises OSError or subprocess.SubprocessError if there is no keeper to be had.
+        """
+        try:
+            self.connect()
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._start()
+            self.connect()
+        assert self._connection is not None
+        self._connection.settimeout(ANSWER_S)
+        held = _take(self._connection)
+        self._connection.settimeout(0)
+        self._kept = dict(held)
+        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
+        return held
+
+    def keep(self, name: str, fd: int) -> None:
+        """See `Keeper`."""
+        assert fd_keeper.NAME.fullmatch(name), f"not a name to keep anything under: {name!r}"
+        self._queue.cancel(lambda message: message.name == name)
+        self._kept[name] = fd
+        self._queue.put(Message(f"KEEP {name}", name, fd))
+
+    def forget(self, name: str) -> None:
+        """See `Keeper`."""
+        if self._kept.pop(name, None) is not None:
+            self._queue.cancel(lambda message: message.name == name)
+            self._queue.put(Message(f"FORGET {name}"))
+
+    def flush(self, wait_s: float = 0.0) -> None:
+        """See `Keeper`. Call it now and then with nothing pending too: it notices that the process has died."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            self._hear()
+            if self._connection is None:
+                self._reconnect()
+            self._queue.flush()
+            if not self.pending or time.monotonic() >= deadline:
+                return
+            select.select([], [], [], RETRY_S)
+
+    def quit(self) -> None:
+        """Have the process let go of everything and exit: no successor shall find anything. May wait some seconds."""
+        self._kept.clear()
+        self._queue.cancel(lambda _: True)
+        if self._connection is not None:
+            self._connection.settimeout(ANSWER_S)
+            try:
+                self._connection.send(b"QUIT")
+                while self._connection.recv(fd_keeper.RECORD_BYTES):
+                    pass
+            except OSError as error:
+                log.info("the fd-keeper may be gone: %s", error)
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The process goes on."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _send(self, message: Message) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            fd_keeper.send(self._connection, message.text.encode(), [message.fd] if message.fd >= 0 else [])
+        except OSError as error:
+            if error.errno not in BUSY:
+                self._lost(error)
+            return False
+        return True
+
+    def _hear(self) -> None:
+        """What the process says unasked: that it refuses; or that it is gone."""
+        while self._connection is not None:
+            try:
+                record, fds, _ = fd_keeper.receive(self._connection, 1, wait=False)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            _close(fds)
+            if not record:
+                self._lost(ConnectionResetError("it has gone"))
+            elif record.startswith(b"REFUSED "):
+                self._queue.fault("the fd-keeper has no room for more descriptors: raise `ulimit -n`")
+
+    def _lost(self, error: OSError) -> None:
+        self._queue.fault(f"lost the fd-keeper, starting another: {error}")
+        self.close()
+
+    def _reconnect(self) -> None:
+        """One step towards a process that knows it all, without waiting for any."""
+        if self._starting is not None and self._starting.poll() is None:
+            return
+        try:
+            connection = _dial(self._path)
+        except OSError:
+            if time.monotonic() >= self._restart:
+                self._restart = time.monotonic() + RESTART_S
+                self._try_spawn()
+            return
+        self._starting = None
+        self._connection = connection
+        self._queue.cancel(lambda _: True)
+        self._queue.put(Message("CLEAR"))
+        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
+        for name, fd in self._kept.items():
+            self._queue.put(Message(f"KEEP {name}", name, fd))
+
+    def _try_spawn(self) -> None:
+        try:
+            self._starting = self._spawn()
+        except OSError as error:
+            self._queue.fault(f"cannot start an fd-keeper: {error}")
+
+    def _start(self) -> None:
+        """Have a process, and wait until it listens. Raises OSError, subprocess.SubprocessError."""
+        process = self._spawn()
+        try:
+            code = process.wait(START_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        if code:
+            raise ChildProcessError(f"it does not start: exit code {code}")
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        """By path and without site-packages: it starts in 20 ms and stays small. It exits when the keeper listens."""
+        module = str(Path(fd_keeper.__file__).absolute())
+        command = [sys.executable, "-I", "-S", module, str(self._path.parent), "--patience", f"{self._patience_s:f}"]
+        nothing = subprocess.DEVNULL
+        return subprocess.Popen(  # noqa: S603
+            command, stdin=nothing, stdout=nothing, stderr=nothing, cwd="/", start_new_session=True
+        )
+
+
+def _dial(path: Path) -> socket.socket:
+    """A connection to a keeper of our own user. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.setblocking(False)
+        connection.connect(str(path))
+        _, uid = fd_keeper.credentials(connection)
+        if uid != os.geteuid():
+            raise PermissionError(f"{path} is served by uid {uid}")
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _take(connection: socket.socket) -> dict[str, int]:
+    """All that the keeper holds. Raises OSError, and then has closed what came."""
+    held: dict[str, int] = {}
+    total = 1
+    try:
+        while len(held) < total:
+            connection.send(b"TAKE %d" % len(held))
+            record, fds, truncated = fd_keeper.receive(connection, fd_keeper.FDS_PER_RECORD, wait=True)
+            words = record.decode("ascii", errors="replace").split(" ")
+            names = dict(zip(words[3:], fds, strict=False))
+            if truncated or len(names) != len(fds) or len(words) != 3 + len(fds) or words[:1] != ["HELD"]:
+                _close(fds)
+                raise ConnectionError(f"{len(fds)} of {max(0, len(words) - 3)} descriptors came: `ulimit -n`?")
+            total_word, start = words[1:3]
+            progress = names or total_word == start == "0"
+            if start != str(len(held)) or not _NUMBER.fullmatch(total_word) or names.keys() & held or not progress:
+                _close(fds)
+                raise ConnectionError("it does not answer what it was asked")
+            held |= names
+            total = int(total_word)
+    except OSError:
+        _close(held.values())
+        raise
+    return held
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,230 @@
+"""Leases whose blocks are not all in DRAM yet, or not verified: what is missing is read, and told of as it comes.
+
+    LEASE -> run goes on outside DRAM -> places for what lies on disk -> Load and Verify batches
+          -> LEASED with what is there -> READY, READY, ... in order -> the stream ends: all has come, one has failed,
+             the time is over, or the lease
+
+The lease holds the deepest block of the whole run from the start, so that nothing of it can go; what clients were not
+told of may still fail. Concurrent leases of one block share its read. Owner thread.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvproto.limits import KEYS_PER_FRAME
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.ports import Outbox, Workers
+from kvstore.room import Room
+from kvstore.sessions import Lease, Namespace, Pool, Stream, Tenant
+from kvstore.tier.disk import Disk
+from kvstore.tier.orders import Load, Outcome, Verify
+from kvstore.wheel import Wheel
+
+VERIFY_BYTES = 8 << 20  # hashed at a time
+
+MakeRoom = Callable[[Pool, bool], Room]
+Sweeper = Callable[[Tenant, int], None]
+Renew = Callable[[Lease, int], None]
+
+
+class Streams:
+    """All streams, and the reads and verifications that they wait for."""
+
+    def __init__(
+        self, tables: Tables, outbox: Outbox, workers: Workers, disk: Disk, namespaces: dict[int, Namespace],
+        make_room: MakeRoom, sweep: Sweeper, renew: Renew,
+    ) -> None:  # fmt: skip
+        self._tables = tables
+        self._outbox = outbox
+        self._workers = workers
+        self._disk = disk
+        self._namespaces = namespaces
+        self._make_room = make_room
+        self._sweep = sweep
+        self._renew = renew
+        self._waiting: dict[int, list[Stream]] = {}  # by the row that a stream needs next
+        self._wheel: Wheel[Stream] = Wheel()
+        self._todo: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._ends: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._verifying: dict[int, list[Verify]] = {}  # batches, by the identity of their first order
+        self.evicted = 0  # to make room, since anybody looked
+        self.verified = 0
+        self.verify_faults = 0
+
+    # -- a lease goes on outside DRAM ----------------------------------------------------------------------------
+
+    def extend(
+        self, namespace: Namespace, keys: U8, at: int, count: int, found: int, run: U4, patient: int, now_ns: int
+    ) -> tuple[int, int]:
+        """Have what continues a run of `found` resident blocks brought in. All of it is held until `settle`.
+
+        Returns (where the run ends now, 0), or (0, row) if it goes on with a block that session `patient` is writing.
+        """
+        tables = self._tables
+        end, _, stop = blocks.extend_run(tables, namespace.tenant.index, namespace.number, keys, at, count, found, run)
+        if stop and int(tables.blocks["writer"][stop]) == patient:
+            return 0, stop
+        blocks.hold_rows(tables, run, 0, end)
+        reached = self._bring(namespace, run, found, end, now_ns)
+        blocks.unhold_rows(tables, run, reached, end)
+        return reached, 0
+
+    def settle(self, run: U4, end: int) -> None:
+        """The lease holds what it needs."""
+        blocks.unhold_rows(self._tables, run, 0, end)
+
+    def _bring(self, namespace: Namespace, run: U4, start: int, stop: int, now_ns: int) -> int:
+        """Begin to read and verify blocks of a run. Returns how far there was room."""
+        pool, may_evict, now = namespace.pool, False, np.uint64(now_ns)
+        reached = start
+        while reached < stop:
+            reached, count, evicted = blocks.begin_loads(
+                self._tables, namespace.tenant.index, pool.number, run, reached, stop, may_evict, now, self._todo
+            )
+            self.evicted += evicted
+            self._send(namespace, self._todo[:count], now_ns)
+            if reached == stop:
+                break
+            room = self._make_room(pool, may_evict)
+            if room is Room.EVICT and not may_evict:
+                may_evict = True
+            elif room is not Room.MADE:
+                break
+        return reached
+
+    def _send(self, namespace: Namespace, rows: U4, now_ns: int) -> None:
+        if not rows.size:
+            return
+        kept = self._tables.blocks["state"][rows] == blocks.KEPT
+        if kept.any():
+            self._verify(namespace, rows[kept])
+        if not kept.all():
+            self._disk.load(namespace, rows[~kept], now_ns)
+
+    def _verify(self, namespace: Namespace, rows: U4) -> None:
+        table, arenas = self._tables.blocks, self._tables.arenas
+        shift = int(self._tables.book[blocks.SHIFT])
+        mask = (1 << shift) - 1
+        most = max(1, VERIFY_BYTES // namespace.slot_bytes)
+        slots, sums = table["slot"][rows].tolist(), table["checksum"][rows].tolist()
+        orders = [
+            Verify(
+                row, checksum, int(arenas["id"][slot >> shift]), (slot & mask) * namespace.slot_bytes,
+                namespace.identity.block_bytes,
+            )
+            for row, slot, checksum in zip(rows.tolist(), slots, sums, strict=True)
+        ]  # fmt: skip
+        for start in range(0, len(orders), most):
+            batch = orders[start : start + most]
+            self._verifying[id(batch[0])] = batch
+            self._workers.submit(batch)
+
+    def verify(self, namespace: Namespace, rows: U4) -> None:
+        """Verify kept blocks that nobody has asked for yet; they are all of one namespace, and KEPT."""
+        now = np.uint64(0)
+        _, count, _ = blocks.begin_loads(
+            self._tables, namespace.tenant.index, namespace.pool.number, rows, 0, rows.size, False, now, self._todo
+        )
+        self._verify(namespace, self._todo[:count])
+
+    def held_rows(self) -> list[int]:
+        """Rows that a verification holds, once for each."""
+        return [order.row for batch in self._verifying.values() for order in batch]
+
+    def begin(self, stream: Stream) -> None:
+        """A lease with blocks that are on their way."""
+        self._wheel.add(stream, stream.until_ns)
+        self._wait(stream)
+
+    def _wait(self, stream: Stream) -> None:
+        self._waiting.setdefault(int(stream.rows[stream.announced]), []).append(stream)
+
+    # -- what has come -------------------------------------------------------------------------------------------
+
+    def finished(self, batch: Sequence[Load] | Sequence[Verify], now_ns: int) -> None:
+        """Blocks were read or verified: they are resident, or their streams end."""
+        tables, now = self._tables, np.uint64(now_ns)
+        if isinstance(batch[0], Load):
+            self._disk.loaded(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
+        else:
+            del self._verifying[id(batch[0])]
+            good = sum(order.outcome is Outcome.DONE for order in batch)
+            self.verified += good
+            self.verify_faults += len(batch) - good
+        moved: dict[Stream, None] = {}
+        for order in batch:
+            if order.outcome is not Outcome.DONE:
+                self._failed(order.row, order.outcome)
+        for order in batch:
+            if order.outcome is Outcome.DONE:
+                blocks.finish_load(tables, order.row, now)
+            moved.update(dict.fromkeys(self._waiting.pop(order.row, ())))
+        for stream in moved:
+            self._advance(stream, now_ns)
+
+    def _failed(self, row: int, outcome: Outcome) -> None:
+        """No stream may cover this block any more; each keeps what comes before it."""
+        for streams in list(self._waiting.values()):
+            for stream in streams:
+                place = np.flatnonzero(stream.rows == row)
+                if place.size:
+                    self._shorten(stream, int(place[0]))
+        namespace = self._namespaces[int(self._tables.blocks["namespace"][row])]
+        again = outcome is Outcome.FAILED
+        if blocks.cancel_load(self._tables, namespace.tenant.index, row, not again):
+            self._sweep(namespace.tenant, row)
+
+    def _shorten(self, stream: Stream, count: int) -> None:
+        """Only the first `count` blocks of a lease count from now on: it holds their ends and no others."""
+        lease = stream.lease
+        held = blocks.hold_ends(self._tables, stream.rows, count, np.uint64(lease.deadline_ns), self._ends)
+        blocks.unhold_rows(self._tables, lease.ends, 0, lease.ends.size)
+        lease.ends = self._ends[:held].copy()
+        stream.rows = stream.rows[:count]
+
+    def _advance(self, stream: Stream, now_ns: int) -> None:
+        """Tell a client how far its blocks have come."""
+        if stream.lease.stream is not stream:
+            return  # the lease is over
+        stop, may_come = blocks.ready_until(self._tables, stream.rows, stream.announced)
+        first, stream.announced = stream.announced, stop
+        if not may_come or now_ns >= stream.until_ns:
+            self._end(stream, first)
+            return
+        if stop > first:
+            self._renew(stream.lease, stream.ttl_ns)
+            self._outbox.ready(stream, first, stop, stream.rows.size - stop)
+        self._wait(stream)
+
+    def _end(self, stream: Stream, first: int) -> None:
+        self._wheel.remove(stream, stream.until_ns)
+        stream.lease.stream = None
+        stream.lease.count = stream.announced
+        self._renew(stream.lease, stream.ttl_ns)
+        self._outbox.ready(stream, first, stream.announced, 0)
+
+    def forget(self, stream: Stream) -> None:
+        """The lease is over."""
+        self._wheel.remove(stream, stream.until_ns)
+        waiting = self._waiting.get(int(stream.rows[stream.announced])) if stream.announced < stream.rows.size else None
+        if waiting is not None and stream in waiting:
+            waiting.remove(stream)
+            if not waiting:
+                del self._waiting[int(stream.rows[stream.announced])]
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """What has not come in time does not come any more."""
+        for stream in self._wheel.due(now_ns):
+            if stream.lease.stream is stream:
+                self.forget(stream)
+                stop, _ = blocks.ready_until(self._tables, stream.rows, stream.announced)
+                first, stream.announced = stream.announced, stop
+                self._end(stream, first)
+
+    def next_ns(self) -> int | None:
+        """When to look again."""
+        return self._wheel.next_ns()

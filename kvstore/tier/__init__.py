@@ -1,0 +1,1 @@
+"""The disk tier: byte format (FORMAT.md), slots and segments, promotion, demotion, recovery. No I/O of its own."""

@@ -1,0 +1,332 @@
+"""Writing behind: which blocks of DRAM get a copy on disk, and how the writes are put together. Owner thread.
+
+    published (admission "all")  \\
+    leased again ("second_touch") -> queue -> gather with unsaved ancestors -> [pack] -> places -> Save batches -> done
+    FLUSH                        /             parent first                    smaller  segments.py
+
+A block is written once and keeps its place for as long as it lies there. What waits in the queue can be evicted; what
+is being packed or written is held. Back-pressure loses the copy, never the block.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from kvproto.limits import KEYS_PER_FRAME, MIB
+from kvstore import blocks
+from kvstore.blocks import DESCRIBED, DOOMED, U4, Rows, Tables
+from kvstore.ports import Workers
+from kvstore.sessions import Namespace, Tenant
+from kvstore.tier.codec import Choice
+from kvstore.tier.format import HEADER_BYTES, Codec, Header, stored_slot_bytes
+from kvstore.tier.orders import Outcome, Pack, Save
+from kvstore.tier.segments import Room, Segments
+
+BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
+RUNNING_BYTES = 64 * MIB  # held for writing at a time
+QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
+LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
+
+
+class Admission(StrEnum):
+    """Which blocks are written without being asked for."""
+
+    ALL = "all"
+    SECOND_TOUCH = "second_touch"
+    NONE = "none"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals, in blocks unless the name says otherwise."""
+
+    saved: int = 0
+    saved_bytes: int = 0
+    packed: int = 0
+    dropped: int = 0  # admitted, and given up for lack of room
+    not_worth: int = 0  # slower to read than to compute
+    save_faults: int = 0
+
+
+class Demotion:
+    """The queue and the writes that run."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        segments: Segments,
+        workers: Workers,
+        tenants: dict[str, Tenant],
+        namespaces: dict[int, Namespace],
+        *,
+        most_rows: int,
+        bytes_per_s: int,
+        choice: Choice,
+    ) -> None:
+        self._tables = tables
+        self._segments = segments
+        self._workers = workers
+        self._tenants = tenants
+        self._namespaces = namespaces
+        self._most = most_rows
+        self._bytes_per_s = bytes_per_s
+        self._budget = float(bytes_per_s)
+        self._budget_ns = 0
+        self._choice = choice
+        self._queue: deque[tuple[int, int]] = deque()
+        self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
+        self._later_ns = 0
+        self._seconds_a_byte = 0.0  # of reading; 0: not known yet
+        self.stuck = False  # waits for a segment
+        self.enabled = False
+        self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
+        self.running_bytes = 0
+        self.tally = Tally()
+
+    # -- admission -----------------------------------------------------------------------------------------------
+
+    def admit(self, rows: Iterable[int], generations: Iterable[int]) -> None:
+        """Queue blocks, each with what it continues."""
+        table = self._tables.blocks
+        for row, generation in zip(rows, generations, strict=True):
+            if len(self._queue) >= QUEUE:
+                self.tally.dropped += 1
+                return
+            if not table["flags"][row] & blocks.QUEUED:
+                table["flags"][row] |= blocks.QUEUED
+                self._queue.append((row, generation))
+
+    def worth(self, namespace: Namespace) -> bool:
+        """Is a block of this namespace faster to read than to compute, as far as anybody knows?"""
+        if not namespace.recompute_ns or not self._seconds_a_byte:
+            return True
+        return self._seconds_a_byte * namespace.slot_bytes * 1e9 < namespace.recompute_ns
+
+    def took(self, seconds: float, read_bytes: int) -> None:
+        """A read has ended: what reading costs, averaged over the last ones."""
+        cost = seconds / read_bytes
+        self._seconds_a_byte = cost if not self._seconds_a_byte else 0.9 * self._seconds_a_byte + 0.1 * cost
+
+    @property
+    def waiting(self) -> int:
+        """Chains in the queue."""
+        return len(self._queue)
+
+    # -- the pump ------------------------------------------------------------------------------------------------
+
+    def pump(self, now_ns: int) -> None:
+        """Start writes while there is something to write, and room and budget for it."""
+        if not self.enabled:
+            return
+        while self._queue and self.running_bytes < RUNNING_BYTES and not self.stuck and now_ns >= self._later_ns:
+            if not self._afford(now_ns):
+                return
+            if not self._start(now_ns):
+                return
+
+    def next_ns(self, now_ns: int) -> int | None:
+        """When the pump has something to do without an event; None if only an event can help."""
+        if not self.enabled or not self._queue or self.running_bytes >= RUNNING_BYTES or self.stuck:
+            return None
+        if self._bytes_per_s and self._budget <= 0:
+            return max(self._later_ns, now_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
+        return self._later_ns
+
+    def _afford(self, now_ns: int) -> bool:
+        if not self._bytes_per_s:
+            return True
+        passed_s = (now_ns - self._budget_ns) / 1e9 if self._budget_ns else 0.0
+        self._budget_ns = now_ns
+        self._budget = min(self._bytes_per_s / 4, self._budget + passed_s * self._bytes_per_s)
+        return self._budget > 0
+
+    def _start(self, now_ns: int) -> bool:
+        """Gather one batch of one namespace and send it on its way. False if it has to wait."""
+        gathered, namespace, postponed = 0, None, 0
+        table = self._tables.blocks
+        most = KEYS_PER_FRAME
+        while self._queue and gathered < most:
+            row, generation = self._queue[0]
+            if int(table["generation"][row]) != generation or not table["flags"][row] & blocks.QUEUED:
+                self._queue.popleft()  # evicted, written or dropped meanwhile
+                continue
+            mine = self._namespaces[int(table["namespace"][row])]
+            if namespace is None:
+                namespace = mine
+                most = min(most, max(1, BATCH_BYTES // mine.slot_bytes))
+            elif mine is not namespace:
+                break
+            end, whole = blocks.gather_unsaved(self._tables, row, self._rows[:most], gathered)
+            if end < 0:  # its parent is on its way: look again soon
+                self._queue.rotate(-1)
+                postponed += 1
+                if postponed > min(len(self._queue), 64):
+                    self._later_ns = now_ns + LATER_NS
+                    break
+                continue
+            gathered = end
+            if whole:
+                self._queue.popleft()
+                table["flags"][row] &= ~blocks.QUEUED
+        if not gathered or namespace is None:
+            return False
+        self._send(namespace, gathered, now_ns)
+        return True
+
+    def _send(self, namespace: Namespace, count: int, now_ns: int) -> None:
+        if not self.worth(namespace):
+            self.tally.not_worth += count
+            blocks.ungather(self._tables, self._rows, 0, count)
+            return
+        codec = self._choice.codec_for(namespace, self._workers)
+        if codec is not Codec.RAW:
+            self._pack(namespace, codec, count)
+            return
+        self._save(namespace, self._rows[:count].copy(), HEADER_BYTES + namespace.slot_bytes, {}, now_ns)
+
+    # -- packing -------------------------------------------------------------------------------------------------
+
+    def _pack(self, namespace: Namespace, codec: Codec, count: int) -> None:
+        blocks.hold_rows(self._tables, self._rows, 0, count)
+        described = self._describe(self._rows, count)
+        block_bytes = namespace.identity.block_bytes
+        batch = []
+        for one in described.tolist():
+            arena, offset = self._place(one[6], namespace.slot_bytes)
+            batch.append(Pack(one[5], one[2], arena, offset, block_bytes, codec))
+        self._submitted(batch, namespace.slot_bytes)
+
+    def packed(self, batch: list[Pack], now_ns: int) -> None:
+        """Packing has ended: each block is written in the smallest slot that takes it."""
+        table = self._tables.blocks
+        namespace = self._namespaces[int(table["namespace"][batch[0].row])]
+        self._ended(batch, namespace.slot_bytes)
+        by_size: dict[int, list[Pack]] = {}
+        for order in batch:
+            small = order.packed
+            self._choice.learn(namespace, order.block_bytes, small.stored_bytes if small else order.block_bytes)
+            slot_bytes = HEADER_BYTES + namespace.slot_bytes
+            if small is not None:
+                slot_bytes = min(slot_bytes, _size_class(stored_slot_bytes(small.stored_bytes), namespace.slot_bytes))
+                self.tally.packed += 1
+            by_size.setdefault(slot_bytes, []).append(order)
+        for slot_bytes, orders in by_size.items():
+            rows = np.array([order.row for order in orders], dtype=np.uint32)
+            alive = rows[table["state"][rows] != DOOMED]
+            self._save(namespace, alive, slot_bytes, {order.row: order for order in orders}, now_ns)
+        rows = np.array([order.row for order in batch], dtype=np.uint32)
+        dead = rows[table["state"][rows] == DOOMED]
+        blocks.ungather(self._tables, dead, 0, dead.size)
+        blocks.unhold_rows(self._tables, rows, 0, rows.size)
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _save(self, namespace: Namespace, rows: U4, slot_bytes: int, packs: dict[int, Pack], now_ns: int) -> None:
+        """Find places for these blocks and write them there; what finds none waits, or is given up."""
+        tables, tenant = self._tables, namespace.tenant
+        pool = self._segments.pool(tenant, slot_bytes)
+        done, now = 0, np.uint64(now_ns)
+        while pool is not None and done < rows.size:
+            first, done = done, blocks.take_places(tables, pool.number, rows, done, rows.size, self._most, now)
+            if done > first:
+                self._write(namespace, rows[first:done], slot_bytes, packs)
+                continue
+            room = Room.EVICT
+            if int(tables.book[blocks.DISK_USED]) < self._most:
+                room = self._segments.make_room(pool, self._tenants.values(), now_ns)
+            if room is Room.EVICT:
+                if not blocks.evict(tables, tenant.index, pool.number):
+                    break
+                continue
+            if room is Room.SOON:
+                self.stuck = True
+                self._postpone(rows[done:])
+                return
+            break
+        if done < rows.size:
+            self.tally.dropped += rows.size - done
+            blocks.ungather(tables, rows, done, rows.size)
+
+    def _postpone(self, rows: U4) -> None:
+        table = self._tables.blocks
+        table["flags"][rows] = (table["flags"][rows] & ~blocks.SAVING) | blocks.QUEUED
+        for row, generation in zip(rows[::-1].tolist(), table["generation"][rows[::-1]].tolist(), strict=True):
+            self._queue.appendleft((row, generation))
+
+    def _write(self, namespace: Namespace, rows: U4, slot_bytes: int, packs: dict[int, Pack]) -> None:
+        tables = self._tables
+        shift = int(tables.book[blocks.SHIFT])
+        mask = (1 << shift) - 1
+        identity = namespace.identity.canonical()
+        digest, tenant, block_bytes = namespace.digest, namespace.tenant.name, namespace.identity.block_bytes
+        described = self._describe(rows, rows.size)
+        keys, parents = described["key"].tobytes(), described["parent_key"].tobytes()
+        numbers: dict[int, int] = {}
+        batch: list[Save] = []
+        last = (-1, -1)
+        for i, one in enumerate(described.tolist()):
+            _, _, generation, parent_generation, checksum, row, slot, disk, parent_disk, _, _, _ = one
+            position, place = disk >> shift, disk & mask
+            segment = numbers.get(position) or numbers.setdefault(position, self._segments.number_at(position))
+            arena, offset = self._place(slot, namespace.slot_bytes)
+            pack = packs.get(row)
+            small = pack.packed if pack is not None else None
+            header = Header(
+                keys[32 * i : 32 * i + 32], parents[32 * i : 32 * i + 32], digest, tenant, generation,
+                parent_generation, self._segments.number_at(parent_disk >> shift) if parent_disk else 0,
+                parent_disk & mask, segment, place, block_bytes, small.stored_bytes if small else block_bytes, checksum,
+                small.stored_checksum if small else checksum, small.codec if small else Codec.RAW, identity,
+            )  # fmt: skip
+            if batch and (segment != last[0] or place <= last[1] or len(batch) * slot_bytes >= BATCH_BYTES):
+                self._submitted(batch, slot_bytes)
+                batch = []
+            last = (segment, place)
+            batch.append(Save(row, header, slot_bytes, arena, offset, small))
+        self._submitted(batch, slot_bytes)
+
+    def _describe(self, rows: U4, count: int) -> Rows:
+        described = self._described[:count]
+        blocks.describe(self._tables, rows, 0, count, described)
+        return described
+
+    def _place(self, slot: int, slot_bytes: int) -> tuple[int, int]:
+        shift = int(self._tables.book[blocks.SHIFT])
+        arena = int(self._tables.arenas["id"][slot >> shift])
+        return arena, (slot & ((1 << shift) - 1)) * slot_bytes
+
+    def _submitted(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
+        self.running[id(batch[0])] = batch
+        self.running_bytes += len(batch) * slot_bytes
+        if self._bytes_per_s:
+            self._budget -= len(batch) * slot_bytes
+        self._workers.submit(batch)
+
+    def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
+        del self.running[id(batch[0])]
+        self.running_bytes -= len(batch) * slot_bytes
+
+    def saved(self, batch: list[Save]) -> list[Save]:
+        """Writes have ended. Returns those whose blocks lie on disk now."""
+        self._ended(batch, batch[0].slot_bytes)
+        table = self._tables.blocks
+        good: list[Save] = []
+        for order in batch:
+            dropped, disk = int(table["state"][order.row]) == DOOMED, int(table["disk"][order.row])
+            if blocks.finish_save(self._tables, order.row, order.outcome is Outcome.DONE):
+                good.append(order)
+            elif not dropped:
+                self.tally.save_faults += 1
+                blocks.free_place(self._tables, disk)
+        self.tally.saved += len(good)
+        self.tally.saved_bytes += sum(order.slot_bytes for order in good)
+        return good
+
+
+def _size_class(slot_bytes: int, block_slot_bytes: int) -> int:
+    """A slot size on disk that at most 16 share a block size: so that few pools, and segments, do."""
+    step = max(4096, -(-block_slot_bytes // 16 // 4096) * 4096)
+    return HEADER_BYTES + -(-(slot_bytes - HEADER_BYTES) // step) * step

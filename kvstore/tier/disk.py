@@ -1,0 +1,442 @@
+"""The disk tier of one store: what is on its way up, down, out and in. Owner thread; all I/O is `Workers`'.
+
+up    LEASE finds blocks on disk -> `load` -> Load batches -> verified -> resident       (streams.py tells clients)
+down  published, leased again, FLUSH -> demotion.py -> commits.py -> durable
+out   dropped blocks -> erasure.py; room for others -> segments.py
+in    at start -> recovery.py
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import DISK_ROWS_BYTES, KEYS_PER_FRAME, MIB
+from kvstore import blocks
+from kvstore.blocks import DESCRIBED, U4, Rows, Tables
+from kvstore.ports import Workers
+from kvstore.sessions import Namespace, Pool, Session, Stored, Tenant
+from kvstore.tier.codec import Choice, Wish
+from kvstore.tier.commits import Commits
+from kvstore.tier.demotion import Admission, Demotion
+from kvstore.tier.erasure import Erasure
+from kvstore.tier.orders import (
+    Commit,
+    DropSegment,
+    Erase,
+    Found,
+    Load,
+    MakeSegment,
+    Name,
+    Order,
+    Outcome,
+    Pack,
+    Save,
+)
+from kvstore.tier.recovery import Recovered, Recovery
+from kvstore.tier.segments import Segments
+
+LOAD_BYTES = 8 * MIB  # one read of so many neighbouring slots at most
+FIRST_LOAD_BYTES = 4 * MIB  # the first of a stream, so that the client has something to do
+DRAIN_STEPS = 512
+RECOVERY_SLICES = 1
+REVIVE_NS = 10 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLimits:
+    """Sizes and choices of one disk tier. `disk_bytes` 0: there is none."""
+
+    disk_bytes: int = 0
+    segment_bytes: int = 0
+    admission: Admission = Admission.SECOND_TOUCH
+    write_bytes_per_s: int = 0  # 0: as fast as it goes
+    codec: Wish = Wish.AUTO
+
+    @property
+    def segments(self) -> int:
+        """How many segments there may be."""
+        return self.disk_bytes // self.segment_bytes if self.disk_bytes else 0
+
+    @property
+    def rows(self) -> int:
+        """How many blocks can lie there."""
+        return self.disk_bytes // DISK_ROWS_BYTES
+
+
+class DiskState(StrEnum):
+    """Where the tier stands."""
+
+    OPENING = "opening"  # the index is being read: disk answers miss
+    ADOPTING = "adopting"
+    SERVING = "serving"
+
+
+@dataclass(slots=True)
+class DiskTally:
+    """Totals, in blocks."""
+
+    loaded: int = 0
+    loaded_bytes: int = 0
+    damaged: int = 0
+    load_faults: int = 0
+    gone: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Flush:
+    """A FLUSH that waits."""
+
+    session: Session
+    namespace: Namespace
+    request: int
+    rows: U4
+    generations: "np.ndarray[tuple[int], np.dtype[np.uint64]]"
+    lost: int
+    deadline_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    begun_ns: int
+    read_bytes: int = 0
+    orders: Sequence[Order] = field(default_factory=tuple)
+
+
+Sweeper = Callable[[Tenant, int], None]
+
+
+class Disk:
+    """All of it. The store owns one, even if it may have no segments."""
+
+    def __init__(
+        self, limits: DiskLimits, tables: Tables, workers: Workers, pools: dict[int, Pool],
+        tenants: dict[str, Tenant], namespaces: dict[int, Namespace], sweep: Sweeper, wall_s: Callable[[], int],
+        first: int,
+    ) -> None:  # fmt: skip
+        self.limits = limits
+        self.state = DiskState.OPENING
+        self.recovered = Recovered()
+        self.tally = DiskTally()
+        self._tables = tables
+        self._workers = workers
+        self._tenants = tenants
+        self._namespaces = namespaces
+        self._sweep = sweep
+        self._wall_s = wall_s
+        self.segments = Segments(tables, workers, pools, first, limits.segments, limits.segment_bytes)
+        choice = Choice(limits.codec)
+        self.choice = choice
+        self.demotion = Demotion(
+            tables, self.segments, workers, tenants, namespaces, most_rows=limits.rows, bytes_per_s=limits.write_bytes_per_s,
+            choice=choice,
+        )  # fmt: skip
+        self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
+        self.erasure = Erasure(tables, self.segments, workers)
+        self._loading: dict[int, _Running] = {}
+        self._recovery: Recovery | None = None
+        self._flushes: list[Flush] = []
+        self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
+        self._drain_ns = 0
+        self._after_saves: list[Callable[[], None]] = []
+        self._when_serving: list[Callable[[], None]] = []
+        self._lost: list[int] = []  # segments whose files are gone, to be emptied
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def open(
+        self, found: Sequence[Found], names: Sequence[Name], foreign: Iterable[int],
+        tenant_of: Callable[[str], Tenant | None],
+        namespace_of: Callable[[str, NamespaceIdentity], Namespace | None], now_ns: int,
+    ) -> None:  # fmt: skip
+        """The index has been read: take over what it knows. `foreign`: numbers of files that are not ours."""
+        self.segments.taken.update(foreign)
+
+        def known(tenant: str, identity: NamespaceIdentity, number: int) -> Namespace | None:
+            namespace = namespace_of(tenant, identity)
+            if namespace is not None:
+                self.commits.named(namespace, number)
+            return namespace
+
+        self._recovery = Recovery(
+            self._tables, self.segments, found, names, tenant_of, known, self._workers.submit, self._wall_s(), now_ns
+        )
+        self.state = DiskState.ADOPTING
+
+    def _recover(self) -> None:
+        assert self._recovery is not None, "nothing to take over"
+        if self._recovery.run(RECOVERY_SLICES):
+            self.recovered, self._recovery = self._recovery.result, None
+            self.state = DiskState.SERVING
+            self.demotion.enabled = True
+            waiting, self._when_serving = self._when_serving, []
+            for act in waiting:
+                act()
+
+    def when_serving(self, act: Callable[[], None]) -> bool:
+        """Have something done once disk serves; False, and nothing kept, if it does already or never will."""
+        if not self.limits.disk_bytes or self.state is DiskState.SERVING:
+            return False
+        self._when_serving.append(act)
+        return True
+
+    # -- up ------------------------------------------------------------------------------------------------------
+
+    def load(self, namespace: Namespace, rows: U4, now_ns: int) -> None:
+        """Read blocks that have their place in DRAM already, in this order."""
+        shift = int(self._tables.book[blocks.SHIFT])
+        mask = (1 << shift) - 1
+        arenas = self._tables.arenas
+        slot_of: dict[int, tuple[int, int]] = {}  # by position: segment, slot bytes
+        batch: list[Load] = []
+        most = FIRST_LOAD_BYTES
+        for begin in range(0, rows.size, KEYS_PER_FRAME):
+            some = rows[begin : begin + KEYS_PER_FRAME]
+            described = self._described[: some.size]
+            blocks.describe(self._tables, some, 0, some.size, described)
+            keys = described["key"].tobytes()
+            for i, one in enumerate(described.tolist()):
+                _, _, generation, _, checksum, row, slot, disk, _, _, _, _ = one
+                position = disk >> shift
+                if position not in slot_of:
+                    pool = self._tables.pools[int(arenas["pool"][position]) - 1]
+                    slot_of[position] = (self.segments.number_at(position), int(pool["slot_bytes"]))
+                segment, slot_bytes = slot_of[position]
+                arena = int(arenas["id"][slot >> shift])
+                order = Load(
+                    row, namespace, keys[32 * i : 32 * i + 32], generation, checksum, segment, disk & mask, slot_bytes,
+                    arena, (slot & mask) * namespace.slot_bytes,
+                )  # fmt: skip
+                last = batch[-1] if batch else order
+                if batch and (
+                    segment != last.segment or order.slot <= last.slot or (len(batch) + 1) * slot_bytes > most
+                ):
+                    self._begin_load(batch, now_ns)
+                    batch, most = [], LOAD_BYTES
+                batch.append(order)
+        self._begin_load(batch, now_ns)
+
+    def _begin_load(self, batch: list[Load], now_ns: int) -> None:
+        self._loading[id(batch[0])] = _Running(now_ns, sum(order.slot_bytes for order in batch), batch)
+        self._workers.submit(batch)
+
+    def loaded(self, batch: Sequence[Load], now_ns: int) -> None:
+        """Reads have ended: count them. The store decides what becomes of the blocks."""
+        running = self._loading.pop(id(batch[0]))
+        if all(order.outcome is Outcome.DONE for order in batch):
+            self.demotion.took((now_ns - running.begun_ns) / 1e9, running.read_bytes)
+        for order in batch:
+            if order.outcome is Outcome.DONE:
+                self.tally.loaded += 1
+                self.tally.loaded_bytes += order.namespace.identity.block_bytes
+            elif order.outcome is Outcome.DAMAGED:
+                self.tally.damaged += 1
+                self._quarantine(order)
+            elif order.outcome is Outcome.GONE:
+                self.tally.gone += 1
+            else:
+                self.tally.load_faults += 1
+
+    def _quarantine(self, order: Load) -> None:
+        """A place whose content is not what it was is erased when its block is dropped, and never used again."""
+        position = self.segments.position_of.get(order.segment)
+        if position is not None:
+            place = (position << int(self._tables.book[blocks.SHIFT])) + order.slot
+            if int(self._tables.slots["block"][place]) == order.row:
+                self.erasure.quarantined.add(place)
+
+    def held_rows(self) -> list[int]:
+        """Rows that a read, a write or packing holds, once for each."""
+        rows = [order.row for running in self._loading.values() for order in running.orders if isinstance(order, Load)]
+        return rows + [order.row for batch in self.demotion.running.values() for order in batch]
+
+    def expects(self, place: int) -> bool:
+        """Will a place that is nobody's be erased, or is it not to be used again?"""
+        return place in self.erasure.quarantined or place in self.erasure.places()
+
+    # -- down ----------------------------------------------------------------------------------------------------
+
+    def published(self, row: int, generation: int) -> None:
+        """A block became visible."""
+        if self.limits.admission is Admission.ALL:
+            self.demotion.admit((row,), (generation,))
+
+    def leased(self, ends: U4) -> None:
+        """Blocks that are not on disk were leased: all before them were too."""
+        if self.limits.admission is not Admission.NONE:
+            table = self._tables.blocks
+            fresh = ends[(table["disk"][ends] == 0) & (table["state"][ends] == blocks.RESIDENT)]
+            self.demotion.admit(fresh.tolist(), table["generation"][fresh].tolist())
+
+    def flush(self, flush: Flush) -> tuple[int, int, int, int] | None:
+        """Make blocks durable whatever admission says. The answer, if there is one already."""
+        if not self.limits.disk_bytes:
+            return 0, 0, 0, 0
+        table = self._tables.blocks
+        mine = self._alive(flush) & (table["disk"][flush.rows] == 0)
+        self.demotion.admit(flush.rows[mine].tolist(), flush.generations[mine].tolist())
+        self.commits.urgent = True
+        counts = self._counts(flush)
+        if counts[3]:
+            self._flushes.append(flush)
+            return None
+        return counts
+
+    def _alive(self, flush: Flush) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        table = self._tables.blocks
+        state = table["state"][flush.rows]
+        live = (state != blocks.FREE) & (state != blocks.DOOMED)
+        alive: np.ndarray[tuple[int], np.dtype[np.bool_]] = live & (
+            table["generation"][flush.rows] == flush.generations
+        )
+        return alive
+
+    def _counts(self, flush: Flush) -> tuple[int, int, int, int]:
+        """Durable, failed, evicted, pending."""
+        table = self._tables.blocks
+        alive, flags = self._alive(flush), table["flags"][flush.rows]
+        durable = int((alive & ((flags & blocks.DURABLE) != 0)).sum())
+        under_way = ((flags & (blocks.QUEUED | blocks.SAVING)) != 0) | (table["disk"][flush.rows] != 0)
+        pending = int((alive & ((flags & blocks.DURABLE) == 0) & under_way).sum())
+        dead = int((~alive).sum())
+        return durable, flush.rows.size - durable - pending - dead, dead + flush.lost, pending
+
+    def answered_flushes(self, now_ns: int) -> list[tuple[Flush, tuple[int, int, int, int]]]:
+        """Those that have nothing to wait for any more, or no time."""
+        if not self._flushes:
+            return []
+        answers, waiting = [], []
+        for flush in self._flushes:
+            counts = self._counts(flush)
+            if not flush.session.attached:
+                continue
+            if counts[3] and now_ns < flush.deadline_ns:
+                waiting.append(flush)
+            else:
+                answers.append((flush, counts))
+        self._flushes = waiting
+        self.commits.urgent = bool(waiting)
+        return answers
+
+    def flushes_of(self, session: Session) -> int:
+        """How many FLUSH of a session wait."""
+        return sum(flush.session is session for flush in self._flushes)
+
+    def undecided(self, flush: Flush) -> Stored:
+        """Of a FLUSH whose time was over: what the next one is to speak of again."""
+        table = self._tables.blocks
+        flags = table["flags"][flush.rows]
+        left = self._alive(flush) & ((flags & blocks.DURABLE) == 0)
+        return Stored(flush.rows[left].tolist(), flush.generations[left].tolist())
+
+    # -- orders come back ----------------------------------------------------------------------------------------
+
+    def finished(self, batch: Sequence[Order], now_ns: int) -> None:
+        """Orders of one kind have ended; not loads, which the store takes."""
+        first = batch[0]
+        if isinstance(first, Save):
+            for order in self._saved(batch):  # type: ignore[arg-type]  # a batch is of one kind
+                position = self.segments.position_of[order.header.segment]
+                disk = (position << int(self._tables.book[blocks.SHIFT])) + order.header.slot
+                self.commits.name(self._namespaces[int(self._tables.blocks["namespace"][order.row])])
+                self.commits.wrote(disk, order.row, order.header.generation, order.slot_bytes, now_ns)
+        elif isinstance(first, Pack):
+            self.demotion.packed(batch, now_ns)  # type: ignore[arg-type]
+        elif isinstance(first, Erase):
+            self.erasure.finished(batch, lambda place: self.commits.touch(place, now_ns))  # type: ignore[arg-type]
+        elif isinstance(first, Commit):
+            self.commits.committed(first, now_ns)
+        elif isinstance(first, MakeSegment):
+            self.segments.made(first, self._tenants.get(first.tenant), now_ns)
+            self.demotion.stuck = False
+        else:
+            assert isinstance(first, DropSegment), f"an order of another tier: {first}"
+
+    def _saved(self, batch: list[Save]) -> list[Save]:
+        good = self.demotion.saved(batch)
+        if self._after_saves and not self._tables.book[blocks.DOOMED_SAVING]:
+            waiting, self._after_saves = self._after_saves, []
+            for answer in waiting:
+                self.erasure.when_erased(answer)
+        return good
+
+    def when_erased(self, answer: Callable[[], None]) -> None:
+        """Call when nothing of what was dropped by now can come back from disk any more."""
+        if not self.limits.disk_bytes:
+            answer()
+        elif self._tables.book[blocks.DOOMED_SAVING]:
+            self._after_saves.append(answer)
+        else:
+            self.erasure.when_erased(answer)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Go on with whatever can go on."""
+        if self.state is DiskState.OPENING:
+            return
+        if self._recovery is not None:
+            self._recover()
+            return
+        self.erasure.pump()
+        while self._lost and self.segments.draining is None:
+            position = self.segments.position_of.get(self._lost.pop())
+            if position is not None:
+                self.segments.drain(position)
+        if self.segments.draining is not None and now_ns >= self._drain_ns:
+            self._drain(now_ns)
+        self.demotion.pump(now_ns)
+        idle = self.commits.urgent and not self.demotion.running
+        self.commits.pump(now_ns, now=idle)
+
+    def next_tick_ns(self, now_ns: int) -> int | None:
+        """When `tick` has something to do, 0 for at once."""
+        if self.state is DiskState.OPENING:
+            return None
+        if self._recovery is not None or self._tables.book[blocks.TO_ERASE]:
+            return 0
+        soonest = [due_ns for due_ns in (self.demotion.next_ns(now_ns), self.commits.next_ns()) if due_ns is not None]
+        if self.segments.draining is not None or self._lost:
+            soonest.append(self._drain_ns)
+        soonest += [flush.deadline_ns for flush in self._flushes]
+        return min(soonest, default=None)
+
+    def _drain(self, now_ns: int) -> None:
+        """Empty a segment: what lies in DRAM too loses its copy, the rest is dropped."""
+        table, tables = self._tables.blocks, self._tables
+        for _ in range(DRAIN_STEPS):
+            row, used = self.segments.next_to_drain()
+            if not row:
+                break
+            state, flags = int(table["state"][row]), int(table["flags"][row])
+            if state == blocks.DISK:
+                tenant = self._namespaces[int(table["namespace"][row])].tenant
+                self._sweep(tenant, row)
+            elif state in {blocks.RESIDENT, blocks.KEPT} and not flags & (blocks.SAVING | blocks.VERIFYING):
+                disk = int(table["disk"][row])
+                blocks.detach(tables, row)
+                blocks.free_place(tables, disk)
+        else:
+            self._drain_ns = 0
+            return
+        position = self.segments.draining
+        assert position is not None, "it was being drained"
+        if self.erasure.idle:
+            used -= blocks.free_nobodys(tables, position)
+        if used:
+            self._drain_ns = now_ns + 10**7  # reads, writes and erasures are still running there
+        else:
+            number = self.segments.drained()
+            self.demotion.stuck = False
+            self.erasure.quarantined = {
+                place for place in self.erasure.quarantined if place >> int(tables.book[blocks.SHIFT]) != position
+            }
+            self.commits.touch(position << int(tables.book[blocks.SHIFT]), now_ns)
+            del number
+
+    def lost(self, segment: int, now_ns: int) -> None:
+        """A segment's file is gone: forget what lay there. What is being read or written there ends by itself."""
+        self._lost.append(segment)
+        self._drain_ns = min(self._drain_ns, now_ns)

@@ -1,0 +1,148 @@
+"""Taking over what a former life left on disk: from the records of the index to rows, in slices. Owner thread.
+
+    records of every segment -> rows, apart -> parents found by place and generation -> chains that are whole go into
+    index and tree -> leaves listed, the rest freed -> the segments take new blocks
+
+Meanwhile disk answers miss, and DRAM serves.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvproto.errors import KvError
+from kvproto.identity import NamespaceIdentity
+from kvstore import blocks
+from kvstore.blocks import U4, Rows, Tables
+from kvstore.sessions import Namespace, Tenant
+from kvstore.tier.orders import DropSegment, Found, Name
+from kvstore.tier.segments import Segments
+
+SLICE = 8192  # records, or rows, a slice: a few milliseconds
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What came of it."""
+
+    blocks: int = 0
+    orphans: int = 0
+    segments: int = 0
+    surplus: int = 0  # segments beyond the limit, dropped
+    unknown: int = 0  # segments of tenants or namespaces that cannot be
+
+
+class Recovery:
+    """One adoption. `run` until it says that it is over."""
+
+    def __init__(
+        self, tables: Tables, segments: Segments, found: Sequence[Found], names: Sequence[Name],
+        tenant_of: Callable[[str], Tenant | None],
+        namespace_of: Callable[[str, NamespaceIdentity, int], Namespace | None],
+        drop: Callable[[list[DropSegment]], None], wall_s: int, now_ns: int,
+    ) -> None:  # fmt: skip
+        self._tables = tables
+        self._segments = segments
+        self._found = found
+        self._names = names
+        self._tenant_of = tenant_of
+        self._namespace_of = namespace_of
+        self._drop = drop
+        self._wall_s = wall_s
+        self._now_ns = now_ns
+        self._key = np.zeros(4, dtype=np.uint64)
+        self.result = Recovered()
+        self._steps = self._work()
+
+    def run(self, slices: int) -> bool:
+        """Do so many slices. Whether it is over."""
+        return any(next(self._steps, True) is True for _ in range(slices))
+
+    def _work(self) -> Iterator[None]:
+        numbers = self._number_namespaces()
+        yield
+        placed = self._place_segments()
+        rows_of: dict[Tenant, list[U4]] = {}
+        for position, found, tenant, pool in placed:
+            rows = np.zeros(found.slots, dtype=np.uint32)
+            end = 0
+            records = _records(found)
+            for start in range(0, found.slots, SLICE):
+                stop = min(start + SLICE, found.slots)
+                end = blocks.adopt_records(
+                    self._tables, tenant.index, pool, position, start, stop, records, numbers, self._wall_s,
+                    np.uint64(self._now_ns), self._key, rows, end,
+                )  # fmt: skip
+                yield
+            rows_of.setdefault(tenant, []).append(rows[:end])
+        yield from self._link(placed)
+        for tenant, parts in rows_of.items():
+            yield from self._settle(tenant, np.concatenate(parts))
+        for position, _, _, _ in placed:
+            self._segments.open(position)
+        self.result.segments = len(placed)
+
+    def _number_namespaces(self) -> U4:
+        numbers = np.zeros(max((name.number for name in self._names), default=0) + 1, dtype=np.uint32)
+        for name in self._names:
+            try:
+                identity = NamespaceIdentity.from_canonical(name.canonical)
+            except KvError:
+                continue  # its blocks cannot be asked for
+            namespace = self._namespace_of(name.tenant, identity, name.number)
+            if namespace is not None:
+                numbers[name.number] = namespace.number
+        return numbers
+
+    def _place_segments(self) -> list[tuple[int, Found, Tenant, int]]:
+        """Give each segment a position, the last touched ones first; drop those beyond the limit."""
+        placed = []
+        order = sorted(self._found, key=lambda found: -int(_records(found)["touched_s"].max(initial=0)))
+        for found in order:
+            tenant = self._tenant_of(found.tenant)
+            fits = (self._segments.segment_bytes - 4096) // found.slot_bytes == found.slots
+            pool = self._segments.pool(tenant, found.slot_bytes) if tenant is not None and fits else None
+            if tenant is None or pool is None:
+                self.result.unknown += 1
+                self._segments.taken.add(found.segment)
+                continue
+            position = self._segments.adopt(found.segment, pool, self._now_ns)
+            if position is None:
+                self.result.surplus += 1
+                self._drop([DropSegment(found.segment)])
+                self._segments.dropped.append(found.segment)
+                continue
+            placed.append((position, found, tenant, pool.number))
+        return placed
+
+    def _link(self, placed: list[tuple[int, Found, Tenant, int]]) -> Iterator[None]:
+        positions = np.zeros(max((found.segment for _, found, _, _ in placed), default=0) + 1, dtype=np.uint32)
+        for position, found, _, _ in placed:
+            positions[found.segment] = position
+        for position, found, _, _ in placed:
+            for start in range(0, found.slots, SLICE):
+                stop = min(start + SLICE, found.slots)
+                blocks.link_records(self._tables, position, start, stop, _records(found), positions)
+                yield
+
+    def _settle(self, tenant: Tenant, rows: U4) -> Iterator[None]:
+        stack = np.zeros(rows.size + 1, dtype=np.uint32)
+        settled = 0
+        for start in range(0, rows.size, SLICE):
+            stop = min(start + SLICE, rows.size)
+            settled += blocks.settle(self._tables, tenant.index, rows, start, stop, stack, self._key)
+            yield
+        rows = rows[np.argsort(self._tables.blocks["touched"][rows], kind="stable")]
+        yield
+        for start in range(0, rows.size, SLICE):
+            blocks.finish_adoption(self._tables, rows, start, min(start + SLICE, rows.size))
+            yield
+        self.result.blocks += settled
+        self.result.orphans += rows.size - settled
+
+
+def _records(found: Found) -> Rows:
+    records = found.records
+    assert isinstance(records, np.ndarray), "records of a segment are an array"
+    return records

@@ -1,0 +1,222 @@
+"""Segments: files on disk that serve one slot size of one tenant, as arenas do in DRAM; and who gives way there.
+
+Life of a position
+             MakeSegment           drain                      empty: DropSegment
+    FREE -----------------> SERVING -----------> DRAINING ----------------------------> FREE
+      ^   \\ FAILED: not asked again for a while    no new block; those in DRAM too lose their copy here, the others
+      '----'                                       are swept
+"""
+
+from collections.abc import Iterable
+from enum import Enum
+
+import numpy as np
+
+from kvproto.limits import DISK_POOLS_PER_TENANT, POOLS
+from kvstore import blocks
+from kvstore.blocks import U4, Tables
+from kvstore.ports import Workers
+from kvstore.sessions import Pool, Tenant
+from kvstore.tier.format import HEADER_BYTES
+from kvstore.tier.orders import DropSegment, MakeSegment, Outcome
+
+REFUSED_NS = 10 * 10**9  # how long nobody asks for another segment after the system refused one
+
+
+class Room(Enum):
+    """What a pool on disk without a free slot is told."""
+
+    SOON = 0  # a segment is on its way
+    EVICT = 1  # its own oldest leaf gives way
+    FULL = 2  # nothing can give way
+
+
+class Segments:
+    """All positions of the disk tier. Owner thread."""
+
+    def __init__(
+        self, tables: Tables, workers: Workers, pools: dict[int, Pool], first: int, count: int, segment_bytes: int
+    ) -> None:
+        """`pools`: of both tiers, by number."""
+        self._tables = tables
+        self._workers = workers
+        self._by_number = pools
+        self._wanted = np.zeros(tables.pools.size, dtype=np.uint32)
+        self.segment_bytes = segment_bytes
+        self.first = first
+        self.positions = count
+        self.free = list(range(first + count - 1, first - 1, -1))
+        self.pools: dict[tuple[Tenant, int], Pool] = {}
+        self.making: dict[int, MakeSegment] = {}  # by position
+        self.position_of: dict[int, int] = {}  # by segment number
+        self.draining: int | None = None  # position
+        self._drain_from = 0
+        self.next_number = 1
+        self.taken: set[int] = set()  # numbers of files that are not ours
+        self.dropped: list[int] = []  # the index has yet to hear of it
+        self._refused_until_ns = 0
+        self.recycled = 0
+
+    def largest_slot(self) -> int:
+        """Bytes that the largest slot can have."""
+        return self.segment_bytes - HEADER_BYTES
+
+    def pool(self, tenant: Tenant, slot_bytes: int) -> Pool | None:
+        """The pool of a slot size; None past the limits."""
+        pool = self.pools.get((tenant, slot_bytes))
+        if pool is None and slot_bytes <= self.largest_slot():
+            if sum(owner is tenant for owner, _ in self.pools) >= DISK_POOLS_PER_TENANT:
+                return None
+            pool = Pool(POOLS + len(self.pools), tenant, slot_bytes)
+            self._tables.pools[pool.number]["slot_bytes"] = slot_bytes
+            self.pools[tenant, slot_bytes] = self._by_number[pool.number] = pool
+        return pool
+
+    def number_at(self, position: int) -> int:
+        """The segment at a position."""
+        return int(self._tables.arenas[position]["id"])
+
+    def serving(self) -> int:
+        """Positions with a segment."""
+        return len(self.position_of)
+
+    # -- making --------------------------------------------------------------------------------------------------
+
+    def make_room(self, pool: Pool, tenants: Iterable[Tenant], now_ns: int) -> Room:
+        """A new segment; else one of the tenant furthest above its share, or of the tenant's own other sizes."""
+        if any(order.slot_bytes == pool.slot_bytes and order.tenant == pool.tenant.name for order in self._orders()):
+            return Room.SOON
+        if self._begin(pool, now_ns):
+            return Room.SOON
+        oldest = int(self._tables.pools[pool.number]["oldest"])
+        if self.draining is None and not self._refused(now_ns):
+            position = self._foreign(pool.tenant, tenants, now_ns)
+            if position is None and not oldest:  # all that lies there is in DRAM too, or has what continues it
+                mine = (other for other in self.pools.values() if other.tenant is pool.tenant)
+                position = self._least_valuable(mine, now_ns)
+            if position is not None:
+                self.drain(position)
+                return Room.SOON
+        return Room.EVICT if oldest else Room.FULL
+
+    def _orders(self) -> Iterable[MakeSegment]:
+        return self.making.values()
+
+    def _refused(self, now_ns: int) -> bool:
+        return now_ns < self._refused_until_ns
+
+    def _begin(self, pool: Pool, now_ns: int) -> bool:
+        if not self.free or self._refused(now_ns):
+            return False
+        position = self.free.pop()
+        while self.next_number in self.taken:
+            self.next_number += 1
+        order = MakeSegment(self.next_number, pool.slot_bytes, pool.tenant.name)
+        self.next_number += 1
+        self.making[position] = order
+        self._workers.submit([order])
+        return True
+
+    def made(self, order: MakeSegment, tenant: Tenant | None, now_ns: int) -> None:
+        """A segment is there, or is not."""
+        position = next(place for place, known in self.making.items() if known is order)
+        del self.making[position]
+        if order.outcome is not Outcome.DONE or tenant is None:
+            self._refused_until_ns = now_ns + REFUSED_NS
+            self.free.append(position)
+            return
+        pool = self.pool(tenant, order.slot_bytes)
+        assert pool is not None, "it was asked for on behalf of a pool"
+        self._assign(position, order.segment, pool, now_ns)
+
+    def _assign(self, position: int, number: int, pool: Pool, now_ns: int) -> None:
+        slots = self.largest_slot() // pool.slot_bytes
+        blocks.assign_arena(
+            self._tables, position, np.uint32(number), np.uint32(pool.number), np.uint32(slots), np.uint64(now_ns)
+        )
+        self.position_of[number] = position
+        pool.arenas += 1
+        pool.tenant.segments += 1
+
+    def adopt(self, number: int, pool: Pool, now_ns: int) -> int | None:
+        """A segment that was there at start; its slots take no block until `open`. None if there is no position."""
+        if not self.free:
+            return None
+        position = self.free.pop()
+        self._assign(position, number, pool, 0)
+        blocks.close_arena(self._tables, position)
+        self._tables.arenas[position]["draining"] = 1
+        self.next_number = max(self.next_number, number + 1)
+        return position
+
+    def open(self, position: int) -> None:
+        """An adopted segment's records are all in: blocks may be written to the rest of it."""
+        self._tables.arenas[position]["draining"] = 0
+        blocks.reopen_arena(self._tables, position)
+
+    # -- giving way ----------------------------------------------------------------------------------------------
+
+    def _foreign(self, asking: Tenant, tenants: Iterable[Tenant], now_ns: int) -> int | None:
+        active = [tenant for tenant in tenants if tenant.segments or tenant is asking]
+        share = max(1, self.positions // max(len(active), 1))
+        if asking.segments >= share:
+            return None
+        richest = max(active, key=lambda tenant: tenant.segments)
+        if richest is asking or richest.segments <= share:
+            return None
+        return self._least_valuable((pool for pool in self.pools.values() if pool.tenant is richest), now_ns)
+
+    def _least_valuable(self, pools: Iterable[Pool], now_ns: int) -> int | None:
+        wanted: U4 = self._wanted
+        wanted[:] = 0
+        wanted[[pool.number for pool in pools]] = 1
+        stop = self.first + self.positions
+        position = int(blocks.least_valuable(self._tables, self.first, stop, wanted, np.uint64(now_ns), True))
+        return None if position < 0 else position
+
+    def least_valuable(self, now_ns: int) -> int | None:
+        """Of all segments, the one touched longest ago."""
+        return self._least_valuable(self.pools.values(), now_ns)
+
+    def drain(self, position: int) -> None:
+        """Begin to empty a segment. One at a time."""
+        assert self.draining is None, "one position at a time"
+        blocks.close_arena(self._tables, position)
+        self._tables.arenas[position]["draining"] = 1
+        self.draining = position
+        self._drain_from = 0
+
+    def next_to_drain(self) -> tuple[int, int]:
+        """The next block that lies on the segment being emptied: its row and 0; (0, what is still used) at its end."""
+        assert self.draining is not None, "nothing is being emptied"
+        slot, row = blocks.next_on_segment(self._tables, self.draining, self._drain_from)
+        if slot < 0:
+            self._drain_from = 0
+            return 0, int(self._tables.arenas[self.draining]["used"])
+        self._drain_from = slot + 1
+        return int(row), 0
+
+    def drained(self) -> int:
+        """The segment being emptied holds nothing any more: remove it. Returns its number."""
+        assert self.draining is not None, "nothing is being emptied"
+        position, self.draining = self.draining, None
+        self.recycled += 1
+        number = self.release(position)
+        self._workers.submit([DropSegment(number)])
+        return number
+
+    def release(self, position: int) -> int:
+        """A position without blocks is free. Returns the number of the segment that was there."""
+        arena = self._tables.arenas[position]
+        assert not arena["used"], "a segment with blocks is released"
+        blocks.close_arena(self._tables, position)
+        pool = self._by_number[int(arena["pool"]) - 1]
+        pool.arenas -= 1
+        pool.tenant.segments -= 1
+        arena["pool"] = 0
+        arena["draining"] = 0
+        self.free.append(position)
+        number = int(arena["id"])
+        del self.position_of[number]
+        self.dropped.append(number)
+        return number

@@ -1,0 +1,236 @@
+"""A disk in memory, with its threads: carries out the orders of the disk tier when told to, and fails when told to.
+
+Between two syncs it remembers what was there at the last one, so that a test can take the power away.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from kvproto.limits import PAGE_BYTES
+from kvstore.tier.format import (
+    CHUNK_SLOTS,
+    HEADER_BYTES,
+    RECORD,
+    FormatError,
+    Superblock,
+    pack_header_into,
+    pack_superblock,
+    parse_header,
+    parse_superblock,
+    slot_offset,
+)
+from kvstore.tier.orders import (
+    Commit,
+    DropSegment,
+    Erase,
+    Found,
+    Load,
+    MakeSegment,
+    Name,
+    Order,
+    Outcome,
+    Pack,
+    Save,
+    Verify,
+)
+from tests.fakes import FakeMemory
+
+STORE = b"0123456789abcdef"
+
+
+@dataclass
+class FakeDrive:
+    """`kvstore.ports.Workers`, with everything behind it."""
+
+    segment_bytes: int
+    files: dict[int, bytearray] = field(default_factory=dict)
+    synced: dict[int, bytes] = field(default_factory=dict)  # what survives a loss of power for certain
+    chunks: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    names: dict[int, Name] = field(default_factory=dict)
+    waiting: list[Sequence[Order]] = field(default_factory=list)
+    fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
+    idle: float = 1.0
+    loads: int = 0
+    saves: int = 0
+    memory: FakeMemory = field(default_factory=FakeMemory)
+
+    def submit(self, batch: Sequence[Order]) -> None:
+        """See the port."""
+        assert batch, "an empty batch"
+        assert len({type(order) for order in batch}) == 1, "a batch of several kinds"
+        assert all(order.outcome is Outcome.OPEN for order in batch), "an order is given twice"
+        self.waiting.append(batch)
+
+    def idle_share(self) -> float:
+        """See the port."""
+        return self.idle
+
+    def carry_out(self, index: int = 0) -> Sequence[Order]:
+        """A thread ends one batch."""
+        batch = self.waiting.pop(index)
+        for order in batch:
+            order.outcome = self.fault(order) or self._do(order)
+        return batch
+
+    def _do(self, order: Order) -> Outcome:
+        if isinstance(order, MakeSegment):
+            return self._make(order)
+        if isinstance(order, DropSegment):
+            self.files.pop(order.segment, None)
+            self.synced.pop(order.segment, None)
+            return Outcome.DONE
+        if isinstance(order, Commit):
+            return self._commit(order)
+        if isinstance(order, Verify):
+            good = xxhash.xxh3_64_intdigest(self._block(order.arena, order.arena_offset, order.block_bytes))
+            return Outcome.DONE if good == order.checksum else Outcome.DAMAGED
+        if isinstance(order, Pack):
+            return Outcome.DONE
+        segment = order.header.segment if isinstance(order, Save) else order.segment
+        file = self.files.get(segment)
+        if file is None:
+            return Outcome.GONE
+        if isinstance(order, Save):
+            return self._save(order, file)
+        if isinstance(order, Load):
+            return self._load(order, file)
+        at = slot_offset(order.slot_bytes, order.slot)
+        file[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
+        if order.segment in self.synced:
+            kept = bytearray(self.synced[order.segment])
+            kept[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
+            self.synced[order.segment] = bytes(kept)
+        return Outcome.DONE
+
+    def _make(self, order: MakeSegment) -> Outcome:
+        assert order.segment not in self.files, f"segment {order.segment} is made twice"
+        page = pack_superblock(Superblock(order.segment, self.segment_bytes, order.slot_bytes, 1, STORE, order.tenant))
+        self.files[order.segment] = bytearray(page + bytes(self.segment_bytes - len(page)))
+        self.synced[order.segment] = bytes(self.files[order.segment])
+        return Outcome.DONE
+
+    def _block(self, arena: int, offset: int, block_bytes: int) -> bytes:
+        return self.memory.view(arena)[offset : offset + block_bytes].tobytes()
+
+    def _save(self, order: Save, file: bytearray) -> Outcome:
+        self.saves += 1
+        at = slot_offset(order.slot_bytes, order.header.slot)
+        assert at + order.slot_bytes <= len(file), "a block is written past its segment"
+        page = bytearray(HEADER_BYTES)
+        pack_header_into(memoryview(page), order.header)
+        file[at : at + HEADER_BYTES] = page
+        block = self._block(order.arena, order.arena_offset, order.header.block_bytes)
+        file[at + HEADER_BYTES : at + HEADER_BYTES + len(block)] = block
+        return Outcome.DONE
+
+    def _load(self, order: Load, file: bytearray) -> Outcome:
+        self.loads += 1
+        at = slot_offset(order.slot_bytes, order.slot)
+        block_bytes = order.namespace.identity.block_bytes
+        block = bytes(file[at + HEADER_BYTES : at + HEADER_BYTES + block_bytes])
+        target = self.memory.view(order.arena)
+        whole = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
+        target[order.arena_offset : order.arena_offset + whole] = 0
+        target[order.arena_offset : order.arena_offset + block_bytes] = np.frombuffer(block, dtype=np.uint8)
+        try:
+            header = parse_header(bytes(file[at : at + HEADER_BYTES]))
+        except FormatError:
+            return Outcome.DAMAGED
+        wanted = (order.key, order.namespace.digest, order.namespace.tenant.name, order.generation, order.segment)
+        found = (header.key, header.digest, header.tenant, header.generation, header.segment)
+        good = wanted == found and header.slot == order.slot and header.checksum == order.checksum
+        return Outcome.DONE if good and xxhash.xxh3_64_intdigest(block) == order.checksum else Outcome.DAMAGED
+
+    def _commit(self, order: Commit) -> Outcome:
+        for segment in order.segments:
+            if segment in self.files:
+                self.synced[segment] = bytes(self.files[segment])
+        for segment in order.dropped:
+            for place in [place for place in self.chunks if place[0] == segment]:
+                del self.chunks[place]
+        for segment, chunk, records in order.chunks:
+            assert len(records) == CHUNK_SLOTS * RECORD.itemsize, "a chunk of another size"
+            self.chunks[segment, chunk] = records
+        self.names.update({name.number: name for name in order.names})
+        return Outcome.DONE
+
+    # -- the next life -------------------------------------------------------------------------------------------
+
+    def found(self) -> tuple[list[Found], list[Name], list[int]]:
+        """What the index says, as a daemon that starts is told."""
+        found = []
+        for segment, file in self.files.items():
+            superblock = parse_superblock(bytes(file[:HEADER_BYTES]))
+            slots = superblock.slots
+            records = np.zeros(-(-slots // CHUNK_SLOTS) * CHUNK_SLOTS, dtype=RECORD)
+            for (other, chunk), content in self.chunks.items():
+                if other == segment:
+                    start = chunk * CHUNK_SLOTS
+                    records[start : start + CHUNK_SLOTS] = np.frombuffer(content, dtype=RECORD)
+            found.append(Found(segment, superblock.slot_bytes, slots, superblock.tenant, records[:slots]))
+        return found, list(self.names.values()), []
+
+    def rebuild(self) -> None:
+        """Forget the index and make it anew from headers, as the index process does."""
+        numbers = {(name.tenant, name.canonical): name.number for name in self.names.values()}
+        self.chunks.clear()
+        best: dict[tuple[str, bytes, bytes], tuple[int, int, int]] = {}
+        for segment, file in self.files.items():
+            superblock = parse_superblock(bytes(file[:HEADER_BYTES]))
+            for slot in range(superblock.slots):
+                at = slot_offset(superblock.slot_bytes, slot)
+                try:
+                    header = parse_header(bytes(file[at : at + HEADER_BYTES]))
+                except FormatError:
+                    continue
+                if (header.segment, header.slot) != (segment, slot):
+                    continue
+                identity = (header.tenant, header.digest, header.key)
+                if header.generation <= best.get(identity, (0, 0, 0))[0]:
+                    continue
+                best[identity] = (header.generation, segment, slot)
+                number = numbers.setdefault((header.tenant, header.identity), len(numbers) + 1)
+                self.names[number] = Name(number, header.tenant, header.identity)
+        for generation, segment, slot in best.values():
+            self._record(segment, slot, generation, numbers)
+
+    def _record(self, segment: int, slot: int, generation: int, numbers: dict[tuple[str, bytes], int]) -> None:
+        superblock = parse_superblock(bytes(self.files[segment][:HEADER_BYTES]))
+        at = slot_offset(superblock.slot_bytes, slot)
+        header = parse_header(bytes(self.files[segment][at : at + HEADER_BYTES]))
+        place = (segment, slot // CHUNK_SLOTS)
+        records = np.frombuffer(bytearray(self.chunks.get(place, bytes(CHUNK_SLOTS * RECORD.itemsize))), dtype=RECORD)
+        one = records[slot % CHUNK_SLOTS : slot % CHUNK_SLOTS + 1]
+        one["key"] = np.frombuffer(header.key, dtype=np.uint64)
+        one["generation"] = generation
+        one["parent_generation"] = header.parent_generation
+        one["parent_segment"], one["parent_slot"] = header.parent_segment, header.parent_slot
+        one["checksum"] = header.checksum
+        one["namespace"] = numbers[header.tenant, header.identity]
+        self.chunks[place] = records.tobytes()
+
+    def lose_power(self, rng: random.Random) -> None:
+        """What was written since the last sync is there, torn or gone, page by page and in any order."""
+        self.waiting.clear()
+        for segment, file in self.files.items():
+            kept = bytearray(self.synced[segment])
+            for at in range(0, len(kept), 512):
+                if rng.random() < 0.5:
+                    kept[at : at + 512] = file[at : at + 512]
+            self.files[segment] = kept
+            self.synced[segment] = bytes(kept)
+
+    def successor(self) -> "FakeDrive":
+        """The same disk, with the threads of a new process."""
+        return FakeDrive(
+            self.segment_bytes, self.files, self.synced, self.chunks, self.names, fault=self.fault, idle=self.idle
+        )
+
+    def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:
+        """Change one bit of a slot."""
+        at = slot_offset(slot_bytes, slot) + rng.randrange(slot_bytes)
+        self.files[segment][at] ^= 1 << rng.randrange(8)

@@ -1,0 +1,491 @@
+"""The disk tier of the core on a fake drive: down, up, out, in, and what fails on the way."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from kvproto.errors import Grant
+from kvproto.limits import MIB, PAGE_BYTES
+from kvstore import blocks
+from kvstore.report import ClearScope
+from kvstore.sessions import Namespace
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
+from kvstore.tier.orders import Commit, Erase, Load, MakeSegment, Outcome, Save
+from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
+
+SEGMENT_BYTES = 18 * PAGE_BYTES  # eight slots of two pages, a header, and a page over
+SLOTS = 8
+
+
+def make(arenas: int = 1, segments: int = 8, admission: Admission = Admission.ALL, **others: object) -> Core:
+    """A store of 16 blocks an arena, and a disk of 8 a segment."""
+    limits = DiskLimits(segments * SEGMENT_BYTES, SEGMENT_BYTES, admission, **{"codec": Wish.RAW, **others})  # type: ignore[arg-type]
+    return Core(arenas=arenas, disk=limits)
+
+
+def begin(core: Core, model: str = "m") -> tuple[Client, Namespace]:
+    """A client with a namespace."""
+    client = core.client()
+    return client, client.open(model=model)
+
+
+def put(client: Client, namespace: Namespace, keys: Sequence[bytes], parent: bytes | None = None) -> None:
+    """Store a chain, all of it, and let the disk follow."""
+    grants = client.put(namespace, keys, parent)
+    assert set(grants) <= {Grant.GRANTED, Grant.KNOWN}, grants
+    client.core.work_all()
+
+
+def fetch(client: Client, namespace: Namespace, keys: Sequence[bytes]) -> int:
+    """Lease what is there, wait for what is on disk, compare every byte, release: how many came."""
+    core = client.core
+    held = client.ask(namespace, keys, wait_ns=10 * SECOND)
+    if held is None:
+        return 0
+    assert isinstance(held, Held)
+    core.work_all()
+    locations = list(held.locations)
+    for ready in core.outbox.readies:
+        if ready.lease.number == held.number:
+            locations += ready.locations
+    core.outbox.readies.clear()
+    whole = Held(held.number, held.deadline_ns, locations)
+    for arena, _ in locations:
+        client.maps.setdefault(arena, core.memory.map(arena))
+    for i in range(whole.blocks):
+        assert client.read(namespace, whole, i) == value_of(keys[i], namespace.identity.block_bytes)
+    client.release(whole)
+    core.audit()
+    return whole.blocks
+
+
+def states(core: Core) -> list[int]:
+    """States of all rows in use."""
+    rows = core.store.tables.blocks
+    return [int(state) for state in rows["state"][1:] if state]
+
+
+def test_blocks_that_leave_dram_are_read_back_from_disk() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(12, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    assert states(core).count(blocks.DISK) == 8
+    core.audit()
+    assert fetch(client, namespace, first) == 12
+    assert core.drive.loads >= 8
+
+
+def test_a_fetch_that_does_not_wait_gets_only_what_is_in_dram() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(12, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    held = client.ask(namespace, first)
+    assert isinstance(held, Held)
+    assert held.blocks == 4
+    assert not core.drive.waiting
+
+
+def test_match_tells_disk_from_dram() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(12, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    matched = core.store.match(namespace, np.frombuffer(b"".join(first), dtype=np.uint64).copy(), 0, 12)
+    assert (matched.dram, matched.disk) == (4, 8)
+
+
+def test_the_second_touch_admits_and_the_first_does_not() -> None:
+    core = make(admission=Admission.SECOND_TOUCH)
+    client, namespace = begin(core)
+    once, twice = chain(4, "once"), chain(4, "twice")
+    put(client, namespace, once)
+    put(client, namespace, twice)
+    assert core.drive.saves == 0
+    assert client.fetch(namespace, twice) == 4
+    core.work_all()
+    assert core.drive.saves == 4
+    assert client.fetch(namespace, twice) == 4
+    core.work_all()
+    assert core.drive.saves == 4, "a block is written once"
+    core.audit()
+
+
+def test_blocks_that_cost_less_to_compute_than_to_read_are_not_written() -> None:
+    core = make()
+    client, namespace = begin(core)
+    core.store.disk.demotion.took(1.0, MIB)
+    namespace.recompute_ns = 1000
+    put(client, namespace, chain(4))
+    assert core.drive.saves == 0
+    namespace.recompute_ns = SECOND
+    put(client, namespace, chain(4, "dear"))
+    assert core.drive.saves == 4
+
+
+def test_flush_overrides_admission_and_counts() -> None:
+    core = make(admission=Admission.NONE)
+    client, namespace = begin(core)
+    keys = chain(6)
+    put(client, namespace, keys)
+    assert core.drive.saves == 0
+    assert core.store.flush(client.session, namespace, 7, 10 * SECOND) is None
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 7, (6, 0, 0, 0))]
+    assert len(core.drive.chunks) == 1
+    assert core.store.flush(client.session, namespace, 8, SECOND) == (0, 0, 0, 0), "each block is counted once"
+    core.audit()
+
+
+def test_flush_says_what_could_not_be_written_and_what_was_gone() -> None:
+    core = make(admission=Admission.NONE)
+    client, namespace = begin(core)
+    put(client, namespace, chain(16))
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Save) else None
+    put(client, namespace, chain(4, "other"))  # four of the first are evicted
+    core.store.flush(client.session, namespace, 7, 10 * SECOND)
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 7, (0, 16, 4, 0))]
+    core.audit()
+    core.drive.fault = lambda _order: None
+    assert client.fetch(namespace, chain(4, "other")) == 4, "what cannot be written stays in DRAM"
+
+
+def test_flush_ends_with_its_time_and_the_next_speaks_of_the_rest() -> None:
+    core = make(admission=Admission.NONE)
+    client, namespace = begin(core)
+    put(client, namespace, chain(3))
+    core.store.flush(client.session, namespace, 7, 30 * MS)
+    core.pass_time(200 * MS)
+    assert core.outbox.flushed == [(client.session, 7, (0, 0, 0, 3))]
+    assert core.store.flush(client.session, namespace, 8, 10 * SECOND) is None
+    core.work_all()
+    assert core.outbox.flushed[1:] == [(client.session, 8, (3, 0, 0, 0))]
+
+
+def test_a_flush_of_a_store_without_disk_is_answered_at_once() -> None:
+    core = Core()
+    client, namespace = begin(core)
+    client.put(namespace, chain(3))
+    assert core.store.flush(client.session, namespace, 7, SECOND) == (0, 0, 0, 0)
+
+
+def damage(core: Core, namespace: Namespace, key: bytes) -> None:
+    """Flip a bit of a block's payload on disk."""
+    row = core.store.tables.blocks[core.row(namespace, key)]
+    shift = int(core.store.tables.book[blocks.SHIFT])
+    segment = core.store.disk.segments.number_at(int(row["disk"]) >> shift)
+    slot = int(row["disk"]) & ((1 << shift) - 1)
+    core.drive.files[segment][PAGE_BYTES + slot * 2 * PAGE_BYTES + PAGE_BYTES + 5] ^= 1
+
+
+def test_a_damaged_block_is_a_miss_and_its_place_is_never_used_again() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    damage(core, namespace, first[5])
+    assert fetch(client, namespace, first) == 5
+    assert core.store.disk.tally.damaged == 1
+    assert len(core.store.disk.erasure.quarantined) == 1
+    core.audit()
+    put(client, namespace, first)
+    put(client, namespace, second)
+    assert fetch(client, namespace, first) == 12, "stored again, it is good again"
+
+
+def test_what_cannot_be_read_now_can_be_read_later() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    failing = [True]
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Load) and failing[0] else None
+    assert fetch(client, namespace, first) == 0
+    failing[0] = False
+    assert fetch(client, namespace, first) == 12
+
+
+def test_two_leases_of_one_block_share_its_read() -> None:
+    core = make()
+    client, namespace = begin(core)
+    other, same = begin(core)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    one = client.ask(namespace, first, wait_ns=SECOND)
+    two = other.ask(same, first, wait_ns=SECOND)
+    assert isinstance(one, Held)
+    assert isinstance(two, Held)
+    core.work_all()
+    assert core.drive.loads == 8
+    assert sorted(len(ready.locations) for ready in core.outbox.readies) == [8, 8]
+    assert all(ready.left == 0 for ready in core.outbox.readies)
+    core.audit()
+
+
+def test_what_has_not_come_in_time_is_a_miss_and_comes_all_the_same() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    held = client.ask(namespace, first, wait_ns=100 * MS)
+    assert isinstance(held, Held)
+    core.pass_time(300 * MS)
+    assert [(ready.locations, ready.left) for ready in core.outbox.readies] == [([], 0)]
+    client.release(held)
+    core.work_all()
+    assert client.fetch(namespace, first) == 8
+    core.audit()
+
+
+def test_a_lease_released_while_its_blocks_are_read_leaves_nothing_behind() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    held = client.ask(namespace, first, wait_ns=SECOND)
+    assert isinstance(held, Held)
+    client.release(held)
+    core.audit()
+    core.work_all()
+    core.audit()
+    assert core.outbox.readies == []
+    assert not core.store.streams._waiting
+
+
+def test_a_delete_reaches_the_disk_before_it_is_answered() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(8)
+    put(client, namespace, keys)
+    answers = client.delete(namespace, keys[2:3])
+    core.store.tick()
+    assert answers == []
+    assert any(isinstance(batch[0], Erase) for batch in core.drive.waiting)
+    core.work_all()
+    assert answers == [6]
+    assert fetch(client, namespace, keys) == 2
+    core.drive.rebuild()
+    later = successor(core)
+    client, namespace = begin(later)
+    assert fetch(client, namespace, keys) == 2, "nor does a rebuild bring it back"
+
+
+def test_a_delete_of_what_is_being_written_waits_for_the_write() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(4)
+    client.put(namespace, keys)
+    core.store.tick()
+    while not any(isinstance(batch[0], Save) for batch in core.drive.waiting):
+        core.work()
+        core.store.tick()
+    answers = client.delete(namespace, keys[:1])
+    core.audit()
+    assert answers == []
+    core.work_all()
+    assert answers == [4]
+    core.drive.rebuild()
+    assert not core.drive.chunks
+
+
+def test_a_clear_reaches_blocks_that_lie_on_disk_alone() -> None:
+    core = make()
+    client, namespace = begin(core)
+    put(client, namespace, chain(12, "first"))
+    put(client, namespace, chain(12, "second"))
+    reports = []
+    core.store.clear(ClearScope(), reports.append, dry_run=True)
+    core.store.clear(ClearScope(), reports.append, dry_run=False)
+    core.work_all()
+    assert [report.blocks for report in reports] == [24, 24]
+    assert core.store.tables.book[blocks.ROWS] == 0
+    assert core.store.tables.book[blocks.DISK_USED] == 0
+    core.audit()
+
+
+def successor(core: Core, **changes: object) -> Core:
+    """A new daemon on the same disk, DRAM lost."""
+    limits = core.store.limits.disk
+    wanted = {name: getattr(limits, name) for name in limits.__slots__} | changes
+    later = Core(
+        arenas=1, disk=DiskLimits(**wanted), drive=core.drive.successor(),  # type: ignore[arg-type]
+        first_generation=int(core.store.tables.book[blocks.GENERATION]),
+    )  # fmt: skip
+    later.clock.ns = core.clock.ns
+    later.open_disk()
+    later.audit()
+    return later
+
+
+def test_a_restart_brings_back_all_that_was_durable() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(10, "first"), chain(14, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    later = successor(core)
+    assert later.store.disk.recovered.blocks == 24
+    client, namespace = begin(later)
+    assert fetch(client, namespace, second) == 14
+    assert fetch(client, namespace, first) == 10
+    put(client, namespace, chain(4, "third"), None)
+    assert fetch(client, namespace, first) == 10
+
+
+def test_a_restart_with_an_index_rebuilt_from_headers_brings_back_the_same() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first = chain(10, "first")
+    put(client, namespace, first)
+    core.drive.names.clear()
+    core.drive.rebuild()
+    later = successor(core)
+    client, namespace = begin(later)
+    assert fetch(client, namespace, first) == 10
+
+
+def test_blocks_whose_parent_is_lost_are_dropped_at_start() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(8)
+    put(client, namespace, keys)
+    (place,) = core.drive.chunks
+    records = bytearray(core.drive.chunks[place])
+    row = core.store.tables.blocks[core.row(namespace, keys[3])]
+    slot = int(row["disk"]) & ((1 << int(core.store.tables.book[blocks.SHIFT])) - 1)
+    records[slot * 72 : slot * 72 + 72] = bytes(72)
+    core.drive.chunks[place] = bytes(records)
+    later = successor(core)
+    assert (later.store.disk.recovered.blocks, later.store.disk.recovered.orphans) == (3, 4)
+    client, namespace = begin(later)
+    assert fetch(client, namespace, keys) == 3
+
+
+def test_a_smaller_limit_is_kept_before_the_first_write() -> None:
+    core = make(segments=8)
+    client, namespace = begin(core)
+    for name in "ab":
+        put(client, namespace, chain(16, name))
+    assert len(core.drive.files) == 4
+    later = successor(core, disk_bytes=2 * SEGMENT_BYTES)
+    assert later.store.disk.recovered.surplus == 2
+    later.work_all()
+    assert len(later.drive.files) == 2
+    client, namespace = begin(later)
+    put(client, namespace, chain(16, "d"))
+    assert len(later.drive.files) == 2
+    later.audit()
+
+
+def test_a_full_disk_gives_up_its_oldest_leaves() -> None:
+    core = make(segments=3)
+    client, namespace = begin(core)
+    for i in range(8):
+        put(client, namespace, chain(6, i))
+        core.clock.advance(SECOND)
+    core.audit()
+    assert len(core.drive.files) == 3
+    assert fetch(client, namespace, chain(6, 7)) == 6
+    assert fetch(client, namespace, chain(6, 6)) == 6
+    assert fetch(client, namespace, chain(6, 0)) == 0
+
+
+def test_a_disk_that_takes_no_more_segments_costs_copies_and_no_stores() -> None:
+    core = make()
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, MakeSegment) else None
+    client, namespace = begin(core)
+    put(client, namespace, chain(16))
+    assert client.fetch(namespace, chain(16)) == 16
+    assert core.store.disk.demotion.tally.dropped > 0
+    core.drive.fault = lambda _order: None
+    core.pass_time(11 * SECOND)
+    put(client, namespace, chain(4, "later"))
+    assert core.drive.saves >= 4, "it heals"
+    core.audit()
+
+
+def test_a_failed_commit_is_tried_again() -> None:
+    core = make()
+    failing = [True]
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Commit) and failing[0] else None
+    client, namespace = begin(core)
+    put(client, namespace, chain(4))
+    assert not core.drive.chunks
+    failing[0] = False
+    core.pass_time(2 * SECOND)
+    core.work_all()
+    assert core.drive.chunks
+    assert successor(core).store.disk.recovered.blocks == 4
+
+
+def test_a_segment_that_vanishes_takes_its_blocks_with_it_and_no_others() -> None:
+    core = make(arenas=1)
+    client, namespace = begin(core)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    segment = core.store.disk.segments.number_at(
+        int(core.store.tables.blocks["disk"][core.row(namespace, first[0])])
+        >> int(core.store.tables.book[blocks.SHIFT])
+    )
+    del core.drive.files[segment]
+    core.store.disk.lost(segment, core.clock.ns)
+    core.work_all()
+    core.audit()
+    assert fetch(client, namespace, first) == 0
+    assert fetch(client, namespace, second) == 16
+
+
+def test_the_write_budget_holds() -> None:
+    core = make(write_bytes_per_s=2 * PAGE_BYTES * 4)
+    client, namespace = begin(core)
+    client.put(namespace, chain(16))
+    for _ in range(10):
+        core.store.tick()
+        while core.drive.waiting:
+            core.work()
+    assert core.drive.saves <= 16
+    core.audit()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_loss_of_power_never_gives_wrong_bytes_and_keeps_what_was_flushed(seed: int) -> None:
+    rng = random.Random(seed)
+    core = make(admission=Admission.NONE, segments=16)
+    client, namespace = begin(core)
+    durable: list[list[bytes]] = []
+    for i in range(rng.randrange(2, 6)):
+        keys = chain(rng.randrange(1, 8), f"{seed}/{i}")
+        put(client, namespace, keys)
+        core.store.flush(client.session, namespace, i, 10 * SECOND)
+        if rng.random() < 0.6:
+            core.work_all()
+            durable.append(keys)
+        else:
+            for _ in range(rng.randrange(4)):
+                core.store.tick()
+                if core.drive.waiting:
+                    core.work(rng.randrange(len(core.drive.waiting)))
+            break
+    core.drive.lose_power(rng)
+    if rng.random() < 0.5:
+        core.drive.rebuild()
+    later = successor(core)
+    client, namespace = begin(later)
+    for keys in durable:
+        assert fetch(client, namespace, keys) == len(keys)
+    fetch(client, namespace, keys)

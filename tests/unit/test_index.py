@@ -1,0 +1,483 @@
+"""The index over restarts: what was committed comes back, and what is not ours is left alone."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
+from kvstored.index import DirectoryHeldError, Index, State, hold_directory
+from kvstored.index_marks import DOUBTFUL, FOLDER, read_store, seal, write_store
+from tests.segments import (
+    PATIENCE_S,
+    SLOT_BYTES,
+    STORE,
+    Block,
+    block,
+    facts,
+    facts_of,
+    flip,
+    make_segment,
+    opened,
+    patch,
+    path_of,
+    put,
+)
+
+
+def committed(directory: Path, blocks: list[Block], *, slots: int = 120) -> None:
+    """A store with one segment, number 1, with these blocks in its headers and in its index."""
+    make_segment(directory, 1, slots, blocks)
+    write_store(directory, STORE)
+    with opened(directory) as start:
+        assert start.commit(blocks)
+
+
+def test_a_new_directory_gets_a_store_and_holds_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path / "new") as first:
+        assert (first.loaded.segments, first.loaded.names, first.loaded.rebuilt) == ([], [], "")
+        assert (first.loaded.next_generation, first.loaded.next_segment) == (1, 0)
+        assert first.index.state is State.READY
+    with opened(tmp_path / "new") as second:
+        assert second.loaded.store == first.loaded.store == read_store(tmp_path / "new")
+        assert second.loaded.rebuilt == ""
+
+
+def test_what_was_committed_comes_back(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed, model=seed % 3) for seed in range(100)]
+    blocks += [block(seed, 7, seed, tenant="other") for seed in range(30)]
+    directories = tmp_path / "a", tmp_path / "b"
+    make_segment(directories[0], 1, 120)
+    make_segment(directories[1], 7, 57, tenant="other")
+    write_store(directories[0], STORE)
+    with opened(*directories) as start:
+        assert start.commit(blocks)
+        assert start.index.reason == ""
+    for _ in range(2):
+        with opened(*directories) as start:
+            assert start.loaded.rebuilt == ""
+            assert facts(start.loaded) == facts_of(blocks)
+            assert start.loaded.directories == {1: directories[0], 7: directories[1]}
+            assert [(found.segment, found.slots, found.slot_bytes) for found in start.loaded.segments] == [
+                (1, 120, SLOT_BYTES),
+                (7, 57, SLOT_BYTES),
+            ]
+            assert {name.canonical for name in start.loaded.names} == {b"model-0", b"model-1", b"model-2"}
+            assert start.loaded.next_generation == 101
+            assert start.loaded.next_segment == 8
+
+
+def test_a_commit_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    old = [block(seed, 1, seed) for seed in range(60)]
+    new = [block(seed + 500, 1, seed, generation=900 + seed) for seed in range(10)]
+    committed(tmp_path, old)
+    with opened(tmp_path) as start:
+        assert start.commit(new)
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of(new + old[56:])
+        assert start.loaded.rebuilt == ""
+
+
+def test_generations_are_not_given_again_after_their_block_is_gone(tmp_path: Path) -> None:
+    committed(tmp_path, [block(1, 1, 0, generation=5000)])
+    with opened(tmp_path) as start:
+        assert start.commit([block(2, 1, 0, generation=7)])
+    with opened(tmp_path) as start:
+        assert start.loaded.next_generation == 5001
+
+
+def test_a_dropped_segment_leaves_no_entries(tmp_path: Path) -> None:
+    committed(tmp_path, [block(seed, 1, seed) for seed in range(100)])
+    make_segment(tmp_path, 2, 10)
+    path_of(tmp_path, 1).unlink()
+    with opened(tmp_path) as start:
+        assert start.commit([block(200, 2, 3)], dropped=[1])
+    make_segment(tmp_path, 1, 120)
+    with opened(tmp_path) as start:
+        assert start.loaded.rebuilt == ""
+        assert facts(start.loaded) == facts_of([block(200, 2, 3)])
+
+
+def test_entries_of_a_file_that_is_gone_are_forgotten_and_its_number_is_not_given_again(tmp_path: Path) -> None:
+    committed(tmp_path, [block(seed, 1, seed) for seed in range(100)])
+    path_of(tmp_path, 1).unlink()
+    with opened(tmp_path) as start:
+        assert (start.loaded.segments, start.loaded.dropped, start.loaded.next_segment) == ([], 100, 2)
+        assert start.loaded.rebuilt == ""
+    make_segment(tmp_path, 1, 120)
+    with opened(tmp_path) as start:
+        assert (facts(start.loaded), start.loaded.dropped, start.loaded.rebuilt) == (set(), 0, "")
+
+
+def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(2000)]
+    make_segment(tmp_path, 1, 2000)
+    write_store(tmp_path, STORE)
+    with opened(tmp_path, map_bytes=1 << 16) as start:
+        assert start.commit(blocks)
+    with opened(tmp_path, map_bytes=1 << 16) as start:
+        assert facts(start.loaded) == facts_of(blocks)
+        assert start.loaded.rebuilt == ""
+
+
+def test_a_refused_commit_can_be_asked_for_again(tmp_path: Path) -> None:
+    committed(tmp_path, [])
+    with opened(tmp_path) as start:
+        (tmp_path / FOLDER).rename(tmp_path / "elsewhere")
+        assert not start.commit([block(1, 1, 1)])
+        assert start.index.state is State.READY
+        assert "index" in start.index.reason
+        (tmp_path / "elsewhere").rename(tmp_path / FOLDER)
+        assert start.commit([block(1, 1, 1)])
+        assert start.index.reason == ""
+
+
+def test_without_an_index_the_headers_are_believed(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed, model=seed % 2) for seed in range(100)]
+    make_segment(tmp_path, 1, 120, blocks)
+    for rebuilt in ("the store file is missing or damaged", ""):
+        with opened(tmp_path) as start:
+            assert start.loaded.rebuilt == rebuilt
+            assert start.loaded.store == STORE
+            assert facts(start.loaded) == facts_of(blocks)
+            assert {name.canonical for name in start.loaded.names} == {b"model-0", b"model-1"}
+            assert start.loaded.next_generation == 101
+
+
+def test_a_rebuild_reports_its_progress(tmp_path: Path) -> None:
+    make_segment(tmp_path, 1, 300, [block(1, 1, 299)])
+    told: list[tuple[int, int] | None] = []
+    loaded = Event()
+
+    def wake() -> None:
+        told.append(index.progress())
+        if index.state is State.READY:
+            loaded.set()
+
+    index = Index([tmp_path], wake)
+    index.start()
+    assert loaded.wait(PATIENCE_S)
+    assert index.progress() is None
+    index.stop()
+    assert told[0] == (128, 300)
+
+
+def test_of_two_generations_of_one_key_the_higher_stays_and_the_lower_is_erased(tmp_path: Path) -> None:
+    old, new = block(1, 1, 5, generation=10), block(1, 2, 3, generation=11)
+    other = block(1, 2, 4, generation=9, model=7)  # the same key in another namespace
+    assert old.header.key == new.header.key == other.header.key
+    make_segment(tmp_path, 1, 10, [old])
+    make_segment(tmp_path, 2, 10, [new, other])
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of([new, other])
+    path_of(tmp_path, 2).unlink()
+    (tmp_path / "store").unlink()
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == set()
+
+
+def test_headers_that_are_not_in_their_place_are_not_believed(tmp_path: Path) -> None:
+    good = block(1, 1, 0)
+    path = make_segment(tmp_path, 1, 20, [good])
+    put(path, block(2, 1, 3), slot=4)  # went astray in the segment
+    put(path, block(3, 2, 5), slot=5)  # from another segment
+    put(path, block(4, 1, 6, tenant="other"))
+    too_long = block(5, 1, 7)
+    put(path, replace(too_long, header=replace(too_long.header, stored_bytes=SLOT_BYTES)))
+    put(path, block(6, 1, 8))
+    flip(path, 8 * (slot_offset(SLOT_BYTES, 8) + 100))
+    patch(path, slot_offset(SLOT_BYTES, 9), b"\x01")
+    patch(path, slot_offset(SLOT_BYTES, 10) + HEADER_BYTES, b"payload without a header")
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of([good])
+        assert start.loaded.dropped == 6
+
+
+def test_a_long_identity_is_known_by_its_digest_alone(tmp_path: Path) -> None:
+    plain = block(1, 1, 0)
+    long = replace(plain, header=replace(plain.header, identity=bytes(3073)))
+    make_segment(tmp_path, 1, 20, [long])
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of([long])
+        assert [name.canonical for name in start.loaded.names] == [b""]
+
+
+def test_foreign_files_are_reported_and_left_alone(tmp_path: Path) -> None:
+    mine = block(1, 1, 0)
+    make_segment(tmp_path, 1, 20, [mine])
+    make_segment(tmp_path, 2, 20, [block(2, 2, 0)])
+    write_store(tmp_path, STORE)
+    folder = tmp_path / "segments"
+    make_segment(tmp_path, 40, 20, store=bytes(16))
+    make_segment(tmp_path, 3, 20, name=50)
+    page = bytearray(path_of(tmp_path, 1).read_bytes()[:HEADER_BYTES])
+    page[8] = FORMAT_VERSION + 1
+    (folder / "00000060.seg").write_bytes(seal(bytes(page[:-8])))
+    (folder / "00000061.seg").write_bytes(b"short")
+    (folder / "4294967295.seg").write_bytes(b"a number that must not use the numbers up")
+    (folder / "README").write_text("not a segment")
+    (folder / "00000062.seg").mkdir()
+    (folder / "00000063.seg").symlink_to(path_of(tmp_path, 1))
+    os.mkfifo(folder / "00000064.seg")
+    flip(path_of(tmp_path, 2), 8 * 20)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with opened(tmp_path) as start:
+        assert [found.segment for found in start.loaded.segments] == [1]
+        assert facts(start.loaded) == facts_of([mine])
+        assert {path.name for path in start.loaded.foreign} == {path.name for path in folder.iterdir()} - {
+            "00000001.seg"
+        }
+        assert start.loaded.next_segment == 65
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_of_two_files_with_one_number_the_newer_counts(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    old, new = block(1, 5, 0), block(2, 5, 1)
+    make_segment(a, 5, 20, [old], made_s=100)
+    make_segment(b, 5, 30, [new], made_s=101)
+    with opened(a, b) as start:
+        assert facts(start.loaded) == facts_of([new])
+        assert start.loaded.foreign == [path_of(a, 5)]
+        assert start.loaded.directories == {5: b}
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "empty"])
+def test_a_lost_store_id_is_that_of_most_segments(tmp_path: Path, damage: str) -> None:
+    blocks = [block(1, 1, 0), block(2, 2, 0)]
+    for each in blocks:
+        make_segment(tmp_path, each.header.segment, 20, [each])
+    make_segment(tmp_path, 3, 20, [block(3, 3, 0)], store=bytes(16))
+    write_store(tmp_path, STORE)
+    store = tmp_path / "store"
+    if damage == "missing":
+        store.unlink()
+    elif damage == "flipped":
+        flip(store, 100)
+    else:
+        store.write_bytes(b"")
+    with opened(tmp_path) as start:
+        assert (start.loaded.store, read_store(tmp_path)) == (STORE, STORE)
+        assert facts(start.loaded) == facts_of(blocks)
+        assert start.loaded.foreign == [path_of(tmp_path, 3)]
+
+
+def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    make_segment(tmp_path, 3, 20, [block(3, 3, 0)])
+    strange = seal(b"KVSTORE\0" + (2).to_bytes(4, "little") + STORE)
+    (tmp_path / "store").write_bytes(strange)
+    with opened(tmp_path) as start:
+        assert start.index.state is State.LOST
+        assert "version 2" in start.index.reason
+        assert (start.loaded.segments, start.loaded.next_segment, start.loaded.store) == ([], 4, b"")
+        assert not start.commit([block(1, 1, 0)])
+    assert (tmp_path / "store").read_bytes() == strange
+
+
+def test_of_a_file_that_was_cut_the_slots_inside_it_count(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(100)]
+    committed(tmp_path, blocks)
+    os.truncate(path_of(tmp_path, 1), slot_offset(SLOT_BYTES, 70) + HEADER_BYTES)
+    with opened(tmp_path) as start:
+        assert (facts(start.loaded), start.loaded.dropped) == (facts_of(blocks[:70]), 30)
+        assert start.loaded.rebuilt == ""
+    (tmp_path / "store").unlink()
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of(blocks[:70])
+        assert start.loaded.rebuilt
+
+
+def test_an_unreadable_directory_takes_only_its_own_segments_away(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    blocks = [block(1, 1, 0), block(2, 2, 0)]
+    make_segment(a, 1, 20, blocks[:1])
+    make_segment(b, 2, 20, blocks[1:])
+    with opened(a, b) as start:
+        assert facts(start.loaded) == facts_of(blocks)
+    (b / "segments").rename(b / "hidden")
+    (b / "segments").write_text("not a directory")
+    with opened(a, b) as start:
+        assert facts(start.loaded) == facts_of(blocks[:1])
+        assert len(start.loaded.unreadable) == 1
+        assert start.loaded.next_segment == 3
+    (b / "segments").unlink()
+    (b / "hidden").rename(b / "segments")
+    with opened(a, b) as start:
+        assert (facts(start.loaded), start.loaded.rebuilt) == (facts_of(blocks), "")
+
+
+def test_an_index_of_another_store_is_not_believed(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(20)]
+    committed(tmp_path / "a", blocks)
+    with opened(tmp_path / "b"):
+        pass
+    (tmp_path / "a" / FOLDER).rename(tmp_path / "old")
+    (tmp_path / "b" / FOLDER).rename(tmp_path / "a" / FOLDER)
+    with opened(tmp_path / "a") as start:
+        assert "another store" in start.loaded.rebuilt
+        assert facts(start.loaded) == facts_of(blocks)
+
+
+def test_a_child_that_dies_loses_the_index_until_the_next_start(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(20)]
+    make_segment(tmp_path, 1, 20, blocks)
+    with opened(tmp_path) as start:
+        os.kill(start.index.child_pid, signal.SIGKILL)
+        assert not start.commit(blocks[:3])
+        assert start.index.state is State.LOST
+        assert "signal 9" in start.index.reason
+        assert (tmp_path / FOLDER / DOUBTFUL).exists()
+        assert start.index.take_loaded() is None
+    with opened(tmp_path) as start:
+        assert "doubt" in start.loaded.rebuilt
+        assert facts(start.loaded) == facts_of(blocks)
+        assert start.commit(blocks)
+
+
+def test_a_child_that_hangs_does_not_hang_the_daemon(tmp_path: Path) -> None:
+    committed(tmp_path, [])
+    with opened(tmp_path, commit_s=0.05) as start:
+        os.kill(start.index.child_pid, signal.SIGSTOP)
+        start.woken.clear()
+        assert not start.commit([block(1, 1, 1)])
+        assert start.index.state is State.HUNG
+        assert not start.commit([block(2, 1, 2)])
+        os.kill(start.index.child_pid, signal.SIGCONT)
+        start.await_state(State.READY)
+        assert start.index.reason == ""
+
+
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """Have children begin with some lines of shell."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\n{before}\nexec {sys.executable} "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+def test_a_child_that_crashes_is_started_again_and_believes_the_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(20)]
+    committed(tmp_path / "a", blocks)
+    crashes = f"echo >> {tmp_path}/times; test $(wc -l < {tmp_path}/times) -gt 3 || kill -SEGV $$"
+    interpreter(tmp_path, monkeypatch, crashes)
+    with opened(tmp_path / "a") as start:
+        assert start.loaded.rebuilt == "the index child was killed by signal 11"
+        assert facts(start.loaded) == facts_of(blocks)
+
+
+def test_after_the_third_crash_of_a_rebuild_the_daemon_starts_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(tmp_path / "a", [block(1, 1, 1, generation=10**6)])
+    interpreter(tmp_path, monkeypatch, f"echo >> {tmp_path}/times; exit 7")
+    with opened(tmp_path / "a") as start:
+        start.await_state(State.LOST)
+        assert start.index.reason == "the index child ended with code 7"
+        assert (start.loaded.segments, start.loaded.next_segment, start.loaded.store) == ([], 2, STORE)
+        assert start.loaded.next_generation > 10**6
+        assert not start.commit([])
+    assert (tmp_path / "times").read_text() == 4 * "\n"
+    assert path_of(tmp_path / "a", 1).exists()
+
+
+def test_a_child_that_says_nothing_is_waited_for_in_vain_and_welcome_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(tmp_path / "a", [block(1, 1, 1)])
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    interpreter(tmp_path, monkeypatch, f"read line < {gate}")
+    woken = Event()
+    index = Index([tmp_path / "a"], woken.set, answer_s=0.02)
+    index.start()
+    assert woken.wait(PATIENCE_S)
+    assert (index.state, index.take_loaded()) == (State.HUNG, None)
+    woken.clear()
+    gate.write_text("go\n")
+    assert woken.wait(PATIENCE_S)
+    loaded = index.take_loaded()
+    assert index.state is State.READY
+    assert loaded is not None
+    assert facts(loaded) == facts_of([block(1, 1, 1)])
+    index.stop()
+
+
+def test_a_stopped_index_takes_no_commits(tmp_path: Path) -> None:
+    with opened(tmp_path) as start:
+        pid = start.index.child_pid
+    assert not start.commit([])
+    assert start.index.state is State.STOPPED
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_signals_that_stop_a_daemon_do_not_stop_its_child(tmp_path: Path) -> None:
+    committed(tmp_path, [])
+    with opened(tmp_path) as start:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(start.index.child_pid, number)
+        assert start.commit([block(1, 1, 1)])
+
+
+def test_the_child_dies_with_its_daemon(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from threading import Event; from kvstored.index import Index\n"
+        "woken = Event(); index = Index([Path(sys.argv[1])], woken.set); index.start()\n"
+        "while index.take_loaded() is None: woken.wait(); woken.clear()\n"
+        "print(index.child_pid, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with opened(tmp_path) as start:  # waits for the lock of the old child
+        assert start.index.state is State.READY
+
+
+def test_one_at_a_time_holds_a_directory(tmp_path: Path) -> None:
+    with (
+        hold_directory(tmp_path / "new"),
+        pytest.raises(DirectoryHeldError, match="new"),
+        hold_directory(tmp_path / "new"),
+    ):
+        pass
+    with hold_directory(tmp_path / "new"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("kvstored.index_child", ["numpy", "numba", "grpc"]), ("kvstored.index", ["lmdb", "numba", "grpc"])],
+)
+def test_imports_stay_light(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    assert ended.stdout == "[]\n"
+
+
+def test_records_of_the_index_are_those_of_the_headers(tmp_path: Path) -> None:
+    """Every field of a record, by way of the header."""
+    plain = block(1, 1, 2, generation=40)
+    child = replace(
+        plain,
+        header=replace(plain.header, parent=bytes([9] * 32), parent_generation=39, parent_segment=1, parent_slot=5),
+    )
+    make_segment(tmp_path, 1, 20, [child], made_s=123)
+    page = bytearray(HEADER_BYTES)
+    pack_header_into(memoryview(page), child.header)
+    assert parse_header(page) == child.header
+    with opened(tmp_path) as start:
+        record = start.loaded.segments[0].records[2]  # type: ignore[index]
+        names = {name.number: name for name in start.loaded.names}
+    assert record["key"].tobytes() == child.header.key
+    assert [int(record[name]) for name in ("generation", "parent_generation", "parent_segment", "parent_slot")] == [
+        40, 39, 1, 5,
+    ]  # fmt: skip
+    assert (int(record["checksum"]), int(record["touched_s"])) == (child.header.checksum, 123)
+    assert names[int(record["namespace"])].digest == child.header.digest
