@@ -111,6 +111,20 @@ class Arenas:
         pool.tenant.arenas += 1
         return True
 
+    def readopt(self, position: int, number: int, pool: Pool) -> int:
+        """An arena of a former life serves its pool again; nothing is in it yet. Returns how many slots it has."""
+        self.free.remove(position)
+        slots = self.arena_bytes // pool.slot_bytes
+        blocks.assign_arena(
+            self._tables, position, np.uint32(number), np.uint32(pool.number), np.uint32(slots), np.uint64(0)
+        )
+        blocks.close_arena(self._tables, position)
+        self.holders[number] = {}
+        self.positions_by_id[number] = position
+        pool.arenas += 1
+        pool.tenant.arenas += 1
+        return slots
+
     def _withheld(self) -> int:
         """Positions whose worth of memory stale arenas still hold; less than one arena in all is let pass."""
         return self.stale_bytes() // self.arena_bytes

@@ -631,16 +631,16 @@ def give_to_erase(t: Tables, block: Number) -> None:
         _move(t, block, np.int64(t.book[LIMBO]) << np.int64(t.book[SHIFT]))
     row["disk"] = 0
     row["flags"] &= ~(SAVING | DURABLE)
-    quarantine(t, disk)
-    t.slots[disk]["next_free"] = np.uint32(t.book[TO_ERASE])
-    t.book[TO_ERASE] = np.uint64(disk)
+    _push_to_erase(t, disk)
 
 
 @compiled
-def quarantine(t: Tables, slot: Number) -> None:
-    """A place on disk belongs to nobody, and is not free."""
+def _push_to_erase(t: Tables, slot: Number) -> None:
+    """A place on disk belongs to nobody, and is not free before its header is gone: nothing may bring it back."""
     _count_off(t, slot >> np.int64(t.book[SHIFT]))
     t.slots[slot]["block"] = NOBODY
+    t.slots[slot]["next_free"] = np.uint32(t.book[TO_ERASE])
+    t.book[TO_ERASE] = np.uint64(slot)
 
 
 @compiled
@@ -1302,7 +1302,7 @@ def take_places(t: Tables, pool: Number, rows: U4, start: Number, stop: Number, 
 
 @compiled
 def finish_save(t: Tables, block: Number, good: bool) -> bool:
-    """A write has ended. Returns whether the block lies on disk now; if not, its place belongs to nobody."""
+    """A write has ended. Returns whether the block lies on disk now; if not, its place is to be erased."""
     row = t.blocks[block]
     row["flags"] &= ~SAVING
     good = good and row["state"] != DOOMED
@@ -1310,7 +1310,7 @@ def finish_save(t: Tables, block: Number, good: bool) -> bool:
         t.book[DOOMED_SAVING] -= np.uint64(1)
         give_to_erase(t, block)
     elif not good:
-        quarantine(t, np.int64(row["disk"]))
+        _push_to_erase(t, np.int64(row["disk"]))
         row["disk"] = 0
     _unhold(t, block)
     return good
@@ -1318,9 +1318,9 @@ def finish_save(t: Tables, block: Number, good: bool) -> bool:
 
 @compiled
 def detach(t: Tables, block: Number) -> None:
-    """Forget the copy on disk of a block that lies in DRAM too; its place there belongs to nobody."""
+    """Forget the copy on disk of a block that lies in DRAM too; its place there is to be erased."""
     row = t.blocks[block]
-    quarantine(t, np.int64(row["disk"]))
+    _push_to_erase(t, np.int64(row["disk"]))
     row["disk"] = 0
     row["flags"] &= ~DURABLE
     _unlist(t, block)
@@ -1415,11 +1415,12 @@ _ROOTED, _BROKEN, _WALKING = np.uint32(0), np.uint32(2), np.uint32(3)  # in `wri
 @compiled
 def adopt_records(
     t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
-    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number,
+    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, most: Number,
 ) -> Number:  # fmt: skip
     """Make rows for what the index says of slots `start..stop` of a segment; `link_records` and `settle` follow.
 
-    `numbers`: namespace by the index's number for it, 0 for none. Row numbers go to `out`; returns where it ends.
+    `numbers`: namespace by the index's number for it, 0 for none; `most`: blocks that may lie on disk. Row numbers go
+    to `out`; returns where it ends.
     """
     shift = np.int64(t.book[SHIFT])
     arena = t.arenas[position]
@@ -1431,8 +1432,12 @@ def adopt_records(
         t.slots[slot]["block"] = NOBODY
         number = np.int64(record["namespace"])
         namespace = np.int64(numbers[number]) if number < numbers.size else 0
-        if not record["generation"] or not namespace:
+        if not record["generation"]:
             _free_slot(t, slot)
+            continue
+        t.pools[pool]["blocks"] += np.uint32(1)
+        if not namespace or np.int64(t.book[DISK_USED]) > most:
+            _push_to_erase(t, slot)
             continue
         for word in range(4):
             key[word] = record["key"][word]
@@ -1441,12 +1446,12 @@ def adopt_records(
         if block:
             same = row["generation"] == record["generation"] and (row["state"] == RESIDENT or row["state"] == KEPT)
             if not same or row["disk"]:
-                _free_slot(t, slot)
+                _push_to_erase(t, slot)
                 continue
         else:
             block = _take_row(t)
             if not block:
-                _free_slot(t, slot)
+                _push_to_erase(t, slot)
                 continue
             row = t.blocks[block]
             _write_row(t, block, slot, namespace, key, 0, 1, now)
@@ -1463,7 +1468,6 @@ def adopt_records(
             out[out_at] = block
             out_at += 1
         t.slots[slot]["block"] = block
-        t.pools[pool]["blocks"] += np.uint32(1)
         row["disk"] = slot
         row["flags"] |= DURABLE
         arena["touched"] = max(arena["touched"], row["touched"])
@@ -1537,6 +1541,8 @@ def finish_adoption(t: Tables, rows: U4, start: Number, stop: Number) -> None:
             _list(t, block)
             continue
         row["parent"] = 0
+        if row["disk"]:
+            give_to_erase(t, block)
         if row["holds"]:  # somebody may still be reading it
             row["state"] = DOOMED
         else:
@@ -1562,6 +1568,7 @@ def keep_rows(
         good = good and np.int64(row["parent"]) < t.blocks.size and t.slots[slot]["block"] == 0
         good = good and row["seal"] == seal_of(t, block)
         if not good:
+            row["holds"] = 0
             continue
         row["state"] = ADOPTING
         row["writer"] = 1
@@ -1610,6 +1617,7 @@ def withhold(t: Tables, block: Number, slots_of: U4, arena_shift: Number) -> boo
         if t.slots[slot]["block"] or row["state"] == FREE or row["state"] == ADOPTING:
             return False
         row["state"] = DOOMED
+        row["parent"] = 0
         _occupy(t, block)
     _hold(t, block)
     return True

@@ -37,8 +37,8 @@ class Randomness(Protocol):
 class Memory(Protocol):
     """Arenas and tables. The store counts arenas; it never touches their bytes."""
 
-    def table(self, name: str, table_bytes: int) -> Bytes:
-        """Zeroed memory that costs nothing until it is written."""
+    def table(self, name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
+        """Zeroed memory that costs nothing until it is written. A `lasting` one is there for a successor, too."""
 
     def new_arena(self, arena: int, arena_bytes: int) -> bool:
         """Make an arena; False if the system refuses."""
@@ -51,6 +51,22 @@ class Memory(Protocol):
 
     def close_arena(self, arena: int) -> None:
         """Forget a punched arena: nobody maps it any more."""
+
+
+class FormerMemory(Protocol):
+    """What a predecessor left, if anything."""
+
+    def kept_table(self, name: str) -> Bytes | None:
+        """A table as it was left."""
+
+    def kept_arenas(self) -> frozenset[int]:
+        """Arenas that have not been taken."""
+
+    def take_arena(self, arena: int) -> None:
+        """This one serves again."""
+
+    def drop_kept(self) -> None:
+        """Give up whatever has not been taken."""
 
 
 class Workers(Protocol):

@@ -7,7 +7,10 @@ from kvproto.ids import BlockKey, NamespaceDigest
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """One tier. `assigned` counts whole arenas given to tenants, `used` the slots that hold blocks."""
+    """One tier. `assigned` counts whole arenas given to tenants, `used` the slots that hold blocks.
+
+    The arenas of disk are its segments; nothing there is populated, locked or stale.
+    """
 
     name: str
     capacity_bytes: int
@@ -127,6 +130,100 @@ class ClearReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """Totals of the disk tier since the daemon started. Blocks unless the name says otherwise."""
+
+    saved: int = 0
+    saved_bytes: int = 0  # headers and padding included
+    packed: int = 0  # smaller than they are in DRAM
+    dropped: int = 0  # admitted, and given up for lack of room
+    not_worth: int = 0  # slower to read than to compute
+    save_faults: int = 0
+    loaded: int = 0
+    loaded_bytes: int = 0
+    damaged: int = 0  # were not what was written
+    load_faults: int = 0
+    gone: int = 0  # their segment was no more
+    erased: int = 0  # dropped, and overwritten so that nothing brings them back
+    erase_faults: int = 0
+    commits: int = 0  # transactions of the index
+    commit_faults: int = 0  # transactions
+    quarantined: int = 0  # slots that are not used again, as of now
+    segments_recycled: int = 0  # segments
+
+
+@dataclass(frozen=True, slots=True)
+class DriveReport:
+    """One directory of the disk tier."""
+
+    directory: str
+    state: str  # "ok", "read-only", "full", "failing" or "gone"
+    reason: str  # empty if all is well
+    direct: bool  # past the page cache (O_DIRECT)
+    segments: int
+    free_bytes: int  # of the file system
+    capacity_bytes: int  # of the file system
+    read_bytes: int  # since the daemon started, headers included
+    written_bytes: int
+    errors: int  # system calls that failed or stopped short
+    damaged: int  # blocks that were not what was written
+
+
+@dataclass(frozen=True, slots=True)
+class DiskReport:
+    """The disk tier, beyond what a `TierReport` says."""
+
+    state: str  # "opening", "adopting" or "serving": before that, disk answers miss
+    index_state: str  # "starting", "rebuilding", "ready", "hung", "lost" or "stopped"; "none": it has none
+    index_reason: str  # empty if nothing is wrong
+    rebuild_done_slots: int  # while the index is rebuilt, else 0
+    rebuild_total_slots: int
+    rebuilt: str  # why the index was made anew at this start; empty if it was not
+    recovered_blocks: int  # found at this start
+    orphan_blocks: int  # found, and dropped: what they continue is gone
+    recovered_segments: int
+    surplus_segments: int  # beyond disk.size, removed
+    unknown_segments: int  # of tenants or of a shape that cannot be, left alone
+    useless_records: int  # of the index, or headers, that were of no use
+    foreign_files: int  # in `segments` folders and not ours: left alone
+    foreign: tuple[str, ...]  # paths of some of them
+    admission: str
+    codec: str
+    queued_chains: int  # wait to be written
+    running_bytes: int  # being packed or written
+    counters: DiskCounters
+    drives: tuple[DriveReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartReport:
+    """What this life took over from the one before, in memory; disk is apart (`DiskReport.recovered_blocks`)."""
+
+    began: str  # "cold" or "warm"
+    reason: str  # why cold where there was something to take over; empty otherwise
+    found_blocks: int  # in the memory that was kept
+    kept_blocks: int  # of them, those taken over
+    unverified_blocks: int  # taken over, and not looked at yet: as of now
+    verified_blocks: int
+    verify_faults: int  # were not what they should be, and became misses
+    keeper: str  # who holds memory for the next life: "systemd", "fd-keeper" or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubReport:
+    """The scrub that runs, or the last one: all that lies on disk, read and verified. All 0: there was none yet."""
+
+    running: bool = False
+    done_blocks: int = 0
+    total_blocks: int = 0  # when it began
+    done_bytes: int = 0
+    damaged: int = 0  # blocks that were not what was written: they are misses now, and their slots not used again
+    rate_bytes_per_s: int = 0  # at most; 0: as fast as it goes
+    started_unix_s: float = 0.0
+    finished_unix_s: float = 0.0  # 0 while it runs
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonReport:
     """Everything of `kvctl status`."""
 
@@ -145,6 +242,8 @@ class DaemonReport:
     counters: Counters
     sessions: int
     namespaces: int
+    disk: DiskReport | None  # None: no disk tier
+    restart: RestartReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the
 lease   -> (client copies out of the arena) -> release, or the deadline
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,10 @@ from kvproto.limits import (
 from kvstore import blocks
 from kvstore.arenas import Arenas, slot_shift
 from kvstore.blocks import ARENA, BLOCK, POOL, SLOT, U4, U8, Index, Tables
-from kvstore.ports import Clock, Memory, Outbox, Randomness, Workers
+from kvstore.journal import JOURNAL_BYTES, Journal, Record
+from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
 from kvstore.report import ClearReport, ClearScope
+from kvstore.restart import FORMAT, Former, Kept, find_former, take_over
 from kvstore.ring import Ring
 from kvstore.room import Room, make_room
 from kvstore.sessions import (
@@ -58,11 +61,12 @@ from kvstore.sessions import (
 from kvstore.streams import Streams
 from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Each, Job, Jobs, Sweep
 from kvstore.tally import Tally
-from kvstore.tier.disk import Disk, DiskLimits, Flush
+from kvstore.tier.disk import NO_DISK, Disk, DiskLimits, Flush
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
 from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
+VERIFY_ROWS = 256  # kept blocks verified at a time
 DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
@@ -82,7 +86,7 @@ class Limits:
     ticket_ttl_ns: int = TICKET_TTL_NS
     lease_ttl_ns_max: int = LEASE_TTL_NS_MAX
     slice_steps: int = SLICE_STEPS  # of what is dropped in the background, between two events
-    disk: DiskLimits = DiskLimits()
+    disk: DiskLimits = NO_DISK
     first_generation: int = 1  # larger than any that a former life gave
 
 
@@ -91,9 +95,9 @@ class Store:
 
     def __init__(
         self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox,
-        workers: Workers | None = None,
+        workers: Workers | None = None, former: FormerMemory | None = None,
     ) -> None:  # fmt: skip
-        """Without `workers` there is no disk tier, whatever the limits say."""
+        """Without `workers` there is no disk tier, whatever the limits say. `former`: what a predecessor left."""
         self.limits = limits
         self.tally = Tally()
         self.draining = False
@@ -101,6 +105,7 @@ class Store:
         self._randomness = randomness
         self._memory = memory
         self._outbox = outbox
+        found, why_cold = _find_former(limits, former)
         self.tables = _make_tables(limits, memory)
         positions = limits.dram_bytes // limits.arena_bytes
         self.arenas = Arenas(self.tables, memory, outbox, limits.arena_bytes, positions)
@@ -126,9 +131,16 @@ class Store:
         self._parked_wheel: Wheel[Session] = Wheel()
         self._drain_look_ns = 0
         self._next_session = 1
+        self._unverified: deque[int] = deque()
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self.journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
+        self.kept = Kept(reason=why_cold)
+        if found is not None and former is not None:
+            self.kept = take_over(self, found, former)
+            self._begin_verifying()
+        self.journal.begin(self._everybody())
 
     # -- sessions and namespaces ---------------------------------------------------------------------------------
 
@@ -149,10 +161,11 @@ class Store:
         if len(self.tenants) >= TENANTS:
             raise LimitError(f"more than {TENANTS} tenants")
         number = len(self.tenants)
-        heads = self._memory.table(f"index-{number}", 4 * _index_buckets(self.limits)).view(np.uint32)
+        heads = self._memory.table(f"index-{number}", 4 * _index_buckets(self.limits), lasting=False).view(np.uint32)
         shape = np.array([8, 0, 0, self._randomness.word(), self._randomness.word()], dtype=np.uint64)
         tenant = Tenant(name, number, Index(heads, shape))
         self.tenants[name] = tenant
+        self.journal.add(["tenant", name])
         return tenant
 
     def detach(self, session: Session) -> None:
@@ -219,22 +232,97 @@ class Store:
             raise UsageError(
                 f"block_bytes {identity.block_bytes} is more than an arena holds ({self.limits.arena_bytes})"
             )
+        pool = self.pool(tenant, slot_bytes)
+        return self._file_namespace(
+            Namespace(self._free_namespace_number(tenant), tenant, identity, digest, slot_bytes, pool)
+        )
+
+    def _file_namespace(self, namespace: Namespace) -> Namespace:
+        self.namespaces[namespace.tenant, namespace.digest] = namespace
+        self._by_number[namespace.number] = namespace
+        self.journal.add(_as_record(namespace))
+        return namespace
+
+    def pool(self, tenant: Tenant, slot_bytes: int) -> Pool:
+        """The pool of a slot size. Raises LimitError past the limits."""
         pool = self._pools.get((tenant, slot_bytes))
         if pool is None:
             if sum(owner is tenant for owner, _ in self._pools) >= POOLS_PER_TENANT:
                 raise LimitError(f"more than {POOLS_PER_TENANT} slot sizes of one tenant")
             pool = self._pools[tenant, slot_bytes] = self.arenas.add_pool(tenant, slot_bytes)
-        number = self._free_namespace_number(tenant)
-        namespace = Namespace(number, tenant, identity, digest, slot_bytes, pool)
-        self.namespaces[tenant, digest] = namespace
-        self._by_number[number] = namespace
-        return namespace
+            self.journal.add(["pool", tenant.name, slot_bytes])
+        return pool
+
+    # -- restart -------------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return self._clock.now_ns()
+
+    def _everybody(self) -> list[Record]:
+        """Tenants, pools and namespaces in the order in which they got their numbers."""
+        records: list[Record] = [_geometry(self.limits)]
+        records += [["tenant", name] for name in self.tenants]
+        records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self.arenas.pools]
+        records += [_as_record(self._by_number[number]) for number in sorted(self._by_number)]
+        return records
+
+    def restore_namespace(self, tenant: Tenant, identity: NamespaceIdentity, number: int) -> None:
+        """A namespace of the former life, with the number that its rows bear. Raises KvError."""
+        digest, slot_bytes = identity.digest(), slot_bytes_for(identity.block_bytes)
+        if not 1 <= number < NAMESPACES:
+            raise LimitError(f"namespace {number}")
+        former = self._by_number.get(number)
+        if former is not None:  # its number was given to another one later
+            del self.namespaces[former.tenant, former.digest]
+        self._file_namespace(Namespace(number, tenant, identity, digest, slot_bytes, self.pool(tenant, slot_bytes)))
+
+    def hold_for_the_past(self, held: list[tuple[list[int], int]]) -> None:
+        """Leases of the former life: these rows are held until their deadlines. Whoever reads them cannot say so."""
+        for rows, until_ns in held:
+            tenant = self._by_number[int(self.tables.blocks["namespace"][rows[0]])].tenant
+            session = Session(self._next_session, tenant, Ring(0), np.zeros(self.arenas.positions, dtype=np.uint8))
+            session.attached = False
+            self._next_session += 1
+            self.sessions[session.number] = session
+            lease = Lease(session.number, session, len(rows), np.array(rows, dtype=np.uint32), until_ns, 0)
+            lease.number = -session.number  # apart from those of living sessions
+            self.leases[lease.number] = session.leases[lease.number] = lease
+            self._lease_wheel.add(lease, until_ns + LEASE_MARGIN_NS)
+
+    def _begin_verifying(self) -> None:
+        rows = np.flatnonzero(self.tables.blocks["state"][: int(self.tables.book[blocks.UNUSED_ROW])] == blocks.KEPT)
+        self._unverified.extend(rows[np.argsort(self.tables.blocks["touched"][rows])[::-1]].tolist())
+
+    @property
+    def unverified(self) -> int:
+        """Kept blocks that nobody has looked at yet, at most."""
+        return len(self._unverified)
+
+    def _verify_some(self) -> None:
+        """Go on verifying kept blocks, the newest first, one batch at a time."""
+        table = self.tables.blocks
+        while self._unverified and not self.streams.verifying:
+            rows: list[int] = []
+            while self._unverified and len(rows) < VERIFY_ROWS:
+                row = self._unverified[0]
+                if table["state"][row] == blocks.KEPT and not table["flags"][row] & blocks.VERIFYING:
+                    if rows and table["namespace"][row] != table["namespace"][rows[0]]:
+                        break
+                    rows.append(row)
+                self._unverified.popleft()
+            if rows:
+                namespace = self._by_number[int(table["namespace"][rows[0]])]
+                self.streams.verify(namespace, np.array(rows, dtype=np.uint32))
 
     def _free_namespace_number(self, tenant: Tenant) -> int:
         """A number that no block bears; past the tenant's limit, that of a namespace nobody uses any more."""
         mine = [namespace for (owner, _), namespace in self.namespaces.items() if owner is tenant]
         if len(mine) < NAMESPACES_PER_TENANT:
-            return len(self._by_number) + 1
+            number = len(self._by_number) + 1
+            while number in self._by_number:  # a former life may have left gaps
+                number = number + 1 if number < NAMESPACES - 1 else 1
+            return number
         for namespace in mine:
             if not namespace.sessions and not self.tables.census[namespace.number]:
                 del self.namespaces[tenant, namespace.digest]
@@ -558,6 +646,7 @@ class Store:
         first = batch[0]
         if isinstance(first, Load | Verify):
             self.streams.finished(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
+            self._verify_some()
         else:
             self.disk.finished(batch, now_ns)
         self._answer_flushes(now_ns)
@@ -571,18 +660,23 @@ class Store:
                 stored.generations += left.generations
             self._outbox.durable(flush.session, flush.request, counts)
 
-    def open_disk(self, found: Sequence[Found], names: Sequence[Name], foreign: Sequence[int]) -> None:
-        """The index on disk has been read."""
-        self.disk.open(found, names, foreign, self._known_tenant, self._known_namespace, self._clock.now_ns())
+    def open_disk(
+        self, found: Sequence[Found], names: Sequence[Name], foreign: Sequence[int] = (), next_segment: int = 1
+    ) -> None:
+        """The index on disk has been read. `foreign`: numbers that are not to be used."""
+        self.disk.open(
+            found, names, foreign, next_segment, self.known_tenant, self._known_namespace, self._clock.now_ns()
+        )
 
-    def _known_tenant(self, name: str) -> Tenant | None:
+    def known_tenant(self, name: str) -> Tenant | None:
+        """A tenant that somebody left something of; None if there are too many."""
         try:
             return self.tenants.get(name) or self._add_tenant(name)
         except LimitError:
             return None
 
     def _known_namespace(self, tenant_name: str, identity: NamespaceIdentity) -> Namespace | None:
-        tenant, digest = self._known_tenant(tenant_name), identity.digest()
+        tenant, digest = self.known_tenant(tenant_name), identity.digest()
         if tenant is None:
             return None
         try:
@@ -765,6 +859,7 @@ class Store:
             if ticket.session.parked:
                 self._parked_wheel.add(ticket.session, now_ns)
         self.streams.tick(now_ns)
+        self._verify_some()
         self.disk.tick(now_ns)
         self._answer_flushes(now_ns)
         for session in self._parked_wheel.due(now_ns):
@@ -792,6 +887,32 @@ class Store:
         return min(soonest, default=None)
 
 
+def _geometry(limits: Limits) -> Record:
+    """What a successor must have in common with its predecessor to go on with its tables."""
+    disk = limits.disk
+    return ["store", FORMAT, limits.dram_bytes, limits.arena_bytes, disk.disk_bytes, disk.segment_bytes]
+
+
+def _as_record(namespace: Namespace) -> Record:
+    return ["namespace", namespace.number, namespace.tenant.name, namespace.identity.canonical().hex()]
+
+
+def _find_former(limits: Limits, memory: FormerMemory | None) -> tuple[Former | None, str]:
+    if memory is None:
+        return None, "nothing was kept"
+    limbo, _, rows = _dimensions(limits)
+    sizes = {
+        "book": 8 * blocks.BOOK_WORDS,
+        "blocks": rows * BLOCK.itemsize,
+        "arenas": (limbo + 1) * ARENA.itemsize,
+        "journal": JOURNAL_BYTES,
+    }
+    found, why_cold = find_former(memory, sizes, _geometry(limits))
+    if found is None:
+        memory.drop_kept()
+    return found, why_cold
+
+
 class NoWorkers:
     """Where there is no disk tier, nobody is asked for anything."""
 
@@ -804,27 +925,36 @@ class NoWorkers:
         return 0.0
 
 
-def _make_tables(limits: Limits, memory: Memory) -> Tables:
+def _dimensions(limits: Limits) -> tuple[int, int, int]:
+    """Position of limbo, log2 of slot numbers a position, rows. Raises UsageError for what cannot be numbered."""
     positions, segments = limits.dram_bytes // limits.arena_bytes, limits.disk.segments
     if positions < 1:
         raise UsageError("DRAM holds not even one arena")
     shift = slot_shift(limits.arena_bytes)
+    rows = (positions << shift) + limits.disk.rows + 1
     if segments:
         shift = max(shift, (limits.disk.segment_bytes // DISK_SLOT_BYTES_MIN - 1).bit_length())
     limbo = positions + segments
-    slots = (limbo + 1) << shift
-    if slots >= blocks.NOBODY:
+    if (limbo + 1) << shift >= blocks.NOBODY:
         raise UsageError(
             f"{positions} arenas and {segments} segments are more than 32 bits can number: take larger ones"
         )
-    rows = (positions << slot_shift(limits.arena_bytes)) + limits.disk.rows + 1
+    return limbo, shift, rows
+
+
+def _make_tables(limits: Limits, memory: Memory) -> Tables:
+    limbo, shift, rows = _dimensions(limits)
+    positions, slots = limits.dram_bytes // limits.arena_bytes, (limbo + 1) << shift
     book = memory.table("book", 8 * blocks.BOOK_WORDS).view(np.uint64)
+    arenas = memory.table("arenas", (limbo + 1) * ARENA.itemsize).view(ARENA)
+    book[:] = 0
+    arenas[:] = 0
     tables = Tables(
         memory.table("blocks", rows * BLOCK.itemsize).view(BLOCK),
-        memory.table("slots", slots * SLOT.itemsize).view(SLOT),
-        memory.table("arenas", (limbo + 1) * ARENA.itemsize).view(ARENA),
-        memory.table("pools", (POOLS + DISK_POOLS + 1) * POOL.itemsize).view(POOL),
-        memory.table("census", NAMESPACES * 4).view(np.uint32),
+        memory.table("slots", slots * SLOT.itemsize, lasting=False).view(SLOT),
+        arenas,
+        memory.table("pools", (POOLS + DISK_POOLS + 1) * POOL.itemsize, lasting=False).view(POOL),
+        memory.table("census", NAMESPACES * 4, lasting=False).view(np.uint32),
         book,
     )
     book[blocks.UNUSED_ROW] = 1  # row 0 is nobody

@@ -129,6 +129,11 @@ class Streams:
         )
         self._verify(namespace, self._todo[:count])
 
+    @property
+    def verifying(self) -> bool:
+        """Does any verification run?"""
+        return bool(self._verifying)
+
     def held_rows(self) -> list[int]:
         """Rows that a verification holds, once for each."""
         return [order.row for batch in self._verifying.values() for order in batch]

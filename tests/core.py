@@ -88,9 +88,10 @@ class Core:
         disk: DiskLimits | None = None,
         drive: FakeDrive | None = None,
         first_generation: int = 1,
+        clock: FakeClock | None = None,
     ) -> None:
         """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
-        self.clock = FakeClock()
+        self.clock = clock or FakeClock()
         self.memory = memory or FakeMemory()
         self.outbox = FakeOutbox()
         limits = Limits(
@@ -99,7 +100,7 @@ class Core:
         )  # fmt: skip
         self.drive = drive or FakeDrive(disk.segment_bytes if disk else 0)
         self.drive.memory = self.memory
-        self.store = Store(limits, self.clock, FakeRandomness(seed), self.memory, self.outbox, self.drive)
+        self.store = Store(limits, self.clock, FakeRandomness(seed), self.memory, self.outbox, self.drive, self.memory)
         self.running: list[tuple[Copy, Bytes]] = []
         if disk and drive is None:
             self.open_disk()

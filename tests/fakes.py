@@ -55,12 +55,47 @@ class FakeMemory:
         self.punched: set[int] = set()
         self.touched_late: dict[int, set[int]] = {}  # pages that a late reader brought back
         self.closed: list[int] = []
+        self.lasting: set[str] = set()
+        self.kept_tables: dict[str, Bytes] = {}
+        self.kept: dict[int, Bytes] = {}
 
-    def table(self, name: str, table_bytes: int) -> Bytes:
+    def table(self, name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
         """See the port."""
         assert name not in self.tables, f"table {name} is made twice"
-        self.tables[name] = np.zeros(table_bytes, dtype=np.uint8)
+        kept = self.kept_tables.pop(name, None) if lasting else None
+        self.tables[name] = kept if kept is not None else np.zeros(table_bytes, dtype=np.uint8)
+        assert self.tables[name].size == table_bytes, f"table {name} was kept with another size"
+        if lasting:
+            self.lasting.add(name)
         return self.tables[name]
+
+    # -- kvstore.ports.FormerMemory ------------------------------------------------------------------------------
+
+    def successor(self) -> "FakeMemory":
+        """What the keeper gives the next life."""
+        later = FakeMemory(self._refuses)
+        later.kept_tables = {name: self.tables[name] for name in self.lasting}
+        gone = self.punched | set(self.punching)
+        later.kept = {arena: content for arena, content in self.arenas.items() if arena not in gone}
+        return later
+
+    def kept_table(self, name: str) -> Bytes | None:
+        """See the port."""
+        return self.kept_tables.get(name)
+
+    def kept_arenas(self) -> frozenset[int]:
+        """See the port."""
+        return frozenset(self.kept)
+
+    def take_arena(self, arena: int) -> None:
+        """See the port."""
+        self.arenas[arena] = self.kept.pop(arena)
+
+    def drop_kept(self) -> None:
+        """See the port."""
+        self.closed += self.kept
+        self.kept.clear()
+        self.kept_tables.clear()
 
     def new_arena(self, arena: int, arena_bytes: int) -> bool:
         """See the port."""

@@ -119,7 +119,7 @@ class HostMemory:
 
     # -- kvstore.ports.Memory ------------------------------------------------------------------------------------
 
-    def table(self, name: str, table_bytes: int) -> Bytes:
+    def table(self, name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
         """See the port. One that was kept, as it was left, if it is of exactly that size; a new one otherwise."""
         assert name not in self._tables, f"table {name} is made twice"
         region = self._kept_tables.pop(name, None)
@@ -128,7 +128,8 @@ class HostMemory:
             region = None
         if region is None:
             region = make_region(f"kvstored-{name}", table_bytes)
-            self._keeper.keep(table_name(name), region.fd)
+            if lasting:
+                self._keeper.keep(table_name(name), region.fd)
         self._tables[name] = region
         return region.view
 

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 class _Memory:
-    def table(self, _name: str, table_bytes: int) -> Bytes:
+    def table(self, _name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
+        del lasting
         return np.zeros(table_bytes, dtype=np.uint8)
 
     def new_arena(self, _arena: int, _arena_bytes: int) -> bool:

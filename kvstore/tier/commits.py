@@ -164,10 +164,8 @@ class Commits:
         self._rows += rows[again].tolist()
         self._generations += generations[again].tolist()
         for row in rows[np.flatnonzero(same & lost)].tolist():
-            state = int(self._tables.blocks["state"][row])
-            if state in {blocks.RESIDENT, blocks.KEPT} and self._tables.blocks["disk"][row]:
-                disk = int(self._tables.blocks["disk"][row])
-                if not self._tables.blocks["flags"][row] & blocks.SAVING:
-                    blocks.detach(self._tables, row)
-                    blocks.free_place(self._tables, disk)
+            one = self._tables.blocks[row]
+            in_dram = int(one["state"]) in {blocks.RESIDENT, blocks.KEPT}
+            if in_dram and one["disk"] and not one["flags"] & blocks.SAVING:
+                blocks.detach(self._tables, row)
         return sorted(order.failed)

@@ -85,6 +85,8 @@ class Demotion:
         self.enabled = False
         self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
         self.running_bytes = 0
+        self._overwrites = False  # does the next write replace an evicted block?
+        self._overwriting: set[int] = set()
         self.tally = Tally()
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -230,6 +232,7 @@ class Demotion:
         tables, tenant = self._tables, namespace.tenant
         pool = self._segments.pool(tenant, slot_bytes)
         done, now = 0, np.uint64(now_ns)
+        self._overwrites = False
         while pool is not None and done < rows.size:
             first, done = done, blocks.take_places(tables, pool.number, rows, done, rows.size, self._most, now)
             if done > first:
@@ -241,6 +244,7 @@ class Demotion:
             if room is Room.EVICT:
                 if not blocks.evict(tables, tenant.index, pool.number):
                     break
+                self._overwrites = True
                 continue
             if room is Room.SOON:
                 self.stuck = True
@@ -303,10 +307,18 @@ class Demotion:
         self.running_bytes += len(batch) * slot_bytes
         if self._bytes_per_s:
             self._budget -= len(batch) * slot_bytes
+        if self._overwrites:
+            self._overwriting.add(id(batch[0]))
         self._workers.submit(batch)
+
+    @property
+    def overwriting(self) -> bool:
+        """Does a write run that replaces an evicted block, whose header is there until it ends?"""
+        return bool(self._overwriting)
 
     def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         del self.running[id(batch[0])]
+        self._overwriting.discard(id(batch[0]))
         self.running_bytes -= len(batch) * slot_bytes
 
     def saved(self, batch: list[Save]) -> list[Save]:
@@ -315,12 +327,11 @@ class Demotion:
         table = self._tables.blocks
         good: list[Save] = []
         for order in batch:
-            dropped, disk = int(table["state"][order.row]) == DOOMED, int(table["disk"][order.row])
+            dropped = int(table["state"][order.row]) == DOOMED
             if blocks.finish_save(self._tables, order.row, order.outcome is Outcome.DONE):
                 good.append(order)
             elif not dropped:
                 self.tally.save_faults += 1
-                blocks.free_place(self._tables, disk)
         self.tally.saved += len(good)
         self.tally.saved_bytes += sum(order.slot_bytes for order in good)
         return good

@@ -54,6 +54,7 @@ class DiskLimits:
     admission: Admission = Admission.SECOND_TOUCH
     write_bytes_per_s: int = 0  # 0: as fast as it goes
     codec: Wish = Wish.AUTO
+    row_bytes: int = DISK_ROWS_BYTES  # of disk, for each row of the block table
 
     @property
     def segments(self) -> int:
@@ -63,7 +64,10 @@ class DiskLimits:
     @property
     def rows(self) -> int:
         """How many blocks can lie there."""
-        return self.disk_bytes // DISK_ROWS_BYTES
+        return self.disk_bytes // self.row_bytes
+
+
+NO_DISK = DiskLimits()
 
 
 class DiskState(StrEnum):
@@ -130,9 +134,15 @@ class Disk:
         choice = Choice(limits.codec)
         self.choice = choice
         self.demotion = Demotion(
-            tables, self.segments, workers, tenants, namespaces, most_rows=limits.rows, bytes_per_s=limits.write_bytes_per_s,
+            tables,
+            self.segments,
+            workers,
+            tenants,
+            namespaces,
+            most_rows=limits.rows,
+            bytes_per_s=limits.write_bytes_per_s,
             choice=choice,
-        )  # fmt: skip
+        )
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
         self.erasure = Erasure(tables, self.segments, workers)
         self._loading: dict[int, _Running] = {}
@@ -147,12 +157,13 @@ class Disk:
     # -- start ---------------------------------------------------------------------------------------------------
 
     def open(
-        self, found: Sequence[Found], names: Sequence[Name], foreign: Iterable[int],
+        self, found: Sequence[Found], names: Sequence[Name], foreign: Iterable[int], next_segment: int,
         tenant_of: Callable[[str], Tenant | None],
         namespace_of: Callable[[str, NamespaceIdentity], Namespace | None], now_ns: int,
     ) -> None:  # fmt: skip
         """The index has been read: take over what it knows. `foreign`: numbers of files that are not ours."""
         self.segments.taken.update(foreign)
+        self.segments.next_number = max(self.segments.next_number, next_segment)
 
         def known(tenant: str, identity: NamespaceIdentity, number: int) -> Namespace | None:
             namespace = namespace_of(tenant, identity)
@@ -161,7 +172,16 @@ class Disk:
             return namespace
 
         self._recovery = Recovery(
-            self._tables, self.segments, found, names, tenant_of, known, self._workers.submit, self._wall_s(), now_ns
+            self._tables,
+            self.segments,
+            found,
+            names,
+            tenant_of,
+            known,
+            self._workers.submit,
+            self._wall_s(),
+            now_ns,
+            self.limits.rows,
         )
         self.state = DiskState.ADOPTING
 
@@ -356,17 +376,21 @@ class Disk:
 
     def _saved(self, batch: list[Save]) -> list[Save]:
         good = self.demotion.saved(batch)
-        if self._after_saves and not self._tables.book[blocks.DOOMED_SAVING]:
+        if self._after_saves and not self._unsettled():
             waiting, self._after_saves = self._after_saves, []
             for answer in waiting:
                 self.erasure.when_erased(answer)
         return good
 
+    def _unsettled(self) -> bool:
+        """Could a write that is running still decide whether something dropped is found again?"""
+        return bool(self._tables.book[blocks.DOOMED_SAVING]) or self.demotion.overwriting
+
     def when_erased(self, answer: Callable[[], None]) -> None:
         """Call when nothing of what was dropped by now can come back from disk any more."""
         if not self.limits.disk_bytes:
             answer()
-        elif self._tables.book[blocks.DOOMED_SAVING]:
+        elif self._unsettled():
             self._after_saves.append(answer)
         else:
             self.erasure.when_erased(answer)
@@ -415,9 +439,7 @@ class Disk:
                 tenant = self._namespaces[int(table["namespace"][row])].tenant
                 self._sweep(tenant, row)
             elif state in {blocks.RESIDENT, blocks.KEPT} and not flags & (blocks.SAVING | blocks.VERIFYING):
-                disk = int(table["disk"][row])
                 blocks.detach(tables, row)
-                blocks.free_place(tables, disk)
         else:
             self._drain_ns = 0
             return

@@ -40,7 +40,7 @@ class Recovery:
         self, tables: Tables, segments: Segments, found: Sequence[Found], names: Sequence[Name],
         tenant_of: Callable[[str], Tenant | None],
         namespace_of: Callable[[str, NamespaceIdentity, int], Namespace | None],
-        drop: Callable[[list[DropSegment]], None], wall_s: int, now_ns: int,
+        drop: Callable[[list[DropSegment]], None], wall_s: int, now_ns: int, most_rows: int,
     ) -> None:  # fmt: skip
         self._tables = tables
         self._segments = segments
@@ -51,6 +51,7 @@ class Recovery:
         self._drop = drop
         self._wall_s = wall_s
         self._now_ns = now_ns
+        self._most = most_rows
         self._key = np.zeros(4, dtype=np.uint64)
         self.result = Recovered()
         self._steps = self._work()
@@ -72,7 +73,7 @@ class Recovery:
                 stop = min(start + SLICE, found.slots)
                 end = blocks.adopt_records(
                     self._tables, tenant.index, pool, position, start, stop, records, numbers, self._wall_s,
-                    np.uint64(self._now_ns), self._key, rows, end,
+                    np.uint64(self._now_ns), self._key, rows, end, self._most,
                 )  # fmt: skip
                 yield
             rows_of.setdefault(tenant, []).append(rows[:end])
@@ -107,7 +108,7 @@ class Recovery:
                 self.result.unknown += 1
                 self._segments.taken.add(found.segment)
                 continue
-            position = self._segments.adopt(found.segment, pool, self._now_ns)
+            position = self._segments.adopt(found.segment, pool)
             if position is None:
                 self.result.surplus += 1
                 self._drop([DropSegment(found.segment)])

@@ -138,7 +138,7 @@ class Segments:
         pool.arenas += 1
         pool.tenant.segments += 1
 
-    def adopt(self, number: int, pool: Pool, now_ns: int) -> int | None:
+    def adopt(self, number: int, pool: Pool) -> int | None:
         """A segment that was there at start; its slots take no block until `open`. None if there is no position."""
         if not self.free:
             return None

@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from kvproto.errors import Grant
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
-from kvstore.report import ClearScope
+from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
@@ -21,10 +23,10 @@ SEGMENT_BYTES = 18 * PAGE_BYTES  # eight slots of two pages, a header, and a pag
 SLOTS = 8
 
 
-def make(arenas: int = 1, segments: int = 8, admission: Admission = Admission.ALL, **others: object) -> Core:
-    """A store of 16 blocks an arena, and a disk of 8 a segment."""
-    limits = DiskLimits(segments * SEGMENT_BYTES, SEGMENT_BYTES, admission, **{"codec": Wish.RAW, **others})  # type: ignore[arg-type]
-    return Core(arenas=arenas, disk=limits)
+def make(arenas: int = 1, limits: DiskLimits | None = None, **changes: Any) -> Core:
+    """A store of 16 blocks an arena, and a disk of 8 a segment: of eight segments, or as `changes` say."""
+    usual = DiskLimits(8 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.RAW, row_bytes=2 * PAGE_BYTES)
+    return Core(arenas=arenas, disk=replace(limits or usual, **changes))
 
 
 def begin(core: Core, model: str = "m") -> tuple[Client, Namespace]:
@@ -307,7 +309,7 @@ def test_a_clear_reaches_blocks_that_lie_on_disk_alone() -> None:
     client, namespace = begin(core)
     put(client, namespace, chain(12, "first"))
     put(client, namespace, chain(12, "second"))
-    reports = []
+    reports: list[ClearReport] = []
     core.store.clear(ClearScope(), reports.append, dry_run=True)
     core.store.clear(ClearScope(), reports.append, dry_run=False)
     core.work_all()
@@ -317,15 +319,11 @@ def test_a_clear_reaches_blocks_that_lie_on_disk_alone() -> None:
     core.audit()
 
 
-def successor(core: Core, **changes: object) -> Core:
+def successor(core: Core, **changes: Any) -> Core:
     """A new daemon on the same disk, DRAM lost."""
-    limits = core.store.limits.disk
-    wanted = {name: getattr(limits, name) for name in limits.__slots__} | changes
-    later = Core(
-        arenas=1, disk=DiskLimits(**wanted), drive=core.drive.successor(),  # type: ignore[arg-type]
-        first_generation=int(core.store.tables.book[blocks.GENERATION]),
-    )  # fmt: skip
-    later.clock.ns = core.clock.ns
+    limits = replace(core.store.limits.disk, **changes)
+    generation = int(core.store.tables.book[blocks.GENERATION])
+    later = Core(arenas=1, disk=limits, drive=core.drive.successor(), first_generation=generation, clock=core.clock)
     later.open_disk()
     later.audit()
     return later
@@ -376,7 +374,7 @@ def test_blocks_whose_parent_is_lost_are_dropped_at_start() -> None:
 
 
 def test_a_smaller_limit_is_kept_before_the_first_write() -> None:
-    core = make(segments=8)
+    core = make(disk_bytes=8 * SEGMENT_BYTES)
     client, namespace = begin(core)
     for name in "ab":
         put(client, namespace, chain(16, name))
@@ -392,7 +390,7 @@ def test_a_smaller_limit_is_kept_before_the_first_write() -> None:
 
 
 def test_a_full_disk_gives_up_its_oldest_leaves() -> None:
-    core = make(segments=3)
+    core = make(disk_bytes=3 * SEGMENT_BYTES)
     client, namespace = begin(core)
     for i in range(8):
         put(client, namespace, chain(6, i))
@@ -465,7 +463,7 @@ def test_the_write_budget_holds() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_loss_of_power_never_gives_wrong_bytes_and_keeps_what_was_flushed(seed: int) -> None:
     rng = random.Random(seed)
-    core = make(admission=Admission.NONE, segments=16)
+    core = make(admission=Admission.NONE, disk_bytes=16 * SEGMENT_BYTES)
     client, namespace = begin(core)
     durable: list[list[bytes]] = []
     for i in range(rng.randrange(2, 6)):

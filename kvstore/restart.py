@@ -1,0 +1,189 @@
+"""A warm restart: the tables and arenas of a former life, looked over and put to use again. Owner thread.
+
+    find_former   are they all there, of this format and geometry?      else: cold, and why
+    take_over     who is who (journal) -> arenas back in their places -> rows that are whole -> slots that somebody may
+                  still be reading are withheld -> index, tree and lists anew
+
+Nothing of the former life is believed but rows whose seal is right; links between rows, lists and counts are made
+anew. So it does not matter where the former life ended, and a successor that dies on the way leaves another one the
+same. What is kept is KEPT: verified before it is served, on demand or in the background.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvproto.errors import KvError
+from kvproto.identity import NamespaceIdentity
+from kvproto.limits import LEASE_MARGIN_NS, NAMESPACES
+from kvstore import blocks
+from kvstore.blocks import ARENA, BLOCK, U4, Rows
+from kvstore.journal import Record, read_journal
+from kvstore.ports import FormerMemory
+from kvstore.sessions import Tenant
+
+if TYPE_CHECKING:
+    from kvstore.store import Store
+
+FORMAT = 1  # of rows, seals and journal; another one starts cold
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a former life left behind, copied before its tables are used again."""
+
+    arenas: Rows
+    unused: int
+    generation: int
+    records: Sequence[Record]
+
+
+@dataclass(slots=True)
+class Kept:
+    """How a life began, for status."""
+
+    warm: bool = False
+    reason: str = "nothing was kept"  # why it began cold
+    blocks: int = 0  # kept
+    lost: int = 0  # in the tables, and not whole or without what they continue
+    withheld: int = 0  # slots that somebody may still be reading
+
+
+def find_former(memory: FormerMemory, sizes: dict[str, int], geometry: Record) -> tuple[Former | None, str]:
+    """The former life, or None and why there is none to go on with. `sizes`: bytes by table."""
+    tables = {name: memory.kept_table(name) for name in sizes}
+    if all(table is None for table in tables.values()):
+        return None, "nothing was kept"
+    for name, table in tables.items():
+        if table is None:
+            return None, f"table {name} was not kept"
+        if table.size != sizes[name]:
+            return None, f"table {name} has another size: the configuration has changed"
+    journal, book, arenas = tables["journal"], tables["book"], tables["arenas"]
+    assert journal is not None, "looked at above"
+    assert book is not None, "looked at above"
+    assert arenas is not None, "looked at above"
+    records = read_journal(journal)
+    if not records or records[0] != geometry:
+        return None, "it was left by another version or configuration"
+    words = book.view(np.uint64)
+    rows = sizes["blocks"] // BLOCK.itemsize
+    unused = min(int(words[blocks.UNUSED_ROW]), rows)
+    return Former(arenas.view(ARENA).copy(), unused, int(words[blocks.GENERATION]), records[1:]), ""
+
+
+def take_over(store: "Store", former: Former, memory: FormerMemory) -> Kept:
+    """Put what a former life left to use. Before anybody is served."""
+    return _TakeOver(store, former, memory).run()
+
+
+class _TakeOver:
+    def __init__(self, store: "Store", former: Former, memory: FormerMemory) -> None:
+        self._store = store
+        self._former = former
+        self._memory = memory
+        self._tables = store.tables
+        self._now_ns = store.now_ns()
+        self._key = np.zeros(4, dtype=np.uint64)
+        self._kept = Kept(warm=True, reason="")
+
+    def run(self) -> Kept:
+        store, tables, former = self._store, self._tables, self._former
+        for record in former.records:
+            self._know(record)
+        slots_of = self._take_arenas()
+        pool_of = np.zeros(NAMESPACES, dtype=np.uint32)
+        for namespace in store.namespaces.values():
+            pool_of[namespace.number] = namespace.pool.number + 1
+        shift = int(tables.book[blocks.SHIFT])
+        rows: U4 = np.zeros(former.unused, dtype=np.uint32)
+        end = blocks.keep_rows(tables, 1, former.unused, pool_of, slots_of, shift, rows, 0)
+        rows = rows[:end]
+        withheld = self._withhold(slots_of, shift)
+        blocks.link_free(tables, former.unused)
+        for position in np.flatnonzero(slots_of).tolist():
+            blocks.free_slots(tables, position, int(slots_of[position]))
+        self._settle(rows)
+        self._kept.withheld = len(withheld)
+        store.hold_for_the_past(withheld)
+        tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
+        return self._kept
+
+    def _know(self, record: Record) -> None:
+        """A tenant, pool or namespace, as the journal says it. Numbers come out as they were."""
+        store = self._store
+        kind, *rest = record
+        try:
+            if kind == "tenant":
+                store.known_tenant(str(rest[0]))
+            elif kind == "pool":
+                tenant = store.known_tenant(str(rest[0]))
+                if tenant is not None:
+                    store.pool(tenant, int(rest[1]))
+            elif kind == "namespace":
+                tenant = store.known_tenant(str(rest[1]))
+                identity = NamespaceIdentity.from_canonical(bytes.fromhex(str(rest[2])))
+                if tenant is not None:
+                    store.restore_namespace(tenant, identity, int(rest[0]))
+        except (KvError, ValueError, IndexError):
+            return  # its blocks will not be known either
+
+    def _take_arenas(self) -> U4:
+        """Arenas that are still there serve where they did. Returns slots by position."""
+        arenas = self._store.arenas
+        there = self._memory.kept_arenas()
+        slots_of = np.zeros(arenas.positions, dtype=np.uint32)
+        for position in range(arenas.positions):
+            row = self._former.arenas[position]
+            number, pool = int(row["id"]), int(row["pool"]) - 1
+            arenas.next_id = max(arenas.next_id, number + 1)
+            if pool < 0 or pool >= len(arenas.pools) or number not in there or number in arenas.positions_by_id:
+                continue
+            self._memory.take_arena(number)
+            slots_of[position] = arenas.readopt(position, number, arenas.pools[pool])
+            leased_ns = int(row["lease_until_ns"])
+            self._tables.arenas[position]["lease_until_ns"] = min(leased_ns, self._now_ns + 10**11)
+        arenas.next_id = max([arenas.next_id, *(number + 1 for number in there)])
+        self._memory.drop_kept()
+        return slots_of
+
+    def _withhold(self, slots_of: U4, shift: int) -> list[tuple[list[int], int]]:
+        """Rows that leases of the former life may still cover: from where they end up to the root."""
+        table = self._tables.blocks
+        until = table["lease_until_ns"][: self._former.unused].astype(np.int64)
+        ends = np.flatnonzero((until + LEASE_MARGIN_NS > self._now_ns) & (table["state"][: until.size] != blocks.FREE))
+        most_ns = self._now_ns + self._store.limits.lease_ttl_ns_max
+        held: list[tuple[list[int], int]] = []
+        seen: set[int] = set()
+        for end in ends[np.argsort(until[ends])[::-1]].tolist():  # the longest first: what they pass covers the others
+            chain: list[int] = []
+            row = end
+            while 0 < row < self._former.unused and row not in seen:
+                seen.add(row)
+                parent = int(table["parent"][row])
+                if blocks.withhold(self._tables, row, slots_of, shift):
+                    chain.append(row)
+                row = parent
+            if chain:
+                until_ns = min(int(until[end]), most_ns)
+                table["lease_until_ns"][chain] = np.maximum(table["lease_until_ns"][chain], np.uint64(until_ns))
+                held.append((chain, until_ns))
+        return held
+
+    def _settle(self, rows: U4) -> None:
+        tables = self._tables
+        stack = np.zeros(rows.size + 1, dtype=np.uint32)
+        tenant_of: dict[int, Tenant] = {
+            namespace.number: namespace.tenant for namespace in self._store.namespaces.values()
+        }
+        numbers = tables.blocks["namespace"][rows]
+        for tenant in self._store.tenants.values():
+            mine = [number for number, owner in tenant_of.items() if owner is tenant]
+            some = rows[np.isin(numbers, mine)]
+            settled = blocks.settle(tables, tenant.index, some, 0, some.size, stack, self._key)
+            some = some[np.argsort(tables.blocks["touched"][some], kind="stable")]
+            blocks.finish_adoption(tables, some, 0, some.size)
+            self._kept.blocks += int(settled)
+            self._kept.lost += int(some.size - settled)

@@ -1,0 +1,252 @@
+"""A warm restart of the core: tables and arenas of a former life, wherever it ended."""
+
+import random
+
+import numpy as np
+
+from kvproto.errors import Grant
+from kvproto.limits import PAGE_BYTES
+from kvstore import blocks
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
+from tests.core import MS, SECOND, Core, chain
+from tests.unit.test_disk import SEGMENT_BYTES, fetch
+
+
+def successor(core: Core, *, memory: bool = True, **changes: int) -> Core:
+    """A new daemon that is given the memory of the old one, which was killed."""
+    limits = core.store.limits
+    kept = core.memory.successor() if memory else None
+    later = Core(
+        changes.get("arenas", limits.dram_bytes // limits.arena_bytes), disk=limits.disk,
+        drive=core.drive.successor(), memory=kept, clock=core.clock,
+        first_generation=int(core.store.tables.book[blocks.GENERATION]) + 1,
+    )  # fmt: skip
+    if limits.disk.disk_bytes:
+        later.open_disk()
+    return later
+
+
+def read_all(core: Core, keys: list[bytes], model: str = "m") -> int:
+    """Fetch as a new client does, waiting for what is not verified."""
+    client = core.client()
+    return fetch(client, client.open(model=model), keys)
+
+
+def test_all_published_blocks_are_served_after_a_restart() -> None:
+    core = Core(arenas=3)
+    client = core.client()
+    namespace, other = client.open(), client.open(5000, "other")
+    first, second = chain(20, "first"), chain(6, "second")
+    client.put(namespace, first)
+    client.put(other, second)
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.warm
+    assert later.store.kept.blocks == 26
+    client = later.client()
+    assert fetch(client, client.open(), first) == 20
+    assert fetch(client, client.open(5000, "other"), second) == 6
+    assert later.store.streams.verified == 26
+
+
+def test_kept_blocks_are_verified_in_the_background_too() -> None:
+    core = Core(arenas=3)
+    client = core.client()
+    client.put(client.open(), chain(20))
+    later = successor(core)
+    later.work_all()
+    client = later.client()
+    assert client.fetch(client.open(), chain(20)) == 20, "without waiting"
+    assert later.store.unverified == 0
+    later.audit()
+
+
+def test_a_kept_block_whose_bytes_have_changed_is_a_miss() -> None:
+    core = Core(arenas=3)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(20))
+    position, slot = blocks.locate(core.store.tables, core.row(namespace, chain(20)[7]))
+    core.memory.arenas[int(core.store.tables.arenas["id"][position])][slot * PAGE_BYTES + 3] ^= 1
+    later = successor(core)
+    assert read_all(later, chain(20)) == 7
+    assert later.store.streams.verify_faults == 1
+    later.work_all()
+    later.audit()
+
+
+def test_new_blocks_go_into_kept_arenas_and_push_out_the_oldest() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(16, "old"))
+    core.clock.advance(SECOND)
+    client.put(namespace, chain(16, "young"))
+    later = successor(core)
+    client = later.client()
+    namespace = client.open()
+    assert client.put(namespace, chain(10, "new")) == [Grant.GRANTED] * 10
+    later.work_all()
+    later.audit()
+    assert client.fetch(namespace, chain(10, "new")) == 10
+    assert client.fetch(namespace, chain(16, "young")) == 16
+    assert client.fetch(namespace, chain(16, "old")) == 6
+
+
+def test_what_was_not_published_does_not_come_back() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(3))
+    client.begin(namespace, chain(6)[3:], chain(3)[2])
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.blocks == 3
+    assert read_all(later, chain(6)) == 3
+
+
+def test_what_was_deleted_does_not_come_back() -> None:
+    core = Core(arenas=2, slice_steps=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(8))
+    client.delete(namespace, chain(8)[3:4])  # its descendants are dropped in slices, and the first has only begun
+    later = successor(core)
+    later.audit()
+    assert read_all(later, chain(8)) == 3
+
+
+def test_slots_that_somebody_may_be_reading_are_withheld_until_the_deadline() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(8, "leased"))
+    client.put(namespace, chain(8, "free"))
+    held = client.lease(namespace, chain(8, "leased"), ttl_ns=10 * SECOND)
+    client.delete(namespace, chain(8, "leased")[:1])
+    core.settle()
+    before = [client.read(namespace, held, i) for i in range(8)]
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.withheld == 1
+    newcomer = later.client()
+    namespace = newcomer.open()
+    grants = newcomer.put(namespace, chain(12, "new"))
+    assert grants.count(Grant.GRANTED) == 8
+    assert [client.read(namespace, held, i) for i in range(8)] == before
+    later.pass_time(11 * SECOND)
+    later.settle()
+    assert newcomer.put(namespace, chain(12, "new")).count(Grant.GRANTED) == 4
+    later.audit()
+    assert not later.store.leases
+
+
+def test_leased_blocks_that_are_kept_stay_until_the_deadline() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(16, "leased"))
+    held = client.lease(namespace, chain(16, "leased"), ttl_ns=10 * SECOND)
+    later = successor(core)
+    newcomer = later.client()
+    assert Grant.GRANTED not in newcomer.put(newcomer.open(), chain(4, "new"))
+    assert client.read(namespace, held, 15)
+    later.pass_time(11 * SECOND)
+    later.work_all()
+    assert newcomer.put(newcomer.open(), chain(4, "new")) == [Grant.GRANTED] * 4
+    later.audit()
+
+
+def test_another_size_starts_cold_and_says_so() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    client.put(client.open(), chain(3))
+    later = successor(core, arenas=3)
+    assert not later.store.kept.warm
+    assert "configuration" in later.store.kept.reason
+    assert read_all(later, chain(3)) == 0
+    later.audit()
+
+
+def test_nothing_kept_is_a_cold_start() -> None:
+    core = Core(arenas=2)
+    later = successor(core, memory=False)
+    assert later.store.kept.reason == "nothing was kept"
+
+
+def test_a_lost_arena_costs_its_blocks_and_what_continues_them() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(32))
+    kept = core.memory.successor()
+    del kept.kept[1]
+    core.memory.successor = lambda: kept  # type: ignore[method-assign]
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.blocks == 0
+    assert later.store.kept.lost == 16
+    client = later.client()
+    assert Grant.FULL not in client.put(client.open(), chain(32, "new"))
+
+
+def test_copies_on_disk_are_found_again_by_kept_blocks() -> None:
+    limits = DiskLimits(8 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.RAW, row_bytes=2 * PAGE_BYTES)
+    core = Core(arenas=1, disk=limits)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(12))
+    core.work_all()
+    saves = core.drive.saves
+    later = successor(core)
+    later.audit()
+    later.work_all()
+    assert later.drive.saves == 0
+    client = later.client()
+    namespace = client.open()
+    client.put(namespace, chain(16, "others"))
+    later.work_all()
+    assert fetch(client, namespace, chain(12)) == 12
+    assert saves == 12
+    later.audit()
+
+
+def test_a_torn_table_never_gives_wrong_bytes() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        core = Core(arenas=2)
+        client = core.client()
+        namespace = client.open()
+        client.put(namespace, chain(20, seed))
+        table = core.store.tables.blocks.view(np.uint8)
+        for _ in range(rng.randrange(1, 30)):
+            at = rng.randrange(128, 128 * 21)
+            table[at] = rng.randrange(256)
+        later = successor(core)
+        later.audit()
+        read_all(later, chain(20, seed))
+        later.work_all()
+        later.pass_time(200 * SECOND)
+        later.audit()
+
+
+def test_a_successor_that_dies_on_the_way_leaves_another_one_the_same() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    client.put(client.open(), chain(20))
+    for _ in range(5):
+        core = successor(core)
+        assert core.store.kept.blocks == 20
+        core.clock.advance(MS)
+    core.audit()
+    assert read_all(core, chain(20)) == 20
+
+
+def test_generations_go_on() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    client.put(client.open(), chain(20))
+    used = int(core.store.tables.book[blocks.GENERATION])
+    assert int(successor(core).store.tables.book[blocks.GENERATION]) >= used
