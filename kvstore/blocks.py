@@ -1603,7 +1603,7 @@ def _occupy(t: Tables, block: Number) -> None:
 
 
 @compiled
-def withhold(t: Tables, block: Number, slots_of: U4, arena_shift: Number) -> bool:
+def withhold(t: Tables, block: Number, pool_of: U4, slots_of: U4, arena_shift: Number) -> bool:
     """Keep the slot of a row that somebody may still be reading from being used; the caller ends the hold in time.
 
     False if it never had a slot.
@@ -1616,6 +1616,15 @@ def withhold(t: Tables, block: Number, slots_of: U4, arena_shift: Number) -> boo
     if np.int64(t.slots[slot]["block"]) != block:
         if t.slots[slot]["block"] or row["state"] == FREE or row["state"] == ADOPTING:
             return False
+        pool = t.arenas[position]["pool"]
+        namespace = np.int64(row["namespace"])
+        if namespace >= pool_of.size or pool_of[namespace] != pool:  # torn: any of that pool will do to count it by
+            namespace = 0
+            while namespace < pool_of.size and pool_of[namespace] != pool:
+                namespace += 1
+            if namespace == pool_of.size:
+                return False
+            row["namespace"] = namespace
         row["state"] = DOOMED
         row["parent"] = 0
         _occupy(t, block)

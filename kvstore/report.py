@@ -200,9 +200,10 @@ class RestartReport:
     """What this life took over from the one before, in memory; disk is apart (`DiskReport.recovered_blocks`)."""
 
     began: str  # "cold" or "warm"
-    reason: str  # why cold where there was something to take over; empty otherwise
+    reason: str  # why cold; empty if warm
     found_blocks: int  # in the memory that was kept
     kept_blocks: int  # of them, those taken over
+    withheld_slots: int  # somebody may still be reading there
     unverified_blocks: int  # taken over, and not looked at yet: as of now
     verified_blocks: int
     verify_faults: int  # were not what they should be, and became misses

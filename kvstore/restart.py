@@ -101,7 +101,7 @@ class _TakeOver:
         rows: U4 = np.zeros(former.unused, dtype=np.uint32)
         end = blocks.keep_rows(tables, 1, former.unused, pool_of, slots_of, shift, rows, 0)
         rows = rows[:end]
-        withheld = self._withhold(slots_of, shift)
+        withheld = self._withhold(pool_of, slots_of, shift)
         blocks.link_free(tables, former.unused)
         for position in np.flatnonzero(slots_of).tolist():
             blocks.free_slots(tables, position, int(slots_of[position]))
@@ -149,7 +149,7 @@ class _TakeOver:
         self._memory.drop_kept()
         return slots_of
 
-    def _withhold(self, slots_of: U4, shift: int) -> list[tuple[list[int], int]]:
+    def _withhold(self, pool_of: U4, slots_of: U4, shift: int) -> list[tuple[list[int], int]]:
         """Rows that leases of the former life may still cover: from where they end up to the root."""
         table = self._tables.blocks
         until = table["lease_until_ns"][: self._former.unused].astype(np.int64)
@@ -163,7 +163,7 @@ class _TakeOver:
             while 0 < row < self._former.unused and row not in seen:
                 seen.add(row)
                 parent = int(table["parent"][row])
-                if blocks.withhold(self._tables, row, slots_of, shift):
+                if blocks.withhold(self._tables, row, pool_of, slots_of, shift):
                     chain.append(row)
                 row = parent
             if chain:

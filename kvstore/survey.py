@@ -1,16 +1,82 @@
 """What the store says of itself, as plain values. Owner thread; none of it walks blocks."""
 
-from kvstore.report import NamespaceReport, TenantReport
-from kvstore.sessions import Namespace, Tenant
+from collections.abc import Iterable
+
+from kvstore import blocks
+from kvstore.report import DiskCounters, NamespaceReport, RestartReport, TenantReport, TierReport
+from kvstore.sessions import Namespace, Pool, Tenant
 from kvstore.store import Store
 
 
 def used_bytes(store: Store, tenant: Tenant | None = None) -> int:
     """Bytes of slots that hold blocks, of one tenant or of all."""
-    return sum(
-        int(store.tables.pools[pool.number]["blocks"]) * pool.slot_bytes
-        for pool in store.arenas.pools
-        if tenant in (None, pool.tenant)
+    return _bytes_in(store, (pool for pool in store.arenas.pools if tenant in (None, pool.tenant)))
+
+
+def dram_blocks(store: Store) -> int:
+    """Blocks that have a slot in DRAM. (`book` counts rows: those on disk alone have one too.)"""
+    return sum(int(store.tables.pools[pool.number]["blocks"]) for pool in store.arenas.pools)
+
+
+def _bytes_in(store: Store, pools: Iterable[Pool]) -> int:
+    return sum(int(store.tables.pools[pool.number]["blocks"]) * pool.slot_bytes for pool in pools)
+
+
+def disk_tier(store: Store) -> TierReport:
+    """The tier "disk". Its arenas are segments."""
+    segments = store.disk.segments
+    return TierReport(
+        name="disk",
+        capacity_bytes=segments.positions * segments.segment_bytes,
+        assigned_bytes=segments.serving() * segments.segment_bytes,
+        used_bytes=_bytes_in(store, segments.pools.values()),
+        blocks=int(store.tables.book[blocks.DISK_USED]),
+        arenas=segments.serving(),
+        arena_bytes=segments.segment_bytes,
+        populated_bytes=0,
+        locked_bytes=0,
+        stale_bytes=0,
+    )
+
+
+def disk_counters(store: Store) -> DiskCounters:
+    """Totals of the disk tier, from where things happen."""
+    disk = store.disk
+    down, up = disk.demotion.tally, disk.tally
+    return DiskCounters(
+        saved=down.saved,
+        saved_bytes=down.saved_bytes,
+        packed=down.packed,
+        dropped=down.dropped,
+        not_worth=down.not_worth,
+        save_faults=down.save_faults,
+        loaded=up.loaded,
+        loaded_bytes=up.loaded_bytes,
+        damaged=up.damaged,
+        load_faults=up.load_faults,
+        gone=up.gone,
+        erased=disk.erasure.erased,
+        erase_faults=disk.erasure.faults,
+        commits=disk.commits.commits,
+        commit_faults=disk.commits.faults,
+        quarantined=len(disk.erasure.quarantined),
+        segments_recycled=disk.segments.recycled,
+    )
+
+
+def restart_report(store: Store, keeper: str) -> RestartReport:
+    """How this life began. `keeper`: who holds memory for the next one."""
+    kept = store.kept
+    return RestartReport(
+        began="warm" if kept.warm else "cold",
+        reason=kept.reason,
+        found_blocks=kept.blocks + kept.lost,
+        kept_blocks=kept.blocks,
+        withheld_slots=kept.withheld,
+        unverified_blocks=store.unverified,
+        verified_blocks=store.streams.verified,
+        verify_faults=store.streams.verify_faults,
+        keeper=keeper,
     )
 
 

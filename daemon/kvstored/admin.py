@@ -2,8 +2,13 @@
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
+from pathlib import Path
+from typing import Final, Protocol
 
+from kvproto.limits import MIB
 from kvstore import survey
 from kvstore.report import (
     ClearReport,
@@ -11,32 +16,120 @@ from kvstore.report import (
     ConfigValue,
     Counters,
     DaemonReport,
+    DiskReport,
+    DriveReport,
     NamespaceReport,
+    ScrubReport,
     SessionReport,
     TenantReport,
     TierReport,
 )
 from kvstore.store import Store
+from kvstore.tier.codec import Wish
+from kvstore.tier.disk import DiskState
 from kvstored import __version__
 from kvstored.config import Loaded
 from kvstored.connection import Connection
+from kvstored.control import RefusedError
+from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.hot import HotServer
+from kvstored.index import State
+from kvstored.keep import FdKeeper, Keeper, NoKeeper
 from kvstored.memory import HostMemory
+from kvstored.notify import SystemdKeeper
+
+FOREIGN_NAMED: Final = 8  # of files that are not ours; the rest is counted
+SCRUB_RATE: Final = 10 * MIB  # where neither the caller nor the configuration says one
+PACKED_TRIED: Final = 256  # blocks written before anybody says that packing does not pay
+
+_DRIVE_REMEDIES: Final = {
+    DriveState.READ_ONLY: "nothing new is written there; make it writable: it is tried again every 10 s",
+    DriveState.FULL: "it takes no new segments; free space there, or lower disk.size",
+    DriveState.FAILING: "its blocks are misses; see the kernel's log: it is tried again every 10 s",
+    DriveState.GONE: "its blocks are lost to this daemon; mount or make it again: it then begins empty",
+}
+
+
+class Drives(Protocol):
+    """Directories of the disk tier (`kvstored.drive.Drives`)."""
+
+    def status(self) -> Sequence[DriveStatus]:
+        """How each is."""
+
+
+class Index(Protocol):
+    """The index on disk (`kvstored.index.Index`)."""
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong; empty if nothing is."""
+
+    def progress(self) -> tuple[int, int] | None:
+        """Slots read of all while it is rebuilt."""
+
+
+class Contents(Protocol):
+    """What the index found at start, beside blocks (`kvstored.index.Loaded`)."""
+
+    @property
+    def foreign(self) -> Sequence[Path]:
+        """Files that are not ours."""
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """Directories, with the reason."""
+
+    @property
+    def rebuilt(self) -> str:
+        """Why the index was made anew; empty if it was not."""
+
+    @property
+    def dropped(self) -> int:
+        """Records or headers that were of no use."""
+
+
+class Scrub(Protocol):
+    """Reads all that lies on disk (`kvstore.tier.scrub.Scrub`)."""
+
+    def begin(self, rate_bytes_per_s: int) -> None:
+        """Start from the beginning, at that rate; 0: as fast as it goes. One that runs gets the new rate."""
+
+    def report(self) -> ScrubReport:
+        """The one that runs, or the last one."""
 
 
 class Admin:
     """Owner thread only."""
 
-    def __init__(self, loaded: Loaded, store: Store, hot: HotServer, memory: HostMemory) -> None:
+    def __init__(
+        self, loaded: Loaded, store: Store, hot: HotServer, memory: HostMemory, *, drives: Drives | None = None,
+        index: Index | None = None, scrub: Scrub | None = None, keeper: Keeper | None = None,
+    ) -> None:  # fmt: skip
+        """`drives`, `index` and `scrub` are there where there is a disk tier, `keeper` where memory may be kept."""
         self._loaded = loaded
         self._store = store
         self._hot = hot
         self._memory = memory
+        self._drives = drives
+        self._index = index
+        self._scrub = scrub
+        self._keeper: Keeper = NoKeeper() if keeper is None else keeper
+        self._contents: Contents | None = None
         self._started_unix_s = time.time()
         self._started_ns = time.monotonic_ns()
 
+    def index_loaded(self, contents: Contents) -> None:
+        """The index has been read, and this was found."""
+        self._contents = contents
+
     def status(self) -> DaemonReport:
         """See the port."""
+        drives = () if self._drives is None else tuple(self._drives.status())
+        disk = self._disk(drives) if self._store.limits.disk.disk_bytes else None
         return DaemonReport(
             version=__version__,
             pid=os.getpid(),
@@ -47,12 +140,14 @@ class Admin:
             serving=True,
             draining=self._store.draining,
             isolation=self._isolation(),
-            warnings=tuple(self._memory.faults),
-            tiers=(self._dram(),),
+            warnings=tuple(self._warnings(drives, disk)),
+            tiers=(self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store)),
             tenants=self.tenants(),
             counters=self.counters(),
             sessions=len(self._hot.connections),
             namespaces=len(self.namespaces()),
+            disk=disk,
+            restart=survey.restart_report(self._store, _keeper_kind(self._keeper)),
         )
 
     def _isolation(self) -> str:
@@ -68,13 +163,50 @@ class Admin:
             capacity_bytes=store.arenas.positions * arena_bytes,
             assigned_bytes=serving * arena_bytes,
             used_bytes=survey.used_bytes(store),
-            blocks=int(store.tables.book[2]),
+            blocks=survey.dram_blocks(store),
             arenas=serving,
             arena_bytes=arena_bytes,
             populated_bytes=memory.populated_bytes,
             locked_bytes=memory.locked_bytes,
             stale_bytes=store.arenas.stale_bytes(),
         )
+
+    def _disk(self, drives: Sequence[DriveStatus]) -> DiskReport:
+        disk, index, contents = self._store.disk, self._index, self._contents
+        done_slots, total_slots = (index and index.progress()) or (0, 0)
+        foreign = contents.foreign if contents else ()
+        return DiskReport(
+            state=disk.state.value,
+            index_state=index.state.value if index else "none",
+            index_reason=index.reason if index else "",
+            rebuild_done_slots=done_slots,
+            rebuild_total_slots=total_slots,
+            rebuilt=contents.rebuilt if contents else "",
+            recovered_blocks=disk.recovered.blocks,
+            orphan_blocks=disk.recovered.orphans,
+            recovered_segments=disk.recovered.segments,
+            surplus_segments=disk.recovered.surplus,
+            unknown_segments=disk.recovered.unknown,
+            useless_records=contents.dropped if contents else 0,
+            foreign_files=len(foreign),
+            foreign=tuple(map(str, foreign[:FOREIGN_NAMED])),
+            admission=disk.limits.admission.value,
+            codec=disk.limits.codec.value,
+            queued_chains=disk.demotion.waiting,
+            running_bytes=disk.demotion.running_bytes,
+            counters=survey.disk_counters(self._store),
+            drives=tuple(_drive_report(drive) for drive in drives),
+        )
+
+    def _warnings(self, drives: Sequence[DriveStatus], disk: DiskReport | None) -> Iterator[str]:
+        """Each names what is wrong and, after a semicolon, what to do."""
+        yield from self._memory.faults
+        yield from self._keeper.faults
+        for drive in drives:
+            yield from _drive_warnings(drive)
+        if disk is not None:
+            yield from _index_warnings(disk)
+            yield from _contents_warnings(disk, self._contents.unreadable if self._contents else ())
 
     def counters(self) -> Counters:
         """See the port."""
@@ -105,6 +237,60 @@ class Admin:
     def drain(self, *, on: bool) -> None:
         """See the port."""
         self._store.draining = on
+
+    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
+        """See the port."""
+        if self._scrub is None:
+            raise RefusedError("there is no disk tier to scrub; give kvstored --disk and --disk-size")
+        if start:
+            if self._store.disk.state is not DiskState.SERVING:
+                raise RefusedError(f"disk is still {self._store.disk.state.value}; try again once it serves")
+            self._scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
+        return self._scrub.report()
+
+
+def _keeper_kind(keeper: Keeper) -> str:
+    if isinstance(keeper, SystemdKeeper):
+        return "systemd"
+    return "fd-keeper" if isinstance(keeper, FdKeeper) else "none"
+
+
+def _drive_report(drive: DriveStatus) -> DriveReport:
+    same = {one.name: getattr(drive, one.name) for one in fields(DriveReport)}
+    return DriveReport(**same | {"directory": str(drive.directory), "state": drive.state.value})
+
+
+def _drive_warnings(drive: DriveStatus) -> Iterator[str]:
+    if drive.state is not DriveState.OK:
+        reason = f" ({drive.reason})" if drive.reason else ""
+        yield f"disk {drive.directory} is {drive.state.value}{reason}; {_DRIVE_REMEDIES[drive.state]}"
+    elif not drive.direct:
+        remedy = "use ext4 or xfs, or see that this memory is accounted for"
+        yield f"disk {drive.directory} has no direct I/O: blocks go through the page cache and fill memory; {remedy}"
+
+
+def _index_warnings(disk: DiskReport) -> Iterator[str]:
+    reason = f" ({disk.index_reason})" if disk.index_reason else ""
+    if disk.index_state == State.LOST.value:
+        remedy = "restart kvstored when it suits: it then reads all headers, and makes a new index"
+        yield f"the index on disk is lost{reason}: nothing becomes durable; {remedy}"
+    elif disk.index_state == State.HUNG.value:
+        remedy = "see whether the drive of the first directory hangs"
+        yield f"the index on disk hangs{reason}: nothing becomes durable until it answers; {remedy}"
+    elif reason:
+        yield f"the index on disk is not written{reason}; see the first directory, and the daemon's log"
+
+
+def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[str]:
+    for directory in unreadable:
+        yield f"disk {directory}: what lies there was not taken over; mend it and restart kvstored"
+    if disk.foreign_files:
+        remedy = "look at them, and remove them by hand"
+        yield f"{disk.foreign_files} files among the segments are not ours, such as {disk.foreign[0]}; {remedy}"
+    counters = disk.counters
+    if disk.codec == Wish.BF16_PLANES_ZSTD and counters.saved >= PACKED_TRIED and 2 * counters.packed < counters.saved:
+        found = f"only {counters.packed} of {counters.saved} blocks got smaller with disk.codec {disk.codec}"
+        yield f"{found}; the rest is written raw: set it to auto"
 
 
 def _session_report(connection: Connection) -> SessionReport:

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return check(given[1:])
     options = _parser().parse_args(given)
-    flags = {setting.flag: value for setting in SETTINGS if (value := getattr(options, _attribute(setting.flag)))}
+    values = {setting.flag: getattr(options, _attribute(setting.flag)) for setting in SETTINGS}
+    flags = {flag: value for flag, value in values.items() if value is not None}
     config_file = options.config or os.environ.get("KVSTORED_CONFIG")
     try:
         loaded = load(Path(config_file) if config_file else None, os.environ, flags)
@@ -48,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="TOML file; environment and flags override it")
     for setting in SETTINGS:
         reason = f"{setting.reason} [{setting.toml}, {setting.env}; {setting.range}]".replace("%", "%%")
-        parser.add_argument(setting.flag, metavar="VALUE", help=reason)
+        count = None if setting.kind.bare is None else "?"  # a switch may stand alone: --keep
+        parser.add_argument(setting.flag, metavar="VALUE", nargs=count, const=setting.kind.bare, help=reason)
     return parser
 
 
@@ -68,21 +70,33 @@ def _config(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG
-    unusable = _why_unusable(loaded.config.runtime_dir)
-    if unusable:
-        print(f"kvstored: {options.file}: daemon.runtime_dir: {unusable}", file=sys.stderr)
-        return EX_CONFIG
+    for setting, folders in (
+        ("daemon.runtime_dir", [loaded.config.runtime_dir]), ("disk.directories", loaded.config.disk_directories),
+    ):  # fmt: skip
+        for folder in folders:
+            if unusable := _why_unusable(folder):
+                print(f"kvstored: {_place(loaded, setting, options.file)}: {setting}: {unusable}", file=sys.stderr)
+                return EX_CONFIG
     for value in loaded.values:
         print(f"{value.name} = {value.value}  # {value.origin}")
     print(f"{options.file}: good")
     return 0
 
 
-def _why_unusable(runtime_dir: Path) -> str:
-    """Why no socket can be made there; empty if one can."""
-    there = next(path for path in (runtime_dir, *runtime_dir.parents) if path.exists())
-    if not there.is_dir():
-        return f"{there} is not a directory"
+def _place(loaded: Loaded, setting: str, file: Path) -> str:
+    """Where a setting stands: FILE:LINE, or only FILE for what it leaves to its default."""
+    origin = next(value.origin for value in loaded.values if value.name == setting)
+    return origin.removeprefix("file ") if origin.startswith("file ") else str(file)
+
+
+def _why_unusable(folder: Path) -> str:
+    """Why it cannot be made, or nothing in it; empty if it can."""
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            return f"{there} is not a directory"
+    except OSError as error:
+        return f"{folder} cannot be looked at: {error.strerror}"
     if not os.access(there, os.W_OK | os.X_OK) or there == Path("/proc"):
         return f"{there} cannot be written to"
     return ""

@@ -9,6 +9,9 @@ not on the day the flag is dropped. All trouble is a `ConfigError`, and the proc
     leaf_threads = 4
     [dram]
     size = "64GiB"
+    [disk]                          # without directories there is no disk tier
+    directories = ["/mnt/nvme0/kv", "/mnt/nvme1/kv"]
+    size = "2TiB"
     [tenants.research]              # HELLO may name it; the first tenant that lists a uid is its default
     uids = [1001, 1002]             # a uid that no tenant lists gets a tenant of its own, uid-N
 """
@@ -31,6 +34,7 @@ from kvstored.units import (
     dotted,
     duration_kind,
     folder_kind,
+    folders_kind,
     format_bytes,
     format_seconds,
     parse_bytes,
@@ -63,6 +67,16 @@ ENV_OF_OTHERS: Final = frozenset({"KVSTORED_CONFIG"})
 INTEGER_MAX: Final = 2**63 - 1  # of TOML; Python reads longer ones, and fails to show the longest
 TENANTS: Final = "tenants"  # the one section whose keys are not settings
 
+DISK_DIRECTORIES: Final = 16
+DISK_PATH_BYTES: Final = 1024  # PATH_MAX is 4,096, and names come behind it; 16 of them go into one answer
+SEGMENT_BYTES_MAX: Final = 64 * limits.GIB  # as an arena
+DISK_BYTES_MAX: Final = limits.SEGMENTS * SEGMENT_BYTES_MAX
+SEGMENTS_LEAST: Final = 2  # one is filled while another is emptied
+NUMBERS: Final = 2**32 - 1  # of slots in DRAM and on disk; the last one means nobody (`kvstore/blocks.py`)
+# Words of `kvstore.tier`, which this file does not import: it brings numba, and `config check` shall not wait for that.
+ADMISSIONS: Final = ("all", "second_touch", "none")
+CODECS: Final = ("auto", "raw", "bf16-planes+zstd")
+
 _TENANT_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_BYTES}}}")
 
 
@@ -90,6 +104,16 @@ class Config:
     log_level: str
     keep: bool
     keep_patience_s: float
+    disk_directories: tuple[Path, ...]  # empty: no disk tier
+    disk_bytes: int  # in all of them; 0 without any
+    segment_bytes: int
+    disk_admission: str  # one of ADMISSIONS
+    disk_write_rate: int  # bytes a second, 0: no limit
+    disk_codec: str  # one of CODECS
+    disk_readers: int  # threads of each directory
+    disk_writers: int  # threads of each directory
+    disk_packers: int  # threads of all
+    disk_scrub_rate: int  # bytes a second, 0: no scrub in the background
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
@@ -107,12 +131,14 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What defaults are worked out from. `dram_bytes` is 0 until that setting is decided."""
+    """What defaults are worked out from. The sizes are 0 until they are decided."""
 
     environ: Mapping[str, str]
     memory_bytes: int
     cpus: int
     dram_bytes: int = 0
+    arena_bytes: int = 0
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +177,23 @@ def _default_dram_bytes(basis: Basis) -> int:
     quarter_bytes = basis.memory_bytes // 4
     arena_bytes = limits.arena_bytes_for(quarter_bytes)
     return max(quarter_bytes - quarter_bytes % arena_bytes, arena_bytes)
+
+
+def _default_segment_bytes(basis: Basis) -> int:
+    """As `limits` has it, doubled where large arenas leave too few numbers for so many segments."""
+    usual_bytes = limits.segment_bytes_for(basis.disk_bytes)
+    candidates = (usual_bytes << doublings for doublings in range((SEGMENT_BYTES_MAX // usual_bytes).bit_length()))
+    fitting = (
+        one for one in candidates if _numbers(basis.dram_bytes, basis.arena_bytes, basis.disk_bytes, one) < NUMBERS
+    )
+    return next(fitting, usual_bytes)
+
+
+def _numbers(dram_bytes: int, arena_bytes: int, disk_bytes: int, segment_bytes: int) -> int:
+    """Slot numbers that arenas and segments need: as many for each as for the one with most (`kvstore.store`)."""
+    most = max(arena_bytes // limits.PAGE_BYTES, segment_bytes // limits.DISK_SLOT_BYTES_MIN)
+    each = 1 << (most - 1).bit_length()
+    return (dram_bytes // arena_bytes + disk_bytes // segment_bytes + 1) * each
 
 
 # fmt: off
@@ -205,12 +248,56 @@ KEEP_PATIENCE: Final = Setting(
     "keep_patience_s", "daemon.keep_patience", "KVSTORED_KEEP_PATIENCE", "--keep-patience",
     duration_kind(1.0, 86_400.0), lambda _: 600.0, "seconds",
     "how long that process holds all of DRAM for a successor that may never come")
+DISK: Final = Setting(
+    "disk_directories", "disk.directories", "KVSTORED_DISK", "--disk",
+    folders_kind(DISK_PATH_BYTES, DISK_DIRECTORIES), lambda _: (), "paths",
+    "blocks live on here when DRAM is full; one directory a drive, the first has the index; none: no disk tier")
+DISK_SIZE: Final = Setting(
+    "disk_bytes", "disk.size", "KVSTORED_DISK_SIZE", "--disk-size",
+    size_kind(0, DISK_BYTES_MAX), lambda _: 0, "bytes",
+    "in all directories together; has no default, so that no drive is filled by surprise")
+DISK_SEGMENT: Final = Setting(
+    "segment_bytes", "disk.segment", "KVSTORED_DISK_SEGMENT", "--disk-segment",
+    size_kind(limits.SEGMENT_BYTES_SMALL, SEGMENT_BYTES_MAX, multiple_bytes=limits.PAGE_BYTES),
+    _default_segment_bytes, "bytes",
+    "tenants and slot sizes share the disk by the file of this size")
+DISK_ADMISSION: Final = Setting(
+    "disk_admission", "disk.admission", "KVSTORED_DISK_ADMISSION", "--disk-admission",
+    word_kind(*ADMISSIONS), lambda _: "second_touch", "policy",
+    "which blocks are written unasked: all, those that were fetched at least once, or none; a flush writes any")
+DISK_WRITE_RATE: Final = Setting(
+    "disk_write_rate", "disk.write_rate", "KVSTORED_DISK_WRITE_RATE", "--disk-write-rate",
+    size_kind(0, limits.KIB * limits.GIB), lambda _: 0, "bytes per second",
+    "spares drives that wear out: what does not fit is not written; 0 for as fast as it goes")
+DISK_CODEC: Final = Setting(
+    "disk_codec", "disk.codec", "KVSTORED_DISK_CODEC", "--disk-codec",
+    word_kind(*CODECS), lambda _: "auto", "codec",
+    "packs blocks on their way to disk, without loss; auto: where it pays and processors are idle")
+DISK_READERS: Final = Setting(
+    "disk_readers", "disk.readers", "KVSTORED_DISK_READERS", "--disk-readers",
+    count_kind(1, 32), lambda _: 4, "threads",
+    "for each directory; a drive reads faster with several requests at a time")
+DISK_WRITERS: Final = Setting(
+    "disk_writers", "disk.writers", "KVSTORED_DISK_WRITERS", "--disk-writers",
+    count_kind(1, 32), lambda _: 2, "threads",
+    "for each directory; they also erase, and make and remove segments")
+DISK_PACKERS: Final = Setting(
+    "disk_packers", "disk.packers", "KVSTORED_DISK_PACKERS", "--disk-packers",
+    count_kind(1, 32), lambda _: 1, "threads",
+    "for all directories; they pack blocks and verify those kept over a restart, with low priority")
+DISK_SCRUB_RATE: Final = Setting(
+    "disk_scrub_rate", "disk.scrub_rate", "KVSTORED_DISK_SCRUB_RATE", "--disk-scrub-rate",
+    size_kind(0, limits.KIB * limits.GIB), lambda _: 10 * limits.MIB, "bytes per second",
+    "reads what lies on disk in the background and finds what has decayed; 0 for only when kvctl scrub asks")
 # fmt: on
 
-AnySetting: TypeAlias = Setting[Path] | Setting[str] | Setting[int] | Setting[bool] | Setting[float]
+AnySetting: TypeAlias = (
+    Setting[Path] | Setting[tuple[Path, ...]] | Setting[str] | Setting[int] | Setting[bool] | Setting[float]
+)
 SETTINGS: Final[tuple[AnySetting, ...]] = (
     DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
-    KEEP, KEEP_PATIENCE,
+    KEEP, KEEP_PATIENCE, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS,
+    DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE,
 )  # fmt: skip
 _SECTIONS: Final = {setting.toml.split(".")[0] for setting in SETTINGS}
 
@@ -240,6 +327,7 @@ def load(
     basis = replace(basis, dram_bytes=dram_bytes)
     arena_bytes = chooser.choose(ARENA, basis)
     _check_dram(arena_bytes, basis, chooser)
+    basis = replace(basis, arena_bytes=arena_bytes)
     config = Config(
         dram_bytes=dram_bytes,
         arena_bytes=arena_bytes,
@@ -253,8 +341,22 @@ def load(
         log_level=chooser.choose(LOG_LEVEL, basis),
         keep=chooser.choose(KEEP, basis),
         keep_patience_s=chooser.choose(KEEP_PATIENCE, basis),
+        disk_directories=chooser.choose(DISK, basis),
+        disk_bytes=(disk_bytes := chooser.choose(DISK_SIZE, basis)),
+        segment_bytes=chooser.choose(DISK_SEGMENT, replace(basis, disk_bytes=disk_bytes)),
+        disk_admission=chooser.choose(DISK_ADMISSION, basis),
+        disk_write_rate=chooser.choose(DISK_WRITE_RATE, basis),
+        disk_codec=chooser.choose(DISK_CODEC, basis),
+        disk_readers=chooser.choose(DISK_READERS, basis),
+        disk_writers=chooser.choose(DISK_WRITERS, basis),
+        disk_packers=chooser.choose(DISK_PACKERS, basis),
+        disk_scrub_rate=chooser.choose(DISK_SCRUB_RATE, basis),
         tenants=tuple(tenant for tenant, _ in tenants),
     )
+    _check_directories(config, chooser)
+    _check_disk(config, chooser)
+    if not config.disk_directories:
+        config = replace(config, disk_bytes=0)
     return Loaded(config, (*chooser.values, *(value for _, value in tenants)))
 
 
@@ -315,6 +417,49 @@ def _check_dram(arena_bytes: int, basis: Basis, chooser: _Chooser) -> None:
         raise ConfigError(f"{chooser.places[ARENA.name]}: {reason}")
 
 
+def _check_directories(config: Config, chooser: _Chooser) -> None:
+    """Each must have its files to itself; links and `..` hide nothing here."""
+    place = chooser.places[DISK.name]
+    real = {path: Path(os.path.realpath(path)) for path in config.disk_directories}
+    for number, path in enumerate(config.disk_directories):
+        if real[path] == Path(os.path.realpath(config.runtime_dir)):
+            raise ConfigError(f"{place}: {path} is {RUNTIME_DIR.toml}, which has files of its own; take another folder")
+        for other in config.disk_directories[:number]:
+            if real[path] == real[other]:
+                raise ConfigError(f"{place}: {path} and {other} are one folder")
+            for inner, outer in ((path, other), (other, path)):
+                if real[inner].is_relative_to(real[outer]):
+                    raise ConfigError(f"{place}: {inner} lies inside {outer}; take folders beside each other")
+
+
+def _check_disk(config: Config, chooser: _Chooser) -> None:
+    """Size, segment and what they must fit together with; blames the setting that is easier to have got wrong."""
+    named = {given.setting.name for given in chooser.given}
+    size_place, segment_place = chooser.places[DISK_SIZE.name], chooser.places[DISK_SEGMENT.name]
+    disk_bytes, segment_bytes = config.disk_bytes, config.segment_bytes
+    size, segment = format_bytes(disk_bytes), format_bytes(segment_bytes)
+    if not config.disk_directories:
+        if disk_bytes and DISK.name not in named:
+            raise ConfigError(f"{size_place}: {size} of disk, and no {DISK.toml}: name a folder on each drive")
+        return
+    if not disk_bytes:
+        place = size_place if DISK_SIZE.name in named else chooser.places[DISK.name]
+        reason = f"needs {DISK_SIZE.toml} ({DISK_SIZE.flag}), the bytes that all directories may take together"
+        raise ConfigError(f"{place}: {DISK.toml} {reason}")
+    if disk_bytes < SEGMENTS_LEAST * segment_bytes:
+        place = segment_place if DISK_SEGMENT.name in named else size_place
+        reason = f"a {DISK_SIZE.toml} of {size} does not hold {SEGMENTS_LEAST} segments of {segment}"
+        raise ConfigError(f"{place}: {reason}")
+    place = segment_place if DISK_SEGMENT.name in named else size_place
+    if disk_bytes // segment_bytes > limits.SEGMENTS:
+        least = format_bytes(limits.segment_bytes_for(disk_bytes))
+        reason = f"{size} makes more than {limits.SEGMENTS} segments of {segment}; take {least}"
+        raise ConfigError(f"{place}: {reason}")
+    if _numbers(config.dram_bytes, config.arena_bytes, disk_bytes, segment_bytes) >= NUMBERS:
+        reason = f"{size} in segments of {segment} beside arenas of {format_bytes(config.arena_bytes)}"
+        raise ConfigError(f"{place}: {reason} has more slots than 32 bits can number; take larger ones, or less disk")
+
+
 def _machine_memory_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     try:
@@ -362,7 +507,8 @@ def _nearest(word: str, choices: Mapping[str, str]) -> str:
 def _from_file(file: TomlFile | None) -> Iterator[_Given]:
     if file is None:
         return
-    leaves = {setting.toml.split(".")[1]: setting.toml for setting in SETTINGS}
+    known = {setting.toml for setting in SETTINGS}
+    leaves = {setting.toml.split(".")[1]: setting.toml for setting in reversed(SETTINGS)}  # of two alike, the first
     for section in file.document:
         if section == TENANTS:
             continue
@@ -370,8 +516,8 @@ def _from_file(file: TomlFile | None) -> Iterator[_Given]:
             near = _nearest(section, {name: name for name in (*_SECTIONS, TENANTS)} | leaves)
             raise file.error((section,), f"unknown section or key {dotted(section)}{near}")
         for key, value in file.table(section).items():
-            if key not in leaves or leaves[key] != f"{section}.{key}":
-                own = {leaf: toml for leaf, toml in leaves.items() if toml.startswith(f"{section}.")}
+            if f"{section}.{key}" not in known:
+                own = {toml.split(".")[1]: toml for toml in known if toml.startswith(f"{section}.")}
                 near = _nearest(key, own) or _nearest(key, leaves)
                 raise file.error((section, key), f"unknown key {dotted(section, key)}{near}")
             yield _from_key(file, section, key, value)
@@ -386,7 +532,21 @@ def _from_key(file: TomlFile, section: str, key: str, value: object) -> _Given:
     if isinstance(value, int) and abs(value) > INTEGER_MAX:
         raise ConfigError(f"{place}: {toml}: is larger than any TOML integer")
     text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list):
+        text = _joined(value, f"{place}: {toml}")
     return _Given(setting, text, f"file {place}", f"{place}: {toml}")
+
+
+def _joined(values: list[object], place: str) -> str:
+    """A list as the environment would have it."""
+    texts: list[str] = []
+    for value in values:
+        if not isinstance(value, str):
+            raise ConfigError(f"{place}: a path is a string, not {toml_type_name(value)}")
+        if os.pathsep in value or not value:
+            raise ConfigError(f"{place}: {quoted(value)} is not an absolute path without {os.pathsep!r}")
+        texts.append(value)
+    return os.pathsep.join(texts)
 
 
 def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, ConfigValue]]:

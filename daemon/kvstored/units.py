@@ -1,4 +1,4 @@
-"""What settings are written in: sizes, durations, counts, switches and paths; and the TOML file around them.
+"""What settings are written in: sizes, durations, counts, switches, words and paths; and the TOML file around them.
 
 Every parser takes text and raises ValueError with a reason fit for an operator. A `Kind` bundles what one
 sort of setting needs, so that the file, the environment and the flags are all read by the same parser.
@@ -29,6 +29,8 @@ SWITCH_WORDS: Final = {
     "false": False, "no": False, "off": False, "0": False,
 }  # fmt: skip
 
+NO_FOLDERS: Final = "none"
+
 # Far above any sensible file, and small enough that a wrong path (a device, a log) costs nothing.
 FILE_BYTES: Final = MIB
 
@@ -54,7 +56,8 @@ class ConfigError(Exception):
 class Kind(Generic[T]):
     """One sort of value: how to read it, how to show it, and what an operator may write.
 
-    `toml_types` are the TOML types taken besides text; `expects` finishes the sentence "must be ...".
+    `toml_types` are the TOML types taken besides text; `expects` finishes the sentence "must be ...". `bare` is what a
+    flag without a value means; None where it needs one.
     """
 
     parse: Callable[[str], T]
@@ -62,6 +65,7 @@ class Kind(Generic[T]):
     toml_types: tuple[type, ...]
     expects: str
     range: str
+    bare: str | None = None
 
 
 def parse_bytes(text: str) -> int:
@@ -154,7 +158,7 @@ def switch_kind() -> Kind[bool]:
             raise ValueError(f"{quoted(text)} is neither true nor false")
         return value
 
-    return Kind(parse, lambda value: str(value).lower(), (bool,), "true or false", "true or false")
+    return Kind(parse, lambda value: str(value).lower(), (bool,), "true or false", "true or false", bare="true")
 
 
 def word_kind(*words: str) -> Kind[str]:
@@ -180,6 +184,29 @@ def folder_kind(path_bytes_max: int) -> Kind[Path]:
         return Path(text)
 
     return Kind(parse, str, (str,), "an absolute path", f"absolute, at most {path_bytes_max} bytes")
+
+
+def folders_kind(path_bytes_max: int, count_max: int) -> Kind[tuple[Path, ...]]:
+    """Up to `count_max` different absolute paths: a list in TOML, elsewhere with `:` between them; or "none"."""
+    folder = folder_kind(path_bytes_max)
+
+    def parse(text: str) -> tuple[Path, ...]:
+        if text in ("", NO_FOLDERS):
+            return ()
+        # Both "/a/" and "/b/../a" are "/a"; what links make of it is for those who look at the file system.
+        paths = tuple(Path(os.path.normpath(folder.parse(part))) for part in text.split(os.pathsep))
+        if len(paths) > count_max:
+            raise ValueError(f"{len(paths)} are more than {count_max}")
+        for number, path in enumerate(paths):
+            if path in paths[:number]:
+                raise ValueError(f"{quoted(str(path))} is listed twice")
+        return paths
+
+    def show(paths: tuple[Path, ...]) -> str:
+        return os.pathsep.join(map(str, paths)) or NO_FOLDERS
+
+    bounds = f'at most {count_max}, absolute, "{os.pathsep}" between them, or {NO_FOLDERS}'
+    return Kind(parse, show, (list,), 'a list of absolute paths, such as ["/mnt/nvme0/kv"]', bounds)
 
 
 def _within(value: Number, low: Number, high: Number, show: Callable[[Number], str]) -> Number:
