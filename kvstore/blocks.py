@@ -1619,7 +1619,7 @@ def withhold(t: Tables, block: Number, pool_of: U4, slots_of: U4, arena_shift: N
         pool = t.arenas[position]["pool"]
         namespace = np.int64(row["namespace"])
         if namespace >= pool_of.size or pool_of[namespace] != pool:  # torn: any of that pool will do to count it by
-            namespace = 0
+            namespace = np.int64(0)
             while namespace < pool_of.size and pool_of[namespace] != pool:
                 namespace += 1
             if namespace == pool_of.size:

@@ -660,6 +660,10 @@ class Store:
                 stored.generations += left.generations
             self._outbox.durable(flush.session, flush.request, counts)
 
+    def raise_generation(self, generation: int) -> None:
+        """Former lives gave all below this one away."""
+        self.tables.book[blocks.GENERATION] = max(int(self.tables.book[blocks.GENERATION]), generation)
+
     def open_disk(
         self, found: Sequence[Found], names: Sequence[Name], foreign: Sequence[int] = (), next_segment: int = 1
     ) -> None:

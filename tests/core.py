@@ -93,7 +93,7 @@ class Core:
         """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
         self.clock = clock or FakeClock()
         self.memory = memory or FakeMemory()
-        self.outbox = FakeOutbox()
+        self.outbox = outbox or FakeOutbox()
         limits = Limits(
             arenas * arena_bytes, arena_bytes, ticket_ttl_ns, lease_ttl_ns_max, slice_steps, disk or DiskLimits(),
             first_generation,
@@ -153,10 +153,13 @@ class Core:
         self.store.tick()
 
     def settle(self) -> None:
-        """Whatever is being dropped or recycled comes to its end, or waits for a lease."""
+        """Whatever is being dropped, recycled or written comes to its end, or waits for a lease."""
         for _ in range(10_000):
             while self.memory.punching:
                 self.store.arena_punched(self.memory.finish_punch())
+            if self.drive.waiting:
+                self.work()
+                continue
             due_ns = self.store.next_tick_ns()
             if due_ns is None or due_ns > self.clock.ns + 20 * MS:
                 return
@@ -260,8 +263,9 @@ class Client:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def match(self, namespace: Namespace, keys: Sequence[bytes]) -> int:
-        """Length of the lead run."""
-        return self.store.match(namespace, words(keys), 0, len(keys)).dram
+        """Length of the lead run, on whatever tier."""
+        matched = self.store.match(namespace, words(keys), 0, len(keys))
+        return matched.dram + matched.disk
 
     def ask(
         self, namespace: Namespace, keys: Sequence[bytes], ttl_ns: int = SECOND, wait_ns: int = 0, request: int = 1

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from kvproto.limits import PAGE_BYTES
+from kvkernels.planes import PlanesError, pack, unpack
+from kvproto.limits import PAGE_BYTES, slot_bytes_for
+from kvstore.ports import Bytes
 from kvstore.tier.format import (
     CHUNK_SLOTS,
     HEADER_BYTES,
     RECORD,
+    Codec,
     FormatError,
+    Header,
     Superblock,
     pack_header_into,
     pack_superblock,
@@ -34,6 +38,7 @@ from kvstore.tier.orders import (
     Order,
     Outcome,
     Pack,
+    Packed,
     Save,
     Verify,
 )
@@ -53,6 +58,7 @@ class FakeDrive:
     names: dict[int, Name] = field(default_factory=dict)
     waiting: list[Sequence[Order]] = field(default_factory=list)
     fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
+    doubt: Callable[[Order], bool] = lambda _order: False  # is one that fails carried out all the same?
     idle: float = 1.0
     loads: int = 0
     saves: int = 0
@@ -73,7 +79,10 @@ class FakeDrive:
         """A thread ends one batch."""
         batch = self.waiting.pop(index)
         for order in batch:
-            order.outcome = self.fault(order) or self._do(order)
+            failure = self.fault(order)
+            if failure is None or self.doubt(order):
+                order.outcome = self._do(order)
+            order.outcome = failure or order.outcome
         return batch
 
     def _do(self, order: Order) -> Outcome:
@@ -89,7 +98,7 @@ class FakeDrive:
             good = xxhash.xxh3_64_intdigest(self._block(order.arena, order.arena_offset, order.block_bytes))
             return Outcome.DONE if good == order.checksum else Outcome.DAMAGED
         if isinstance(order, Pack):
-            return Outcome.DONE
+            return self._pack(order)
         segment = order.header.segment if isinstance(order, Save) else order.segment
         file = self.files.get(segment)
         if file is None:
@@ -116,6 +125,17 @@ class FakeDrive:
     def _block(self, arena: int, offset: int, block_bytes: int) -> bytes:
         return self.memory.view(arena)[offset : offset + block_bytes].tobytes()
 
+    def _pack(self, order: Pack) -> Outcome:
+        """As the real packers do: where that saves a page and a tenth."""
+        block = self.memory.view(order.arena)[order.arena_offset : order.arena_offset + order.block_bytes]
+        most_bytes = min(order.block_bytes * 9 // 10, slot_bytes_for(order.block_bytes) - PAGE_BYTES)
+        done = pack(block, most_bytes)
+        if done is not None:
+            content, stored_bytes = done
+            checksum = xxhash.xxh3_64_intdigest(content[:stored_bytes].tobytes())
+            order.packed = Packed(order.codec, stored_bytes, checksum, content)
+        return Outcome.DONE
+
     def _save(self, order: Save, file: bytearray) -> Outcome:
         self.saves += 1
         at = slot_offset(order.slot_bytes, order.header.slot)
@@ -124,39 +144,79 @@ class FakeDrive:
         pack_header_into(memoryview(page), order.header)
         file[at : at + HEADER_BYTES] = page
         block = self._block(order.arena, order.arena_offset, order.header.block_bytes)
+        if order.packed is not None:
+            assert isinstance(order.packed.content, np.ndarray), "a packed block is an array"
+            block = order.packed.content.tobytes()
+        assert len(block) <= order.slot_bytes - HEADER_BYTES, "a block is larger than its slot"
         file[at + HEADER_BYTES : at + HEADER_BYTES + len(block)] = block
         return Outcome.DONE
 
     def _load(self, order: Load, file: bytearray) -> Outcome:
         self.loads += 1
-        at = slot_offset(order.slot_bytes, order.slot)
         block_bytes = order.namespace.identity.block_bytes
-        block = bytes(file[at + HEADER_BYTES : at + HEADER_BYTES + block_bytes])
-        target = self.memory.view(order.arena)
         whole = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
-        target[order.arena_offset : order.arena_offset + whole] = 0
-        target[order.arena_offset : order.arena_offset + block_bytes] = np.frombuffer(block, dtype=np.uint8)
-        try:
-            header = parse_header(bytes(file[at : at + HEADER_BYTES]))
-        except FormatError:
+        target = self.memory.view(order.arena)[order.arena_offset : order.arena_offset + whole]
+        target[:] = 0  # whatever comes of it, what lay there before is gone
+        found = _read(file, order.slot_bytes, order.slot, target[:block_bytes])
+        if found is None:
             return Outcome.DAMAGED
         wanted = (order.key, order.namespace.digest, order.namespace.tenant.name, order.generation, order.segment)
-        found = (header.key, header.digest, header.tenant, header.generation, header.segment)
-        good = wanted == found and header.slot == order.slot and header.checksum == order.checksum
-        return Outcome.DONE if good and xxhash.xxh3_64_intdigest(block) == order.checksum else Outcome.DAMAGED
+        names = (found.key, found.digest, found.tenant, found.generation, found.segment)
+        good = wanted == names and found.slot == order.slot and found.checksum == order.checksum
+        return Outcome.DONE if good else Outcome.DAMAGED
 
     def _commit(self, order: Commit) -> Outcome:
         for segment in order.segments:
-            if segment in self.files:
+            if segment in self.files and segment not in order.failed:
                 self.synced[segment] = bytes(self.files[segment])
         for segment in order.dropped:
             for place in [place for place in self.chunks if place[0] == segment]:
                 del self.chunks[place]
         for segment, chunk, records in order.chunks:
             assert len(records) == CHUNK_SLOTS * RECORD.itemsize, "a chunk of another size"
-            self.chunks[segment, chunk] = records
+            if segment not in order.failed:
+                self.chunks[segment, chunk] = records
         self.names.update({name.number: name for name in order.names})
         return Outcome.DONE
+
+    # -- looks from outside --------------------------------------------------------------------------------------
+
+    def headers(self) -> list[Header]:
+        """Every header that is whole and in its place."""
+        found = []
+        for segment, file in self.files.items():
+            superblock = parse_superblock(bytes(file[:HEADER_BYTES]))
+            for slot in range(superblock.slots):
+                at = slot_offset(superblock.slot_bytes, slot)
+                try:
+                    header = parse_header(bytes(file[at : at + HEADER_BYTES]))
+                except FormatError:
+                    continue
+                if (header.segment, header.slot) == (segment, slot):
+                    found.append(header)
+        return found
+
+    def slot_bytes(self, segment: int) -> int:
+        """What its superblock says."""
+        return parse_superblock(bytes(self.files[segment][:HEADER_BYTES])).slot_bytes
+
+    def content(self, segment: int, slot: int, *, synced: bool = False) -> tuple[int, bytes] | None:
+        """Generation and bytes of the block that lies at a place, if they are whole."""
+        file = self.synced.get(segment) if synced else self.files.get(segment)
+        if file is None:
+            return None
+        slot_bytes, at = self.slot_bytes(segment), slot_offset(self.slot_bytes(segment), slot)
+        try:
+            header = parse_header(bytes(file[at : at + HEADER_BYTES]))
+        except FormatError:
+            return None
+        block = np.zeros(header.block_bytes, dtype=np.uint8)
+        return None if _read(file, slot_bytes, slot, block) is None else (header.generation, block.tobytes())
+
+    def recorded(self, segment: int, slot: int) -> int:
+        """The generation that the index knows at a place; 0 for none."""
+        content = self.chunks.get((segment, slot // CHUNK_SLOTS))
+        return 0 if content is None else int(np.frombuffer(content, dtype=RECORD)["generation"][slot % CHUNK_SLOTS])
 
     # -- the next life -------------------------------------------------------------------------------------------
 
@@ -227,10 +287,33 @@ class FakeDrive:
     def successor(self) -> "FakeDrive":
         """The same disk, with the threads of a new process."""
         return FakeDrive(
-            self.segment_bytes, self.files, self.synced, self.chunks, self.names, fault=self.fault, idle=self.idle
-        )
+            self.segment_bytes, self.files, self.synced, self.chunks, self.names, fault=self.fault, doubt=self.doubt,
+            idle=self.idle,
+        )  # fmt: skip
 
     def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:
         """Change one bit of a slot."""
         at = slot_offset(slot_bytes, slot) + rng.randrange(slot_bytes)
         self.files[segment][at] ^= 1 << rng.randrange(8)
+
+
+def _read(file: bytes | bytearray, slot_bytes: int, slot: int, target: Bytes) -> Header | None:
+    """The header of a slot, with its block in `target`, if both are whole."""
+    at = slot_offset(slot_bytes, slot)
+    try:
+        header = parse_header(bytes(file[at : at + HEADER_BYTES]))
+    except FormatError:
+        return None
+    if header.block_bytes != target.size or header.stored_bytes > slot_bytes - HEADER_BYTES:
+        return None
+    stored = np.frombuffer(bytes(file[at + HEADER_BYTES : at + HEADER_BYTES + header.stored_bytes]), dtype=np.uint8)
+    if xxhash.xxh3_64_intdigest(stored.tobytes()) != header.stored_checksum:
+        return None
+    if header.codec is Codec.RAW:
+        target[:] = stored
+    else:
+        try:
+            unpack(stored, target)
+        except PlanesError:
+            return None
+    return header if xxhash.xxh3_64_intdigest(target.tobytes()) == header.checksum else None

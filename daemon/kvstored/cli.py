@@ -8,11 +8,15 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kvstored import __version__
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
+from kvstored.index import DirectoryHeldError, Index, hold_directory
+from kvstored.lock import AlreadyRunningError, only_one
+from kvstored.loop import Loop
 
 EX_TEMPFAIL = 75
 EX_INTERRUPTED = 130
@@ -108,9 +112,6 @@ def _run(loaded: Loaded) -> int:
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     _choose_numba_cache(config.runtime_dir)
-    # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for.
-    from kvstored.daemon import AlreadyRunningError, Daemon, only_one  # noqa: PLC0415
-    from kvstored.warmup import warm_up  # noqa: PLC0415
 
     def announce() -> None:
         arenas = config.dram_bytes // config.arena_bytes
@@ -119,10 +120,14 @@ def _run(loaded: Loaded) -> int:
         sys.stdout.flush()
 
     try:
-        with only_one(config.runtime_dir):
+        with only_one(config.runtime_dir), _index_of(loaded) as (loop, index):
+            # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for, nor the index.
+            from kvstored.daemon import Daemon  # noqa: PLC0415
+            from kvstored.warmup import warm_up  # noqa: PLC0415
+
             warm_up()
-            Daemon(loaded).serve(announce)
-    except AlreadyRunningError as error:
+            Daemon(loaded, loop, index).serve(announce)
+    except (AlreadyRunningError, DirectoryHeldError) as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_TEMPFAIL
     except OSError as error:
@@ -132,6 +137,19 @@ def _run(loaded: Loaded) -> int:
         return EX_INTERRUPTED
     print("kvstored: stopped")
     return 0
+
+
+@contextmanager
+def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
+    """The disk directories are ours, and their index is being read, if there are any. Raises OSError."""
+    directories, loop = loaded.config.disk_directories, Loop()
+    with ExitStack() as stack:
+        for directory in directories:
+            stack.enter_context(hold_directory(directory))
+        index = Index(directories, loop.wake) if directories else None
+        if index is not None:
+            index.start()
+        yield loop, index
 
 
 def _choose_numba_cache(runtime_dir: Path) -> None:

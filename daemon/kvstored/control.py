@@ -36,12 +36,14 @@ from kvstore.report import (
     ConfigValue,
     Counters,
     DaemonReport,
+    DiskReport,
     NamespaceReport,
+    ScrubReport,
     SessionReport,
     TenantReport,
 )
 
-__all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner"]
+__all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
 
 SOCKET_NAME: Final = "control.sock"
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
@@ -55,12 +57,17 @@ REQUEST_BYTES: Final = FRAME_BYTES
 # The largest answer lists 4,096 namespaces of six texts of 1 KiB and 0.3 KiB of the rest: 26 MiB.
 ANSWER_BYTES: Final = 32 * MIB
 SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+RATE_BYTES_PER_S: Final = 1 << 40  # far above any drive
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Report = TypeVar("Report")
 Answer = TypeVar("Answer")
+
+
+class RefusedError(Exception):
+    """Not as things are. Says why and, after a semicolon, what to do."""
 
 
 class AdminPort(Protocol):
@@ -92,6 +99,12 @@ class AdminPort(Protocol):
 
     def drain(self, *, on: bool) -> None:
         """Refuse new blocks from now on, or take them again. Idempotent."""
+
+    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
+        """How far the scrub is; `start` begins one before, at `rate` bytes a second (0: no limit, None: as configured).
+
+        Raises RefusedError where there is nothing to scrub.
+        """
 
 
 class Owner(Protocol):
@@ -246,6 +259,19 @@ class _Control:
     def Undrain(self, _: pb.UndrainRequest, context: grpc.ServicerContext) -> pb.UndrainResponse:
         return self._answer(context, lambda port: self._drain(port, on=False), lambda _: pb.UndrainResponse())
 
+    def Scrub(self, request: pb.ScrubRequest, context: grpc.ServicerContext) -> pb.ScrubResponse:
+        rate = request.rate_bytes_per_s if request.HasField("rate_bytes_per_s") else None
+        if rate is not None and (rate > RATE_BYTES_PER_S or not request.start):
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"rate_bytes_per_s is at most {RATE_BYTES_PER_S}, and goes with start",
+            )
+        return self._answer(
+            context,
+            lambda port: port.scrub(start=request.start, rate=rate),
+            lambda report: pb.ScrubResponse(**_named(report)),
+        )
+
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()
         return self._answer(context, lambda _: None, lambda _: pb.PingResponse(owner_s=time.monotonic() - start_s))
@@ -273,6 +299,8 @@ class _Control:
             )
         except unknown as error:
             code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
+        except RefusedError as error:
+            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         except Exception as error:  # noqa: BLE001  one broken answer must not take the control socket along
             _log.exception("control call failed")
             code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the daemon: its log says more"
@@ -331,8 +359,18 @@ def _status(report: DaemonReport) -> pb.GetStatusResponse:
         "tiers": [pb.Tier(**_named(tier)) for tier in report.tiers],
         "tenants": [pb.Tenant(**_named(tenant)) for tenant in report.tenants],
         "counters": pb.Counters(**_named(report.counters)),
+        "disk": _disk(report.disk) if report.disk else None,
+        "restart": pb.Restart(**_named(report.restart)),
     }
     return pb.GetStatusResponse(**{**_named(report), **nested})
+
+
+def _disk(report: DiskReport) -> pb.Disk:
+    nested: dict[str, Any] = {
+        "counters": pb.DiskCounters(**_named(report.counters)),
+        "drives": [pb.Drive(**_named(drive)) for drive in report.drives],
+    }
+    return pb.Disk(**{**_named(report), **nested})
 
 
 def _named(

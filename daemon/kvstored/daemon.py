@@ -1,43 +1,43 @@
 """The process put together: memory, store, leaf threads, hot socket, control socket, and the loop that turns them."""
 
-import fcntl
 import gc
 import logging
 import os
 import resource
 import secrets
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from kvproto.errors import Code
 from kvstore.store import Limits, Store
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
 from kvstored.admin import Admin
-from kvstored.config import Loaded
+from kvstored.config import Config, Loaded
 from kvstored.control import AdminPort, ControlServer
 from kvstored.hot import SOCKET_NAME, HotServer
+from kvstored.index import Index
+from kvstored.keep import RETRY_S, kept_descriptors, notifier_of
 from kvstored.leaf import LeafThreads
 from kvstored.loop import Loop
 from kvstored.memory import HostMemory
+from kvstored.workers import HostWorkers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_AROUND_NS = 10**9
 CONTROL_GRACE_S = 1.0
+SAY_S = 1.0  # for what is still to be said to the keeper and to systemd
 DESCRIPTORS_APART = 96  # tables, sockets, gRPC, and a few sessions
 # A thread that holds the GIL gives it up this soon when the owner thread wants it. The default of 5 ms is a hundred
 # round trips.
 SWITCH_INTERVAL_S = 50e-6
-
-
-class AlreadyRunningError(Exception):
-    """Another daemon serves this runtime directory."""
 
 
 class HostClock:
@@ -63,10 +63,16 @@ class HostRandomness:
 class Daemon:
     """One daemon's life: `serve` returns when `stop` was called or a termination signal came."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, loop: Loop, index: Index | None = None) -> None:
+        """`index` is running already, so that it reads while the rest is being loaded. Raises OSError."""
         config = loaded.config
         self._config = config
-        self._loop = Loop()
+        self._loop = loop
+        _raise_descriptor_limit(config.dram_bytes // config.arena_bytes, config.disk_bytes // config.segment_bytes)
+        self._notifier = notifier_of(os.environ)
+        kept, self._keeper = kept_descriptors(
+            config.runtime_dir, os.environ, self._notifier, keep=config.keep, patience_s=config.keep_patience_s
+        )
         self._leaf = LeafThreads(config.leaf_threads, self._loop.wake)
         self._memory = HostMemory(
             config.dram_bytes // config.arena_bytes,
@@ -74,15 +80,25 @@ class Daemon:
             prefault=config.prefault,
             lock=config.lock,
             punched=lambda arena: self._loop.call(lambda: self._store.arena_punched(arena)),
+            keeper=self._keeper,
         )
+        self._memory.adopt(kept)
+        self._workers = HostWorkers(config, self._memory, self._leaf, index, loop.wake)
         self._hot = HotServer(config, self._loop, self._memory, self._leaf)
         limits = Limits(
             config.dram_bytes,
             config.arena_bytes,
             ticket_ttl_ns=int(config.ticket_ttl_s * 1e9),
             lease_ttl_ns_max=int(config.lease_ttl_max_s * 1e9),
+            disk=_disk_limits(config),
+            first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
-        self._store = Store(limits, HostClock(), HostRandomness(), self._memory, self._hot)
+        self._store = Store(limits, HostClock(), HostRandomness(), self._memory, self._hot, self._workers, self._memory)
+        log.info(
+            "memory: warm=%s kept=%d lost=%d withheld=%d %s",
+            self._store.kept.warm, self._store.kept.blocks, self._store.kept.lost, self._store.kept.withheld,
+            self._store.kept.reason,
+        )  # fmt: skip
         self._hot.store = self._store
         self._admin = Admin(loaded, self._store, self._hot, self._memory)
         self._control = ControlServer(self, config.runtime_dir)
@@ -102,7 +118,6 @@ class Daemon:
         Raises OSError if the runtime directory cannot be used.
         """
         with ExitStack() as stack:
-            _raise_descriptor_limit(self._config.dram_bytes // self._config.arena_bytes)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.collect()
             gc.freeze()  # what start-up made stays; a full collection then has little to walk
@@ -110,19 +125,27 @@ class Daemon:
             stack.callback(self._memory.stop)
             self._leaf.start()
             stack.callback(self._leaf.stop)
+            self._workers.start()
+            stack.callback(self._workers.stop)
             self._hot.listen(self._config.runtime_dir / SOCKET_NAME)
             stack.callback(self._hot.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
             self._control.start()
             stack.callback(self._control.stop, CONTROL_GRACE_S)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
+            self._keeper.flush(SAY_S)
             announce()
+            self._notifier.notify("READY=1")
             self._loop.run(self._turn)
+            self._notifier.notify("STOPPING=1")
+            self._keeper.flush(SAY_S)  # nothing is forgotten: a successor takes it
+            self._notifier.flush(SAY_S)
             self._control.announce(serving=False)
 
     def _turn(self) -> int:
         """What events have brought about, what time has, and when to look again (ns)."""
         self._hot.finish_copies()
+        self._workers.finish(self._store)
         now_ns = time.monotonic_ns()
         soonest_ns = self._store.next_tick_ns()
         if soonest_ns is not None and soonest_ns <= now_ns:
@@ -130,48 +153,36 @@ class Daemon:
             soonest_ns = self._store.next_tick_ns()
         if self._look_around_ns <= now_ns:
             self._hot.look_around(now_ns)
+            self._workers.look_around()
+            self._keeper.flush()  # this is how a dead keeper is noticed
             self._look_around_ns = now_ns + LOOK_AROUND_NS
+        if self._keeper.pending or self._notifier.pending:
+            self._keeper.flush()
+            self._notifier.flush()
+            soonest_ns = min(soonest_ns or 1 << 62, now_ns + int(RETRY_S * 1e9))
         return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
 
 
-def _raise_descriptor_limit(arenas: int) -> None:
+def _disk_limits(config: Config) -> DiskLimits:
+    if not config.disk_directories:
+        return DiskLimits()
+    return DiskLimits(
+        config.disk_bytes // config.segment_bytes * config.segment_bytes,
+        config.segment_bytes,
+        Admission(config.disk_admission),
+        config.disk_write_rate,
+        Wish(config.disk_codec),
+    )
+
+
+def _raise_descriptor_limit(arenas: int, segments: int) -> None:
     """An arena and a session each take a descriptor or two. Raises OSError where the limit allows not even few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = arenas + DESCRIPTORS_APART
+    wanted = arenas + segments + DESCRIPTORS_APART
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise OSError(
-            f"{arenas} arenas need {wanted} descriptors, and the limit is {hard}: raise it, or take larger arenas"
+            f"{arenas} arenas and {segments} segments need {wanted} descriptors, and the limit is {hard}: "
+            "raise it, or take larger ones"
         )
     log.debug("descriptors: limit raised from %d to %d", soft, hard)
-
-
-def _open_lock(path: Path) -> TextIO:
-    """Never truncates, follows no link and waits for no fifo: what lies under the name may be anybody's."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise PermissionError(f"{path} is not a regular file")
-    return os.fdopen(fd, "w")
-
-
-def only_one(runtime_dir: Path) -> ExitStack:
-    """Hold the lock of a runtime directory, made if missing, until the stack is closed.
-
-    Raises AlreadyRunningError, or OSError if the directory cannot be used.
-    """
-    runtime_dir.mkdir(parents=True, exist_ok=True)
-    owner = runtime_dir.stat().st_uid
-    if owner not in {0, os.geteuid()}:
-        raise PermissionError(f"{runtime_dir} belongs to uid {owner}, who could replace the sockets in it")
-    stack = ExitStack()
-    lock = stack.enter_context(_open_lock(runtime_dir / "lock"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stack.close()
-        raise AlreadyRunningError(f"another daemon serves {runtime_dir}") from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return stack

@@ -32,7 +32,7 @@ class Tier(_message.Message):
     def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., arenas: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., populated_bytes: _Optional[int] = ..., locked_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults")
+    __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults", "lease_disk_hits")
     LEASES_FIELD_NUMBER: _ClassVar[int]
     LEASE_HITS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MISSES_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Counters(_message.Message):
     SESSIONS_OPENED_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FAILED_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DISK_HITS_FIELD_NUMBER: _ClassVar[int]
     leases: int
     lease_hits: int
     lease_misses: int
@@ -83,7 +84,138 @@ class Counters(_message.Message):
     sessions_opened: int
     sessions_failed: int
     faults: int
-    def __init__(self, leases: _Optional[int] = ..., lease_hits: _Optional[int] = ..., lease_misses: _Optional[int] = ..., matches: _Optional[int] = ..., match_hits: _Optional[int] = ..., match_misses: _Optional[int] = ..., granted: _Optional[int] = ..., known: _Optional[int] = ..., pending: _Optional[int] = ..., refused_full: _Optional[int] = ..., refused_busy: _Optional[int] = ..., refused_quota: _Optional[int] = ..., refused_no_parent: _Optional[int] = ..., refused_draining: _Optional[int] = ..., published: _Optional[int] = ..., published_bytes: _Optional[int] = ..., stale: _Optional[int] = ..., discarded: _Optional[int] = ..., evicted: _Optional[int] = ..., deleted: _Optional[int] = ..., arenas_recycled: _Optional[int] = ..., leases_expired: _Optional[int] = ..., sessions_opened: _Optional[int] = ..., sessions_failed: _Optional[int] = ..., faults: _Optional[int] = ...) -> None: ...
+    lease_disk_hits: int
+    def __init__(self, leases: _Optional[int] = ..., lease_hits: _Optional[int] = ..., lease_misses: _Optional[int] = ..., matches: _Optional[int] = ..., match_hits: _Optional[int] = ..., match_misses: _Optional[int] = ..., granted: _Optional[int] = ..., known: _Optional[int] = ..., pending: _Optional[int] = ..., refused_full: _Optional[int] = ..., refused_busy: _Optional[int] = ..., refused_quota: _Optional[int] = ..., refused_no_parent: _Optional[int] = ..., refused_draining: _Optional[int] = ..., published: _Optional[int] = ..., published_bytes: _Optional[int] = ..., stale: _Optional[int] = ..., discarded: _Optional[int] = ..., evicted: _Optional[int] = ..., deleted: _Optional[int] = ..., arenas_recycled: _Optional[int] = ..., leases_expired: _Optional[int] = ..., sessions_opened: _Optional[int] = ..., sessions_failed: _Optional[int] = ..., faults: _Optional[int] = ..., lease_disk_hits: _Optional[int] = ...) -> None: ...
+
+class DiskCounters(_message.Message):
+    __slots__ = ("saved", "saved_bytes", "packed", "dropped", "not_worth", "save_faults", "loaded", "loaded_bytes", "damaged", "load_faults", "gone", "erased", "erase_faults", "commits", "commit_faults", "quarantined", "segments_recycled")
+    SAVED_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    NOT_WORTH_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    ERASE_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_RECYCLED_FIELD_NUMBER: _ClassVar[int]
+    saved: int
+    saved_bytes: int
+    packed: int
+    dropped: int
+    not_worth: int
+    save_faults: int
+    loaded: int
+    loaded_bytes: int
+    damaged: int
+    load_faults: int
+    gone: int
+    erased: int
+    erase_faults: int
+    commits: int
+    commit_faults: int
+    quarantined: int
+    segments_recycled: int
+    def __init__(self, saved: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., packed: _Optional[int] = ..., dropped: _Optional[int] = ..., not_worth: _Optional[int] = ..., save_faults: _Optional[int] = ..., loaded: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., load_faults: _Optional[int] = ..., gone: _Optional[int] = ..., erased: _Optional[int] = ..., erase_faults: _Optional[int] = ..., commits: _Optional[int] = ..., commit_faults: _Optional[int] = ..., quarantined: _Optional[int] = ..., segments_recycled: _Optional[int] = ...) -> None: ...
+
+class Drive(_message.Message):
+    __slots__ = ("directory", "state", "reason", "direct", "segments", "free_bytes", "capacity_bytes", "read_bytes", "written_bytes", "errors", "damaged")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    state: str
+    reason: str
+    direct: bool
+    segments: int
+    free_bytes: int
+    capacity_bytes: int
+    read_bytes: int
+    written_bytes: int
+    errors: int
+    damaged: int
+    def __init__(self, directory: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., direct: _Optional[bool] = ..., segments: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., errors: _Optional[int] = ..., damaged: _Optional[int] = ...) -> None: ...
+
+class Disk(_message.Message):
+    __slots__ = ("state", "index_state", "index_reason", "rebuild_done_slots", "rebuild_total_slots", "rebuilt", "recovered_blocks", "orphan_blocks", "recovered_segments", "surplus_segments", "unknown_segments", "useless_records", "foreign_files", "foreign", "admission", "codec", "queued_chains", "running_bytes", "counters", "drives")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_REASON_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_DONE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_TOTAL_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    REBUILT_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ORPHAN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SURPLUS_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    USELESS_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FILES_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_CHAINS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    DRIVES_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    index_state: str
+    index_reason: str
+    rebuild_done_slots: int
+    rebuild_total_slots: int
+    rebuilt: str
+    recovered_blocks: int
+    orphan_blocks: int
+    recovered_segments: int
+    surplus_segments: int
+    unknown_segments: int
+    useless_records: int
+    foreign_files: int
+    foreign: _containers.RepeatedScalarFieldContainer[str]
+    admission: str
+    codec: str
+    queued_chains: int
+    running_bytes: int
+    counters: DiskCounters
+    drives: _containers.RepeatedCompositeFieldContainer[Drive]
+    def __init__(self, state: _Optional[str] = ..., index_state: _Optional[str] = ..., index_reason: _Optional[str] = ..., rebuild_done_slots: _Optional[int] = ..., rebuild_total_slots: _Optional[int] = ..., rebuilt: _Optional[str] = ..., recovered_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., recovered_segments: _Optional[int] = ..., surplus_segments: _Optional[int] = ..., unknown_segments: _Optional[int] = ..., useless_records: _Optional[int] = ..., foreign_files: _Optional[int] = ..., foreign: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ..., codec: _Optional[str] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., counters: _Optional[_Union[DiskCounters, _Mapping[str, object]]] = ..., drives: _Optional[_Iterable[_Union[Drive, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Restart(_message.Message):
+    __slots__ = ("began", "reason", "found_blocks", "kept_blocks", "withheld_slots", "unverified_blocks", "verified_blocks", "verify_faults", "keeper")
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FOUND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    KEEPER_FIELD_NUMBER: _ClassVar[int]
+    began: str
+    reason: str
+    found_blocks: int
+    kept_blocks: int
+    withheld_slots: int
+    unverified_blocks: int
+    verified_blocks: int
+    verify_faults: int
+    keeper: str
+    def __init__(self, began: _Optional[str] = ..., reason: _Optional[str] = ..., found_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., withheld_slots: _Optional[int] = ..., unverified_blocks: _Optional[int] = ..., verified_blocks: _Optional[int] = ..., verify_faults: _Optional[int] = ..., keeper: _Optional[str] = ...) -> None: ...
 
 class Namespace(_message.Message):
     __slots__ = ("tenant", "digest", "model", "engine", "layout", "dtype", "revision", "adapter", "block_tokens", "block_bytes", "tp_rank", "tp_size", "pp_rank", "pp_size", "slot_bytes", "blocks", "bytes", "sessions")
@@ -198,7 +330,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces")
+    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces", "disk", "restart")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +346,8 @@ class GetStatusResponse(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uid: int
@@ -229,7 +363,9 @@ class GetStatusResponse(_message.Message):
     counters: Counters
     sessions: int
     namespaces: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ...) -> None: ...
+    disk: Disk
+    restart: Restart
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ..., disk: _Optional[_Union[Disk, _Mapping[str, object]]] = ..., restart: _Optional[_Union[Restart, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
     __slots__ = ()
@@ -334,6 +470,34 @@ class UndrainRequest(_message.Message):
 class UndrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ScrubRequest(_message.Message):
+    __slots__ = ("start", "rate_bytes_per_s")
+    START_FIELD_NUMBER: _ClassVar[int]
+    RATE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    start: bool
+    rate_bytes_per_s: int
+    def __init__(self, start: _Optional[bool] = ..., rate_bytes_per_s: _Optional[int] = ...) -> None: ...
+
+class ScrubResponse(_message.Message):
+    __slots__ = ("running", "done_blocks", "total_blocks", "done_bytes", "damaged", "rate_bytes_per_s", "started_unix_s", "finished_unix_s")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DONE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    RATE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    running: bool
+    done_blocks: int
+    total_blocks: int
+    done_bytes: int
+    damaged: int
+    rate_bytes_per_s: int
+    started_unix_s: float
+    finished_unix_s: float
+    def __init__(self, running: _Optional[bool] = ..., done_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., rate_bytes_per_s: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., finished_unix_s: _Optional[float] = ...) -> None: ...
 
 class PingRequest(_message.Message):
     __slots__ = ()

@@ -80,6 +80,11 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.UndrainRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.UndrainResponse.FromString,
                 _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/kvstored.control.v1.Control/Scrub',
+                request_serializer=kvproto_dot_control__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ScrubResponse.FromString,
+                _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/kvstored.control.v1.Control/Ping',
                 request_serializer=kvproto_dot_control__pb2.PingRequest.SerializeToString,
@@ -153,6 +158,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scrub(self, request, context):
+        """Reads and verifies all that lies on disk, in the background; or only says how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ping(self, request, context):
         """A round trip through the owner thread.
         """
@@ -207,6 +219,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Undrain,
                     request_deserializer=kvproto_dot_control__pb2.UndrainRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.UndrainResponse.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=kvproto_dot_control__pb2.ScrubRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ScrubResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -457,6 +474,33 @@ class Control:
             '/kvstored.control.v1.Control/Undrain',
             kvproto_dot_control__pb2.UndrainRequest.SerializeToString,
             kvproto_dot_control__pb2.UndrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Scrub',
+            kvproto_dot_control__pb2.ScrubRequest.SerializeToString,
+            kvproto_dot_control__pb2.ScrubResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,156 @@
+"""`kvstore.ports.Workers` of a real daemon: which thread carries out which order.
+
+Verify             leaf threads (there with or without a disk)
+Commit             the commit thread: fdatasync of segments, then the index, one after the other
+everything else    the drives' threads
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+from kvstore.store import Store
+from kvstore.tier.orders import Commit, Name, Order, Outcome, Verify
+from kvstored.config import Config
+from kvstored.drive import Drives
+from kvstored.index import Index, Loaded, State
+from kvstored.index_scan import segment_number
+from kvstored.leaf import Check, LeafThreads
+from kvstored.memory import HostMemory
+
+log = logging.getLogger(__name__)
+
+STOP_S = 40.0  # a commit that has begun: a sync and a transaction
+
+
+class HostWorkers:
+    """Owner thread, but for what says otherwise."""
+
+    def __init__(
+        self, config: Config, memory: HostMemory, leaf: LeafThreads, index: Index | None, wake: Callable[[], None]
+    ) -> None:
+        """`index` is running already. `wake` is called on any thread."""
+        self._config = config
+        self._memory = memory
+        self._leaf = leaf
+        self._wake = wake
+        self._commits: SimpleQueue[Commit | None] = SimpleQueue()
+        self._committed: deque[Commit] = deque()
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._ticks = _processor_ticks()
+        self._idle = 1.0
+        self.index = index
+        self.drives: Drives | None = None
+        self.loaded: Loaded | None = None
+        self.foreign: list[Path] = []
+
+    # -- kvstore.ports.Workers -----------------------------------------------------------------------------------
+
+    def submit(self, batch: Sequence[Order]) -> None:
+        """See the port."""
+        first = batch[0]
+        if isinstance(first, Verify):
+            checks = []
+            for order in batch:
+                assert isinstance(order, Verify), "a batch is of one kind"
+                whole = self._memory.view(order.arena)
+                checks.append(Check(order, whole[order.arena_offset : order.arena_offset + order.block_bytes]))
+            self._leaf.check(checks)
+        elif isinstance(first, Commit):
+            self._commits.put(first)
+        else:
+            assert self.drives is not None, "nothing is asked of a disk before it is open"
+            self.drives.submit(batch)
+
+    def idle_share(self) -> float:
+        """See the port."""
+        return self._idle
+
+    # -- for the daemon ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the commit thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what was begun; the drives last, since commits sync them."""
+        self._commits.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S)
+        if self.drives is not None:
+            self.drives.stop()
+        if self.index is not None:
+            self.index.stop()
+
+    def finish(self, store: Store) -> None:
+        """Hand back to the store what has been carried out, and what the index has found."""
+        for checks in self._leaf.take_checked():
+            store.finished(checks)
+        while self._committed:
+            store.finished([self._committed.popleft()])
+        if self.drives is not None:
+            for batch in self.drives.take_done():
+                store.finished(batch)
+            for segment in self.drives.gone_segments():
+                store.disk.lost(segment, store.now_ns())
+        elif self.index is not None:
+            loaded = self.index.take_loaded()
+            if loaded is not None:
+                self._open(loaded, store)
+
+    def _open(self, loaded: Loaded, store: Store) -> None:
+        self.loaded = loaded
+        self.foreign = loaded.foreign
+        if not loaded.store:
+            log.error("disk tier off: %s", self.index.reason if self.index else "")
+            return
+        config = self._config
+        self.drives = Drives(
+            config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
+            readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
+        )  # fmt: skip
+        self.drives.start()
+        for segment, directory in loaded.directories.items():
+            self.drives.adopt(segment, directory)
+        names = [Name(name.number, name.tenant, name.canonical) for name in loaded.names]
+        foreign = [number for path in loaded.foreign if (number := segment_number(path)) >= 0]
+        store.raise_generation(loaded.next_generation)
+        store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
+        log.info(
+            "disk open: segments=%d foreign=%d rebuilt=%r dropped=%d",
+            len(loaded.segments), len(loaded.foreign), loaded.rebuilt, loaded.dropped,
+        )  # fmt: skip
+
+    def look_around(self) -> None:
+        """Once a second."""
+        if self.drives is not None:
+            self.drives.look_around()
+        ticks = _processor_ticks()
+        passed = ticks[0] - self._ticks[0]
+        if passed > 0:
+            self._idle = (ticks[1] - self._ticks[1]) / passed
+        self._ticks = ticks
+
+    # -- commit thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (order := self._commits.get()) is not None:
+            drives, index = self.drives, self.index
+            assert drives is not None, "nothing is committed before the disk is open"
+            assert index is not None, "nothing is committed before the disk is open"
+            order.failed = drives.sync(order.segments)
+            done = index.commit(order)
+            # An index that is lost has left its mark: the next start believes the headers, and those are synced.
+            order.outcome = Outcome.DONE if done or index.state is State.LOST else Outcome.FAILED
+            self._committed.append(order)
+            self._wake()
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """All, and idle, since the host started."""
+    with Path("/proc/stat").open(encoding="ascii") as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:]]
+    return sum(ticks), ticks[3] + ticks[4]
