@@ -48,7 +48,7 @@ class Arenas:
         self._memory = memory
         self._outbox = outbox
         self.arena_bytes = arena_bytes
-        self._shift = slot_shift(arena_bytes)
+        self._shift = int(tables.book[blocks.SHIFT])  # of both tiers
         self.positions = positions
         self.free = list(range(self.positions - 1, -1, -1))
         self.pools: list[Pool] = []

@@ -63,6 +63,7 @@ from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Each, Job, Jobs, Swe
 from kvstore.tally import Tally
 from kvstore.tier.disk import NO_DISK, Disk, DiskLimits, Flush
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
+from kvstore.tier.scrub import NOWHERE
 from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
@@ -644,7 +645,9 @@ class Store:
         """`Workers` have carried out orders of one kind."""
         now_ns = self._clock.now_ns()
         first = batch[0]
-        if isinstance(first, Load | Verify):
+        if isinstance(first, Load) and first.arena == NOWHERE:
+            self.disk.scrub.finished(batch)  # type: ignore[arg-type]  # a batch is of one kind
+        elif isinstance(first, Load | Verify):
             self.streams.finished(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
             self._verify_some()
         else:

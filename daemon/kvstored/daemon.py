@@ -172,6 +172,7 @@ def _disk_limits(config: Config) -> DiskLimits:
         Admission(config.disk_admission),
         config.disk_write_rate,
         Wish(config.disk_codec),
+        config.disk_scrub_rate,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Final, cast
 
 from kvkernels.aligned import Bytes
 from kvstore.tier.orders import DropSegment, Erase, Load, MakeSegment, Order, Outcome, Pack, Save, Verify
+from kvstore.tier.scrub import NOWHERE
 from kvstored import drive_work
 from kvstored.drive_files import Files
 from kvstored.drive_health import Directory, DriveState, DriveStatus
@@ -193,7 +194,7 @@ class Drives:
     ) -> None:  # fmt: skip
         arenas = {
             arena: self._view(arena)
-            for arena in {order.arena for order in orders if isinstance(order, Load | Save | Verify | Pack)}
+            for arena in {order.arena for order in orders if isinstance(order, Load | Save | Verify | Pack)} - {NOWHERE}
         } if verdict is Outcome.OPEN else {}  # fmt: skip
         batch = Batch(orders, len(pieces))
         for piece in pieces:

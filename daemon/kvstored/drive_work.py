@@ -27,6 +27,7 @@ from kvstore.tier.format import (
     stored_slot_bytes,
 )
 from kvstore.tier.orders import Erase, Load, MakeSegment, Outcome, Pack, Packed, Save, Verify
+from kvstore.tier.scrub import NOWHERE
 from kvstored.drive_files import CALL_BYTES, RUN_SLOTS, transfer
 from kvstored.drive_segments import Segment, SegmentGoneError
 
@@ -46,6 +47,13 @@ class Scratch:
 
     headers: Bytes = field(default_factory=lambda: aligned(RUN_SLOTS * HEADER_BYTES))
     packed: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+    aside: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+
+    def aside_for(self, room_bytes: int) -> Bytes:
+        """Room for one block that is only looked at."""
+        if self.aside.size < room_bytes or self.aside.size > CALL_BYTES:
+            self.aside = aligned(room_bytes)
+        return self.aside[:room_bytes]
 
     def header(self, number: int) -> memoryview:
         """One page."""
@@ -77,7 +85,7 @@ def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, sc
     buffers: list[memoryview] = []
     for number, order in enumerate(run):
         payload_bytes = slot_bytes_for(order.namespace.identity.block_bytes)
-        buffers += (scratch.header(number), _slice(arenas, order, payload_bytes).data)
+        buffers += (scratch.header(number), _target(arenas, order, payload_bytes, scratch).data)
     offset = slot_offset(run[0].slot_bytes, run[0].slot)
     segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, buffers, offset))
     for number, order in enumerate(run):
@@ -102,7 +110,7 @@ def _read_packed(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas,
     for number, order in enumerate(run):
         slot = room[number * slot_bytes : (number + 1) * slot_bytes]
         header = _expected(slot[:HEADER_BYTES].data, order)
-        target = _slice(arenas, order, order.namespace.identity.block_bytes)
+        target = _target(arenas, order, order.namespace.identity.block_bytes, scratch)
         why = header if isinstance(header, str) else _unpack(header, slot[HEADER_BYTES:], target)
         if why:
             _damaged(segment, order, why)
@@ -122,6 +130,11 @@ def _unpack(header: Header, payload: Bytes, target: Bytes) -> str:
     except PlanesError:
         return "a packed block cannot be unpacked"
     return "" if xxhash.xxh3_64_intdigest(target.data) == header.checksum else "an unpacked block fails its checksum"
+
+
+def _target(arenas: Arenas, order: Load, target_bytes: int, scratch: Scratch) -> Bytes:
+    """Where a block goes: its slot in DRAM, or nowhere if it is only to be verified. Those come one a batch."""
+    return scratch.aside_for(target_bytes) if order.arena == NOWHERE else _slice(arenas, order, target_bytes)
 
 
 def _expected(page: memoryview, order: Load) -> Header | str:

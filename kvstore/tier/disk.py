@@ -36,6 +36,7 @@ from kvstore.tier.orders import (
     Save,
 )
 from kvstore.tier.recovery import Recovered, Recovery
+from kvstore.tier.scrub import Scrub
 from kvstore.tier.segments import Segments
 
 LOAD_BYTES = 8 * MIB  # one read of so many neighbouring slots at most
@@ -54,6 +55,7 @@ class DiskLimits:
     admission: Admission = Admission.SECOND_TOUCH
     write_bytes_per_s: int = 0  # 0: as fast as it goes
     codec: Wish = Wish.AUTO
+    scrub_bytes_per_s: int = 0  # in the background; 0: only when asked for
     row_bytes: int = DISK_ROWS_BYTES  # of disk, for each row of the block table
 
     @property
@@ -145,6 +147,9 @@ class Disk:
         )
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
         self.erasure = Erasure(tables, self.segments, workers)
+        self.scrub = Scrub(
+            tables, self.segments, workers, namespaces, wall_s, self._scrub_found, limits.scrub_bytes_per_s
+        )
         self._loading: dict[int, _Running] = {}
         self._recovery: Recovery | None = None
         self._flushes: list[Flush] = []
@@ -275,6 +280,19 @@ class Disk:
     def expects(self, place: int) -> bool:
         """Will a place that is nobody's be erased, or is it not to be used again?"""
         return place in self.erasure.quarantined or place in self.erasure.places()
+
+    def _scrub_found(self, row: int, place: int, order: Load) -> None:
+        """A block on disk is not what was written, and its row has not changed since it was read."""
+        table = self._tables.blocks
+        self.tally.damaged += 1
+        state = int(table["state"][row])
+        if state in {blocks.RESIDENT, blocks.KEPT} and not table["flags"][row] & blocks.VERIFYING:
+            self.erasure.quarantined.add(place)
+            blocks.detach(self._tables, row)
+            self.demotion.admit((row,), (order.generation,))
+        elif state == blocks.DISK:
+            self.erasure.quarantined.add(place)
+            self._sweep(order.namespace.tenant, row)
 
     # -- down ----------------------------------------------------------------------------------------------------
 
@@ -412,6 +430,7 @@ class Disk:
         if self.segments.draining is not None and now_ns >= self._drain_ns:
             self._drain(now_ns)
         self.demotion.pump(now_ns)
+        self.scrub.tick(now_ns)
         idle = self.commits.urgent and not self.demotion.running
         self.commits.pump(now_ns, now=idle)
 
@@ -421,7 +440,11 @@ class Disk:
             return None
         if self._recovery is not None or self._tables.book[blocks.TO_ERASE]:
             return 0
-        soonest = [due_ns for due_ns in (self.demotion.next_ns(now_ns), self.commits.next_ns()) if due_ns is not None]
+        soonest = [
+            due_ns
+            for due_ns in (self.demotion.next_ns(now_ns), self.commits.next_ns(), self.scrub.next_ns(now_ns))
+            if due_ns is not None
+        ]
         if self.segments.draining is not None or self._lost:
             soonest.append(self._drain_ns)
         soonest += [flush.deadline_ns for flush in self._flushes]

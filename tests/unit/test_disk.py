@@ -487,3 +487,41 @@ def test_a_loss_of_power_never_gives_wrong_bytes_and_keeps_what_was_flushed(seed
     for keys in durable:
         assert fetch(client, namespace, keys) == len(keys)
     fetch(client, namespace, keys)
+
+
+def test_a_scrub_finds_what_is_damaged_before_anybody_reads_it() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    damage(core, namespace, first[5])  # on disk alone
+    damage(core, namespace, second[9])  # in DRAM too
+    saves = core.drive.saves
+    core.store.disk.scrub.begin(0)
+    core.work_all()
+    report = core.store.disk.scrub.report()
+    assert (report.running, report.damaged) == (False, 2)
+    assert 20 < report.done_blocks <= 28, "what continued a damaged block was dropped with it"
+    assert report.done_bytes == report.done_blocks * 2 * PAGE_BYTES
+    core.audit()
+    assert core.drive.saves == saves + 1, "what is in DRAM too is written anew"
+    assert fetch(client, namespace, first) == 5
+    assert fetch(client, namespace, second) == 16
+    core.store.disk.scrub.begin(0)
+    core.work_all()
+    assert core.store.disk.scrub.report().damaged == 0
+
+
+def test_a_scrub_in_the_background_keeps_its_rate() -> None:
+    core = make(scrub_bytes_per_s=2 * PAGE_BYTES * 4)
+    client, namespace = begin(core)
+    client.put(namespace, chain(16))
+    core.work_all()
+    core.store.disk.scrub.begin(2 * PAGE_BYTES * 4)
+    for _ in range(30):
+        core.pass_time(100 * MS)
+        while core.drive.waiting:
+            core.work()
+    assert 8 <= core.store.disk.scrub.report().done_blocks <= 16
+    core.audit()
