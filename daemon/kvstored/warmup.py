@@ -14,68 +14,21 @@ from kvproto.identity import NamespaceIdentity
 from kvproto.ids import BlockKey
 from kvproto.limits import MIB
 from kvstore import blocks
-from kvstore.blocks import U4, U8
-from kvstore.ports import Bytes
+from kvstore.blocks import U8
 from kvstore.report import ClearReport, ClearScope
-from kvstore.sessions import Lease, Namespace, Parked, Session, Stream
+from kvstore.sessions import Lease, Namespace, Session
 from kvstore.store import ITEM, Limits, Store
+from kvstored.warmup_disk import live_with_disk
+from kvstored.warmup_world import Clock, Memory, Outbox, Randomness
 
 log = logging.getLogger(__name__)
-
-
-class _Memory:
-    def table(self, _name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
-        del lasting
-        return np.zeros(table_bytes, dtype=np.uint8)
-
-    def new_arena(self, _arena: int, _arena_bytes: int) -> bool:
-        return True
-
-    def punch_arena(self, arena: int) -> None:
-        pass
-
-    def held_bytes(self, _arena: int) -> int:
-        return 0
-
-    def close_arena(self, arena: int) -> None:
-        pass
-
-
-class _Outbox:
-    def published(self, session: Session, outcomes: object) -> None:
-        pass
-
-    def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
-        pass
-
-    def ready(self, stream: Stream, first: int, stop: int, left: int) -> None:
-        pass
-
-    def durable(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
-        pass
-
-    def arena_gone(self, session: Session, arena: int) -> None:
-        pass
-
-
-class _Clock:
-    def now_ns(self) -> int:
-        return 1
-
-    def wall_s(self) -> int:
-        return 1
-
-
-class _Randomness:
-    def word(self) -> int:
-        return 7
 
 
 def warm_up() -> None:
     """Run every verb once. Raises AssertionError if this build does not work on this machine."""
     begun = time.monotonic()
     log.info("preparing compiled code: some seconds at the first start after an installation")
-    store = Store(Limits(2 * MIB, MIB), _Clock(), _Randomness(), _Memory(), _Outbox())
+    store = Store(Limits(2 * MIB, MIB), Clock(), Randomness(), Memory(), Outbox())
     session = store.attach("warm-up", MIB)
     namespace = store.open(session, NamespaceIdentity("warm-up", "-", "-", "-", 1, MIB // 4))
     for first in (0, 8, 16):  # three chains of four: eight slots, so the last evicts
@@ -89,6 +42,7 @@ def warm_up() -> None:
     _clear(store, namespace)
     _recycle(store, session, namespace)
     store.exited(session)
+    live_with_disk()
     log.info("compiled code ready: seconds=%.2f", time.monotonic() - begun)
 
 
