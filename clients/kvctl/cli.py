@@ -3,7 +3,7 @@
 Exit codes:
 
      0  done
-     1  refused: by the daemon, or by you at the prompt; doctor: a check failed
+     1  refused: by the daemon, or by you at the prompt; doctor: a check failed; scrub --wait: found damage
      2  usage: the command line is wrong, or a clear was neither confirmed nor told --yes
      3  no daemon is reachable
      4  no such tenant or namespace
@@ -34,6 +34,7 @@ from kvctl.client import ControlClient, Exit, KvctlError, find_socket
 from kvctl.doctor import Check, DaemonFacts, Verdict, examine
 from kvctl.host import Host, LinuxHost, Listener, package_version
 from kvctl.scope import PREFIX_DIGITS, Scope, parse
+from kvctl.scrub import follow, parse_rate
 from kvproto import control_pb2 as pb
 
 __all__ = ["app", "globals_first", "main"]
@@ -43,8 +44,8 @@ P = ParamSpec("P")
 app = typer.Typer(
     name="kvctl",
     help="Watch and steer a kvstored daemon.",
-    epilog="Exit codes: 0 done, 1 refused or (doctor) a check failed, 2 usage, 3 no daemon reachable, 4 no such tenant "
-    "or namespace, 5 timed out, 78 configuration.",
+    epilog="Exit codes: 0 done, 1 refused or (doctor) a check failed or (scrub --wait) damage was found, 2 usage, "
+    "3 no daemon reachable, 4 no such tenant or namespace, 5 timed out, 78 configuration.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -259,6 +260,33 @@ def undrain(context: typer.Context) -> None:
     _drain(_globals(context), on=False)
 
 
+@command("scrub")
+def scrub(
+    context: typer.Context,
+    *,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until it is done; exit with 1 if it found damage.")
+    ] = False,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="A second at most: 100MiB; 0: as fast as it goes. Else disk.scrub_rate."),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Start nothing: say how far it is.")] = False,
+) -> None:
+    """Read and verify all that lies on disk. What has decayed becomes a miss."""
+    chosen = _globals(context)
+    if status and rate is not None:
+        raise KvctlError(Exit.USAGE, "--status starts nothing, so that --rate means nothing; leave one of them out")
+    request = pb.ScrubRequest(start=not status, rate_bytes_per_s=None if rate is None else parse_rate(rate))
+    with chosen.connect() as client:
+        report = client.scrub(request)
+        if wait:
+            report = follow(client, report)
+    chosen.show("scrub", render.plain(report), render.scrub(report))
+    if wait and report.damaged:
+        raise typer.Exit(Exit.REFUSED)
+
+
 @command("ping")
 def ping(
     context: typer.Context,
@@ -287,10 +315,20 @@ def ping(
 
 
 @command("doctor")
-def doctor(context: typer.Context) -> None:
+def doctor(
+    context: typer.Context,
+    disk: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="KVSTORED_DISK",
+            metavar="DIR",
+            help="A directory that is to become one of the disk tier. Repeatable.",
+        ),
+    ] = None,
+) -> None:
     """Check this machine and the daemon on it, with remedies."""
     chosen = _globals(context)
-    checks = _examine(chosen, LinuxHost())
+    checks = _examine(chosen, LinuxHost(), tuple(str(one) for one in disk or () if str(one) not in ("", "none")))
     failed = any(check.verdict is Verdict.FAIL for check in checks)
     found: list[render.Json] = [
         {"name": one.name, "verdict": one.verdict.value, "found": one.found, "remedy": one.remedy} for one in checks
@@ -323,26 +361,27 @@ def _drain(chosen: Globals, *, on: bool) -> None:
     chosen.show("draining", on, text)
 
 
-def _examine(chosen: Globals, host: Host) -> list[Check]:
+def _examine(chosen: Globals, host: Host, disks: Sequence[str]) -> list[Check]:
     try:
         socket = chosen.socket()
     except KvctlError as error:
         # An explicit directory that cannot work is a finding; that the usual places are empty is none.
         where, trouble = (None, "") if chosen.runtime_dir is None else (str(chosen.runtime_dir), str(error))
-        return examine(host, where, None, trouble)
+        return examine(host, where, None, trouble, disks)
     try:
         with ControlClient(socket, chosen.timeout_s) as client:
             daemon = _facts(client)
     except KvctlError as error:
         gone = host.listener(str(socket)) in (Listener.MISSING, Listener.STALE)
-        return examine(host, str(socket.parent), None, "" if gone else str(error))
-    return examine(host, str(socket.parent), daemon)
+        return examine(host, str(socket.parent), None, "" if gone else str(error), disks)
+    return examine(host, str(socket.parent), daemon, "", disks)
 
 
 def _facts(client: ControlClient) -> DaemonFacts:
     report = client.status()
     settings = {one.name: one.value for one in client.config().settings}
     dram = next((tier for tier in report.tiers if tier.name == "dram"), pb.Tier())
+    disk = next((tier for tier in report.tiers if tier.name == "disk"), pb.Tier())
     return DaemonFacts(
         version=report.version,
         pid=report.pid,
@@ -353,4 +392,8 @@ def _facts(client: ControlClient) -> DaemonFacts:
         locked_bytes=dram.locked_bytes,
         locks=settings.get("dram.lock") != "false",
         warnings=tuple(report.warnings),
+        disks=tuple(drive.directory for drive in report.disk.drives),
+        disk_bytes=disk.capacity_bytes,
+        disk_assigned_bytes=disk.assigned_bytes,
+        keeper=report.restart.keeper or "none",
     )

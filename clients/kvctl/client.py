@@ -158,6 +158,10 @@ class ControlClient:
         else:
             self._call("Undrain", pb.UndrainRequest(), pb.UndrainResponse)
 
+    def scrub(self, request: pb.ScrubRequest) -> pb.ScrubResponse:
+        """Start a scrub of all that lies on disk, or see how far it is."""
+        return self._call("Scrub", request, pb.ScrubResponse)
+
     def ping(self) -> pb.PingResponse:
         """One round trip through the owner thread."""
         return self._call("Ping", pb.PingRequest(), pb.PingResponse)
@@ -189,6 +193,7 @@ _TROUBLE: Final = {
         "{details}; `kvctl tenants` and `kvctl namespaces` list what there is",
     ),
     grpc.StatusCode.INVALID_ARGUMENT: (Exit.USAGE, "{details}; see `kvctl COMMAND --help`"),
+    grpc.StatusCode.FAILED_PRECONDITION: (Exit.REFUSED, "{details}"),
     grpc.StatusCode.UNIMPLEMENTED: (
         Exit.REFUSED,
         "the daemon does not know this command; use the kvctl of its version, see `kvctl doctor`",

@@ -1,8 +1,10 @@
 """What the checks of `kvctl doctor` read, behind one port: `LinuxHost` is the real thing, tests bring their own."""
 
 import ctypes
+import errno
 import os
 import platform
+import re
 import socket
 import stat
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Entry", "Host", "LinuxHost", "Listener", "Space", "package_version"]
+__all__ = ["Entry", "Ground", "Host", "LinuxHost", "Listener", "Space", "file_system", "package_version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A file system's size and what is free of it, in bytes."""
+    """A file system's size and what is free of it, in bytes. `device` tells it from others."""
 
     size_bytes: int
     free_bytes: int
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a directory offers to a file that is made in it."""
+
+    file_system: str  # "ext4", "tmpfs" and the like; empty if it cannot be told
+    trouble: str  # why this user can make none; empty if one can be made
+    direct: bool  # past the page cache (O_DIRECT)
 
 
 class Listener(Enum):
@@ -57,6 +69,9 @@ class Host(Protocol):
 
     def space(self, path: str) -> Space | None:
         """The file system that holds a path."""
+
+    def ground(self, folder: str) -> Ground:
+        """What a directory is good for. Leaves nothing behind."""
 
     def listener(self, path: str) -> Listener:
         """Whether a process listens on a Unix socket."""
@@ -99,10 +114,17 @@ class LinuxHost:
 
     def space(self, path: str) -> Space | None:
         try:
-            found = os.statvfs(path)
+            found, device = os.statvfs(path), Path(path).stat().st_dev
         except OSError:
             return None
-        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, device)
+
+    def ground(self, folder: str) -> Ground:
+        kind = file_system(self.text("/proc/self/mountinfo") or "", os.path.realpath(folder))
+        direct, trouble = True, _trouble_to_make_a_file(folder, os.O_DIRECT)
+        if trouble:
+            direct, trouble = False, _trouble_to_make_a_file(folder, 0)
+        return Ground(kind, trouble, direct)
 
     def listener(self, path: str) -> Listener:
         # A stream socket finds out without a session: a listener of another type answers EPROTOTYPE.
@@ -139,6 +161,34 @@ class LinuxHost:
             *((name, package_version(name)) for name in names),
             ("glibc", _glibc()),
         )
+
+
+def _trouble_to_make_a_file(folder: str, flag: int) -> str:
+    """Why no file can be made there with that flag; empty if one can. It has no name, and is gone at once."""
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flag, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):  # files without a name are not to be had everywhere
+            return "" if os.access(folder, os.W_OK | os.X_OK) and not flag else error.strerror or str(error)
+        return error.strerror or str(error)
+    os.close(fd)
+    return ""
+
+
+def file_system(mounts: str, path: str) -> str:
+    """The kind of the file system that holds a path, from /proc/self/mountinfo; empty if it does not say."""
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        words, _, source = line.partition(" - ")
+        point = words.split(" ")[4:5]
+        if not point or not source:
+            continue
+        # Spaces and the like are written as octal numbers.
+        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point[0])
+        inside = path == place or path.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= best:  # of two mounts on one place, the later one is seen
+            best, kind = len(place), source.split(" ")[0]
+    return kind
 
 
 def package_version(distribution: str) -> str:

@@ -37,8 +37,12 @@ def as_json(name: str, body: Json) -> str:
 
 
 def plain(message: Message) -> dict[str, Json]:
-    """A message as JSON values: every field by its name, numbers as numbers."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    """A message as JSON values: every field by its name, numbers as numbers, null for a part that is not there."""
+    fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    return {
+        name: None if isinstance(value, Message) and not message.HasField(name) else _plain(value)
+        for name, value in fields.items()
+    }
 
 
 def _plain(value: object) -> Json:
@@ -77,25 +81,101 @@ def status(report: pb.GetStatusResponse) -> RenderableType:
         f"pid {report.pid}, uid {report.uid}, isolation {printable(report.isolation)}, {printable(report.runtime_dir)}",
         f"clients: {report.sessions:,}, namespaces: {report.namespaces:,}",
     ]
+    if report.HasField("restart"):
+        lines.append(_restart(report.restart))
     parts: list[RenderableType] = [Text(line) for line in lines]
     parts += [Text(f"warning: {printable(warning)}", style="yellow") for warning in report.warnings]
-    parts += [Text(), _tiers(report.tiers), Text(), tenants(report.tenants), Text(), _traffic(report.counters)]
+    parts += [Text(), _tiers(report.tiers), *map(_memory, report.tiers)]
+    if report.HasField("disk"):
+        parts += [Text(), _disk(report.disk), Text(), _drives(report.disk.drives)]
+    parts += [Text(), tenants(report.tenants), Text(), _traffic(report.counters)]
     return Group(*parts)
 
 
+def _restart(report: pb.Restart) -> str:
+    keeper = f"kept by {printable(report.keeper)}" if report.keeper != "none" else "not kept over a restart"
+    if report.began != "warm":
+        return f"began {printable(report.began)}: {printable(report.reason)}; memory is {keeper}"
+    kept = f"began warm: {report.kept_blocks:,} of {report.found_blocks:,} blocks kept"
+    if report.unverified_blocks:
+        kept += f", {report.unverified_blocks:,} not verified yet"
+    if report.verify_faults:
+        kept += f", {report.verify_faults:,} found damaged"
+    return f"{kept}; memory is {keeper}"
+
+
 def _tiers(tiers: Iterable[pb.Tier]) -> Table:
-    columns = list(tiers)
-    table = _table("tier", *(f">{printable(tier.name)}" for tier in columns))
-    for name in ("capacity", "assigned", "used", "populated", "locked", "stale"):
-        table.add_row(name, *(size(getattr(tier, f"{name}_bytes")) for tier in columns))
-    table.add_row("arenas", *(f"{tier.arenas:,} x {size(tier.arena_bytes)}" for tier in columns))
-    table.add_row("blocks", *(f"{tier.blocks:,}" for tier in columns))
+    table = _table("tier", ">capacity", ">assigned", ">used", ">blocks", ">arenas")
+    for tier in tiers:
+        sizes = (tier.capacity_bytes, tier.assigned_bytes, tier.used_bytes)
+        arenas = f"{tier.arenas:,} x {size(tier.arena_bytes)}"
+        table.add_row(printable(tier.name), *map(size, sizes), f"{tier.blocks:,}", arenas)
     return table
+
+
+def _memory(tier: pb.Tier) -> Text:
+    """What only tiers in memory have; nothing for disk."""
+    held = {"populated": tier.populated_bytes, "locked": tier.locked_bytes, "stale": tier.stale_bytes}
+    if tier.name == "disk":
+        return Text(end="")
+    return Text(f"{printable(tier.name)}: " + ", ".join(f"{size(of)} {name}" for name, of in held.items()))
+
+
+def _disk(disk: pb.Disk) -> Text:
+    index = f"index {printable(disk.index_state)}"
+    if disk.rebuild_total_slots:
+        index += f" ({disk.rebuild_done_slots / disk.rebuild_total_slots:.0%} of {disk.rebuild_total_slots:,} slots)"
+    if disk.rebuilt:
+        index += f", made anew at this start ({printable(disk.rebuilt)})"
+    counters = disk.counters
+    found = f"found at start: {disk.recovered_blocks:,} blocks in {disk.recovered_segments:,} segments"
+    odd = {
+        "orphans dropped": disk.orphan_blocks,
+        "surplus segments removed": disk.surplus_segments,
+        "segments not understood": disk.unknown_segments,
+    }
+    faults = counters.save_faults + counters.load_faults + counters.erase_faults + counters.commit_faults
+    text = f"disk: {printable(disk.state)}, {index}, "
+    text += f"admission {printable(disk.admission)}, codec {printable(disk.codec)}\n"
+    text += ", ".join([found, *(f"{number:,} {what}" for what, number in odd.items() if number)])
+    text += f"\n{counters.saved:,} blocks saved ({size(counters.saved_bytes)}), {counters.packed:,} packed, "
+    text += f"{disk.queued_chains:,} chains wait, {size(disk.running_bytes)} under way"
+    text += f"\n{counters.loaded:,} blocks loaded ({size(counters.loaded_bytes)}), {counters.damaged:,} damaged, "
+    return Text(f"{text}{counters.gone:,} gone, {faults:,} faults")
+
+
+def _drives(drives: Iterable[pb.Drive]) -> Table:
+    table = _table("drive", "state", ">free", ">read", ">written", ">errors")
+    for drive in drives:
+        state = printable(drive.state) if drive.direct else f"{printable(drive.state)}, buffered"
+        sizes = (drive.free_bytes, drive.read_bytes, drive.written_bytes)
+        table.add_row(printable(drive.directory), state, *map(size, sizes), f"{drive.errors:,}")
+    return table
+
+
+def scrub(report: pb.ScrubResponse) -> Text:
+    """`kvctl scrub`."""
+    if not report.started_unix_s:
+        return Text("no scrub was run since the daemon started")
+    done = f"{report.done_blocks:,} of {report.total_blocks:,} blocks ({size(report.done_bytes)})"
+    rate = f"at most {size(report.rate_bytes_per_s)} a second" if report.rate_bytes_per_s else "as fast as it goes"
+    if report.running:
+        lines = [f"scrub runs, {rate}: {done} read"]
+    else:
+        took = span(report.finished_unix_s - report.started_unix_s)
+        lines = [f"scrub done in {took}: {done} read"]
+    if report.damaged:
+        lines.append(f"{report.damaged:,} damaged: they are misses now, and their place on disk is not used again")
+    elif not report.running:
+        lines.append("none damaged")
+    return Text("\n".join(lines))
 
 
 def _traffic(counters: pb.Counters) -> Text:
     asked = counters.lease_hits + counters.lease_misses
     hits = f", {counters.lease_hits / asked:.1%} of {asked:,} blocks found" if asked else ""
+    if counters.lease_disk_hits:
+        hits += f", {counters.lease_disk_hits:,} of them on disk"
     return Text(
         f"{counters.leases:,} leases{hits}\n"
         f"{counters.published:,} blocks published ({size(counters.published_bytes)}), {counters.evicted:,} evicted, "

@@ -186,12 +186,15 @@ class TransformersKV:
         saved = self.save(output.sequences, output.past_key_values, salt=salt)
         return Generated(output, prefix.tokens, prefix.tiers, saved, prefix.why_not)
 
-    def load(self, input_ids: torch.Tensor | Sequence[int], *, salt: bytes = b"", ttl_s: float = 10.0) -> Prefix:
+    def load(
+        self, input_ids: torch.Tensor | Sequence[int], *, salt: bytes = b"", wait_s: float = 5.0, ttl_s: float = 10.0
+    ) -> Prefix:
         """The longest stored prefix that leaves at least one token to compute, as a new DynamicCache.
 
         `input_ids`: [1, tokens] or [tokens]. `salt`: whatever the KV depends on besides the tokens (image digests), or
         a secret that keeps users apart. Blocks that this client has stored and that are not visible yet, or that
-        come from disk, are waited for. The bytes must be read within `ttl_s` seconds, else it is a miss.
+        come from disk, are waited for up to `wait_s` seconds. The bytes must be read within `ttl_s` seconds of that,
+        else it is a miss.
         """
         tokens, why_not = self._tokens(input_ids)
         if tokens is None:
@@ -201,9 +204,9 @@ class TransformersKV:
         # A cache as long as the prompt leaves nothing to compute logits from, and generate() is wrong without a word.
         usable = max(0, len(tokens) - 1) // self._block_tokens
         keys = kept.namespace.keys(tokens[: usable * self._block_tokens], extra=salt)
-        with kept.namespace.fetch(keys, ttl_s=ttl_s) as lease:
+        with kept.namespace.fetch(keys, wait_s=wait_s, ttl_s=ttl_s) as lease:
             layers = _read_blocks(lease, kept.shape, self._block_tokens)
-            if not lease.blocks:
+            if layers is None:
                 return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
             if not lease.valid():
                 return Prefix(self._empty_cache(), 0, why_not="the lease lapsed while the blocks were read")
@@ -362,8 +365,10 @@ def _effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
     return next((source[name] for source in sources if source.get(name) is not None), None)
 
 
-def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tensor:
+def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tensor | None:
     """Blocks of the store as the cache wants them: [layers, 2, 1, heads, tokens, head_dim], each once it is there.
+
+    None if none has come.
 
     By NumPy, in this thread: torch would start all its threads for each block, which on a busy host takes longer than
     the copying (measured on two cores with one of them taken: 80-800 ms instead of 15 for 64 MiB).
@@ -374,6 +379,8 @@ def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tenso
     for chunk in lease.chunks():
         for index, view in zip(chunk, lease.views_of(chunk), strict=False):  # of a void lease there are none
             target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
+    if not lease.blocks:
+        return None
     if lease.blocks < lease.expected:
         target = np.ascontiguousarray(target[:, : lease.blocks])
     tokens = lease.blocks * block_tokens

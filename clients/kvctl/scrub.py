@@ -1,0 +1,67 @@
+"""`kvctl scrub`: have all that lies on disk read and verified, and watch."""
+
+import re
+import time
+from typing import Final
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvctl.client import ControlClient, Exit, KvctlError
+from kvctl.render import console, size
+from kvproto import control_pb2 as pb
+from kvproto.limits import GIB, KIB, MIB
+
+__all__ = ["follow", "parse_rate"]
+
+PAUSE_S: Final = 0.5  # between two looks
+
+_RATE: Final = re.compile(r"([0-9]{1,12}) ?([KMG]iB|B)?(?:/s)?")
+_UNITS: Final = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second of "100MiB", "100MiB/s" or "104857600"; 0 for no limit. Raises KvctlError."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise KvctlError(
+            Exit.USAGE, f"{text!r} is not a rate; --rate takes bytes a second, such as 100MiB, or 0 for no limit"
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:
+    """Wait for the end of a scrub; on a terminal, a bar on stderr shows how far it is. Raises KvctlError."""
+    with _bar() as progress:
+        task = progress.add_task("scrub", total=None, read="", damaged="")
+        while True:
+            damaged = f"{report.damaged:,} damaged" if report.damaged else ""
+            progress.update(
+                task,
+                completed=report.done_blocks,
+                total=max(report.total_blocks, report.done_blocks),
+                read=size(report.done_bytes),
+                damaged=damaged,
+            )
+            if not report.running:
+                return report
+            try:
+                time.sleep(PAUSE_S)
+            except KeyboardInterrupt:
+                text = "no longer waiting; the scrub goes on: see `kvctl scrub --status`"
+                raise KvctlError(Exit.REFUSED, text) from None
+            report = client.scrub(pb.ScrubRequest())
+
+
+def _bar() -> Progress:
+    shown = console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[read]}"),
+        TextColumn("{task.fields[damaged]}"),
+        TimeRemainingColumn(),
+        console=shown,
+        disable=not shown.is_terminal,
+        transient=True,
+    )
