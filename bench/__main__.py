@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.harness import record, say
 
-NAMES = ("hot", "dram")
+NAMES = ("hot", "dram", "disk", "restart", "peers")
 
 
 def main() -> None:

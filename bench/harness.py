@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage
 from statistics import median
 
 import numpy as np
@@ -20,6 +21,7 @@ Results = dict[str, float]
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parent.parent
+HOMES = Path("/var/tmp")  # survives a reboot, so it is on a drive wherever /tmp is memory
 
 
 @contextmanager
@@ -29,6 +31,34 @@ def daemon(*arguments: str) -> Iterator[DaemonProcess]:
         home = Path(folder)
         with DaemonProcess(home / "run", "--log-level", "warning", *arguments, log_file=home / "log") as process:
             yield process
+
+
+@contextmanager
+def home_on_drive(needed_bytes: int) -> Iterator[Path]:
+    """A temporary directory on a drive, until the block ends. Raises RuntimeError without room for so many bytes."""
+    kind = _file_system(HOMES)
+    if kind in {"tmpfs", "ramfs", "overlay"}:
+        raise RuntimeError(f"{HOMES} is {kind}: a disk tier wants a drive")
+    free_bytes = disk_usage(HOMES).free
+    if free_bytes < needed_bytes:
+        raise RuntimeError(f"{HOMES} has {free_bytes >> 20} MiB, and this takes {needed_bytes >> 20}")
+    with tempfile.TemporaryDirectory(prefix="kvstored-bench-", dir=HOMES) as folder:
+        yield Path(folder)
+
+
+def _file_system(folder: Path) -> str:
+    """Its kind, as the kernel names it."""
+    number = folder.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if line.split()[2] == device:
+            return line.split(" - ")[1].split()[0]
+    return "unknown"
+
+
+def memory_of(pid: int, name: str) -> int:
+    """Bytes that /proc/PID/status gives under a name such as `RssShmem`."""
+    return int(_first(f"/proc/{pid}/status", f"{name}:").split()[0]) << 10
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

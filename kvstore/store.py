@@ -126,11 +126,13 @@ class Store:
             self.tables, outbox, workers, self.disk, self._by_number,
             lambda pool, exhausted: self._make_room(pool, exhausted=exhausted),
             lambda tenant, block: self._begin(Sweep(self.tables, tenant, [block])), self._prolong,
+            self.release_riding,
         )  # fmt: skip
         self._ticket_wheel: Wheel[Ticket] = Wheel()
         self._lease_wheel: Wheel[Lease] = Wheel()
         self._parked_wheel: Wheel[Session] = Wheel()
         self._drain_look_ns = 0
+        self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
         self._next_session = 1
         self._unverified: deque[int] = deque()
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -437,6 +439,14 @@ class Store:
             if lease is not None:
                 self._lease_wheel.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
                 self._end_lease(lease)
+
+    def release_riding(self) -> bool:
+        """Give back the leases that ride on the frame that is being handled; whether there were any."""
+        if self.riding is None or not self.riding[1]:
+            return False
+        (session, numbers), self.riding = self.riding, None
+        self.release(session, numbers)
+        return True
 
     def renew(self, session: Session, number: int, ttl_ns: int) -> int:
         """Move a lease's deadline, never to an earlier time. Returns it, or 0 if the lease is over.

@@ -34,7 +34,7 @@ class Streams:
 
     def __init__(
         self, tables: Tables, outbox: Outbox, workers: Workers, disk: Disk, namespaces: dict[int, Namespace],
-        make_room: MakeRoom, sweep: Sweeper, renew: Renew,
+        make_room: MakeRoom, sweep: Sweeper, renew: Renew, relieve: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._tables = tables
         self._outbox = outbox
@@ -44,6 +44,7 @@ class Streams:
         self._make_room = make_room
         self._sweep = sweep
         self._renew = renew
+        self._relieve = relieve
         self._waiting: dict[int, list[Stream]] = {}  # by the row that a stream needs next
         self._wheel: Wheel[Stream] = Wheel()
         self._todo: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -90,7 +91,7 @@ class Streams:
             room = self._make_room(pool, may_evict)
             if room is Room.EVICT and not may_evict:
                 may_evict = True
-            elif room is not Room.MADE:
+            elif room is not Room.MADE and not self._relieve():
                 break
         return reached
 

@@ -89,6 +89,7 @@ class Core:
         drive: FakeDrive | None = None,
         first_generation: int = 1,
         clock: FakeClock | None = None,
+        outbox: FakeOutbox | None = None,
     ) -> None:
         """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
         self.clock = clock or FakeClock()

@@ -42,6 +42,7 @@ from kvstore.tier.orders import (
     Save,
     Verify,
 )
+from kvstore.tier.scrub import NOWHERE
 from tests.fakes import FakeMemory
 
 STORE = b"0123456789abcdef"
@@ -155,7 +156,9 @@ class FakeDrive:
         self.loads += 1
         block_bytes = order.namespace.identity.block_bytes
         whole = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
-        target = self.memory.view(order.arena)[order.arena_offset : order.arena_offset + whole]
+        target = np.zeros(whole, dtype=np.uint8)
+        if order.arena != NOWHERE:
+            target = self.memory.view(order.arena)[order.arena_offset : order.arena_offset + whole]
         target[:] = 0  # whatever comes of it, what lay there before is gone
         found = _read(file, order.slot_bytes, order.slot, target[:block_bytes])
         if found is None:

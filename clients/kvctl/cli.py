@@ -19,7 +19,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
@@ -328,7 +328,7 @@ def doctor(
 ) -> None:
     """Check this machine and the daemon on it, with remedies."""
     chosen = _globals(context)
-    checks = _examine(chosen, LinuxHost(), tuple(str(one) for one in disk or () if str(one) not in ("", "none")))
+    checks = _examine(chosen, LinuxHost(), _folders(map(str, disk or ())))
     failed = any(check.verdict is Verdict.FAIL for check in checks)
     found: list[render.Json] = [
         {"name": one.name, "verdict": one.verdict.value, "found": one.found, "remedy": one.remedy} for one in checks
@@ -377,6 +377,11 @@ def _examine(chosen: Globals, host: Host, disks: Sequence[str]) -> list[Check]:
     return examine(host, str(socket.parent), daemon, "", disks)
 
 
+def _folders(given: Iterable[str]) -> tuple[str, ...]:
+    """Without what says that there are none, as the daemon does."""
+    return tuple(folder for folder in given if folder not in ("", ".", "none"))
+
+
 def _facts(client: ControlClient) -> DaemonFacts:
     report = client.status()
     settings = {one.name: one.value for one in client.config().settings}
@@ -392,7 +397,7 @@ def _facts(client: ControlClient) -> DaemonFacts:
         locked_bytes=dram.locked_bytes,
         locks=settings.get("dram.lock") != "false",
         warnings=tuple(report.warnings),
-        disks=tuple(drive.directory for drive in report.disk.drives),
+        disks=_folders(settings.get("disk.directories", "none").split(os.pathsep)),
         disk_bytes=disk.capacity_bytes,
         disk_assigned_bytes=disk.assigned_bytes,
         keeper=report.restart.keeper or "none",

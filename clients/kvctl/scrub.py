@@ -30,7 +30,11 @@ def parse_rate(text: str) -> int:
 
 
 def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:
-    """Wait for the end of a scrub; on a terminal, a bar on stderr shows how far it is. Raises KvctlError."""
+    """Wait for the end of a scrub; on a terminal, a bar on stderr shows how far it is.
+
+    Raises KvctlError, also if another one takes its place: nobody then knows what this one would have found.
+    """
+    begun_s = report.started_unix_s
     with _bar() as progress:
         task = progress.add_task("scrub", total=None, read="", damaged="")
         while True:
@@ -50,6 +54,9 @@ def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:
                 text = "no longer waiting; the scrub goes on: see `kvctl scrub --status`"
                 raise KvctlError(Exit.REFUSED, text) from None
             report = client.scrub(pb.ScrubRequest())
+            if report.started_unix_s != begun_s:
+                text = "another scrub has taken the place of this one; follow it with `kvctl scrub --status --wait`"
+                raise KvctlError(Exit.REFUSED, text)
 
 
 def _bar() -> Progress:

@@ -76,6 +76,10 @@ class Contents(Protocol):
     """What the index found at start, beside blocks (`kvstored.index.Loaded`)."""
 
     @property
+    def store(self) -> bytes:
+        """Empty if nothing on disk can be used."""
+
+    @property
     def foreign(self) -> Sequence[Path]:
         """Files that are not ours."""
 
@@ -92,44 +96,42 @@ class Contents(Protocol):
         """Records or headers that were of no use."""
 
 
-class Scrub(Protocol):
-    """Reads all that lies on disk (`kvstore.tier.scrub.Scrub`)."""
+class Hands(Protocol):
+    """What the disk tier works with (`kvstored.workers.HostWorkers`). Each part is None until it is there."""
 
-    def begin(self, rate_bytes_per_s: int) -> None:
-        """Start from the beginning, at that rate; 0: as fast as it goes. One that runs gets the new rate."""
+    @property
+    def drives(self) -> Drives | None:
+        """Directories."""
 
-    def report(self) -> ScrubReport:
-        """The one that runs, or the last one."""
+    @property
+    def index(self) -> Index | None:
+        """Which blocks they hold."""
+
+    @property
+    def loaded(self) -> Contents | None:
+        """What it found at start."""
 
 
 class Admin:
     """Owner thread only."""
 
     def __init__(
-        self, loaded: Loaded, store: Store, hot: HotServer, memory: HostMemory, *, drives: Drives | None = None,
-        index: Index | None = None, scrub: Scrub | None = None, keeper: Keeper | None = None,
+        self, loaded: Loaded, store: Store, hot: HotServer, memory: HostMemory, *, hands: Hands | None = None,
+        keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
-        """`drives`, `index` and `scrub` are there where there is a disk tier, `keeper` where memory may be kept."""
+        """`hands` is looked at anew for each answer; `keeper` holds memory for the next life."""
         self._loaded = loaded
         self._store = store
         self._hot = hot
         self._memory = memory
-        self._drives = drives
-        self._index = index
-        self._scrub = scrub
+        self._hands = hands
         self._keeper: Keeper = NoKeeper() if keeper is None else keeper
-        self._contents: Contents | None = None
         self._started_unix_s = time.time()
         self._started_ns = time.monotonic_ns()
 
-    def index_loaded(self, contents: Contents) -> None:
-        """The index has been read, and this was found."""
-        self._contents = contents
-
     def status(self) -> DaemonReport:
         """See the port."""
-        drives = () if self._drives is None else tuple(self._drives.status())
-        disk = self._disk(drives) if self._store.limits.disk.disk_bytes else None
+        disk = self._disk() if self._store.limits.disk.disk_bytes else None
         return DaemonReport(
             version=__version__,
             pid=os.getpid(),
@@ -140,7 +142,7 @@ class Admin:
             serving=True,
             draining=self._store.draining,
             isolation=self._isolation(),
-            warnings=tuple(self._warnings(drives, disk)),
+            warnings=tuple(self._warnings(disk)),
             tiers=(self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store)),
             tenants=self.tenants(),
             counters=self.counters(),
@@ -171,8 +173,9 @@ class Admin:
             stale_bytes=store.arenas.stale_bytes(),
         )
 
-    def _disk(self, drives: Sequence[DriveStatus]) -> DiskReport:
-        disk, index, contents = self._store.disk, self._index, self._contents
+    def _disk(self) -> DiskReport:
+        disk, hands = self._store.disk, self._hands
+        drives, index, contents = (hands.drives, hands.index, hands.loaded) if hands else (None, None, None)
         done_slots, total_slots = (index and index.progress()) or (0, 0)
         foreign = contents.foreign if contents else ()
         return DiskReport(
@@ -195,18 +198,24 @@ class Admin:
             queued_chains=disk.demotion.waiting,
             running_bytes=disk.demotion.running_bytes,
             counters=survey.disk_counters(self._store),
-            drives=tuple(_drive_report(drive) for drive in drives),
+            drives=tuple(map(_drive_report, drives.status())) if drives else (),
         )
 
-    def _warnings(self, drives: Sequence[DriveStatus], disk: DiskReport | None) -> Iterator[str]:
+    def _warnings(self, disk: DiskReport | None) -> Iterator[str]:
         """Each names what is wrong and, after a semicolon, what to do."""
         yield from self._memory.faults
         yield from self._keeper.faults
-        for drive in drives:
+        if disk is None:
+            return
+        for drive in disk.drives:
             yield from _drive_warnings(drive)
-        if disk is not None:
+        contents = self._hands.loaded if self._hands else None
+        if contents and not contents.store:
+            remedy = "see the daemon's log, take other directories or mend these, and restart kvstored"
+            yield f"the disk tier is off ({disk.index_reason}): nothing is read or written there; {remedy}"
+        else:
             yield from _index_warnings(disk)
-            yield from _contents_warnings(disk, self._contents.unreadable if self._contents else ())
+        yield from _contents_warnings(disk, contents.unreadable if contents else ())
 
     def counters(self) -> Counters:
         """See the port."""
@@ -240,13 +249,14 @@ class Admin:
 
     def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
         """See the port."""
-        if self._scrub is None:
+        disk = self._store.disk
+        if not self._store.limits.disk.disk_bytes:
             raise RefusedError("there is no disk tier to scrub; give kvstored --disk and --disk-size")
         if start:
-            if self._store.disk.state is not DiskState.SERVING:
-                raise RefusedError(f"disk is still {self._store.disk.state.value}; try again once it serves")
-            self._scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
-        return self._scrub.report()
+            if disk.state is not DiskState.SERVING:
+                raise RefusedError(f"disk is still {disk.state.value}; try again once it serves")
+            disk.scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
+        return disk.scrub.report()
 
 
 def _keeper_kind(keeper: Keeper) -> str:
@@ -260,10 +270,11 @@ def _drive_report(drive: DriveStatus) -> DriveReport:
     return DriveReport(**same | {"directory": str(drive.directory), "state": drive.state.value})
 
 
-def _drive_warnings(drive: DriveStatus) -> Iterator[str]:
-    if drive.state is not DriveState.OK:
+def _drive_warnings(drive: DriveReport) -> Iterator[str]:
+    state = DriveState(drive.state)
+    if state is not DriveState.OK:
         reason = f" ({drive.reason})" if drive.reason else ""
-        yield f"disk {drive.directory} is {drive.state.value}{reason}; {_DRIVE_REMEDIES[drive.state]}"
+        yield f"disk {drive.directory} is {state.value}{reason}; {_DRIVE_REMEDIES[state]}"
     elif not drive.direct:
         remedy = "use ext4 or xfs, or see that this memory is accounted for"
         yield f"disk {drive.directory} has no direct I/O: blocks go through the page cache and fill memory; {remedy}"

@@ -543,7 +543,7 @@ def _joined(values: list[object], place: str) -> str:
     for value in values:
         if not isinstance(value, str):
             raise ConfigError(f"{place}: a path is a string, not {toml_type_name(value)}")
-        if os.pathsep in value or not value:
+        if os.pathsep in value or not value.startswith("/"):
             raise ConfigError(f"{place}: {quoted(value)} is not an absolute path without {os.pathsep!r}")
         texts.append(value)
     return os.pathsep.join(texts)

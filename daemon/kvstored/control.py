@@ -101,8 +101,9 @@ class AdminPort(Protocol):
         """Refuse new blocks from now on, or take them again. Idempotent."""
 
     def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
-        """How far the scrub is; `start` begins one before, at `rate` bytes a second (0: no limit, None: as configured).
+        """How far the scrub is; `start` first begins one anew, at `rate` bytes a second.
 
+        A `rate` of 0 is as fast as it goes, None what the configuration says.
         Raises RefusedError where there is nothing to scrub.
         """
 

@@ -200,12 +200,12 @@ class HotServer:
             releases, commits = frames.riders(self._frame, head)
             if commits and head.verb != Verb.COMMIT:
                 self._run_copies(connection, self.store.commit(session, commits))
+            self.store.riding = session, releases
             if releases and head.verb == Verb.RESERVE:  # what they free may be what it needs
-                self.store.release(session, releases)
-                releases = ()
+                self.store.release_riding()
         verb(connection, session, head)
         if releases:  # after the answer is on its way
-            self.store.release(session, releases)
+            self.store.release_riding()
         if session.outcomes:
             self.store.flush_outcomes(session)
 

@@ -91,9 +91,10 @@ class Segments:
         oldest = int(self._tables.pools[pool.number]["oldest"])
         if self.draining is None and not self._refused(now_ns):
             position = self._foreign(pool.tenant, tenants, now_ns)
-            if position is None and not oldest:  # all that lies there is in DRAM too, or has what continues it
-                mine = (other for other in self.pools.values() if other.tenant is pool.tenant)
-                position = self._least_valuable(mine, now_ns)
+            if position is None and not oldest:  # all that lies there is in DRAM too, or has what continues it:
+                # not a segment of its own, or a chain longer than the pool would be written again and again
+                others = (other for other in self.pools.values() if other.tenant is pool.tenant and other is not pool)
+                position = self._least_valuable(others, now_ns)
             if position is not None:
                 self.drain(position)
                 return Room.SOON

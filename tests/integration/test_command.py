@@ -95,3 +95,47 @@ def test_a_configuration_is_not_called_good_for_a_directory_that_cannot_be(tmp_p
     done = kvstored("config", "check", str(file))
     assert done.returncode == 78
     assert "not a directory" in done.stderr
+
+
+def test_a_disk_directory_that_cannot_be_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text(f'[disk]\nsize = "64MiB"\ndirectories = ["{tmp_path}/kv", "{file}/below"]\n')
+    done = kvstored("config", "check", str(file))
+    assert done.returncode == 78
+    assert done.stderr == f"kvstored: {file}:3: disk.directories: {file} is not a directory\n"
+
+
+def test_a_disk_tier_that_can_be_is_called_good_and_not_made(tmp_path: Path) -> None:
+    file = tmp_path / "kvstored.toml"
+    file.write_text(f'[disk]\nsize = "64MiB"\ndirectories = ["{tmp_path}/a/kv", "{tmp_path}/b"]\n')
+    done = kvstored("config", "check", str(file))
+    assert done.returncode == 0, done.stderr
+    assert f"disk.directories = {tmp_path}/a/kv:{tmp_path}/b  # file {file}:3" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["kvstored.toml"]
+
+
+def test_a_daemon_with_disk_shows_its_tier_and_its_drives(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    folders = (tmp_path / "a", tmp_path / "b")
+    disk = ("--disk", ":".join(map(str, folders)), "--disk-size", "64MiB")
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false", *disk)
+    for _ in range(100):  # each look takes some tenths of a second: disk opens meanwhile
+        status = json.loads(kvctl(daemon.runtime_dir, "-o", "json", "status").stdout)["status"]
+        if status["disk"]["state"] == "serving":
+            break
+    assert [(tier["name"], tier["capacity_bytes"]) for tier in status["tiers"]] == [
+        ("dram", 64 << 20),
+        ("disk", 64 << 20),
+    ]
+    assert [drive["directory"] for drive in status["disk"]["drives"]] == list(map(str, folders))
+    assert (status["disk"]["admission"], status["disk"]["codec"]) == ("second_touch", "auto")
+    assert "disk: serving, index ready" in kvctl(daemon.runtime_dir, "status").stdout
+    assert "none damaged" in kvctl(daemon.runtime_dir, "scrub", "--wait", "--rate", "0").stdout
+    doctor = json.loads(kvctl(daemon.runtime_dir, "-o", "json", "doctor").stdout)["doctor"]
+    assert {"disk 1", "disk 2", "disk space", "keep"} <= {check["name"] for check in doctor["checks"]}
+
+
+def test_a_scrub_without_a_disk_tier_is_refused_with_a_remedy(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB", "--lock", "false")
+    done = kvctl(daemon.runtime_dir, "scrub")
+    assert done.returncode == 1
+    assert done.stderr == "kvctl: there is no disk tier to scrub; give kvstored --disk and --disk-size\n"

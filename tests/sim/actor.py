@@ -4,16 +4,21 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from kvproto.errors import Grant, Outcome
+from kvproto.limits import FLUSHES_PER_SESSION
+from kvstore import blocks
 from kvstore.ports import Bytes
 from kvstore.sessions import Lease, Namespace, Parked
 from tests.core import MS, SECOND, Client, Core, Held, key_of, value_of, words
+from tests.fakes import Ready
 from tests.sim.model import Generation, Model
 
 FAMILIES = 3
 DEPTH = 12
+KNOWN = True
 TTLS_NS = (20 * MS, 200 * MS, SECOND, 5 * SECOND)
 
 
@@ -37,6 +42,39 @@ class Reading:
     held: Held
     expected: list[bytes]
     deadline_ns: int
+    keys: list[bytes]
+    streams: bool = False  # more may come by READY
+
+
+@dataclass(frozen=True, slots=True)
+class Flushing:
+    """A FLUSH and the blocks that it speaks of, as the store numbers them."""
+
+    rows: list[int]
+    generations: list[int]
+    lost: int
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What clients store."""
+
+    sizes: tuple[int, ...] = (64, 4096 + 32, 3 * 4096 - 7)
+    rings: tuple[int, ...] = (6, 16, 40)  # pages
+    waits_ns: tuple[int, ...] = (0, 0, 100 * MS, 2 * SECOND)
+    copies: int = 5  # that end at a time
+    memory: int = 8  # chains that it may well ask for again
+    noise: float = 0.0  # share of the blocks of which a part does not shrink, however it is packed
+
+    def content(self, seed: bytes, block_bytes: int, version: int) -> bytes:
+        """Bytes of one block."""
+        content = value_of(seed, block_bytes, version)
+        rng = random.Random(version)
+        if rng.random() >= self.noise:
+            return content
+        noisy = rng.randrange(block_bytes + 1)
+        return rng.randbytes(noisy) + content[noisy:]
 
 
 @dataclass(slots=True)
@@ -61,6 +99,24 @@ class Seen:
     evicted: int = 0
     expired: int = 0
     refused_arenas: int = 0
+    lives: int = 0
+    disks: int = 0
+    saved: int = 0
+    packed: int = 0
+    loaded: int = 0
+    ready_blocks: int = 0
+    streams: int = 0
+    flushes: int = 0
+    durable: int = 0
+    returned: int = 0
+    damaged: int = 0
+    load_faults: int = 0
+    save_faults: int = 0
+    commit_faults: int = 0
+    erased: int = 0
+    vanished: int = 0
+    drained: int = 0
+    unrooted: int = 0
 
     def add(self, other: "Seen") -> None:
         """Sum over runs."""
@@ -78,25 +134,29 @@ def path(rng: random.Random) -> list[bytes]:
 class Actor:
     """One session and its habits."""
 
-    def __init__(self, core: Core, model: Model, seen: Seen, rng: random.Random, tenant: str) -> None:
-        self.core, self.model, self.seen, self.rng = core, model, seen, rng
-        self.client: Client = core.client(tenant, rng.choice((6, 16, 40)))
+    def __init__(
+        self, core: Core, model: Model, seen: Seen, rng: random.Random, tenant: str, habits: Habits,
+        stored: deque[tuple[int, list[bytes]]],
+    ) -> None:  # fmt: skip
+        self.core, self.model, self.seen, self.rng, self.habits = core, model, seen, rng, habits
+        self.client: Client = core.client(tenant, rng.choice(habits.rings))
         self.session = self.client.session
-        sizes = [64, 4096 + 32, 3 * 4096 - 7]
-        self.namespaces = [self.client.open(size) for size in rng.sample(sizes, rng.choice((1, 1, 2)))]
+        self.namespaces = [self.client.open(size) for size in rng.sample(habits.sizes, rng.choice((1, 1, len(habits.sizes[:2]))))]
         self.writing: dict[int, Writing] = {}
         self.reading: list[Reading] = []
         self.parked: dict[int, tuple[Namespace, list[bytes], int]] = {}
         self.old_maps: list[tuple[int, Bytes]] = []  # of arenas that are gone, kept mapped
         self.deaf = rng.random() < 0.3  # does not answer ARENA_GONE
         self.requests = 0
-        self.stored: deque[tuple[Namespace, list[bytes]]] = deque(maxlen=8)  # what it may well find again
+        self.stored = stored  # what it may well find again: size of blocks, keys
+        self.flushing: dict[int, Flushing] = {}
 
     def act(self) -> None:
         """Do one thing."""
         deeds = (
             (self.store, 8), (self.commit, 10), (self.abort, 1), (self.fetch, 10), (self.read, 6), (self.release, 4),
             (self.renew, 2), (self.match, 2), (self.delete, 1), (self.scribble, 2), (self.read_stale_map, 3),
+            (self.flush, 2),
         )  # fmt: skip
         self.rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()
 
@@ -110,17 +170,15 @@ class Actor:
             parent, keys = keys[cut - 1], keys[cut:]
         if self.rng.random() < 0.05:
             keys.append(keys[0])
-        self.stored.append((namespace, keys))
+        self.stored.append((namespace.identity.block_bytes, keys))
         answers = self.client.reserve(namespace, keys, parent)
         grants = [answer.grant for answer in answers]
         made = self.model.reserved(namespace, parent, keys, grants)
         lapses_ns = self.core.clock.ns + self.core.store.limits.ticket_ttl_ns
         for answer, generation in zip(answers, made, strict=True):
             if generation is not None:
-                generation.content = value_of(
-                    generation.key + namespace.number.to_bytes(4, "little"),
-                    namespace.identity.block_bytes,
-                    version=self.rng.getrandbits(60),
+                generation.content = self.habits.content(
+                    generation.name[2] + namespace.digest, namespace.identity.block_bytes, self.rng.getrandbits(60)
                 )
                 self.client.write(namespace, answer.page, generation.content)
                 self.writing[answer.ticket] = Writing(namespace, answer.ticket, answer.page, generation, lapses_ns)
@@ -159,7 +217,7 @@ class Actor:
             return
         writing = self.rng.choice(list(self.writing.values()))
         size = writing.namespace.identity.block_bytes
-        writing.generation.content = value_of(b"scribble", size, self.rng.getrandbits(60))
+        writing.generation.content = self.habits.content(b"scribble", size, self.rng.getrandbits(60))
         self.client.write(writing.namespace, writing.page, writing.generation.content)
         self.seen.scribbled += 1
 
@@ -172,9 +230,9 @@ class Actor:
             if outcome is Outcome.PUBLISHED:
                 assert not writing.generation.dead, "published after it was dropped"
                 assert not writing.generation.swept_above(), "published after what it continues was dropped"
-                writing.generation.published = True
+                assert writing.generation.published, "published without a copy"
                 self.seen.published += 1
-                assert self.client.match(writing.namespace, [writing.generation.key]) == 1, "published and not there"
+                assert self.client.match(writing.namespace, [writing.generation.name[2]]) == 1, "published and not there"
             else:
                 writing.generation.dead = True
                 self.seen.stale += outcome is Outcome.STALE
@@ -196,10 +254,12 @@ class Actor:
         """LEASE: from the root or from the middle, waiting for its own blocks or not."""
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         if self.stored and self.rng.random() < 0.7:
-            namespace, keys = self.rng.choice(self.stored)
+            block_bytes, keys = self.rng.choice(self.stored)
+            mine = [each for each in self.namespaces if each.identity.block_bytes == block_bytes]
+            namespace = mine[0] if mine else namespace
         if self.rng.random() < 0.3:
             keys = keys[self.rng.randrange(len(keys)) :]
-        wait_ns = self.rng.choice((0, 0, 100 * MS, 2 * SECOND))
+        wait_ns = self.rng.choice(self.habits.waits_ns)
         ttl_ns = self.rng.choice(TTLS_NS)
         self.requests += 1
         answer = self.client.ask(namespace, keys, ttl_ns, wait_ns, self.requests)
@@ -223,15 +283,46 @@ class Actor:
         if held.deadline_ns < self.core.clock.ns:
             return  # the answer to a LEASE that had to wait was read late: a miss
         expected = [self.model.hit(namespace, key).content for key in keys[: held.blocks]]
-        reading = Reading(namespace, held, expected, held.deadline_ns)
+        reading = Reading(namespace, held, expected, held.deadline_ns, keys)
         for index in range(held.blocks):
             self.compare(reading, index)
-        arenas = self.core.store.arenas
-        rows = [arenas.row_at(arenas.positions_by_id[arena], slot) for arena, slot in held.locations]
-        for row, content in zip(rows, expected, strict=True):
-            checksum = int(self.core.store.tables.blocks[row]["checksum"])
-            assert checksum == xxhash.xxh3_64_intdigest(content), "the checksum is of other bytes"
+        for place, content in zip(held.locations, expected, strict=True):
+            self.check_row(place, content)
+        lease = self.session.leases.get(held.number)
+        reading.streams = lease is not None and lease.stream is not None
+        self.seen.streams += reading.streams
         self.reading.append(reading)
+
+    def check_row(self, place: tuple[int, int], content: bytes) -> None:
+        """What the store says of a block that it shows."""
+        arenas, (arena, slot) = self.core.store.arenas, place
+        row = self.core.store.tables.blocks[arenas.row_at(arenas.positions_by_id[arena], slot)]
+        assert row["state"] in {blocks.RESIDENT, blocks.DOOMED}, "a block is shown that is not there"
+        assert int(row["checksum"]) == xxhash.xxh3_64_intdigest(content), "the checksum is of other bytes"
+
+    def ready(self, ready: Ready) -> None:
+        """READY: more blocks of a lease can be read, and for longer."""
+        reading = next((one for one in self.reading if one.held.number == ready.lease.number), None)
+        if reading is None:
+            return  # released, or it was late
+        assert reading.streams, "READY after the last one"
+        reading.streams = ready.left > 0
+        assert ready.deadline_ns >= reading.deadline_ns, "a deadline moved back"
+        reading.deadline_ns = ready.deadline_ns
+        named = np.array([arena for arena, _ in ready.locations], dtype=np.uint32)
+        for arena in self.core.store.fresh_arenas(self.session, named):
+            self.client.maps[arena] = self.core.memory.map(arena)
+        for place in ready.locations:
+            index = reading.held.blocks
+            content = self.model.hit(reading.namespace, reading.keys[index]).content
+            reading.held.locations.append(place)
+            reading.expected.append(content)
+            self.check_row(place, content)
+        for index in range(reading.held.blocks):
+            if self.core.clock.ns <= reading.deadline_ns:
+                self.compare(reading, index)
+        self.seen.hit_blocks += len(ready.locations)
+        self.seen.ready_blocks += len(ready.locations)
 
     def compare(self, reading: Reading, index: int) -> None:
         """A block of a lease that is not over must read as it did."""
@@ -270,7 +361,7 @@ class Actor:
         """MATCH."""
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         for key in keys[: self.client.match(namespace, keys)]:
-            self.model.hit(namespace, key)
+            self.model.known(namespace, key)
 
     # -- dropping ------------------------------------------------------------------------------------------------
 
@@ -278,8 +369,13 @@ class Actor:
         """DELETE a few keys of a chain, and with them all that continues them."""
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         keys = self.rng.sample(keys, self.rng.randrange(1, min(3, len(keys)) + 1))
-        tops = self.model.dropped(namespace, keys)
-        self.core.store.delete(namespace, words(keys), 0, len(keys), lambda _: self.model.is_over(tops))
+
+        def begin() -> None:
+            tops = self.model.dropped(namespace, keys)
+            self.core.store.delete(namespace, words(keys), 0, len(keys), lambda _: self.model.is_over(tops))
+
+        if not self.core.store.disk.when_serving(begin):
+            begin()
 
     def arena_gone(self, arena: int) -> None:
         """ARENA_GONE: the map is kept for a while; some never answer."""
@@ -304,6 +400,75 @@ class Actor:
         elif self.rng.random() < 0.5 and not self.deaf:
             self.answer_gone(self.old_maps.index((arena, mapped)))
 
+    # -- making durable ------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """FLUSH."""
+        if len(self.flushing) >= FLUSHES_PER_SESSION:
+            return
+        namespace, store = self.rng.choice(self.namespaces), self.core.store
+        stored = self.session.stored.get(namespace.number)
+        wait_ns = self.rng.choice((30 * MS, SECOND, 10 * SECOND))
+        self.requests += 1
+        flushing = Flushing([], [], 0, self.core.clock.ns + wait_ns)
+        if stored is not None:
+            flushing = Flushing(
+                list(stored.rows), list(stored.generations), stored.lost, self.core.clock.ns + wait_ns
+            )
+        self.flushing[self.requests] = flushing
+        counts = store.flush(self.session, namespace, self.requests, wait_ns)
+        self.seen.flushes += 1
+        if counts is not None:
+            self.flushed(self.requests, counts)
+
+    def flushed(self, request: int, counts: tuple[int, int, int, int]) -> None:
+        """The answer to FLUSH: what it calls durable lies on disk by now, with all that it continues."""
+        flushing = self.flushing.pop(request)
+        durable, failed, evicted, pending = counts
+        assert min(counts) >= 0, "less than nothing"
+        assert not pending or self.core.clock.ns >= flushing.deadline_ns, "FLUSH did not wait"
+        if not self.core.store.limits.disk.disk_bytes:
+            return
+        assert durable + failed + evicted + pending == len(flushing.rows) + flushing.lost, "FLUSH miscounts"
+        table, sure = self.core.store.tables.blocks, 0
+        for row, number in zip(flushing.rows, flushing.generations, strict=True):
+            one = table[row]
+            alive = one["state"] not in {blocks.FREE, blocks.DOOMED} and int(one["generation"]) == number
+            if alive and one["flags"] & blocks.DURABLE:
+                sure += 1
+                generation = self.model.published[number]
+                generation.durable = self.check_durable(row)
+        assert sure == durable, "FLUSH counts others as durable"
+        self.seen.durable += durable
+
+    def check_durable(self, row: int) -> bool:
+        """A block and all that it continues: synced, and in the index. False if it is being dropped or was harmed."""
+        table, drive = self.core.store.tables.blocks, self.core.drive
+        shift = int(self.core.store.tables.book[blocks.SHIFT])
+        chain = []
+        while row:
+            if table["state"][row] == blocks.DOOMED:
+                return False
+            chain.append(row)
+            row = int(table["parent"][row])
+        for at in chain:
+            number, place = int(table["generation"][at]), int(table["disk"][at])
+            generation = self.model.published[number]
+            if generation.harmed:
+                return False
+            if not place and KNOWN:
+                self.seen.unrooted += 1
+                return False
+            assert place, "durable, and what it continues is not on disk"
+            segment, slot = self.core.store.disk.segments.number_at(place >> shift), place & ((1 << shift) - 1)
+            if KNOWN and drive.recorded(segment, slot) != number and at != chain[0]:
+                self.seen.unrooted += 1
+                return False
+            assert drive.recorded(segment, slot) == number, "durable, and the index does not know it"
+            content = drive.content(segment, slot, synced=True)
+            assert content == (number, generation.content), "durable, and not synced"
+        return True
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def fail_all(self) -> None:
@@ -312,4 +477,5 @@ class Actor:
             writing.generation.dead = True
         self.writing.clear()
         self.parked.clear()
+        self.flushing.clear()
         self.core.outbox.outcomes.pop(self.session.number, None)

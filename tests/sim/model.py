@@ -6,24 +6,35 @@ copies, and what was deleted; it does not know what is evicted, so a miss is alw
     - its generation is the latest of its key, in its tenant and namespace, and was published;
     - neither it nor what it continues was deleted or failed before, so far as the store has said that this is done;
     - its bytes are those that the copy left.
+
+A store that dies leaves what lies on disk. Its successor may bring back any generation that was published and whose
+end was not answered, an older one too; from the first look on that one is the latest of its key. The number that the
+store gave a generation tells which it is: `Model.look` asks for it, and the bytes prove it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvproto.errors import Grant
 from kvstore.sessions import Namespace
+
+Name = tuple[str, bytes, bytes]  # tenant, digest of the namespace, key
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
     """One value of one key."""
 
-    key: bytes
+    name: Name
     parent: "Generation | None"
+    life: int  # of the store that it was written to
     content: bytes = b""  # what its writer means to store, then what was published
     published: bool = False
     dead: bool = False  # deleted, failed or lapsed: out of the index
     swept: bool = False  # and so is all that continues it
+    number: int = 0  # that the store gave it when it was published
+    durable: bool = False  # FLUSH has said so
+    harmed: bool = False  # its copy on disk was damaged, or lost with its segment
     children: list["Generation"] = field(default_factory=list)
 
     def swept_above(self) -> bool:
@@ -44,12 +55,23 @@ class Generation:
         return found
 
 
+def name_of(namespace: Namespace, key: bytes) -> Name:
+    """What stands for a key in every life."""
+    return namespace.tenant.name, namespace.digest, key
+
+
 class Model:
-    """The latest generation of every key of every namespace."""
+    """The latest generation of every key of every namespace, and all that were ever published."""
 
     def __init__(self) -> None:
-        self.latest: dict[tuple[int, bytes], Generation] = {}
+        self.life = 0
+        self.latest: dict[Name, Generation] = {}
+        self.published: dict[int, Generation] = {}  # by the store's number
+        self.named: dict[Name, list[Generation]] = {}  # all of them, by name
+        self.look: Callable[[Namespace, bytes], int] = lambda _namespace, _key: 0  # number of a live block, or 0
         self._over: list[Generation] = []
+
+    # -- what happens --------------------------------------------------------------------------------------------
 
     def is_over(self, generations: list[Generation]) -> None:
         """A delete or a clear is answered. It counts from the next event on: RESERVE may have said KNOWN just before
@@ -63,9 +85,36 @@ class Model:
             generation.dead = generation.swept = True
         self._over.clear()
 
+    def publish(self, generation: Generation, number: int) -> None:
+        """A block became visible."""
+        assert number not in self.published, "a generation is given twice"
+        generation.published, generation.number = True, number
+        self.published[number] = generation
+
+    def crash(self) -> None:
+        """The store is gone. What was not published never will be, and what was being dropped may come back."""
+        self.next_event()
+        self.life += 1
+        self.latest.clear()
+        for generation in self.published.values():
+            generation.dead = generation.swept
+
+    # -- what is known -------------------------------------------------------------------------------------------
+
     def find(self, namespace: Namespace, key: bytes) -> Generation | None:
-        """The latest generation of a key."""
-        return self.latest.get((namespace.number, key))
+        """The latest generation of a key; one that a former life left if this one has none."""
+        name = name_of(namespace, key)
+        if name not in self.latest:
+            number = self.look(namespace, key)
+            if number:
+                self.latest[name] = self._former(name, number)
+        return self.latest.get(name)
+
+    def _former(self, name: Name, number: int) -> Generation:
+        found = self.published.get(number)
+        assert found is not None, "a block that was never published"
+        assert found in self.named[name], "a block of another key"
+        return found
 
     def reserved(
         self, namespace: Namespace, parent: bytes | None, keys: list[bytes], grants: list[Grant]
@@ -74,49 +123,77 @@ class Model:
         made: list[Generation | None] = []
         before = self.find(namespace, parent) if parent is not None else None
         for key, grant in zip(keys, grants, strict=True):
-            known = self.find(namespace, key)
             if grant is Grant.KNOWN:
-                assert known is not None, "KNOWN, and never stored"
-                assert known.published, "KNOWN, and never published"
-                assert not known.dead, "KNOWN after it was dropped"
-                assert not known.swept_above(), "KNOWN after what it continues was dropped"
+                self.known(namespace, key)
+            known = self.find(namespace, key)
             if grant is Grant.PENDING:
                 assert known is not None, "PENDING, and nobody writes it"
                 assert not known.published, "PENDING, and published"
                 # It may be dead: the tickets of a closed session end slice by slice.
             new = None
             if grant is Grant.GRANTED:
-                new = Generation(key, before)
-                if before is not None:
-                    before.children.append(new)
-                self.latest[namespace.number, key] = new
+                above = before if before is not None and not self._lingers(before) else None
+                name = name_of(namespace, key)
+                new = Generation(name, above, self.life)
+                if above is not None:
+                    above.children.append(new)
+                self.latest[name] = new
+                self.named.setdefault(name, []).append(new)
             if grant in (Grant.GRANTED, Grant.KNOWN, Grant.PENDING):
                 before = new or known
             made.append(new)
         return made
 
-    def hit(self, namespace: Namespace, key: bytes) -> Generation:
-        """The generation that a hit on this key is allowed to return now."""
+    def _lingers(self, generation: Generation) -> bool:
+        """Is it one whose end was answered in a former life? The index may know it still: reading it will fail."""
+        return generation.life < self.life and generation.swept_above()
+
+    def known(self, namespace: Namespace, key: bytes) -> Generation:
+        """The generation that the store may say is there, without showing its bytes."""
         found = self.find(namespace, key)
+        number = self.look(namespace, key)
+        if found is not None and number and number != found.number:  # disk was opened since it was evicted
+            found = self._former(name_of(namespace, key), number)
+            assert found.life < self.life, "an older block of this life came back"
+            self.latest[name_of(namespace, key)] = found
         assert found is not None, "a hit on a key that this tenant never stored"
         assert found.published, "a hit on a block that was never published"
-        assert not found.dead, "a hit on a block that was dropped"
-        assert not found.swept_above(), "a hit on a block whose parent was dropped for good"
+        if not self._lingers(found):
+            assert not found.dead, "a hit on a block that was dropped"
+            assert not found.swept_above(), "a hit on a block whose parent was dropped for good"
         return found
+
+    def hit(self, namespace: Namespace, key: bytes) -> Generation:
+        """The generation that a hit on this key is allowed to return now."""
+        found = self.known(namespace, key)
+        assert not self._lingers(found), "what was dropped in a former life is back"
+        return found
+
+    # -- what is dropped -----------------------------------------------------------------------------------------
 
     def dropped(self, namespace: Namespace, keys: list[bytes]) -> list[Generation]:
         """DELETE begins: these keys never hit again. Returns what will be swept when it is answered."""
-        tops = [found for key in keys if (found := self.find(namespace, key)) is not None and not found.dead]
-        for top in tops:
-            top.dead = True
+        tops = []
+        for key in keys:
+            self.find(namespace, key)
+            tops += self._all_of(name_of(namespace, key))
         return tops
+
+    def _all_of(self, name: Name) -> list[Generation]:
+        """All generations of a key that could be found again: evicted ones may still lie on disk."""
+        alive = [generation for generation in self.named.get(name, ()) if not generation.dead]
+        for generation in alive:
+            generation.dead = True
+        return alive
 
     def cleared(self, namespaces: list[Namespace], keys: list[bytes] | None) -> list[Generation]:
         """CLEAR begins: what will be gone when it is answered."""
-        numbers = {namespace.number for namespace in namespaces}
+        scopes = {(namespace.tenant.name, namespace.digest) for namespace in namespaces}
         tops = [
             generation
-            for (number, key), generation in self.latest.items()
-            if number in numbers and (keys is None or key in keys) and not generation.dead
+            for (tenant, digest, key), generations in self.named.items()
+            if (tenant, digest) in scopes and (keys is None or key in keys)
+            for generation in generations
+            if not generation.dead
         ]
         return [member for top in tops for member in top.family()]

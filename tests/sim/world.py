@@ -1,14 +1,25 @@
 """One seeded life of a store: tenants, clients, faults; then a phase in which everything must come to rest and work."""
 
 import random
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
 
 from kvproto.errors import Grant, TicketError
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
+from kvstore import blocks
 from kvstore.report import ClearReport, ClearScope
-from tests.core import ARENA_BYTES, MS, SECOND, Core, chain
-from tests.fakes import FakeMemory
-from tests.sim.actor import Actor, Seen
+from kvstore.sessions import Namespace, Session
+from kvstore.tier import recovery
+from kvstore.tier.codec import Wish
+from kvstore.tier.disk import DiskLimits, DiskState
+from tests.core import ARENA_BYTES, MS, SECOND, Core, chain, words
+from tests.drive import FakeDrive
+from tests.fakes import FakeClock, FakeMemory
+from tests.sim.actor import Actor, Habits, Seen
+from tests.sim.disk import DiskEvents, SimOutbox, choose_limits
 from tests.sim.model import Model
 
 STEPS = 600
@@ -17,26 +28,73 @@ TENANTS = ("red", "green", "blue")
 SLOTS = ARENA_BYTES // PAGE_BYTES
 
 
+def reader(rng: random.Random, habits: Habits) -> Habits:
+    """Clients that come back for what they stored, and wait for it."""
+    return replace(
+        habits, sizes=tuple(rng.sample(habits.sizes, rng.choice((1, 1, 2)))), rings=(24, 40), memory=40, copies=16,
+        waits_ns=(0, 100 * MS, 2 * SECOND, 2 * SECOND),
+    )  # fmt: skip
+
+
 class World:
     """Everything of one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, habits: Habits | None = None, codec: Wish = Wish.RAW) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.seen = Seen()
         self.refusing = False
+        self.habits = habits or Habits()
+        self.limits: DiskLimits | None = None
+        self.tenants = TENANTS[: self.rng.choice((1, 2, 3))]
+        self.arenas = self.rng.choice((2, 3, 5, 8, 12))
+        if habits or self.rng.random() < 0.67:
+            self.limits = choose_limits(self.rng, codec)
+            if self.rng.random() < 0.7:  # few who share memory, so that blocks leave it for the disk
+                self.habits = reader(self.rng, self.habits)
+                self.tenants = TENANTS[: self.rng.choice((1, 1, 2))]
+                self.arenas = self.rng.choice((1, 2, 3))
+        self.stored = {tenant: deque[tuple[int, list[bytes]]](maxlen=self.habits.memory) for tenant in self.tenants}
+        self.model = Model()
+        self.disk = DiskEvents(self.rng, self.seen, self.model)
+        self.actors: list[Actor] = []
+        self.gone: list[Actor] = []  # detached, and not yet exited
+        self.clears: list[list[ClearReport]] = []
+        self.core: Core
+        recovery.SLICE = self.rng.choice((1, 5, 8192))  # records at a time
+        self.begin(FakeClock(), None, 1)
+        if self.limits:
+            self.core.open_disk()
+
+    def begin(self, clock: FakeClock, drive: FakeDrive | None, generation: int) -> None:
+        """A store begins its life. Disk is opened later."""
+        outbox = SimOutbox()
+        drive = drive or FakeDrive(self.limits.segment_bytes if self.limits else 0)
         self.core = Core(
-            arenas=self.rng.choice((2, 3, 5, 8, 12)),
+            arenas=self.arenas,
             ticket_ttl_ns=self.rng.choice((50 * MS, SECOND, 10 * SECOND)),
             lease_ttl_ns_max=self.rng.choice((300 * MS, 2 * SECOND)),
             slice_steps=self.rng.choice((1, 3, 10, 2048)),
-            seed=seed,
+            seed=self.seed,
             memory=FakeMemory(refuses=self.refuses),
+            disk=self.limits,
+            drive=drive,
+            first_generation=generation,
+            clock=clock,
+            outbox=outbox,
         )
-        self.model = Model()
-        self.actors: list[Actor] = []
-        self.gone: list[Actor] = []  # detached, and not yet exited
-        self.tenants = TENANTS[: self.rng.choice((1, 2, 3))]
-        self.clears: list[list[ClearReport]] = []
+        outbox.on_flushed = self.flushed
+        self.disk.attach(self.core)
+        self.core.store.disk.when_serving(self.disk.check_returned)  # before anybody else
+        self.model.look = self.look
+        self.seen.lives += 1
+        self.seen.disks += bool(self.limits)
+
+    def look(self, namespace: Namespace, key: bytes) -> int:
+        """The number of the published block that has a key now; 0 if there is none."""
+        tables, index = self.core.store.tables, namespace.tenant.index
+        row = blocks.find_one(tables, index, namespace.number, words([key]), 0)
+        return int(tables.blocks["generation"][row]) if row else 0
 
     def refuses(self) -> bool:
         """Fault: the system has no memory for another arena."""
@@ -51,14 +109,20 @@ class World:
             self.step()
             self.deliver()
             if step % AUDIT_EVERY == AUDIT_EVERY - 1:
-                self.core.audit()
+                self.audit()
         self.come_to_rest()
         self.fill_up()
-        tally = self.core.store.tally
         self.seen.steps += STEPS
-        self.seen.evicted, self.seen.expired = tally.evicted, tally.leases_expired
-        self.seen.recycled = self.core.store.arenas.recycled
+        self.count()
         return self.seen
+
+    def count(self) -> None:
+        """Take in what a store has been through."""
+        tally = self.core.store.tally
+        self.seen.evicted += tally.evicted
+        self.seen.expired += tally.leases_expired
+        self.seen.recycled += self.core.store.arenas.recycled
+        self.disk.count()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -67,14 +131,53 @@ class World:
         self.model.next_event()
         if not self.actors:
             self.join()
-        elif self.rng.random() < 0.72:
+        elif self.rng.random() < (0.6 if self.limits else 0.72):
             self.rng.choice(self.actors).act()
         else:
-            events = (
+            events = [
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
-                (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 1), (self.drain, 1),
-            )  # fmt: skip
+                (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5), (self.drain, 1),
+            ]  # fmt: skip
+            if self.limits:
+                events += [
+                    (self.disk.work, 40), (self.tick, 20), (self.disk.fail, 2), (self.disk.heal, 2),
+                    (self.disk.damage, 2), (self.vanish, 0.5), (self.crash, 1), (self.open_disk, 8),
+                ]  # fmt: skip
             self.rng.choices([event for event, _ in events], [weight for _, weight in events])[0]()
+
+    def audit(self) -> None:
+        """Check everything, but not in the middle of a recovery."""
+        if self.core.store.disk.state is not DiskState.ADOPTING:
+            self.core.audit()
+
+    def open_disk(self) -> None:
+        """The index has been read."""
+        if self.core.store.disk.state is DiskState.OPENING:
+            self.core.store.open_disk(*self.core.drive.found())
+
+    def vanish(self) -> None:
+        """A segment is lost; not while it is looked for."""
+        if self.core.store.disk.state is DiskState.SERVING:
+            self.disk.vanish()
+
+    def crash(self) -> None:
+        """The daemon dies, and another one begins on the same disk."""
+        if self.core.store.disk.state is not DiskState.SERVING:
+            return
+        generation = int(self.core.store.tables.book[blocks.GENERATION])
+        drive = self.disk.crash()
+        self.model.crash()
+        self.count()
+        self.actors.clear()
+        self.gone.clear()
+        self.clears.clear()
+        self.begin(self.core.clock, drive, generation)
+
+    def flushed(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
+        """The store answers FLUSH."""
+        for actor in self.actors:
+            if actor.session is session:
+                actor.flushed(request, counts)
 
     def deliver(self) -> None:
         """What the store has said reaches its clients."""
@@ -90,22 +193,33 @@ class World:
         while outbox.answers:
             session, parked, lease, locations = outbox.answers.pop(0)
             by_session[session].answered(parked, lease, locations)
+        while outbox.readies:
+            ready = outbox.readies.pop(0)
+            if ready.lease.session in by_session:
+                by_session[ready.lease.session].ready(ready)
 
     def finish_copy(self) -> None:
         """A leaf thread ends a few copies, in any order."""
-        for _ in range(self.rng.randrange(1, 6)):
+        for _ in range(self.rng.randrange(1, self.habits.copies + 1)):
             if self.core.running:
                 self.finish_one(self.rng.randrange(len(self.core.running)))
 
     def finish_one(self, index: int) -> None:
         """The copy must find the bytes that its writer wrote last."""
         copy, ring = self.core.running[index]
+        generation = None
         for actor in self.actors:
             writing = actor.writing.get(copy.ticket.number) if actor.session is copy.ticket.session else None
             if writing is not None:
                 found = ring[copy.source_offset : copy.source_offset + copy.block_bytes].tobytes()
                 assert found == writing.generation.content, "somebody else wrote into this span"
+                generation = writing.generation
+        book = self.core.store.tables.book
+        number = int(book[blocks.GENERATION])
         self.core.finish(index)
+        if int(book[blocks.GENERATION]) != number:
+            assert generation is not None, "published for nobody"
+            self.model.publish(generation, number)
         for actor in self.actors:
             actor.told()
 
@@ -129,7 +243,10 @@ class World:
     def join(self) -> None:
         """A new client, perhaps with memory to spare again."""
         if len(self.actors) < 5:
-            self.actors.append(Actor(self.core, self.model, self.seen, self.rng, self.rng.choice(self.tenants)))
+            tenant = self.rng.choice(self.tenants)
+            self.actors.append(
+                Actor(self.core, self.model, self.seen, self.rng, tenant, self.habits, self.stored[tenant])
+            )
         self.refusing = self.rng.random() < 0.3
 
     def leave(self) -> None:
@@ -177,7 +294,8 @@ class World:
         if not namespaces:
             return
         chosen = self.rng.choice(namespaces)
-        known = [BlockKey(key) for number, key in self.model.latest if number == chosen.number]
+        mine = (chosen.tenant.name, chosen.digest)
+        known = [BlockKey(key) for tenant, digest, key in self.model.named if (tenant, digest) == mine]
         keys = tuple(self.rng.sample(known, min(len(known), 2)) * 2)  # each named twice
         scope, hit = self.rng.choice(
             (
@@ -188,15 +306,20 @@ class World:
             )
         )
         dry_run = self.rng.random() < 0.3
-        doomed = [] if dry_run else self.model.cleared(hit, list(scope.keys) or None)
         reports: list[ClearReport] = []
-
-        def done(report: ClearReport) -> None:
-            reports.append(report)
-            self.model.is_over(doomed)
-
-        self.core.store.clear(scope, done, dry_run=dry_run)
         self.clears.append(reports)
+
+        def begin() -> None:
+            doomed = [] if dry_run else self.model.cleared(hit, list(scope.keys) or None)
+
+            def done(report: ClearReport) -> None:
+                reports.append(report)
+                self.model.is_over(doomed)
+
+            self.core.store.clear(scope, done, dry_run=dry_run)
+
+        if not self.core.store.disk.when_serving(begin):
+            begin()
 
     def drain(self) -> None:
         """An operator stops and resumes storing."""
@@ -208,6 +331,10 @@ class World:
         """Every copy ends, every client answers or exits, every deadline passes: nothing may be held any more."""
         core, store = self.core, self.core.store
         self.refusing = store.draining = False
+        self.disk.heal()
+        self.open_disk()
+        while self.limits and store.disk.state is not DiskState.SERVING:
+            self.tick()
         while core.running:
             self.finish_one(self.rng.randrange(len(core.running)))
         while self.gone:
@@ -218,13 +345,20 @@ class World:
             for writing in actor.open_tickets():
                 writing.generation.dead = True
             store.flush_outcomes(actor.session)
-        for _ in range(3):
+        for _ in range(4):
             core.pass_time(5 * SECOND)
             self.deliver()
             core.settle()
-        self.deliver()
+            self.deliver()
+            self.model.next_event()
+        for _ in range(100):  # a write budget takes its time
+            if store.disk.demotion.waiting or not store.disk.commits.clean:
+                core.pass_time(200 * MS)
+                core.settle()
+        self.disk.at_rest()
         for actor in self.actors:
             assert not actor.parked, "a LEASE was never answered"
+            assert not actor.flushing, "a FLUSH was never answered"
             while actor.old_maps:
                 actor.answer_gone(0)
         core.audit()

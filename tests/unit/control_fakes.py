@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from kvproto.ids import BlockKey, NamespaceDigest
@@ -16,12 +16,17 @@ from kvstore.report import (
     ConfigValue,
     Counters,
     DaemonReport,
+    DiskCounters,
+    DiskReport,
+    DriveReport,
     NamespaceReport,
+    RestartReport,
+    ScrubReport,
     SessionReport,
     TenantReport,
     TierReport,
 )
-from kvstored.control import AdminPort
+from kvstored.control import AdminPort, RefusedError
 
 T = TypeVar("T")
 
@@ -85,6 +90,39 @@ class ThreadOwner:
             question()
 
 
+def disk_tier() -> TierReport:
+    return TierReport(
+        name="disk", capacity_bytes=1024 * MIB, assigned_bytes=64 * MIB, used_bytes=3 * BLOCK_BYTES, blocks=3, arenas=2,
+        arena_bytes=32 * MIB, populated_bytes=0, locked_bytes=0, stale_bytes=0,
+    )  # fmt: skip
+
+
+def drive_report(directory: str, **others: object) -> DriveReport:
+    well = DriveReport(
+        directory=directory, state="ok", reason="", direct=True, segments=1, free_bytes=900 * MIB,
+        capacity_bytes=4096 * MIB, read_bytes=5 * MIB, written_bytes=7 * MIB, errors=0, damaged=0,
+    )  # fmt: skip
+    return replace(well, **others)  # type: ignore[arg-type]
+
+
+def disk_report() -> DiskReport:
+    return DiskReport(
+        state="serving", index_state="ready", index_reason="", rebuild_done_slots=0, rebuild_total_slots=0, rebuilt="",
+        recovered_blocks=2, orphan_blocks=1, recovered_segments=1, surplus_segments=0, unknown_segments=0,
+        useless_records=0, foreign_files=1, foreign=("/mnt/a/segments/notes.txt",), admission="second_touch",
+        codec="auto", queued_chains=4, running_bytes=2 * MIB,
+        counters=DiskCounters(**{one.name: number for number, one in enumerate(fields(DiskCounters), start=2001)}),
+        drives=(drive_report("/mnt/a/kv"), drive_report("/mnt/b/kv", state="full", reason="no space", direct=False)),
+    )  # fmt: skip
+
+
+def restart_report() -> RestartReport:
+    return RestartReport(
+        began="warm", reason="", found_blocks=1234, kept_blocks=1200, withheld_slots=3, unverified_blocks=300,
+        verified_blocks=900, verify_faults=0, keeper="systemd",
+    )  # fmt: skip
+
+
 @dataclass
 class Chain:
     """The blocks of one tenant's namespace, each continuing the one before it."""
@@ -98,7 +136,11 @@ class Chain:
 
 @dataclass
 class MemoryPort:
-    """Two tenants, two namespaces. `trouble` is raised by every method, `before_drain` runs in `drain`."""
+    """Two tenants, two namespaces, two drives.
+
+    `trouble` is raised by every method, `before_drain` runs in `drain`. A scrub gets one block further whenever
+    somebody looks, and finds the last one damaged if `decayed`.
+    """
 
     chains: list[Chain] = field(
         default_factory=lambda: [
@@ -114,6 +156,10 @@ class MemoryPort:
     client_name: str = "engine-0"
     warnings: tuple[str, ...] = ()
     before_drain: Callable[[], object] = bool
+    disk: DiskReport | None = field(default_factory=disk_report)
+    restart: RestartReport = field(default_factory=restart_report)
+    scrubbed: ScrubReport = field(default_factory=ScrubReport)
+    decayed: bool = False
     scopes: list[ClearScope] = field(default_factory=list)
 
     def status(self) -> DaemonReport:
@@ -122,8 +168,8 @@ class MemoryPort:
             version="0.1.0", pid=4242, uid=self.uid, started_unix_s=1.7e9, uptime_s=11_530.5,
             runtime_dir=self.runtime_dir,
             serving=True, draining=self.draining, isolation="enforced", warnings=self.warnings,
-            tiers=(self.tier(),), tenants=self.tenants(), counters=self.counters(), sessions=1,
-            namespaces=len(self.chains),
+            tiers=(self.tier(), disk_tier()) if self.disk else (self.tier(),), tenants=self.tenants(),
+            counters=self.counters(), sessions=1, namespaces=len(self.chains), disk=self.disk, restart=self.restart,
         )  # fmt: skip
 
     def tier(self) -> TierReport:
@@ -174,6 +220,7 @@ class MemoryPort:
         return (
             ConfigValue("dram.size", "1GiB", "flag --dram", "bytes", "memory for blocks"),
             ConfigValue("dram.lock", "true", "file /etc/kvstored.toml:3", "switch", "keep blocks out of swap"),
+            ConfigValue("disk.directories", "/mnt/a/kv:/mnt/b/kv", "environment KVSTORED_DISK", "paths", "blocks too"),
         )
 
     def clear(self, scope: ClearScope, *, dry_run: bool) -> "Future[ClearReport]":
@@ -203,6 +250,23 @@ class MemoryPort:
         self._check()
         self.before_drain()
         self.draining = on
+
+    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
+        self._check()
+        if self.disk is None:
+            raise RefusedError("there is no disk tier; give --disk")
+        if start:
+            self.scrubbed = ScrubReport(
+                True, total_blocks=3, rate_bytes_per_s=MIB if rate is None else rate, started_unix_s=1.7e9
+            )
+        elif self.scrubbed.running:
+            done = self.scrubbed.done_blocks + 1
+            ended = done == self.scrubbed.total_blocks
+            self.scrubbed = replace(
+                self.scrubbed, running=not ended, done_blocks=done, done_bytes=done * BLOCK_BYTES,
+                damaged=int(ended and self.decayed), finished_unix_s=1.7e9 + 61 if ended else 0.0,
+            )  # fmt: skip
+        return self.scrubbed
 
     def _check(self) -> None:
         if self.trouble is not None:

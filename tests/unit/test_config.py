@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvproto import limits
+from kvproto.errors import UsageError
 from kvproto.limits import GIB, KIB, MIB
+from kvstore import store
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
+from kvstored import cli
 from kvstored import config as config_module
 from kvstored.config import (
     EX_CONFIG,
@@ -85,6 +93,16 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         log_level="info",
         keep=False,
         keep_patience_s=600.0,
+        disk_directories=(),
+        disk_bytes=0,
+        segment_bytes=8 * MIB,
+        disk_admission="second_touch",
+        disk_write_rate=0,
+        disk_codec="auto",
+        disk_readers=4,
+        disk_writers=2,
+        disk_packers=1,
+        disk_scrub_rate=10 * MIB,
         tenants=(),
     )
 
@@ -354,6 +372,13 @@ def test_an_unknown_log_level_is_refused() -> None:
         ("leaf-threads", "64", "65"),
         ("keep-patience", "1s", "999ms"),
         ("keep-patience", "24h", "86401s"),
+        ("disk-segment", "8MiB", "8188KiB"),
+        ("disk-segment", "64GiB", "65GiB"),
+        ("disk-write-rate", "1TiB", "1025GiB"),
+        ("disk-readers", "32", "33"),
+        ("disk-writers", "1", "0"),
+        ("disk-packers", "32", "33"),
+        ("disk-scrub-rate", "0", "1025GiB"),
     ],
 )
 def test_ranges_hold_at_their_ends(flag: str, good: str, bad: str) -> None:
@@ -394,6 +419,170 @@ def test_more_arenas_than_the_limit_are_refused_with_one_that_works() -> None:
 
 def test_arenas_grow_with_dram() -> None:
     assert loaded(flags={"dram": "1TiB"}, memory_bytes=2 << 40).config.arena_bytes == GIB
+
+
+# Disk
+
+DISK_FLAGS = {"disk": "/mnt/a:/mnt/b", "disk_size": "1TiB"}
+
+
+def test_a_disk_tier_is_a_list_in_the_file_and_has_colons_elsewhere(tmp_path: Path) -> None:
+    file = written(tmp_path, '[disk]\ndirectories = [\n  "/mnt/a/", # one\n  "/mnt/c/../b",\n]\nsize = "1TiB"\n')
+    result = loaded(file=file)
+    assert result.config.disk_directories == (Path("/mnt/a"), Path("/mnt/b"))
+    assert (result.config.disk_bytes, result.config.segment_bytes) == (1 << 40, 256 * MIB)
+    assert origin(result, "disk.directories") == f"file {file}:2"
+    for environ, flags in (({"KVSTORED_DISK": "/mnt/a:/mnt/b"}, {}), ({}, {"disk": "/mnt/a:/mnt/b"})):
+        elsewhere = loaded(file=file, environ=environ, flags=flags)
+        assert elsewhere.config == result.config
+        assert [one.value for one in elsewhere.values if one.name == "disk.directories"] == ["/mnt/a:/mnt/b"]
+
+
+@pytest.mark.parametrize("nothing", ["", "none"])
+def test_a_flag_can_say_that_there_is_no_disk_tier_after_all(tmp_path: Path, nothing: str) -> None:
+    file = written(tmp_path, '[disk]\ndirectories = ["/mnt/a"]\nsize = "1TiB"\n')
+    config = loaded(file=file, flags={"disk": nothing}).config
+    assert (config.disk_directories, config.disk_bytes) == ((), 0)
+    assert loaded(file=written(tmp_path, "[disk]\ndirectories = []\n")).config.disk_directories == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "directories = '/mnt/a'",
+            'disk.directories: must be a list of absolute paths, such as ["/mnt/nvme0/kv"], not',
+        ),
+        ("directories = [1]", "disk.directories: a path is a string, not an integer"),
+        ("directories = ['/a:/b']", "disk.directories: '/a:/b' is not an absolute path without ':'"),
+        ("directories = ['']", "disk.directories: '' is not an absolute path without ':'"),
+        ("directories = ['none']", "disk.directories: 'none' is not an absolute path without ':'"),
+        ("directories = ['mnt/a']", "disk.directories: 'mnt/a' is not an absolute path"),
+        ("directories = ['~/a']", "disk.directories: '~/a' is not an absolute path"),
+        ("directories = ['/a', '/a/']", "disk.directories: '/a' is listed twice"),
+        ("directories = ['/a', '/b/../a']", "disk.directories: '/a' is listed twice"),
+        ("directories = ['/a', '/a/b']", "disk.directories: /a/b lies inside /a; take folders beside each other"),
+        ("directories = ['/a/b', '/a']", "disk.directories: /a/b lies inside /a; take folders beside each other"),
+        ("directories = ['/run/kvstored']", "disk.directories: /run/kvstored is daemon.runtime_dir, which has files"),
+        (f"directories = ['/{'d' * 1024}']", "is longer than 1024 bytes"),
+        (f"directories = {[f'/d{number}' for number in range(17)]}", "disk.directories: 17 are more than 16"),
+        ("size = '16MiB'\nadmission = 'some'", "disk.admission: 'some' is not one of all, second_touch, none"),
+        ("size = '16MiB'\ncodec = 'zip'", "disk.codec: 'zip' is not one of auto, raw, bf16-planes+zstd"),
+        ("direktories = []", "unknown key disk.direktories; did you mean disk.directories?"),
+        ("arena = 1", "unknown key disk.arena; did you mean dram.arena?"),
+        ("segment = '8193KiB'", "disk.segment: '8193KiB' is not a multiple of 4KiB"),
+    ],
+)
+def test_what_a_disk_tier_may_not_be_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    message = refusal(tmp_path, f"[disk]\n{text}\n")
+    assert re.match(r"kvstored\.toml:[23]: ", message)
+    assert expected in message
+
+
+def test_directories_that_are_one_by_a_link_are_refused(tmp_path: Path) -> None:
+    real, link, inner = tmp_path / "real", tmp_path / "link", tmp_path / "link" / "inner"
+    real.mkdir()
+    link.symlink_to(real)
+    assert flag_refusal("disk", f"{real}:{link}", disk_size="1GiB").endswith(f"{link} and {real} are one folder")
+    assert f"{inner} lies inside {real};" in flag_refusal("disk", f"{real}:{inner}", disk_size="1GiB")
+
+
+def test_a_disk_without_a_size_is_refused_and_a_size_without_a_disk_too(tmp_path: Path) -> None:
+    needs = "disk.directories needs disk.size (--disk-size), the bytes that all directories may take together"
+    assert flag_refusal("disk", "/mnt/a") == f"flag --disk: {needs}"
+    assert flag_refusal("disk-size", "0", disk="/mnt/a") == f"flag --disk-size: {needs}"
+    assert (
+        flag_refusal("disk-size", "1GiB")
+        == "flag --disk-size: 1GiB of disk, and no disk.directories: name a folder on each drive"
+    )
+    assert refusal(tmp_path, "[disk]\ndirectories = ['/mnt/a']\n") == f"kvstored.toml:2: disk.directories: {needs}"
+
+
+def test_a_disk_holds_at_least_two_segments_and_at_most_the_limit() -> None:
+    assert loaded(flags={"disk": "/a", "disk_size": "16MiB"}).config.segment_bytes == 8 * MIB
+    message = flag_refusal("disk-size", "15MiB", disk="/a")
+    assert message == "flag --disk-size: a disk.size of 15MiB does not hold 2 segments of 8MiB"
+    assert flag_refusal("disk-segment", "1TiB", **DISK_FLAGS).startswith("flag --disk-segment: 1TiB is out of range")
+    assert "does not hold 2 segments" in flag_refusal("disk-segment", "16MiB", disk="/a", disk_size="24MiB")
+    message = flag_refusal("disk-segment", "8MiB", **DISK_FLAGS)
+    assert message == "flag --disk-segment: 1TiB makes more than 65536 segments of 8MiB; take 256MiB"
+
+
+def test_segments_grow_where_large_arenas_leave_few_numbers_for_them() -> None:
+    config = load(None, ENVIRON, {"dram": "1TiB", "disk": "/a", "disk-size": "16TiB"}, memory_bytes=2 << 40).config
+    assert config.arena_bytes == GIB
+    assert config.segment_bytes > limits.segment_bytes_for(16 << 40)
+    with pytest.raises(ConfigError, match=r"more slots than 32 bits can number; take larger ones, or less disk$"):
+        load(None, ENVIRON, {"dram": "1TiB", "disk": "/a", "disk-size": "999TiB"}, memory_bytes=2 << 40)
+
+
+@settings(derandomize=True, max_examples=200)
+@given(
+    st.integers(24, 44).map(lambda bits: 1 << bits),
+    st.integers(24, 47).map(lambda bits: 1 << bits),
+    st.none() | st.sampled_from(["8MiB", "100MiB", "1GiB", "64GiB"]),
+)
+def test_what_is_called_good_has_a_number_for_every_slot(dram: int, disk: int, segment: str | None) -> None:
+    flags = {"dram": str(dram), "disk": "/a", "disk-size": str(disk)}
+    try:
+        config = load(
+            None, ENVIRON, flags | ({"disk-segment": segment} if segment else {}), memory_bytes=1 << 45
+        ).config
+        good = True
+    except ConfigError as error:
+        if "32 bits" not in str(error):
+            return
+        good = False
+        words = re.search(r"in segments of (\S+) beside arenas of (\S+) has", str(error))
+        assert words is not None
+        segment_bytes, arena_bytes = parse_bytes(words[1]), parse_bytes(words[2])
+    if good:
+        segment_bytes, arena_bytes = config.segment_bytes, config.arena_bytes
+    numbered = store.Limits(dram, arena_bytes, disk=DiskLimits(disk, segment_bytes))
+    try:
+        store._dimensions(numbered)
+    except UsageError:
+        assert not good
+    else:
+        assert good
+
+
+def test_the_words_of_the_disk_tier_are_those_of_the_store() -> None:
+    assert tuple(Admission) == config_module.ADMISSIONS
+    assert tuple(Wish) == config_module.CODECS
+
+
+def test_configuration_is_read_without_what_takes_long_to_import() -> None:
+    program = "import sys, kvstored.cli; print(sorted({'numba', 'grpc', 'lmdb', 'zstandard'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+# The command line
+
+
+def test_a_switch_may_stand_alone_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Loaded] = []
+
+    def run(loaded: Loaded) -> int:
+        ran.append(loaded)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/kvstored")
+    assert cli.main(["--keep", "--lock", "false", "--prefault", "--dram", "64MiB", "--disk", "none"]) == 0
+    config = ran[0].config
+    assert (config.keep, config.lock, config.prefault, config.dram_bytes) == (True, False, True, 64 * MIB)
+    assert origin(ran[0], "daemon.keep") == "flag --keep"
+
+
+def test_a_flag_with_an_empty_value_is_a_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda _: 0)
+    assert cli.main(["--dram="]) == EX_CONFIG
+    assert "flag --dram: '' is not a size" in capsys.readouterr().err
+    assert cli.main(["--disk=", "--dram", "64MiB"]) == 0
 
 
 # Tenants

@@ -7,8 +7,9 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,10 +19,29 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
+from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import report
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits, DiskState
 from kvstored import control
-from kvstored.control import ControlServer
-from tests.unit.control_fakes import BLOCK_BYTES, DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner
+from kvstored.admin import FOREIGN_NAMED, PACKED_TRIED, SCRUB_RATE, Admin
+from kvstored.config import DISK_DIRECTORIES, DISK_PATH_BYTES, load
+from kvstored.control import ControlServer, RefusedError
+from kvstored.drive_health import DriveState, DriveStatus
+from kvstored.index import State
+from kvstored.keep import NoKeeper
+from tests.core import Core, chain
+from tests.unit.control_fakes import (
+    BLOCK_BYTES,
+    DIGEST_A,
+    DIGEST_B,
+    KEYS,
+    MemoryPort,
+    ThreadOwner,
+    disk_report,
+    drive_report,
+)
 
 HEX_A, HEX_B = DIGEST_A.hex(), DIGEST_B.hex()
 SERVICE = "kvstored.control.v1.Control"
@@ -136,6 +156,19 @@ class TestAnswers:
         answer = served.stub.GetStatus(pb.GetStatusRequest(), timeout=WAIT_S)
         same(answer, served.port.status())
 
+    def test_status_without_a_disk_tier_has_no_such_part(self, served: Served) -> None:
+        served.port.disk = None
+        answer = served.stub.GetStatus(pb.GetStatusRequest(), timeout=WAIT_S)
+        assert not answer.HasField("disk")
+        assert [tier.name for tier in answer.tiers] == ["dram"]
+
+    def test_status_of_the_most_drives_with_the_longest_names_is_small(self, served: Served) -> None:
+        name = "/" + "d" * (DISK_PATH_BYTES - 1)
+        drives = (drive_report(name, reason=name),) * DISK_DIRECTORIES
+        served.port.disk = replace(disk_report(), drives=drives, foreign=(name + "/segments/x",) * FOREIGN_NAMED)
+        answer = served.stub.GetStatus(pb.GetStatusRequest(), timeout=WAIT_S)
+        assert answer.ByteSize() < 64 << 10
+
     def test_statistics_are_the_counters(self, served: Served) -> None:
         same(served.stub.GetStatistics(pb.GetStatisticsRequest(), timeout=WAIT_S).counters, served.port.counters())
 
@@ -167,6 +200,11 @@ class TestAnswers:
             (pb.ConfigValue, report.ConfigValue),
             (pb.GetStatusResponse, report.DaemonReport),
             (pb.ClearResponse, report.ClearReport),
+            (pb.DiskCounters, report.DiskCounters),
+            (pb.Drive, report.DriveReport),
+            (pb.Disk, report.DiskReport),
+            (pb.Restart, report.RestartReport),
+            (pb.ScrubResponse, report.ScrubReport),
         ],
     )
     def test_messages_mirror_the_reports_name_by_name(self, message: Any, value: Any) -> None:
@@ -279,6 +317,170 @@ class TestClear:
         assert served.refusal("Clear", request_) == (grpc.StatusCode.NOT_FOUND, text)
 
 
+class TestScrub:
+    def test_starts_at_the_rate_that_was_asked_for_and_says_how_far_it_is(self, served: Served) -> None:
+        started = served.stub.Scrub(pb.ScrubRequest(start=True, rate_bytes_per_s=0), timeout=WAIT_S)
+        assert (started.running, started.rate_bytes_per_s, started.total_blocks) == (True, 0, 3)
+        looks = [served.stub.Scrub(pb.ScrubRequest(), timeout=WAIT_S) for _ in range(3)]
+        assert [look.done_blocks for look in looks] == [1, 2, 3]
+        same(looks[-1], served.port.scrubbed)
+
+    def test_without_a_rate_goes_at_the_configured_one(self, served: Served) -> None:
+        assert served.stub.Scrub(pb.ScrubRequest(start=True), timeout=WAIT_S).rate_bytes_per_s == 1 << 20
+
+    def test_only_looks_unless_told_to_start(self, served: Served) -> None:
+        same(served.stub.Scrub(pb.ScrubRequest(), timeout=WAIT_S), report.ScrubReport())
+
+    def test_without_a_disk_tier_is_refused_with_a_remedy(self, served: Served) -> None:
+        served.port.disk = None
+        refusal = served.refusal("Scrub", pb.ScrubRequest(start=True))
+        assert refusal == (grpc.StatusCode.FAILED_PRECONDITION, "there is no disk tier; give --disk")
+
+    @pytest.mark.parametrize(
+        "request_",
+        [pb.ScrubRequest(start=True, rate_bytes_per_s=(1 << 40) + 1), pb.ScrubRequest(rate_bytes_per_s=5)],
+    )
+    def test_refuses_a_rate_that_means_nothing_without_asking_the_owner(
+        self, served: Served, request_: pb.ScrubRequest
+    ) -> None:
+        assert served.refusal("Scrub", request_)[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert not served.owner.asked.is_set()
+
+
+class TestAdmin:
+    """What the owner thread says, from a store on a fake drive."""
+
+    def test_counts_blocks_in_the_tier_where_they_lie(self) -> None:
+        parts = Parts()
+        parts.fill()
+        dram, disk = parts.admin.status().tiers
+        assert (dram.name, dram.blocks, dram.used_bytes) == ("dram", 4, 4 * PAGE_BYTES)
+        assert (disk.name, disk.blocks, disk.used_bytes) == ("disk", 4, 8 * PAGE_BYTES)
+        assert (disk.capacity_bytes, disk.assigned_bytes) == (4 * SEGMENT_BYTES, SEGMENT_BYTES)
+        assert (disk.arenas, disk.arena_bytes) == (1, SEGMENT_BYTES)
+        counters = parts.disk().counters
+        assert (counters.saved, counters.saved_bytes, counters.loaded) == (4, 8 * PAGE_BYTES, 0)
+
+    def test_of_a_store_without_disk_has_one_tier(self) -> None:
+        status = Parts(disk=False).admin.status()
+        assert [tier.name for tier in status.tiers] == ["dram"]
+        assert status.disk is None
+
+    def test_of_a_well_set_up_daemon_has_no_warning(self) -> None:
+        parts = Parts()
+        parts.fill()
+        assert parts.admin.status().warnings == ()
+        disk = parts.disk()
+        assert (disk.state, disk.index_state, disk.admission, disk.codec) == ("serving", "ready", "all", "raw")
+        assert [drive.directory for drive in disk.drives] == ["/mnt/a"]
+        assert parts.admin.status().restart == report.RestartReport(
+            began="cold", reason="nothing was kept", found_blocks=0, kept_blocks=0, withheld_slots=0,
+            unverified_blocks=0, verified_blocks=0, verify_faults=0, keeper="none",
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("state", [state for state in DriveState if state is not DriveState.OK])
+    def test_warns_of_a_drive_in_any_state_but_ok_with_what_to_do(self, state: DriveState) -> None:
+        parts = Parts()
+        parts.hands.drives.found = (replace(WELL_DRIVE, state=state, reason="Input/output error"),)
+        (warning,) = parts.admin.status().warnings
+        found, _, remedy = warning.partition("; ")
+        assert found == f"disk /mnt/a is {state.value} (Input/output error)"
+        assert remedy
+
+    def test_warns_of_a_drive_without_direct_io(self) -> None:
+        parts = Parts()
+        parts.hands.drives.found = (replace(WELL_DRIVE, direct=False),)
+        (warning,) = parts.admin.status().warnings
+        assert warning.startswith("disk /mnt/a has no direct I/O: blocks go through the page cache and fill memory; ")
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "text"),
+        [
+            (
+                State.LOST,
+                "killed by signal 9",
+                "the index on disk is lost (killed by signal 9): nothing becomes durable; ",
+            ),
+            (State.HUNG, "", "the index on disk hangs: nothing becomes durable until it answers; "),
+            (State.READY, "No space left on device", "the index on disk is not written (No space left on device); "),
+        ],
+    )
+    def test_warns_of_an_index_that_does_not_do_its_work(self, state: State, reason: str, text: str) -> None:
+        parts = Parts()
+        parts.hands.index.state, parts.hands.index.reason = state, reason
+        (warning,) = parts.admin.status().warnings
+        assert warning.startswith(text)
+
+    def test_shows_how_far_a_rebuild_is(self) -> None:
+        parts = Parts()
+        parts.hands.index.state, parts.hands.index.read = State.REBUILDING, (3, 12)
+        disk = parts.disk()
+        assert (disk.index_state, disk.rebuild_done_slots, disk.rebuild_total_slots) == ("rebuilding", 3, 12)
+        assert parts.admin.status().warnings == ()
+
+    def test_tells_what_the_index_found_that_is_no_block(self) -> None:
+        parts = Parts()
+        strangers = [Path(f"/mnt/a/segments/{number}") for number in range(20)]
+        parts.hands.loaded = Found(strangers, ["/mnt/b: Permission denied"], "it was damaged", 5)
+        disk = parts.disk()
+        assert (disk.rebuilt, disk.useless_records, disk.foreign_files) == ("it was damaged", 5, 20)
+        assert disk.foreign == tuple(map(str, strangers[:FOREIGN_NAMED]))
+        unreadable, foreign = parts.admin.status().warnings
+        assert unreadable.startswith("disk /mnt/b: Permission denied: what lies there was not taken over; ")
+        assert foreign.startswith("20 files among the segments are not ours, such as /mnt/a/segments/0; ")
+
+    def test_warns_that_disk_is_off_where_nothing_there_can_be_used(self) -> None:
+        parts = Parts()
+        parts.hands.loaded = Found([], [], "", 0, store=b"")
+        parts.hands.index.state, parts.hands.index.reason = State.LOST, "written by another version"
+        (warning,) = parts.admin.status().warnings
+        assert warning.startswith("the disk tier is off (written by another version): nothing is read or written")
+
+    def test_says_that_disk_opens_before_there_are_drives(self) -> None:
+        parts = Parts()
+        hands: Any = parts.hands
+        hands.drives, parts.core.store.disk.state = None, DiskState.OPENING
+        assert (parts.disk().state, parts.disk().drives) == ("opening", ())
+
+    def test_warns_if_packing_was_wished_for_and_does_not_pay(self) -> None:
+        parts = Parts(codec=Wish.BF16_PLANES_ZSTD)
+        tally = parts.core.store.disk.demotion.tally
+        tally.saved, tally.packed = PACKED_TRIED - 1, 0
+        assert parts.admin.status().warnings == ()
+        tally.saved = PACKED_TRIED
+        (warning,) = parts.admin.status().warnings
+        found = "only 0 of 256 blocks got smaller with disk.codec bf16-planes+zstd"
+        assert warning == f"{found}; the rest is written raw: set it to auto"
+        tally.packed = PACKED_TRIED // 2
+        assert parts.admin.status().warnings == ()
+
+    def test_passes_on_what_memory_and_its_keeper_complain_of(self) -> None:
+        parts = Parts(keeper_fault="memory does not survive a restart: no fd-keeper")
+        parts.faults.append("memory is not locked")
+        assert parts.admin.status().warnings == (
+            "memory is not locked",
+            "memory does not survive a restart: no fd-keeper",
+        )
+
+    @pytest.mark.parametrize(("rate", "begun"), [(None, 10 * MIB), (0, 0), (77, 77)])
+    def test_scrubs_at_the_rate_given_or_configured(self, rate: int | None, begun: int) -> None:
+        parts = Parts()
+        parts.fill()
+        assert parts.admin.scrub(start=False, rate=None) == report.ScrubReport()
+        started = parts.admin.scrub(start=True, rate=rate)
+        assert (started.running, started.rate_bytes_per_s, started.total_blocks) == (True, begun, 4)
+
+    def test_scrubs_at_a_modest_rate_where_the_background_scrub_is_off(self) -> None:
+        assert Parts(scrub_rate="0").admin.scrub(start=True, rate=None).rate_bytes_per_s == SCRUB_RATE
+
+    def test_does_not_scrub_before_disk_serves(self) -> None:
+        parts = Parts()
+        parts.core.store.disk.state = DiskState.ADOPTING
+        with pytest.raises(RefusedError, match="disk is still adopting; try again"):
+            parts.admin.scrub(start=True, rate=None)
+        assert not parts.admin.scrub(start=False, rate=None).running
+
+
 class TestTrouble:
     def test_of_an_owner_that_does_not_answer_ends_at_the_callers_deadline(self, served: Served) -> None:
         with served.owner.busy():
@@ -329,6 +531,76 @@ class TestTrouble:
             assert served.owner.asked.wait(WAIT_S)
             served.server.stop(0.01)
             assert call.exception(WAIT_S).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+WELL_DRIVE = DriveStatus(
+    directory=Path("/mnt/a"), state=DriveState.OK, reason="", direct=True, segments=1, free_bytes=5, capacity_bytes=9,
+    read_bytes=0, written_bytes=0, errors=0, damaged=0,
+)  # fmt: skip
+SEGMENT_BYTES = 18 * PAGE_BYTES
+
+
+@dataclass
+class FoundDrives:
+    found: tuple[DriveStatus, ...] = (WELL_DRIVE,)
+
+    def status(self) -> tuple[DriveStatus, ...]:
+        return self.found
+
+
+@dataclass
+class FoundIndex:
+    state: State = State.READY
+    reason: str = ""
+    read: tuple[int, int] | None = None
+
+    def progress(self) -> tuple[int, int] | None:
+        return self.read
+
+
+@dataclass(frozen=True)
+class Found:
+    foreign: list[Path]
+    unreadable: list[str]
+    rebuilt: str
+    dropped: int
+    store: bytes = b"sixteen letters."
+
+
+@dataclass
+class FoundHands:
+    drives: FoundDrives = field(default_factory=FoundDrives)
+    index: FoundIndex = field(default_factory=FoundIndex)
+    loaded: Found | None = None
+
+
+class Parts:
+    """An `Admin` and what it looks at."""
+
+    def __init__(
+        self, *, disk: bool = True, codec: Wish = Wish.RAW, keeper_fault: str = "", scrub_rate: str = "10MiB"
+    ) -> None:
+        limits = DiskLimits(4 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=codec, row_bytes=2 * PAGE_BYTES)
+        self.core = Core(disk=limits if disk else None)
+        self.hands = FoundHands()
+        hot: Any = SimpleNamespace(connections={})
+        self.faults: list[str] = []
+        memory: Any = SimpleNamespace(faults=self.faults, populated_bytes=0, locked_bytes=0)
+        loaded = load(None, {"RUNTIME_DIRECTORY": "/run/kvstored"}, {"dram": "64MiB", "disk-scrub-rate": scrub_rate})
+        self.admin = Admin(
+            loaded, self.core.store, hot, memory, hands=self.hands if disk else None, keeper=NoKeeper(keeper_fault)
+        )
+
+    def disk(self) -> report.DiskReport:
+        disk = self.admin.status().disk
+        assert disk is not None
+        return disk
+
+    def fill(self) -> None:
+        """Four blocks in DRAM, and on disk."""
+        client = self.core.client()
+        client.put(client.open(model="m"), chain(4), None)
+        self.core.work_all()
 
 
 class NoOwner:

@@ -7,11 +7,12 @@ import pytest
 
 from kvctl import doctor
 from kvctl.doctor import Check, DaemonFacts, Verdict
-from kvctl.host import Entry, Listener, Space
+from kvctl.host import Entry, Ground, Listener, Space, file_system
 
 GIB = 1 << 30
 OK, WARN, FAIL, SKIP = Verdict.OK, Verdict.WARN, Verdict.FAIL, Verdict.SKIP
 RUN = "/run/kvstored"
+DISK = "/mnt/a/kv"
 ROOMY = Space(8 * GIB, 8 * GIB)
 
 
@@ -50,9 +51,12 @@ class FakeHost:
             RUN: Entry("directory", 0o755, 1000),
             f"{RUN}/control.sock": Entry("socket", 0o600, 1000),
             f"{RUN}/lock": Entry("other", 0o644, 1000),
+            DISK: Entry("directory", 0o700, 1000),
         }
     )
     shm: Space | None = ROOMY
+    drives: Mapping[str, Space] = field(default_factory=lambda: {DISK: Space(100 * GIB, 20 * GIB, device=1)})
+    grounds: Mapping[str, Ground] = field(default_factory=lambda: {DISK: Ground("ext4", "", direct=True)})
     listening: Listener = Listener.ALIVE
     memfd: str = ""
     release: str = "6.8.0-45-generic"
@@ -67,7 +71,10 @@ class FakeHost:
         return self.entries.get(path)
 
     def space(self, path: str) -> Space | None:
-        return self.shm if path == "/dev/shm" else None
+        return self.shm if path == "/dev/shm" else self.drives.get(path)
+
+    def ground(self, folder: str) -> Ground:
+        return self.grounds.get(folder, Ground("", "", direct=True))
 
     def listener(self, path: str) -> Listener:
         return self.listening
@@ -84,7 +91,7 @@ class FakeHost:
 
 WELL_DAEMON = DaemonFacts(
     version="0.1.0", pid=77, uid=1000, draining=False, capacity_bytes=16 * GIB, populated_bytes=4 * GIB,
-    locked_bytes=4 * GIB,
+    locked_bytes=4 * GIB, disks=(DISK,), disk_bytes=16 * GIB, disk_assigned_bytes=GIB, keeper="systemd",
 )  # fmt: skip
 
 
@@ -258,6 +265,97 @@ class TestMemlock:
         host = FakeHost(texts={"/proc/self/limits": limits(locked=8 << 20)})
         check = doctor.check_memlock(host, None)
         assert (check.verdict, check.found) == (WARN, "limit 8.0 MiB; no daemon to compare with")
+
+
+class TestKeep:
+    def test_says_who_holds_memory(self) -> None:
+        check = doctor.check_keep(WELL_DAEMON)
+        assert (check.verdict, check.found) == (OK, "blocks in memory are held by systemd over a restart")
+
+    def test_is_a_choice_and_no_fault(self) -> None:
+        check = doctor.check_keep(replace(WELL_DAEMON, keeper="none"))
+        assert check.verdict is SKIP
+        assert "--keep" in check.remedy
+        assert doctor.check_keep(None).verdict is SKIP
+
+
+class TestDisk:
+    def test_that_is_well_shows_file_system_and_room(self) -> None:
+        one, space = doctor.check_disks(FakeHost(), WELL_DAEMON, ())
+        assert (one.verdict, one.found) == (OK, "/mnt/a/kv, ext4, 20.0 GiB free of 100.0 GiB")
+        assert (space.verdict, space.found) == (OK, "20.0 GiB free; disk tier 16.0 GiB, 15.0 GiB of it not taken yet")
+
+    def test_that_is_not_configured_is_skipped(self) -> None:
+        assert said(doctor.check_disks(FakeHost(), None, ())) == [(SKIP, "no disk tier is configured")]
+        assert said(doctor.check_disks(FakeHost(), replace(WELL_DAEMON, disks=()), ()))[0][0] is SKIP
+
+    @pytest.mark.parametrize(
+        ("entry", "ground", "verdict", "text"),
+        [
+            (None, None, FAIL, "does not exist"),
+            (Entry("other", 0o600, 1000), None, FAIL, "is not a directory"),
+            (Entry("directory", 0o777, 1000), None, WARN, "others may replace what lies there"),
+            (Entry("directory", 0o700, 2000), None, WARN, "uid 2000"),
+            (Entry("directory", 0o755, 0), None, OK, "ext4"),
+            (
+                Entry("directory", 0o755, 0),
+                Ground("ext4", "Permission denied", direct=False),
+                FAIL,
+                "Permission denied",
+            ),
+            (Entry("directory", 0o700, 1000), Ground("ext4", "", direct=False), WARN, "no direct I/O"),
+            (Entry("directory", 0o700, 1000), Ground("tmpfs", "", direct=True), WARN, "that is memory"),
+            (Entry("directory", 0o700, 1000), Ground("overlay", "", direct=True), WARN, "container"),
+            (Entry("directory", 0o700, 1000), Ground("nfs4", "", direct=True), WARN, "another machine"),
+            (Entry("directory", 0o700, 1000), Ground("fuse.sshfs", "", direct=True), WARN, "another machine"),
+            (Entry("directory", 0o700, 1000), Ground("", "", direct=True), OK, "unknown file system"),
+        ],
+    )
+    def test_is_told_what_is_wrong_with_its_folder(
+        self, entry: Entry | None, ground: Ground | None, verdict: Verdict, text: str
+    ) -> None:
+        well = FakeHost()
+        host = replace(
+            well, entries={DISK: entry} if entry else {}, grounds={DISK: ground} if ground else well.grounds
+        )  # fmt: skip
+        check = next(iter(doctor.check_disks(host, WELL_DAEMON, ())))
+        assert check.verdict is verdict
+        assert text in check.found
+        assert bool(check.remedy) == (verdict is not OK)
+
+    def test_of_another_user_is_not_tried_in_that_users_stead(self) -> None:
+        host = FakeHost(uid=5, grounds={DISK: Ground("ext4", "Permission denied", direct=False)})
+        assert next(iter(doctor.check_disks(host, WELL_DAEMON, ()))).verdict is OK
+
+    def test_that_is_to_be_one_may_be_looked_at_before_there_is_a_daemon(self) -> None:
+        absent, there = doctor.check_disks(FakeHost(), None, ("/mnt/new", DISK))
+        assert (absent.name, absent.verdict, absent.remedy) == ("disk 1", SKIP, "kvstored makes it when it starts")
+        assert (there.name, there.verdict) == ("disk 2", OK)
+
+    def test_space_counts_a_file_system_once(self) -> None:
+        other = "/mnt/a/other"
+        daemon = replace(WELL_DAEMON, disks=(DISK, other), disk_bytes=25 * GIB, disk_assigned_bytes=0)
+        drives = {DISK: Space(100 * GIB, 20 * GIB, device=1), other: Space(100 * GIB, 20 * GIB, device=1)}
+        *_, space = doctor.check_disks(FakeHost(drives=drives), daemon, ())
+        assert (space.name, space.verdict) == ("disk space", WARN)
+        assert "lower --disk-size" in space.remedy
+        drives[other] = Space(100 * GIB, 20 * GIB, device=2)
+        *_, space = doctor.check_disks(FakeHost(drives=drives), daemon, ())
+        assert (space.verdict, space.found[:13]) == (OK, "40.0 GiB free")
+
+    @pytest.mark.parametrize(
+        ("path", "kind"),
+        [("/", "ext4"), ("/mnt", "ext4"), ("/mnt/a", "xfs"), ("/mnt/ab", "ext4"), ("/mnt/a/x y/z", "tmpfs")],
+    )
+    def test_file_system_is_that_of_the_nearest_mount(self, path: str, kind: str) -> None:
+        mounts = (
+            "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
+            "30 22 8:2 / /mnt/a rw shared:2 master:1 - xfs /dev/vdb rw\n"
+            "31 30 0:5 / /mnt/a/x\\040y rw - tmpfs tmpfs rw\n"
+            "garbage\n"
+        )
+        assert file_system(mounts, path) == kind
+        assert file_system("", path) == ""
 
 
 class TestOtherLimits:

@@ -7,20 +7,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from kvctl import cli, render
+from kvctl import cli, render, scrub
 from kvctl import client as kvctl_client
 from kvctl.cli import globals_first
 from kvctl.client import Exit
-from kvctl.host import LinuxHost
+from kvctl.host import Entry, Ground, LinuxHost, Space
 from kvstored import control
 from kvstored.control import ControlServer
-from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner
+from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner, disk_report, restart_report
 
 HEX_A = DIGEST_A.hex()
 KEY = KEYS[2].hex()
@@ -61,7 +61,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KVSTORED_RUNTIME_DIR", "XDG_RUNTIME_DIR", "COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
+    ours = ("KVSTORED_RUNTIME_DIR", "KVSTORED_DISK", "XDG_RUNTIME_DIR")
+    for name in (*ours, "COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cli, "LinuxHost", SameEverywhere)
@@ -139,6 +140,50 @@ class TestAnswers:
         assert status["counters"]["leases"] == 1001
         assert status["draining"] is False
 
+    def test_status_has_a_line_for_each_tier_and_each_drive(self, ask: Run) -> None:
+        lines = [line.split() for line in ask("status").out.splitlines()]
+        assert ["dram", "1.0", "GiB", "128.0", "MiB", "16.0", "MiB", "8", "16", "x", "64.0", "MiB"] in lines
+        assert ["disk", "1.0", "GiB", "64.0", "MiB", "6.0", "MiB", "3", "2", "x", "32.0", "MiB"] in lines
+        assert ["/mnt/a/kv", "ok", "900.0", "MiB", "5.0", "MiB", "7.0", "MiB", "0"] in lines
+        assert ["/mnt/b/kv", "full,", "buffered", "900.0", "MiB", "5.0", "MiB", "7.0", "MiB", "0"] in lines
+
+    def test_status_says_what_disk_does_and_what_it_found(self, ask: Run) -> None:
+        out = ask("status").out
+        assert "disk: serving, index ready, admission second_touch, codec auto" in out
+        assert "found at start: 2 blocks in 1 segments, 1 orphans dropped" in out
+        assert "2,001 blocks saved (2.0 KiB), 2,003 packed, 4 chains wait, 2.0 MiB under way" in out
+        assert "1,004 of them on disk" in " ".join(out.split())
+
+    def test_status_shows_how_far_a_rebuild_is_and_why(self, ask: Run, daemon: Daemon) -> None:
+        daemon.port.disk = replace(
+            disk_report(), state="opening", index_state="rebuilding", rebuild_done_slots=300, rebuild_total_slots=1200,
+            rebuilt="the index was damaged",
+        )  # fmt: skip
+        out = " ".join(ask("status").out.split())
+        assert "disk: opening, index rebuilding (25% of 1,200 slots), made anew at this start (the index was" in out
+
+    def test_status_says_how_this_life_began(self, ask: Run, daemon: Daemon) -> None:
+        warm = "began warm: 1,200 of 1,234 blocks kept, 300 not verified yet; memory is kept by systemd"
+        assert warm in " ".join(ask("status").out.split())
+        daemon.port.restart = replace(
+            restart_report(), began="cold", reason="the configuration has changed", keeper="none"
+        )
+        cold = "began cold: the configuration has changed; memory is not kept over a restart"
+        assert cold in " ".join(ask("status").out.split())
+
+    def test_status_without_a_disk_tier_speaks_of_none(self, ask: Run, daemon: Daemon) -> None:
+        daemon.port.disk = None
+        assert "disk:" not in ask("status").out
+        status = ask("status", "-o", "json").json["status"]
+        assert status["disk"] is None
+        assert status["restart"]["keeper"] == "systemd"
+
+    def test_status_as_json_has_all_of_disk(self, ask: Run) -> None:
+        disk = ask("status", "-o", "json").json["status"]["disk"]
+        assert disk["counters"]["saved"] == 2001
+        assert disk["foreign"] == ["/mnt/a/segments/notes.txt"]
+        assert [(drive["state"], drive["direct"]) for drive in disk["drives"]] == [("ok", True), ("full", False)]
+
     def test_status_shows_each_warning(self, ask: Run, daemon: Daemon) -> None:
         daemon.port.warnings = ("memory is not locked: raise LimitMEMLOCK",)
         assert "warning: memory is not locked: raise LimitMEMLOCK" in ask("status").out
@@ -168,7 +213,8 @@ class TestAnswers:
         assert "dram.size" in out
         assert "flag --dram" in out
         settings = ask("config", "-o", "json").json["config"]
-        assert [one["origin"] for one in settings] == ["flag --dram", "file /etc/kvstored.toml:3"]
+        origins = ["flag --dram", "file /etc/kvstored.toml:3", "environment KVSTORED_DISK"]
+        assert [one["origin"] for one in settings] == origins
 
     def test_a_clients_name_cannot_steer_the_terminal(self, ask: Run, daemon: Daemon) -> None:
         daemon.port.client_name = "\x1b[2Jevil [red]name[/red] :smile:"
@@ -310,6 +356,91 @@ class TestClear:
         assert sentence in answer.err
 
 
+class TestScrub:
+    def test_starts_one_and_says_so(self, ask: Run, daemon: Daemon) -> None:
+        answer = ask("scrub", "--rate", "100MiB")
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out == "scrub runs, at most 100.0 MiB a second: 0 of 3 blocks (0 B) read\n"
+        assert daemon.port.scrubbed.rate_bytes_per_s == 100 << 20
+
+    def test_status_starts_nothing(self, ask: Run, daemon: Daemon) -> None:
+        assert ask("scrub", "--status").out == "no scrub was run since the daemon started\n"
+        assert not daemon.port.scrubbed.running
+
+    def test_with_wait_stays_until_it_is_done(self, ask: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scrub, "PAUSE_S", 0.0)
+        answer = ask("scrub", "--wait")
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out == "scrub done in 1 min 1 s: 3 of 3 blocks (6.0 MiB) read\nnone damaged\n"
+
+    def test_shows_a_bar_on_a_terminal(self, ask: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scrub, "PAUSE_S", 0.0)
+        monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take stderr for a terminal
+        answer = ask("-o", "json", "scrub", "--wait")
+        assert "3/3" in answer.err
+        assert answer.json["scrub"]["done_blocks"] == 3
+
+    def test_that_finds_damage_exits_with_1_if_somebody_waits(
+        self, ask: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scrub, "PAUSE_S", 0.0)
+        daemon.port.decayed = True
+        answer = ask("scrub", "--wait")
+        assert answer.code == Exit.REFUSED
+        assert "1 damaged: they are misses now" in answer.out
+        assert ask("scrub", "--status").code == 0
+
+    def test_whose_place_another_one_took_is_not_called_done(
+        self, ask: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def replace_it(_seconds: float) -> None:
+            daemon.port.scrubbed = replace(daemon.port.scrubbed, started_unix_s=1.8e9)
+
+        monkeypatch.setattr("kvctl.scrub.time.sleep", replace_it)
+        answer = ask("scrub", "--wait")
+        assert answer.code == Exit.REFUSED
+        assert "another scrub has taken the place of this one;" in answer.err
+
+    def test_that_nobody_waits_for_any_more_goes_on(
+        self, ask: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kvctl.scrub.time.sleep", interrupt)
+        answer = ask("scrub", "--wait")
+        assert answer.code == Exit.REFUSED
+        assert "the scrub goes on" in answer.err
+        assert daemon.port.scrubbed.running
+
+    def test_without_a_disk_tier_is_refused(self, ask: Run, daemon: Daemon) -> None:
+        daemon.port.disk = None
+        answer = ask("scrub")
+        assert (answer.code, answer.err) == (Exit.REFUSED, "kvctl: there is no disk tier; give --disk\n")
+
+    @pytest.mark.parametrize(
+        ("rate", "bytes_per_s"),
+        [("0", 0), ("4096", 4096), ("1KiB", 1024), ("20 MiB", 20 << 20), ("2GiB/s", 2 << 30), ("7B", 7)],
+    )
+    def test_rates_are_bytes_a_second(self, rate: str, bytes_per_s: int) -> None:
+        assert scrub.parse_rate(rate) == bytes_per_s
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("--rate", "fast"), "'fast' is not a rate; --rate takes bytes a second"),
+            (("--rate", "-1"), "'-1' is not a rate;"),
+            (("--rate", "1.5MiB"), "'1.5MiB' is not a rate;"),
+            (("--rate", "999999GiB"), "rate_bytes_per_s is at most"),
+            (("--status", "--rate", "1"), "--status starts nothing"),
+        ],
+    )
+    def test_refuses_what_makes_no_sense(
+        self, ask: Run, daemon: Daemon, arguments: tuple[str, ...], sentence: str
+    ) -> None:
+        answer = ask("scrub", *arguments)
+        assert answer.code == Exit.USAGE
+        assert sentence in answer.err
+        assert not daemon.port.scrubbed.running
+
+
 class TestTrouble:
     def test_without_a_daemon_is_said_with_a_remedy(self, kvctl: Run, tmp_path: Path) -> None:
         answer = kvctl("--runtime-dir", str(tmp_path), "status")
@@ -423,6 +554,28 @@ class TestDoctor:
         assert (checks["daemon"], checks["control.sock"]) == ("skip", "warn")
         assert {"memory", "memlock", "kernel", "GPU"} <= set(checks)
 
+    def test_looks_at_the_daemons_disks_and_at_those_it_is_shown(self, ask: Run) -> None:
+        body = ask("doctor", "--disk", "/mnt/c", "--disk", "/mnt/a/kv", "-o", "json").json["doctor"]
+        checks = {check["name"]: check["found"] for check in body["checks"]}
+        assert checks["disk 3"] == "/mnt/c, xfs, 8.0 GiB free of 8.0 GiB"
+        assert "disk 4" not in checks
+        assert checks["disk space"].endswith("disk tier 1.0 GiB, 960.0 MiB of it not taken yet")
+
+    def test_takes_disks_from_where_the_daemon_will_find_them(
+        self, kvctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KVSTORED_DISK", "/mnt/c:/mnt/d")
+        body = kvctl("--runtime-dir", str(tmp_path), "doctor", "-o", "json").json["doctor"]
+        assert [check["name"] for check in body["checks"] if check["name"].startswith("disk")] == ["disk 1", "disk 2"]
+
+    def test_finds_out_what_a_folder_is_good_for_and_leaves_nothing(self, tmp_path: Path) -> None:
+        ground = LinuxHost().ground(str(tmp_path))
+        assert ground.trouble == ""
+        assert ground.file_system
+        assert list(tmp_path.iterdir()) == []
+        assert "No such file" in LinuxHost().ground(str(tmp_path / "absent")).trouble
+        assert LinuxHost().ground("/dev/shm").file_system == "tmpfs"
+
     def test_that_finds_a_failure_exits_with_1(self, ask: Run, daemon: Daemon) -> None:
         daemon.folder.chmod(0o777)
         answer = ask("doctor")
@@ -499,11 +652,24 @@ class SameEverywhere(LinuxHost):
     def text(self, path: str) -> str | None:
         return None
 
+    def entry(self, path: str) -> Entry | None:
+        return Entry("directory", 0o700, self.uid) if path.startswith("/mnt/") else super().entry(path)
+
+    def space(self, path: str) -> Space | None:
+        return Space(8 << 30, 8 << 30)
+
+    def ground(self, folder: str) -> Ground:
+        return Ground("xfs", "", direct=True)
+
     def memfd_trouble(self) -> str:
         return ""
 
     def kernel(self) -> str:
         return "6.8.0"
+
+
+def interrupt(_seconds: float) -> None:
+    raise KeyboardInterrupt
 
 
 class ForbiddenSocket:
