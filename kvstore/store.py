@@ -764,8 +764,21 @@ class Store:
     # -- dropping ------------------------------------------------------------------------------------------------
 
     def delete(self, namespace: Namespace, keys: U8, at: int, count: int, done: Done) -> None:
-        """Forget blocks and all that continues them. They never hit again; `done(blocks)` when all is swept."""
-        tenant = namespace.tenant
+        """Forget blocks and all that continues them. They never hit again; `done(blocks)` when nothing is left.
+
+        While the index on disk is still being read, that is when it has been: what it knows of them goes too.
+        """
+        tenant, answer = namespace.tenant, done
+        if self.disk.opening:
+            copied = keys[at : at + 4 * count].copy()
+
+            def answer(dropped: int) -> None:
+                def again() -> None:
+                    self.delete(namespace, copied, 0, count, lambda more: done(dropped + more))
+
+                if not self.disk.when_serving(again):
+                    again()
+
         tops = []
         for i in range(count):
             block = blocks.find_one(self.tables, tenant.index, namespace.number, keys, at + 4 * i)
@@ -775,12 +788,15 @@ class Store:
         self._begin(
             Sweep(
                 self.tables, tenant, tops,
-                lambda dropped: self._jobs.when_swept(tenant, lambda: self.disk.when_erased(lambda: done(dropped))),
+                lambda dropped: self._jobs.when_swept(tenant, lambda: self.disk.when_erased(lambda: answer(dropped))),
             )
         )  # fmt: skip
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        if self.disk.opening and not dry_run:
+            self.disk.when_serving(lambda: self._clear_late(scope, done))
+            return
         chosen = self._chosen(scope)
         wanted = np.zeros(NAMESPACES, dtype=np.uint32)
         wanted[[namespace.number for namespace in chosen]] = 1
@@ -800,6 +816,12 @@ class Store:
 
         tops = (row for namespace in chosen for row in self._rows(namespace, scope.keys))
         self._begin(Count(self.tables, self.arenas, wanted, tops if scope.keys else None, drop))
+
+    def _clear_late(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> None:
+        try:
+            self.clear(scope, done, dry_run=False)
+        except KeyError:  # nobody knows of it, neither here nor on disk
+            done(ClearReport(0, 0, 0, 0, dry_run=False))
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:
         if scope.tenant is not None and scope.tenant not in self.tenants:

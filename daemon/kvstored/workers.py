@@ -106,6 +106,8 @@ class HostWorkers:
         self.foreign = loaded.foreign
         if not loaded.store:
             log.error("disk tier off: %s", self.index.reason if self.index else "")
+            self.index = None
+            store.disk.switch_off()
             return
         config = self._config
         self.drives = Drives(

@@ -22,6 +22,7 @@ from kvstore.tier.codec import Choice, Wish
 from kvstore.tier.commits import Commits
 from kvstore.tier.demotion import Admission, Demotion
 from kvstore.tier.erasure import Erasure
+from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import (
     Commit,
     DropSegment,
@@ -78,6 +79,7 @@ class DiskState(StrEnum):
     OPENING = "opening"  # the index is being read: disk answers miss
     ADOPTING = "adopting"
     SERVING = "serving"
+    OFF = "off"  # it cannot be used in this life
 
 
 @dataclass(slots=True)
@@ -196,13 +198,26 @@ class Disk:
             self.recovered, self._recovery = self._recovery.result, None
             self.state = DiskState.SERVING
             self.demotion.enabled = True
-            waiting, self._when_serving = self._when_serving, []
-            for act in waiting:
-                act()
+            self._act()
+
+    def switch_off(self) -> None:
+        """There will be no disk tier in this life."""
+        self.state = DiskState.OFF
+        self._act()
+
+    def _act(self) -> None:
+        waiting, self._when_serving = self._when_serving, []
+        for act in waiting:
+            act()
+
+    @property
+    def opening(self) -> bool:
+        """May there be blocks on disk that nobody knows of yet?"""
+        return bool(self.limits.disk_bytes) and self.state in {DiskState.OPENING, DiskState.ADOPTING}
 
     def when_serving(self, act: Callable[[], None]) -> bool:
         """Have something done once disk serves; False, and nothing kept, if it does already or never will."""
-        if not self.limits.disk_bytes or self.state is DiskState.SERVING:
+        if not self.limits.disk_bytes or self.state in {DiskState.SERVING, DiskState.OFF}:
             return False
         self._when_serving.append(act)
         return True
@@ -236,7 +251,9 @@ class Disk:
                 )  # fmt: skip
                 last = batch[-1] if batch else order
                 if batch and (
-                    segment != last.segment or order.slot <= last.slot or (len(batch) + 1) * slot_bytes > most
+                    segment != last.segment
+                    or order.slot <= last.slot
+                    or (len(batch) + 1) * (slot_bytes - HEADER_BYTES) > most
                 ):
                     self._begin_load(batch, now_ns)
                     batch, most = [], LOAD_BYTES
@@ -310,7 +327,7 @@ class Disk:
 
     def flush(self, flush: Flush) -> tuple[int, int, int, int] | None:
         """Make blocks durable whatever admission says. The answer, if there is one already."""
-        if not self.limits.disk_bytes:
+        if not self.limits.disk_bytes or self.state is DiskState.OFF:
             return 0, 0, 0, 0
         table = self._tables.blocks
         mine = self._alive(flush) & (table["disk"][flush.rows] == 0)
@@ -417,7 +434,7 @@ class Disk:
 
     def tick(self, now_ns: int) -> None:
         """Go on with whatever can go on."""
-        if self.state is DiskState.OPENING:
+        if self.state in {DiskState.OPENING, DiskState.OFF}:
             return
         if self._recovery is not None:
             self._recover()
@@ -436,7 +453,7 @@ class Disk:
 
     def next_tick_ns(self, now_ns: int) -> int | None:
         """When `tick` has something to do, 0 for at once."""
-        if self.state is DiskState.OPENING:
+        if self.state in {DiskState.OPENING, DiskState.OFF}:
             return None
         if self._recovery is not None or self._tables.book[blocks.TO_ERASE]:
             return 0

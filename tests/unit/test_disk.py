@@ -525,3 +525,25 @@ def test_a_scrub_in_the_background_keeps_its_rate() -> None:
             core.work()
     assert 8 <= core.store.disk.scrub.report().done_blocks <= 16
     core.audit()
+
+
+def test_a_delete_while_the_index_is_being_read_reaches_what_it_knows() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(8)
+    put(client, namespace, keys)
+    later = Core(arenas=1, disk=core.store.limits.disk, drive=core.drive.successor(), clock=core.clock)
+    client, namespace = begin(later)
+    client.put(namespace, chain(2, "new"))
+    answers = client.delete(namespace, [*keys[:1], *chain(2, "new")[1:]])
+    reports: list[ClearReport] = []
+    later.settle()
+    assert answers == []
+    later.open_disk()
+    later.work_all()
+    assert answers == [9]
+    assert fetch(client, namespace, keys) == 0
+    assert fetch(client, namespace, chain(2, "new")) == 1
+    later.store.clear(ClearScope(), reports.append, dry_run=False)
+    later.work_all()
+    assert [report.blocks for report in reports] == [1]
