@@ -319,7 +319,7 @@ class _Audit:
                 kept = bool(flags[row] & blocks.KEEPS)
                 assert kept == bool(self.parent[row]), f"row {row} was dropped and does not know what it keeps"
                 assert row not in children, f"row {row} was dropped and is still a child"
-            else:
+            elif self.state[row] != ADOPTING:
                 assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
                 assert not flags[row] & blocks.KEEPS, f"row {row} was not dropped and keeps its parent"
         in_dram = Counter(self.parent[row] for row in self.rows if self.state[row] in _IN_DRAM)

@@ -1017,6 +1017,16 @@ def next_in_arena(t: Tables, position: Number, start: Number, stop: Number, want
 
 
 @compiled
+def next_wanted(t: Tables, start: Number, stop: Number, wanted: U4) -> Number:
+    """First row in `start..stop` whose block is in the index and of a `wanted` namespace; 0 if there is none."""
+    for block in range(start, stop):
+        row = t.blocks[block]
+        if row["state"] in LIVE and wanted[row["namespace"]]:
+            return block
+    return 0
+
+
+@compiled
 def count_subtree(t: Tables, top: Number, here: Number, steps: Number, counts: U8) -> Number:
     """Walk a subtree depth first for up to `steps` steps; where to go on, or 0 at its end. Begin with `here` = `top`.
 
@@ -1409,7 +1419,9 @@ def free_nobodys(t: Tables, position: Number) -> Number:
 
 # -- restart ----------------------------------------------------------------------------------------------------
 
-_ROOTED, _BROKEN, _WALKING = np.uint32(0), np.uint32(2), np.uint32(3)  # in `writer` of an ADOPTING row; 1: not known
+_ROOTED, _WALKING = np.uint32(0), np.uint32(3)  # in `writer` of an ADOPTING row
+UNKNOWN: Final = 1  # nobody knows yet whether its chain is whole
+BROKEN: Final = 2
 
 
 @compiled
@@ -1499,7 +1511,7 @@ def link_records(t: Tables, position: Number, start: Number, stop: Number, recor
         if good:
             row["parent"] = parent
         else:
-            row["writer"] = _BROKEN
+            row["writer"] = BROKEN
 
 
 @compiled
@@ -1508,7 +1520,7 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
     settled = 0
     for i in range(start, stop):
         depth, at = 0, np.int64(rows[i])
-        while at and t.blocks[at]["state"] == ADOPTING and t.blocks[at]["writer"] == 1 and depth < stack.size:
+        while at and t.blocks[at]["state"] == ADOPTING and t.blocks[at]["writer"] == UNKNOWN and depth < stack.size:
             t.blocks[at]["writer"] = _WALKING
             stack[depth] = at
             depth += 1
@@ -1521,7 +1533,7 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
             for word in range(4):
                 key[word] = row["key"][word]
             whole = whole and not _find(t, ix, row["namespace"], key, 0)
-            row["writer"] = _ROOTED if whole else _BROKEN
+            row["writer"] = _ROOTED if whole else np.uint32(BROKEN)
             if not whole:
                 continue
             row["state"] = KEPT if _position(t, block) < np.int64(t.book[ON_DISK]) else DISK

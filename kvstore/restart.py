@@ -19,7 +19,7 @@ from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import LEASE_MARGIN_NS, NAMESPACES
 from kvstore import blocks
-from kvstore.blocks import ARENA, BLOCK, U4, Rows
+from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows
 from kvstore.journal import Record, read_journal
 from kvstore.ports import FormerMemory
 from kvstore.sessions import Tenant
@@ -49,6 +49,36 @@ class Kept:
     blocks: int = 0  # kept
     lost: int = 0  # in the tables, and not whole or without what they continue
     withheld: int = 0  # slots that somebody may still be reading
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """Kept rows that could not be settled before the disk is open: `cut` of them continue the blocks of `keys`."""
+
+    rows: U4
+    cut: U4
+    keys: U8  # four words each
+
+
+def settle_left_over(store: "Store", left: LeftOver) -> int:
+    """Put the rest of what was kept in its place, or free it. Returns how many blocks found theirs."""
+    tables = store.tables
+    table, key = tables.blocks, np.zeros(4, dtype=np.uint64)
+    of_namespace = {namespace.number: namespace for namespace in store.namespaces.values()}
+    table["writer"][left.rows] = blocks.UNKNOWN
+    for i, row in enumerate(left.cut.tolist()):
+        namespace = of_namespace[int(table["namespace"][row])]
+        parent = int(blocks.find_one(tables, namespace.tenant.index, namespace.number, left.keys, 4 * i))
+        table["parent"][row] = parent
+        table["writer"][row] = blocks.UNKNOWN if parent else blocks.BROKEN
+    settled = 0
+    stack = np.zeros(left.rows.size + 1, dtype=np.uint32)
+    for tenant in store.tenants.values():
+        mine = [number for number, namespace in of_namespace.items() if namespace.tenant is tenant]
+        some = left.rows[np.isin(table["namespace"][left.rows], mine)]
+        settled += int(blocks.settle(tables, tenant.index, some, 0, some.size, stack, key))
+        blocks.finish_adoption(tables, some, 0, some.size)
+    return settled
 
 
 def find_former(memory: FormerMemory, sizes: dict[str, int], geometry: Record) -> tuple[Former | None, str]:
@@ -101,12 +131,14 @@ class _TakeOver:
         rows: U4 = np.zeros(former.unused, dtype=np.uint32)
         end = blocks.keep_rows(tables, 1, former.unused, pool_of, slots_of, shift, rows, 0)
         rows = rows[:end]
+        cut, keys = self._cut_from_disk(rows)
         withheld = self._withhold(pool_of, slots_of, shift)
         blocks.link_free(tables, former.unused)
         for position in np.flatnonzero(slots_of).tolist():
             blocks.free_slots(tables, position, int(slots_of[position]))
-        self._settle(rows)
+        left = self._settle(rows)
         self._kept.withheld = len(withheld)
+        store.left_over = LeftOver(left, cut, keys)
         store.hold_for_the_past(withheld)
         tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
         return self._kept
@@ -172,8 +204,20 @@ class _TakeOver:
                 held.append((chain, until_ns))
         return held
 
-    def _settle(self, rows: U4) -> None:
+    def _cut_from_disk(self, rows: U4) -> tuple[U4, U8]:
+        """Rows whose parents lay on disk alone: those are found again, by key, when the disk is open."""
+        table = self._tables.blocks
+        parents = table["parent"][rows]
+        on_disk = np.flatnonzero((parents > 0) & (table["state"][parents] == blocks.DISK))
+        cut, keys = rows[on_disk], table["key"][parents[on_disk]].copy().reshape(-1)
+        table["parent"][cut] = 0
+        table["writer"][cut] = blocks.BROKEN
+        return cut, keys
+
+    def _settle(self, rows: U4) -> U4:
+        """Settle what is whole. Returns the rest: it may continue what lies on disk."""
         tables = self._tables
+        left: list[U4] = []
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
         tenant_of: dict[int, Tenant] = {
             namespace.number: namespace.tenant for namespace in self._store.namespaces.values()
@@ -184,6 +228,9 @@ class _TakeOver:
             some = rows[np.isin(numbers, mine)]
             settled = blocks.settle(tables, tenant.index, some, 0, some.size, stack, self._key)
             some = some[np.argsort(tables.blocks["touched"][some], kind="stable")]
-            blocks.finish_adoption(tables, some, 0, some.size)
+            whole = tables.blocks["state"][some] != blocks.ADOPTING
+            listed = some[whole]
+            blocks.finish_adoption(tables, listed, 0, listed.size)
+            left.append(some[~whole])
             self._kept.blocks += int(settled)
-            self._kept.lost += int(some.size - settled)
+        return np.concatenate(left) if left else rows[:0]

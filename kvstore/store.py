@@ -42,7 +42,7 @@ from kvstore.blocks import ARENA, BLOCK, POOL, SLOT, U4, U8, Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
 from kvstore.report import ClearReport, ClearScope
-from kvstore.restart import FORMAT, Former, Kept, find_former, take_over
+from kvstore.restart import FORMAT, Former, Kept, LeftOver, find_former, settle_left_over, take_over
 from kvstore.ring import Ring
 from kvstore.room import Room, make_room
 from kvstore.sessions import (
@@ -67,7 +67,7 @@ from kvstore.tier.scrub import NOWHERE
 from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
-VERIFY_ROWS = 256  # kept blocks verified at a time
+VERIFY_ROWS, VERIFY_BYTES = 256, 16 << 20  # of kept blocks, verified at a time
 DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
@@ -140,9 +140,12 @@ class Store:
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self.journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
         self.kept = Kept(reason=why_cold)
+        self.left_over: LeftOver | None = None  # of what was kept, and continues what lies on disk
         if found is not None and former is not None:
             self.kept = take_over(self, found, former)
             self._begin_verifying()
+            if not self.disk.when_serving(self._settle_left_over):
+                self._settle_left_over()
         self.journal.begin(self._everybody())
 
     # -- sessions and namespaces ---------------------------------------------------------------------------------
@@ -297,6 +300,16 @@ class Store:
         rows = np.flatnonzero(self.tables.blocks["state"][: int(self.tables.book[blocks.UNUSED_ROW])] == blocks.KEPT)
         self._unverified.extend(rows[np.argsort(self.tables.blocks["touched"][rows])[::-1]].tolist())
 
+    def _settle_left_over(self) -> None:
+        left, self.left_over = self.left_over, None
+        if left is None:
+            return
+        settled = settle_left_over(self, left)
+        self.kept.blocks += settled
+        self.kept.lost += left.rows.size - settled
+        kept = left.rows[self.tables.blocks["state"][left.rows] == blocks.KEPT]
+        self._unverified.extend(kept.tolist())
+
     @property
     def unverified(self) -> int:
         """Kept blocks that nobody has looked at yet, at most."""
@@ -307,11 +320,14 @@ class Store:
         table = self.tables.blocks
         while self._unverified and not self.streams.verifying:
             rows: list[int] = []
-            while self._unverified and len(rows) < VERIFY_ROWS:
+            most = VERIFY_ROWS
+            while self._unverified and len(rows) < most:
                 row = self._unverified[0]
                 if table["state"][row] == blocks.KEPT and not table["flags"][row] & blocks.VERIFYING:
                     if rows and table["namespace"][row] != table["namespace"][rows[0]]:
                         break
+                    slot_bytes = self._by_number[int(table["namespace"][row])].slot_bytes
+                    most = min(VERIFY_ROWS, max(1, VERIFY_BYTES // slot_bytes))
                     rows.append(row)
                 self._unverified.popleft()
             if rows:

@@ -104,16 +104,15 @@ class Each(Generic[T]):
 
 
 class Clear:
-    """Drops every block of the wanted namespaces."""
+    """Drops every block of the wanted namespaces. Goes by rows: a block that moves between tiers keeps its own."""
 
-    __slots__ = ("_tables", "_arenas", "_wanted", "_position", "_slot", "_sweep", "_done")
+    __slots__ = ("_tables", "_arenas", "_wanted", "_row", "_sweep", "_done")
 
     def __init__(self, tables: Tables, arenas: Arenas, wanted: U4, done: Callable[[], None]) -> None:
         self._tables = tables
         self._arenas = arenas
         self._wanted = wanted
-        self._position = 0
-        self._slot = 0
+        self._row = 1
         self._sweep: Sweep | None = None
         self._done = done
 
@@ -125,7 +124,7 @@ class Clear:
                 if not over:
                     return 0, False
                 self._sweep = None
-            elif self._position < self._tables.arenas.size - 1:
+            elif self._row < int(self._tables.book[blocks.UNUSED_ROW]):
                 steps = max(0, steps - self._advance())
             else:
                 self._done()
@@ -133,21 +132,19 @@ class Clear:
         return 0, False
 
     def _advance(self) -> int:
-        """Look at up to a slice of one arena, from the cursor on. Returns the steps it took."""
-        arena = self._tables.arenas[self._position]
-        start, stop = self._slot, self._slot + SLICE_STEPS
-        found = -1
-        if arena["pool"]:
-            found = blocks.next_in_arena(self._tables, self._position, self._slot, stop, self._wanted)
-        if found >= 0:
-            self._slot = found + 1
-            row = self._arenas.row_at(self._position, found)
-            tenant = self._arenas.by_number[int(arena["pool"]) - 1].tenant
-            blocks.begin_sweep(self._tables, tenant.index, row)
-            self._sweep = Sweep(self._tables, tenant, [row])
-            return 1 + (found - start) // SLOTS_A_STEP
-        self._position, self._slot = _after(self._tables, self._position, stop)
-        return 1 + (SLICE_STEPS // SLOTS_A_STEP if arena["pool"] else 0)
+        """Look at up to a slice of rows, from the cursor on. Returns the steps it took."""
+        tables, start = self._tables, self._row
+        stop = min(start + SLICE_STEPS, int(tables.book[blocks.UNUSED_ROW]))
+        found = int(blocks.next_wanted(tables, start, stop, self._wanted))
+        if not found:
+            self._row = stop
+            return 1 + (stop - start) // SLOTS_A_STEP
+        self._row = found + 1
+        position = int(tables.blocks["slot"][found]) >> int(tables.book[blocks.SHIFT])
+        tenant = self._arenas.by_number[int(tables.arenas["pool"][position]) - 1].tenant
+        blocks.begin_sweep(tables, tenant.index, found)
+        self._sweep = Sweep(tables, tenant, [found])
+        return 1 + (found - start) // SLOTS_A_STEP
 
 
 class Count:

@@ -10,6 +10,7 @@ from kvstore import blocks
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
+from kvstore.tier.orders import Outcome, Save
 from tests.core import MS, SECOND, Core, chain
 from tests.unit.test_disk import SEGMENT_BYTES, fetch
 
@@ -250,3 +251,29 @@ def test_generations_go_on() -> None:
     client.put(client.open(), chain(20))
     used = int(core.store.tables.book[blocks.GENERATION])
     assert int(successor(core).store.tables.book[blocks.GENERATION]) >= used
+
+
+def test_kept_blocks_that_continue_what_lies_on_disk_alone_find_it_again() -> None:
+    limits = DiskLimits(8 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.RAW, row_bytes=2 * PAGE_BYTES)
+    core = Core(arenas=1, disk=limits)
+    client = core.client()
+    namespace = client.open()
+    keys = chain(14)
+    client.put(namespace, keys[:6])
+    core.work_all()
+    client.put(namespace, chain(16, "others"))
+    core.work_all()
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Save) else None
+    grants = client.put(namespace, keys)  # the first six are known on disk
+    assert grants == [Grant.KNOWN] * 6 + [Grant.GRANTED] * 8
+    later = successor(core)
+    later.audit()
+    assert (later.store.kept.blocks, later.store.kept.lost) == (16, 0)
+    later.work_all()
+    assert read_all(later, keys) == 14
+    without_disk = core.memory.successor()
+    core.drive.files.clear()
+    core.memory.successor = lambda: without_disk  # type: ignore[method-assign]
+    lost = successor(core)
+    lost.audit()
+    assert read_all(lost, keys) == 0
