@@ -173,7 +173,7 @@ class DriveReport:
 class DiskReport:
     """The disk tier, beyond what a `TierReport` says."""
 
-    state: str  # "opening", "adopting" or "serving": before that, disk answers miss
+    state: str  # "opening", "adopting", "serving" or "off": unless it serves, disk answers miss
     index_state: str  # "starting", "rebuilding", "ready", "hung", "lost" or "stopped"; "none": it has none
     index_reason: str  # empty if nothing is wrong
     rebuild_done_slots: int  # while the index is rebuilt, else 0

@@ -933,7 +933,7 @@ class Store:
                 self._ticket_wheel.next_ns(),
                 self._parked_wheel.next_ns(),
                 self.streams.next_ns(),
-                self.disk.next_tick_ns(self._clock.now_ns()),
+                self.disk.next_tick_ns(),
             )
             if wheel_ns is not None
         ]

@@ -254,7 +254,7 @@ class Admin:
             raise RefusedError("there is no disk tier to scrub; give kvstored --disk and --disk-size")
         if start:
             if disk.state is not DiskState.SERVING:
-                raise RefusedError(f"disk is still {disk.state.value}; try again once it serves")
+                raise RefusedError(f"disk is {disk.state.value}; try again once `kvctl status` calls it serving")
             disk.scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
         return disk.scrub.report()
 

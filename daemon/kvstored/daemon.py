@@ -100,7 +100,7 @@ class Daemon:
             self._store.kept.reason,
         )  # fmt: skip
         self._hot.store = self._store
-        self._admin = Admin(loaded, self._store, self._hot, self._memory)
+        self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._control = ControlServer(self, config.runtime_dir)
         self._look_around_ns = 0
 

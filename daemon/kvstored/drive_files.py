@@ -41,6 +41,10 @@ class Files:
         """Write `buffers` from `offset` on; how many bytes went."""
         return os.pwritev(fd, buffers, offset)
 
+    def file_bytes(self, fd: int) -> int:
+        """How long a file is now."""
+        return os.fstat(fd).st_size
+
     def fallocate(self, fd: int, file_bytes: int) -> None:
         """Have the file system set these bytes aside."""
         os.posix_fallocate(fd, 0, file_bytes)

@@ -274,8 +274,14 @@ def _carry_out(
             try:
                 move(fd, orders)
             except OSError as error:
-                if len(orders) == 1 or error.errno != errno.EIO:
+                if error.errno != errno.EIO:
                     raise
+                if len(orders) == 1:
+                    if writing or not _is_cut(segment, fd, orders[0]):
+                        raise
+                    outcome = Outcome.DAMAGED  # not the drive's fault: the blocks in sound files are not to suffer
+                    directory.found_damage("a segment file is shorter than it was", *_place(orders[0]))
+                    return
                 for order in orders:
                     if not directory.suspended or isinstance(order, Erase):
                         _carry_out(segment, [order], move, what, writing=writing)
@@ -287,6 +293,12 @@ def _carry_out(
         for order in orders:
             if order.outcome is Outcome.OPEN:
                 order.outcome = outcome
+
+
+def _is_cut(segment: Segment, fd: int, order: Load | Save | Erase) -> bool:
+    """Did somebody cut the file, so that there is nothing where this slot was?"""
+    end = slot_offset(order.slot_bytes, _place(order)[1]) + order.slot_bytes
+    return segment.directory.files.file_bytes(fd) < end
 
 
 def _place(order: Load | Save | Erase) -> tuple[int, int]:

@@ -130,12 +130,12 @@ class Demotion:
             if not self._start(now_ns):
                 return
 
-    def next_ns(self, now_ns: int) -> int | None:
-        """When the pump has something to do without an event; None if only an event can help."""
+    def next_ns(self) -> int | None:
+        """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
         if not self.enabled or not self._queue or self.running_bytes >= RUNNING_BYTES or self.stuck:
             return None
         if self._bytes_per_s and self._budget <= 0:
-            return max(self._later_ns, now_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
+            return max(self._later_ns, self._budget_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
         return self._later_ns
 
     def _afford(self, now_ns: int) -> bool:

@@ -451,7 +451,7 @@ class Disk:
         idle = self.commits.urgent and not self.demotion.running
         self.commits.pump(now_ns, now=idle)
 
-    def next_tick_ns(self, now_ns: int) -> int | None:
+    def next_tick_ns(self) -> int | None:
         """When `tick` has something to do, 0 for at once."""
         if self.state in {DiskState.OPENING, DiskState.OFF}:
             return None
@@ -459,7 +459,7 @@ class Disk:
             return 0
         soonest = [
             due_ns
-            for due_ns in (self.demotion.next_ns(now_ns), self.commits.next_ns(), self.scrub.next_ns(now_ns))
+            for due_ns in (self.demotion.next_ns(), self.commits.next_ns(), self.scrub.next_ns())
             if due_ns is not None
         ]
         if self.segments.draining is not None or self._lost:

@@ -18,6 +18,7 @@ from kvstore.tier.segments import Segments
 
 RUNNING = 4  # reads at a time
 LOOK_SLOTS = 4096  # looked at a tick for blocks
+PAUSE_NS = 3600 * 10**9  # between two passes in the background, and before the first
 NOWHERE = (1 << 32) - 1  # in `Load.arena`: read and verify, and keep nothing
 
 Damaged = Callable[[int, int, Load], None]
@@ -45,12 +46,14 @@ class Scrub:
         self._budget = 0.0
         self._budget_ns = 0
         self._report = ScrubReport()
+        self._next_pass_ns = 0
         self._described: Rows = np.zeros(1, dtype=DESCRIBED)
         self.active = False
 
     def begin(self, rate_bytes_per_s: int) -> None:
         """Start a pass from the first segment. 0: as fast as it goes."""
         self.active = True
+        self._running = {}
         self._position, self._slot = self._segments.first, 0
         self._rate, self._budget, self._budget_ns = rate_bytes_per_s, 0.0, 0
         total = int(self._tables.book[blocks.DISK_USED])
@@ -63,7 +66,8 @@ class Scrub:
     def tick(self, now_ns: int) -> None:
         """Go on, as far as rate and reads allow."""
         if not self.active:
-            if self._background and self._segments.serving():
+            self._next_pass_ns = self._next_pass_ns or now_ns + PAUSE_NS
+            if self._background and now_ns >= self._next_pass_ns:
                 self.begin(self._background)
             return
         looked = 0
@@ -71,22 +75,26 @@ class Scrub:
             order, steps = self._next()
             looked += steps
             if order is None:
-                if self._position >= self._segments.first + self._segments.positions and not self._running:
-                    self._end()
+                if self._at_end and not self._running:
+                    self._end(now_ns)
                 return
             self._running[id(order)] = order
             self._budget -= order.slot_bytes
             self._workers.submit([order])
 
-    def next_ns(self, now_ns: int) -> int | None:
-        """When `tick` has something to do; None if only an event can help."""
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do, 0 for at once; None if only an event can help."""
         if not self.active:
-            return now_ns + 10**9 if self._background else None
-        if len(self._running) >= RUNNING or self._position >= self._segments.first + self._segments.positions:
-            return None if self._running else now_ns
+            return self._next_pass_ns if self._background else None
+        if len(self._running) >= RUNNING or self._at_end:
+            return None if self._running else 0
         if self._rate and self._budget <= 0:
-            return now_ns + int(-self._budget / self._rate * 1e9) + 10**6
-        return now_ns
+            return self._budget_ns + int(-self._budget / self._rate * 1e9) + 10**6
+        return 0
+
+    @property
+    def _at_end(self) -> bool:
+        return self._position >= self._segments.first + self._segments.positions
 
     def _afford(self, now_ns: int) -> bool:
         if not self._rate:
@@ -128,7 +136,8 @@ class Scrub:
     def finished(self, batch: Sequence[Load]) -> None:
         """A read has ended."""
         (order,) = batch
-        del self._running[id(order)]
+        if self._running.pop(id(order), None) is None:
+            return  # of a pass that was begun anew
         table = self._tables.blocks
         position = self._segments.position_of.get(order.segment)
         damaged = 0
@@ -144,8 +153,9 @@ class Scrub:
             old.done_bytes + order.slot_bytes, old.damaged + damaged, old.rate_bytes_per_s, old.started_unix_s, 0.0,
         )  # fmt: skip
 
-    def _end(self) -> None:
+    def _end(self, now_ns: int) -> None:
         self.active = False
+        self._next_pass_ns = now_ns + PAUSE_NS
         old = self._report
         self._report = ScrubReport(
             False, old.done_blocks, old.done_blocks, old.done_bytes, old.damaged, old.rate_bytes_per_s,

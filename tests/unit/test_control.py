@@ -476,7 +476,7 @@ class TestAdmin:
     def test_does_not_scrub_before_disk_serves(self) -> None:
         parts = Parts()
         parts.core.store.disk.state = DiskState.ADOPTING
-        with pytest.raises(RefusedError, match="disk is still adopting; try again"):
+        with pytest.raises(RefusedError, match="disk is adopting; try again"):
             parts.admin.scrub(start=True, rate=None)
         assert not parts.admin.scrub(start=False, rate=None).running
 
