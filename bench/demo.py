@@ -1,18 +1,22 @@
-"""`make demo`: a model's KV cache leaves one process, lives in the daemon, and comes back in another.
+"""`make demo`: a model's KV cache leaves one process, lives in the daemon, and comes back in others.
 
-    this process                engine A                       engine B
-    start the daemon
-    run A --------------------> compute a document's KV
-                                store it, exit
-    run B ----------------------------------------------------> recompute: the reference
-                                                                fetch and resume: equal to the last bit?
-                                                                the same with one corrupted block: different?
-                                                                time to first token, without and with
-    kill -9 the daemon <--------------------------------------- while generating and fetching
-                                                                go on; ask again: a miss, recomputed
+    this process                              engine processes
+    start the daemon, with a disk
+    run A ----------------------------------> compute a document's KV, store it, flush it to disk, exit
+    run B ----------------------------------> recompute: the reference
+                                              fetch and resume: equal to the last bit?
+                                              the same with one corrupted block: different?
+                                              time to first token, without and with
+    kill -9 the daemon <--------------------- while generating and fetching
+                                              go on; ask again: a miss, recomputed
+    start it again, its memory kept
+    run C ----------------------------------> recompute, fetch and resume: equal, from DRAM?
+    kill -9 the daemon
+    start it again, its memory let go
+    run D ----------------------------------> recompute, fetch and resume: equal, from disk?
 
 A table at the end, then one line of JSON. Exit status 0 only if every promise was shown. `--quick`: a smaller model and
-a shorter prompt.
+a shorter prompt. A few hundred MiB in a temporary directory, which is gone in the end, as are all processes.
 """
 
 import argparse
@@ -35,9 +39,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from bench.process import DaemonProcess
+from kvctl.client import ControlClient, KvctlError, find_socket
+from kvctl.host import LinuxHost
+from kvproto import control_pb2 as pb
 
 LEAST_SPEEDUP: Final = 5.0
 ENGINE_DEADLINE_S: Final = 150.0
+DAEMON_DEADLINE_S: Final = 30.0  # to answer a question, to open its disk, to die
+POLL_S: Final = 0.02
 ROOT: Final = Path(__file__).parent.parent
 QUIET: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -77,24 +86,120 @@ def main() -> int:
     promises = judge(results)
     show(console, promises)
     print(json.dumps(results), flush=True)
-    return 0 if all(promise.kept is not False for promise in promises) else 1
+    return 0 if all(promise.kept is not False for life in promises for promise in life) else 1
 
 
 def run(steps: "Steps", *, quick: bool) -> Results:
-    """Daemon, engine A, engine B. Leaves no process and no file behind. Raises DemoError."""
+    """Engines A and B, a kill; C, a kill; D. Leaves no process and no file behind. Raises DemoError."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="kvstored-demo-") as folder:
-        steps.update("start the daemon", 0, 1)
+    with Host(steps) as host:
+        results: Results = {"daemon_version": host.start("start the daemon", keep=True)}
+        results |= run_engine("a", host.runtime_dir, steps, quick=quick)
+        results |= run_engine("b", host.runtime_dir, steps, quick=quick, kill=host.kill)
+        host.start("start the daemon again, its memory kept", keep=True)
+        results["kept"] = run_engine("c", host.runtime_dir, steps, quick=quick) | host.origin()
+        host.kill()
+        steps.say("kill -9: the daemon is dead again")
+        host.start("start the daemon again, its memory let go", keep=False)
+        results["let_go"] = run_engine("d", host.runtime_dir, steps, quick=quick) | host.origin()
+    return results | {"quick": quick, "seconds": round(time.monotonic() - began, 1)}
+
+
+class Host:
+    """Daemons that follow one another in a temporary directory. A context manager that leaves nothing behind."""
+
+    def __init__(self, steps: "Steps") -> None:
+        self._steps = steps
+        self._folder = tempfile.TemporaryDirectory(prefix="kvstored-demo-", dir=drive(), ignore_cleanup_errors=True)
+        self._home = Path(self._folder.name)
+        self.runtime_dir = self._home / "run"
+        self._daemon: DaemonProcess | None = None
+
+    def start(self, step: str, *, keep: bool) -> str:
+        """The next daemon, serving from disk too; with what memory was kept, or without any. Its version."""
+        self._steps.update(step, 0, 1)
+        arguments = [
+            "--dram", "512MiB", "--keep", str(keep).lower(), "--keep-patience", "60s",
+            "--disk", str(self._home / "disk"), "--disk-size", "1GiB", "--disk-admission", "all",
+        ]  # fmt: skip
         try:
-            daemon = DaemonProcess(Path(folder, "run"), "--dram", "512MiB", log_file=Path(folder, "daemon.log"))
+            self._daemon = DaemonProcess(self.runtime_dir, *arguments, log_file=self._home / "daemon.log")
         except RuntimeError as error:
             raise DemoError(str(error)) from error
-        with daemon:
-            steps.update("start the daemon", 1, 1)
-            results: Results = {"daemon_version": daemon.version}
-            results |= run_engine("a", daemon.runtime_dir, steps, quick=quick)
-            results |= run_engine("b", daemon.runtime_dir, steps, quick=quick, kill=daemon.kill)
-    return results | {"quick": quick, "seconds": round(time.monotonic() - began, 1)}
+        deadline = time.monotonic() + DAEMON_DEADLINE_S
+        while self.status().disk.state != "serving":  # some 0.1 s; until then what is on disk is a miss
+            if time.monotonic() > deadline:
+                raise DemoError(f"the disk does not open: {self.status().disk}")
+            time.sleep(POLL_S)
+        self._steps.update(step, 1, 1)
+        return self._daemon.version
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def status(self) -> pb.GetStatusResponse:
+        """What `kvctl status` knows. Raises DemoError."""
+        try:
+            with ControlClient(find_socket(self.runtime_dir, {}, self._home), DAEMON_DEADLINE_S) as control:
+                return control.status()
+        except KvctlError as error:
+            raise DemoError(str(error)) from error
+
+    def origin(self) -> Results:
+        """What this daemon took over from the one before, and read from disk since."""
+        status = self.status()
+        return {
+            "began": status.restart.began,
+            "kept_blocks": status.restart.kept_blocks,
+            "disk_blocks": sum(tier.blocks for tier in status.tiers if tier.name == "disk"),
+            "loaded_blocks": status.disk.counters.loaded,
+            "past_page_cache": all(drive.direct for drive in status.disk.drives),
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nothing shall come between
+            signal.signal(number, signal.SIG_IGN)
+        self.kill()
+        end_processes(self._home.name)
+        self._folder.cleanup()
+
+
+def drive() -> str:
+    """Where temporary files lie, or /var/tmp where that is memory: the disk is to be one."""
+    usual = tempfile.gettempdir()
+    return "/var/tmp" if LinuxHost().ground(usual).file_system in {"tmpfs", "ramfs"} else usual
+
+
+def end_processes(name: str) -> None:
+    """Kill what runs on our interpreter with a folder of this name: who keeps a daemon's memory outlives it.
+
+    Found in /proc and not by its socket, which it does not have yet where the daemon was killed right after its start.
+    Raises DemoError if one does not die.
+    """
+    deadline = time.monotonic() + DAEMON_DEADLINE_S
+    while found := processes(name):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise DemoError(f"processes {found} outlive SIGKILL")
+        time.sleep(POLL_S)
+
+
+def processes(name: str) -> list[int]:
+    """Other processes of this interpreter that have `name` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            words = path.read_bytes().split(b"\0")  # [b""] of one that is dead
+            if words[0] == os.fsencode(sys.executable) and any(os.fsencode(name) in word for word in words[1:]):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def run_engine(
@@ -142,37 +247,80 @@ def engine_process(role: str, runtime_dir: Path, *, quick: bool) -> Iterator["su
         process.communicate()
 
 
-def judge(results: Results) -> list[Promise]:
-    """What was promised, and what came of it."""
-    hit, prompt, tier = results["hit_tokens"], results["prompt_tokens"], results["served_from"]
-    document = prompt - results["question_tokens"]
-    identical, differs = results["identical"], results["control_differs"]
-    equal = f"equal in every bit for {results['compared_tokens']} tokens"
-    speedup, on = results["speedup"], f"on {results['threads']} thread"
-    return [
-        Promise("prompt tokens fetched, not computed", f"{hit:,} of {prompt:,}, from {tier}", hit == document),
-        Promise("logits against a full recompute", equal if identical else "different", identical),
+def judge(results: Results) -> list[list[Promise]]:
+    """What was promised, and what came of it; a list for each life of the daemon, and what ended it."""
+    durable, stored = results["durable_blocks"], results["stored_blocks"]
+    differs, speedup = results["control_differs"], results["speedup"]
+    on = f"on {results['threads']} thread"
+    first = [
+        Promise("stored by A, and flushed to disk", f"{durable} of {stored} blocks", durable == stored),
+        *judge_fetch(results, "B", "dram", "a fetch (median)"),
         Promise("... with one block corrupted", "different" if differs else "no different", differs),
-        Promise("time to first token, cold", f"{results['ttft_cold_s'] * 1e3:,.0f} ms {on}"),
-        Promise("time to first token, warm", f"{results['ttft_warm_s'] * 1e3:,.0f} ms {on}"),
-        Promise("speedup", f"{speedup:.1f} times, at least {LEAST_SPEEDUP:.0f} promised", speedup >= LEAST_SPEEDUP),
-        Promise("fetch", f"{results['fetch_bytes'] >> 20} MiB at {results['fetch_gb_per_s']:.1f} GB/s"),
+        Promise("... time to first token, cold", f"{results['ttft_cold_s'] * 1e3:,.0f} ms {on}"),
+        Promise("... time to first token, warm", f"{results['ttft_warm_s'] * 1e3:,.0f} ms {on}"),
+        Promise("... speedup", f"{speedup:.1f} times, at least {LEAST_SPEEDUP:.0f} promised", speedup >= LEAST_SPEEDUP),
         Promise(
-            "kill -9 while generating and fetching",
+            "kill -9 while B generates and fetches",
             f"{results['fetches_before_kill']} good fetches, then a miss in {results['miss_ms']:.1f} ms",
             results["survived_kill"],
         ),
     ]
+    return [
+        first,
+        judge_later(results["kept"], "C", "dram (kept)", memory="kept", began="warm"),
+        judge_later(results["let_go"], "D", "disk", memory="let go", began="cold"),
+    ]
 
 
-def show(console: Console, promises: list[Promise]) -> None:
+def judge_later(found: Results, name: str, tier: str, *, memory: str, began: str) -> list[Promise]:
+    """After a restart."""
+    cold, warm, times = found["ttft_cold_s"] * 1e3, found["ttft_warm_s"] * 1e3, found["speedup"]
+    blocks = f"{found['kept_blocks']} blocks in memory, {found['disk_blocks']} on disk"
+    return [
+        Promise(f"kill -9, and started again, memory {memory}", f"{found['began']}: {blocks}", found["began"] == began),
+        *judge_fetch(found, name, tier, "its first fetch"),
+        Promise("... time to first token", f"{warm:,.0f} ms; recomputed {cold:,.0f} ms, {times:.1f} times", times > 1),
+    ]
+
+
+def judge_fetch(found: Results, name: str, tier: str, fetch: str) -> list[Promise]:
+    """Whether all of the document came, from where it should, and is what was computed."""
+    document = found["prompt_tokens"] - found["question_tokens"]
+    why_not = f": {found['why_not']}" if found["why_not"] else ""
+    equal = f"equal in every bit for {found['compared_tokens']} tokens" if found["identical"] else "different"
+    hit = found["hit_tokens"] > 0  # without one all is computed, and equal of course
+    return [
+        Promise(
+            f"{name}: prompt tokens fetched, not computed",
+            f"{found['hit_tokens']:,} of {found['prompt_tokens']:,}, from {served_from(found)}{why_not}",
+            found["hit_tokens"] == document and served_from(found).startswith(tier),
+        ),
+        Promise(
+            f"... {fetch}",
+            f"{found['hit_blocks']} blocks, {found['fetch_bytes'] >> 20} MiB at {found['fetch_gb_per_s']:.2f} GB/s",
+        ),
+        Promise("... logits against a full recompute", equal if hit else "nothing fetched", hit and found["identical"]),
+    ]
+
+
+def served_from(found: Results) -> str:
+    """The tier, and what matters about it: memory kept over a restart, a disk that may be the page cache."""
+    tier: str = found["served_from"]
+    if tier == "dram" and found.get("began") == "warm" and not found["loaded_blocks"]:
+        return "dram (kept)" if found["kept_blocks"] >= found["hit_blocks"] else tier
+    return tier if found.get("past_page_cache", True) else tier.replace("disk", "disk, or its page cache")
+
+
+def show(console: Console, promises: list[list[Promise]]) -> None:
     """The table."""
     verdicts = {True: "[green]shown[/green]", False: "[red]NOT SHOWN[/red]", None: ""}
-    table = Table(title="KV from process A, through kvstored, in process B", title_justify="left")
+    table = Table(title="KV from process A, through kvstored, in processes B, C and D", title_justify="left")
     for heading in ("what", "found", "verdict"):
         table.add_column(heading)
-    for promise in promises:
-        table.add_row(promise.what, promise.found, verdicts[promise.kept])
+    for life in promises:
+        for promise in life:
+            table.add_row(promise.what, promise.found, verdicts[promise.kept])
+        table.add_section()
     console.print(table)
 
 

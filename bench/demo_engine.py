@@ -1,4 +1,5 @@
-"""The two engine processes of `bench.demo`: A computes a document's KV and stores it, B fetches it and goes on.
+"""The engine processes of `bench.demo`: A computes a document's KV and stores it, B fetches it and goes on; C and D
+do so after a restart of the daemon, once each.
 
 Started as `python -m bench.demo_engine ROLE RUNTIME_DIR [--quick]`. Speaks JSON lines on standard output:
 
@@ -42,26 +43,31 @@ class Scale:
 
     layers: int
     document_tokens: int
-    cold_runs: int
+    cold_runs: int  # besides the one that others are compared with
     warm_runs: int
 
 
-FULL: Final = Scale(layers=8, document_tokens=3072, cold_runs=3, warm_runs=7)
-QUICK: Final = Scale(layers=4, document_tokens=2048, cold_runs=3, warm_runs=5)
+FULL: Final = Scale(layers=6, document_tokens=3072, cold_runs=1, warm_runs=7)
+QUICK: Final = Scale(layers=4, document_tokens=2048, cold_runs=2, warm_runs=5)
 
 
 def main() -> None:
     """Play the role that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m bench.demo_engine")
-    parser.add_argument("role", choices=("a", "b"))
+    parser.add_argument("role", choices=("a", "b", "c", "d"))
     parser.add_argument("runtime_dir", type=Path)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     scale = QUICK if options.quick else FULL
     with kvclient.connect(options.runtime_dir, name=f"demo {options.role}") as client:
-        play = play_a if options.role == "a" else play_b
-        tell(result=play(client, scale))
+        if options.role == "a":
+            result = play_a(client, scale)
+        elif options.role == "b":
+            result = play_b(client, scale)
+        else:
+            result = play_later(client, scale, options.role.upper())
+        tell(result=result)
 
 
 def tell(**event: Any) -> None:
@@ -110,7 +116,7 @@ def build_prompt(document_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def play_a(client: kvclient.Client, scale: Scale) -> dict[str, Any]:
-    """Compute the document's KV, store it, and wait until others can see it."""
+    """Compute the document's KV, store it, and wait until others can see it and it lies on disk."""
     tell(step="A builds the model", done=0, of=1)
     model = build_model(scale.layers)
     kv = TransformersKV(client, model, block_tokens=BLOCK_TOKENS)
@@ -128,15 +134,31 @@ def play_a(client: kvclient.Client, scale: Scale) -> dict[str, Any]:
     blocks = document.shape[1] // BLOCK_TOKENS
     if saved.accepted != blocks:
         raise RuntimeError(f"stored {saved.accepted} of {blocks} blocks: {saved}")
-    tell(step="A stores it", done=1, of=1)
-    return {"stored_blocks": saved.accepted, "store_gb_per_s": blocks * _block_bytes(kv) / seconds / 1e9}
+    tell(step="A flushes it to disk", done=0, of=1)
+    flushed = kv.flush(PATIENCE_S)
+    tell(step="A flushes it to disk", done=1, of=1)
+    return {
+        "stored_blocks": saved.accepted,
+        "durable_blocks": flushed.durable,
+        "store_gb_per_s": blocks * _block_bytes(kv) / seconds / 1e9,
+    }
 
 
-# -- process B --------------------------------------------------------------------------------------------------
+# -- what the others have in common -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One generation over the prompt."""
+
+    logits: tuple[torch.Tensor, ...]
+    first_token_s: float  # since it began, fetching included
+    prefix: Prefix
+    load_s: float = 0.0  # keys, lease, copy into a new cache
 
 
 class Engine:
-    """B's model with its prompt."""
+    """A model, and the prompt that begins with A's document."""
 
     def __init__(self, client: kvclient.Client, scale: Scale) -> None:
         self.model = build_model(scale.layers)
@@ -150,71 +172,133 @@ class Engine:
             "attention_mask": torch.ones_like(self.prompt),
         }  # fmt: skip
 
-    def recompute(self, new_tokens: int) -> Any:
+    def recompute(self, new_tokens: int) -> Run:
         """Without the store: one forward pass over the whole prompt."""
-        return self.model.generate(self.prompt, **self.options(new_tokens))
+        watch = Stopwatch()
+        output = self.model.generate(self.prompt, streamer=watch, **self.options(new_tokens))
+        return Run(output.logits, watch.first_token_s, Prefix(None, 0))
 
-    def resume(self, new_tokens: int, salt: bytes = b"") -> tuple[Prefix, Any]:
-        """With the store: fetch, then compute what is left."""
+    def resume(self, new_tokens: int, salt: bytes = b"") -> Run:
+        """With the store: fetch, then compute what is left. A miss leaves everything."""
+        watch = Stopwatch()
         prefix = self.kv.load(self.prompt, salt=salt)
-        return prefix, self.model.generate(self.prompt, past_key_values=prefix.cache, **self.options(new_tokens))
+        load_s = watch.elapsed_s
+        options = self.options(new_tokens)
+        output = self.model.generate(self.prompt, past_key_values=prefix.cache, streamer=watch, **options)
+        return Run(output.logits, watch.first_token_s, prefix, load_s)
+
+    def fetched(self, run: Run) -> dict[str, Any]:
+        """What a run found in the store, and where."""
+        blocks, seconds = run.prefix.tokens // BLOCK_TOKENS, run.load_s
+        fetched_bytes = blocks * _block_bytes(self.kv)
+        return {
+            "prompt_tokens": self.prompt.shape[1],
+            "question_tokens": QUESTION_TOKENS,
+            "hit_tokens": run.prefix.tokens,
+            "hit_blocks": blocks,
+            "served_from": _tiers(run.prefix),
+            "why_not": run.prefix.why_not,
+            "fetch_bytes": fetched_bytes,
+            "fetch_gb_per_s": fetched_bytes / seconds / 1e9,
+        }
+
+
+class Stopwatch:
+    """A streamer that runs from when it is made, and notes when the first token is there."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._puts = 0
+        self.first_token_s = math.nan
+
+    @property
+    def elapsed_s(self) -> float:
+        """Until now."""
+        return time.perf_counter() - self._began
+
+    def put(self, _: torch.Tensor) -> None:
+        """The prompt, then a token at a time."""
+        self._puts += 1
+        if self._puts == 2:
+            self.first_token_s = self.elapsed_s
+
+    def end(self) -> None:
+        """All tokens are there."""
+
+
+def same_logits(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> bool:
+    """Whether two generations agree in every logit of every step, to the last bit."""
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+
+
+# -- processes C and D ------------------------------------------------------------------------------------------
+
+
+def play_later(client: kvclient.Client, scale: Scale, name: str) -> dict[str, Any]:
+    """Recompute, then fetch for the first time in this process, and once only: the next time it would be in DRAM."""
+    tell(step=f"{name} builds the model", done=0, of=1)
+    engine = Engine(client, scale)
+    tell(step=f"{name} recomputes the prompt, for comparison", done=0, of=1)
+    reference = engine.recompute(NEW_TOKENS)
+    tell(step=f"{name} fetches and resumes", done=0, of=1)
+    resumed = engine.resume(NEW_TOKENS)
+    tell(step=f"{name} fetches and resumes", done=1, of=1)
+    return engine.fetched(resumed) | {
+        "identical": same_logits(resumed.logits, reference.logits),
+        "compared_tokens": NEW_TOKENS,
+        "ttft_cold_s": reference.first_token_s,
+        "ttft_warm_s": resumed.first_token_s,
+        "speedup": reference.first_token_s / resumed.first_token_s,
+    }
+
+
+# -- process B --------------------------------------------------------------------------------------------------
 
 
 def play_b(client: kvclient.Client, scale: Scale) -> dict[str, Any]:
-    """Everything the demonstration promises, one after the other."""
+    """Everything that is promised while one daemon lives, one after the other; then its end."""
     tell(step="B builds the model", done=0, of=1)
     engine = Engine(client, scale)
     tell(step="B recomputes the prompt, for comparison", done=0, of=1)
     reference = engine.recompute(NEW_TOKENS)
-    prefix, resumed = engine.resume(NEW_TOKENS)
-    result: dict[str, Any] = {
-        "identical": same_logits(resumed, reference),
-        "hit_tokens": prefix.tokens,
-        "served_from": _tier(prefix),
-        "prompt_tokens": engine.prompt.shape[1],
-        "question_tokens": QUESTION_TOKENS,
+    resumed = engine.resume(NEW_TOKENS)
+    result = engine.fetched(resumed) | {
+        "identical": same_logits(resumed.logits, reference.logits),
         "compared_tokens": NEW_TOKENS,
         "threads": torch.get_num_threads(),
     }
-    result |= time_first_tokens(engine, scale)
-    result |= time_fetch(engine, scale)
+    result |= time_first_tokens(engine, scale, reference)
     result |= corrupt_one_block(engine, reference)
     result |= lose_the_daemon(engine, reference)
     return result
 
 
-def same_logits(one: Any, other: Any) -> bool:
-    """Whether two generations agree in every logit of every step, to the last bit."""
-    pairs = zip(one.logits, other.logits, strict=True)
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+def time_first_tokens(engine: Engine, scale: Scale, reference: Run) -> dict[str, Any]:
+    """Time to the first token without the store and with it, in turn in one process: medians, in seconds.
+
+    And the speed of fetching the prefix in that.
+    """
+    cold_runs = [reference, *_repeat("B computes the first token, cold", scale.cold_runs, lambda: engine.recompute(1))]
+    warm_runs = _repeat("B computes the first token, warm", scale.warm_runs, lambda: engine.resume(1))
+    cold_s, warm_s = (median(run.first_token_s for run in runs) for runs in (cold_runs, warm_runs))
+    return {
+        "ttft_cold_s": cold_s,
+        "ttft_warm_s": warm_s,
+        "speedup": cold_s / warm_s,
+        "fetch_gb_per_s": median(engine.fetched(run)["fetch_gb_per_s"] for run in warm_runs),
+    }
 
 
-def time_first_tokens(engine: Engine, scale: Scale) -> dict[str, Any]:
-    """Time to the first token without the store and with it, in turn in one process: medians, in seconds."""
-    cold = _repeat("B computes the first token, cold", scale.cold_runs, lambda: engine.recompute(1))
-    warm = _repeat("B computes the first token, warm", scale.warm_runs, lambda: engine.resume(1))
-    return {"ttft_cold_s": median(cold), "ttft_warm_s": median(warm), "speedup": median(cold) / median(warm)}
-
-
-def time_fetch(engine: Engine, scale: Scale) -> dict[str, Any]:
-    """Speed of getting the prefix alone: keys, lease, copy into a new cache."""
-    seconds = median(_repeat("B fetches", scale.warm_runs, lambda: engine.kv.load(engine.prompt)))
-    fetched_bytes = engine.document.shape[1] // BLOCK_TOKENS * _block_bytes(engine.kv)
-    return {"fetch_bytes": fetched_bytes, "fetch_gb_per_s": fetched_bytes / seconds / 1e9}
-
-
-def _repeat(step: str, runs: int, work: Callable[[], object]) -> list[float]:
-    seconds = []
+def _repeat(step: str, runs: int, work: Callable[[], Run]) -> list[Run]:
+    done = []
     for run in range(runs):
         tell(step=step, done=run, of=runs)
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
+        done.append(work())
     tell(step=step, done=runs, of=runs)
-    return seconds
+    return done
 
 
-def corrupt_one_block(engine: Engine, reference: Any) -> dict[str, Any]:
+def corrupt_one_block(engine: Engine, reference: Run) -> dict[str, Any]:
     """The negative control: store the document again under another salt, one block of it wrong, and resume from that.
 
     If nobody could tell, equal logits would prove nothing.
@@ -226,12 +310,12 @@ def corrupt_one_block(engine: Engine, reference: Any) -> dict[str, Any]:
         for tensor in (layer.keys, layer.values):
             tensor[:, :, middle : middle + BLOCK_TOKENS].neg_()
     engine.kv.save(engine.document, cache, salt=CONTROL_SALT, wait=True)
-    prefix, resumed = engine.resume(NEW_TOKENS, salt=CONTROL_SALT)
-    whole = prefix.tokens == engine.document.shape[1]
+    resumed = engine.resume(1, salt=CONTROL_SALT)
+    whole = resumed.prefix.tokens == engine.document.shape[1]
     return {"control_differs": whole and not torch.equal(resumed.logits[0], reference.logits[0])}
 
 
-def lose_the_daemon(engine: Engine, reference: Any) -> dict[str, Any]:
+def lose_the_daemon(engine: Engine, reference: Run) -> dict[str, Any]:
     """Have the daemon killed while one thread generates from fetched KV and another fetches; then ask again."""
     tell(step="B goes on while the daemon is killed", done=0, of=2)
     fetching = Fetching(engine)
@@ -244,8 +328,8 @@ def lose_the_daemon(engine: Engine, reference: Any) -> dict[str, Any]:
     miss_s = time.perf_counter() - began
     after = engine.kv.generate(engine.prompt, **engine.options(NEW_TOKENS))
     tell(step="B goes on while the daemon is killed", done=2, of=2)
-    went_on = during.cached_tokens == engine.document.shape[1] and same_logits(during.output, reference)
-    recomputed = miss.tokens == after.cached_tokens == 0 and same_logits(after.output, reference)
+    went_on = during.cached_tokens == engine.document.shape[1] and same_logits(during.output.logits, reference.logits)
+    recomputed = miss.tokens == after.cached_tokens == 0 and same_logits(after.output.logits, reference.logits)
     return {
         "survived_kill": went_on and recomputed and fetching.missed and fetching.wrong == 0 and fetching.right > 0,
         "fetches_before_kill": fetching.right,
@@ -298,10 +382,11 @@ def _same_cache(one: Any, other: Any) -> bool:
     return all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in pairs)
 
 
-def _tier(prefix: Prefix) -> str:
-    """The tier that most blocks came from."""
-    tiers = {"hbm": prefix.tiers.hbm, "dram": prefix.tiers.dram, "disk": prefix.tiers.disk}
-    return max(tiers, key=lambda name: tiers[name]) if prefix.tokens else "none"
+def _tiers(prefix: Prefix) -> str:
+    """Where a prefix came from: "dram", or "dram 10, disk 182" in blocks, or "none"."""
+    blocks = {"hbm": prefix.tiers.hbm, "dram": prefix.tiers.dram, "disk": prefix.tiers.disk}
+    used = [tier for tier, count in blocks.items() if count]
+    return used[0] if len(used) == 1 else ", ".join(f"{tier} {blocks[tier]}" for tier in used) or "none"
 
 
 def _block_bytes(kv: TransformersKV) -> int:

@@ -182,7 +182,7 @@ class Demotion:
     def _send(self, namespace: Namespace, count: int, now_ns: int) -> None:
         if not self.worth(namespace):
             self.tally.not_worth += count
-            blocks.ungather(self._tables, self._rows, 0, count)
+            self._give_up(namespace, self._rows[:count])
             return
         codec = self._choice.codec_for(namespace, self._workers)
         if codec is not Codec.RAW:
@@ -253,7 +253,18 @@ class Demotion:
             break
         if done < rows.size:
             self.tally.dropped += rows.size - done
-            blocks.ungather(tables, rows, done, rows.size)
+            self._give_up(namespace, rows[done:])
+
+    def _give_up(self, namespace: Namespace, rows: U4) -> None:
+        """These will not be written, nor what waits to be written behind them: or the same would be tried for ever."""
+        blocks.ungather(self._tables, rows, 0, rows.size)
+        table = self._tables.blocks
+        if self._queue:
+            row, generation = self._queue[0]
+            if int(table["namespace"][row]) == namespace.number:
+                self._queue.popleft()
+                if int(table["generation"][row]) == generation:
+                    table["flags"][row] &= ~blocks.QUEUED
 
     def _postpone(self, rows: U4) -> None:
         table = self._tables.blocks

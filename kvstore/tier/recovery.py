@@ -13,6 +13,7 @@ import numpy as np
 
 from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
+from kvproto.limits import POOLS
 from kvstore import blocks
 from kvstore.blocks import U4, Rows, Tables
 from kvstore.sessions import Namespace, Tenant
@@ -83,6 +84,7 @@ class Recovery:
         for position, _, _, _ in placed:
             self._segments.open(position)
         self.result.segments = len(placed)
+        self.result.blocks = int(self._tables.pools["blocks"][POOLS:].sum())  # those that DRAM has too included
 
     def _number_namespaces(self) -> U4:
         numbers = np.zeros(max((name.number for name in self._names), default=0) + 1, dtype=np.uint32)
@@ -139,7 +141,6 @@ class Recovery:
         for start in range(0, rows.size, SLICE):
             blocks.finish_adoption(self._tables, rows, start, min(start + SLICE, rows.size))
             yield
-        self.result.blocks += settled
         self.result.orphans += rows.size - settled
 
 

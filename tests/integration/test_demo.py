@@ -1,27 +1,109 @@
 """`make demo` as a user sees it, at a small scale."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.demo import judge
+
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "bench.demo", "--quick"]
 
 
-@pytest.mark.timeout(240)
-def test_the_demonstration_shows_every_promise_and_ends_with_one_json_line() -> None:
-    command = [sys.executable, "-m", "bench.demo", "--quick"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Where it puts its temporary files. On a drive, or it would go elsewhere."""
+    folder = Path(tempfile.mkdtemp(prefix="kvd-", dir="/var/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Of a demonstration in that place."""
+    return os.environ | {"TMPDIR": str(home)}
+
+
+def running(home: Path) -> list[str]:
+    """Command lines that name the place: daemons, keepers, engines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # gone meanwhile
+            continue
+        if str(home) in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.timeout(420)
+def test_the_demonstration_shows_every_promise_and_ends_with_one_json_line(home: Path) -> None:
+    done = subprocess.run(
+        COMMAND, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (list(home.glob("kvstored-demo-*")), running(home)) == ([], [])
     results = json.loads(done.stdout.splitlines()[-1])
-    assert results["identical"] is True
+    assert results["durable_blocks"] == results["stored_blocks"] > 0
     assert results["control_differs"] is True
     assert results["survived_kill"] is True
-    assert results["hit_tokens"] == results["prompt_tokens"] - results["question_tokens"]
     assert results["served_from"] == "dram"
-    assert results["ttft_cold_s"] > results["ttft_warm_s"] > 0
     assert results["speedup"] >= 5
-    assert results["fetch_gb_per_s"] > 0
     assert results["daemon_version"]
+    kept, let_go = results["kept"], results["let_go"]
+    assert (kept["served_from"], kept["began"], kept["loaded_blocks"]) == ("dram", "warm", 0)
+    assert kept["kept_blocks"] >= results["stored_blocks"]
+    assert (let_go["served_from"], let_go["began"], let_go["kept_blocks"]) == ("disk", "cold", 0)
+    assert let_go["loaded_blocks"] == results["stored_blocks"]
+    for found in (results, kept, let_go):
+        assert found["identical"] is True
+        assert found["hit_tokens"] == found["prompt_tokens"] - found["question_tokens"]
+        assert found["ttft_cold_s"] > found["ttft_warm_s"] > 0
+        assert found["fetch_gb_per_s"] > 0
+    for tier in ("from dram ", "from dram (kept)", "from disk"):
+        assert tier in done.stdout
+    assert_misses_are_told(results)
+
+
+def assert_misses_are_told(results: dict[str, Any]) -> None:
+    """The same results with one thing gone wrong: each is a promise that was not kept."""
+    assert broken(results) == []
+    miss = {"hit_tokens": 0, "hit_blocks": 0, "served_from": "none", "fetch_bytes": 0, "fetch_gb_per_s": 0.0}
+    for life, name in (("kept", "C"), ("let_go", "D")):
+        lost = broken(results | {life: results[life] | miss})
+        assert lost == [f"{name}: prompt tokens fetched, not computed", "... logits against a full recompute"]
+        part = broken(results | {life: results[life] | {"hit_tokens": results["hit_tokens"] - 16}})
+        assert part == [f"{name}: prompt tokens fetched, not computed"]
+        other = broken(results | {life: results[life] | {"identical": False}})
+        assert other == ["... logits against a full recompute"]
+    from_disk = broken(results | {"kept": results["kept"] | {"served_from": "disk"}})
+    assert from_disk == ["C: prompt tokens fetched, not computed"]
+    promoted = broken(results | {"kept": results["kept"] | {"loaded_blocks": 1}})
+    assert promoted == ["C: prompt tokens fetched, not computed"], "what came from disk first was not kept"
+    from_memory = broken(results | {"let_go": results["let_go"] | {"served_from": "dram"}})
+    assert from_memory == ["D: prompt tokens fetched, not computed"]
+    assert broken(results | {"durable_blocks": 0}) == ["stored by A, and flushed to disk"]
+
+
+def broken(results: dict[str, Any]) -> list[str]:
+    """Promises that were not kept."""
+    return [promise.what for life in judge(results) for promise in life if promise.kept is False]
+
+
+@pytest.mark.timeout(120)
+def test_a_demonstration_that_is_stopped_leaves_no_process_and_no_file(home: Path) -> None:
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline().startswith("start the daemon: ")
+        assert any("fd_keeper" in line for line in running(home)), "or there is nothing to leave"
+        demo.terminate()
+        assert demo.wait(60) == 128 + 15
+    assert (list(home.glob("kvstored-demo-*")), running(home)) == ([], [])
