@@ -824,7 +824,10 @@ def release_run(t: Tables, run: U4, now: Number) -> None:
     """End the holds of a lease. A block counts as used until it is released."""
     for i in range(run.size - 1, -1, -1):
         block = np.int64(run[i])
-        t.blocks[block]["touched"] = now
+        row = t.blocks[block]
+        row["touched"] = now
+        if row["holds"] == 1:  # a successor need not withhold what was given back
+            row["lease_until_ns"] = 0
         _unhold(t, block)
 
 
@@ -1453,7 +1456,7 @@ def adopt_records(
             continue
         for word in range(4):
             key[word] = record["key"][word]
-        block = _find(t, ix, namespace, key, 0)
+        block = _find(t, ix, namespace, key, 0) if ix.shape[2] else np.int64(0)
         row = t.blocks[block]
         if block:
             same = row["generation"] == record["generation"] and (row["state"] == RESIDENT or row["state"] == KEPT)
@@ -1515,6 +1518,19 @@ def link_records(t: Tables, position: Number, start: Number, stop: Number, recor
 
 
 @compiled
+def make_ready(t: Tables, ix: Index, count: Number) -> None:
+    """Have buckets enough for `count` more blocks, so that `settle` need not split them one by one."""
+    wanted = 2 * (np.int64(ix.shape[2]) + count)
+    if not ix.shape[2]:
+        while np.int64(ix.shape[0]) < wanted and 2 * np.int64(ix.shape[0]) <= ix.heads.size:
+            ix.shape[0] <<= np.uint64(1)
+        ix.shape[1] = np.uint64(0)
+        return
+    while np.int64(ix.shape[0] + ix.shape[1]) < min(wanted, ix.heads.size):
+        _split(t, ix)
+
+
+@compiled
 def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8) -> Number:
     """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many."""
     settled = 0
@@ -1532,12 +1548,15 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
             row = t.blocks[block]
             for word in range(4):
                 key[word] = row["key"][word]
-            whole = whole and not _find(t, ix, row["namespace"], key, 0)
+            bucket = _bucket(ix, row["namespace"], key[0], key[1], key[2], key[3])
+            whole = whole and not _walk(t.blocks, ix.heads[bucket], row["namespace"], key, 0)
             row["writer"] = _ROOTED if whole else np.uint32(BROKEN)
             if not whole:
                 continue
             row["state"] = KEPT if _position(t, block) < np.int64(t.book[ON_DISK]) else DISK
-            _insert(t, ix, block)
+            ix.shape[2] += np.uint64(1)  # `make_ready` has seen to it that there are buckets enough
+            row["chain"] = ix.heads[bucket]
+            ix.heads[bucket] = block
             _adopt(t, np.int64(row["parent"]), block)
             settled += 1
     return settled

@@ -76,6 +76,7 @@ def settle_left_over(store: "Store", left: LeftOver) -> int:
     for tenant in store.tenants.values():
         mine = [number for number, namespace in of_namespace.items() if namespace.tenant is tenant]
         some = left.rows[np.isin(table["namespace"][left.rows], mine)]
+        blocks.make_ready(tables, tenant.index, some.size)
         settled += int(blocks.settle(tables, tenant.index, some, 0, some.size, stack, key))
         blocks.finish_adoption(tables, some, 0, some.size)
     return settled
@@ -226,6 +227,7 @@ class _TakeOver:
         for tenant in self._store.tenants.values():
             mine = [number for number, owner in tenant_of.items() if owner is tenant]
             some = rows[np.isin(numbers, mine)]
+            blocks.make_ready(tables, tenant.index, some.size)
             settled = blocks.settle(tables, tenant.index, some, 0, some.size, stack, self._key)
             some = some[np.argsort(tables.blocks["touched"][some], kind="stable")]
             whole = tables.blocks["state"][some] != blocks.ADOPTING

@@ -208,6 +208,8 @@ class Streams:
         self._wheel.remove(stream, stream.until_ns)
         stream.lease.stream = None
         stream.lease.count = stream.announced
+        if stream.announced < stream.rows.size:  # what lies deeper may yet fail, and then protects nothing before it
+            self._shorten(stream, stream.announced)
         self._renew(stream.lease, stream.ttl_ns)
         self._outbox.ready(stream, first, stream.announced, 0)
 
