@@ -34,6 +34,9 @@ test-long: check
 bench: $(STAMP)
 	@$(BIN)/python -m bench hot --json bench/results/hot.json
 	@$(BIN)/python -m bench dram --json bench/results/dram.json
+	@$(BIN)/python -m bench disk --json bench/results/disk.json
+	@$(BIN)/python -m bench restart --json bench/results/restart.json
+	@$(BIN)/python -m bench peers --json bench/results/peers.json
 
 stubs: $(STAMP)
 	@$(BIN)/python proto/generate.py

@@ -19,7 +19,7 @@ def main() -> None:
     options = parser.parse_args()
     results = importlib.import_module(f"bench.{options.name}").run(quick=options.quick)
     for name, value in results.items():
-        say(f"{name:40} {value:14.4f}")
+        say(f"{name:40} {value:14.4f}" if isinstance(value, int | float) else f"{name:40} {value}")
     line = record(options.name, results, quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps(json.loads(line), indent=1) + "\n")

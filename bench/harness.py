@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
@@ -18,6 +18,7 @@ import numpy as np
 from bench.process import DaemonProcess
 
 Results = dict[str, float]
+Findings = dict[str, float | str | None]  # where a figure may be missing, and a reason stands for it
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +113,7 @@ def _first(path: str, name: str) -> str:
     return "unknown"
 
 
-def record(bench: str, results: Results, *, quick: bool) -> str:
+def record(bench: str, results: Mapping[str, float | str | None], *, quick: bool) -> str:
     """The JSON of one run, on one line."""
     return json.dumps(
         {
@@ -121,7 +122,9 @@ def record(bench: str, results: Results, *, quick: bool) -> str:
             "quick": quick,
             "host": host_facts(),
             "commit": _commit(),
-            "results": {name: round(value, 4) for name, value in results.items()},
+            "results": {
+                name: round(value, 4) if isinstance(value, int | float) else value for name, value in results.items()
+            },
         }
     )
 

@@ -1262,27 +1262,37 @@ def ready_until(t: Tables, run: U4, start: Number) -> tuple[Number, Number]:
 
 @compiled
 def gather_unsaved(t: Tables, block: Number, out: U4, out_at: Number) -> tuple[Number, bool]:
-    """A block and its ancestors up to the first that lies on disk, that one's child first, into `out` as far as it
-    goes; marked as SAVING. Returns (where they end in `out`, whether all went in); (-1, False) if one of them is
-    still being written or read."""
+    """What a block's chain lacks on disk, from the root down, into `out` as far as it goes; marked as SAVING.
+
+    Up to the first that is durable: then all before it is. Returns (where they end in `out`, whether all went in);
+    (-1, False) if one of them is still being written by a client.
+    """
     count, at = 0, block
     while at:
         row = t.blocks[at]
-        if row["state"] == WRITING or row["state"] == LOADING:
-            return -1, False
-        if row["disk"] or row["flags"] & SAVING or (row["state"] != RESIDENT and row["state"] != KEPT):
+        if row["flags"] & DURABLE:
             break
-        count += 1
+        if row["state"] == WRITING:
+            return -1, False
+        count += _is_unsaved(t, at)
         at = np.int64(row["parent"])
-    beyond = max(0, count - (out.size - out_at))
-    at = block
-    for _ in range(beyond):
+    beyond, seen, at = max(0, count - (out.size - out_at)), 0, block
+    while seen < count:
+        if _is_unsaved(t, at):
+            if seen >= beyond:
+                out[out_at + count - 1 - seen] = at
+            seen += 1
         at = np.int64(t.blocks[at]["parent"])
-    for i in range(count - beyond - 1, -1, -1):
-        out[out_at + i] = at
-        t.blocks[at]["flags"] |= SAVING
-        at = np.int64(t.blocks[at]["parent"])
+    for i in range(out_at, out_at + count - beyond):
+        t.blocks[out[i]]["flags"] |= SAVING
     return out_at + count - beyond, beyond == 0
+
+
+@compiled
+def _is_unsaved(t: Tables, block: Number) -> bool:
+    row = t.blocks[block]
+    whole = row["state"] == RESIDENT or row["state"] == KEPT
+    return whole and row["disk"] == 0 and not row["flags"] & SAVING
 
 
 @compiled
@@ -1335,18 +1345,54 @@ def detach(t: Tables, block: Number) -> None:
     row = t.blocks[block]
     _push_to_erase(t, np.int64(row["disk"]))
     row["disk"] = 0
-    row["flags"] &= ~DURABLE
+    _undurable(t, block)
     _unlist(t, block)
     _list(t, block)
 
 
 @compiled
-def mark(t: Tables, rows: U4, generations: U8, flag: Number) -> None:
-    """Set a flag of those blocks that are still what they were."""
+def mark_durable(t: Tables, rows: U4, generations: U8, disks: U4, left: U4) -> Number:
+    """What these places hold is synced and in the index. A block is durable if all before it is.
+
+    Indices of those that lie there and are not durable for want of a parent go to `left`; returns how many.
+    """
     for i in range(rows.size):
-        row = t.blocks[rows[i]]
-        if row["generation"] == generations[i] and row["disk"]:
-            row["flags"] |= np.uint8(flag)
+        left[i] = i
+    waiting, before = rows.size, rows.size + 1
+    while waiting and waiting < before:  # parents mostly come first: one or two rounds
+        before, waiting = waiting, 0
+        for k in range(before):
+            i = left[k]
+            row = t.blocks[rows[i]]
+            if row["generation"] != generations[i] or row["disk"] != disks[i] or row["state"] == DOOMED:
+                continue
+            parent = row["parent"]
+            if parent == 0 or t.blocks[parent]["flags"] & DURABLE:
+                row["flags"] |= DURABLE
+            else:
+                left[waiting] = i
+                waiting += 1
+    return waiting
+
+
+@compiled
+def _undurable(t: Tables, top: Number) -> None:
+    """A block's copy on disk is gone: nothing that continues it is durable any more."""
+    block, climbing = top, False
+    t.blocks[top]["flags"] &= ~DURABLE
+    while True:
+        child = np.int64(t.blocks[block]["first_child"])
+        if not climbing and child:
+            block = child
+        elif block == top:
+            return
+        elif t.blocks[block]["next_sibling"]:
+            block, climbing = np.int64(t.blocks[block]["next_sibling"]), False
+        else:
+            block, climbing = np.int64(t.blocks[block]["parent"]), True
+            continue
+        climbing = not t.blocks[block]["flags"] & DURABLE  # then nothing below it is
+        t.blocks[block]["flags"] &= ~DURABLE
 
 
 @compiled
@@ -1430,12 +1476,12 @@ BROKEN: Final = 2
 @compiled
 def adopt_records(
     t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
-    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, most: Number,
+    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, most: Number,
 ) -> Number:  # fmt: skip
     """Make rows for what the index says of slots `start..stop` of a segment; `link_records` and `settle` follow.
 
-    `numbers`: namespace by the index's number for it, 0 for none; `most`: blocks that may lie on disk. Row numbers go
-    to `out`; returns where it ends.
+    `numbers`: namespace by the index's number for it, 0 for none; `most`: blocks that may lie on disk. Numbers of new
+    rows go to `out`; returns where it ends. Those of rows that are in DRAM go to `merged`, behind their count.
     """
     shift = np.int64(t.book[SHIFT])
     arena = t.arenas[position]
@@ -1447,11 +1493,9 @@ def adopt_records(
         t.slots[slot]["block"] = NOBODY
         number = np.int64(record["namespace"])
         namespace = np.int64(numbers[number]) if number < numbers.size else 0
-        if not record["generation"]:
-            _free_slot(t, slot)
-            continue
         t.pools[pool]["blocks"] += np.uint32(1)
-        if not namespace or np.int64(t.book[DISK_USED]) > most:
+        # A place that the index knows nothing of may hold what was written just before the former life ended.
+        if not record["generation"] or not namespace or np.int64(t.book[DISK_USED]) > most:
             _push_to_erase(t, slot)
             continue
         for word in range(4):
@@ -1484,7 +1528,11 @@ def adopt_records(
             out_at += 1
         t.slots[slot]["block"] = block
         row["disk"] = slot
-        row["flags"] |= DURABLE
+        if row["state"] == ADOPTING:
+            row["flags"] |= DURABLE
+        else:
+            merged[0] += np.uint32(1)
+            merged[merged[0]] = block
         arena["touched"] = max(arena["touched"], row["touched"])
         t.book[GENERATION] = max(t.book[GENERATION], record["generation"] + np.uint64(1))
         _unlist(t, block)
@@ -1493,8 +1541,15 @@ def adopt_records(
 
 
 @compiled
-def link_records(t: Tables, position: Number, start: Number, stop: Number, records: Rows, positions: U4) -> None:
-    """Find the parents of adopted rows. `positions`: by segment number, 0 for none."""
+def link_records(
+    t: Tables, position: Number, start: Number, stop: Number, records: Rows, positions: U4, left: U4, wanted: U8,
+    left_at: Number,
+) -> Number:  # fmt: skip
+    """Find the parents of adopted rows where they lay when their children were written.
+
+    `positions`: by segment number, 0 for none. Rows whose parents are not there go to `left`, with the generations they
+    want to `wanted`: they may have been written again elsewhere. Returns where those end.
+    """
     shift = np.int64(t.book[SHIFT])
     for i in range(start, stop):
         block = np.int64(t.slots[(position << shift) + i]["block"])
@@ -1515,6 +1570,10 @@ def link_records(t: Tables, position: Number, start: Number, stop: Number, recor
             row["parent"] = parent
         else:
             row["writer"] = BROKEN
+            left[left_at] = block
+            wanted[left_at] = record["parent_generation"]
+            left_at += 1
+    return left_at
 
 
 @compiled

@@ -10,8 +10,8 @@ import xxhash
 from kvproto.errors import Grant, Outcome
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES
-from kvstore.audit import audit
 from kvstore import blocks
+from kvstore.audit import audit
 from kvstore.blocks import DOOMED, U8
 from kvstore.ports import Bytes
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Session

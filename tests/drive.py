@@ -100,6 +100,9 @@ class FakeDrive:
             return Outcome.DONE if good == order.checksum else Outcome.DAMAGED
         if isinstance(order, Pack):
             return self._pack(order)
+        return self._do_in_segment(order)
+
+    def _do_in_segment(self, order: Save | Load | Erase) -> Outcome:
         segment = order.header.segment if isinstance(order, Save) else order.segment
         file = self.files.get(segment)
         if file is None:

@@ -6,6 +6,7 @@ One commit runs at a time; what is written meanwhile goes with the next one.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,8 +21,12 @@ from kvstore.tier.segments import Segments
 
 COMMIT_NS = 50 * 10**6  # how long a write waits for others to be made durable with
 COMMIT_BYTES = 256 * MIB  # or so much of it
+TRIES = 4  # commits that a block waits for what it continues
 RETRY_NS = 10**9
 CHUNKS = 1024  # a commit takes as many at most: 4 MiB for the index
+
+
+Written: TypeAlias = tuple[int, int, int, int]  # row, generation, place, commits that it waited for its parent
 
 
 class Commits:
@@ -40,12 +45,11 @@ class Commits:
         self._next_name = 1
         self._new_names: list[Name] = []
         self._dirty: dict[tuple[int, int], None] = {}  # position, chunk
-        self._rows: list[int] = []  # written, and not durable yet
-        self._generations: list[int] = []
+        self._written: list[Written] = []  # and not durable yet
         self._bytes = 0
         self._since_ns = 0  # when the oldest of them was written; 0: there is none
         self._running: Commit | None = None
-        self._covered: tuple[list[int], list[int]] = ([], [])
+        self._covered: list[Written] = []
         self._taken: list[tuple[int, int]] = []
         self.urgent = False  # somebody waits for it
         self.commits = 0
@@ -76,8 +80,7 @@ class Commits:
 
     def wrote(self, disk: int, row: int, generation: int, slot_bytes: int, now_ns: int) -> None:
         """A block lies on disk."""
-        self._rows.append(row)
-        self._generations.append(generation)
+        self._written.append((row, generation, disk, 0))
         self._bytes += slot_bytes
         self.touch(disk, now_ns)
 
@@ -90,7 +93,7 @@ class Commits:
     @property
     def clean(self) -> bool:
         """Is everything that was written durable?"""
-        return self._running is None and not self._rows
+        return self._running is None and not self._written
 
     def next_ns(self) -> int | None:
         """When `pump` has something to do; None if only an event can help."""
@@ -106,11 +109,11 @@ class Commits:
         self._taken = list(self._dirty)[:CHUNKS]
         for place in self._taken:
             del self._dirty[place]
-        self._covered = (self._rows, self._generations)
-        if self._dirty:  # the rest goes with the next; rows of these chunks are durable only when theirs is
-            self._covered = self._split()
+        self._covered, self._written = self._written, []
+        if self._dirty:  # the rest goes with the next; blocks of these chunks are durable only when theirs is
+            self._split()
         else:
-            self._rows, self._generations, self._bytes = [], [], 0
+            self._bytes = 0
         self._since_ns = now_ns if self._dirty else 0
         dropped, self._segments.dropped = self._segments.dropped, []
         names, self._new_names = self._new_names, []
@@ -121,18 +124,14 @@ class Commits:
         self._running = Commit(tuple(numbers.values()), chunks, names, dropped)
         self._workers.submit([self._running])
 
-    def _split(self) -> tuple[list[int], list[int]]:
-        taken, shift = set(self._taken), int(self._tables.book[blocks.SHIFT])
-        kept: tuple[list[int], list[int]] = ([], [])
-        covered: tuple[list[int], list[int]] = ([], [])
-        for row, generation in zip(self._rows, self._generations, strict=True):
-            disk = int(self._tables.blocks["disk"][row])
-            chunk = (disk >> shift, (disk & ((1 << shift) - 1)) // CHUNK_SLOTS)
-            rows, generations = covered if chunk in taken else kept
-            rows.append(row)
-            generations.append(generation)
-        self._rows, self._generations = kept
-        return covered
+    def _split(self) -> None:
+        shift = int(self._tables.book[blocks.SHIFT])
+
+        def waits(one: Written) -> bool:
+            return (one[2] >> shift, (one[2] & ((1 << shift) - 1)) // CHUNK_SLOTS) in self._dirty
+
+        self._written = [one for one in self._covered if waits(one)]
+        self._covered = [one for one in self._covered if not waits(one)]
 
     def _pack(self, position: int, chunk: int, now_ns: int) -> bytes:
         records = np.zeros(CHUNK_SLOTS, dtype=RECORD)
@@ -144,28 +143,48 @@ class Commits:
         return records.tobytes()
 
     def committed(self, order: Commit, now_ns: int) -> list[int]:
-        """A commit has ended. Returns the segments whose sync failed: what was written there lately may be lost."""
+        """A commit has ended. Returns rows that wait for what they continue: it is to be written, too."""
         self._running = None
         self.commits += 1
-        rows = np.array(self._covered[0], dtype=np.uint32)
-        generations = np.array(self._covered[1], dtype=np.uint64)
         if order.outcome is Outcome.DONE and not order.failed:
-            blocks.mark(self._tables, rows, generations, blocks.DURABLE)
-            return []
+            covered, self._covered = self._covered, []
+            return self._mark(covered, now_ns)
         self.faults += 1
         self._since_ns = now_ns + RETRY_NS
         self._dirty = dict.fromkeys([*self._taken, *self._dirty])
         self._new_names = order.names + self._new_names
         self._segments.dropped += order.dropped
         shift = int(self._tables.book[blocks.SHIFT])
-        lost = np.isin(self._tables.arenas["id"][self._tables.blocks["disk"][rows] >> shift], list(order.failed))
-        same = self._tables.blocks["generation"][rows] == generations
-        again = np.flatnonzero(same & ~lost)
-        self._rows += rows[again].tolist()
-        self._generations += generations[again].tolist()
-        for row in rows[np.flatnonzero(same & lost)].tolist():
-            one = self._tables.blocks[row]
-            in_dram = int(one["state"]) in {blocks.RESIDENT, blocks.KEPT}
-            if in_dram and one["disk"] and not one["flags"] & blocks.SAVING:
-                blocks.detach(self._tables, row)
-        return sorted(order.failed)
+        lost = {self._segments.position_of.get(number) for number in order.failed}
+        for one in self._covered:
+            if one[2] >> shift in lost:
+                self._lose(one)
+            else:
+                self._written.append(one)
+        self._covered = []
+        return []
+
+    def _mark(self, covered: "list[Written]", now_ns: int) -> list[int]:
+        rows = np.array([one[0] for one in covered], dtype=np.uint32)
+        generations = np.array([one[1] for one in covered], dtype=np.uint64)
+        disks = np.array([one[2] for one in covered], dtype=np.uint32)
+        left = np.zeros(rows.size, dtype=np.uint32)
+        count = int(blocks.mark_durable(self._tables, rows, generations, disks, left))
+        again = [covered[i] for i in left[:count].tolist() if covered[i][3] < TRIES]
+        if again:
+            self._written += [(row, generation, disk, tries + 1) for row, generation, disk, tries in again]
+            self._since_ns = self._since_ns or now_ns
+        return [one[0] for one in again]
+
+    def _lose(self, one: "Written") -> None:
+        """A sync failed: what was written there lately may not be there."""
+        row, generation, disk, _ = one
+        found = self._tables.blocks[row]
+        in_dram = int(found["state"]) in {blocks.RESIDENT, blocks.KEPT}
+        same = int(found["generation"]) == generation and int(found["disk"]) == disk
+        if same and in_dram and not found["flags"] & blocks.SAVING:
+            blocks.detach(self._tables, row)
+
+    def awaited(self) -> U4:
+        """Rows that a commit may yet find durable."""
+        return np.array([one[0] for one in [*self._covered, *self._written]], dtype=np.uint32)

@@ -337,6 +337,7 @@ class Disk:
         if counts[3]:
             self._flushes.append(flush)
             return None
+        self.commits.urgent = bool(self._flushes)
         return counts
 
     def _alive(self, flush: Flush) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
@@ -353,7 +354,8 @@ class Disk:
         table = self._tables.blocks
         alive, flags = self._alive(flush), table["flags"][flush.rows]
         durable = int((alive & ((flags & blocks.DURABLE) != 0)).sum())
-        under_way = ((flags & (blocks.QUEUED | blocks.SAVING)) != 0) | (table["disk"][flush.rows] != 0)
+        under_way = (flags & (blocks.QUEUED | blocks.SAVING)) != 0
+        under_way |= np.isin(flush.rows, self.commits.awaited())
         pending = int((alive & ((flags & blocks.DURABLE) == 0) & under_way).sum())
         dead = int((~alive).sum())
         return durable, flush.rows.size - durable - pending - dead, dead + flush.lost, pending
@@ -402,7 +404,8 @@ class Disk:
         elif isinstance(first, Erase):
             self.erasure.finished(batch, lambda place: self.commits.touch(place, now_ns))  # type: ignore[arg-type]
         elif isinstance(first, Commit):
-            self.commits.committed(first, now_ns)
+            rows = self.commits.committed(first, now_ns)
+            self.demotion.admit(rows, self._tables.blocks["generation"][rows].tolist())
         elif isinstance(first, MakeSegment):
             self.segments.made(first, self._tenants.get(first.tenant), now_ns)
             self.demotion.stuck = False

@@ -15,7 +15,7 @@ from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import POOLS
 from kvstore import blocks
-from kvstore.blocks import U4, Rows, Tables
+from kvstore.blocks import U4, U8, Rows, Tables
 from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.orders import DropSegment, Found, Name
 from kvstore.tier.segments import Segments
@@ -66,6 +66,7 @@ class Recovery:
         yield
         placed = self._place_segments()
         rows_of: dict[Tenant, list[U4]] = {}
+        merged: U4 = np.zeros(1 + sum(found.slots for found in self._found), dtype=np.uint32)
         for position, found, tenant, pool in placed:
             rows = np.zeros(found.slots, dtype=np.uint32)
             end = 0
@@ -74,13 +75,14 @@ class Recovery:
                 stop = min(start + SLICE, found.slots)
                 end = blocks.adopt_records(
                     self._tables, tenant.index, pool, position, start, stop, records, numbers, self._wall_s,
-                    np.uint64(self._now_ns), self._key, rows, end, self._most,
+                    np.uint64(self._now_ns), self._key, rows, end, merged, self._most,
                 )  # fmt: skip
                 yield
             rows_of.setdefault(tenant, []).append(rows[:end])
         yield from self._link(placed)
         for tenant, parts in rows_of.items():
             yield from self._settle(tenant, np.concatenate(parts))
+        self._mark_merged(merged[1 : 1 + int(merged[0])])
         for position, _, _, _ in placed:
             self._segments.open(position)
         self.result.segments = len(placed)
@@ -123,11 +125,38 @@ class Recovery:
         positions = np.zeros(max((found.segment for _, found, _, _ in placed), default=0) + 1, dtype=np.uint32)
         for position, found, _, _ in placed:
             positions[found.segment] = position
+        count, end = sum(found.slots for _, found, _, _ in placed), 0
+        left: U4 = np.zeros(count, dtype=np.uint32)
+        wanted: U8 = np.zeros(count, dtype=np.uint64)
         for position, found, _, _ in placed:
             for start in range(0, found.slots, SLICE):
                 stop = min(start + SLICE, found.slots)
-                blocks.link_records(self._tables, position, start, stop, _records(found), positions)
+                end = blocks.link_records(
+                    self._tables, position, start, stop, _records(found), positions, left, wanted, end
+                )
                 yield
+        if end:
+            self._link_moved(left[:end], wanted[:end])
+
+    def _link_moved(self, rows: U4, wanted: U8) -> None:
+        """Parents that were written again elsewhere: a generation is given once, so it names them."""
+        table, unused = self._tables.blocks, int(self._tables.book[blocks.UNUSED_ROW])
+        alive = np.flatnonzero(~np.isin(table["state"][:unused], (blocks.FREE, blocks.DOOMED)))
+        generations = table["generation"][alive]
+        order = np.argsort(generations)
+        at = np.minimum(np.searchsorted(generations[order], wanted), order.size - 1)
+        parents = alive[order[at]]
+        good = (table["generation"][parents] == wanted) & (table["namespace"][parents] == table["namespace"][rows])
+        good &= parents != rows
+        table["parent"][rows[good]] = parents[good]
+        table["writer"][rows[good]] = blocks.UNKNOWN
+
+    def _mark_merged(self, rows: U4) -> None:
+        """Blocks that are in DRAM too: durable as far as all before them is."""
+        table = self._tables.blocks
+        rows = rows[np.argsort(table["generation"][rows], kind="stable")]
+        left: U4 = np.zeros(rows.size, dtype=np.uint32)
+        blocks.mark_durable(self._tables, rows, table["generation"][rows], table["disk"][rows], left)
 
     def _settle(self, tenant: Tenant, rows: U4) -> Iterator[None]:
         stack = np.zeros(rows.size + 1, dtype=np.uint32)

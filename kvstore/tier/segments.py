@@ -20,6 +20,7 @@ from kvstore.sessions import Pool, Tenant
 from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import DropSegment, MakeSegment, Outcome
 
+SETTLED_NS = 30 * 10**9  # a segment touched since then does not give way to another size of its tenant
 REFUSED_NS = 10 * 10**9  # how long nobody asks for another segment after the system refused one
 
 
@@ -95,10 +96,15 @@ class Segments:
                 # not a segment of its own, or a chain longer than the pool would be written again and again
                 others = (other for other in self.pools.values() if other.tenant is pool.tenant and other is not pool)
                 position = self._least_valuable(others, now_ns)
+                if position is not None and now_ns - self._touched_ns(position) < SETTLED_NS:
+                    position = None  # two sizes would take it from each other for ever
             if position is not None:
                 self.drain(position)
                 return Room.SOON
         return Room.EVICT if oldest else Room.FULL
+
+    def _touched_ns(self, position: int) -> int:
+        return int(self._tables.arenas["touched"][position])
 
     def _orders(self) -> Iterable[MakeSegment]:
         return self.making.values()

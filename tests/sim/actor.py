@@ -18,7 +18,7 @@ from tests.sim.model import Generation, Model
 
 FAMILIES = 3
 DEPTH = 12
-KNOWN = True
+KNOWN = True  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
 TTLS_NS = (20 * MS, 200 * MS, SECOND, 5 * SECOND)
 
 
@@ -63,6 +63,7 @@ class Habits:
     sizes: tuple[int, ...] = (64, 4096 + 32, 3 * 4096 - 7)
     rings: tuple[int, ...] = (6, 16, 40)  # pages
     waits_ns: tuple[int, ...] = (0, 0, 100 * MS, 2 * SECOND)
+    prompt: float = 0.0  # how often a client commits and releases as soon as it can
     copies: int = 5  # that end at a time
     memory: int = 8  # chains that it may well ask for again
     noise: float = 0.0  # share of the blocks of which a part does not shrink, however it is packed
@@ -141,7 +142,9 @@ class Actor:
         self.core, self.model, self.seen, self.rng, self.habits = core, model, seen, rng, habits
         self.client: Client = core.client(tenant, rng.choice(habits.rings))
         self.session = self.client.session
-        self.namespaces = [self.client.open(size) for size in rng.sample(habits.sizes, rng.choice((1, 1, len(habits.sizes[:2]))))]
+        self.namespaces = [
+            self.client.open(size) for size in rng.sample(habits.sizes, rng.choice((1, 1, len(habits.sizes[:2]))))
+        ]
         self.writing: dict[int, Writing] = {}
         self.reading: list[Reading] = []
         self.parked: dict[int, tuple[Namespace, list[bytes], int]] = {}
@@ -182,6 +185,8 @@ class Actor:
                 )
                 self.client.write(namespace, answer.page, generation.content)
                 self.writing[answer.ticket] = Writing(namespace, answer.ticket, answer.page, generation, lapses_ns)
+        if self.rng.random() < self.habits.prompt:
+            self.commit_all(self.open_tickets())
         self.seen.granted += grants.count(Grant.GRANTED)
         self.seen.full += grants.count(Grant.FULL)
         self.seen.busy += grants.count(Grant.BUSY)
@@ -195,8 +200,11 @@ class Actor:
         some = self.open_tickets()
         if self.rng.random() < 0.5:
             some = [writing for writing in some if self.rng.random() < 0.5]
-        if not some:
-            return
+        if some:
+            self.commit_all(some)
+
+    def commit_all(self, some: list[Writing]) -> None:
+        """COMMIT these."""
         for writing in some:
             writing.committed = True
         self.client.commit([writing.ticket for writing in some])
@@ -232,7 +240,9 @@ class Actor:
                 assert not writing.generation.swept_above(), "published after what it continues was dropped"
                 assert writing.generation.published, "published without a copy"
                 self.seen.published += 1
-                assert self.client.match(writing.namespace, [writing.generation.name[2]]) == 1, "published and not there"
+                assert self.client.match(writing.namespace, [writing.generation.name[2]]) == 1, (
+                    "published and not there"
+                )
             else:
                 writing.generation.dead = True
                 self.seen.stale += outcome is Outcome.STALE
@@ -268,10 +278,14 @@ class Actor:
             self.seen.parked += 1
             return
         self.hold(namespace, keys, answer)
+        if self.reading and not self.reading[-1].streams and self.rng.random() < self.habits.prompt:
+            self.client.release(self.reading.pop().held)
 
     def answered(self, parked: Parked, lease: Lease | None, locations: list[tuple[int, int]]) -> None:
         """The answer to a LEASE that had to wait."""
         namespace, keys, _ = self.parked.pop(parked.request)
+        if lease is not None and lease.deadline_ns < self.core.clock.ns:
+            return  # read late: a miss
         self.hold(namespace, keys, None if lease is None else self.client.held(lease, locations))
 
     def hold(self, namespace: Namespace, keys: list[bytes], held: Held | None) -> None:
@@ -321,6 +335,9 @@ class Actor:
         for index in range(reading.held.blocks):
             if self.core.clock.ns <= reading.deadline_ns:
                 self.compare(reading, index)
+        if not reading.streams and self.rng.random() < self.habits.prompt:
+            self.reading.remove(reading)
+            self.client.release(reading.held)
         self.seen.hit_blocks += len(ready.locations)
         self.seen.ready_blocks += len(ready.locations)
 
@@ -369,13 +386,8 @@ class Actor:
         """DELETE a few keys of a chain, and with them all that continues them."""
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         keys = self.rng.sample(keys, self.rng.randrange(1, min(3, len(keys)) + 1))
-
-        def begin() -> None:
-            tops = self.model.dropped(namespace, keys)
-            self.core.store.delete(namespace, words(keys), 0, len(keys), lambda _: self.model.is_over(tops))
-
-        if not self.core.store.disk.when_serving(begin):
-            begin()
+        tops = self.model.dropped(namespace, keys, opening=self.core.store.disk.opening)
+        self.core.store.delete(namespace, words(keys), 0, len(keys), lambda _: self.model.is_over(tops))
 
     def arena_gone(self, arena: int) -> None:
         """ARENA_GONE: the map is kept for a while; some never answer."""
@@ -412,9 +424,7 @@ class Actor:
         self.requests += 1
         flushing = Flushing([], [], 0, self.core.clock.ns + wait_ns)
         if stored is not None:
-            flushing = Flushing(
-                list(stored.rows), list(stored.generations), stored.lost, self.core.clock.ns + wait_ns
-            )
+            flushing = Flushing(list(stored.rows), list(stored.generations), stored.lost, self.core.clock.ns + wait_ns)
         self.flushing[self.requests] = flushing
         counts = store.flush(self.session, namespace, self.requests, wait_ns)
         self.seen.flushes += 1
@@ -454,7 +464,7 @@ class Actor:
         for at in chain:
             number, place = int(table["generation"][at]), int(table["disk"][at])
             generation = self.model.published[number]
-            if generation.harmed:
+            if generation.harmed or self.model.lingers(generation):
                 return False
             if not place and KNOWN:
                 self.seen.unrooted += 1
@@ -466,6 +476,8 @@ class Actor:
                 return False
             assert drive.recorded(segment, slot) == number, "durable, and the index does not know it"
             content = drive.content(segment, slot, synced=True)
+            if KNOWN and content is None and generation.life < self.model.life:
+                return False  # found by a rebuild, and never synced
             assert content == (number, generation.content), "durable, and not synced"
         return True
 

@@ -4,22 +4,19 @@ import random
 from collections import deque
 from dataclasses import replace
 
-import numpy as np
-
 from kvproto.errors import Grant, TicketError
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Namespace, Session
-from kvstore.tier import recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskLimits, DiskState
 from tests.core import ARENA_BYTES, MS, SECOND, Core, chain, words
 from tests.drive import FakeDrive
 from tests.fakes import FakeClock, FakeMemory
 from tests.sim.actor import Actor, Habits, Seen
-from tests.sim.disk import DiskEvents, SimOutbox, choose_limits
+from tests.sim.disk import DiskEvents, SimOutbox, choose_limits, cut_finely
 from tests.sim.model import Model
 
 STEPS = 600
@@ -32,7 +29,7 @@ def reader(rng: random.Random, habits: Habits) -> Habits:
     """Clients that come back for what they stored, and wait for it."""
     return replace(
         habits, sizes=tuple(rng.sample(habits.sizes, rng.choice((1, 1, 2)))), rings=(24, 40), memory=40, copies=16,
-        waits_ns=(0, 100 * MS, 2 * SECOND, 2 * SECOND),
+        prompt=0.7, waits_ns=(0, 100 * MS, 2 * SECOND, 2 * SECOND),
     )  # fmt: skip
 
 
@@ -61,7 +58,7 @@ class World:
         self.gone: list[Actor] = []  # detached, and not yet exited
         self.clears: list[list[ClearReport]] = []
         self.core: Core
-        recovery.SLICE = self.rng.choice((1, 5, 8192))  # records at a time
+        cut_finely(self.rng)
         self.begin(FakeClock(), None, 1)
         if self.limits:
             self.core.open_disk()
@@ -308,18 +305,13 @@ class World:
         dry_run = self.rng.random() < 0.3
         reports: list[ClearReport] = []
         self.clears.append(reports)
+        doomed = [] if dry_run else self.model.cleared(hit, list(scope.keys) or None)
 
-        def begin() -> None:
-            doomed = [] if dry_run else self.model.cleared(hit, list(scope.keys) or None)
+        def done(report: ClearReport) -> None:
+            reports.append(report)
+            self.model.is_over(doomed)
 
-            def done(report: ClearReport) -> None:
-                reports.append(report)
-                self.model.is_over(doomed)
-
-            self.core.store.clear(scope, done, dry_run=dry_run)
-
-        if not self.core.store.disk.when_serving(begin):
-            begin()
+        self.core.store.clear(scope, done, dry_run=dry_run)
 
     def drain(self) -> None:
         """An operator stops and resumes storing."""
@@ -351,8 +343,8 @@ class World:
             core.settle()
             self.deliver()
             self.model.next_event()
-        for _ in range(100):  # a write budget takes its time
-            if store.disk.demotion.waiting or not store.disk.commits.clean:
+        for _ in range(100):  # a write budget takes its time, and so does a commit
+            if store.next_tick_ns() is not None:
                 core.pass_time(200 * MS)
                 core.settle()
         self.disk.at_rest()

@@ -1,0 +1,276 @@
+"""The disk tier: every figure is the speed of a verb over what the bare drive does with the same bytes, in turn.
+
+One home on a drive for each measurement; the drive's own figures come from `bench.raw`, in this process. The best of
+its depths counts. bench/METHOD.md says what each figure covers.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import kvclient
+from bench import raw
+from bench.dram import must_accept, new_keys, open_namespace
+from bench.harness import Bytes, Results, home_on_drive, memory_of, random_blocks, say
+from bench.process import DaemonProcess
+from kvclient import Client, Namespace
+from kvproto.limits import GIB, MIB
+
+BLOCK_BYTES = 2 * MIB
+SET = 100  # blocks of a fetch
+PATIENCE_S = 60.0
+DISK = ("--disk-size", "8GiB", "--disk-codec", "raw")
+Seconds = dict[str, list[float]]  # of every round, by contestant
+
+
+def run(*, quick: bool) -> Results:
+    """All figures of `disk`. Needs 11 GiB of memory and 12 GiB of a drive."""
+    results: Results = {}
+    with home_on_drive(12 * GIB) as home:
+        results |= measure_cold_fetch(home, 6 if quick else 40, 2 if quick else 10)
+        say("cold fetch: done")
+        source = random_blocks((1 if quick else 4) * GIB // BLOCK_BYTES, BLOCK_BYTES, seed=3)
+        results |= measure_write_behind(home, source[: GIB // BLOCK_BYTES], 2 if quick else 7)
+        say("write behind: done")
+        results |= measure_store(home, source, 1 if quick else 5)
+    return results
+
+
+@contextmanager
+def daemon_at(home: Path, *arguments: str) -> Iterator[DaemonProcess]:
+    """A daemon and the disk directory that it gets, if it is told of one; both are gone afterwards."""
+    log = home / "log"
+    try:
+        with DaemonProcess(
+            home / "run", "--log-level", "warning", "--lock", "false", *arguments, log_file=log
+        ) as process:
+            yield process
+    finally:
+        shutil.rmtree(home / "disk", ignore_errors=True)
+
+
+@contextmanager
+def client_of(running: DaemonProcess) -> Iterator[tuple[Client, Namespace]]:
+    """A client that has its namespace open, as in any engine that runs."""
+    with kvclient.connect(str(running.runtime_dir), timeout_s=PATIENCE_S) as client:
+        assert client.wait_connected(5)
+        namespace = open_namespace(client, BLOCK_BYTES)
+        yield client, namespace
+
+
+def best(seconds: Seconds) -> float:
+    """Median of the rounds of the contestant that is fastest by it."""
+    return min(median(rounds) for rounds in seconds.values())
+
+
+def gigabytes_per_s(total_bytes: int, seconds: Seconds, name: str) -> Results:
+    """Of every contestant, and the best of them."""
+    rates = {f"{name}_{each}_gb_per_s": total_bytes / median(rounds) / 1e9 for each, rounds in seconds.items()}
+    return {f"{name}_gb_per_s": total_bytes / best(seconds) / 1e9} | rates
+
+
+# -- up ----------------------------------------------------------------------------------------------------------
+
+
+class ColdFetch:
+    """Two sets of blocks that both lie on disk, and DRAM that holds exactly one of them: a fetch evicts the other."""
+
+    def __init__(self, disk: Path, namespace: Namespace) -> None:
+        self.targets = raw.aligned(SET, BLOCK_BYTES)
+        self._contents: list[list[Bytes]] = []
+        self._keys: list[list[bytes]] = []
+        for seed in (1, 2):
+            self._contents.append(random_blocks(SET, BLOCK_BYTES, seed=seed))
+            self._keys.append(new_keys(SET))
+            result = namespace.store(self._keys[-1], self._contents[-1], wait=True, space_s=PATIENCE_S)
+            assert result.accepted == SET, result
+            assert namespace.flush(PATIENCE_S).durable == SET
+        self._places = [raw.places_of(disk, keys) for keys in self._keys]
+        self.turn = 0  # whose set is not in DRAM
+
+    def read_bare(self, depth: int) -> float:
+        """Seconds of the drive for the set that is fetched in this turn."""
+        return self._checked(raw.read(self._places[self.turn], self.targets, depth))
+
+    def fetch(self, namespace: Namespace) -> float:
+        """Seconds from `fetch` to the last byte in `targets`. Every block comes from disk."""
+        begun = time.perf_counter()
+        with namespace.fetch(self._keys[self.turn], wait_s=PATIENCE_S, ttl_s=PATIENCE_S) as lease:
+            assert lease.copy_to(self.targets)
+            seconds = time.perf_counter() - begun
+            assert lease.tiers.disk == lease.blocks == SET, f"{lease.tiers}: not all came from disk"
+        return self._checked(seconds)
+
+    def first_chunk(self, namespace: Namespace) -> float:
+        """Share of the time until all blocks can be used after which the first of them can."""
+        begun = time.perf_counter()
+        with namespace.fetch(self._keys[self.turn], wait_s=PATIENCE_S, ttl_s=PATIENCE_S) as lease:
+            came = [(chunk, time.perf_counter() - begun) for chunk in lease.chunks()]
+            assert lease.tiers.disk == lease.blocks == SET, f"{lease.tiers}: not all came from disk"
+            for target, view in zip(self.targets, lease.views, strict=True):
+                target[:] = np.frombuffer(view, dtype=np.uint8)
+        return self._checked(came[0][1]) / came[-1][1]
+
+    def next(self) -> None:
+        """The other set is on disk only, once one of them was fetched."""
+        self.turn = 1 - self.turn
+
+    def _checked(self, seconds: float) -> float:
+        """Outside every clock: these bytes and no others, and none left for the next look to find."""
+        right, wrong = self._contents[self.turn], self._contents[1 - self.turn]
+        for target, good, bad in zip(self.targets, right, wrong, strict=True):
+            assert np.array_equal(target, good), "other bytes came back than were stored"
+            assert not np.array_equal(target, bad), "this comparison finds nothing out"
+            target[:] = 0
+        return seconds
+
+
+def measure_cold_fetch(home: Path, rounds: int, first_rounds: int) -> Results:
+    """100 x 2 MiB from disk into this process's memory, against bare reads of the same bytes into the same memory."""
+    bare: Seconds = {f"{depth}_deep": [] for depth in raw.DEPTHS}
+    steady: list[float] = []
+    first: list[float] = []
+    fractions: list[float] = []
+    disk = home / "disk"
+    arguments = ("--dram", f"{SET * BLOCK_BYTES // MIB}MiB", "--arena", "8MiB", "--disk-admission", "none")
+    with daemon_at(home, *arguments, "--disk", str(disk), *DISK) as running:
+        with client_of(running) as (_, namespace):
+            cold = ColdFetch(disk, namespace)
+            for _ in range(2):  # whatever came from the ring makes room, and all of DRAM is mapped here
+                cold.fetch(namespace)
+                cold.next()
+            for number in range(rounds):
+                contest(cold, namespace, number, bare, steady)
+                fractions.append(cold.first_chunk(namespace))
+                cold.next()
+        for _ in range(first_rounds):
+            with client_of(running) as (_, namespace):
+                first.append(cold.fetch(namespace))
+                cold.next()
+    total = SET * BLOCK_BYTES
+    return {
+        "cold_fetch_over_raw_read": best(bare) / median(steady),
+        "cold_fetch_first_over_raw_read": best(bare) / median(first),
+        "first_chunk_fraction": median(fractions),
+        "disk_read_gb_per_s": total / median(steady) / 1e9,
+    } | gigabytes_per_s(total, bare, "raw_read")
+
+
+def contest(cold: ColdFetch, namespace: Namespace, number: int, bare: Seconds, ours: list[float]) -> None:
+    """Every contestant once, each round another one first: a cache below us favours whoever comes later."""
+    turns = [*raw.DEPTHS, 0]
+    first = number % len(turns)
+    for depth in turns[first:] + turns[:first]:
+        if depth:
+            bare[f"{depth}_deep"].append(cold.read_bare(depth))
+        else:
+            ours.append(cold.fetch(namespace))
+    cold.next()
+
+
+# -- down --------------------------------------------------------------------------------------------------------
+
+
+def measure_write_behind(home: Path, blocks: Sequence[Bytes], rounds: int) -> Results:
+    """Blocks that lie in DRAM and nowhere else, from `flush` until all are durable, against a bare file's fdatasync.
+
+    A daemon and a directory for each round, so that both write to extents that never held anything.
+    """
+    source = raw.aligned(1, 256 * MIB)[0]
+    source.reshape(-1, BLOCK_BYTES)[:] = blocks[: source.size // BLOCK_BYTES]
+    total = len(blocks) * BLOCK_BYTES
+    dram = f"{(total >> 20) + 256}MiB"
+    bare: Seconds = {}
+    ours: list[float] = []
+    for number in range(rounds):
+        for turn in (0, 1) if number % 2 else (1, 0):
+            if turn:
+                for name, seconds in raw.write_table(home / "bare", source, total).items():
+                    bare.setdefault(name, []).append(seconds)
+            else:
+                ours.append(flush_all(home, dram, blocks))
+    return {
+        "write_behind_over_raw_write": best(bare) / median(ours),
+        "write_behind_gb_per_s": total / median(ours) / 1e9,
+    } | gigabytes_per_s(total, bare, "raw_write")
+
+
+def flush_all(home: Path, dram: str, blocks: Sequence[Bytes]) -> float:
+    """Seconds of one `flush` of them all."""
+    arguments = ("--dram", dram, "--disk", str(home / "disk"), *DISK, "--disk-admission", "none")
+    with daemon_at(home, *arguments) as running, client_of(running) as (_, namespace):
+        must_accept(namespace, new_keys(1), [blocks[0]])
+        assert namespace.flush(PATIENCE_S).durable == 1  # the tier is open
+        result = namespace.store(new_keys(len(blocks)), list(blocks), wait=True, space_s=PATIENCE_S)
+        assert result.accepted == len(blocks), result
+        begun = time.perf_counter()
+        flushed = namespace.flush(PATIENCE_S)
+        seconds = time.perf_counter() - begun
+        assert flushed.durable == len(blocks), flushed
+    return seconds
+
+
+# -- in ----------------------------------------------------------------------------------------------------------
+
+CALL_BLOCKS = 16  # a `store` call: half the ring
+
+
+def measure_store(home: Path, blocks: Sequence[Bytes], pairs: int) -> Results:
+    """What writing everything behind costs those who store, in turn with a daemon that has no disk."""
+    with_disk: list[tuple[float, float, float]] = []
+    without: list[float] = []
+    for number in range(pairs):
+        for turn in (0, 1) if number % 2 else (1, 0):
+            if turn:
+                with_disk.append(
+                    store_all(home, blocks, "--disk", str(home / "disk"), *DISK, "--disk-admission", "all")
+                )
+            else:
+                without.append(store_all(home, blocks)[0])
+        say(f"store: {number + 1} of {pairs}")
+    total = len(blocks) * BLOCK_BYTES
+    pairwise = [(ours - limit) / limit for (ours, _, _), limit in zip(with_disk, without, strict=True)]
+    return {
+        "store_slowdown": median(pairwise),
+        "store_slowdown_worst": max(pairwise),
+        "durable_share": min(share for _, share, _ in with_disk),
+        "store_gb_per_s": total / median(seconds for seconds, _, _ in with_disk) / 1e9,
+        "store_without_disk_gb_per_s": total / median(without) / 1e9,
+        "durable_after_last_store_s": median(tail for _, _, tail in with_disk),
+    }
+
+
+def store_all(home: Path, blocks: Sequence[Bytes], *arguments: str) -> tuple[float, float, float]:
+    """(seconds in `store`, share that became durable, seconds of `flush` after it), DRAM and ring being faulted in."""
+    dram_bytes = len(blocks) * BLOCK_BYTES * 5 // 4
+    with (
+        daemon_at(home, "--dram", f"{dram_bytes >> 20}MiB", *arguments) as running,
+        client_of(running) as (_, namespace),
+    ):
+        warm_up = new_keys(2 * CALL_BLOCKS)
+        must_accept(namespace, warm_up, list(blocks[: len(warm_up)]))
+        namespace.flush(PATIENCE_S)
+        namespace.delete(warm_up[:1])
+        await_memory(running.process.pid, dram_bytes)
+        seconds = 0.0
+        for start in range(0, len(blocks), CALL_BLOCKS):
+            some, keys = list(blocks[start : start + CALL_BLOCKS]), new_keys(CALL_BLOCKS)
+            begun = time.perf_counter()
+            must_accept(namespace, keys, some)
+            seconds += time.perf_counter() - begun
+        tail = time.perf_counter()
+        durable = namespace.flush(PATIENCE_S).durable
+        return seconds, durable / len(blocks), time.perf_counter() - tail
+
+
+def await_memory(pid: int, dram_bytes: int) -> None:
+    """Until the daemon has faulted its arenas in."""
+    until = time.monotonic() + 120
+    while memory_of(pid, "RssShmem") < dram_bytes:
+        assert time.monotonic() < until, f"{memory_of(pid, 'RssShmem')} of {dram_bytes} bytes are there"
+        time.sleep(0.05)

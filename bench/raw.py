@@ -1,0 +1,116 @@
+"""What a drive does when nothing is in its way: bare O_DIRECT calls by so many threads, each waiting for its own."""
+
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from bench.harness import Bytes, timed
+from kvproto.limits import MIB, PAGE_BYTES
+from kvstore.tier.format import FormatError, parse_header, parse_superblock, slot_offset
+
+DEPTHS = (1, 2, 4, 8)
+WRITE_MIB = (2, 8)  # a call
+J = TypeVar("J")
+
+
+class Place(NamedTuple):
+    """Where a block's bytes begin."""
+
+    file: Path
+    offset: int
+
+
+def aligned(count: int, block_bytes: int) -> list[Bytes]:
+    """Blocks of touched memory that begin on pages, in one piece."""
+    whole = np.frombuffer(mmap.mmap(-1, count * block_bytes), dtype=np.uint8)
+    whole[:] = 1
+    return [whole[i * block_bytes : (i + 1) * block_bytes] for i in range(count)]
+
+
+def places_of(disk: Path, keys: Sequence[bytes]) -> list[Place]:
+    """Where the payloads of these blocks lie in a daemon's segments. Raises KeyError for one that does not."""
+    found: dict[bytes, Place] = {}
+    page = memoryview(mmap.mmap(-1, PAGE_BYTES))
+    for path in sorted((disk / "segments").glob("*.seg")):
+        with _opened(path, os.O_RDONLY) as fd:
+            os.preadv(fd, [page], 0)
+            superblock = parse_superblock(page)
+            for slot in range(superblock.slots):
+                offset = slot_offset(superblock.slot_bytes, slot)
+                os.preadv(fd, [page], offset)
+                try:
+                    found[parse_header(page).key] = Place(path, offset + PAGE_BYTES)
+                except FormatError:  # nothing was written there
+                    continue
+    return [found[key] for key in keys]
+
+
+def read(places: Sequence[Place], targets: Sequence[Bytes], depth: int) -> float:
+    """Seconds to read what lies at these places, a call each."""
+    fds = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in {place.file for place in places}}
+    buffers = [target.data for target in targets]
+    try:
+        jobs = [(fds[place.file], buffer, place.offset) for place, buffer in zip(places, buffers, strict=True)]
+
+        def one(job: tuple[int, memoryview, int]) -> None:
+            fd, buffer, offset = job
+            assert os.preadv(fd, [buffer], offset) == buffer.nbytes
+
+        return _in_turn(one, jobs, depth)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+def write_new(path: Path, source: Bytes, total_bytes: int, call_bytes: int, depth: int) -> float:
+    """Seconds to fill a new file, whose extents were set aside before, and sync it. The file is removed."""
+    with _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+        try:
+            os.posix_fallocate(fd, 0, total_bytes)
+            os.fsync(fd)
+            calls = source.size // call_bytes
+            pieces = [source[i * call_bytes : (i + 1) * call_bytes].data for i in range(calls)]
+
+            def one(number: int) -> None:
+                assert os.pwritev(fd, [pieces[number % calls]], number * call_bytes) == call_bytes
+
+            seconds = _in_turn(one, range(total_bytes // call_bytes), depth)
+            return seconds + timed(lambda: os.fdatasync(fd))
+        finally:
+            path.unlink()
+
+
+def write_table(path: Path, source: Bytes, total_bytes: int) -> dict[str, float]:
+    """Seconds of `write_new` by configuration."""
+    return {
+        f"{depth}_deep_{call}_mib": write_new(path, source, total_bytes, call * MIB, depth)
+        for depth in DEPTHS
+        for call in WRITE_MIB
+    }
+
+
+def _in_turn(one: Callable[[J], None], jobs: Sequence[J], depth: int) -> float:
+    """Seconds until `depth` threads have done all jobs, each taking the next one."""
+    left = iter(jobs)
+
+    def work() -> None:
+        for job in left:
+            one(job)
+
+    with ThreadPoolExecutor(depth) as pool:
+        return timed(lambda: [ended.result() for ended in [pool.submit(work) for _ in range(depth)]])
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_DIRECT, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,234 @@
+"""A restart that keeps DRAM: real daemons, by the fd-keeper and by a service manager that plays systemd's part."""
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import kvclient
+from kvproto.limits import KIB, MIB
+from tests.node import (
+    Bytes,
+    Node,
+    assert_blocks,
+    chain,
+    end_keeper,
+    fetch,
+    managed,
+    put,
+    roots,
+    until,
+    value,
+    values,
+)
+from tests.raw import raw_client
+from tests.systemd import ServiceManager
+
+BLOCK_BYTES = 64 * KIB
+FULL = 900  # blocks: 56 of 64 MiB
+# Run by a successor of another version: rows and seals of format 2.
+UPGRADE = """
+import sys
+import kvstore.restart, kvstore.store
+assert kvstore.restart.FORMAT == kvstore.store.FORMAT
+kvstore.restart.FORMAT = kvstore.store.FORMAT = 1000
+from kvstored.cli import main
+sys.exit(main())
+"""
+
+
+@dataclass
+class Lives:
+    """Successive lives of a daemon whose memory somebody keeps: the fd-keeper, or else a service manager."""
+
+    node: Node
+    manager: ServiceManager | None
+
+    def begin(self) -> None:
+        """A life, and the client, which nobody tells, is connected to it."""
+        if self.manager is None:
+            self.node.start("--keep", "true")
+        else:
+            self.manager.start()
+            self.manager.wait_ready()
+        assert self.node.client.connected
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        (self.manager or self.node).kill()
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self.manager is None:
+            self.node.stop()
+        else:
+            assert self.manager.stop() == 0
+
+
+@contextmanager
+def lives(keeper: str) -> Iterator[Lives]:
+    """No disk tier: whatever is there after a restart was in DRAM."""
+    with ExitStack() as stack:
+        node = stack.enter_context(Node(disks=0))
+        yield Lives(node, stack.enter_context(managed(node)) if keeper == "systemd" else None)
+
+
+def fill(ns: kvclient.Namespace, name: str, count: int = FULL) -> dict[str, Bytes]:
+    """Chains of 50 blocks."""
+    filled = {}
+    for turn in range(count // 50):
+        keys = chain(f"{name}-{turn}", 50)
+        filled[f"{name}-{turn}"] = values(keys, BLOCK_BYTES)
+        put(ns, keys, filled[f"{name}-{turn}"], durable=False)
+    return filled
+
+
+@pytest.mark.parametrize("keeper", ["fd-keeper", "systemd"])
+def test_every_published_block_is_served_after_each_kind_of_end(keeper: str) -> None:
+    """And the client goes on by itself, and new blocks go into the kept arenas at once."""
+    with lives(keeper) as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        filled = fill(ns, "first")
+        for turn, end in enumerate((each.stop, each.kill)):
+            before = each.node.client.status.daemon_pid
+            end()
+            assert ns.fetch(chain("first-0", 50)).blocks == 0, "no daemon, no hit, no exception"
+            each.begin()
+            assert each.node.client.status.daemon_pid not in {0, before}
+            fresh = chain(f"fresh-{turn}", 50)
+            put(ns, fresh, values(fresh, BLOCK_BYTES), durable=False)
+            for name, wanted in filled.items():
+                found = fetch(ns, chain(name, 50))
+                assert_blocks(found.blocks, wanted)
+                assert found.tiers.dram == 50
+            assert_blocks(fetch(ns, fresh).blocks, values(fresh, BLOCK_BYTES))
+            ns.delete(fresh)
+        log = each.node.log()
+        assert log.count("memory: warm=True kept=900 lost=0 withheld=0") == 2, "all leases had been released"
+        for name, wanted in fill(ns, "new").items():  # the pool is full of kept blocks: the oldest give way
+            assert_blocks(fetch(ns, chain(name, 50)).blocks, wanted)
+        for name, wanted in filled.items():
+            found = fetch(ns, chain(name, 50))
+            assert np.array_equal(found.blocks, wanted[: len(found.blocks)])
+
+
+def test_what_was_not_published_and_what_was_deleted_does_not_come_back() -> None:
+    with lives("fd-keeper") as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        keys, doomed, half = chain("stays", 20), roots("doomed", 20), roots("half", 1)
+        put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
+        for key in doomed:
+            put(ns, [key], values([key], BLOCK_BYTES), durable=False)
+        with raw_client(each.node.run) as raw:
+            number = raw.open(BLOCK_BYTES, engine="node", dtype="uint8")
+            assert raw.reserve(number, half)[0].ticket
+            assert ns.delete(doomed) == 20
+            each.kill()
+        each.begin()
+        assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
+        assert sum(ns.match([key]).blocks for key in (*doomed, *half)) == 0
+        put(ns, half, values(half, BLOCK_BYTES), durable=False)
+        assert_blocks(fetch(ns, half).blocks, values(half, BLOCK_BYTES))
+        each.kill()
+        end_keeper(each.node.run)
+        each.begin()
+        assert not ns.match(keys).blocks, "the control: without a keeper nothing is there"
+        assert each.node.log().count("warm=False kept=0 lost=0 withheld=0 nothing was kept") == 2
+
+
+def test_slots_that_a_stopped_client_may_still_read_are_withheld_until_its_deadline() -> None:
+    with lives("fd-keeper") as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        keys = chain("leased", 16)
+        put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
+        with ns.fetch(keys, ttl_s=4.0) as lease:
+            before = [bytes(view) for view in lease.views]
+            assert before == [value(key, BLOCK_BYTES).tobytes() for key in keys]
+            assert ns.delete(keys[8:]) == 8, "a lease outlives a delete"
+            each.kill()
+            each.begin()
+            turn = 0
+            while lease.valid():
+                fill(ns, f"flood-{turn}", 200)
+                seen = [bytes(view) for view in lease.views]
+                assert not lease.valid() or seen == before, "a slot was used again under a lease"
+                turn += 1
+            assert turn >= 4, "the pool was never under pressure"
+
+            def overwritten() -> bool:
+                nonlocal turn
+                turn += 1
+                fill(ns, f"flood-{turn}", 900)
+                return [bytes(view) for view in lease.views] != before
+
+            assert until(overwritten), "withheld for ever"
+
+
+def test_another_geometry_starts_cold_and_says_so() -> None:
+    with lives("fd-keeper") as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        fill(ns, "before", 100)
+        each.kill()
+        each.node.start("--keep", "true", "--dram", "96MiB")
+        assert each.node.client.connected
+        assert ns.match(chain("before-0", 50)).blocks == 0
+        assert "memory: warm=False kept=0 lost=0 withheld=0 table" in each.node.log()
+        assert "the configuration has changed" in each.node.log()
+        fill(ns, "after", 100)
+
+
+def test_an_upgrade_to_another_format_starts_cold_and_says_so() -> None:
+    with lives("systemd") as each:
+        manager = each.manager
+        assert manager is not None
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        fill(ns, "before", 100)
+        each.stop()
+        manager.command[:3] = [sys.executable, "-c", UPGRADE]
+        each.begin()
+        assert ns.match(chain("before-0", 50)).blocks == 0
+        assert "it was left by another version or configuration" in each.node.log()
+        fill(ns, "after", 100)
+        each.kill()
+        each.begin()
+        assert_blocks(fetch(ns, chain("after-1", 50)).blocks, values(chain("after-1", 50), BLOCK_BYTES))
+        assert len(manager.fds) <= 4 + 16, "what was left by the other version is not kept for ever"
+
+
+def test_a_kept_arena_that_was_damaged_gives_misses_and_no_wrong_bytes() -> None:
+    """Not even the memory of a former life is believed: bits flip in it while no daemon runs."""
+    with lives("systemd") as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        keys = roots("struck", 200)
+        for key in keys:
+            put(ns, [key], values([key], BLOCK_BYTES), durable=False)
+        each.kill()
+        assert each.manager is not None
+        random = np.random.default_rng(7)
+        arenas = [fd for name, fd in each.manager.fds.items() if os.fstat(fd).st_size == 4 * MIB and "arena" in name]
+        assert arenas, each.manager.fds
+        struck = 0
+        for fd in arenas[:2]:
+            with mmap.mmap(fd, 4 * MIB) as memory:
+                for slot in random.permutation(64)[:16].tolist():
+                    at = slot * BLOCK_BYTES + int(random.integers(BLOCK_BYTES))
+                    struck += any(memory[slot * BLOCK_BYTES : slot * BLOCK_BYTES + 64])
+                    memory[at] ^= 1 << int(random.integers(8))
+        each.begin()
+        hits = 0
+        for key in keys:
+            found = fetch(ns, [key]).blocks
+            hits += len(found)
+            assert not len(found) or np.array_equal(found[0], value(key, BLOCK_BYTES))
+        assert hits == 200 - struck

@@ -1,0 +1,286 @@
+"""The disk of a simulated store: threads end orders, drives fail, bits flip, files vanish, power goes."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+
+from kvproto.limits import MIB, PAGE_BYTES
+from kvstore import blocks
+from kvstore.sessions import Session
+from kvstore.tier import commits, demotion, disk, erasure, recovery
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
+from kvstore.tier.orders import Commit, Erase, Load, MakeSegment, Order, Outcome, Pack, Save
+from tests.core import Core
+from tests.drive import FakeDrive
+from tests.fakes import FakeOutbox
+from tests.sim.actor import KNOWN, Seen
+from tests.sim.model import Generation, Model
+
+SEGMENT_PAGES = (9, 18, 42)
+SEGMENTS = (2, 3, 6, 16)
+FAULTS = ((Save,), (Load,), (Erase,), (Commit,), (MakeSegment,), (Save, Load), (Save, Load, Erase, Commit, MakeSegment))
+MOST_FAULTY_NS = 3 * 10**9
+
+
+CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
+    (recovery, "SLICE", (1, 5, 8192)),
+    (disk, "FIRST_LOAD_BYTES", (PAGE_BYTES, 4 * MIB)),
+    (disk, "LOAD_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
+    (disk, "DRAIN_STEPS", (1, 512)),
+    (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
+    (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 64 * MIB)),
+    (commits, "CHUNKS", (1, 1024)),
+    (erasure, "BATCH", (1, 256)),
+)
+
+
+def cut_finely(rng: random.Random) -> None:
+    """Work in slices and batches as small as they get, or as they are."""
+    for module, name, sizes in CUTS:
+        setattr(module, name, rng.choice(sizes))
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Undo `cut_finely` in the end."""
+    before = [getattr(module, name) for module, name, _ in CUTS]
+    try:
+        yield
+    finally:
+        for (module, name, _), size in zip(CUTS, before, strict=True):
+            setattr(module, name, size)
+
+
+class SimOutbox(FakeOutbox):
+    """Keeps answers to FLUSH apart, with what the store held at that moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_flushed: Callable[[Session, int, tuple[int, int, int, int]], None] = lambda *_: None
+
+    def durable(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
+        """See the port."""
+        super().durable(session, request, counts)
+        self.on_flushed(session, request, counts)
+
+
+def choose_limits(rng: random.Random, codec: Wish = Wish.RAW) -> DiskLimits:
+    """A disk tier, large or small."""
+    segment_bytes = rng.choice(SEGMENT_PAGES) * PAGE_BYTES
+    return DiskLimits(
+        rng.choice(SEGMENTS) * segment_bytes,
+        segment_bytes,
+        rng.choice((Admission.ALL, Admission.ALL, Admission.SECOND_TOUCH, Admission.NONE)),
+        write_bytes_per_s=rng.choice((0, 0, 0, 200 * PAGE_BYTES)),
+        codec=codec,
+        row_bytes=rng.choice((2, 2, 2, 5)) * PAGE_BYTES,
+    )
+
+
+class DiskEvents:
+    """The disk of one simulated life after the other."""
+
+    def __init__(self, rng: random.Random, seen: Seen, model: Model) -> None:
+        self.rng, self.seen, self.model = rng, seen, model
+        self.core: Core
+        self.faulty: tuple[type, ...] = ()
+        self.often = 0.5
+        self.healed_ns = 0
+        self.rebuilt = False
+        self.chains: dict[int, list[int]] = {}
+
+    def attach(self, core: Core) -> None:
+        """A store begins to use the disk."""
+        self.core = core
+        core.drive.fault, core.drive.doubt = self.fault, self.doubt
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def fault(self, order: Order) -> Outcome | None:
+        """How an order fails, if it does."""
+        if self.core.clock.ns >= self.healed_ns:
+            self.faulty = ()
+        if not isinstance(order, self.faulty) or self.rng.random() >= self.often:
+            return None
+        if isinstance(order, Commit) and order.segments and self.rng.random() < 0.5:
+            order.failed = set(self.rng.sample(order.segments, self.rng.randrange(1, len(order.segments) + 1)))
+        return Outcome.FAILED
+
+    def doubt(self, order: Order) -> bool:
+        """Is what fails carried out all the same? A segment that could not be made is removed again."""
+        return not isinstance(order, MakeSegment) and self.rng.random() < 0.3
+
+    def fail(self) -> None:
+        """Fault: for a while the drive refuses some of what it is told."""
+        self.faulty, self.often = self.rng.choice(FAULTS), self.rng.choice((0.2, 0.5, 1.0))
+        self.healed_ns = self.core.clock.ns + self.rng.randrange(MOST_FAULTY_NS)
+
+    def heal(self) -> None:
+        """The drive is sound again."""
+        self.healed_ns = 0
+
+    def work(self) -> None:
+        """Threads end a few batches, in any order."""
+        for _ in range(self.rng.randrange(1, 4)):
+            if self.core.drive.waiting:
+                self.core.work(self.rng.randrange(len(self.core.drive.waiting)))
+
+    def damage(self) -> None:
+        """Fault: a bit flips in a block."""
+        headers = self.core.drive.headers()
+        if not headers:
+            return
+        header = self.rng.choice(headers)
+        drive, slot_bytes = self.core.drive, self.core.drive.slot_bytes(header.segment)
+        drive.flip(self.rng, header.segment, header.slot, slot_bytes)
+        if header.segment in drive.synced and self.rng.random() < 0.5:
+            drive.synced[header.segment] = bytes(drive.files[header.segment])
+        self.model.published[header.generation].harmed = True
+
+    def vanish(self) -> None:
+        """Fault: a segment's file is gone."""
+        drive = self.core.drive
+        position_of = self.core.store.disk.segments.position_of
+        if not position_of:
+            return
+        segment = self.rng.choice(sorted(position_of))
+        self.lose([header.generation for header in drive.headers() if header.segment == segment])
+        drive.files.pop(segment, None)
+        drive.synced.pop(segment, None)
+        self.core.store.disk.lost(segment, self.core.clock.ns)
+        self.seen.vanished += 1
+
+    def lose(self, numbers: Sequence[int]) -> None:
+        """These copies may be missed."""
+        for number in numbers:
+            if number in self.model.published:
+                self.model.published[number].harmed = True
+
+    # -- the end of a life ---------------------------------------------------------------------------------------
+
+    def crash(self) -> FakeDrive:
+        """Power is lost, or the daemon is killed. What the next life is given."""
+        self.chains = self.durable_chains()
+        for number, generation in self.model.published.items():
+            generation.durable &= number in self.chains
+        drive = self.core.drive
+        self.heal()
+        if self.rng.random() < 0.5:
+            drive.lose_power(self.rng)
+        else:
+            self.die(drive)
+        if self.rng.random() < 0.4:
+            drive.rebuild()
+            self.rebuilt = True
+        else:
+            self.rebuilt = False
+            for header in drive.headers():
+                if drive.recorded(header.segment, header.slot) != header.generation:
+                    self.model.published[header.generation].forgotten = True
+        drive.waiting.clear()
+        return drive.successor()
+
+    def die(self, drive: FakeDrive) -> None:
+        """kill -9: some of what was under way is carried out, and nobody hears of it."""
+        while drive.waiting:
+            batch = drive.waiting.pop(self.rng.randrange(len(drive.waiting)))
+            if not isinstance(batch[0], Load | Pack) and self.rng.random() < 0.5:
+                drive.waiting.insert(0, batch[: self.rng.randrange(1, len(batch) + 1)])
+                drive.carry_out(0)
+
+    def durable_chains(self) -> dict[int, list[int]]:
+        """Generations that FLUSH has called durable and that nothing has happened to since, each with its chain."""
+        table = self.core.store.tables.blocks
+        chains = {}
+        durable = table["flags"] & blocks.DURABLE
+        for top in np.flatnonzero(durable).tolist():
+            number = int(table["generation"][top])
+            if table["state"][top] in {blocks.FREE, blocks.DOOMED} or not self.model.published[number].durable:
+                continue
+            row, chain = top, []
+            while row and self.sound(row):
+                chain.append(int(table["generation"][row]))
+                row = int(table["parent"][row])
+            if not row:
+                chains[number] = chain
+        return chains
+
+    def sound(self, row: int) -> bool:
+        """Is a block still on disk, and unharmed?"""
+        one = self.core.store.tables.blocks[row]
+        generation = self.model.published.get(int(one["generation"]))
+        if generation is None or generation.harmed or generation.dead or generation.swept_above():
+            return False
+        return bool(one["disk"] and one["state"] in blocks.LIVE and one["flags"] & blocks.DURABLE)
+
+    def check_returned(self) -> None:
+        """All that was durable is back, to the last byte."""
+        self.core.audit()
+        table, drive = self.core.store.tables.blocks, self.core.drive
+        shift = int(self.core.store.tables.book[blocks.SHIFT])
+        live = np.flatnonzero(np.isin(table["state"], blocks.LIVE))
+        row_of = {int(table["generation"][row]): row for row in live.tolist()}
+        for number in self.chains:
+            generation = self.model.published[number]
+            chain = [self.model.published[one] for one in self.chains[number]]
+            if any(one.harmed or one.ending for one in chain):
+                continue
+            if generation.dead or generation.swept_above() or self.given_way(generation):
+                continue
+            row = row_of.get(number)
+            if row is None and KNOWN and self.rebuilt and len(chain) > 1:
+                self.seen.unrooted += 1
+                continue
+            assert row is not None, "durable, and not back after a crash"
+            place = int(table["disk"][row])
+            segment, slot = self.core.store.disk.segments.number_at(place >> shift), place & ((1 << shift) - 1)
+            assert drive.content(segment, slot) == (number, generation.content), "durable, and changed"
+            self.seen.returned += 1
+        self.chains = {}
+
+    def given_way(self, generation: Generation) -> bool:
+        """Did a block of this life take the key, or that of something it continues, before disk was opened?"""
+        at: Generation | None = generation
+        while at is not None:
+            if any(other.life == self.model.life for other in self.model.named[at.name]):
+                return True
+            at = at.parent
+        return False
+
+    def count(self) -> None:
+        """Take in what a store has been through."""
+        tier, seen = self.core.store.disk, self.seen
+        seen.saved += tier.demotion.tally.saved
+        seen.packed += tier.demotion.tally.packed
+        seen.save_faults += tier.demotion.tally.save_faults
+        seen.loaded += tier.tally.loaded
+        seen.damaged += tier.tally.damaged
+        seen.load_faults += tier.tally.load_faults
+        seen.commit_faults += tier.commits.faults
+        seen.erased += tier.erasure.erased
+        seen.drained += tier.segments.recycled
+
+    def at_rest(self) -> None:
+        """Nothing is on its way any more."""
+        store, drive = self.core.store, self.core.drive
+        assert not drive.waiting, "an order is never carried out"
+        assert not store.streams._waiting, "a stream waits for ever"
+        assert not store.streams._verifying, "a block is verified for ever"
+        assert store.streams.next_ns() is None, "a stream is never ended"
+        assert not store.disk._loading, "a read never ends"
+        assert not store.disk.demotion.running, "a write never ends"
+        assert store.disk.demotion.running_bytes == 0, "bytes being written are miscounted"
+        assert not store.disk.demotion.waiting, "a block waits for ever to be written"
+        assert store.disk.erasure.idle, "an erasure never ends"
+        assert not store.disk.erasure._waiters, "a delete is never answered"
+        assert not store.disk._after_saves, "a delete is never answered"
+        assert not store.tables.book[blocks.DOOMED_SAVING], "dropped blocks being written are miscounted"
+        assert store.disk.commits.clean, "something is never made durable"
+        assert not store.disk._flushes, "a FLUSH is never answered"
+        assert store.disk.segments.draining is None, "a segment is emptied for ever"
+        assert not store.disk.segments.making, "a segment is made for ever"

@@ -1,0 +1,192 @@
+"""What the simulation found in the disk tier, each as small as it gets."""
+
+import pytest
+
+from kvproto.errors import Grant
+from kvproto.limits import PAGE_BYTES
+from kvstore import blocks
+from kvstore.report import ClearScope
+from kvstore.sessions import Namespace
+from kvstore.tier import demotion
+from kvstore.tier.codec import Wish
+from kvstore.tier.demotion import Admission
+from kvstore.tier.disk import DiskLimits
+from kvstore.tier.orders import Commit, Load, MakeSegment, Outcome, Save
+from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
+
+SEGMENT_BYTES = 18 * PAGE_BYTES
+
+
+def make(
+    arenas: int = 1, segments: int = 8, segment_bytes: int = SEGMENT_BYTES, admission: Admission = Admission.ALL,
+    slice_steps: int = 2048,
+) -> tuple[Core, Client, Namespace]:  # fmt: skip
+    """A store, a client and a namespace."""
+    limits = DiskLimits(segments * segment_bytes, segment_bytes, admission, codec=Wish.RAW, row_bytes=2 * PAGE_BYTES)
+    core = Core(arenas=arenas, disk=limits, slice_steps=slice_steps)
+    client = core.client()
+    return core, client, client.open()
+
+
+def put(client: Client, namespace: Namespace, keys: list[bytes], parent: bytes | None = None) -> None:
+    """Store a chain, all of it, and let the disk follow."""
+    assert set(client.put(namespace, keys, parent)) <= {Grant.GRANTED, Grant.KNOWN}
+    client.core.work_all()
+
+
+def successor(core: Core) -> Core:
+    """A new daemon on the same disk, DRAM lost."""
+    later = Core(
+        arenas=1, disk=core.store.limits.disk, drive=core.drive.successor(), clock=core.clock,
+        first_generation=int(core.store.tables.book[blocks.GENERATION]),
+    )  # fmt: skip
+    later.open_disk()
+    return later
+
+
+def test_segments_with_more_slots_than_arenas_do_not_confuse_who_lies_where() -> None:
+    core, client, namespace = make(arenas=2, segment_bytes=42 * PAGE_BYTES, admission=Admission.NONE)
+    put(client, namespace, chain(20))
+    held = client.lease(namespace, chain(20))
+    rows = [core.store.arenas.row_at(core.store.arenas.positions_by_id[arena], slot) for arena, slot in held.locations]
+    assert rows == [core.row(namespace, key) for key in chain(20)]
+
+
+def test_a_clear_finds_blocks_that_are_read_from_disk_behind_its_back() -> None:
+    core, client, namespace = make(slice_steps=1)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    reports: list[object] = []
+    core.store.clear(ClearScope(), reports.append, dry_run=False)
+    for _ in range(400):
+        core.store.tick()
+        held = client.ask(namespace, first, wait_ns=10 * SECOND)
+        if isinstance(held, Held):
+            client.release(held)
+        if core.drive.waiting:
+            core.work()
+    core.work_all()
+    assert reports
+    assert client.match(namespace, first) == 0
+
+
+@pytest.mark.timeout(20)
+def test_a_chain_for_which_there_is_no_room_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demotion, "BATCH_BYTES", 4 * PAGE_BYTES)  # four blocks, as of 2 MiB
+    core, client, namespace = make(admission=Admission.NONE)
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, MakeSegment) else None
+    put(client, namespace, chain(12))
+    core.store.flush(client.session, namespace, 1, SECOND)
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 1, (0, 12, 0, 0))]
+
+
+@pytest.mark.timeout(20)
+def test_a_chain_of_blocks_not_worth_reading_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demotion, "BATCH_BYTES", 4 * PAGE_BYTES)
+    core, client, namespace = make()
+    core.store.disk.demotion.took(1.0, 1 << 20)
+    namespace.recompute_ns = 1000
+    put(client, namespace, chain(12))
+    assert core.drive.saves == 0
+
+
+@pytest.mark.timeout(20)
+def test_a_chain_longer_than_the_disk_is_not_written_again_and_again() -> None:
+    core, client, namespace = make(arenas=2, segments=1, admission=Admission.NONE)
+    put(client, namespace, chain(8))
+    core.store.flush(client.session, namespace, 1, SECOND)
+    core.work_all()
+    put(client, namespace, chain(12, "b"))
+    core.store.flush(client.session, namespace, 2, SECOND)
+    core.work_all()
+    assert core.drive.saves <= 20
+    core.audit()
+
+
+def test_a_flush_calls_nothing_durable_whose_parent_is_not() -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    keys = chain(2)
+    failing = [True]
+    core.drive.fault = lambda order: (
+        Outcome.FAILED if isinstance(order, Save) and order.header.key == keys[0] and failing[0] else None
+    )
+    put(client, namespace, keys)
+    core.store.flush(client.session, namespace, 1, SECOND)
+    core.work_all()
+    failing[0] = False
+    durable = core.outbox.flushed[0][2][0]
+    later = successor(core)
+    there = later.client()
+    assert there.match(there.open(), keys) >= durable
+
+
+def test_a_rebuild_does_not_bring_back_what_was_deleted_when_the_index_did_not_know_it() -> None:
+    core, client, namespace = make()
+    keys = chain(2)
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Commit) else None
+    put(client, namespace, keys)  # written, and the daemon dies before the index hears of it
+    core.drive.fault = lambda _order: None
+    later = successor(core)
+    client = later.client()
+    namespace = client.open()
+    answers = client.delete(namespace, keys)
+    later.work_all()
+    assert answers == [0]
+    later.drive.rebuild()
+    last = successor(later)
+    client = last.client()
+    assert client.match(client.open(), keys) == 0
+
+
+def test_what_continues_a_block_that_was_written_again_elsewhere_is_found_after_a_rebuild() -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    keys = chain(2)
+    put(client, namespace, keys[:1])
+    core.store.flush(client.session, namespace, 1, SECOND)
+    core.work_all()
+    put(client, namespace, chain(7, "rest"))
+    core.store.flush(client.session, namespace, 2, SECOND)
+    core.work_all()  # the first segment is full
+    put(client, namespace, keys[1:], keys[0])
+    core.store.flush(client.session, namespace, 3, SECOND)
+    core.work_all()
+    first = core.drive.headers()[0].segment
+    del core.drive.files[first], core.drive.synced[first]
+    core.store.disk.lost(first, core.clock.ns)
+    core.work_all()
+    core.store.disk.demotion.admit(
+        [core.row(namespace, keys[0])], [int(core.store.tables.blocks["generation"][core.row(namespace, keys[0])])]
+    )
+    core.work_all()
+    core.pass_time(SECOND)
+    core.work_all()
+    core.drive.rebuild()
+    later = successor(core)
+    there = later.client()
+    assert there.match(there.open(), keys) == 2
+
+
+def test_a_stream_whose_time_is_over_still_protects_what_it_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.tier.disk.FIRST_LOAD_BYTES", PAGE_BYTES)
+    monkeypatch.setattr("kvstore.tier.disk.LOAD_BYTES", PAGE_BYTES)
+    core, client, namespace = make()
+    first, second = chain(6, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    held = client.ask(namespace, first, ttl_ns=30 * SECOND, wait_ns=100 * MS)
+    assert isinstance(held, Held)
+    loads = [batch for batch in core.drive.waiting if isinstance(batch[0], Load)]
+    key_of_load = {batch[0].key: batch for batch in loads}  # type: ignore[union-attr]
+    core.work(core.drive.waiting.index(key_of_load[first[0]]))  # the first comes
+    core.pass_time(200 * MS)  # the time is over
+    locations = [place for ready in core.outbox.readies for place in ready.locations]
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Load) and order.key == first[1] else None
+    core.work_all()
+    core.drive.fault = lambda _order: None
+    put(client, namespace, chain(12, "third"))
+    arena, _ = locations[0]
+    client.maps.setdefault(arena, core.memory.map(arena))
+    whole = Held(held.number, held.deadline_ns, locations)
+    assert client.read(namespace, whole) == value_of(first[0], namespace.identity.block_bytes)
