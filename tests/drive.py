@@ -242,6 +242,7 @@ class FakeDrive:
 
     def rebuild(self) -> None:
         """Forget the index and make it anew from headers, as the index process does."""
+        self.synced = {segment: bytes(file) for segment, file in self.files.items()}  # before it believes them
         numbers = {(name.tenant, name.canonical): name.number for name in self.names.values()}
         self.chunks.clear()
         best: dict[tuple[str, bytes, bytes], tuple[int, int, int]] = {}

@@ -100,9 +100,13 @@ def read_headers(
     read = 0
     with ThreadPoolExecutor(READERS) as pool:
         for segment in segments.values():
+            fd = -1
             try:
                 fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+                os.fsync(fd)  # a former life may have died before it did: what is found here is called durable
             except OSError as error:
+                if fd >= 0:
+                    os.close(fd)
                 yield segment, read, [(0, str(error))]
                 continue
             try:

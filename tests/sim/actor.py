@@ -18,7 +18,7 @@ from tests.sim.model import Generation, Model
 
 FAMILIES = 3
 DEPTH = 12
-KNOWN = True  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
+KNOWN = False  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
 TTLS_NS = (20 * MS, 200 * MS, SECOND, 5 * SECOND)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from kvproto.errors import Grant
 from kvstore.sessions import Namespace
 
-KNOWN = True  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
+KNOWN = False  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
 Name = tuple[str, bytes, bytes]  # tenant, digest of the namespace, key
 
 
