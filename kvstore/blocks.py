@@ -504,6 +504,7 @@ def _free_block(t: Tables, block: Number) -> None:
     row["disk"] = 0
     t.census[row["namespace"]] -= np.uint32(1)
     row["state"] = FREE
+    row["flags"] = 0  # it waits for nothing any more: what it still says of its parent is of a former use
     row["chain"] = t.book[FREE_ROWS]
     t.book[FREE_ROWS] = np.uint64(block)
     t.book[ROWS] -= np.uint64(1)
@@ -1476,15 +1477,17 @@ BROKEN: Final = 2
 @compiled
 def adopt_records(
     t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
-    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, most: Number,
+    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, room: Number,
 ) -> Number:  # fmt: skip
     """Make rows for what the index says of slots `start..stop` of a segment; `link_records` and `settle` follow.
 
-    `numbers`: namespace by the index's number for it, 0 for none; `most`: blocks that may lie on disk. Numbers of new
-    rows go to `out`; returns where it ends. Those of rows that are in DRAM go to `merged`, behind their count.
+    `numbers`: namespace by the index's number for it, 0 for none; `room`: blocks that may yet lie on disk, places to be
+    erased not counted. Numbers of new rows go to `out`; returns where it ends. Those of rows that are in DRAM go to
+    `merged`, behind their count.
     """
     shift = np.int64(t.book[SHIFT])
     arena = t.arenas[position]
+    taken = 0
     for i in range(start, stop):
         record, slot = records[i], (position << shift) + i
         arena["untouched"] = i + 1
@@ -1495,7 +1498,7 @@ def adopt_records(
         namespace = np.int64(numbers[number]) if number < numbers.size else 0
         t.pools[pool]["blocks"] += np.uint32(1)
         # A place that the index knows nothing of may hold what was written just before the former life ended.
-        if not record["generation"] or not namespace or np.int64(t.book[DISK_USED]) > most:
+        if not record["generation"] or not namespace or taken >= room:
             _push_to_erase(t, slot)
             continue
         for word in range(4):
@@ -1526,6 +1529,7 @@ def adopt_records(
             t.census[namespace] += np.uint32(1)
             out[out_at] = block
             out_at += 1
+        taken += 1
         t.slots[slot]["block"] = block
         row["disk"] = slot
         if row["state"] == ADOPTING:

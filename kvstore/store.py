@@ -120,7 +120,7 @@ class Store:
         workers = workers or NoWorkers()
         self.disk = Disk(
             limits.disk, self.tables, workers, self.arenas.by_number, self.tenants, self._by_number, self._sweep,
-            clock.wall_s, positions,
+            clock.wall_s, positions, limits.dram_bytes,
         )  # fmt: skip
         self.streams = Streams(
             self.tables, outbox, workers, self.disk, self._by_number,
@@ -642,7 +642,7 @@ class Store:
     def _remember(self, ticket: Ticket) -> None:
         """The disk tier may want this block now, and FLUSH will."""
         row, generation = ticket.block, int(self.tables.blocks["generation"][ticket.block])
-        self.disk.published(row, generation)
+        self.disk.published(row, generation, ticket.namespace.slot_bytes, self._clock.now_ns())
         stored = ticket.session.stored.setdefault(ticket.namespace.number, Stored())
         if len(stored.rows) >= STORED_PER_SESSION:
             stored.lost += len(stored.rows)

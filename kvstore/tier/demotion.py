@@ -27,6 +27,10 @@ from kvstore.tier.segments import Room, Segments
 
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 RUNNING_BYTES = 64 * MIB  # held for writing at a time
+# While clients store, writing behind takes processor time from them (two cores: a quarter of their speed at full rate),
+# so it goes slowly, unless somebody waits for it or so much is stored that blocks would be evicted before their turn.
+GENTLE_BYTES = BATCH_BYTES
+CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
 
@@ -63,6 +67,7 @@ class Demotion:
         namespaces: dict[int, Namespace],
         *,
         most_rows: int,
+        dram_bytes: int,
         bytes_per_s: int,
         choice: Choice,
     ) -> None:
@@ -76,7 +81,11 @@ class Demotion:
         self._budget = float(bytes_per_s)
         self._budget_ns = 0
         self._choice = choice
-        self._queue: deque[tuple[int, int]] = deque()
+        self._queue: deque[tuple[int, int, int]] = deque()  # row, generation, what had been published by then
+        self._published_bytes = 0
+        self._published_ns = 0
+        self._risk_bytes = dram_bytes // 2
+        self.hurry = False  # does somebody wait?
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._later_ns = 0
@@ -100,7 +109,17 @@ class Demotion:
                 return
             if not table["flags"][row] & blocks.QUEUED:
                 table["flags"][row] |= blocks.QUEUED
-                self._queue.append((row, generation))
+                self._queue.append((row, generation, self._published_bytes))
+
+    def published(self, block_bytes: int, now_ns: int) -> None:
+        """Somebody stores."""
+        self._published_bytes += block_bytes
+        self._published_ns = now_ns
+
+    def _gentle(self, now_ns: int) -> bool:
+        if self.hurry or now_ns - self._published_ns >= CALM_NS or not self._queue:
+            return False
+        return self._published_bytes - self._queue[0][2] < self._risk_bytes
 
     def worth(self, namespace: Namespace) -> bool:
         """Is a block of this namespace faster to read than to compute, as far as anybody knows?"""
@@ -124,8 +143,9 @@ class Demotion:
         """Start writes while there is something to write, and room and budget for it."""
         if not self.enabled:
             return
-        while self._queue and self.running_bytes < RUNNING_BYTES and not self.stuck and now_ns >= self._later_ns:
-            if not self._afford(now_ns):
+        while self._queue and not self.stuck and now_ns >= self._later_ns:
+            most = GENTLE_BYTES if self._gentle(now_ns) else RUNNING_BYTES
+            if self.running_bytes >= most or not self._afford(now_ns):
                 return
             if not self._start(now_ns):
                 return
@@ -134,6 +154,8 @@ class Demotion:
         """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
         if not self.enabled or not self._queue or self.running_bytes >= RUNNING_BYTES or self.stuck:
             return None
+        if self.running_bytes >= GENTLE_BYTES and self._gentle(self._published_ns):
+            return self._published_ns + CALM_NS
         if self._bytes_per_s and self._budget <= 0:
             return max(self._later_ns, self._budget_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
         return self._later_ns
@@ -152,7 +174,7 @@ class Demotion:
         table = self._tables.blocks
         most = KEYS_PER_FRAME
         while self._queue and gathered < most:
-            row, generation = self._queue[0]
+            row, generation, _ = self._queue[0]
             if int(table["generation"][row]) != generation or not table["flags"][row] & blocks.QUEUED:
                 self._queue.popleft()  # evicted, written or dropped meanwhile
                 continue
@@ -260,7 +282,7 @@ class Demotion:
         blocks.ungather(self._tables, rows, 0, rows.size)
         table = self._tables.blocks
         if self._queue:
-            row, generation = self._queue[0]
+            row, generation, _ = self._queue[0]
             if int(table["namespace"][row]) == namespace.number:
                 self._queue.popleft()
                 if int(table["generation"][row]) == generation:
@@ -270,7 +292,7 @@ class Demotion:
         table = self._tables.blocks
         table["flags"][rows] = (table["flags"][rows] & ~blocks.SAVING) | blocks.QUEUED
         for row, generation in zip(rows[::-1].tolist(), table["generation"][rows[::-1]].tolist(), strict=True):
-            self._queue.appendleft((row, generation))
+            self._queue.appendleft((row, generation, self._published_bytes))
 
     def _write(self, namespace: Namespace, rows: U4, slot_bytes: int, packs: dict[int, Pack]) -> None:
         tables = self._tables

@@ -122,7 +122,7 @@ class Disk:
     def __init__(
         self, limits: DiskLimits, tables: Tables, workers: Workers, pools: dict[int, Pool],
         tenants: dict[str, Tenant], namespaces: dict[int, Namespace], sweep: Sweeper, wall_s: Callable[[], int],
-        first: int,
+        first: int, dram_bytes: int,
     ) -> None:  # fmt: skip
         self.limits = limits
         self.state = DiskState.OPENING
@@ -144,6 +144,7 @@ class Disk:
             tenants,
             namespaces,
             most_rows=limits.rows,
+            dram_bytes=dram_bytes,
             bytes_per_s=limits.write_bytes_per_s,
             choice=choice,
         )
@@ -313,8 +314,9 @@ class Disk:
 
     # -- down ----------------------------------------------------------------------------------------------------
 
-    def published(self, row: int, generation: int) -> None:
+    def published(self, row: int, generation: int, block_bytes: int, now_ns: int) -> None:
         """A block became visible."""
+        self.demotion.published(block_bytes, now_ns)
         if self.limits.admission is Admission.ALL:
             self.demotion.admit((row,), (generation,))
 
@@ -332,12 +334,12 @@ class Disk:
         table = self._tables.blocks
         mine = self._alive(flush) & (table["disk"][flush.rows] == 0)
         self.demotion.admit(flush.rows[mine].tolist(), flush.generations[mine].tolist())
-        self.commits.urgent = True
+        self.commits.urgent = self.demotion.hurry = True
         counts = self._counts(flush)
         if counts[3]:
             self._flushes.append(flush)
             return None
-        self.commits.urgent = bool(self._flushes)
+        self.commits.urgent = self.demotion.hurry = bool(self._flushes)
         return counts
 
     def _alive(self, flush: Flush) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
@@ -374,7 +376,7 @@ class Disk:
             else:
                 answers.append((flush, counts))
         self._flushes = waiting
-        self.commits.urgent = bool(waiting)
+        self.commits.urgent = self.demotion.hurry = bool(waiting)
         return answers
 
     def flushes_of(self, session: Session) -> int:

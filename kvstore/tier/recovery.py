@@ -67,17 +67,20 @@ class Recovery:
         placed = self._place_segments()
         rows_of: dict[Tenant, list[U4]] = {}
         merged: U4 = np.zeros(1 + sum(found.slots for found in self._found), dtype=np.uint32)
+        new = 0
         for position, found, tenant, pool in placed:
             rows = np.zeros(found.slots, dtype=np.uint32)
             end = 0
             records = _records(found)
             for start in range(0, found.slots, SLICE):
                 stop = min(start + SLICE, found.slots)
+                room = self._most - new - end - int(merged[0])
                 end = blocks.adopt_records(
                     self._tables, tenant.index, pool, position, start, stop, records, numbers, self._wall_s,
-                    np.uint64(self._now_ns), self._key, rows, end, merged, self._most,
+                    np.uint64(self._now_ns), self._key, rows, end, merged, room,
                 )  # fmt: skip
                 yield
+            new += end
             rows_of.setdefault(tenant, []).append(rows[:end])
         yield from self._link(placed)
         for tenant, parts in rows_of.items():
