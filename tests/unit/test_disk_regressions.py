@@ -190,3 +190,31 @@ def test_a_stream_whose_time_is_over_still_protects_what_it_announced(monkeypatc
     client.maps.setdefault(arena, core.memory.map(arena))
     whole = Held(held.number, held.deadline_ns, locations)
     assert client.read(namespace, whole) == value_of(first[0], namespace.identity.block_bytes)
+
+
+def test_places_without_a_block_do_not_count_against_those_that_may_lie_on_disk() -> None:
+    limits = DiskLimits(2 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.RAW, row_bytes=4 * PAGE_BYTES)
+    core = Core(arenas=1, disk=limits)
+    client = core.client()
+    namespace = client.open()
+    put(client, namespace, chain(8, "old"))
+    core.clock.advance(SECOND)
+    put(client, namespace, chain(1, "young"))
+    assert limits.rows == len(core.drive.headers()) == 9, "of 16 places"
+    there = successor(core).client()
+    assert there.match(there.open(), chain(1, "young")) == 1
+    assert there.match(there.open(), chain(8, "old")) == 8
+
+
+def test_a_row_that_waited_to_be_written_when_it_was_freed_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make()
+    other = client.open(64, "other")
+    put(client, namespace, chain(1, "first"))  # so that there is a segment
+    monkeypatch.setattr(demotion, "RUNNING_BYTES", 0)
+    put(client, namespace, chain(2))
+    client.delete(namespace, chain(1))  # both rows are free, and the second still says that it continues the first
+    core.work_all()
+    put(client, other, chain(1, "new"))  # takes the first
+    monkeypatch.undo()
+    core.work_all()
+    assert [header.digest for header in core.drive.headers()] == [namespace.digest, other.digest]
