@@ -106,6 +106,7 @@ SAVING: Final = np.uint8(8)  # a write to its place on disk is running
 QUEUED: Final = np.uint8(16)  # waits for its turn to be written
 DURABLE: Final = np.uint8(32)  # synced, and in the index on disk
 VERIFYING: Final = np.uint8(64)  # KEPT, and somebody is looking
+DONE, HELD, IN_FLIGHT, AGAIN = range(4)  # how far `retire` got
 NOBODY: Final = (1 << 32) - 1  # in `slots.block`: no block, and not free: to be erased, or quarantined
 # Words of `book`
 (
@@ -867,6 +868,64 @@ def _leave_to_disk(t: Tables, block: Number) -> None:
         above["touched"] = max(above["touched"], row["touched"])
         _list(t, parent)
     _list(t, block)
+
+
+@compiled
+def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Number]:
+    """Have a block and all that continues it leave DRAM, as if evicted: what lies on disk too stays there.
+
+    From the leaves up, since a lease holds only the deepest block of its run. Returns (DONE, HELD, IN_FLIGHT for what
+    is being read or written and will soon not be, or AGAIN without steps left; steps left).
+    """
+    block = top
+    while steps > 0:
+        steps -= 1
+        row = t.blocks[block]
+        if row["dram_children"]:
+            child = np.int64(row["first_child"])
+            while child and t.blocks[child]["state"] == DISK:
+                child = np.int64(t.blocks[child]["next_sibling"])
+                steps -= 1
+            if not child:
+                return HELD, steps
+            block = child
+            continue
+        if row["state"] == LOADING or row["flags"] & (SAVING | VERIFYING):
+            return IN_FLIGHT, steps
+        if not _evictable(t, block) or row["state"] == DISK:
+            return HELD, steps
+        parent = np.int64(row["parent"])
+        _unlist(t, block)
+        if row["disk"]:
+            _leave_to_disk(t, block)
+        else:
+            _remove(t, ix, block)
+            _unlink(t, block)
+            _free_block(t, block)
+            if parent:
+                _list(t, parent)
+        if block == top:
+            return DONE, steps
+        block = parent
+    return AGAIN, steps
+
+
+@compiled
+def detach_oldest(t: Tables, pool: Number, disk_pool: Number, before: Number) -> bool:
+    """Forget the copy on disk of the oldest leaf of a DRAM pool that has one in `disk_pool`, if nobody has touched it
+    since `before`. False if none of the oldest leaves is one."""
+    block = np.int64(t.pools[pool]["oldest"])
+    for _ in range(_RELIST_STEPS):
+        if not block or t.blocks[block]["touched"] >= before:
+            return False
+        row = t.blocks[block]
+        if row["disk"] and not row["flags"] & (SAVING | PARENT):
+            position = np.int64(row["disk"]) >> np.int64(t.book[SHIFT])
+            if np.int64(t.arenas[position]["pool"]) - 1 == disk_pool:
+                detach(t, block)
+                return True
+        block = np.int64(row["newer"])
+    return False
 
 
 @compiled

@@ -242,7 +242,7 @@ class Jobs:
             self._drain(self._arenas.draining, now_ns, steps)
 
     def _drain(self, position: int, now_ns: int, steps: int) -> None:
-        """Sweep what lies in the arena that is being drained, with what continues it elsewhere."""
+        """Have what lies in the arena that is being drained leave DRAM; sweep what is held, with what continues it."""
         tables = self._tables
         tenant = self._arenas.pools[int(tables.arenas[position]["pool"]) - 1].tenant
         slot = -1
@@ -252,6 +252,9 @@ class Jobs:
                 self._arenas.settle(now_ns)
                 return
             row = self._arenas.row_at(position, slot)
+            outcome, steps = blocks.retire(tables, tenant.index, row, steps)
+            if outcome != blocks.HELD:
+                continue
             blocks.begin_sweep(tables, tenant.index, row)
             sweep = Sweep(tables, tenant, [row])
             steps, over = sweep.run(steps)

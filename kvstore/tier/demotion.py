@@ -23,7 +23,7 @@ from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.codec import Choice
 from kvstore.tier.format import HEADER_BYTES, Codec, Header, stored_slot_bytes
 from kvstore.tier.orders import Outcome, Pack, Save
-from kvstore.tier.segments import Room, Segments
+from kvstore.tier.segments import SETTLED_NS, Room, Segments
 
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 RUNNING_BYTES = 64 * MIB  # held for writing at a time
@@ -263,6 +263,10 @@ class Demotion:
             room = Room.EVICT
             if int(tables.book[blocks.DISK_USED]) < self._most:
                 room = self._segments.make_room(pool, self._tenants.values(), now_ns)
+            if room is Room.FULL and blocks.detach_oldest(
+                tables, namespace.pool.number, pool.number, np.uint64(max(0, now_ns - SETTLED_NS))
+            ):
+                room = Room.SOON  # once it is erased
             if room is Room.EVICT:
                 if not blocks.evict(tables, tenant.index, pool.number):
                     break

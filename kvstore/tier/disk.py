@@ -405,6 +405,7 @@ class Disk:
             self.demotion.packed(batch, now_ns)  # type: ignore[arg-type]
         elif isinstance(first, Erase):
             self.erasure.finished(batch, lambda place: self.commits.touch(place, now_ns))  # type: ignore[arg-type]
+            self.demotion.stuck = False
         elif isinstance(first, Commit):
             rows = self.commits.committed(first, now_ns)
             self.demotion.admit(rows, self._tables.blocks["generation"][rows].tolist())
