@@ -1722,6 +1722,8 @@ def keep_rows(
         good = good and row["seal"] == seal_of(t, block)
         if not good:
             row["holds"] = 0
+            if row["state"] == ADOPTING:  # that life ended before it had put the row in its place
+                row["state"] = DOOMED
             continue
         row["state"] = ADOPTING
         row["writer"] = 1

@@ -17,7 +17,7 @@ import numpy as np
 
 from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import LEASE_MARGIN_NS, NAMESPACES
+from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES
 from kvstore import blocks
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows
 from kvstore.journal import Record, read_journal
@@ -187,7 +187,7 @@ class _TakeOver:
         table = self._tables.blocks
         until = table["lease_until_ns"][: self._former.unused].astype(np.int64)
         ends = np.flatnonzero((until + LEASE_MARGIN_NS > self._now_ns) & (table["state"][: until.size] != blocks.FREE))
-        most_ns = self._now_ns + self._store.limits.lease_ttl_ns_max
+        most_ns = self._now_ns + LEASE_TTL_NS_MAX  # whatever the former life's configuration said
         held: list[tuple[list[int], int]] = []
         seen: set[int] = set()
         for end in ends[np.argsort(until[ends])[::-1]].tolist():  # the longest first: what they pass covers the others

@@ -226,8 +226,13 @@ class FakeDrive:
 
     # -- the next life -------------------------------------------------------------------------------------------
 
-    def found(self) -> tuple[list[Found], list[Name], list[int]]:
-        """What the index says, as a daemon that starts is told."""
+    def found(self) -> tuple[list[Found], list[Name], list[int], int]:
+        """What the index says, as a daemon that starts is told. What it says of segments that are gone is forgotten,
+        and their numbers are not given again.
+        """
+        numbers = [*self.files, *(segment for segment, _ in self.chunks)]
+        for place in [place for place in self.chunks if place[0] not in self.files]:
+            del self.chunks[place]
         found = []
         for segment, file in self.files.items():
             superblock = parse_superblock(bytes(file[:HEADER_BYTES]))
@@ -238,7 +243,7 @@ class FakeDrive:
                     start = chunk * CHUNK_SLOTS
                     records[start : start + CHUNK_SLOTS] = np.frombuffer(content, dtype=RECORD)
             found.append(Found(segment, superblock.slot_bytes, slots, superblock.tenant, records[:slots]))
-        return found, list(self.names.values()), []
+        return found, list(self.names.values()), [], max(numbers, default=0) + 1
 
     def rebuild(self) -> None:
         """Forget the index and make it anew from headers, as the index process does."""

@@ -344,7 +344,7 @@ class Demotion:
         self.running_bytes += len(batch) * slot_bytes
         if self._bytes_per_s:
             self._budget -= len(batch) * slot_bytes
-        if self._overwrites:
+        if self._overwrites and isinstance(batch[0], Save):
             self._overwriting.add(id(batch[0]))
         self._workers.submit(batch)
 

@@ -157,6 +157,7 @@ class Recovery:
     def _mark_merged(self, rows: U4) -> None:
         """Blocks that are in DRAM too: durable as far as all before them is."""
         table = self._tables.blocks
+        rows = rows[table["disk"][rows] != 0]  # those that were dropped since then may be others' by now
         rows = rows[np.argsort(table["generation"][rows], kind="stable")]
         left: U4 = np.zeros(rows.size, dtype=np.uint32)
         blocks.mark_durable(self._tables, rows, table["generation"][rows], table["disk"][rows], left)

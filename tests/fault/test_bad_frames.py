@@ -10,7 +10,7 @@ from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import Code, Grant
 from kvproto.frames import Hello, Role, Verb
-from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME
+from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME, PROTOCOL_VERSION
 from tests.raw import RawClient, dial, identity, key, raw_client
 
 
@@ -54,10 +54,10 @@ def test_a_second_hello_ends_the_session(client: RawClient) -> None:
 
 def test_an_unknown_version_is_refused(daemon: DaemonProcess) -> None:
     client = dial(daemon.runtime_dir)
-    client.send(frames.build_hello(1, Hello(name="new", version_low=2, version_high=9)))
+    client.send(frames.build_hello(1, Hello(name="new", version_low=PROTOCOL_VERSION + 1, version_high=PROTOCOL_VERSION + 9)))
     code, text = client.goodbye()
     assert code is Code.REFUSED
-    assert "version 1" in text
+    assert f"version {PROTOCOL_VERSION}" in text
     client.close()
 
 

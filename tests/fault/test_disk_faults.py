@@ -326,7 +326,6 @@ def test_a_delete_while_the_disk_opens_holds_afterwards(warm: bool) -> None:
     assert client.match(namespace, chain(6)) == 0, "it comes back"
 
 
-@pytest.mark.skip(reason="open defect: an arena of DRAM that goes to another slot size takes durable copies along")
 def test_a_recycled_arena_costs_no_durable_block() -> None:
     core = make(arenas=2)
     client, small = begin(core)

@@ -169,7 +169,7 @@ def run(lives: int, seed: int) -> Totals:
     """So many lives of a daemon, each ended by `kill -9`."""
     print("seed", seed)
     random = Random(seed)
-    with Node(dram="32MiB", size="192MiB", segment="8MiB") as node:  # 12MiB: see the skipped test of disk faults
+    with Node(dram="12MiB", size="192MiB", segment="8MiB") as node:  # two slot sizes: arenas change hands
         node.start("--keep", "true", "--disk-admission", "all")
         load = Load(node, random)
         try:

@@ -13,12 +13,12 @@ from kvstore.sessions import Session
 from kvstore.tier import commits, demotion, disk, erasure, recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
-from kvstore.tier.disk import DiskLimits
-from kvstore.tier.orders import Commit, Erase, Load, MakeSegment, Order, Outcome, Pack, Save
+from kvstore.tier.disk import DiskLimits, DiskState
+from kvstore.tier.orders import Commit, Erase, Load, MakeSegment, Order, Outcome, Pack, Save, Verify
 from tests.core import Core
 from tests.drive import FakeDrive
 from tests.fakes import FakeOutbox
-from tests.sim.actor import KNOWN, Seen
+from tests.sim.actor import Seen
 from tests.sim.model import Generation, Model
 
 SEGMENT_PAGES = (9, 18, 42)
@@ -91,8 +91,8 @@ class DiskEvents:
         self.faulty: tuple[type, ...] = ()
         self.often = 0.5
         self.healed_ns = 0
-        self.rebuilt = False
         self.chains: dict[int, list[int]] = {}
+        self.served_life = 0  # the last life in which disk served
 
     def attach(self, core: Core) -> None:
         """A store begins to use the disk."""
@@ -163,25 +163,21 @@ class DiskEvents:
 
     # -- the end of a life ---------------------------------------------------------------------------------------
 
-    def crash(self) -> FakeDrive:
+    def crash(self, *, killed: bool) -> FakeDrive:
         """Power is lost, or the daemon is killed. What the next life is given."""
-        self.chains = self.durable_chains()
-        for number, generation in self.model.published.items():
-            generation.durable &= number in self.chains
+        if self.core.store.disk.state is DiskState.SERVING:  # what it has not looked at is as it was
+            self.served_life = self.model.life
+            self.chains = self.durable_chains()
+            for number, generation in self.model.published.items():
+                generation.durable &= number in self.chains
         drive = self.core.drive
         self.heal()
-        if self.rng.random() < 0.5:
-            drive.lose_power(self.rng)
-        else:
+        if killed:
             self.die(drive)
+        else:
+            drive.lose_power(self.rng)
         if self.rng.random() < 0.4:
             drive.rebuild()
-            self.rebuilt = True
-        else:
-            self.rebuilt = False
-            for header in drive.headers():
-                if drive.recorded(header.segment, header.slot) != header.generation:
-                    self.model.published[header.generation].forgotten = True
         drive.waiting.clear()
         return drive.successor()
 
@@ -189,7 +185,7 @@ class DiskEvents:
         """kill -9: some of what was under way is carried out, and nobody hears of it."""
         while drive.waiting:
             batch = drive.waiting.pop(self.rng.randrange(len(drive.waiting)))
-            if not isinstance(batch[0], Load | Pack) and self.rng.random() < 0.5:
+            if not isinstance(batch[0], Pack | Verify) and self.rng.random() < 0.5:
                 drive.waiting.insert(0, batch[: self.rng.randrange(1, len(batch) + 1)])
                 drive.carry_out(0)
 
@@ -233,9 +229,8 @@ class DiskEvents:
             if generation.dead or generation.swept_above() or self.given_way(generation):
                 continue
             row = row_of.get(number)
-            if row is None and KNOWN and self.rebuilt and len(chain) > 1:
-                self.seen.unrooted += 1
-                continue
+            if row is None and (self.core.store.arenas.recycled or self.core.store.arenas.draining is not None):
+                continue  # read already, leased, and dropped with its arena
             assert row is not None, "durable, and not back after a crash"
             place = int(table["disk"][row])
             segment, slot = self.core.store.disk.segments.number_at(place >> shift), place & ((1 << shift) - 1)
@@ -244,10 +239,10 @@ class DiskEvents:
         self.chains = {}
 
     def given_way(self, generation: Generation) -> bool:
-        """Did a block of this life take the key, or that of something it continues, before disk was opened?"""
+        """Did a later block take the key, or that of something it continues, before disk was opened?"""
         at: Generation | None = generation
         while at is not None:
-            if any(other.life == self.model.life for other in self.model.named[at.name]):
+            if any(other.life > self.served_life for other in self.model.named[at.name]):
                 return True
             at = at.parent
         return False

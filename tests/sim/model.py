@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from kvproto.errors import Grant
 from kvstore.sessions import Namespace
 
-KNOWN = False  # look past what is known to be wrong: xfail in tests/unit/test_disk_regressions.py
 Name = tuple[str, bytes, bytes]  # tenant, digest of the namespace, key
 
 
@@ -37,7 +36,6 @@ class Generation:
     number: int = 0  # that the store gave it when it was published
     durable: bool = False  # FLUSH has said so
     harmed: bool = False  # its copy on disk was damaged, or lost with its segment
-    forgotten: bool = False  # it lies on disk, and the index has never heard of it
     children: list["Generation"] = field(default_factory=list)
 
     def swept_above(self) -> bool:
@@ -45,15 +43,6 @@ class Generation:
         at: Generation | None = self
         while at is not None:
             if at.swept:
-                return True
-            at = at.parent
-        return False
-
-    def forgotten_above(self) -> bool:
-        """Does the index not know it, or anything that it continues?"""
-        at: Generation | None = self
-        while at is not None:
-            if at.forgotten:
                 return True
             at = at.parent
         return False
@@ -179,8 +168,7 @@ class Model:
     def hit(self, namespace: Namespace, key: bytes) -> Generation:
         """The generation that a hit on this key is allowed to return now."""
         found = self.known(namespace, key)
-        forgiven = KNOWN and found.forgotten_above()
-        assert forgiven or not self.lingers(found), "what was dropped in a former life is back"
+        assert not self.lingers(found), "what was dropped in a former life is back"
         return found
 
     # -- what is dropped -----------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class World:
         self.disk = DiskEvents(self.rng, self.seen, self.model)
         self.actors: list[Actor] = []
         self.gone: list[Actor] = []  # detached, and not yet exited
+        self.ghosts: list[Actor] = []  # clients of former lives, who read what they had leased
         self.clears: list[list[ClearReport]] = []
         self.core: Core
         cut_finely(self.rng)
@@ -63,8 +64,10 @@ class World:
         if self.limits:
             self.core.open_disk()
 
-    def begin(self, clock: FakeClock, drive: FakeDrive | None, generation: int) -> None:
-        """A store begins its life. Disk is opened later."""
+    def begin(
+        self, clock: FakeClock, drive: FakeDrive | None, generation: int, memory: FakeMemory | None = None
+    ) -> None:
+        """A store begins its life, perhaps with the memory of the one before. Disk is opened later."""
         outbox = SimOutbox()
         drive = drive or FakeDrive(self.limits.segment_bytes if self.limits else 0)
         self.core = Core(
@@ -73,7 +76,7 @@ class World:
             lease_ttl_ns_max=self.rng.choice((300 * MS, 2 * SECOND)),
             slice_steps=self.rng.choice((1, 3, 10, 2048)),
             seed=self.seed,
-            memory=FakeMemory(refuses=self.refuses),
+            memory=memory or FakeMemory(refuses=self.refuses),
             disk=self.limits,
             drive=drive,
             first_generation=generation,
@@ -119,6 +122,8 @@ class World:
         self.seen.evicted += tally.evicted
         self.seen.expired += tally.leases_expired
         self.seen.recycled += self.core.store.arenas.recycled
+        self.seen.kept += self.core.store.kept.blocks
+        self.seen.verified += self.core.store.streams.verified
         self.disk.count()
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -126,6 +131,7 @@ class World:
     def step(self) -> None:
         """One event: a client does something, a thread finishes something, time passes, an operator acts."""
         self.model.next_event()
+        self.haunt()
         if not self.actors:
             self.join()
         elif self.rng.random() < (0.6 if self.limits else 0.72):
@@ -134,11 +140,12 @@ class World:
             events = [
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
                 (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5), (self.drain, 1),
+                (self.crash, 1 if self.limits else 0.3), (self.disk.work, 40 if self.limits or self.seen.warm else 0),
             ]  # fmt: skip
             if self.limits:
                 events += [
-                    (self.disk.work, 40), (self.tick, 20), (self.disk.fail, 2), (self.disk.heal, 2),
-                    (self.disk.damage, 2), (self.vanish, 0.5), (self.crash, 1), (self.open_disk, 8),
+                    (self.tick, 20), (self.disk.fail, 2), (self.disk.heal, 2), (self.disk.damage, 2),
+                    (self.vanish, 0.5), (self.open_disk, 8),
                 ]  # fmt: skip
             self.rng.choices([event for event, _ in events], [weight for _, weight in events])[0]()
 
@@ -158,17 +165,35 @@ class World:
             self.disk.vanish()
 
     def crash(self) -> None:
-        """The daemon dies, and another one begins on the same disk."""
-        if self.core.store.disk.state is not DiskState.SERVING:
-            return
-        generation = int(self.core.store.tables.book[blocks.GENERATION])
-        drive = self.disk.crash()
+        """The daemon dies, and another one begins on the same disk; in the same memory, if it was only killed."""
+        generation, memory = int(self.core.store.tables.book[blocks.GENERATION]), None
+        killed = self.rng.random() < 0.6
+        drive = self.disk.crash(killed=killed)
+        if killed and self.rng.random() < 0.8:
+            self.break_off_copies()
+            memory = self.core.memory.successor()
         self.model.crash()
         self.count()
+        self.ghosts += [actor for actor in (*self.actors, *self.gone) if actor.haunt()]
         self.actors.clear()
         self.gone.clear()
         self.clears.clear()
-        self.begin(self.core.clock, drive, generation)
+        self.begin(self.core.clock, drive, generation, memory)
+        kept = self.core.store.kept
+        assert kept.warm == (memory is not None), "what was kept is not used, or something is that was not"
+        self.seen.warm += kept.warm
+        self.core.audit()
+
+    def break_off_copies(self) -> None:
+        """Copies that are running get no further than they are."""
+        for copy, ring in self.core.running:
+            done = self.rng.randrange(copy.block_bytes + 1)
+            target = self.core.memory.view(copy.arena)[copy.target_offset :]
+            target[:done] = ring[copy.source_offset : copy.source_offset + done]
+
+    def haunt(self) -> None:
+        """Clients of former lives look at what they had leased."""
+        self.ghosts = [ghost for ghost in self.ghosts if ghost.haunt()]
 
     def flushed(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
         """The store answers FLUSH."""
