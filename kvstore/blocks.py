@@ -871,11 +871,11 @@ def _leave_to_disk(t: Tables, block: Number) -> None:
 
 
 @compiled
-def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Number]:
+def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Number, Number]:
     """Have a block and all that continues it leave DRAM, as if evicted: what lies on disk too stays there.
 
     From the leaves up, since a lease holds only the deepest block of its run. Returns (DONE, HELD, IN_FLIGHT for what
-    is being read or written and will soon not be, or AGAIN without steps left; steps left).
+    is being read or written and will soon not be, or AGAIN without steps left; steps left; the block it got to).
     """
     block = top
     while steps > 0:
@@ -887,13 +887,13 @@ def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Nu
                 child = np.int64(t.blocks[child]["next_sibling"])
                 steps -= 1
             if not child:
-                return HELD, steps
+                return HELD, steps, block
             block = child
             continue
         if row["state"] == LOADING or row["flags"] & (SAVING | VERIFYING):
-            return IN_FLIGHT, steps
+            return IN_FLIGHT, steps, block
         if not _evictable(t, block) or row["state"] == DISK:
-            return HELD, steps
+            return HELD, steps, block
         parent = np.int64(row["parent"])
         _unlist(t, block)
         if row["disk"]:
@@ -905,9 +905,9 @@ def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Nu
             if parent:
                 _list(t, parent)
         if block == top:
-            return DONE, steps
+            return DONE, steps, block
         block = parent
-    return AGAIN, steps
+    return AGAIN, steps, block
 
 
 @compiled

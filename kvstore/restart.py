@@ -70,7 +70,7 @@ def settle_left_over(store: "Store", left: LeftOver) -> int:
         namespace = of_namespace[int(table["namespace"][row])]
         parent = int(blocks.find_one(tables, namespace.tenant.index, namespace.number, left.keys, 4 * i))
         table["parent"][row] = parent
-        table["writer"][row] = blocks.UNKNOWN if parent else blocks.BROKEN
+    table["writer"][left.rows[table["parent"][left.rows] == 0]] = blocks.BROKEN
     settled = 0
     stack = np.zeros(left.rows.size + 1, dtype=np.uint32)
     for tenant in store.tenants.values():
@@ -206,13 +206,18 @@ class _TakeOver:
         return held
 
     def _cut_from_disk(self, rows: U4) -> tuple[U4, U8]:
-        """Rows whose parents lay on disk alone: those are found again, by key, when the disk is open."""
+        """Rows whose parents lay on disk alone: those are found again, by key, when the disk is open.
+
+        Those whose parents were not kept at all are lost, and must not be taken for what the parents' rows hold next.
+        """
         table = self._tables.blocks
         parents = table["parent"][rows]
-        on_disk = np.flatnonzero((parents > 0) & (table["state"][parents] == blocks.DISK))
+        states = table["state"][parents]
+        gone = (parents > 0) & (states != blocks.ADOPTING)
+        on_disk = np.flatnonzero(gone & ((states == blocks.DISK) | (states == blocks.LOADING)))
         cut, keys = rows[on_disk], table["key"][parents[on_disk]].copy().reshape(-1)
-        table["parent"][cut] = 0
-        table["writer"][cut] = blocks.BROKEN
+        table["parent"][rows[gone]] = 0
+        table["writer"][rows[gone]] = blocks.BROKEN
         return cut, keys
 
     def _settle(self, rows: U4) -> U4:

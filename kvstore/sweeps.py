@@ -195,7 +195,7 @@ def _after(tables: Tables, position: int, slot: int) -> tuple[int, int]:
 class Jobs:
     """The jobs of one store, oldest first; then the arena that is being drained."""
 
-    __slots__ = ("_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps")
+    __slots__ = ("_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps", "_retiring")
 
     def __init__(self, tables: Tables, arenas: Arenas, slice_steps: int = SLICE_STEPS) -> None:
         self._jobs: deque[Job] = deque()
@@ -203,6 +203,7 @@ class Jobs:
         self._tables = tables
         self._arenas = arenas
         self._slice_steps = slice_steps
+        self._retiring = (0, 0, 0)  # of what block, how far down it got, and the generation there
 
     @property
     def waiting(self) -> bool:
@@ -249,10 +250,16 @@ class Jobs:
         while steps > 0:
             slot = blocks.next_in_arena(tables, position, slot + 1, 1 << 62, _ANY)
             if slot < 0:
+                self._retiring = (0, 0, 0)
                 self._arenas.settle(now_ns)
                 return
             row = self._arenas.row_at(position, slot)
-            outcome, steps = blocks.retire(tables, tenant.index, row, steps)
+            top = self._go_on(row)
+            outcome, steps, reached = blocks.retire(tables, tenant.index, top, steps)
+            again = outcome == blocks.AGAIN
+            self._retiring = (row, reached, int(tables.blocks["generation"][reached])) if again else (0, 0, 0)
+            if outcome == blocks.DONE and top != row:
+                slot -= 1  # the rest of it
             if outcome != blocks.HELD:
                 continue
             blocks.begin_sweep(tables, tenant.index, row)
@@ -261,6 +268,13 @@ class Jobs:
             if not over:
                 self.start(sweep)
                 return
+
+    def _go_on(self, row: int) -> int:
+        """Where to go on retiring a block and what continues it: that may reach deeper than a slice."""
+        block, reached, generation = self._retiring
+        there = self._tables.blocks[reached]
+        same = block == row and int(there["generation"]) == generation
+        return reached if same and int(there["state"]) in {blocks.RESIDENT, blocks.KEPT} else row
 
 
 _ANY = np.ones(NAMESPACES, dtype=np.uint32)

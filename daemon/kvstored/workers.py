@@ -9,6 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -45,7 +46,6 @@ class HostWorkers:
         self.index = index
         self.drives: Drives | None = None
         self.loaded: Loaded | None = None
-        self.foreign: list[Path] = []
 
     # -- kvstore.ports.Workers -----------------------------------------------------------------------------------
 
@@ -102,8 +102,7 @@ class HostWorkers:
                 self._open(loaded, store)
 
     def _open(self, loaded: Loaded, store: Store) -> None:
-        self.loaded = loaded
-        self.foreign = loaded.foreign
+        self.loaded = replace(loaded, segments=[])  # not their records: 72 bytes a block
         if not loaded.store:
             log.error("disk tier off: %s", self.index.reason if self.index else "")
             self.index = None
