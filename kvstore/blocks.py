@@ -1575,12 +1575,23 @@ def adopt_records(
                 _push_to_erase(t, slot)
                 continue
             row = t.blocks[block]
-            _write_row(t, block, slot, namespace, key, 0, 1, now)
-            _unhold(t, block)
-            row["state"] = ADOPTING
+            for word in range(4):
+                row["key"][word] = key[word]
+            row["namespace"] = namespace
+            row["slot"] = slot
+            row["writer"] = UNKNOWN
             row["parent"] = 0
+            row["first_child"] = 0
             row["next_sibling"] = 0
             row["prev_sibling"] = 0
+            row["older"] = 0
+            row["newer"] = 0
+            row["holds"] = 0
+            row["flags"] = 0
+            row["lease_until_ns"] = 0
+            row["dram_children"] = 0
+            row["seal"] = 0
+            row["state"] = ADOPTING
             row["generation"] = record["generation"]
             row["checksum"] = record["checksum"]
             age_s = max(0, wall_s - np.int64(record["touched_s"]))
@@ -1598,8 +1609,9 @@ def adopt_records(
             merged[merged[0]] = block
         arena["touched"] = max(arena["touched"], row["touched"])
         t.book[GENERATION] = max(t.book[GENERATION], record["generation"] + np.uint64(1))
-        _unlist(t, block)
-        _list(t, block)
+        if row["state"] != ADOPTING:
+            _unlist(t, block)
+            _list(t, block)
     return out_at
 
 

@@ -132,8 +132,10 @@ class _TakeOver:
         rows: U4 = np.zeros(former.unused, dtype=np.uint32)
         end = blocks.keep_rows(tables, 1, former.unused, pool_of, slots_of, shift, rows, 0)
         rows = rows[:end]
-        cut, keys = self._cut_from_disk(rows)
-        withheld = self._withhold(pool_of, slots_of, shift)
+        gone, cut, keys = self._without_parents(rows)
+        withheld = self._withhold(pool_of, slots_of, shift)  # looks at parents for the last time
+        tables.blocks["parent"][gone] = 0
+        tables.blocks["writer"][gone] = blocks.BROKEN
         blocks.link_free(tables, former.unused)
         for position in np.flatnonzero(slots_of).tolist():
             blocks.free_slots(tables, position, int(slots_of[position]))
@@ -205,10 +207,9 @@ class _TakeOver:
                 held.append((chain, until_ns))
         return held
 
-    def _cut_from_disk(self, rows: U4) -> tuple[U4, U8]:
-        """Rows whose parents lay on disk alone: those are found again, by key, when the disk is open.
-
-        Those whose parents were not kept at all are lost, and must not be taken for what the parents' rows hold next.
+    def _without_parents(self, rows: U4) -> tuple[U4, U4, U8]:
+        """Rows whose parents were not kept, and must not be taken for children of what those rows hold next; of them
+        those whose parents lay on disk alone, to be found again, by these keys, when the disk is open.
         """
         table = self._tables.blocks
         parents = table["parent"][rows]
@@ -216,9 +217,7 @@ class _TakeOver:
         gone = (parents > 0) & (states != blocks.ADOPTING)
         on_disk = np.flatnonzero(gone & ((states == blocks.DISK) | (states == blocks.LOADING)))
         cut, keys = rows[on_disk], table["key"][parents[on_disk]].copy().reshape(-1)
-        table["parent"][rows[gone]] = 0
-        table["writer"][rows[gone]] = blocks.BROKEN
-        return cut, keys
+        return rows[gone], cut, keys
 
     def _settle(self, rows: U4) -> U4:
         """Settle what is whole. Returns the rest: it may continue what lies on disk."""

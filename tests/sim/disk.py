@@ -176,10 +176,18 @@ class DiskEvents:
             self.die(drive)
         else:
             drive.lose_power(self.rng)
+            self.tear()
         if self.rng.random() < 0.4:
             drive.rebuild()
         drive.waiting.clear()
         return drive.successor()
+
+    def tear(self) -> None:
+        """What nobody had called durable may be torn under a whole header: a rebuild believes that until it is read."""
+        drive, promised = self.core.drive, {number for chain in self.chains.values() for number in chain}
+        for header in drive.headers():
+            if header.generation not in promised and drive.content(header.segment, header.slot) is None:
+                self.model.published[header.generation].harmed = True
 
     def die(self, drive: FakeDrive) -> None:
         """kill -9: some of what was under way is carried out, and nobody hears of it."""

@@ -1,4 +1,4 @@
-"""What the simulation found in the disk tier, each as small as it gets."""
+"""What the simulation found in the disk tier and in restarts, each as small as it gets."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
-from kvstore.tier import demotion
+from kvstore.tier import demotion, recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
-from kvstore.tier.orders import Commit, Load, MakeSegment, Outcome, Save
+from kvstore.tier.orders import Commit, Load, MakeSegment, Outcome, Pack, Save
 from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
 
 SEGMENT_BYTES = 18 * PAGE_BYTES
@@ -42,6 +42,16 @@ def successor(core: Core) -> Core:
     )  # fmt: skip
     later.open_disk()
     return later
+
+
+def warm_successor(core: Core, lease_ttl_ns_max: int = 60 * SECOND) -> Core:
+    """A new daemon that is given the memory of the old one, which was killed. Its disk is not open yet."""
+    limits = core.store.limits
+    return Core(
+        limits.dram_bytes // limits.arena_bytes, disk=limits.disk, drive=core.drive.successor(), clock=core.clock,
+        memory=core.memory.successor(), lease_ttl_ns_max=lease_ttl_ns_max,
+        first_generation=int(core.store.tables.book[blocks.GENERATION]),
+    )  # fmt: skip
 
 
 def test_segments_with_more_slots_than_arenas_do_not_confuse_who_lies_where() -> None:
@@ -218,3 +228,115 @@ def test_a_row_that_waited_to_be_written_when_it_was_freed_waits_no_more(monkeyp
     monkeypatch.undo()
     core.work_all()
     assert [header.digest for header in core.drive.headers()] == [namespace.digest, other.digest]
+
+
+def test_a_delete_of_what_is_being_packed_is_answered() -> None:
+    limits = DiskLimits(SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.BF16_PLANES_ZSTD)
+    core = Core(arenas=1, disk=limits)
+    client = core.client()
+    namespace = client.open()
+    put(client, namespace, chain(8, "first"))
+    put(client, namespace, chain(8, "second"))
+    put(client, namespace, chain(8, "third"))  # written over the first
+    client.put(namespace, chain(1, "fourth"))
+    core.store.tick()
+    assert any(isinstance(batch[0], Pack) for batch in core.drive.waiting)
+    answers = client.delete(namespace, chain(1, "fourth"))
+    core.work_all()
+    assert answers == [1]
+
+
+@pytest.mark.timeout(20)
+def test_an_arena_with_chains_deeper_than_a_slice_is_emptied() -> None:
+    core = Core(arenas=2, slice_steps=1)
+    client = core.client()
+    client.put(client.open(), chain(32))
+    large = client.open(5000, "large")
+    client.put(large, chain(1, "large"))  # asks for an arena
+    core.settle()
+    assert client.put(large, chain(1, "large")) == [Grant.GRANTED]
+    core.audit()
+
+
+def test_blocks_under_one_that_was_being_dropped_are_withheld_too() -> None:
+    core = Core(arenas=1, slice_steps=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(8))
+    held = client.lease(namespace, chain(8), ttl_ns=10 * SECOND)
+    client.delete(namespace, chain(1))  # and the daemon dies before it has dropped what continues that
+    before = [client.read(namespace, held, i) for i in range(8)]
+    later = warm_successor(core)
+    later.audit()
+    newcomer = later.client()
+    assert newcomer.put(newcomer.open(), chain(16, "new")).count(Grant.GRANTED) == 8
+    assert [client.read(namespace, held, i) for i in range(8)] == before
+
+
+def test_leases_of_a_former_life_that_allowed_longer_ones_run_to_their_end() -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(16))
+    held = client.lease(namespace, chain(16), ttl_ns=10 * SECOND)
+    before = [client.read(namespace, held, i) for i in range(16)]
+    later = warm_successor(core, lease_ttl_ns_max=SECOND)
+    later.pass_time(9 * SECOND)
+    later.work_all()  # nothing is held any more for being verified
+    newcomer = later.client()
+    newcomer.put(newcomer.open(), chain(16, "new"))
+    assert [client.read(namespace, held, i) for i in range(16)] == before
+
+
+def test_a_kept_block_is_not_taken_for_a_child_of_what_took_its_parents_row() -> None:
+    core, client, namespace = make()
+    keys = chain(2)
+    client.begin(namespace, keys[:1])  # never committed
+    client.put(namespace, keys[1:], keys[0])
+    later = warm_successor(core)
+    client = later.client()
+    namespace = client.open()
+    client.put(namespace, chain(1, "new"))  # before the disk is open
+    assert later.row(namespace, chain(1, "new")[0]) == 1, "the row of the parent"
+    later.open_disk()
+    assert later.store.kept.lost == 1
+    assert client.match(namespace, keys[1:]) == 0
+
+
+def test_kept_blocks_of_a_life_that_ended_before_its_disk_was_open_do_not_use_up_rows() -> None:
+    core, client, namespace = make()
+    put(client, namespace, chain(6))
+    put(client, namespace, chain(16, "others"))
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Save) else None
+    client.put(namespace, chain(14))  # of which six lie on disk alone, and eight in DRAM alone
+    core.drive.fault = lambda _order: None
+    second = warm_successor(core)
+    third = warm_successor(second)
+    third.open_disk()
+    third.audit()
+    client = third.client()
+    assert client.match(client.open(), chain(14)) == 6
+
+
+def test_a_row_that_took_the_place_of_a_kept_one_during_recovery_is_not_called_durable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "SLICE", 1)
+    core, client, namespace = make()
+    put(client, namespace, chain(1))
+    later = warm_successor(core)
+    client = later.client()
+    namespace = client.open()
+    row = later.row(namespace, chain(1)[0])
+    later.work_all()  # it is verified
+    later.store.open_disk(*later.drive.found())
+    while not later.store.tables.blocks["disk"][row]:
+        later.store.tick()
+    client.delete(namespace, chain(1))
+    while later.store.tables.blocks["state"][row] != blocks.FREE:
+        later.store.tick()
+    client.put(namespace, chain(1, "new"))
+    assert later.row(namespace, chain(1, "new")[0]) == row
+    while later.store.disk.opening:
+        later.store.tick()
+    assert not later.store.tables.blocks["flags"][row] & blocks.DURABLE
