@@ -61,6 +61,7 @@ from kvstore.sessions import (
 from kvstore.streams import Streams
 from kvstore.sweeps import SLICE_STEPS, Clear, Count, Done, Each, Job, Jobs, Sweep
 from kvstore.tally import Tally
+from kvstore.tier.demotion import CALM_NS
 from kvstore.tier.disk import NO_DISK, Disk, DiskLimits, Flush
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
 from kvstore.tier.scrub import NOWHERE
@@ -135,6 +136,7 @@ class Store:
         self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
         self._next_session = 1
         self._unverified: deque[int] = deque()
+        self._published_ns = -CALM_NS
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -316,8 +318,10 @@ class Store:
         return len(self._unverified)
 
     def _verify_some(self) -> None:
-        """Go on verifying kept blocks, the newest first, one batch at a time."""
+        """Go on verifying kept blocks, the newest first, one batch at a time, while nobody stores."""
         table = self.tables.blocks
+        if not self._unverified or self._clock.now_ns() < self._published_ns + CALM_NS:
+            return
         while self._unverified and not self.streams.verifying:
             rows: list[int] = []
             most = VERIFY_ROWS
@@ -634,6 +638,7 @@ class Store:
         if alive:
             self.tally.published += 1
             self.tally.published_bytes += ticket.namespace.identity.block_bytes
+            self._published_ns = now_ns
             if self.limits.disk.disk_bytes:
                 self._remember(ticket)
         self._close_ticket(ticket, Outcome.PUBLISHED if alive else Outcome.DISCARDED)
@@ -937,6 +942,8 @@ class Store:
             )
             if wheel_ns is not None
         ]
+        if self._unverified and not self.streams.verifying:
+            soonest.append(self._published_ns + CALM_NS)
         if self._jobs.waiting:
             soonest.append(0 if self._jobs.queued else self._drain_look_ns)
         return min(soonest, default=None)

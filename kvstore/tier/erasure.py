@@ -1,5 +1,6 @@
 """Overwriting the headers of dropped blocks, so that nothing brings them back. Owner thread."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from kvstore import blocks
@@ -9,6 +10,7 @@ from kvstore.tier.orders import Erase, Outcome
 from kvstore.tier.segments import Segments
 
 BATCH = 256
+RUNNING = 4  # batches at a time: reading comes first, and each is synced
 
 
 class Erasure:
@@ -18,65 +20,58 @@ class Erasure:
         self._tables = tables
         self._segments = segments
         self._workers = workers
-        self._running: dict[int, int] = {}  # batch by the identity of its first order -> its number
-        self._batches: dict[int, Sequence[Erase]] = {}
-        self._number = 0
-        self._waiters: list[tuple[int, Callable[[], None]]] = []  # answered when no batch up to this number runs
+        self._queue: deque[int] = deque()  # places, in the order in which they came
+        self._sent = 0  # places that left the queue
+        self._running: dict[int, tuple[int, Sequence[Erase]]] = {}  # by the identity of the first order: what had been
+        # sent before this batch
+        self._waiters: list[tuple[int, Callable[[], None]]] = []  # answered when so many have been sent, and erased
         self.quarantined: set[int] = set()  # places that are never used again
         self.erased = 0
         self.faults = 0
 
     def pump(self) -> None:
-        """Send all that waits on its way."""
-        tables = self._tables
-        if not tables.book[blocks.TO_ERASE]:
-            return
-        shift = int(tables.book[blocks.SHIFT])
-        batch: list[Erase] = []
-        while place := int(blocks.next_to_erase(tables)):
-            position = place >> shift
-            slot_bytes = int(tables.pools["slot_bytes"][int(tables.arenas["pool"][position]) - 1])
-            order = Erase(self._segments.number_at(position), place & ((1 << shift) - 1), slot_bytes)
-            if batch and (order.segment != batch[0].segment or len(batch) >= BATCH):
-                self._send(batch)
-                batch = []
-            batch.append(order)
-        self._send(batch)
+        """Send some of what waits on its way: a start may find thousands of places that nobody knows."""
+        while place := int(blocks.next_to_erase(self._tables)):
+            self._queue.append(place)
+        while self._queue and len(self._running) < RUNNING:
+            self._send_some()
 
-    def _send(self, batch: list[Erase]) -> None:
-        self._number += 1
-        self._running[id(batch[0])] = self._number
-        self._batches[id(batch[0])] = batch
+    def _send_some(self) -> None:
+        tables, shift = self._tables, int(self._tables.book[blocks.SHIFT])
+        position = self._queue[0] >> shift
+        slot_bytes = int(tables.pools["slot_bytes"][int(tables.arenas["pool"][position]) - 1])
+        number, mask = self._segments.number_at(position), (1 << shift) - 1
+        batch: list[Erase] = []
+        while self._queue and self._queue[0] >> shift == position and len(batch) < BATCH:
+            batch.append(Erase(number, self._queue.popleft() & mask, slot_bytes))
+        self._running[id(batch[0])] = (self._sent, batch)
+        self._sent += len(batch)
         self._workers.submit(batch)
 
-    def erase(self, segment: int, slot: int, slot_bytes: int, place: int) -> None:
-        """Erase a place that was found damaged, and never use it again."""
-        self.quarantined.add(place)
-        self._send([Erase(segment, slot, slot_bytes)])
-
     def places(self) -> set[int]:
-        """Those that are being erased."""
+        """Those that are being erased, or wait for it."""
         shift = int(self._tables.book[blocks.SHIFT])
-        orders = (order for batch in self._batches.values() for order in batch)
-        return {(self._segments.position_of.get(order.segment, 0) << shift) + order.slot for order in orders}
+        orders = (order for _, batch in self._running.values() for order in batch)
+        running = {(self._segments.position_of.get(order.segment, 0) << shift) + order.slot for order in orders}
+        return running | set(self._queue)
 
     @property
     def idle(self) -> bool:
         """Does nothing run or wait?"""
-        return not self._running and not self._tables.book[blocks.TO_ERASE]
+        return not self._running and not self._queue and not self._tables.book[blocks.TO_ERASE]
 
     def when_erased(self, answer: Callable[[], None]) -> None:
         """Call when all that waits to be erased by now has been."""
         self.pump()
         if self._running:
-            self._waiters.append((self._number, answer))
+            self._waiters.append((self._sent + len(self._queue), answer))
         else:
             answer()
 
     def finished(self, batch: Sequence[Erase], freed: Callable[[int], None]) -> None:
         """Erasures have ended. `freed` hears of each place: the index must forget it."""
         shift = int(self._tables.book[blocks.SHIFT])
-        del self._running[id(batch[0])], self._batches[id(batch[0])]
+        del self._running[id(batch[0])]
         for order in batch:
             position = self._segments.position_of.get(order.segment)
             if position is None:
@@ -89,8 +84,9 @@ class Erasure:
             freed(place)
             if place not in self.quarantined and int(self._tables.slots["block"][place]) == blocks.NOBODY:
                 blocks.free_place(self._tables, place)
-        oldest = min(self._running.values(), default=self._number + 1)
-        due = [answer for number, answer in self._waiters if number < oldest]
-        self._waiters = [waiter for waiter in self._waiters if waiter[0] >= oldest]
+        self.pump()
+        done = min((sent for sent, _ in self._running.values()), default=self._sent)
+        due = [answer for barrier, answer in self._waiters if barrier <= done]
+        self._waiters = [waiter for waiter in self._waiters if waiter[0] > done]
         for answer in due:
             answer()
