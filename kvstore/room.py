@@ -62,9 +62,10 @@ def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, no
 def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_ns: int) -> int | None:
     """An arena of the same tenant's other slot sizes that gives way to this pool; `oldest` is its oldest leaf, or 0.
 
-    Either one that was not touched since that leaf was; or, where another pool keeps leaves twice as long as this one,
-    that pool's least valuable. So pools of one tenant come to keep blocks about equally long, whatever their sizes:
-    the age of what LRU gives up is what memory is worth to a pool.
+    Either one that was left alone half as long again as that leaf: an arena that changes its slot size is punched, and
+    a new one zeroed, which is too dear for a small gain in age; or, where another pool keeps leaves twice as long as
+    this one, that pool's least valuable. So pools of one tenant come to keep blocks about equally long, whatever their
+    sizes: the age of what LRU gives up is what memory is worth to a pool.
     """
     siblings = [other for other in arenas.pools if other.tenant is pool.tenant and other is not pool and other.arenas]
     if not siblings:
@@ -73,7 +74,7 @@ def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_
     if position is None or not oldest:
         return position
     mine_ns = int(tables.blocks[oldest]["touched"])
-    if arenas.touched_ns(position) < mine_ns:
+    if 2 * (now_ns - arenas.touched_ns(position)) > 3 * (now_ns - mine_ns):
         return position
     patient = [other for other in siblings if _oldest_ns(tables, other, now_ns) < now_ns - 2 * (now_ns - mine_ns)]
     return arenas.least_valuable(patient, now_ns) if patient else None

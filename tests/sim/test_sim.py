@@ -49,7 +49,7 @@ def enough(seen: Seen, seeds: int) -> None:
     on_disk = {
         "saved": 8, "loaded": 0.3, "ready_blocks": 0.3, "streams": 0.3, "flushes": 5, "durable": 1, "returned": 0.08,
         "damaged": 0.04, "load_faults": 0.02, "save_faults": 0.3, "commit_faults": 0.08, "erased": 4, "vanished": 0.1,
-        "drained": 0.2,
+        "drained": 0.2, "warm": 0.3, "kept": 3, "verified": 3, "haunted": 100,
     }  # fmt: skip
     assert seen.lives > 1.4 * seeds
     assert seen.disks > 0.6 * seen.lives
@@ -70,6 +70,7 @@ def test_no_seed_with_packed_blocks_breaks_a_promise() -> None:
     seen = live(range(PACKED_SEEDS), packing)
     assert seen.packed > 2 * PACKED_SEEDS
     assert seen.loaded > 0.2 * PACKED_SEEDS
+    assert seen.warm > 0.3 * PACKED_SEEDS
 
 
 @pytest.mark.long

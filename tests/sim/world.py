@@ -237,13 +237,13 @@ class World:
                 assert found == writing.generation.content, "somebody else wrote into this span"
                 generation = writing.generation
         book = self.core.store.tables.book
-        number = int(book[blocks.GENERATION])
+        number, evicted = int(book[blocks.GENERATION]), self.core.store.streams.evicted
         self.core.finish(index)
         if int(book[blocks.GENERATION]) != number:
             assert generation is not None, "published for nobody"
             self.model.publish(generation, number)
         for actor in self.actors:
-            actor.told()
+            actor.told(evicted=self.core.store.streams.evicted != evicted)
 
     def finish_punch(self) -> None:
         """The memory thread ends a punch."""
