@@ -27,10 +27,12 @@ from kvstore.tier.segments import SETTLED_NS, Room, Segments
 
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 RUNNING_BYTES = 64 * MIB  # held for writing at a time
-# While clients store, writing behind takes processor time from them (two cores: a quarter of their speed at full rate),
-# so it goes slowly, unless somebody waits for it or so much is stored that blocks would be evicted before their turn.
+# While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their speed),
+# so it waits, unless somebody waits for it. Once half of DRAM has been stored since the first block in the queue, one
+# write at a time; from three quarters on, all it can: blocks would be evicted before their turn.
 GENTLE_BYTES = BATCH_BYTES
 CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
+BUSY_BYTES_PER_S = 512 * MIB
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
 
@@ -84,7 +86,10 @@ class Demotion:
         self._queue: deque[tuple[int, int, int]] = deque()  # row, generation, what had been published by then
         self._published_bytes = 0
         self._published_ns = 0
-        self._risk_bytes = dram_bytes // 2
+        self._dram_bytes = dram_bytes
+        self._window_ns = 0  # since when it is counted what is published
+        self._window_bytes = 0
+        self._busy = False  # were clients storing at full speed when that was last looked at?
         self.hurry = False  # does somebody wait?
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
@@ -115,11 +120,20 @@ class Demotion:
         """Somebody stores."""
         self._published_bytes += block_bytes
         self._published_ns = now_ns
+        self._window_bytes += block_bytes
+        passed_ns = now_ns - self._window_ns
+        if passed_ns >= CALM_NS:
+            self._busy = self._window_bytes * 10**9 > BUSY_BYTES_PER_S * passed_ns
+            self._window_ns, self._window_bytes = now_ns, 0
 
-    def _gentle(self, now_ns: int) -> bool:
-        if self.hurry or now_ns - self._published_ns >= CALM_NS or not self._queue:
-            return False
-        return self._published_bytes - self._queue[0][2] < self._risk_bytes
+    def _most_running(self, now_ns: int) -> int:
+        """How many bytes may be on their way to disk now."""
+        if self.hurry or not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
+            return RUNNING_BYTES
+        behind = self._published_bytes - self._queue[0][2]
+        if 2 * behind < self._dram_bytes:
+            return 0
+        return GENTLE_BYTES if 4 * behind < 3 * self._dram_bytes else RUNNING_BYTES
 
     def worth(self, namespace: Namespace) -> bool:
         """Is a block of this namespace faster to read than to compute, as far as anybody knows?"""
@@ -144,8 +158,7 @@ class Demotion:
         if not self.enabled:
             return
         while self._queue and not self.stuck and now_ns >= self._later_ns:
-            most = GENTLE_BYTES if self._gentle(now_ns) else RUNNING_BYTES
-            if self.running_bytes >= most or not self._afford(now_ns):
+            if self.running_bytes >= self._most_running(now_ns) or not self._afford(now_ns):
                 return
             if not self._start(now_ns):
                 return
@@ -154,7 +167,7 @@ class Demotion:
         """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
         if not self.enabled or not self._queue or self.running_bytes >= RUNNING_BYTES or self.stuck:
             return None
-        if self.running_bytes >= GENTLE_BYTES and self._gentle(self._published_ns):
+        if self.running_bytes >= self._most_running(self._published_ns):
             return self._published_ns + CALM_NS
         if self._bytes_per_s and self._budget <= 0:
             return max(self._later_ns, self._budget_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
