@@ -27,9 +27,9 @@ from kvstore.tier.segments import SETTLED_NS, Room, Segments
 
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 RUNNING_BYTES = 64 * MIB  # held for writing at a time
-# While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their speed),
-# so it waits, unless somebody waits for it. Once half of DRAM has been stored since the first block in the queue, one
-# write at a time; from three quarters on, all it can: blocks would be evicted before their turn.
+# While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their
+# speed), so it waits, unless somebody waits for it. Once half of DRAM has been stored since the first block in the
+# queue, one write at a time; from three quarters on, all it can: blocks would be evicted before their turn.
 GENTLE_BYTES = BATCH_BYTES
 CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB

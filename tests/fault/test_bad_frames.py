@@ -54,7 +54,8 @@ def test_a_second_hello_ends_the_session(client: RawClient) -> None:
 
 def test_an_unknown_version_is_refused(daemon: DaemonProcess) -> None:
     client = dial(daemon.runtime_dir)
-    client.send(frames.build_hello(1, Hello(name="new", version_low=PROTOCOL_VERSION + 1, version_high=PROTOCOL_VERSION + 9)))
+    later = Hello(name="new", version_low=PROTOCOL_VERSION + 1, version_high=PROTOCOL_VERSION + 9)
+    client.send(frames.build_hello(1, later))
     code, text = client.goodbye()
     assert code is Code.REFUSED
     assert f"version {PROTOCOL_VERSION}" in text
