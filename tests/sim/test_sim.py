@@ -11,8 +11,8 @@ from tests.sim.actor import Habits, Seen
 from tests.sim.disk import as_it_was
 from tests.sim.world import World
 
-SEEDS = 500  # about 20 s
-PACKED_SEEDS = 60
+SEEDS = 300  # about 15 s
+PACKED_SEEDS = 40
 
 # Blocks of several pages, of which more or less shrinks: places on disk of many sizes.
 PACKING = Habits(sizes=(64, 5 * 4096 - 7, 3 * 4096), noise=0.7)
