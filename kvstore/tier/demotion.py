@@ -28,8 +28,8 @@ from kvstore.tier.segments import SETTLED_NS, Room, Segments
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 RUNNING_BYTES = 64 * MIB  # held for writing at a time
 # While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their
-# speed), so it waits, unless somebody waits for it. Once half of DRAM has been stored since the first block in the
-# queue, one write at a time; from three quarters on, all it can: blocks would be evicted before their turn.
+# speed), so it waits, unless somebody waits for it. Once three quarters of DRAM have been stored since the first block
+# in the queue, one write at a time; from seven eighths on, all it can: blocks would be evicted before their turn.
 GENTLE_BYTES = BATCH_BYTES
 CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB
@@ -131,9 +131,9 @@ class Demotion:
         if self.hurry or not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
             return RUNNING_BYTES
         behind = self._published_bytes - self._queue[0][2]
-        if 2 * behind < self._dram_bytes:
+        if 4 * behind < 3 * self._dram_bytes:
             return 0
-        return GENTLE_BYTES if 4 * behind < 3 * self._dram_bytes else RUNNING_BYTES
+        return GENTLE_BYTES if 8 * behind < 7 * self._dram_bytes else RUNNING_BYTES
 
     def worth(self, namespace: Namespace) -> bool:
         """Is a block of this namespace faster to read than to compute, as far as anybody knows?"""
