@@ -3,7 +3,7 @@
     records of every segment -> rows, apart -> parents found by place and generation -> chains that are whole go into
     index and tree -> leaves listed, the rest freed -> the segments take new blocks
 
-Meanwhile disk answers miss, and DRAM serves.
+Meanwhile DRAM serves, and a block on disk is a miss until it is in the index and tree.
 """
 
 from collections.abc import Callable, Iterator, Sequence
