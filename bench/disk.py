@@ -7,7 +7,8 @@ its depths counts. bench/METHOD.md says what each figure covers.
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +26,7 @@ BLOCK_BYTES = 2 * MIB
 SET = 100  # blocks of a fetch
 PATIENCE_S = 60.0
 DISK = ("--disk-size", "8GiB", "--disk-codec", "raw")
+EVERYTHING = ("--disk-admission", "all")
 Seconds = dict[str, list[float]]  # of every round, by contestant
 
 
@@ -37,7 +39,7 @@ def run(*, quick: bool) -> Results:
         source = random_blocks((1 if quick else 4) * GIB // BLOCK_BYTES, BLOCK_BYTES, seed=3)
         results |= measure_write_behind(home, source[: GIB // BLOCK_BYTES], 2 if quick else 7)
         say("write behind: done")
-        results |= measure_store(home, source, 1 if quick else 5)
+        results |= measure_store(home, source, 2 if quick else 21)
     return results
 
 
@@ -221,51 +223,100 @@ CALL_BLOCKS = 16  # a `store` call: half the ring
 
 
 def measure_store(home: Path, blocks: Sequence[Bytes], pairs: int) -> Results:
-    """What writing everything behind costs those who store, in turn with a daemon that has no disk."""
-    with_disk: list[tuple[float, float, float]] = []
-    without: list[float] = []
-    for number in range(pairs):
-        for turn in (0, 1) if number % 2 else (1, 0):
-            if turn:
-                with_disk.append(
-                    store_all(home, blocks, "--disk", str(home / "disk"), *DISK, "--disk-admission", "all")
-                )
-            else:
-                without.append(store_all(home, blocks)[0])
-        say(f"store: {number + 1} of {pairs}")
+    """What writing everything behind costs those who store, in turn with a daemon that has no disk.
+
+    Both daemons run all the time, the one that waits being idle: so the two halves of a pair lie within a second of
+    each other. Which memory a daemon was given tells for its whole life: whoever started first was up to 8 % slower,
+    disk or no disk. So half of the pairs are taken from daemons that were started the other way round.
+    """
+    turns = [_store_pairs(home, blocks, (pairs + 1) // 2, ours_first=ours_first) for ours_first in (True, False)]
+    ours, limit = (turns[0][i].joined(turns[1][i]) for i in (0, 1))
+    pairwise = [(mine - bare) / bare for mine, bare in zip(ours.seconds, limit.seconds, strict=True)]
     total = len(blocks) * BLOCK_BYTES
-    pairwise = [(ours - limit) / limit for (ours, _, _), limit in zip(with_disk, without, strict=True)]
     return {
         "store_slowdown": median(pairwise),
         "store_slowdown_worst": max(pairwise),
-        "durable_share": min(share for _, share, _ in with_disk),
-        "store_gb_per_s": total / median(seconds for seconds, _, _ in with_disk) / 1e9,
-        "store_without_disk_gb_per_s": total / median(without) / 1e9,
-        "durable_after_last_store_s": median(tail for _, _, tail in with_disk),
+        "durable_share": min(ours.durable_shares),
+        "store_gb_per_s": total / median(ours.seconds) / 1e9,
+        "store_without_disk_gb_per_s": total / median(limit.seconds) / 1e9,
+        "durable_after_last_store_s": median(ours.tails),
     }
 
 
-def store_all(home: Path, blocks: Sequence[Bytes], *arguments: str) -> tuple[float, float, float]:
-    """(seconds in `store`, share that became durable, seconds of `flush` after it), DRAM and ring being faulted in."""
-    dram_bytes = len(blocks) * BLOCK_BYTES * 5 // 4
-    with (
-        daemon_at(home, "--dram", f"{dram_bytes >> 20}MiB", *arguments) as running,
-        client_of(running) as (_, namespace),
-    ):
-        warm_up = new_keys(2 * CALL_BLOCKS)
-        must_accept(namespace, warm_up, list(blocks[: len(warm_up)]))
-        namespace.flush(PATIENCE_S)
-        namespace.delete(warm_up[:1])
-        await_memory(running.process.pid, dram_bytes)
+def _store_pairs(
+    home: Path, blocks: Sequence[Bytes], pairs: int, *, ours_first: bool
+) -> "tuple[StoreRounds, StoreRounds]":
+    """What the daemon with a disk did, and the one without."""
+    starts = [(home / "ours", ("--disk", str(home / "ours" / "disk"), *DISK, *EVERYTHING)), (home / "limit", ())]
+    with ExitStack() as stack:
+        started = {
+            at.name: stack.enter_context(Storing.at(at, blocks, *arguments))
+            for at, arguments in (starts if ours_first else reversed(starts))
+        }
+        ours, limit = started["ours"], started["limit"]
+        for number in range(pairs):
+            for one in (ours, limit) if number % 2 else (limit, ours):
+                one.store_all()
+            say(f"store: {number + 1} of {pairs}, {'ours' if ours_first else 'the limit'} started first")
+    return ours.rounds, limit.rounds
+
+
+@dataclass(slots=True)
+class StoreRounds:
+    """What storing all blocks took, time after time."""
+
+    seconds: list[float] = field(default_factory=list)
+    durable_shares: list[float] = field(default_factory=list)
+    tails: list[float] = field(default_factory=list)  # seconds of `flush` after the last store
+
+    def joined(self, more: "StoreRounds") -> "StoreRounds":
+        """Both, one after the other."""
+        return StoreRounds(
+            self.seconds + more.seconds, self.durable_shares + more.durable_shares, self.tails + more.tails
+        )
+
+
+class Storing:
+    """One daemon, and a client that stores into it."""
+
+    def __init__(self, namespace: Namespace, blocks: Sequence[Bytes]) -> None:
+        self._namespace = namespace
+        self._blocks = blocks
+        self.rounds = StoreRounds()
+
+    @staticmethod
+    @contextmanager
+    def at(home: Path, blocks: Sequence[Bytes], *arguments: str) -> "Iterator[Storing]":
+        """With DRAM, ring and disk ready for use."""
+        home.mkdir(exist_ok=True)
+        dram_bytes = len(blocks) * BLOCK_BYTES * 5 // 4
+        with (
+            daemon_at(home, "--dram", f"{dram_bytes >> 20}MiB", *arguments) as running,
+            client_of(running) as (_, namespace),
+        ):
+            warm_up = new_keys(2 * CALL_BLOCKS)
+            must_accept(namespace, warm_up, list(blocks[: len(warm_up)]))
+            namespace.flush(PATIENCE_S)
+            namespace.delete(warm_up[:1])
+            await_memory(running.process.pid, dram_bytes)
+            yield Storing(namespace, blocks)
+
+    def store_all(self) -> None:
+        """Into an empty pool, and away again."""
         seconds = 0.0
-        for start in range(0, len(blocks), CALL_BLOCKS):
-            some, keys = list(blocks[start : start + CALL_BLOCKS]), new_keys(CALL_BLOCKS)
+        first: list[bytes] = []
+        for start in range(0, len(self._blocks), CALL_BLOCKS):
+            some, keys = list(self._blocks[start : start + CALL_BLOCKS]), new_keys(CALL_BLOCKS)
             begun = time.perf_counter()
-            must_accept(namespace, keys, some)
+            must_accept(self._namespace, keys, some)
             seconds += time.perf_counter() - begun
+            first.append(keys[0])
+        self.rounds.seconds.append(seconds)
         tail = time.perf_counter()
-        durable = namespace.flush(PATIENCE_S).durable
-        return seconds, durable / len(blocks), time.perf_counter() - tail
+        self.rounds.durable_shares.append(self._namespace.flush(PATIENCE_S).durable / len(self._blocks))
+        self.rounds.tails.append(time.perf_counter() - tail)
+        for key in first:
+            self._namespace.delete([key])
 
 
 def await_memory(pid: int, dram_bytes: int) -> None:
