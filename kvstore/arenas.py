@@ -3,13 +3,16 @@
     Life of a position
                 assign                recycle                  empty                punched
        FREE ---------------> SERVING ---------> DRAINING ---------------> PUNCHING ----------> FREE, with a new id
-                                                no new block;             ARENA_GONE to all    the old id is stale until
-                                                blocks are swept,         holders              every holder has answered
-                                                leases run out                                 ARENA_DROPPED or exited
+                                ^               no new block;     |       ARENA_GONE to all    the old id is stale until
+                                |               blocks are swept, |       holders              every holder has answered
+                                |               leases run out    |                            ARENA_DROPPED or exited
+                                +---------------------------------+
+                                 for another pool of the same tenant
 
-An arena never changes tenant or slot size, so a client's map of it never shows another tenant's bytes. Only one
-position is drained or punched at a time: who asks meanwhile and has no leaf to give is told BUSY,
-and nothing on the owner thread waits.
+An arena never changes its tenant, so a client's map of it never shows another tenant's bytes. Within a tenant it is
+handed on as it is: a slot for another size is a slot used again, and neither pages nor maps have to be made anew. Only
+one position is drained or punched at a time: who asks meanwhile and has no leaf to give is told BUSY, and nothing on
+the owner thread waits.
 """
 
 from dataclasses import dataclass, field
@@ -59,6 +62,7 @@ class Arenas:
         self.draining: int | None = None
         self.punching: int | None = None  # id of the arena
         self.recycled = 0
+        self._wanted_by: Pool | None = None  # who asked for the position that drains
         self._promised_to: Tenant | None = None  # who asked for the position drained last
         self._promised_until_ns = 0
         self.next_id = 1
@@ -93,34 +97,29 @@ class Arenas:
         if not self._memory.new_arena(self.next_id, self.arena_bytes):
             return False
         position = self.free.pop()
-        slots = self.arena_bytes // pool.slot_bytes
-        blocks.assign_arena(
-            self._tables,
-            position,
-            np.uint32(self.next_id),
-            np.uint32(pool.number),
-            np.uint32(slots),
-            np.uint64(now_ns),
-        )
         self.holders[self.next_id] = {}
         self.positions_by_id[self.next_id] = position
+        self._assign(position, self.next_id, pool, now_ns)
         self.next_id += 1
         if self._promised_to is pool.tenant:
             self._promised_to = None
-        pool.arenas += 1
-        pool.tenant.arenas += 1
         return True
 
     def readopt(self, position: int, number: int, pool: Pool) -> int:
         """An arena of a former life serves its pool again; nothing is in it yet. Returns how many slots it has."""
         self.free.remove(position)
-        slots = self.arena_bytes // pool.slot_bytes
-        blocks.assign_arena(
-            self._tables, position, np.uint32(number), np.uint32(pool.number), np.uint32(slots), np.uint64(0)
-        )
-        blocks.close_arena(self._tables, position)
         self.holders[number] = {}
         self.positions_by_id[number] = position
+        slots = self._assign(position, number, pool, 0)
+        blocks.close_arena(self._tables, position)
+        return slots
+
+    def _assign(self, position: int, number: int, pool: Pool, now_ns: int) -> int:
+        """An empty arena serves a pool from now on. Returns how many slots it has."""
+        slots = self.arena_bytes // pool.slot_bytes
+        blocks.assign_arena(
+            self._tables, position, np.uint32(number), np.uint32(pool.number), np.uint32(slots), np.uint64(now_ns)
+        )
         pool.arenas += 1
         pool.tenant.arenas += 1
         return slots
@@ -171,32 +170,41 @@ class Arenas:
         """When any block of that arena was last touched."""
         return int(self._tables.arenas[position]["touched"])
 
-    def drain(self, position: int, wanted_by: Tenant) -> None:
-        """Begin to recycle a position for a tenant: no new block goes there. The caller sweeps its blocks."""
+    def drain(self, position: int, wanted_by: Pool) -> None:
+        """Begin to recycle a position for a pool: no new block goes there. The caller sweeps its blocks."""
         assert not self.busy, "one position at a time"
-        self._promised_to, self._promised_until_ns = wanted_by, 0
+        self._wanted_by = wanted_by
         blocks.close_arena(self._tables, position)
         self._tables.arenas[position]["draining"] = 1
         self.draining = position
 
     def settle(self, now_ns: int) -> None:
-        """If the drained position is empty, tell its holders and begin to punch it."""
+        """If the drained position is empty, hand it on: at once within a tenant, else by way of the system."""
         if self.draining is None or self._tables.arenas[self.draining]["used"]:
             return
-        row = self._tables.arenas[self.draining]
-        arena = int(row["id"])
-        pool = self.pools[int(row["pool"]) - 1]
+        wanted_by, position = self._wanted_by, self.draining
+        assert wanted_by is not None
+        pool = self.pools[int(self._tables.arenas[position]["pool"]) - 1]
+        self.draining = self._wanted_by = None
+        self.recycled += 1
         pool.arenas -= 1
         pool.tenant.arenas -= 1
+        if pool.tenant is wanted_by.tenant:
+            self._assign(position, int(self._tables.arenas[position]["id"]), wanted_by, now_ns)
+        else:
+            self._promised_to, self._promised_until_ns = wanted_by.tenant, now_ns + PROMISE_NS
+            self._give_back(position, pool.tenant, now_ns)
+
+    def _give_back(self, position: int, tenant: Tenant, now_ns: int) -> None:
+        """Tell all holders that its arena is gone, and begin to punch it."""
+        row = self._tables.arenas[position]
+        arena = int(row["id"])
         row["pool"] = 0
-        self.free.append(self.draining)
+        self.free.append(position)
         self.punching = arena
-        self.draining = None
-        self._promised_until_ns = now_ns + PROMISE_NS
-        self.recycled += 1
         holders = self.holders.pop(arena)
         del self.positions_by_id[arena]
-        self.stale[arena] = Stale(pool.tenant, now_ns, holders)
+        self.stale[arena] = Stale(tenant, now_ns, holders)
         for session in holders:
             session.given[session.arenas[arena]] = 0
             self._outbox.arena_gone(session, arena)

@@ -584,9 +584,10 @@ class Store:
         room, position = make_room(self.arenas, self.tables, self.tenants.values(), pool, now_ns, exhausted=exhausted)
         if room is not Room.RECYCLE:
             return room
-        self.arenas.drain(position, pool.tenant)
+        self.arenas.drain(position, pool)
+        others = self._jobs.queued  # may take away what the caller has in hand
         self.work()
-        return Room.BUSY
+        return Room.MADE if not others and int(self.tables.pools[pool.number]["open"]) else Room.BUSY
 
     def commit(self, session: Session, numbers: Sequence[int]) -> list[Copy]:
         """These spans are filled. Returns the copies to run.

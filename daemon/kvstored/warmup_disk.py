@@ -133,3 +133,6 @@ def _fill(life: _Life) -> None:
         life.put(_chain(first))
     book = life.store.tables.book
     assert int(book[blocks.DISK_USED]) <= 6 * 4, "eviction from disk does not work"
+    disk_pool = int(life.store.tables.arenas["pool"][int(book[blocks.ON_DISK])]) - 1
+    nobody = blocks.detach_oldest(life.store.tables, life.namespace.pool.number, disk_pool, np.uint64(0))
+    assert not nobody, "a block is taken from disk that was touched a moment ago"

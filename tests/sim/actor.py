@@ -402,7 +402,7 @@ class Actor:
     def arena_gone(self, arena: int) -> None:
         """ARENA_GONE: the map is kept for a while; some never answer."""
         self.old_maps.append((arena, self.client.maps.pop(arena)))
-        if not self.deaf:
+        if not self.deaf and self.rng.random() < 0.3:
             self.answer_gone(self.rng.randrange(len(self.old_maps)))
 
     def answer_gone(self, index: int) -> None:

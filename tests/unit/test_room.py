@@ -202,9 +202,28 @@ def test_memory_moves_between_slot_sizes_of_one_tenant() -> None:
     client = core.client(ring_pages=256)
     keys = fill(core, client, 2)
     large = 4 * PAGE_BYTES
-    assert put_until_granted(core, client, chain(4, "large"), large) == 2
+    maps = dict(client.maps)
+    assert put_until_granted(core, client, chain(4, "large"), large) == 1, "nothing has to be made anew"
     assert client.fetch(client.open(large), chain(4, "large")) == 4
     assert client.match(client.open(), keys) in (0, SLOTS)
+    assert core.store.arenas.recycled == 1
+    assert client.maps.keys() >= maps.keys(), "the map of an arena that changed its slot size is still good"
+    core.audit()
+
+
+def test_an_arena_is_not_handed_on_within_a_tenant_while_somebody_may_read_it() -> None:
+    core = Core(arenas=1)
+    client = core.client(ring_pages=256)
+    keys = fill(core, client, 1)
+    lease = client.lease(client.open(), keys, 60 * SECOND)
+    large = 4 * PAGE_BYTES
+    for _ in range(3):
+        assert set(client.put(client.open(large), chain(1, "large"))) <= {Grant.BUSY, Grant.FULL}
+        core.settle()
+        assert client.read(client.open(), lease) == value_of(keys[0], BLOCK_BYTES)
+    client.release(lease)
+    core.settle()
+    assert put_until_granted(core, client, chain(1, "large"), large) == 1
     core.audit()
 
 
