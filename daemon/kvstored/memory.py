@@ -303,7 +303,9 @@ class HostMemory:
                 if not region.address:
                     return  # given up before it was ready
                 step_bytes = min(STEP_BYTES, region.region_bytes - start)
-                libc.advise(region.address + start, step_bytes, libc.MADV_POPULATE_WRITE)
+                # Pages that are there are mapped sixteen at a time by reading, one by one by writing.
+                advice = libc.MADV_POPULATE_WRITE if counted else libc.MADV_POPULATE_READ
+                libc.advise(region.address + start, step_bytes, advice)
                 self.populated_bytes += step_bytes if counted else 0
         except OSError as error:
             self._fault(f"cannot fault an arena in: {error}")
