@@ -26,6 +26,7 @@ BLOCK_BYTES = 2 * MIB
 SET = 100  # blocks of a fetch
 PATIENCE_S = 60.0
 DISK = ("--disk-size", "8GiB", "--disk-codec", "raw")
+ALL_OF_ONE_SET = ("--dram", f"{SET * BLOCK_BYTES // MIB}MiB", "--arena", "8MiB", "--disk-admission", "none")
 EVERYTHING = ("--disk-admission", "all")
 Seconds = dict[str, list[float]]  # of every round, by contestant
 
@@ -139,8 +140,7 @@ def measure_cold_fetch(home: Path, rounds: int, first_rounds: int) -> Results:
     first: list[float] = []
     fractions: list[float] = []
     disk = home / "disk"
-    arguments = ("--dram", f"{SET * BLOCK_BYTES // MIB}MiB", "--arena", "8MiB", "--disk-admission", "none")
-    with daemon_at(home, *arguments, "--disk", str(disk), *DISK) as running:
+    with daemon_at(home, *ALL_OF_ONE_SET, "--disk", str(disk), *DISK) as running:
         with client_of(running) as (_, namespace):
             cold = ColdFetch(disk, namespace)
             for _ in range(2):  # whatever came from the ring makes room, and all of DRAM is mapped here
