@@ -29,7 +29,7 @@ test: check
 	@$(BIN)/python -m pytest -m 'not long'
 
 test-long: check
-	@$(BIN)/python -m pytest -m ''
+	@$(BIN)/python -m pytest -m '' --figures bench/results/test_long.json
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench hot --json bench/results/hot.json

@@ -40,8 +40,8 @@ from kvstore.tier.recovery import Recovered, Recovery
 from kvstore.tier.scrub import Scrub
 from kvstore.tier.segments import Segments
 
-LOAD_BYTES = 8 * MIB  # one read of so many neighbouring slots at most
-FIRST_LOAD_BYTES = 4 * MIB  # the first of a stream, so that the client has something to do
+LOAD_BYTES = 4 * MIB  # one read of so many neighbouring slots at most
+FIRST_LOAD_BYTES = 2 * MIB  # the first of a stream, so that the client has something to do
 DRAIN_STEPS = 512
 RECOVERY_SLICES = 1
 REVIVE_NS = 10 * 10**9

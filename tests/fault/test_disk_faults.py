@@ -17,6 +17,7 @@ import pytest
 from kvproto.limits import MIB
 from kvstore.tier.format import HEADER_BYTES
 from tests.core import Core, chain
+from tests.figures import Recorder
 from tests.node import Node, Slot, census, put_roots, roots, spoil_index, until
 from tests.segments import flip, patch
 from tests.unit.test_disk import begin, make, put
@@ -131,18 +132,20 @@ def test_flipped_bits_and_misdirected_slots_are_found(golden: Path, running: boo
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_100_000_flipped_bits_are_found(golden: Path) -> None:
+def test_100_000_flipped_bits_are_found(golden: Path, record_property: Recorder) -> None:
     mix = Mix(flipped=500, untouched=20)
     found = [suffer(golden, mix, SEED + i, running=i % 2 == 0, index=i % 4 != 1) for i in range(200)]
     assert sum(map(len, found)) == 100_000
+    record_property("flips", sum(map(len, found)))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_10_000_misdirected_slots_are_found(golden: Path) -> None:
+def test_10_000_misdirected_slots_are_found(golden: Path, record_property: Recorder) -> None:
     mix = Mix(misdirected=200, swapped=100)
     found = [suffer(golden, mix, SEED + i, running=i % 2 == 0, index=i % 4 != 1) for i in range(25)]
     assert sum(map(len, found)) == 10_000
+    record_property("slots", sum(map(len, found)))
 
 
 def test_a_slot_that_went_back_in_time_is_a_miss(golden: Path) -> None:

@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 import kvclient
+from tests.figures import Recorder
 from tests.node import PATIENCE_S, Bytes, Node, end_keeper, fetch, until, value
 from tests.node import chain as keys_of
 
@@ -209,6 +210,11 @@ def test_five_kills_under_load() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
-def test_a_thousand_kills_under_load() -> None:
-    for turn in range(20):
-        assert_sound(run(50, SEED + 1 + turn))
+def test_a_thousand_kills_under_load(record_property: Recorder) -> None:
+    every = [run(50, SEED + 1 + turn) for turn in range(20)]
+    for totals in every:
+        assert_sound(totals)
+    record_property("kills", sum(len(totals.lives) for totals in every))
+    record_property("durable_blocks_looked_for", sum(totals.expected for totals in every))
+    record_property("durable_blocks_back", sum(totals.back for totals in every))
+    record_property("hits", sum(totals.hits for totals in every))

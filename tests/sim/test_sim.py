@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvstore.tier.codec import Wish
+from tests.figures import Recorder
 from tests.sim.actor import Habits, Seen
 from tests.sim.disk import as_it_was
 from tests.sim.world import World
@@ -75,7 +76,8 @@ def test_no_seed_with_packed_blocks_breaks_a_promise() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_no_seed_of_many_breaks_a_promise() -> None:
+def test_no_seed_of_many_breaks_a_promise(record_property: Recorder) -> None:
     count = int(os.environ.get("KVSTORED_SEEDS", "20000"))
     enough(live(range(SEEDS, SEEDS + count)), count)
     live(range(PACKED_SEEDS, PACKED_SEEDS + count // 5), packing)
+    record_property("seeds", count + count // 5)
