@@ -20,7 +20,9 @@ from kvproto.limits import (
     TICKETS_PER_SESSION,
 )
 from kvstore import blocks
-from kvstore.blocks import ADOPTING, DISK, DOOMED, FREE, KEPT, LIVE, LOADING, RESIDENT, WRITING
+from kvstore.blocks import (
+    ADOPTING, DISK, DOOMED, FREE, KEPT, LIVE, LOADING, NO_QUEUE, QUEUES, RESIDENT, WRITING,
+)  # fmt: skip
 from kvstore.sessions import Tenant, Ticket, TicketState
 from kvstore.store import Store
 from kvstore.sweeps import Clear, Count, Each, Job, Sweep
@@ -35,7 +37,7 @@ EXACT_ORDER = 2 * blocks._RELIST_STEPS
 
 _COLUMNS = (
     "state", "holds", "slot", "namespace", "flags", "parent", "first_child", "next_sibling", "prev_sibling",
-    "older", "newer", "writer", "touched", "lease_until_ns", "chain", "disk", "dram_children", "generation",
+    "older", "newer", "writer", "touched", "lease_until_ns", "chain", "disk", "dram_children", "generation", "queue",
 )  # fmt: skip
 
 
@@ -337,31 +339,45 @@ class _Audit:
             rooted.update(path)
 
     def check_leaf_lists(self) -> None:
-        """A pool lists exactly its evictable blocks, oldest first."""
-        older, newer, touched = self.column["older"], self.column["newer"], self.column["touched"]
+        """The queues of a pool list exactly its evictable blocks, each by rank; and count all of its blocks."""
         everywhere: set[int] = set()
         for pool in self.arenas.by_number.values():
             head = self.tables.pools[pool.number]
-            before, row = 0, int(head["oldest"])
-            listed: list[int] = []
-            while row:
-                assert row not in everywhere, f"row {row} is listed twice"
-                everywhere.add(row)
-                assert older[row] == before, "the leaf list is linked one way only"
-                assert self.pool_of(row) == pool.number, f"row {row} is on another pool's list"
-                listed.append(row)
-                before, row = row, newer[row]
-            assert int(head["newest"]) == before, f"the newest of pool {pool.number} is not the last"
-            assert int(head["listed"]) == len(listed), f"the list of pool {pool.number} is miscounted"
-            slots = sum(int(arena["slots"]) for arena in self.tables.arenas if arena["pool"] == pool.number + 1)
-            if slots <= EXACT_ORDER and pool.number < POOLS:
-                ages = [touched[row] for row in listed]
-                assert ages == sorted(ages), f"the list of pool {pool.number} is out of order"
+            listed = [row for queue in range(QUEUES) for row in self.check_queue(pool.number, queue, everywhere)]
+            assert int(head["listed"]) == len(listed), f"the lists of pool {pool.number} are miscounted"
+        members = Counter((self.pool_of(row), self.column["queue"][row]) for row in self.rows)
+        for row in self.rows:
+            queued = self.column["queue"][row] != NO_QUEUE
+            assert queued == (self.state[row] in LIVE), f"row {row} is in a queue wrongly"
+        for pool in self.arenas.by_number.values():
+            counted = self.tables.pools[pool.number]["members"].tolist()
+            assert counted == [members[pool.number, queue] for queue in range(QUEUES)], f"members of {pool.number}"
         for row in self.rows:
             evictable = not self.holds[row] and self.is_leaf(row)
             assert (row in everywhere) == evictable, f"row {row} is evictable={evictable} and on the list otherwise"
             flagged = bool(self.column["flags"][row] & blocks.LISTED)
             assert flagged == evictable, f"row {row} is marked as listed wrongly"
+
+    def check_queue(self, number: int, queue: int, everywhere: set[int]) -> list[int]:
+        """One leaf list of a pool. Returns it."""
+        head, older, newer = self.tables.pools[number], self.column["older"], self.column["newer"]
+        before, row = 0, int(head["oldest"][queue])
+        assert bool(int(head["filled"]) >> queue & 1) == bool(row), f"queue {queue} of pool {number} is marked wrongly"
+        listed: list[int] = []
+        while row:
+            assert row not in everywhere, f"row {row} is listed twice"
+            everywhere.add(row)
+            assert older[row] == before, "the leaf list is linked one way only"
+            assert self.pool_of(row) == number, f"row {row} is on another pool's list"
+            assert self.column["queue"][row] == queue, f"row {row} is on another queue's list"
+            listed.append(row)
+            before, row = row, newer[row]
+        assert int(head["newest"][queue]) == before, f"the newest of pool {number} is not the last"
+        slots = sum(int(arena["slots"]) for arena in self.tables.arenas if arena["pool"] == number + 1)
+        if slots <= EXACT_ORDER and number < POOLS:
+            ranks = [float(self.tables.ranks[row]) for row in listed]
+            assert ranks == sorted(ranks), f"the list of pool {number} is out of order"
+        return listed
 
     def is_leaf(self, row: int) -> bool:
         """Could a block go, if nobody held it?"""

@@ -7,10 +7,12 @@ a changed source file only by the functions in it. All functions run on the owne
     blocks  one row of 128 bytes a block; row 0 is nobody, so that 0 can mean "none" everywhere
     slots   one row a slot: which block lies there, or the next free slot
     arenas  one row a position: a memfd in DRAM, or a segment on disk, that serves one pool; its free slots
-    pools   one row a (tenant, slot size) of either tier: its leaf list, and its arenas that have free slots
+    pools   one row a (tenant, slot size) of either tier: its leaf lists, its rule, and its arenas with free slots
+    ranks   what a leaf list is ordered by, one a block
+    ghosts  what is remembered of blocks that were evicted, in sets of eight
     book    free block rows, first never used row, rows in use, log2 of slot numbers an arena, next generation, places
             on disk that wait to be erased, first position on disk, position of limbo, places in use on disk, dropped
-            blocks whose write is running
+            blocks whose write is running, evictions so far
 
     Places
     A slot number is `position << book[SHIFT]` plus the slot in its arena; positions of DRAM come first, those of disk
@@ -40,8 +42,13 @@ write one row, not a hundred, and what is deleted while leased stays readable fr
 
 `holds` counts leases, a ticket or running copy, a read or write of disk, a sweep, and cut-off children. A block is
 evictable when it has no hold and, in DRAM, no child there and no child at all unless it lies on disk too; on disk, no
-child. Exactly then it is on its pool's leaf list, ordered by `touched`. A block's last touch passes to its parent when
-it goes. Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
+child. Exactly then it is on a leaf list of its pool. A block's last touch and its uses pass to its parent when it goes.
+Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
+
+Who is evicted is for the pool's rule to say. A pool has 32 leaf lists, its queues. A rule puts a block in one of them and
+gives it a rank there, mostly the time of its last touch; the leaf with the least `rank + bonus of its queue` goes first.
+So a rule is a few lines, and choosing a victim looks at the heads of the queues that hold something, however many
+blocks there are. Rules with a turn of their own (S3-FIFO, ARC) choose between the heads of queues 0 and 1 otherwise.
 
 `seal` binds a row's key, parent, place and checksum together, so that a successor that finds this table after a crash
 knows a row that is whole.
@@ -60,6 +67,7 @@ Number: TypeAlias = Any  # an int64 or a field's own type in compiled code, a Py
 U1 = np.ndarray[tuple[int], np.dtype[np.uint8]]
 U4 = np.ndarray[tuple[int], np.dtype[np.uint32]]
 U8 = np.ndarray[tuple[int], np.dtype[np.uint64]]
+F8 = np.ndarray[tuple[int], np.dtype[np.float64]]
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 FREE: Final = 0
@@ -94,7 +102,9 @@ BLOCK = np.dtype(
         ("writer", "<u4"),  # session that holds the ticket
         ("disk", "<u4"),  # place on disk, 0: none
         ("dram_children", "<u4"),  # children that are, or will be, in DRAM
-        ("pad", "<u4"),
+        ("cost", "<u2"),  # of computing it, see `seconds_of_cost`; 0: nobody knows
+        ("uses", "u1"),  # requests that it served, the one that stored it included
+        ("queue", "u1"),  # of its pool; NO_QUEUE: in none
         ("generation", "<u8"),  # of its bytes; never given twice
         ("seal", "<u8"),
     ]
@@ -110,8 +120,8 @@ DONE, HELD, IN_FLIGHT, AGAIN = range(4)  # how far `retire` got
 NOBODY: Final = (1 << 32) - 1  # in `slots.block`: no block, and not free: to be erased, or quarantined
 # Words of `book`
 (
-    FREE_ROWS, UNUSED_ROW, ROWS, SHIFT, GENERATION, TO_ERASE, ON_DISK, LIMBO, DISK_USED, DOOMED_SAVING, BOOK_WORDS,
-) = range(11)  # fmt: skip
+    FREE_ROWS, UNUSED_ROW, ROWS, SHIFT, GENERATION, TO_ERASE, ON_DISK, LIMBO, DISK_USED, DOOMED_SAVING, TURN, BOOK_WORDS,
+) = range(12)  # fmt: skip
 SLOT = np.dtype([("block", "<u4"), ("next_free", "<u4")])
 ARENA = np.dtype(
     [
@@ -130,17 +140,29 @@ ARENA = np.dtype(
         ("draining", "<u4"),  # being emptied, or not to be written: takes no new block
     ]
 )
+QUEUES: Final = 32
+NO_QUEUE: Final = 255
+# Rules. kvstore/policy.py says what each does and where it comes from.
+LRU, SECOND_TOUCH, PGDSF, S3FIFO, ARC, LFU = range(6)
 POOL = np.dtype(
     [
         ("slot_bytes", "<u8"),
-        ("oldest", "<u4"),
-        ("newest", "<u4"),
         ("open", "<u4"),
         ("blocks", "<u4"),
         ("listed", "<u4"),
-        ("pad", "<u4"),
+        ("rule", "<u4"),
+        ("filled", "<u8"),  # a bit for each queue that lists something
+        ("clock", "<f8"),  # PGDSF: worth of what was evicted last; ARC: how many blocks queue 0 should have
+        ("ghosts", "<f8", (2,)),  # ARC: about how many of queues 0 and 1 are remembered
+        ("bonus", "<f8", (QUEUES,)),
+        ("oldest", "<u4", (QUEUES,)),
+        ("newest", "<u4", (QUEUES,)),
+        ("members", "<u4", (QUEUES,)),  # blocks in a queue, leaves or not
     ]
 )
+# What is remembered of an evicted block. Twelve bytes, four times as many as blocks.
+GHOST = np.dtype([("print", "<u4"), ("turn", "<u4"), ("cost", "<u2"), ("uses", "u1"), ("queue", "u1")])
+GHOST_WAYS: Final = 8
 
 
 class Tables(NamedTuple):
@@ -152,6 +174,8 @@ class Tables(NamedTuple):
     pools: Rows
     census: U4  # blocks by namespace, doomed ones included
     book: U8
+    ranks: F8
+    ghosts: Rows
 
 
 class Index(NamedTuple):
@@ -316,16 +340,19 @@ def _unlist(t: Tables, block: Number) -> None:
     row = t.blocks[block]
     if not row["flags"] & LISTED:
         return
-    pool = t.pools[_pool(t, block)]
+    number, queue = _pool(t, block), row["queue"]
+    pool = t.pools[number]
     older, newer = row["older"], row["newer"]
     if older:
         t.blocks[older]["newer"] = newer
     else:
-        pool["oldest"] = newer
+        pool["oldest"][queue] = newer
     if newer:
         t.blocks[newer]["older"] = older
     else:
-        pool["newest"] = older
+        pool["newest"][queue] = older
+    if not older and not newer:
+        pool["filled"] &= ~(np.uint64(1) << np.uint64(queue))
     row["flags"] &= ~LISTED
     row["older"] = 0
     row["newer"] = 0
@@ -334,20 +361,22 @@ def _unlist(t: Tables, block: Number) -> None:
 
 @compiled
 def _list_after(t: Tables, block: Number, older: Number) -> None:
-    """Put a block on its pool's leaf list just newer than `older` (0: as the oldest)."""
+    """Put a block on its leaf list just newer than `older` (0: as the oldest)."""
     pool = t.pools[_pool(t, block)]
     row = t.blocks[block]
-    newer = np.int64(t.blocks[older]["newer"]) if older else np.int64(pool["oldest"])
+    queue = row["queue"]
+    newer = np.int64(t.blocks[older]["newer"]) if older else np.int64(pool["oldest"][queue])
     row["older"] = older
     row["newer"] = newer
     if older:
         t.blocks[older]["newer"] = block
     else:
-        pool["oldest"] = block
+        pool["oldest"][queue] = block
     if newer:
         t.blocks[newer]["older"] = block
     else:
-        pool["newest"] = block
+        pool["newest"][queue] = block
+    pool["filled"] |= np.uint64(1) << np.uint64(queue)
     row["flags"] |= LISTED
     pool["listed"] += np.uint32(1)
 
@@ -364,17 +393,17 @@ def _evictable(t: Tables, block: Number) -> bool:
 
 @compiled
 def _list(t: Tables, block: Number) -> None:
-    """Put an evictable block where its last touch belongs. From both ends at once: most belong near one."""
+    """Put an evictable block where its rank belongs. From both ends at once: most belong near one."""
     row = t.blocks[block]
     if row["flags"] & LISTED or not _evictable(t, block):
         return
     pool = t.pools[_pool(t, block)]
-    touched = row["touched"]
-    below, above = np.int64(pool["newest"]), np.int64(pool["oldest"])
+    rank, queue = t.ranks[block], row["queue"]
+    below, above = np.int64(pool["newest"][queue]), np.int64(pool["oldest"][queue])
     for _ in range(_RELIST_STEPS):
-        if not below or t.blocks[below]["touched"] <= touched:
+        if not below or t.ranks[below] <= rank:
             break
-        if t.blocks[above]["touched"] > touched:
+        if t.ranks[above] > rank:
             below = np.int64(t.blocks[above]["older"])
             break
         below = np.int64(t.blocks[below]["older"])
@@ -382,13 +411,304 @@ def _list(t: Tables, block: Number) -> None:
     _list_after(t, block, below)
 
 
+# -- rules ------------------------------------------------------------------------------------------------------
+
+_COST_ONE: Final = 40 * 1024  # the code of one second
+_CLASSES_AN_OCTAVE: Final = 2.0  # of what PGDSF takes a block to be worth
+_SMALL: Final = 10  # S3-FIFO: one of so many blocks is in the small queue
+_ROTATIONS: Final = 64  # how many blocks may be given another turn for one that goes
+
+
 @compiled
-def _touch(t: Tables, block: Number, now: Number) -> None:
-    t.blocks[block]["touched"] = now
-    t.arenas[_position(t, block)]["touched"] = now
-    if t.blocks[block]["flags"] & LISTED:
+def cost_of_seconds(seconds: Number) -> Number:
+    """The code of a cost: 1024 steps an octave, which is 0.07 % a step, from 1e-12 s to 4 months."""
+    if not seconds > 1e-12:
+        return 0
+    return min(65535, max(1, int(np.log2(seconds) * 1024.0) + _COST_ONE))
+
+
+@compiled
+def seconds_of_cost(cost: Number) -> Number:
+    """`cost_of_seconds` backwards."""
+    return 2.0 ** ((np.float64(cost) - _COST_ONE) / 1024.0)
+
+
+@compiled
+def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
+    """Where the pool's rule wants a block that was used so often and costs so much."""
+    row = t.blocks[block]
+    rule = t.pools[pool]["rule"]
+    if rule == LRU:
+        return 0
+    uses = np.int64(row["uses"])
+    if rule == LFU:
+        return uses if uses < 16 else min(QUEUES - 1, 12 + int(np.log2(uses)))
+    if rule == PGDSF:
+        cost = seconds_of_cost(row["cost"]) if row["cost"] else 1e-3
+        worth = np.log2(uses * cost / np.float64(t.pools[pool]["slot_bytes"])) + 50.0
+        return max(0, min(QUEUES - 1, int(_CLASSES_AN_OCTAVE * (worth - 16.0))))
+    if rule == S3FIFO:
+        return 0 if row["queue"] == NO_QUEUE else np.int64(row["queue"])
+    return 1 if uses > 1 else 0
+
+
+@compiled
+def _join(t: Tables, block: Number, queue: Number) -> None:
+    row = t.blocks[block]
+    row["queue"] = queue
+    t.pools[_pool(t, block)]["members"][queue] += np.uint32(1)
+
+
+@compiled
+def _part(t: Tables, block: Number) -> None:
+    """Take a block out of its queue, before it leaves its pool. It is not listed."""
+    row = t.blocks[block]
+    if row["queue"] != NO_QUEUE:
+        t.pools[_pool(t, block)]["members"][row["queue"]] -= np.uint32(1)
+        row["queue"] = NO_QUEUE
+
+
+@compiled
+def _requeue(t: Tables, block: Number, queue: Number) -> None:
+    """Put a block in another queue of its pool."""
+    row = t.blocks[block]
+    if row["queue"] == queue:
+        return
+    listed = row["flags"] & LISTED
+    _unlist(t, block)
+    _part(t, block)
+    _join(t, block, queue)
+    if listed:
+        _list(t, block)
+
+
+@compiled
+def _come(t: Tables, block: Number) -> None:
+    """A block that has a history is in this pool from now on."""
+    pool = _pool(t, block)
+    rule = t.pools[pool]["rule"]
+    t.ranks[block] = t.pools[pool]["clock"] if rule == PGDSF else np.float64(t.blocks[block]["touched"])
+    _join(t, block, _queue_for(t, block, pool))
+
+
+@compiled
+def _refresh(t: Tables, block: Number, now: Number) -> None:
+    """A block is touched. It is not listed, or is listed anew."""
+    row = t.blocks[block]
+    row["touched"] = now
+    pool = t.pools[_pool(t, block)]
+    if pool["rule"] == PGDSF:
+        t.ranks[block] = pool["clock"]
+    elif pool["rule"] != S3FIFO:
+        t.ranks[block] = np.float64(now)
+    if row["flags"] & LISTED:
         _unlist(t, block)
         _list(t, block)
+
+
+@compiled
+def _use(t: Tables, block: Number, now: Number) -> None:
+    """A request is served by a block, and by all before it."""
+    row = t.blocks[block]
+    if row["uses"] < 255:
+        row["uses"] += np.uint8(1)
+    if row["queue"] != NO_QUEUE:
+        _requeue(t, block, _queue_for(t, block, _pool(t, block)))
+    _refresh(t, block, now)
+
+
+@compiled
+def _pass_up(t: Tables, block: Number, parent: Number) -> None:
+    """Who used a block used the one before it: that is known of it from now on, since the block goes."""
+    row, above = t.blocks[block], t.blocks[parent]
+    above["touched"] = max(above["touched"], row["touched"])
+    above["uses"] = max(above["uses"], row["uses"])
+    if above["queue"] == NO_QUEUE or row["queue"] == NO_QUEUE:
+        return
+    pool = _pool(t, parent)
+    if pool == _pool(t, block):
+        queue = _queue_for(t, parent, pool)
+        rule = t.pools[pool]["rule"]
+        if rule == S3FIFO:
+            queue = max(queue, np.int64(row["queue"]))
+        t.ranks[parent] = max(t.ranks[parent], t.ranks[block])
+        _requeue(t, parent, queue)
+
+
+@compiled
+def _victim(t: Tables, number: Number) -> Number:
+    """The block that a pool's rule would give up first; 0 if none is evictable."""
+    pool = t.pools[number]
+    if not pool["filled"]:
+        return 0
+    if pool["rule"] == S3FIFO:
+        return _victim_of_s3fifo(t, pool)
+    if pool["rule"] == ARC:
+        first = np.int64(pool["oldest"][0])
+        if first and (pool["members"][0] > pool["clock"] or not pool["oldest"][1]):
+            return first
+        return np.int64(pool["oldest"][1])
+    best, best_rank = np.int64(0), np.inf
+    filled, queue = pool["filled"], 0
+    while filled:
+        if filled & np.uint64(1):
+            head = np.int64(pool["oldest"][queue])
+            rank = t.ranks[head] + pool["bonus"][queue]
+            if rank < best_rank:
+                best, best_rank = head, rank
+        filled >>= np.uint64(1)
+        queue += 1
+    return best
+
+
+@compiled
+def _victim_of_s3fifo(t: Tables, pool: Number) -> Number:
+    """Small queue first while it has more than its tenth; who was used there goes to the main queue, who was used in
+    the main queue goes round again (Yang et al., 2023)."""
+    for _ in range(_ROTATIONS):
+        small, main = np.int64(pool["oldest"][0]), np.int64(pool["oldest"][1])
+        total = np.int64(pool["members"][0]) + np.int64(pool["members"][1])
+        from_small = small != 0 and (main == 0 or np.int64(pool["members"][0]) * _SMALL >= total)
+        head = small if from_small else main
+        row = t.blocks[head]
+        if from_small and row["uses"] > 2:
+            row["uses"] = 1
+        elif not from_small and row["uses"] > 1:
+            row["uses"] = min(np.int64(row["uses"]), 4) - 1
+        else:
+            return head
+        last = np.int64(pool["newest"][1])
+        _unlist(t, head)
+        _part(t, head)
+        _join(t, head, 1)
+        t.ranks[head] = max(t.ranks[head], t.ranks[last]) if last else t.ranks[head]
+        _list(t, head)
+    return np.int64(pool["oldest"][0]) if pool["oldest"][0] else np.int64(pool["oldest"][1])
+
+
+@compiled
+def _ghost_set(t: Tables, ix: Index, block: Number, pool: Number) -> tuple[Number, Number]:
+    """Where a block of a pool would be remembered, and its fingerprint."""
+    key = t.blocks[block]["key"]
+    tweak = np.uint64(t.blocks[block]["namespace"]) | (np.uint64(pool + 1) << _32)
+    hashed = siphash(ix.shape[3], ix.shape[4], key[0], key[1], key[2], key[3], tweak)
+    sets = np.uint64(t.ghosts.size // GHOST_WAYS)
+    fingerprint = np.uint32(hashed >> _32) | np.uint32(1)
+    return np.int64(hashed % sets) * GHOST_WAYS, fingerprint
+
+
+@compiled
+def _remember(t: Tables, ix: Index, block: Number, pool: Number) -> None:
+    """A block is evicted for good: in place of the one of its set that was evicted longest ago."""
+    if not t.ghosts.size:
+        return
+    at, fingerprint = _ghost_set(t, ix, block, pool)
+    turn = np.uint32(t.book[TURN])
+    best, best_age = at, np.int64(-1)
+    for i in range(at, at + GHOST_WAYS):
+        ghost = t.ghosts[i]
+        if ghost["print"] == fingerprint or not ghost["print"]:
+            best = i
+            break
+        age = np.int64(np.uint32(turn - ghost["turn"]))
+        if age > best_age:
+            best, best_age = i, age
+    row, ghost = t.blocks[block], t.ghosts[best]
+    ghost["print"] = fingerprint
+    ghost["turn"] = turn
+    ghost["cost"] = row["cost"]
+    ghost["uses"] = row["uses"]
+    ghost["queue"] = row["queue"]
+    if t.pools[pool]["rule"] == ARC:
+        _count_ghost(t.pools[pool], np.int64(row["queue"]), 1.0)
+
+
+@compiled
+def _count_ghost(pool: Number, queue: Number, count: Number) -> None:
+    """ARC remembers as many blocks as it has: more of one queue means that fewer of both are left."""
+    pool["ghosts"][queue] = max(0.0, pool["ghosts"][queue] + count)
+    most = np.float64(pool["members"][0]) + np.float64(pool["members"][1])
+    total = pool["ghosts"][0] + pool["ghosts"][1]
+    if total > most:
+        pool["ghosts"][0] *= most / total
+        pool["ghosts"][1] *= most / total
+
+
+@compiled
+def _enter(t: Tables, ix: Index, block: Number, pool: Number, cost: Number, now: Number) -> None:
+    """A block is new in its pool, or was evicted so recently that it is remembered."""
+    row = t.blocks[block]
+    row["uses"] = 1
+    row["cost"] = cost
+    row["queue"] = NO_QUEUE
+    ghost = _recall(t, ix, block, pool)
+    rule = t.pools[pool]["rule"]
+    if ghost >= 0:
+        row["uses"] = min(254, np.int64(t.ghosts[ghost]["uses"])) + 1
+    queue = _queue_for(t, block, pool)
+    if ghost >= 0 and rule == S3FIFO:
+        queue = 1
+        row["uses"] = 1
+    elif ghost >= 0 and rule == ARC:
+        _adapt(t.pools[pool], np.int64(t.ghosts[ghost]["queue"]))
+        queue = 1
+    if ghost >= 0:
+        t.ghosts[ghost]["print"] = 0
+    t.ranks[block] = t.pools[pool]["clock"] if rule == PGDSF else np.float64(now)
+    _join(t, block, queue)
+
+
+@compiled
+def _recall(t: Tables, ix: Index, block: Number, pool: Number) -> Number:
+    """Where a block is remembered; -1 if it is not. By rules with a list of bounded length, not longer than that."""
+    if not t.ghosts.size:
+        return -1
+    at, fingerprint = _ghost_set(t, ix, block, pool)
+    for i in range(at, at + GHOST_WAYS):
+        if t.ghosts[i]["print"] == fingerprint:
+            age = np.int64(np.uint32(np.uint32(t.book[TURN]) - t.ghosts[i]["turn"]))
+            rule = t.pools[pool]["rule"]
+            most = np.int64(t.pools[pool]["blocks"])
+            return -1 if (rule == ARC or rule == S3FIFO) and age > most else i
+    return -1
+
+
+@compiled
+def _adapt(pool: Number, queue: Number) -> None:
+    """ARC: a block comes back that was given up too early (Megiddo and Modha, 2003)."""
+    queue = min(1, queue)
+    most = np.float64(pool["members"][0]) + np.float64(pool["members"][1])
+    mine, other = max(1.0, pool["ghosts"][queue]), max(1.0, pool["ghosts"][1 - queue])
+    step = max(1.0, other / mine)
+    pool["clock"] = min(most, pool["clock"] + step) if queue == 0 else max(0.0, pool["clock"] - step)
+    _count_ghost(pool, queue, -1.0)
+
+
+@compiled
+def requeue_rows(t: Tables, start: Number, stop: Number, pool: Number) -> None:
+    """The rule of a pool has changed: put its blocks among `start..stop` where the new one wants them."""
+    for block in range(start, stop):
+        row = t.blocks[block]
+        if row["state"] not in LIVE or row["queue"] == NO_QUEUE or _pool(t, block) != pool:
+            continue
+        listed = row["flags"] & LISTED
+        _unlist(t, block)
+        _part(t, block)
+        _come(t, block)
+        if listed:
+            _list(t, block)
+
+
+@compiled
+def next_victim(t: Tables, pool: Number) -> Number:
+    """The block that a pool would give up first; 0 if none is evictable."""
+    return _victim(t, pool)
+
+
+@compiled
+def _touch(t: Tables, block: Number, now: Number) -> None:
+    t.arenas[_position(t, block)]["touched"] = now
+    _refresh(t, block, now)
 
 
 # -- slots ------------------------------------------------------------------------------------------------------
@@ -498,6 +818,7 @@ def _free_block(t: Tables, block: Number) -> None:
     """Return a row and its places. The block is out of index, tree and list."""
     row = t.blocks[block]
     slot, disk = np.int64(row["slot"]), np.int64(row["disk"])
+    _part(t, block)
     if _position(t, block) != np.int64(t.book[LIMBO]):
         _free_slot(t, slot)
     if disk and disk != slot:
@@ -585,7 +906,7 @@ def _unlink(t: Tables, block: Number) -> Number:
             above["first_child"] = row["next_sibling"]
         if row["next_sibling"]:
             t.blocks[row["next_sibling"]]["prev_sibling"] = row["prev_sibling"]
-        above["touched"] = max(above["touched"], row["touched"])
+        _pass_up(t, block, parent)
         if not above["first_child"]:
             above["flags"] &= ~PARENT
         if row["state"] != DISK:
@@ -601,6 +922,7 @@ def _cut(t: Tables, ix: Index, block: Number) -> None:
     _hold(t, block)  # the sweep's
     _remove(t, ix, block)
     parent = _unlink(t, block)
+    _part(t, block)
     t.blocks[block]["state"] = DOOMED
     if not t.blocks[block]["flags"] & SAVING:
         give_to_erase(t, block)
@@ -762,7 +1084,7 @@ def lease_run(
         if i == count - 1 or t.blocks[run[i + 1]]["parent"] != run[i]:
             row = t.blocks[run[i]]
             _hold(t, np.int64(run[i]))
-            row["touched"] = now
+            _refresh(t, np.int64(run[i]), now)
             row["lease_until_ns"] = max(row["lease_until_ns"], until)
             ends[held] = run[i]
             held += 1
@@ -783,8 +1105,8 @@ def match_run(
 
 @compiled
 def find_and_lease(
-    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, heads: U4, shape: U8,
-    namespace: Number, keys: U8, at: Number, count: Number, patient: Number, streams: Number,
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows,
+    heads: U4, shape: U8, namespace: Number, keys: U8, at: Number, count: Number, patient: Number, streams: Number,
     now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1, ends: U4,
 ) -> tuple[Number, Number, Number, Number]:  # fmt: skip
     """`find_run` and `lease_run`. Returns (blocks leased, blocks held, blocks in arenas not given, ends not on disk).
@@ -799,7 +1121,7 @@ def find_and_lease(
                 return -1, stop, 0, 0
         elif streams:
             return -2, found, 0, 0
-    t = Tables(rows, slots, arenas, pools, census, book)
+    t = Tables(rows, slots, arenas, pools, census, book, ranks, ghosts)
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
     unsaved = 0
     for i in range(held):
@@ -808,9 +1130,12 @@ def find_and_lease(
 
 
 @compiled
-def end_lease(rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ends: U4, now: Number) -> None:
+def end_lease(
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows, ends: U4,
+    now: Number,
+) -> None:  # fmt: skip
     """`release_run`."""
-    release_run(Tables(rows, slots, arenas, pools, census, book), ends, now)
+    release_run(Tables(rows, slots, arenas, pools, census, book, ranks, ghosts), ends, now)
 
 
 @compiled
@@ -827,23 +1152,28 @@ def release_run(t: Tables, run: U4, now: Number) -> None:
     for i in range(run.size - 1, -1, -1):
         block = np.int64(run[i])
         row = t.blocks[block]
-        row["touched"] = now
+        if row["queue"] != NO_QUEUE:
+            _use(t, block, now)
         if row["holds"] == 1:  # a successor need not withhold what was given back
             row["lease_until_ns"] = 0
         _unhold(t, block)
 
 
 @compiled
-def _evict(t: Tables, ix: Index, pool: Number) -> bool:
-    """Drop the pool's oldest leaf; False if it has none."""
-    block = np.int64(t.pools[pool]["oldest"])
+def _evict(t: Tables, ix: Index, number: Number) -> bool:
+    """Drop the leaf that the pool's rule gives up first; False if there is none."""
+    block = _victim(t, number)
     if not block:
         return False
+    row, pool = t.blocks[block], t.pools[number]
+    if pool["rule"] == PGDSF:
+        pool["clock"] = max(pool["clock"], t.ranks[block] + pool["bonus"][row["queue"]])
     _unlist(t, block)
-    row = t.blocks[block]
     if row["disk"] and row["state"] != DISK:
         _leave_to_disk(t, block)
         return True
+    t.book[TURN] += np.uint64(1)
+    _remember(t, ix, block, number)
     _remove(t, ix, block)
     parent = _unlink(t, block)
     _free_block(t, block)
@@ -857,15 +1187,17 @@ def _leave_to_disk(t: Tables, block: Number) -> None:
     """Give up a block's place in DRAM; from now on it lies on disk alone."""
     row = t.blocks[block]
     slot = np.int64(row["slot"])
+    parent = np.int64(row["parent"])
     _unlist(t, block)
+    if parent:
+        t.blocks[parent]["dram_children"] -= np.uint32(1)
+        _pass_up(t, block, parent)
+    _part(t, block)
     _move(t, block, np.int64(row["disk"]))
     _free_slot(t, slot)
     row["state"] = DISK
-    parent = np.int64(row["parent"])
+    _come(t, block)
     if parent:
-        above = t.blocks[parent]
-        above["dram_children"] -= np.uint32(1)
-        above["touched"] = max(above["touched"], row["touched"])
         _list(t, parent)
     _list(t, block)
 
@@ -899,6 +1231,7 @@ def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Nu
         if row["disk"]:
             _leave_to_disk(t, block)
         else:
+            _remember(t, ix, block, _pool(t, block))
             _remove(t, ix, block)
             _unlink(t, block)
             _free_block(t, block)
@@ -914,7 +1247,7 @@ def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Nu
 def detach_oldest(t: Tables, pool: Number, disk_pool: Number, before: Number) -> bool:
     """Forget the copy on disk of the oldest leaf of a DRAM pool that has one in `disk_pool`, if nobody has touched it
     since `before`. False if none of the oldest leaves is one."""
-    block = np.int64(t.pools[pool]["oldest"])
+    block = _victim(t, pool)
     for _ in range(_RELIST_STEPS):
         if not block or t.blocks[block]["touched"] >= before:
             return False
@@ -937,7 +1270,8 @@ def evict(t: Tables, ix: Index, pool: Number) -> bool:
 @compiled
 def reserve_run(
     t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, start: Number,
-    previous: Number, rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, grants: U4, run: U4,
+    previous: Number, rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, cost: Number,
+    grants: U4, run: U4,
 ) -> tuple[Number, Number, Number, Number]:  # fmt: skip
     """Answer keys `start..count` of a chain: KNOWN, PENDING, or a new WRITING block while `spans` last.
 
@@ -976,6 +1310,7 @@ def reserve_run(
         if slot < 0:
             return i, previous, spans, evicted
         _write_row(t, block, slot, namespace, keys, at + 4 * i, writer, now)
+        _enter(t, ix, block, pool, cost, now)
         _insert(t, ix, block)
         _adopt(t, previous, block)
         t.pools[pool]["blocks"] += np.uint32(1)
@@ -1013,6 +1348,7 @@ def _write_row(
     row["first_child"] = 0
     row["older"] = 0
     row["newer"] = 0
+    row["queue"] = NO_QUEUE
     row["flags"] = 0
     row["holds"] = 0
     row["writer"] = writer
@@ -1029,7 +1365,7 @@ def publish(t: Tables, block: Number, checksum: Number, now: Number) -> bool:
     alive: bool = row["state"] == WRITING
     if alive:
         row["checksum"] = checksum
-        row["touched"] = now
+        _refresh(t, block, now)
         row["writer"] = 0
         row["generation"] = t.book[GENERATION]
         t.book[GENERATION] += np.uint64(1)
@@ -1254,7 +1590,10 @@ def _begin_load(t: Tables, pool: Number, block: Number, slot: Number, now: Numbe
     t.arenas[_position(t, block)]["touched"] = now
     t.slots[slot]["block"] = block
     t.pools[pool]["blocks"] += np.uint32(1)
+    _unlist(t, block)
+    _part(t, block)
     _move(t, block, slot)
+    _come(t, block)
     t.arenas[_position(t, block)]["touched"] = now
     row["state"] = LOADING
     row["seal"] = 0
@@ -1272,7 +1611,7 @@ def finish_load(t: Tables, block: Number, now: Number) -> bool:
     row["flags"] &= ~VERIFYING
     alive: bool = row["state"] == LOADING or row["state"] == KEPT
     if alive:
-        row["touched"] = max(row["touched"], now)
+        _refresh(t, block, max(row["touched"], np.uint64(now)))
         row["seal"] = seal_of(t, block)
         row["state"] = RESIDENT
     _unhold(t, block)
@@ -1586,6 +1925,9 @@ def adopt_records(
             row["prev_sibling"] = 0
             row["older"] = 0
             row["newer"] = 0
+            row["cost"] = 0
+            row["uses"] = 1
+            row["queue"] = NO_QUEUE
             row["holds"] = 0
             row["flags"] = 0
             row["lease_until_ns"] = 0
@@ -1688,6 +2030,7 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
             if not whole:
                 continue
             row["state"] = KEPT if _position(t, block) < np.int64(t.book[ON_DISK]) else DISK
+            _come(t, block)
             ix.shape[2] += np.uint64(1)  # `make_ready` has seen to it that there are buckets enough
             row["chain"] = ix.heads[bucket]
             ix.heads[bucket] = block
@@ -1759,6 +2102,7 @@ def _occupy(t: Tables, block: Number) -> None:
     row["prev_sibling"] = 0
     row["older"] = 0
     row["newer"] = 0
+    row["queue"] = NO_QUEUE
     row["chain"] = 0
     t.slots[row["slot"]]["block"] = block
     for_whom["used"] += np.uint32(1)

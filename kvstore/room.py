@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from enum import Enum
 
+from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import Tables
 from kvstore.sessions import Pool, Tenant
@@ -28,7 +29,7 @@ def make_room(
     """
     if arenas.grow(pool, now_ns):
         return Room.MADE, 0
-    oldest = 0 if exhausted else int(tables.pools[pool.number]["oldest"])
+    oldest = 0 if exhausted else int(blocks.next_victim(tables, pool.number))
     if arenas.hoards(pool.tenant):
         return (Room.EVICT if oldest else Room.FULL), 0
     if arenas.busy:
@@ -81,5 +82,5 @@ def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_
 
 
 def _oldest_ns(tables: Tables, pool: Pool, now_ns: int) -> int:
-    oldest = int(tables.pools[pool.number]["oldest"])
+    oldest = int(blocks.next_victim(tables, pool.number))
     return int(tables.blocks[oldest]["touched"]) if oldest else now_ns

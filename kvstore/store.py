@@ -38,7 +38,7 @@ from kvproto.limits import (
 )
 from kvstore import blocks
 from kvstore.arenas import Arenas, slot_shift
-from kvstore.blocks import ARENA, BLOCK, POOL, SLOT, U4, U8, Index, Tables
+from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, SLOT, U4, U8, Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
 from kvstore.report import ClearReport, ClearScope
@@ -69,6 +69,7 @@ from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases or tickets that end in one tick: about a millisecond
 VERIFY_ROWS, VERIFY_BYTES = 256, 16 << 20  # of kept blocks, verified at a time
+GHOSTS_A_BLOCK = 4  # of those that DRAM holds; evicted longer ago, a block is not remembered
 DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
@@ -546,11 +547,12 @@ class Store:
         spans: int,
     ) -> None:  # fmt: skip
         pool, now = namespace.pool, np.uint64(self._clock.now_ns())
+        cost = int(blocks.cost_of_seconds(namespace.recompute_ns * 1e-9))
         done, may_evict = 0, False
         while True:
             done, previous, spans, evicted = blocks.reserve_run(
                 self.tables, namespace.tenant.index, pool.number, namespace.number, keys, at, count, done, previous,
-                rooted, spans, may_evict, session.number, now, self._grants, self._run,
+                rooted, spans, may_evict, session.number, now, cost, self._grants, self._run,
             )  # fmt: skip
             self.tally.evicted += evicted
             if done == count:
@@ -1008,6 +1010,7 @@ def _dimensions(limits: Limits) -> tuple[int, int, int]:
 def _make_tables(limits: Limits, memory: Memory) -> Tables:
     limbo, shift, rows = _dimensions(limits)
     positions, slots = limits.dram_bytes // limits.arena_bytes, (limbo + 1) << shift
+    ghosts = GHOSTS_A_BLOCK * blocks.GHOST_WAYS * -(-(positions << slot_shift(limits.arena_bytes)) // blocks.GHOST_WAYS)
     book = memory.table("book", 8 * blocks.BOOK_WORDS).view(np.uint64)
     arenas = memory.table("arenas", (limbo + 1) * ARENA.itemsize).view(ARENA)
     book[:] = 0
@@ -1019,6 +1022,8 @@ def _make_tables(limits: Limits, memory: Memory) -> Tables:
         memory.table("pools", (POOLS + DISK_POOLS + 1) * POOL.itemsize, lasting=False).view(POOL),
         memory.table("census", NAMESPACES * 4, lasting=False).view(np.uint32),
         book,
+        memory.table("ranks", 8 * rows, lasting=False).view(np.float64),
+        memory.table("ghosts", ghosts * GHOST.itemsize, lasting=False).view(GHOST),
     )
     book[blocks.UNUSED_ROW] = 1  # row 0 is nobody
     book[blocks.SHIFT] = shift

@@ -89,7 +89,7 @@ class Segments:
             return Room.SOON
         if self._begin(pool, now_ns):
             return Room.SOON
-        oldest = int(self._tables.pools[pool.number]["oldest"])
+        oldest = int(blocks.next_victim(self._tables, pool.number))
         if self.draining is None and not self._refused(now_ns):
             position = self._foreign(pool.tenant, tenants, now_ns)
             if position is None and not oldest:  # all that lies there is in DRAM too, or has what continues it:

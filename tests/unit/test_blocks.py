@@ -168,7 +168,7 @@ def test_tenants_have_seeds_of_their_own() -> None:
 
 def leaves(core: Core, client: Client) -> list[int]:
     """When each listed block was last touched, from the oldest on."""
-    found, row = [], int(core.store.tables.pools[client.open().pool.number]["oldest"])
+    found, row = [], int(core.store.tables.pools[client.open().pool.number]["oldest"][0])
     while row:
         found.append(int(core.store.tables.blocks[row]["touched"]))
         row = int(core.store.tables.blocks[row]["newer"])
@@ -234,6 +234,10 @@ def test_relisting_among_very_many_leaves_is_approximate_and_keeps_them_all() ->
         ("pools", 0, "blocks", 1),
         ("pools", 0, "listed", 1),
         ("pools", 0, "oldest", 1),
+        ("pools", 0, "newest", 1),
+        ("pools", 0, "filled", 1),
+        ("pools", 0, "members", 1),
+        ("blocks", 3, "queue", 1),
     ],
 )
 def test_an_audit_finds_a_flipped_field(table: str, row: int, field: str, change: int) -> None:
