@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.harness import record, say
 
-NAMES = ("hot", "dram", "disk", "readers", "restart", "peers")
+NAMES = ("hot", "dram", "disk", "readers", "restart", "peers", "insight")
 
 
 def main() -> None:
