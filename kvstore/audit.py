@@ -21,7 +21,17 @@ from kvproto.limits import (
 )
 from kvstore import blocks
 from kvstore.blocks import (
-    ADOPTING, DISK, DOOMED, FREE, KEPT, LIVE, LOADING, NO_QUEUE, QUEUES, RESIDENT, WRITING,
+    ADOPTING,
+    DISK,
+    DOOMED,
+    FREE,
+    KEPT,
+    LIVE,
+    LOADING,
+    NO_QUEUE,
+    QUEUES,
+    RESIDENT,
+    WRITING,
 )  # fmt: skip
 from kvstore.sessions import Tenant, Ticket, TicketState
 from kvstore.store import Store
@@ -119,7 +129,7 @@ class _Audit:
         by_pool = Counter(pool for pool in self.pool_at if pool >= 0)
         for pool in arenas.pools:
             assert pool.arenas == by_pool[pool.number], f"arenas of pool {pool.number} are miscounted"
-            assert self.store._pools[pool.tenant, pool.slot_bytes] is pool, f"pool {pool.number} is lost"
+            assert self.store.registry.pools[pool.tenant, pool.slot_bytes] is pool, f"pool {pool.number} is lost"
         for tenant in self.store.tenants.values():
             mine = sum(pool.arenas for pool in arenas.pools if pool.tenant is tenant)
             assert tenant.arenas == mine, f"arenas of tenant {tenant.name} are miscounted"
@@ -261,7 +271,7 @@ class _Audit:
             counted = int(self.tables.pools[pool.number]["blocks"])
             assert counted == by_pool[pool.number], f"blocks of pool {pool.number} are miscounted"
         for row in self.rows:
-            namespace = self.store._by_number[self.column["namespace"][row]]
+            namespace = self.store.registry.by_number[self.column["namespace"][row]]
             if self.pool_of(row) < POOLS:
                 assert self.pool_of(row) == namespace.pool.number, f"row {row} lies in another pool's arena"
             if self.column["disk"][row]:
@@ -400,7 +410,7 @@ class _Audit:
         expected.update(self.store.disk.held_rows())
         expected.update(self.store.streams.held_rows())
         swept = set()
-        for job in self.store._jobs._jobs:
+        for job in self.store.sweeper.jobs._jobs:
             held = list(self.held_by(job))
             expected.update(held)
             if not isinstance(job, Count):
@@ -443,7 +453,7 @@ class _Audit:
                 assert row in writers, f"row {row} is being written by nobody"
                 assert self.column["writer"][row] == writers[row].session.number, f"row {row} names another writer"
         opened = {ticket: ticket.lapses_ns for ticket in self.tickets if ticket.state is TicketState.OPEN}
-        _check_wheel(store._ticket_wheel, opened, "tickets")
+        _check_wheel(store.reserving.lapsing, opened, "tickets")
         for session in store.sessions.values():
             session.ring.check()
             pages = [ticket.page + i for ticket in session.tickets.values() for i in range(ticket.span_pages)]
@@ -457,7 +467,7 @@ class _Audit:
         """Leases are known to store, session and wheel; their blocks are withheld until their deadline."""
         store = self.store
         _check_wheel(
-            store._lease_wheel,
+            store.leasing.expiring,
             {lease: lease.deadline_ns + LEASE_MARGIN_NS for lease in store.leases.values()},
             "leases",
         )
@@ -491,7 +501,7 @@ class _Audit:
                 opened.update(session.namespaces.keys())
                 self.check_parked([parked.deadline_ns for parked in session.parked], number)
                 continue
-            ending = any(isinstance(job, Each) for job in store._jobs._jobs)
+            ending = any(isinstance(job, Each) for job in store.sweeper.jobs._jobs)
             assert ending or len(session.tickets) == copying, f"session {number} is closed and still has tickets"
             assert not session.parked, f"session {number} is closed and something waits for it"
             kept = ending or session.tickets or (not session.exited and (session.leases or session.arenas))
@@ -502,13 +512,13 @@ class _Audit:
         for tenant in store.tenants.values():
             assert tenant.sessions == attached[tenant], f"sessions of {tenant.name} are miscounted"
         for namespace in store.namespaces.values():
-            assert store._by_number[namespace.number] is namespace, f"namespace {namespace.number} is lost"
+            assert store.registry.by_number[namespace.number] is namespace, f"namespace {namespace.number} is lost"
             assert namespace.sessions == opened[namespace.number], "sessions of a namespace are miscounted"
 
     def check_parked(self, deadlines_ns: list[int], number: int) -> None:
         """Each waiting LEASE is looked at when its wait is over."""
         for deadline_ns in deadlines_ns:
-            bucket = self.store._parked_wheel._buckets.get(-(-deadline_ns // BUCKET_NS), {})
+            bucket = self.store.leasing.parked._buckets.get(-(-deadline_ns // BUCKET_NS), {})
             waits = any(session.number == number for session in bucket)
             assert waits, f"session {number} has a LEASE that nobody will answer"
 

@@ -12,7 +12,7 @@ a changed source file only by the functions in it. All functions run on the owne
     ghosts  what is remembered of blocks that were evicted, in sets of eight
     book    free block rows, first never used row, rows in use, log2 of slot numbers an arena, next generation, places
             on disk that wait to be erased, first position on disk, position of limbo, places in use on disk, dropped
-            blocks whose write is running, evictions so far
+            blocks whose write is running, evictions so far, time of the last touch
 
     Places
     A slot number is `position << book[SHIFT]` plus the slot in its arena; positions of DRAM come first, those of disk
@@ -45,10 +45,10 @@ evictable when it has no hold and, in DRAM, no child there and no child at all u
 child. Exactly then it is on a leaf list of its pool. A block's last touch and its uses pass to its parent when it goes.
 Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
 
-Who is evicted is for the pool's rule to say. A pool has 32 leaf lists, its queues. A rule puts a block in one of them and
-gives it a rank there, mostly the time of its last touch; the leaf with the least `rank + bonus of its queue` goes first.
-So a rule is a few lines, and choosing a victim looks at the heads of the queues that hold something, however many
-blocks there are. Rules with a turn of their own (S3-FIFO, ARC) choose between the heads of queues 0 and 1 otherwise.
+Who is evicted is for the pool's rule to say. A pool has 64 leaf lists, its queues. A rule puts a block in one of them
+and gives it a rank there, mostly the time of its last touch; the leaf with the least `rank + bonus of its queue` goes
+first. So a rule is a few lines, and choosing a victim looks at the heads of the queues that hold something, however
+many blocks there are. S3-FIFO, ARC and DENSITY choose between the heads by what else they know.
 
 `seal` binds a row's key, parent, place and checksum together, so that a successor that finds this table after a crash
 knows a row that is whole.
@@ -61,6 +61,7 @@ import numpy as np
 from numba import njit
 
 from kvproto.errors import Grant
+from kvproto.limits import POOLS
 
 F = TypeVar("F", bound=Callable[..., Any])
 Number: TypeAlias = Any  # an int64 or a field's own type in compiled code, a Python number at its edge
@@ -88,7 +89,9 @@ BLOCK = np.dtype(
         ("slot", "<u4"),
         ("chain", "<u4"),  # next row in the bucket, or next free row
         ("parent", "<u4"),
-        ("first_child", "<u4"),
+        ("cost", "<u2"),  # of computing it, see `seconds_of_cost`; 0: nobody knows
+        ("uses", "u1"),  # requests that it served, the one that stored it included; HINT_BITS: what is said of its next
+        ("queue", "u1"),  # of its pool; NO_QUEUE: in none
         ("holds", "<u4"),
         ("namespace", "<u2"),
         ("state", "u1"),
@@ -102,9 +105,7 @@ BLOCK = np.dtype(
         ("writer", "<u4"),  # session that holds the ticket
         ("disk", "<u4"),  # place on disk, 0: none
         ("dram_children", "<u4"),  # children that are, or will be, in DRAM
-        ("cost", "<u2"),  # of computing it, see `seconds_of_cost`; 0: nobody knows
-        ("uses", "u1"),  # requests that it served, the one that stored it included
-        ("queue", "u1"),  # of its pool; NO_QUEUE: in none
+        ("first_child", "<u4"),
         ("generation", "<u8"),  # of its bytes; never given twice
         ("seal", "<u8"),
     ]
@@ -120,8 +121,9 @@ DONE, HELD, IN_FLIGHT, AGAIN = range(4)  # how far `retire` got
 NOBODY: Final = (1 << 32) - 1  # in `slots.block`: no block, and not free: to be erased, or quarantined
 # Words of `book`
 (
-    FREE_ROWS, UNUSED_ROW, ROWS, SHIFT, GENERATION, TO_ERASE, ON_DISK, LIMBO, DISK_USED, DOOMED_SAVING, TURN, BOOK_WORDS,
-) = range(12)  # fmt: skip
+    FREE_ROWS, UNUSED_ROW, ROWS, SHIFT, GENERATION, TO_ERASE, ON_DISK, LIMBO, DISK_USED, DOOMED_SAVING, TURN,
+    NOW, BOOK_WORDS,
+) = range(13)  # fmt: skip
 SLOT = np.dtype([("block", "<u4"), ("next_free", "<u4")])
 ARENA = np.dtype(
     [
@@ -140,10 +142,12 @@ ARENA = np.dtype(
         ("draining", "<u4"),  # being emptied, or not to be written: takes no new block
     ]
 )
-QUEUES: Final = 32
+QUEUES: Final = 64
+USES_MAX: Final = 63
+HINT_BITS: Final = 6  # a hint is in the bits of `uses` from this one on
 NO_QUEUE: Final = 255
 # Rules. kvstore/policy.py says what each does and where it comes from.
-LRU, SECOND_TOUCH, PGDSF, S3FIFO, ARC, LFU = range(6)
+LRU, SECOND_TOUCH, PGDSF, S3FIFO, ARC, LFU, DENSITY = range(7)
 POOL = np.dtype(
     [
         ("slot_bytes", "<u8"),
@@ -154,14 +158,27 @@ POOL = np.dtype(
         ("filled", "<u8"),  # a bit for each queue that lists something
         ("clock", "<f8"),  # PGDSF: worth of what was evicted last; ARC: how many blocks queue 0 should have
         ("ghosts", "<f8", (2,)),  # ARC: about how many of queues 0 and 1 are remembered
-        ("bonus", "<f8", (QUEUES,)),
+        ("bonus", "<f8", (QUEUES,)),  # DENSITY: mean cost of a block, in seconds
+        ("news", "<u4"),  # DENSITY: what was learned since the index was made
+        ("pad", "<u4"),
         ("oldest", "<u4", (QUEUES,)),
         ("newest", "<u4", (QUEUES,)),
         ("members", "<u4", (QUEUES,)),  # blocks in a queue, leaves or not
     ]
 )
-# What is remembered of an evicted block. Twelve bytes, four times as many as blocks.
-GHOST = np.dtype([("print", "<u4"), ("turn", "<u4"), ("cost", "<u2"), ("uses", "u1"), ("queue", "u1")])
+# What is remembered of an evicted block, four times as many as DRAM holds.
+GHOST = np.dtype(
+    [("print", "<u4"), ("turn", "<u4"), ("touched", "<u4"), ("pool", "<u2"), ("uses", "u1"), ("queue", "u1")]
+)
+# What DENSITY knows of each queue of a pool, by age: two bins an octave, from a quarter of a second on.
+AGES: Final = 40
+REUSE = np.dtype(
+    [
+        ("again", "<f4", (QUEUES, AGES)),  # blocks that were used again at that age
+        ("gone", "<f4", (QUEUES, AGES)),  # blocks that nobody asked for up to that age, when they were forgotten
+        ("index", "<f4", (QUEUES, AGES)),  # uses a second that a block of that age promises
+    ]
+)
 GHOST_WAYS: Final = 8
 
 
@@ -176,6 +193,7 @@ class Tables(NamedTuple):
     book: U8
     ranks: F8
     ghosts: Rows
+    reuse: Rows
 
 
 class Index(NamedTuple):
@@ -414,8 +432,14 @@ def _list(t: Tables, block: Number) -> None:
 # -- rules ------------------------------------------------------------------------------------------------------
 
 _COST_ONE: Final = 40 * 1024  # the code of one second
-_CLASSES_AN_OCTAVE: Final = 2.0  # of what PGDSF takes a block to be worth
+PGDSF_LEAST: Final = 2.0**-34  # uses x seconds a byte: what is worth less is in queue 0
+PGDSF_CLASSES_AN_OCTAVE: Final = 2.0
 _SMALL: Final = 10  # S3-FIFO: one of so many blocks is in the small queue
+_PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
+_PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first
+_REINDEX: Final = 2048  # evictions between two looks at what was learned
+_MEMORY: Final = 1 << 17  # blocks after whose fate what was learned before counts half
+_GHOST_TICK: Final = np.uint64(26)  # of a ghost's time: 67 ms
 _ROTATIONS: Final = 64  # how many blocks may be given another turn for one that goes
 
 
@@ -440,16 +464,106 @@ def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
     rule = t.pools[pool]["rule"]
     if rule == LRU:
         return 0
-    uses = np.int64(row["uses"])
+    uses = np.int64(row["uses"]) & USES_MAX
     if rule == LFU:
-        return uses if uses < 16 else min(QUEUES - 1, 12 + int(np.log2(uses)))
+        return min(QUEUES - 1, uses)
     if rule == PGDSF:
         cost = seconds_of_cost(row["cost"]) if row["cost"] else 1e-3
-        worth = np.log2(uses * cost / np.float64(t.pools[pool]["slot_bytes"])) + 50.0
-        return max(0, min(QUEUES - 1, int(_CLASSES_AN_OCTAVE * (worth - 16.0))))
+        worth = uses * cost / np.float64(t.pools[pool]["slot_bytes"])
+        return max(0, min(QUEUES - 1, int(PGDSF_CLASSES_AN_OCTAVE * np.log2(worth / PGDSF_LEAST))))
     if rule == S3FIFO:
         return 0 if row["queue"] == NO_QUEUE else np.int64(row["queue"])
+    if rule == DENSITY:
+        return _class_of(np.int64(row["uses"]) >> HINT_BITS, uses, row["cost"])
     return 1 if uses > 1 else 0
+
+
+@compiled
+def _class_of(hint: Number, uses: Number, cost: Number) -> Number:
+    """DENSITY's queue: by what is said of a block, its uses (1, 2, 3 to 5, more) and its cost, an octave a class."""
+    used = 0 if uses < 2 else 1 if uses == 2 else 2 if uses < 6 else 3
+    dear = (np.int64(cost) >> 10) & 3 if cost else 0  # four octaves, then it begins again
+    return 16 * hint + 4 * used + dear
+
+
+@compiled
+def _age_bin(age_ns: Number) -> Number:
+    age = np.float64(age_ns) * 4e-9
+    return min(AGES - 1, int(2.0 * np.log2(age))) if age > 1.0 else 0
+
+
+@compiled
+def _learn(t: Tables, pool: Number, queue: Number, age_ns: Number, again: bool) -> None:
+    """A block of a queue was used again at that age, or nobody has asked for it so long that it is forgotten."""
+    if t.pools[pool]["rule"] == DENSITY and queue < QUEUES:
+        if again:
+            t.reuse[pool]["again"][queue, _age_bin(age_ns)] += np.float32(1.0)
+        else:
+            t.reuse[pool]["gone"][queue, _age_bin(age_ns)] += np.float32(1.0)
+        t.pools[pool]["news"] += np.uint32(1)
+
+
+@compiled
+def _index(t: Tables, number: Number) -> None:
+    """What a block promises, by queue and age: Gittins' index of its next use.
+
+    Of those of a queue that reach an age bin, the share p that is used again in it (who was forgotten meanwhile counts
+    half: Kaplan and Meier's estimate), drawn towards that of all queues where little is known. The index is the best
+    ratio of uses to time that waiting from that age on, and giving up at some later one, can have.
+    """
+    pool, reuse = t.pools[number], t.reuse[number]
+    again, gone = reuse["again"], reuse["gone"]
+    common = np.empty(AGES, np.float64)
+    reached = 0.0
+    for age in range(AGES - 1, -1, -1):
+        hits, ends = 0.0, 0.0
+        for queue in range(QUEUES):
+            hits += again[queue, age]
+            ends += gone[queue, age]
+        reached += hits + ends
+        common[age] = (hits + _PRIOR * _PRIOR_CHANCE) / (reached - ends / 2 + _PRIOR)
+    chance = np.empty(AGES, np.float64)
+    for queue in range(QUEUES):
+        reached = 0.0
+        for age in range(AGES - 1, -1, -1):
+            hits, ends = np.float64(again[queue, age]), np.float64(gone[queue, age])
+            reached += hits + ends
+            chance[age] = (hits + _PRIOR * common[age]) / (reached - ends / 2 + _PRIOR)
+        for age in range(AGES):
+            left, uses, time, best = 1.0, 0.0, 0.0, 0.0
+            for later in range(age, AGES):
+                width = 0.25 * (2.0 ** ((later + 1) / 2) - (2.0 ** (later / 2) if later else 0.0))
+                uses += left * chance[later]
+                time += left * width * (1.0 - chance[later] / 2)
+                best = max(best, uses / time)
+                left *= 1.0 - chance[later]
+            reuse["index"][queue, age] = best
+    if pool["news"] > _MEMORY:
+        for queue in range(QUEUES):
+            for age in range(AGES):
+                again[queue, age] *= np.float32(0.5)
+                gone[queue, age] *= np.float32(0.5)
+        pool["news"] = 0
+
+
+@compiled
+def _victim_by_density(t: Tables, number: Number, now: Number) -> Number:
+    """The head whose next use promises least seconds saved a second. All blocks of a pool have the same size."""
+    pool = t.pools[number]
+    index = t.reuse[number]["index"]
+    best, best_worth = np.int64(0), np.inf
+    filled, queue = pool["filled"], 0
+    while filled:
+        if filled & np.uint64(1):
+            head = np.int64(pool["oldest"][queue])
+            age_ns = np.int64(now) - np.int64(t.blocks[head]["touched"])
+            cost = t.blocks[head]["cost"]
+            worth = index[queue, _age_bin(age_ns)] * (seconds_of_cost(cost) if cost else 1.0)
+            if worth < best_worth:
+                best, best_worth = head, worth
+        filled >>= np.uint64(1)
+        queue += 1
+    return best
 
 
 @compiled
@@ -496,6 +610,7 @@ def _refresh(t: Tables, block: Number, now: Number) -> None:
     """A block is touched. It is not listed, or is listed anew."""
     row = t.blocks[block]
     row["touched"] = now
+    t.book[NOW] = now
     pool = t.pools[_pool(t, block)]
     if pool["rule"] == PGDSF:
         t.ranks[block] = pool["clock"]
@@ -508,12 +623,16 @@ def _refresh(t: Tables, block: Number, now: Number) -> None:
 
 @compiled
 def _use(t: Tables, block: Number, now: Number) -> None:
-    """A request is served by a block, and by all before it."""
+    """A request is served by a block."""
     row = t.blocks[block]
-    if row["uses"] < 255:
-        row["uses"] += np.uint8(1)
-    if row["queue"] != NO_QUEUE:
-        _requeue(t, block, _queue_for(t, block, _pool(t, block)))
+    if row["queue"] == NO_QUEUE:
+        return
+    pool = _pool(t, block)
+    _learn(t, pool, np.int64(row["queue"]), np.int64(now) - np.int64(row["touched"]), True)
+    row["uses"] = min(
+        USES_MAX, (np.int64(row["uses"]) & USES_MAX) + 1
+    )  # and what was said of this use has had its time
+    _requeue(t, block, _queue_for(t, block, pool))
     _refresh(t, block, now)
 
 
@@ -522,7 +641,9 @@ def _pass_up(t: Tables, block: Number, parent: Number) -> None:
     """Who used a block used the one before it: that is known of it from now on, since the block goes."""
     row, above = t.blocks[block], t.blocks[parent]
     above["touched"] = max(above["touched"], row["touched"])
-    above["uses"] = max(above["uses"], row["uses"])
+    above["uses"] = max(np.int64(above["uses"]) & USES_MAX, np.int64(row["uses"]) & USES_MAX) | (
+        np.int64(above["uses"]) & ~USES_MAX
+    )
     if above["queue"] == NO_QUEUE or row["queue"] == NO_QUEUE:
         return
     pool = _pool(t, parent)
@@ -543,6 +664,8 @@ def _victim(t: Tables, number: Number) -> Number:
         return 0
     if pool["rule"] == S3FIFO:
         return _victim_of_s3fifo(t, pool)
+    if pool["rule"] == DENSITY:
+        return _victim_by_density(t, number, t.book[NOW])
     if pool["rule"] == ARC:
         first = np.int64(pool["oldest"][0])
         if first and (pool["members"][0] > pool["clock"] or not pool["oldest"][1]):
@@ -571,10 +694,11 @@ def _victim_of_s3fifo(t: Tables, pool: Number) -> Number:
         from_small = small != 0 and (main == 0 or np.int64(pool["members"][0]) * _SMALL >= total)
         head = small if from_small else main
         row = t.blocks[head]
-        if from_small and row["uses"] > 2:
+        uses = np.int64(row["uses"]) & USES_MAX
+        if from_small and uses > 2:
             row["uses"] = 1
-        elif not from_small and row["uses"] > 1:
-            row["uses"] = min(np.int64(row["uses"]), 4) - 1
+        elif not from_small and uses > 1:
+            row["uses"] = min(3, uses - 1)
         else:
             return head
         last = np.int64(pool["newest"][1])
@@ -614,13 +738,23 @@ def _remember(t: Tables, ix: Index, block: Number, pool: Number) -> None:
         if age > best_age:
             best, best_age = i, age
     row, ghost = t.blocks[block], t.ghosts[best]
+    if ghost["print"] and ghost["print"] != fingerprint and ghost["pool"] < POOLS:
+        _learn(t, np.int64(ghost["pool"]), np.int64(ghost["queue"]), _ghost_age_ns(t, ghost), False)
     ghost["print"] = fingerprint
     ghost["turn"] = turn
-    ghost["cost"] = row["cost"]
-    ghost["uses"] = row["uses"]
+    ghost["touched"] = np.uint32(row["touched"] >> _GHOST_TICK)
+    ghost["pool"] = pool
+    ghost["uses"] = np.int64(row["uses"]) & USES_MAX
     ghost["queue"] = row["queue"]
     if t.pools[pool]["rule"] == ARC:
         _count_ghost(t.pools[pool], np.int64(row["queue"]), 1.0)
+
+
+@compiled
+def _ghost_age_ns(t: Tables, ghost: Number) -> Number:
+    """How long ago it was touched; right for nine years."""
+    ticks = np.uint32(np.uint32(t.book[NOW] >> _GHOST_TICK) - ghost["touched"])
+    return np.int64(ticks) << np.int64(_GHOST_TICK)
 
 
 @compiled
@@ -644,7 +778,7 @@ def _enter(t: Tables, ix: Index, block: Number, pool: Number, cost: Number, now:
     ghost = _recall(t, ix, block, pool)
     rule = t.pools[pool]["rule"]
     if ghost >= 0:
-        row["uses"] = min(254, np.int64(t.ghosts[ghost]["uses"])) + 1
+        row["uses"] = min(USES_MAX, np.int64(t.ghosts[ghost]["uses"]) + 1)
     queue = _queue_for(t, block, pool)
     if ghost >= 0 and rule == S3FIFO:
         queue = 1
@@ -653,6 +787,7 @@ def _enter(t: Tables, ix: Index, block: Number, pool: Number, cost: Number, now:
         _adapt(t.pools[pool], np.int64(t.ghosts[ghost]["queue"]))
         queue = 1
     if ghost >= 0:
+        _learn(t, pool, np.int64(t.ghosts[ghost]["queue"]), _ghost_age_ns(t, t.ghosts[ghost]), True)
         t.ghosts[ghost]["print"] = 0
     t.ranks[block] = t.pools[pool]["clock"] if rule == PGDSF else np.float64(now)
     _join(t, block, queue)
@@ -697,6 +832,30 @@ def requeue_rows(t: Tables, start: Number, stop: Number, pool: Number) -> None:
         _come(t, block)
         if listed:
             _list(t, block)
+
+
+@compiled
+def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, hint: Number) -> Number:
+    """Note what a client expects of the next use of a chain's blocks, as far as they are there. Returns how many are.
+
+    0: nothing; 1, 2, 3: soon, later, hardly ever. It is a word and no order: what DENSITY makes of it is learned from
+    what became of others of whom the same was said. A use ends it.
+    """
+    for i in range(count):
+        block = _find(t, ix, namespace, keys, at + 4 * i)
+        if not block:
+            return i
+        row = t.blocks[block]
+        row["uses"] = (np.int64(row["uses"]) & USES_MAX) | (np.int64(hint) << HINT_BITS)
+        if row["queue"] != NO_QUEUE:
+            _requeue(t, block, _queue_for(t, block, _pool(t, block)))
+    return count
+
+
+@compiled
+def reindex(t: Tables, pool: Number) -> None:
+    """Have DENSITY draw its conclusions now: from nothing, before the first block came."""
+    _index(t, pool)
 
 
 @compiled
@@ -1084,10 +1243,10 @@ def lease_run(
         if i == count - 1 or t.blocks[run[i + 1]]["parent"] != run[i]:
             row = t.blocks[run[i]]
             _hold(t, np.int64(run[i]))
-            _refresh(t, np.int64(run[i]), now)
             row["lease_until_ns"] = max(row["lease_until_ns"], until)
             ends[held] = run[i]
             held += 1
+        _use(t, np.int64(run[i]), now)
     return held, fresh
 
 
@@ -1105,7 +1264,7 @@ def match_run(
 
 @compiled
 def find_and_lease(
-    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows,
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows, reuse: Rows,
     heads: U4, shape: U8, namespace: Number, keys: U8, at: Number, count: Number, patient: Number, streams: Number,
     now: Number, until_ns: Number, run: U4, out: U4, out_at: Number, given: U1, ends: U4,
 ) -> tuple[Number, Number, Number, Number]:  # fmt: skip
@@ -1121,7 +1280,7 @@ def find_and_lease(
                 return -1, stop, 0, 0
         elif streams:
             return -2, found, 0, 0
-    t = Tables(rows, slots, arenas, pools, census, book, ranks, ghosts)
+    t = Tables(rows, slots, arenas, pools, census, book, ranks, ghosts, reuse)
     held, fresh = lease_run(t, run, found, now, until_ns, out, out_at, given, ends)
     unsaved = 0
     for i in range(held):
@@ -1131,11 +1290,11 @@ def find_and_lease(
 
 @compiled
 def end_lease(
-    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows, ends: U4,
-    now: Number,
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows, reuse: Rows,
+    ends: U4, now: Number,
 ) -> None:  # fmt: skip
     """`release_run`."""
-    release_run(Tables(rows, slots, arenas, pools, census, book, ranks, ghosts), ends, now)
+    release_run(Tables(rows, slots, arenas, pools, census, book, ranks, ghosts, reuse), ends, now)
 
 
 @compiled
@@ -1153,7 +1312,7 @@ def release_run(t: Tables, run: U4, now: Number) -> None:
         block = np.int64(run[i])
         row = t.blocks[block]
         if row["queue"] != NO_QUEUE:
-            _use(t, block, now)
+            _refresh(t, block, now)
         if row["holds"] == 1:  # a successor need not withhold what was given back
             row["lease_until_ns"] = 0
         _unhold(t, block)
@@ -1173,6 +1332,8 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
         _leave_to_disk(t, block)
         return True
     t.book[TURN] += np.uint64(1)
+    if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(_REINDEX) == 0:
+        _index(t, number)
     _remember(t, ix, block, number)
     _remove(t, ix, block)
     parent = _unlink(t, block)
@@ -1320,6 +1481,35 @@ def reserve_run(
         previous = block
         spans -= 1
     return count, previous, spans, evicted
+
+
+@compiled
+def access(
+    t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, first: bool,
+    may_evict: bool, now: Number, cost: Number, run: U4, grants: U4,
+) -> tuple[Number, Number]:  # fmt: skip
+    """What a request does to a pool when its lookups and stores take no time: a replay's, or a shadow's.
+
+    Its lead run of resident blocks is used, the rest is stored at once. Returns (blocks found, blocks that are there
+    now): fewer than `count` where the pool needs room that only the caller can make, who then asks again, not `first`.
+    """
+    found, _ = find_run(t.blocks, ix, namespace, keys, at, count, run)
+    end = np.int64(run[found - 1]) if found else np.int64(0)
+    if end:
+        _hold(t, end)
+        if first:
+            for i in range(found):
+                _use(t, np.int64(run[i]), now)
+            t.arenas[_position(t, end)]["touched"] = now
+    done, _, _, _ = reserve_run(
+        t, ix, pool, namespace, keys, at, count, found, end, True, count, may_evict, np.uint32(0), now, cost, grants,
+        run,
+    )  # fmt: skip
+    for i in range(done - 1, found - 1, -1):
+        publish(t, np.int64(run[i]), np.uint64(0), now)
+    if end:
+        _unhold(t, end)
+    return found, done
 
 
 @compiled

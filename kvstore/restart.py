@@ -11,7 +11,6 @@ same. What is kept is KEPT: verified before it is served, on demand or in the ba
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,15 +18,15 @@ from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES
 from kvstore import blocks
-from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows
-from kvstore.journal import Record, read_journal
+from kvstore.arenas import Arenas
+from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
+from kvstore.journal import JOURNAL_BYTES, Record, read_journal
 from kvstore.ports import FormerMemory
+from kvstore.registry import Registry
 from kvstore.sessions import Tenant
+from kvstore.tables import Limits, lasting_tables
 
-if TYPE_CHECKING:
-    from kvstore.store import Store
-
-FORMAT = 1  # of rows, seals and journal; another one starts cold
+FORMAT = 2  # of rows, seals and journal; another one starts cold
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +59,33 @@ class LeftOver:
     keys: U8  # four words each
 
 
-def settle_left_over(store: "Store", left: LeftOver) -> int:
-    """Put the rest of what was kept in its place, or free it. Returns how many blocks found theirs."""
-    tables = store.tables
-    table, key = tables.blocks, np.zeros(4, dtype=np.uint64)
-    of_namespace = {namespace.number: namespace for namespace in store.namespaces.values()}
-    table["writer"][left.rows] = blocks.UNKNOWN
-    for i, row in enumerate(left.cut.tolist()):
-        namespace = of_namespace[int(table["namespace"][row])]
-        parent = int(blocks.find_one(tables, namespace.tenant.index, namespace.number, left.keys, 4 * i))
-        table["parent"][row] = parent
-    table["writer"][left.rows[table["parent"][left.rows] == 0]] = blocks.BROKEN
-    settled = 0
-    stack = np.zeros(left.rows.size + 1, dtype=np.uint32)
-    for tenant in store.tenants.values():
-        mine = [number for number, namespace in of_namespace.items() if namespace.tenant is tenant]
-        some = left.rows[np.isin(table["namespace"][left.rows], mine)]
-        blocks.make_ready(tables, tenant.index, some.size)
-        settled += int(blocks.settle(tables, tenant.index, some, 0, some.size, stack, key))
-        blocks.finish_adoption(tables, some, 0, some.size)
-    return settled
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of it."""
+
+    kept: Kept
+    left: LeftOver
+    withheld: list[tuple[list[int], int]]  # rows that leases of the former life may still cover, and until when
 
 
-def find_former(memory: FormerMemory, sizes: dict[str, int], geometry: Record) -> tuple[Former | None, str]:
-    """The former life, or None and why there is none to go on with. `sizes`: bytes by table."""
+def journal_head(limits: Limits) -> Record:
+    """What a successor must have in common with its predecessor to go on with its tables."""
+    disk = limits.disk
+    return ["store", FORMAT, limits.dram_bytes, limits.arena_bytes, disk.disk_bytes, disk.segment_bytes]
+
+
+def find_former(limits: Limits, memory: FormerMemory | None) -> tuple[Former | None, str]:
+    """The former life, or None and why there is none to go on with: what it kept is then given up."""
+    if memory is None:
+        return None, "nothing was kept"
+    former, why_cold = _look_over(limits, memory)
+    if former is None:
+        memory.drop_kept()
+    return former, why_cold
+
+
+def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str]:
+    sizes = lasting_tables(limits) | {"journal": JOURNAL_BYTES}
     tables = {name: memory.kept_table(name) for name in sizes}
     if all(table is None for table in tables.values()):
         return None, "nothing was kept"
@@ -97,7 +99,7 @@ def find_former(memory: FormerMemory, sizes: dict[str, int], geometry: Record) -
     assert book is not None, "looked at above"
     assert arenas is not None, "looked at above"
     records = read_journal(journal)
-    if not records or records[0] != geometry:
+    if not records or records[0] != journal_head(limits):
         return None, "it was left by another version or configuration"
     words = book.view(np.uint64)
     rows = sizes["blocks"] // BLOCK.itemsize
@@ -105,28 +107,33 @@ def find_former(memory: FormerMemory, sizes: dict[str, int], geometry: Record) -
     return Former(arenas.view(ARENA).copy(), unused, int(words[blocks.GENERATION]), records[1:]), ""
 
 
-def take_over(store: "Store", former: Former, memory: FormerMemory) -> Kept:
+def take_over(
+    tables: Tables, arenas: Arenas, registry: Registry, former: Former, memory: FormerMemory, now_ns: int
+) -> Taken:
     """Put what a former life left to use. Before anybody is served."""
-    return _TakeOver(store, former, memory).run()
+    return _TakeOver(tables, arenas, registry, former, memory, now_ns).run()
 
 
 class _TakeOver:
-    def __init__(self, store: "Store", former: Former, memory: FormerMemory) -> None:
-        self._store = store
+    def __init__(
+        self, tables: Tables, arenas: Arenas, registry: Registry, former: Former, memory: FormerMemory, now_ns: int
+    ) -> None:
+        self._tables = tables
+        self._arenas = arenas
+        self._registry = registry
         self._former = former
         self._memory = memory
-        self._tables = store.tables
-        self._now_ns = store.now_ns()
+        self._now_ns = now_ns
         self._key = np.zeros(4, dtype=np.uint64)
         self._kept = Kept(warm=True, reason="")
 
-    def run(self) -> Kept:
-        store, tables, former = self._store, self._tables, self._former
+    def run(self) -> Taken:
+        tables, former = self._tables, self._former
         for record in former.records:
             self._know(record)
         slots_of = self._take_arenas()
         pool_of = np.zeros(NAMESPACES, dtype=np.uint32)
-        for namespace in store.namespaces.values():
+        for namespace in self._registry.namespaces.values():
             pool_of[namespace.number] = namespace.pool.number + 1
         shift = int(tables.book[blocks.SHIFT])
         rows: U4 = np.zeros(former.unused, dtype=np.uint32)
@@ -141,33 +148,31 @@ class _TakeOver:
             blocks.free_slots(tables, position, int(slots_of[position]))
         left = self._settle(rows)
         self._kept.withheld = len(withheld)
-        store.left_over = LeftOver(left, cut, keys)
-        store.hold_for_the_past(withheld)
         tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
-        return self._kept
+        return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
         """A tenant, pool or namespace, as the journal says it. Numbers come out as they were."""
-        store = self._store
+        registry = self._registry
         kind, *rest = record
         try:
             if kind == "tenant":
-                store.known_tenant(str(rest[0]))
+                registry.known_tenant(str(rest[0]))
             elif kind == "pool":
-                tenant = store.known_tenant(str(rest[0]))
+                tenant = registry.known_tenant(str(rest[0]))
                 if tenant is not None:
-                    store.pool(tenant, int(rest[1]))
+                    registry.pool(tenant, int(rest[1]))
             elif kind == "namespace":
-                tenant = store.known_tenant(str(rest[1]))
+                tenant = registry.known_tenant(str(rest[1]))
                 identity = NamespaceIdentity.from_canonical(bytes.fromhex(str(rest[2])))
                 if tenant is not None:
-                    store.restore_namespace(tenant, identity, int(rest[0]))
+                    registry.restore_namespace(tenant, identity, int(rest[0]))
         except (KvError, ValueError, IndexError):
             return  # its blocks will not be known either
 
     def _take_arenas(self) -> U4:
         """Arenas that are still there serve where they did. Returns slots by position."""
-        arenas = self._store.arenas
+        arenas = self._arenas
         there = self._memory.kept_arenas()
         slots_of = np.zeros(arenas.positions, dtype=np.uint32)
         for position in range(arenas.positions):
@@ -225,10 +230,10 @@ class _TakeOver:
         left: list[U4] = []
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
         tenant_of: dict[int, Tenant] = {
-            namespace.number: namespace.tenant for namespace in self._store.namespaces.values()
+            namespace.number: namespace.tenant for namespace in self._registry.namespaces.values()
         }
         numbers = tables.blocks["namespace"][rows]
-        for tenant in self._store.tenants.values():
+        for tenant in self._registry.tenants.values():
             mine = [number for number, owner in tenant_of.items() if owner is tenant]
             some = rows[np.isin(numbers, mine)]
             blocks.make_ready(tables, tenant.index, some.size)
@@ -240,3 +245,24 @@ class _TakeOver:
             left.append(some[~whole])
             self._kept.blocks += int(settled)
         return np.concatenate(left) if left else rows[:0]
+
+
+def settle_left_over(tables: Tables, registry: Registry, left: LeftOver) -> int:
+    """Put the rest of what was kept in its place, or free it. Returns how many blocks found theirs."""
+    table, key = tables.blocks, np.zeros(4, dtype=np.uint64)
+    of_namespace = {namespace.number: namespace for namespace in registry.namespaces.values()}
+    table["writer"][left.rows] = blocks.UNKNOWN
+    for i, row in enumerate(left.cut.tolist()):
+        namespace = of_namespace[int(table["namespace"][row])]
+        parent = int(blocks.find_one(tables, namespace.tenant.index, namespace.number, left.keys, 4 * i))
+        table["parent"][row] = parent
+    table["writer"][left.rows[table["parent"][left.rows] == 0]] = blocks.BROKEN
+    settled = 0
+    stack = np.zeros(left.rows.size + 1, dtype=np.uint32)
+    for tenant in registry.tenants.values():
+        mine = [number for number, namespace in of_namespace.items() if namespace.tenant is tenant]
+        some = left.rows[np.isin(table["namespace"][left.rows], mine)]
+        blocks.make_ready(tables, tenant.index, some.size)
+        settled += int(blocks.settle(tables, tenant.index, some, 0, some.size, stack, key))
+        blocks.finish_adoption(tables, some, 0, some.size)
+    return settled

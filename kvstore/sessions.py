@@ -1,4 +1,4 @@
-"""Who is connected and what each holds: sessions, namespaces, tickets, leases. Plain records; `store` moves them.
+"""Who is connected and what each holds: sessions, namespaces, tickets, leases. Plain records; the rooms move them.
 
 Life of a ticket
 

@@ -18,7 +18,7 @@ from kvstore.blocks import U4, U8, Tables
 from kvstore.ports import Outbox, Workers
 from kvstore.room import Room
 from kvstore.sessions import Lease, Namespace, Pool, Stream, Tenant
-from kvstore.tier.disk import Disk
+from kvstore.tier.loading import Loading
 from kvstore.tier.orders import Load, Outcome, Verify
 from kvstore.wheel import Wheel
 
@@ -33,13 +33,13 @@ class Streams:
     """All streams, and the reads and verifications that they wait for."""
 
     def __init__(
-        self, tables: Tables, outbox: Outbox, workers: Workers, disk: Disk, namespaces: dict[int, Namespace],
+        self, tables: Tables, outbox: Outbox, workers: Workers, loading: Loading, namespaces: dict[int, Namespace],
         make_room: MakeRoom, sweep: Sweeper, renew: Renew, relieve: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._tables = tables
         self._outbox = outbox
         self._workers = workers
-        self._disk = disk
+        self._loading = loading
         self._namespaces = namespaces
         self._make_room = make_room
         self._sweep = sweep
@@ -102,7 +102,7 @@ class Streams:
         if kept.any():
             self._verify(namespace, rows[kept])
         if not kept.all():
-            self._disk.load(namespace, rows[~kept], now_ns)
+            self._loading.load(namespace, rows[~kept], now_ns)
 
     def _verify(self, namespace: Namespace, rows: U4) -> None:
         table, arenas = self._tables.blocks, self._tables.arenas
@@ -153,7 +153,7 @@ class Streams:
         """Blocks were read or verified: they are resident, or their streams end."""
         tables, now = self._tables, np.uint64(now_ns)
         if isinstance(batch[0], Load):
-            self._disk.loaded(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
+            self._loading.loaded(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
         else:
             del self._verifying[id(batch[0])]
             good = sum(order.outcome is Outcome.DONE for order in batch)

@@ -13,10 +13,12 @@ from kvproto.limits import NAMESPACES
 from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import U4, Tables
+from kvstore.ports import Clock
 from kvstore.sessions import Tenant
 
 SLICE_STEPS = 2048  # about 0.2 ms
 SLOTS_A_STEP = 8  # looking at a slot is so much cheaper than dropping a block
+DRAIN_LOOK_NS = 10 * 10**6  # how often to look whether the last lease on a drained arena has ended
 
 Done = Callable[[int], None]
 Counted = Callable[[int, int, int, int], None]
@@ -76,7 +78,7 @@ class Answer:
     def run(self, steps: int) -> tuple[int, bool]:
         """See Job."""
         if self._jobs.sweeping(self._tenant):
-            self._jobs.start(self)
+            self._jobs.queue(self)
         else:
             self._answer()
         return steps - 1, True
@@ -215,7 +217,7 @@ class Jobs:
         """Is there work, and not only waiting for a drained arena's last hold to end?"""
         return bool(self._jobs)
 
-    def start(self, job: Job) -> None:
+    def queue(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.append(job)
         if isinstance(job, Sweep):
@@ -227,7 +229,7 @@ class Jobs:
 
     def when_swept(self, tenant: Tenant | None, answer: Callable[[], None]) -> None:
         """Answer when nothing of a tenant, or of any, waits to be swept any more."""
-        self.start(Answer(self, tenant, answer))
+        self.queue(Answer(self, tenant, answer))
 
     def run(self, now_ns: int) -> None:
         """Work for one slice."""
@@ -266,7 +268,7 @@ class Jobs:
             sweep = Sweep(tables, tenant, [row])
             steps, over = sweep.run(steps)
             if not over:
-                self.start(sweep)
+                self.queue(sweep)
                 return
 
     def _go_on(self, row: int) -> int:
@@ -278,3 +280,48 @@ class Jobs:
 
 
 _ANY = np.ones(NAMESPACES, dtype=np.uint32)
+
+
+class Sweeper:
+    """Begins the jobs of a store, and goes on with them as time passes."""
+
+    __slots__ = ("jobs", "_arenas", "_clock", "_look_ns", "_tables")
+
+    def __init__(self, tables: Tables, arenas: Arenas, clock: Clock, slice_steps: int) -> None:
+        self.jobs = Jobs(tables, arenas, slice_steps)
+        self._tables = tables
+        self._arenas = arenas
+        self._clock = clock
+        self._look_ns = 0  # when to look at the drained arena again
+
+    def drop(self, tenant: Tenant, block: int) -> None:
+        """Cut a block off index and tree, and sweep it with all that continues it."""
+        blocks.begin_sweep(self._tables, tenant.index, block)
+        self.sweep(tenant, block)
+
+    def sweep(self, tenant: Tenant, block: int) -> None:
+        """Sweep a block that is cut off already."""
+        self.begin(Sweep(self._tables, tenant, [block]))
+
+    def begin(self, job: Job) -> None:
+        """Begin a job; its first slice runs at once unless others wait."""
+        idle = not self.jobs.waiting
+        self.jobs.queue(job)
+        if idle:
+            self.work()
+
+    def work(self) -> None:
+        """One slice of whatever is being dropped."""
+        self.jobs.run(self._clock.now_ns())
+
+    def tick(self, now_ns: int) -> None:
+        """A slice, if there is anything to do."""
+        if self.jobs.waiting:
+            self.work()
+            self._look_ns = now_ns + DRAIN_LOOK_NS
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do, 0 for at once; None if nothing waits."""
+        if self.jobs.queued:
+            return 0
+        return self._look_ns if self._arenas.draining is not None else None

@@ -173,7 +173,7 @@ class Core:
     def _waits_for_leases(self) -> bool:
         """Is there nothing to do but to wait until the last lease on the drained arena has ended?"""
         position = self.store.arenas.draining
-        if position is None or self.store._jobs.queued:
+        if position is None or self.store.sweeper.jobs.queued:
             return False
         shift = int(self.store.tables.book[blocks.SHIFT])
         rows = self.store.tables.slots["block"][position << shift : (position + 1) << shift]

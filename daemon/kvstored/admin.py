@@ -146,14 +146,14 @@ class Admin:
             tiers=(self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store)),
             tenants=self.tenants(),
             counters=self.counters(),
-            sessions=len(self._hot.connections),
+            sessions=len(self._hot.clients.connections),
             namespaces=len(self.namespaces()),
             disk=disk,
             restart=survey.restart_report(self._store, _keeper_kind(self._keeper)),
         )
 
     def _isolation(self) -> str:
-        peers = [connection.peer.isolation for connection in self._hot.connections.values()]
+        peers = [connection.peer.isolation for connection in self._hot.clients.connections.values()]
         return "accident only" if "accident only" in peers else "enforced"
 
     def _dram(self) -> TierReport:
@@ -231,7 +231,9 @@ class Admin:
 
     def clients(self) -> tuple[SessionReport, ...]:
         """See the port."""
-        return tuple(_session_report(connection) for connection in self._hot.connections.values() if connection.session)
+        return tuple(
+            _session_report(connection) for connection in self._hot.clients.connections.values() if connection.session
+        )
 
     def config(self) -> tuple[ConfigValue, ...]:
         """See the port."""

@@ -99,7 +99,7 @@ class Daemon:
             self._store.kept.warm, self._store.kept.blocks, self._store.kept.lost, self._store.kept.withheld,
             self._store.kept.reason,
         )  # fmt: skip
-        self._hot.store = self._store
+        self._hot.store = self._hot.clients.store = self._store
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._control = ControlServer(self, config.runtime_dir)
         self._look_around_ns = 0
@@ -127,8 +127,8 @@ class Daemon:
             stack.callback(self._leaf.stop)
             self._workers.start()
             stack.callback(self._workers.stop)
-            self._hot.listen(self._config.runtime_dir / SOCKET_NAME)
-            stack.callback(self._hot.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
+            self._hot.clients.listen(self._config.runtime_dir / SOCKET_NAME)
+            stack.callback(self._hot.clients.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
             self._control.start()
             stack.callback(self._control.stop, CONTROL_GRACE_S)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,7 +152,7 @@ class Daemon:
             self._store.tick()
             soonest_ns = self._store.next_tick_ns()
         if self._look_around_ns <= now_ns:
-            self._hot.look_around(now_ns)
+            self._hot.clients.look_around(now_ns)
             self._workers.look_around()
             self._keeper.flush()  # this is how a dead keeper is noticed
             self._look_around_ns = now_ns + LOOK_AROUND_NS

@@ -11,9 +11,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -27,37 +24,33 @@ from kvproto.limits import (
     KEY_BYTES,
     KEYS_PER_FRAME,
     LEASE_WAIT_NS_MAX,
-    LINGERING_PER_UID,
     PAGE_BYTES,
     PROTOCOL_VERSION,
     RING_BYTES_MAX,
-    SESSIONS,
-    SESSIONS_PER_UID,
 )
 from kvstore.blocks import U4
 from kvstore.sessions import Copy, Lease, Parked, Session, Stream
 from kvstore.store import ITEM, Store
+from kvstored.clients import Clients
 from kvstored.config import Config
 from kvstored.connection import Connection, SlowReaderError
 from kvstored.leaf import LeafThreads, Move
 from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
 from kvstored.memory import HostMemory, make_region
-from kvstored.peer import Peer, peer_of
+from kvstored.peer import Peer
 
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "hot.sock"
-HELLO_NS = 5 * 10**9  # a connection that has not said HELLO by then is closed
 BATCH_BYTES = 8 << 20  # what a leaf thread copies before it reports: a report wakes the owner and a client
 FDS_PER_FRAME = 253
-STALE_NS = 130 * 10**9  # twice the longest lease: who still maps a given-up arena then is told to go
 
 _LEASED_AT = frames.HEAD_BYTES + frames.LEASED_HEAD.size
 assert _LEASED_AT % 4 == 0
 
 
 class HotServer:
-    """All connected clients."""
+    """Answers the frames of all connected clients."""
 
     def __init__(self, config: Config, loop: Loop, memory: HostMemory, leaf: LeafThreads) -> None:
         self._config = config
@@ -65,11 +58,7 @@ class HotServer:
         self._memory = memory
         self._leaf = leaf
         self.store: Store  # set once by the daemon: store and server know each other
-        self.connections: dict[int, Connection] = {}  # by socket descriptor
-        self.by_session: dict[Session, Connection] = {}
-        self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
-        self._listener: socket.socket | None = None
-        self._deaf = False  # not listening until the next look around
+        self.clients = Clients(loop, memory, self._on_ready)
         self._received = np.zeros(FRAME_BYTES, dtype=np.uint8)
         self._frame = memoryview(self._received)  # type: ignore[arg-type]  # ndarray has the buffer protocol
         self._words = self._received.view(np.uint64)
@@ -92,67 +81,7 @@ class HotServer:
             Verb.FLUSH: self._flush,
         }
 
-    # -- connections ---------------------------------------------------------------------------------------------
-
-    def listen(self, path: Path) -> None:
-        """Serve. Who may connect is up to the directory; who a client is, up to its uid."""
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        listener.bind(str(path))
-        path.chmod(0o666)
-        listener.listen(128)
-        self._listener = listener
-        self._loop.watch(listener.fileno(), READABLE, self._on_connect)
-
-    def close(self, code: Code, text: str) -> None:
-        """Tell everybody, and hang up."""
-        if self._listener is not None:
-            self._loop.unwatch(self._listener.fileno())
-            Path(self._listener.getsockname()).unlink(missing_ok=True)
-            self._listener.close()
-        for connection in list(self.connections.values()):
-            connection.say_goodbye(code, text)
-            self._hang_up(connection)
-
-    def _on_connect(self, _events: int) -> None:
-        assert self._listener is not None
-        try:
-            accepted, _ = self._listener.accept()
-        except BlockingIOError:  # gone again
-            return
-        except OSError as error:
-            # Out of descriptors, most likely, and the listener stays readable: look again in a second.
-            log.warning("accept failed: %s", error)
-            self._loop.unwatch(self._listener.fileno())
-            self._deaf = True
-            return
-        try:
-            peer = peer_of(accepted)
-        except (RefusedError, OSError) as error:
-            _refuse(accepted, str(error))
-            return
-        refusal = self._over_limits(peer)
-        if refusal:
-            os.close(peer.pidfd)
-            _refuse(accepted, refusal)
-            return
-        connection = Connection(accepted, peer)
-        self.connections[accepted.fileno()] = connection
-        self._loop.watch(accepted.fileno(), READABLE, partial(self._on_ready, connection))
-        self._loop.watch(peer.pidfd, READABLE, lambda _events: self._on_exit(connection))
-
-    def _over_limits(self, peer: Peer) -> str:
-        if len(self.connections) >= SESSIONS:
-            return f"{SESSIONS} sessions are open already"
-        mine = sum(other.peer.uid == peer.uid for other in self.connections.values())
-        if mine >= SESSIONS_PER_UID:
-            return f"uid {peer.uid} has {SESSIONS_PER_UID} sessions open already"
-        lingering = sum(
-            not session.attached for session, other in self.by_session.items() if other.peer.uid == peer.uid
-        )
-        if lingering >= LINGERING_PER_UID:
-            return f"{LINGERING_PER_UID} closed sessions of uid {peer.uid} still hold leases or map arenas"
-        return ""
+    # -- a frame -------------------------------------------------------------------------------------------------
 
     def _on_ready(self, connection: Connection, events: int) -> None:
         try:
@@ -163,12 +92,12 @@ class HotServer:
             if events & (READABLE | CLOSED):
                 self._read(connection)
         except KvError as error:
-            self._fail(connection, error.code, str(error))
+            self.clients.fail(connection, error.code, str(error))
         except SlowReaderError:
-            self._fail(connection, Code.SLOW_READER, "too many frames were left unread")
+            self.clients.fail(connection, Code.SLOW_READER, "too many frames were left unread")
         except OSError as error:
             log.info("client gone: pid=%d name=%r reason=%s", connection.peer.pid, connection.name, error)
-            self._hang_up(connection)
+            self.clients.hang_up(connection)
 
     def _read(self, connection: Connection) -> None:
         """One frame a turn, so that nobody can keep the loop to itself."""
@@ -177,7 +106,7 @@ class HotServer:
         except BlockingIOError:
             return
         if frame_bytes == 0:
-            self._hang_up(connection)
+            self.clients.hang_up(connection)
             return
         self._handle(connection, frame_bytes)
         if connection.waiting and connection.socket.fileno() >= 0:
@@ -200,7 +129,7 @@ class HotServer:
             releases, commits = frames.riders(self._frame, head)
             if commits and head.verb != Verb.COMMIT:
                 self._run_copies(connection, self.store.commit(session, commits))
-            self.store.riding = session, releases
+            self.store.leasing.riding = session, releases
             if releases and head.verb == Verb.RESERVE:  # what they free may be what it needs
                 self.store.release_riding()
         verb(connection, session, head)
@@ -208,65 +137,6 @@ class HotServer:
             self.store.release_riding()
         if session.outcomes:
             self.store.flush_outcomes(session)
-
-    def _fail(self, connection: Connection, code: Code, text: str) -> None:
-        self.store.tally.sessions_failed += 1
-        log.warning(
-            "session ended: pid=%d uid=%d name=%r code=%s reason=%s",
-            connection.peer.pid, connection.peer.uid, connection.name, code.name, text,
-        )  # fmt: skip
-        connection.say_goodbye(code, text)
-        self._hang_up(connection)
-
-    def _hang_up(self, connection: Connection) -> None:
-        """The socket is closed or must be: tickets end; leases and the record live on until the process exits."""
-        fd = connection.socket.fileno()
-        if fd < 0:
-            return
-        self._loop.unwatch(fd)
-        del self.connections[fd]
-        connection.close()
-        if connection.session is None:
-            self._forget(connection)
-            return
-        self.store.detach(connection.session)
-        self._leave_to_elder(connection)
-        self.reap(connection)
-
-    def _leave_to_elder(self, connection: Connection) -> None:
-        """A process that connects and closes again and again leaves one record behind, not one for each time."""
-        session = connection.session
-        elder = self._elders.get(connection.peer.pid)
-        if session is None or session.number not in self.store.sessions or connection.peer.pid <= 0:
-            return
-        if elder is None or elder.session is None or elder.session.number not in self.store.sessions:
-            self._elders[connection.peer.pid] = connection
-        elif elder is not connection:
-            self.store.bequeath(session, elder.session)
-
-    def _on_exit(self, connection: Connection) -> None:
-        self._hang_up(connection)
-        if connection.session is not None:
-            self.store.exited(connection.session)
-            self.reap(connection)
-
-    def reap(self, connection: Connection) -> None:
-        """Give back what a closed connection no longer needs."""
-        session = connection.session
-        assert session is not None
-        if session.attached or session.copies:
-            return
-        if connection.ring is not None:
-            self._memory.drop(connection.ring)
-            connection.ring = None
-        if session.number not in self.store.sessions and self.by_session.pop(session, None) is not None:
-            self._forget(connection)
-
-    def _forget(self, connection: Connection) -> None:
-        self._loop.unwatch(connection.peer.pidfd)
-        os.close(connection.peer.pidfd)
-        if self._elders.get(connection.peer.pid) is connection:
-            del self._elders[connection.peer.pid]
 
     # -- HELLO and OPEN ------------------------------------------------------------------------------------------
 
@@ -280,7 +150,7 @@ class HotServer:
         ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
         connection.session = self.store.attach(tenant, ring_bytes)
         connection.name, connection.role, connection.mode = hello.name, hello.role.name.lower(), "copy"
-        self.by_session[connection.session] = connection
+        self.clients.by_session[connection.session] = connection
         if ring_bytes:
             connection.ring = make_region("kvstored-ring", ring_bytes)
         welcome = frames.Welcome(
@@ -451,9 +321,9 @@ class HotServer:
             touched[ticket.session] = None
         for session in touched:
             self.store.flush_outcomes(session)
-            connection = self.by_session.get(session)
+            connection = self.clients.by_session.get(session)
             if connection is not None and not session.attached:
-                self.reap(connection)
+                self.clients.reap(connection)
 
     def _abort(self, connection: Connection, session: Session, head: Head) -> None:
         self.store.abort(session, frames.parse_tickets(self._frame, head))
@@ -499,7 +369,7 @@ class HotServer:
 
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         """See the port."""
-        connection = self.by_session[session]
+        connection = self.clients.by_session[session]
         count = 0
         if lease:
             count = 2 * (lease.stream.rows.size if lease.stream is not None else lease.count)
@@ -524,7 +394,7 @@ class HotServer:
 
     def _tell(self, session: Session, frame: bytes) -> None:
         """Send what was not asked for. A client that is gone or slow must not disturb the store's work."""
-        connection = self.by_session[session]
+        connection = self.clients.by_session[session]
         self._guard(connection, lambda: connection.send(frame))
 
     def _guard(self, connection: Connection, send: Callable[[], None]) -> None:
@@ -535,38 +405,11 @@ class HotServer:
             if connection.waiting:
                 self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
         except SlowReaderError:
-            self._loop.call(lambda: self._fail(connection, Code.SLOW_READER, "too many frames were left unread"))
+            self._loop.call(lambda: self.clients.fail(connection, Code.SLOW_READER, "too many frames were left unread"))
             connection.goaway = Code.SLOW_READER
         except OSError as error:
             log.info("client gone: pid=%d name=%r reason=%s", connection.peer.pid, connection.name, error)
-            self._loop.call(lambda: self._hang_up(connection))
-
-    # -- time ----------------------------------------------------------------------------------------------------
-
-    def look_around(self, now_ns: int) -> None:
-        """Once a second: connections that never said HELLO, sessions that keep arenas they were asked to drop."""
-        if self._deaf and self._listener is not None:
-            self._deaf = False
-            self._loop.watch(self._listener.fileno(), READABLE, self._on_connect)
-        for connection in list(self.connections.values()):
-            if connection.session is None and now_ns - connection.connected_ns > HELLO_NS:
-                self._fail(connection, Code.BAD_FRAME, "no HELLO in time")
-        for stale in list(self.store.arenas.stale.values()):
-            if now_ns - stale.since_ns > STALE_NS:
-                for session in list(stale.holders):
-                    holder = self.by_session.get(session)
-                    if session.attached and holder is not None:
-                        self._fail(holder, Code.SLOW_READER, "an arena was not dropped in time")
-        for connection in list(self.by_session.values()):
-            self.reap(connection)
-
-
-def _refuse(accepted: socket.socket, text: str) -> None:
-    log.warning("connection refused: %s", text)
-    accepted.setblocking(False)
-    with suppress(OSError):  # it sees the end of file
-        accepted.send(frames.build_failure(Verb.GOAWAY, 0, Code.REFUSED, text))
-    accepted.close()
+            self._loop.call(lambda: self.clients.hang_up(connection))
 
 
 def _why_not(modes: tuple[Mode, ...]) -> str:

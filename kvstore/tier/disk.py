@@ -1,47 +1,32 @@
 """The disk tier of one store: what is on its way up, down, out and in. Owner thread; all I/O is `Workers`'.
 
-up    LEASE finds blocks on disk -> `load` -> Load batches -> verified -> resident       (streams.py tells clients)
-down  published, leased again, FLUSH -> demotion.py -> commits.py -> durable
+up    LEASE finds blocks on disk -> loading.py -> Load batches -> verified -> resident   (streams.py tells clients)
+down  published, leased again, FLUSH (flushing.py) -> demotion.py -> commits.py -> durable
 out   dropped blocks -> erasure.py; room for others -> segments.py
 in    at start -> recovery.py
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import DISK_ROWS_BYTES, KEYS_PER_FRAME, MIB
+from kvproto.limits import DISK_ROWS_BYTES
 from kvstore import blocks
-from kvstore.blocks import DESCRIBED, U4, Rows, Tables
-from kvstore.ports import Workers
-from kvstore.sessions import Namespace, Pool, Session, Stored, Tenant
+from kvstore.blocks import U4, Tables
+from kvstore.ports import Outbox, Workers
+from kvstore.sessions import Namespace, Pool, Tenant, Ticket
 from kvstore.tier.codec import Choice, Wish
 from kvstore.tier.commits import Commits
 from kvstore.tier.demotion import Admission, Demotion
 from kvstore.tier.erasure import Erasure
-from kvstore.tier.format import HEADER_BYTES
-from kvstore.tier.orders import (
-    Commit,
-    DropSegment,
-    Erase,
-    Found,
-    Load,
-    MakeSegment,
-    Name,
-    Order,
-    Outcome,
-    Pack,
-    Save,
-)
+from kvstore.tier.flushing import Flushing
+from kvstore.tier.loading import Loading
+from kvstore.tier.orders import Commit, DropSegment, Erase, Found, Load, MakeSegment, Name, Order, Pack, Save
 from kvstore.tier.recovery import Recovered, Recovery
 from kvstore.tier.scrub import Scrub
 from kvstore.tier.segments import Segments
 
-LOAD_BYTES = 4 * MIB  # one read of so many neighbouring slots at most
-FIRST_LOAD_BYTES = 2 * MIB  # the first of a stream, so that the client has something to do
 DRAIN_STEPS = 512
 RECOVERY_SLICES = 1
 REVIVE_NS = 10 * 10**9
@@ -82,81 +67,42 @@ class DiskState(StrEnum):
     OFF = "off"  # it cannot be used in this life
 
 
-@dataclass(slots=True)
-class DiskTally:
-    """Totals, in blocks."""
-
-    loaded: int = 0
-    loaded_bytes: int = 0
-    damaged: int = 0
-    load_faults: int = 0
-    gone: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Flush:
-    """A FLUSH that waits."""
-
-    session: Session
-    namespace: Namespace
-    request: int
-    rows: U4
-    generations: "np.ndarray[tuple[int], np.dtype[np.uint64]]"
-    lost: int
-    deadline_ns: int
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    begun_ns: int
-    read_bytes: int = 0
-    orders: Sequence[Order] = field(default_factory=tuple)
-
-
-Sweeper = Callable[[Tenant, int], None]
+Dropper = Callable[[Tenant, int], None]
 
 
 class Disk:
     """All of it. The store owns one, even if it may have no segments."""
 
     def __init__(
-        self, limits: DiskLimits, tables: Tables, workers: Workers, pools: dict[int, Pool],
-        tenants: dict[str, Tenant], namespaces: dict[int, Namespace], sweep: Sweeper, wall_s: Callable[[], int],
+        self, limits: DiskLimits, tables: Tables, workers: Workers, outbox: Outbox, pools: dict[int, Pool],
+        tenants: dict[str, Tenant], namespaces: dict[int, Namespace], drop: Dropper, wall_s: Callable[[], int],
         first: int, dram_bytes: int,
     ) -> None:  # fmt: skip
+        """`first`: the position after those of DRAM."""
         self.limits = limits
         self.state = DiskState.OPENING
         self.recovered = Recovered()
-        self.tally = DiskTally()
         self._tables = tables
         self._workers = workers
         self._tenants = tenants
         self._namespaces = namespaces
-        self._sweep = sweep
+        self._drop = drop
         self._wall_s = wall_s
+        self.choice = Choice(limits.codec)
         self.segments = Segments(tables, workers, pools, first, limits.segments, limits.segment_bytes)
-        choice = Choice(limits.codec)
-        self.choice = choice
         self.demotion = Demotion(
-            tables,
-            self.segments,
-            workers,
-            tenants,
-            namespaces,
-            most_rows=limits.rows,
-            dram_bytes=dram_bytes,
-            bytes_per_s=limits.write_bytes_per_s,
-            choice=choice,
-        )
+            tables, self.segments, workers, tenants, namespaces,
+            most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,
+        )  # fmt: skip
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
         self.erasure = Erasure(tables, self.segments, workers)
+        self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
+        self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
         self.scrub = Scrub(
             tables, self.segments, workers, namespaces, wall_s, self._scrub_found, limits.scrub_bytes_per_s
         )
-        self._loading: dict[int, _Running] = {}
+        self.tally = self.loading.tally
         self._recovery: Recovery | None = None
-        self._flushes: list[Flush] = []
-        self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._drain_ns = 0
         self._after_saves: list[Callable[[], None]] = []
         self._when_serving: list[Callable[[], None]] = []
@@ -201,6 +147,10 @@ class Disk:
             self.demotion.enabled = True
             self._act()
 
+    def _works(self) -> bool:
+        """Is there a disk tier in this life?"""
+        return bool(self.limits.disk_bytes) and self.state is not DiskState.OFF
+
     def switch_off(self) -> None:
         """There will be no disk tier in this life."""
         self.state = DiskState.OFF
@@ -223,77 +173,26 @@ class Disk:
         self._when_serving.append(act)
         return True
 
-    # -- up ------------------------------------------------------------------------------------------------------
+    # -- up and down ---------------------------------------------------------------------------------------------
 
-    def load(self, namespace: Namespace, rows: U4, now_ns: int) -> None:
-        """Read blocks that have their place in DRAM already, in this order."""
-        shift = int(self._tables.book[blocks.SHIFT])
-        mask = (1 << shift) - 1
-        arenas = self._tables.arenas
-        slot_of: dict[int, tuple[int, int]] = {}  # by position: segment, slot bytes
-        batch: list[Load] = []
-        most = FIRST_LOAD_BYTES
-        for begin in range(0, rows.size, KEYS_PER_FRAME):
-            some = rows[begin : begin + KEYS_PER_FRAME]
-            described = self._described[: some.size]
-            blocks.describe(self._tables, some, 0, some.size, described)
-            keys = described["key"].tobytes()
-            for i, one in enumerate(described.tolist()):
-                _, _, generation, _, checksum, row, slot, disk, _, _, _, _ = one
-                position = disk >> shift
-                if position not in slot_of:
-                    pool = self._tables.pools[int(arenas["pool"][position]) - 1]
-                    slot_of[position] = (self.segments.number_at(position), int(pool["slot_bytes"]))
-                segment, slot_bytes = slot_of[position]
-                arena = int(arenas["id"][slot >> shift])
-                order = Load(
-                    row, namespace, keys[32 * i : 32 * i + 32], generation, checksum, segment, disk & mask, slot_bytes,
-                    arena, (slot & mask) * namespace.slot_bytes,
-                )  # fmt: skip
-                last = batch[-1] if batch else order
-                if batch and (
-                    segment != last.segment
-                    or order.slot <= last.slot
-                    or (len(batch) + 1) * (slot_bytes - HEADER_BYTES) > most
-                ):
-                    self._begin_load(batch, now_ns)
-                    batch, most = [], LOAD_BYTES
-                batch.append(order)
-        self._begin_load(batch, now_ns)
+    def published(self, ticket: Ticket, now_ns: int) -> None:
+        """A block became visible. It may be wanted on disk now, and FLUSH will want it."""
+        row, generation = ticket.block, int(self._tables.blocks["generation"][ticket.block])
+        self.demotion.published(ticket.namespace.slot_bytes, now_ns)
+        if self.limits.admission is Admission.ALL:
+            self.demotion.admit((row,), (generation,))
+        self.flushing.remember(ticket, generation)
 
-    def _begin_load(self, batch: list[Load], now_ns: int) -> None:
-        self._loading[id(batch[0])] = _Running(now_ns, sum(order.slot_bytes for order in batch), batch)
-        self._workers.submit(batch)
-
-    def loaded(self, batch: Sequence[Load], now_ns: int) -> None:
-        """Reads have ended: count them. The store decides what becomes of the blocks."""
-        running = self._loading.pop(id(batch[0]))
-        if all(order.outcome is Outcome.DONE for order in batch):
-            self.demotion.took((now_ns - running.begun_ns) / 1e9, running.read_bytes)
-        for order in batch:
-            if order.outcome is Outcome.DONE:
-                self.tally.loaded += 1
-                self.tally.loaded_bytes += order.namespace.identity.block_bytes
-            elif order.outcome is Outcome.DAMAGED:
-                self.tally.damaged += 1
-                self._quarantine(order)
-            elif order.outcome is Outcome.GONE:
-                self.tally.gone += 1
-            else:
-                self.tally.load_faults += 1
-
-    def _quarantine(self, order: Load) -> None:
-        """A place whose content is not what it was is erased when its block is dropped, and never used again."""
-        position = self.segments.position_of.get(order.segment)
-        if position is not None:
-            place = (position << int(self._tables.book[blocks.SHIFT])) + order.slot
-            if int(self._tables.slots["block"][place]) == order.row:
-                self.erasure.quarantined.add(place)
+    def leased(self, ends: U4) -> None:
+        """Blocks that are not on disk were leased: all before them were too."""
+        if self.limits.admission is not Admission.NONE:
+            table = self._tables.blocks
+            fresh = ends[(table["disk"][ends] == 0) & (table["state"][ends] == blocks.RESIDENT)]
+            self.demotion.admit(fresh.tolist(), table["generation"][fresh].tolist())
 
     def held_rows(self) -> list[int]:
         """Rows that a read, a write or packing holds, once for each."""
-        rows = [order.row for running in self._loading.values() for order in running.orders if isinstance(order, Load)]
-        return rows + [order.row for batch in self.demotion.running.values() for order in batch]
+        return self.loading.held_rows() + [order.row for batch in self.demotion.running.values() for order in batch]
 
     def expects(self, place: int) -> bool:
         """Will a place that is nobody's be erased, or is it not to be used again?"""
@@ -310,90 +209,12 @@ class Disk:
             self.demotion.admit((row,), (order.generation,))
         elif state == blocks.DISK:
             self.erasure.quarantined.add(place)
-            self._sweep(order.namespace.tenant, row)
-
-    # -- down ----------------------------------------------------------------------------------------------------
-
-    def published(self, row: int, generation: int, block_bytes: int, now_ns: int) -> None:
-        """A block became visible."""
-        self.demotion.published(block_bytes, now_ns)
-        if self.limits.admission is Admission.ALL:
-            self.demotion.admit((row,), (generation,))
-
-    def leased(self, ends: U4) -> None:
-        """Blocks that are not on disk were leased: all before them were too."""
-        if self.limits.admission is not Admission.NONE:
-            table = self._tables.blocks
-            fresh = ends[(table["disk"][ends] == 0) & (table["state"][ends] == blocks.RESIDENT)]
-            self.demotion.admit(fresh.tolist(), table["generation"][fresh].tolist())
-
-    def flush(self, flush: Flush) -> tuple[int, int, int, int] | None:
-        """Make blocks durable whatever admission says. The answer, if there is one already."""
-        if not self.limits.disk_bytes or self.state is DiskState.OFF:
-            return 0, 0, 0, 0
-        table = self._tables.blocks
-        mine = self._alive(flush) & (table["disk"][flush.rows] == 0)
-        self.demotion.admit(flush.rows[mine].tolist(), flush.generations[mine].tolist())
-        self.commits.urgent = self.demotion.hurry = True
-        counts = self._counts(flush)
-        if counts[3]:
-            self._flushes.append(flush)
-            return None
-        self.commits.urgent = self.demotion.hurry = bool(self._flushes)
-        return counts
-
-    def _alive(self, flush: Flush) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        table = self._tables.blocks
-        state = table["state"][flush.rows]
-        live = (state != blocks.FREE) & (state != blocks.DOOMED)
-        alive: np.ndarray[tuple[int], np.dtype[np.bool_]] = live & (
-            table["generation"][flush.rows] == flush.generations
-        )
-        return alive
-
-    def _counts(self, flush: Flush) -> tuple[int, int, int, int]:
-        """Durable, failed, evicted, pending."""
-        table = self._tables.blocks
-        alive, flags = self._alive(flush), table["flags"][flush.rows]
-        durable = int((alive & ((flags & blocks.DURABLE) != 0)).sum())
-        under_way = (flags & (blocks.QUEUED | blocks.SAVING)) != 0
-        under_way |= np.isin(flush.rows, self.commits.awaited())
-        pending = int((alive & ((flags & blocks.DURABLE) == 0) & under_way).sum())
-        dead = int((~alive).sum())
-        return durable, flush.rows.size - durable - pending - dead, dead + flush.lost, pending
-
-    def answered_flushes(self, now_ns: int) -> list[tuple[Flush, tuple[int, int, int, int]]]:
-        """Those that have nothing to wait for any more, or no time."""
-        if not self._flushes:
-            return []
-        answers, waiting = [], []
-        for flush in self._flushes:
-            counts = self._counts(flush)
-            if not flush.session.attached:
-                continue
-            if counts[3] and now_ns < flush.deadline_ns:
-                waiting.append(flush)
-            else:
-                answers.append((flush, counts))
-        self._flushes = waiting
-        self.commits.urgent = self.demotion.hurry = bool(waiting)
-        return answers
-
-    def flushes_of(self, session: Session) -> int:
-        """How many FLUSH of a session wait."""
-        return sum(flush.session is session for flush in self._flushes)
-
-    def undecided(self, flush: Flush) -> Stored:
-        """Of a FLUSH whose time was over: what the next one is to speak of again."""
-        table = self._tables.blocks
-        flags = table["flags"][flush.rows]
-        left = self._alive(flush) & ((flags & blocks.DURABLE) == 0)
-        return Stored(flush.rows[left].tolist(), flush.generations[left].tolist())
+            self._drop(order.namespace.tenant, row)
 
     # -- orders come back ----------------------------------------------------------------------------------------
 
     def finished(self, batch: Sequence[Order], now_ns: int) -> None:
-        """Orders of one kind have ended; not loads, which the store takes."""
+        """Orders of one kind have ended; not loads, which `Streams` takes."""
         first = batch[0]
         if isinstance(first, Save):
             for order in self._saved(batch):  # type: ignore[arg-type]  # a batch is of one kind
@@ -457,20 +278,16 @@ class Disk:
         idle = self.commits.urgent and not self.demotion.running
         self.commits.pump(now_ns, now=idle)
 
-    def next_tick_ns(self) -> int | None:
+    def next_ns(self) -> int | None:
         """When `tick` has something to do, 0 for at once."""
         if self.state in {DiskState.OPENING, DiskState.OFF}:
             return None
         if self._recovery is not None or self._tables.book[blocks.TO_ERASE]:
             return 0
-        soonest = [
-            due_ns
-            for due_ns in (self.demotion.next_ns(), self.commits.next_ns(), self.scrub.next_ns())
-            if due_ns is not None
-        ]
+        due = (self.demotion.next_ns(), self.commits.next_ns(), self.scrub.next_ns(), self.flushing.next_ns())
+        soonest = [due_ns for due_ns in due if due_ns is not None]
         if self.segments.draining is not None or self._lost:
             soonest.append(self._drain_ns)
-        soonest += [flush.deadline_ns for flush in self._flushes]
         return min(soonest, default=None)
 
     def _drain(self, now_ns: int) -> None:
@@ -483,7 +300,7 @@ class Disk:
             state, flags = int(table["state"][row]), int(table["flags"][row])
             if state == blocks.DISK:
                 tenant = self._namespaces[int(table["namespace"][row])].tenant
-                self._sweep(tenant, row)
+                self._drop(tenant, row)
             elif state in {blocks.RESIDENT, blocks.KEPT} and not flags & (blocks.SAVING | blocks.VERIFYING):
                 blocks.detach(tables, row)
         else:
@@ -496,13 +313,12 @@ class Disk:
         if used:
             self._drain_ns = now_ns + 10**7  # reads, writes and erasures are still running there
         else:
-            number = self.segments.drained()
+            self.segments.drained()
             self.demotion.stuck = False
             self.erasure.quarantined = {
                 place for place in self.erasure.quarantined if place >> int(tables.book[blocks.SHIFT]) != position
             }
             self.commits.touch(position << int(tables.book[blocks.SHIFT]), now_ns)
-            del number
 
     def lost(self, segment: int, now_ns: int) -> None:
         """A segment's file is gone: forget what lay there. What is being read or written there ends by itself."""

@@ -34,9 +34,8 @@ FULL = 900  # blocks: 56 of 64 MiB
 # Run by a successor of another version: rows and seals of format 2.
 UPGRADE = """
 import sys
-import kvstore.restart, kvstore.store
-assert kvstore.restart.FORMAT == kvstore.store.FORMAT
-kvstore.restart.FORMAT = kvstore.store.FORMAT = 1000
+import kvstore.restart
+kvstore.restart.FORMAT = 1000
 from kvstored.cli import main
 sys.exit(main())
 """

@@ -10,7 +10,7 @@ import numpy as np
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.sessions import Session
-from kvstore.tier import commits, demotion, disk, erasure, recovery
+from kvstore.tier import commits, demotion, disk, erasure, loading, recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
@@ -29,8 +29,8 @@ MOST_FAULTY_NS = 3 * 10**9
 
 CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (recovery, "SLICE", (1, 5, 8192)),
-    (disk, "FIRST_LOAD_BYTES", (PAGE_BYTES, 4 * MIB)),
-    (disk, "LOAD_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
+    (loading, "FIRST_LOAD_BYTES", (PAGE_BYTES, 4 * MIB)),
+    (loading, "LOAD_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (disk, "DRAIN_STEPS", (1, 512)),
     (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 64 * MIB)),
@@ -275,7 +275,7 @@ class DiskEvents:
         assert not store.streams._waiting, "a stream waits for ever"
         assert not store.streams._verifying, "a block is verified for ever"
         assert store.streams.next_ns() is None, "a stream is never ended"
-        assert not store.disk._loading, "a read never ends"
+        assert not store.disk.loading.running, "a read never ends"
         assert not store.disk.demotion.running, "a write never ends"
         assert store.disk.demotion.running_bytes == 0, "bytes being written are miscounted"
         assert not store.disk.demotion.waiting, "a block waits for ever to be written"
@@ -284,6 +284,6 @@ class DiskEvents:
         assert not store.disk._after_saves, "a delete is never answered"
         assert not store.tables.book[blocks.DOOMED_SAVING], "dropped blocks being written are miscounted"
         assert store.disk.commits.clean, "something is never made durable"
-        assert not store.disk._flushes, "a FLUSH is never answered"
+        assert not store.disk.flushing._waiting, "a FLUSH is never answered"
         assert store.disk.segments.draining is None, "a segment is emptied for ever"
         assert not store.disk.segments.making, "a segment is made for ever"

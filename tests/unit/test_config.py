@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from kvproto import limits
 from kvproto.errors import UsageError
 from kvproto.limits import GIB, KIB, MIB
-from kvstore import store
+from kvstore import tables
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
 from kvstored import cli
-from kvstored import config as config_module
+from kvstored import settings as declared
 from kvstored.config import (
     EX_CONFIG,
     SETTINGS,
@@ -173,20 +173,20 @@ def test_exit_code_is_the_one_of_sysexits() -> None:
 def test_the_runtime_dir_follows_systemd_then_the_session_then_home(
     environ: Mapping[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config_module, "SYSTEM_RUNTIME_DIR", tmp_path / "absent")
+    monkeypatch.setattr(declared, "SYSTEM_RUNTIME_DIR", tmp_path / "absent")
     assert load(None, environ, {}, memory_bytes=MEMORY_BYTES).config.runtime_dir == Path(expected)
 
 
 def test_a_writable_system_runtime_dir_comes_before_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config_module, "SYSTEM_RUNTIME_DIR", Path("/dev/shm"))
+    monkeypatch.setattr(declared, "SYSTEM_RUNTIME_DIR", Path("/dev/shm"))
     result = load(None, {"XDG_RUNTIME_DIR": "/run/user/7"}, {}, memory_bytes=MEMORY_BYTES)
     assert result.config.runtime_dir == Path("/dev/shm")
 
 
 def test_without_any_place_for_sockets_the_default_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "SYSTEM_RUNTIME_DIR", tmp_path / "absent")
+    monkeypatch.setattr(declared, "SYSTEM_RUNTIME_DIR", tmp_path / "absent")
     with pytest.raises(ConfigError, match=r"^default of daemon.runtime_dir: .* is not an absolute path$"):
         load(None, {}, {}, memory_bytes=MEMORY_BYTES)
 
@@ -538,9 +538,9 @@ def test_what_is_called_good_has_a_number_for_every_slot(dram: int, disk: int, s
         segment_bytes, arena_bytes = parse_bytes(words[1]), parse_bytes(words[2])
     if good:
         segment_bytes, arena_bytes = config.segment_bytes, config.arena_bytes
-    numbered = store.Limits(dram, arena_bytes, disk=DiskLimits(disk, segment_bytes))
+    numbered = tables.Limits(dram, arena_bytes, disk=DiskLimits(disk, segment_bytes))
     try:
-        store._dimensions(numbered)
+        tables.geometry_of(numbered)
     except UsageError:
         assert not good
     else:
@@ -548,8 +548,8 @@ def test_what_is_called_good_has_a_number_for_every_slot(dram: int, disk: int, s
 
 
 def test_the_words_of_the_disk_tier_are_those_of_the_store() -> None:
-    assert tuple(Admission) == config_module.ADMISSIONS
-    assert tuple(Wish) == config_module.CODECS
+    assert tuple(Admission) == declared.ADMISSIONS
+    assert tuple(Wish) == declared.CODECS
 
 
 def test_configuration_is_read_without_what_takes_long_to_import() -> None:

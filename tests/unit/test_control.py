@@ -26,11 +26,12 @@ from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
 from kvstored import control
 from kvstored.admin import FOREIGN_NAMED, PACKED_TRIED, SCRUB_RATE, Admin
-from kvstored.config import DISK_DIRECTORIES, DISK_PATH_BYTES, load
+from kvstored.config import load
 from kvstored.control import ControlServer, RefusedError
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.index import State
 from kvstored.keep import NoKeeper
+from kvstored.settings import DISK_DIRECTORIES, DISK_PATH_BYTES
 from tests.core import Core, chain
 from tests.unit.control_fakes import (
     BLOCK_BYTES,
@@ -583,7 +584,7 @@ class Parts:
         limits = DiskLimits(4 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=codec, row_bytes=2 * PAGE_BYTES)
         self.core = Core(disk=limits if disk else None)
         self.hands = FoundHands()
-        hot: Any = SimpleNamespace(connections={})
+        hot: Any = SimpleNamespace(clients=SimpleNamespace(connections={}))
         self.faults: list[str] = []
         memory: Any = SimpleNamespace(faults=self.faults, populated_bytes=0, locked_bytes=0)
         loaded = load(None, {"RUNTIME_DIRECTORY": "/run/kvstored"}, {"dram": "64MiB", "disk-scrub-rate": scrub_rate})

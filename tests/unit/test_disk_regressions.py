@@ -179,8 +179,8 @@ def test_what_continues_a_block_that_was_written_again_elsewhere_is_found_after_
 
 
 def test_a_stream_whose_time_is_over_still_protects_what_it_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.tier.disk.FIRST_LOAD_BYTES", PAGE_BYTES)
-    monkeypatch.setattr("kvstore.tier.disk.LOAD_BYTES", PAGE_BYTES)
+    monkeypatch.setattr("kvstore.tier.loading.FIRST_LOAD_BYTES", PAGE_BYTES)
+    monkeypatch.setattr("kvstore.tier.loading.LOAD_BYTES", PAGE_BYTES)
     core, client, namespace = make()
     first, second = chain(6, "first"), chain(16, "second")
     put(client, namespace, first)

@@ -1,0 +1,197 @@
+"""Who is connected, and who was and may still map arenas: sockets that come and go, processes that end. Owner thread.
+
+    connect --> limits --> watched: frames go to `hot.py` --> closed, by whomever: tickets end
+                                                              --> leases and arenas end, or the process: forgotten
+
+What a closed session still maps outlives its socket; the pidfd tells when the process is gone, and all its maps.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from kvproto import frames
+from kvproto.errors import Code, RefusedError
+from kvproto.frames import Verb
+from kvproto.limits import LINGERING_PER_UID, SESSIONS, SESSIONS_PER_UID
+from kvstore.sessions import Session
+from kvstore.store import Store
+from kvstored.connection import Connection
+from kvstored.loop import READABLE, Loop
+from kvstored.memory import HostMemory
+from kvstored.peer import Peer, peer_of
+
+log = logging.getLogger(__name__)
+
+HELLO_NS = 5 * 10**9  # a connection that has not said HELLO by then is closed
+STALE_NS = 130 * 10**9  # twice the longest lease: who still maps a given-up arena then is told to go
+
+
+class Clients:
+    """All connections, and the records of those that are closed."""
+
+    def __init__(self, loop: Loop, memory: HostMemory, on_ready: Callable[[Connection, int], None]) -> None:
+        """`on_ready(connection, events)` is called for each socket that has something, or room for something."""
+        self._loop = loop
+        self._memory = memory
+        self._on_ready = on_ready
+        self.store: Store  # set once by the daemon: store and server know each other
+        self.connections: dict[int, Connection] = {}  # by socket descriptor
+        self.by_session: dict[Session, Connection] = {}
+        self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
+        self._listener: socket.socket | None = None
+        self._deaf = False  # not listening until the next look around
+
+    # -- they come -----------------------------------------------------------------------------------------------
+
+    def listen(self, path: Path) -> None:
+        """Serve. Who may connect is up to the directory; who a client is, up to its uid."""
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(128)
+        self._listener = listener
+        self._loop.watch(listener.fileno(), READABLE, self._on_connect)
+
+    def _on_connect(self, _events: int) -> None:
+        assert self._listener is not None
+        try:
+            accepted, _ = self._listener.accept()
+        except BlockingIOError:  # gone again
+            return
+        except OSError as error:
+            # Out of descriptors, most likely, and the listener stays readable: look again in a second.
+            log.warning("accept failed: %s", error)
+            self._loop.unwatch(self._listener.fileno())
+            self._deaf = True
+            return
+        try:
+            peer = peer_of(accepted)
+        except (RefusedError, OSError) as error:
+            _refuse(accepted, str(error))
+            return
+        refusal = self._over_limits(peer)
+        if refusal:
+            os.close(peer.pidfd)
+            _refuse(accepted, refusal)
+            return
+        connection = Connection(accepted, peer)
+        self.connections[accepted.fileno()] = connection
+        self._loop.watch(accepted.fileno(), READABLE, partial(self._on_ready, connection))
+        self._loop.watch(peer.pidfd, READABLE, lambda _events: self._on_exit(connection))
+
+    def _over_limits(self, peer: Peer) -> str:
+        if len(self.connections) >= SESSIONS:
+            return f"{SESSIONS} sessions are open already"
+        mine = sum(other.peer.uid == peer.uid for other in self.connections.values())
+        if mine >= SESSIONS_PER_UID:
+            return f"uid {peer.uid} has {SESSIONS_PER_UID} sessions open already"
+        lingering = sum(
+            not session.attached for session, other in self.by_session.items() if other.peer.uid == peer.uid
+        )
+        if lingering >= LINGERING_PER_UID:
+            return f"{LINGERING_PER_UID} closed sessions of uid {peer.uid} still hold leases or map arenas"
+        return ""
+
+    # -- they go -------------------------------------------------------------------------------------------------
+
+    def close(self, code: Code, text: str) -> None:
+        """Tell everybody, and hang up."""
+        if self._listener is not None:
+            self._loop.unwatch(self._listener.fileno())
+            Path(self._listener.getsockname()).unlink(missing_ok=True)
+            self._listener.close()
+        for connection in list(self.connections.values()):
+            connection.say_goodbye(code, text)
+            self.hang_up(connection)
+
+    def fail(self, connection: Connection, code: Code, text: str) -> None:
+        self.store.tally.sessions_failed += 1
+        log.warning(
+            "session ended: pid=%d uid=%d name=%r code=%s reason=%s",
+            connection.peer.pid, connection.peer.uid, connection.name, code.name, text,
+        )  # fmt: skip
+        connection.say_goodbye(code, text)
+        self.hang_up(connection)
+
+    def hang_up(self, connection: Connection) -> None:
+        """The socket is closed or must be: tickets end; leases and the record live on until the process exits."""
+        fd = connection.socket.fileno()
+        if fd < 0:
+            return
+        self._loop.unwatch(fd)
+        del self.connections[fd]
+        connection.close()
+        if connection.session is None:
+            self._forget(connection)
+            return
+        self.store.detach(connection.session)
+        self._leave_to_elder(connection)
+        self.reap(connection)
+
+    def _leave_to_elder(self, connection: Connection) -> None:
+        """A process that connects and closes again and again leaves one record behind, not one for each time."""
+        session = connection.session
+        elder = self._elders.get(connection.peer.pid)
+        if session is None or session.number not in self.store.sessions or connection.peer.pid <= 0:
+            return
+        if elder is None or elder.session is None or elder.session.number not in self.store.sessions:
+            self._elders[connection.peer.pid] = connection
+        elif elder is not connection:
+            self.store.bequeath(session, elder.session)
+
+    def _on_exit(self, connection: Connection) -> None:
+        self.hang_up(connection)
+        if connection.session is not None:
+            self.store.exited(connection.session)
+            self.reap(connection)
+
+    def reap(self, connection: Connection) -> None:
+        """Give back what a closed connection no longer needs."""
+        session = connection.session
+        assert session is not None
+        if session.attached or session.copies:
+            return
+        if connection.ring is not None:
+            self._memory.drop(connection.ring)
+            connection.ring = None
+        if session.number not in self.store.sessions and self.by_session.pop(session, None) is not None:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._loop.unwatch(connection.peer.pidfd)
+        os.close(connection.peer.pidfd)
+        if self._elders.get(connection.peer.pid) is connection:
+            del self._elders[connection.peer.pid]
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def look_around(self, now_ns: int) -> None:
+        """Once a second: connections that never said HELLO, sessions that keep arenas they were asked to drop."""
+        if self._deaf and self._listener is not None:
+            self._deaf = False
+            self._loop.watch(self._listener.fileno(), READABLE, self._on_connect)
+        for connection in list(self.connections.values()):
+            if connection.session is None and now_ns - connection.connected_ns > HELLO_NS:
+                self.fail(connection, Code.BAD_FRAME, "no HELLO in time")
+        for stale in list(self.store.arenas.stale.values()):
+            if now_ns - stale.since_ns > STALE_NS:
+                for session in list(stale.holders):
+                    holder = self.by_session.get(session)
+                    if session.attached and holder is not None:
+                        self.fail(holder, Code.SLOW_READER, "an arena was not dropped in time")
+        for connection in list(self.by_session.values()):
+            self.reap(connection)
+
+
+def _refuse(accepted: socket.socket, text: str) -> None:
+    log.warning("connection refused: %s", text)
+    accepted.setblocking(False)
+    with suppress(OSError):  # it sees the end of file
+        accepted.send(frames.build_failure(Verb.GOAWAY, 0, Code.REFUSED, text))
+    accepted.close()

@@ -1,0 +1,211 @@
+"""Every setting of the daemon in one table: what it is called, what it may be, what it is where nobody says, and why.
+
+`config.py` finds their values.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from kvproto import limits
+from kvstored.units import (
+    Kind,
+    count_kind,
+    duration_kind,
+    folder_kind,
+    folders_kind,
+    size_kind,
+    switch_kind,
+    word_kind,
+)
+
+T = TypeVar("T")
+
+# A Unix socket path holds 107 bytes and a NUL: 90 of folder, a slash, 16 of file name.
+RUNTIME_DIR_BYTES: Final = 90
+SYSTEM_RUNTIME_DIR: Final = Path("/run/kvstored")
+
+DISK_DIRECTORIES: Final = 16
+DISK_PATH_BYTES: Final = 1024  # PATH_MAX is 4,096, and names come behind it; 16 of them go into one answer
+SEGMENT_BYTES_MAX: Final = 64 * limits.GIB  # as an arena
+DISK_BYTES_MAX: Final = limits.SEGMENTS * SEGMENT_BYTES_MAX
+NUMBERS: Final = 2**32 - 1  # of slots in DRAM and on disk; the last one means nobody (`kvstore/blocks.py`)
+# Words of `kvstore.tier`, which this file does not import: it brings numba, and `config check` shall not wait for that.
+ADMISSIONS: Final = ("all", "second_touch", "none")
+CODECS: Final = ("auto", "raw", "bf16-planes+zstd")
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What defaults are worked out from. The sizes are 0 until they are decided."""
+
+    environ: Mapping[str, str]
+    memory_bytes: int
+    cpus: int
+    dram_bytes: int = 0
+    arena_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """One knob. `name` is the field of `Config`, `toml` the SECTION.KEY in the file; `kind` parses it."""
+
+    name: str
+    toml: str
+    env: str
+    flag: str
+    kind: Kind[T]
+    default: Callable[[Basis], T]
+    unit: str
+    reason: str
+
+    @property
+    def range(self) -> str:
+        """What is allowed, in words."""
+        return self.kind.range
+
+
+def _default_runtime_dir(basis: Basis) -> Path:
+    granted = basis.environ.get("RUNTIME_DIRECTORY", "").split(":")  # by systemd; the first of several is ours
+    if granted[0]:
+        return Path(granted[0])
+    if os.access(SYSTEM_RUNTIME_DIR, os.W_OK | os.X_OK):
+        return SYSTEM_RUNTIME_DIR
+    session = basis.environ.get("XDG_RUNTIME_DIR")
+    if session:
+        return Path(session) / "kvstored"
+    # Never /tmp: anyone may have put a folder of that name there first. Without HOME, `~` is refused.
+    return Path(basis.environ.get("HOME") or "~") / ".local/state/kvstored/run"
+
+
+def _default_dram_bytes(basis: Basis) -> int:
+    quarter_bytes = basis.memory_bytes // 4
+    arena_bytes = limits.arena_bytes_for(quarter_bytes)
+    return max(quarter_bytes - quarter_bytes % arena_bytes, arena_bytes)
+
+
+def _default_segment_bytes(basis: Basis) -> int:
+    """As `limits` has it, doubled where large arenas leave too few numbers for so many segments."""
+    usual_bytes = limits.segment_bytes_for(basis.disk_bytes)
+    candidates = (usual_bytes << doublings for doublings in range((SEGMENT_BYTES_MAX // usual_bytes).bit_length()))
+    fitting = (
+        one
+        for one in candidates
+        if numbers_needed(basis.dram_bytes, basis.arena_bytes, basis.disk_bytes, one) < NUMBERS
+    )
+    return next(fitting, usual_bytes)
+
+
+def numbers_needed(dram_bytes: int, arena_bytes: int, disk_bytes: int, segment_bytes: int) -> int:
+    """Slot numbers that arenas and segments need: as many for each as for the one with most (`kvstore/tables.py`)."""
+    most = max(arena_bytes // limits.PAGE_BYTES, segment_bytes // limits.DISK_SLOT_BYTES_MIN)
+    each = 1 << (most - 1).bit_length()
+    return (dram_bytes // arena_bytes + disk_bytes // segment_bytes + 1) * each
+
+
+# fmt: off
+DRAM: Final = Setting(
+    "dram_bytes", "dram.size", "KVSTORED_DRAM", "--dram",
+    size_kind(limits.MIB, limits.ARENAS * limits.ARENA_BYTES_MAX), _default_dram_bytes, "bytes",
+    "memory for blocks, in whole arenas: at least one, never more than the machine has")
+ARENA: Final = Setting(
+    "arena_bytes", "dram.arena", "KVSTORED_ARENA", "--arena",
+    size_kind(limits.MIB, limits.ARENA_BYTES_MAX, multiple_bytes=limits.PAGE_BYTES),
+    lambda basis: limits.arena_bytes_for(basis.dram_bytes), "bytes",
+    f"memory moves between tenants by the arena; each is a descriptor, so at most {limits.ARENAS} of them")
+PREFAULT: Final = Setting(
+    "prefault", "dram.prefault", "KVSTORED_PREFAULT", "--prefault",
+    switch_kind(), lambda _: True, "switch",
+    "touch memory ahead of use, so that no copy waits for page faults")
+LOCK: Final = Setting(
+    "lock", "dram.lock", "KVSTORED_LOCK", "--lock",
+    switch_kind(), lambda _: True, "switch",
+    "keep blocks out of swap with mlock, as far as RLIMIT_MEMLOCK allows")
+RING: Final = Setting(
+    "ring_bytes", "clients.ring", "KVSTORED_RING", "--ring",
+    size_kind(limits.MIB, limits.RING_BYTES_MAX, multiple_bytes=limits.PAGE_BYTES),
+    lambda _: limits.RING_BYTES, "bytes",
+    "one for each engine, holds blocks on their way in; only what was written to is resident")
+TICKET_TTL: Final = Setting(
+    "ticket_ttl_s", "clients.ticket_ttl", "KVSTORED_TICKET_TTL", "--ticket-ttl",
+    duration_kind(0.01, 600.0), lambda _: limits.TICKET_TTL_NS / 1e9, "seconds",
+    "how long a client that stopped between reserve and commit may keep a key to itself")
+LEASE_TTL_MAX: Final = Setting(
+    "lease_ttl_max_s", "clients.lease_ttl_max", "KVSTORED_LEASE_TTL_MAX", "--lease-ttl-max",
+    duration_kind(2 * limits.LEASE_MARGIN_NS / 1e9, limits.LEASE_TTL_NS_MAX / 1e9),
+    lambda _: limits.LEASE_TTL_NS_MAX / 1e9, "seconds",
+    "how long a lost client may keep memory from being reused; at least twice the safety margin of a lease")
+RUNTIME_DIR: Final = Setting(
+    "runtime_dir", "daemon.runtime_dir", "KVSTORED_RUNTIME_DIR", "--runtime-dir",
+    folder_kind(RUNTIME_DIR_BYTES), _default_runtime_dir, "path",
+    "where the sockets live; a Unix socket path holds 107 bytes, names included")
+LEAF_THREADS: Final = Setting(
+    "leaf_threads", "daemon.leaf_threads", "KVSTORED_LEAF_THREADS", "--leaf-threads",
+    count_kind(1, 64), lambda basis: min(4, basis.cpus), "threads",
+    "copy and hash run here; the engines on this host need the other cores")
+LOG_LEVEL: Final = Setting(
+    "log_level", "daemon.log_level", "KVSTORED_LOG_LEVEL", "--log-level",
+    word_kind("debug", "info", "warning", "error"), lambda _: "info", "level",
+    "the least severe event that is logged")
+KEEP: Final = Setting(
+    "keep", "daemon.keep", "KVSTORED_KEEP", "--keep",
+    switch_kind(), lambda _: False, "switch",
+    "hold memory over a restart in a small process of our own, where systemd's descriptor store does not already")
+KEEP_PATIENCE: Final = Setting(
+    "keep_patience_s", "daemon.keep_patience", "KVSTORED_KEEP_PATIENCE", "--keep-patience",
+    duration_kind(1.0, 86_400.0), lambda _: 600.0, "seconds",
+    "how long that process holds all of DRAM for a successor that may never come")
+DISK: Final = Setting(
+    "disk_directories", "disk.directories", "KVSTORED_DISK", "--disk",
+    folders_kind(DISK_PATH_BYTES, DISK_DIRECTORIES), lambda _: (), "paths",
+    "blocks live on here when DRAM is full; one directory a drive, the first has the index; none: no disk tier")
+DISK_SIZE: Final = Setting(
+    "disk_bytes", "disk.size", "KVSTORED_DISK_SIZE", "--disk-size",
+    size_kind(0, DISK_BYTES_MAX), lambda _: 0, "bytes",
+    "in all directories together; has no default, so that no drive is filled by surprise")
+DISK_SEGMENT: Final = Setting(
+    "segment_bytes", "disk.segment", "KVSTORED_DISK_SEGMENT", "--disk-segment",
+    size_kind(limits.SEGMENT_BYTES_SMALL, SEGMENT_BYTES_MAX, multiple_bytes=limits.PAGE_BYTES),
+    _default_segment_bytes, "bytes",
+    "tenants and slot sizes share the disk by the file of this size")
+DISK_ADMISSION: Final = Setting(
+    "disk_admission", "disk.admission", "KVSTORED_DISK_ADMISSION", "--disk-admission",
+    word_kind(*ADMISSIONS), lambda _: "second_touch", "policy",
+    "which blocks are written unasked: all, those that were fetched at least once, or none; a flush writes any")
+DISK_WRITE_RATE: Final = Setting(
+    "disk_write_rate", "disk.write_rate", "KVSTORED_DISK_WRITE_RATE", "--disk-write-rate",
+    size_kind(0, limits.KIB * limits.GIB), lambda _: 0, "bytes per second",
+    "spares drives that wear out: what does not fit is not written; 0 for as fast as it goes")
+DISK_CODEC: Final = Setting(
+    "disk_codec", "disk.codec", "KVSTORED_DISK_CODEC", "--disk-codec",
+    word_kind(*CODECS), lambda _: "auto", "codec",
+    "packs blocks on their way to disk, without loss; auto: where it pays and processors are idle")
+DISK_READERS: Final = Setting(
+    "disk_readers", "disk.readers", "KVSTORED_DISK_READERS", "--disk-readers",
+    count_kind(1, 32), lambda _: 16, "threads",
+    "for each directory; some verify while others read, and a drive wants several requests at a time")
+DISK_WRITERS: Final = Setting(
+    "disk_writers", "disk.writers", "KVSTORED_DISK_WRITERS", "--disk-writers",
+    count_kind(1, 32), lambda _: 2, "threads",
+    "for each directory; they also erase, and make and remove segments")
+DISK_PACKERS: Final = Setting(
+    "disk_packers", "disk.packers", "KVSTORED_DISK_PACKERS", "--disk-packers",
+    count_kind(1, 32), lambda _: 1, "threads",
+    "for all directories; they pack blocks and verify those kept over a restart, with low priority")
+DISK_SCRUB_RATE: Final = Setting(
+    "disk_scrub_rate", "disk.scrub_rate", "KVSTORED_DISK_SCRUB_RATE", "--disk-scrub-rate",
+    size_kind(0, limits.KIB * limits.GIB), lambda _: 10 * limits.MIB, "bytes per second",
+    "reads what lies on disk in the background and finds what has decayed; 0 for only when kvctl scrub asks")
+# fmt: on
+
+AnySetting: TypeAlias = (
+    Setting[Path] | Setting[tuple[Path, ...]] | Setting[str] | Setting[int] | Setting[bool] | Setting[float]
+)
+SETTINGS: Final[tuple[AnySetting, ...]] = (
+    DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
+    KEEP, KEEP_PATIENCE, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS,
+    DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE,
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""Every bound on hints, each with its arithmetic. All are of one tenant unless the name says otherwise."""
+
+from typing import Final
+
+SECOND_NS: Final = 10**9
+HOUR_S: Final = 3600
+
+# Names of programs, tools, steps, workflows, runs and sources. 128 characters hold a UUID, a slash and a label.
+NAME_CHARS: Final = 128
+
+# Programs: as many as an engine host serves at once, times ten. About 1 KiB each with its name: 4 MiB.
+PROGRAMS: Final = 4096
+PROGRAM_TTL_S: Final = HOUR_S  # silent for so long: over
+TTL_S_MAX: Final = 24 * HOUR_S  # of a program or a run that asks for more patience
+EXPECTED_S_MAX: Final = 7 * 24 * HOUR_S  # what is announced for later than that is no forecast
+
+# Pins around a tool call. A caller's estimate is trusted fourfold; a pin shorter than a minute is not worth its
+# bookkeeping, and one longer than an hour is a leak.
+ESTIMATE_FACTOR: Final = 4
+PIN_NS_MIN: Final = 60 * SECOND_NS
+PIN_NS_MAX: Final = HOUR_S * SECOND_NS
+
+# Tools whose gaps are remembered: 256 rows of 177 four-byte counts and a row for all are 182 KB, 12 MB for 64 tenants.
+TOOLS: Final = 256
+
+# Blocks that hints may name, each counted once however many chains share it: as many as 64 GiB hold of 1 MiB. One
+# takes a key of 32 bytes, a number of 36, a slot in a table of about 100 and a place in a list, 180 bytes
+# in all: 12 MB. The longest chain, 1,000,000 tokens in blocks of 16, has 62,500.
+CHAIN_BLOCKS: Final = 1 << 16
+HINTED_BLOCKS: Final = 1 << 16
+
+# Ends: chains that programs and steps are bound to, 512 runs of 8 steps and 4,096 programs. An update walks at worst a
+# chain that all of them cut into pieces: 8,192 pieces of 1.5 us are 12 ms, for a tenant that goes out of its way.
+CHAIN_ENDS: Final = 8192
+
+# Workflows. A description of 256 steps with names of 32 characters and two edges each takes 40 KB, so it fits a frame.
+# Steps to execution of 256 steps and 1,024 edges take about 60 us, and twice that on a busy core.
+WORKFLOWS: Final = 64
+WORKFLOW_TTL_S: Final = 24 * HOUR_S  # unused for so long: forgotten
+GRAPH_STEPS: Final = 256
+GRAPH_EDGES: Final = 1024
+GRAPH_TEXT_BYTES: Final = 64 << 10
+RUNS: Final = 1024  # 2 KB of steps each: 2 MB
+RUN_TTL_S: Final = HOUR_S
+SOON_CHAINS: Final = 64  # named for prefetch in one answer,
+SOON_BLOCKS: Final = CHAIN_BLOCKS  # of no more blocks than this: 2 MB of keys
+
+# Accuracy. A trial takes about 400 bytes with its deadline: 1.6 MB.
+SOURCES: Final = 32
+TRIALS: Final = 4096
+
+# Uses of sampled blocks in ten seconds: 64 a second of about 20 us each, with their claims, are 0.1 % of a core. More
+# would teach no more, since what fades with a thousand cases should speak of minutes and not of moments.
+SAMPLED_USES: Final = 640
+SAMPLED_USES_NS: Final = 10 * SECOND_NS

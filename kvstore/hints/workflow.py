@@ -1,0 +1,304 @@
+"""Runs of workflows: how soon each block is needed next, by the step graphs of all runs it is bound to. One tenant's.
+
+KVFlow's order: a block is worth as much as the nearest step that will read it, and a prefix that steps share as much as
+the nearest of those. The graphs and the formula are in graph.py, the prefixes in chains.py.
+
+    define(name)            the graph of a workflow
+    start(run)              one execution of it, until `end`, or until nothing was heard of it for too long
+    bind(run, step, chain)  what the step will read, as far as it is known
+    enter(run, step)        the step runs now
+
+Only beginnings are told; which steps are over follows from them. A step that begins ends
+
+    those before it that run            if it waits for all of them, or came after one of them
+    nothing                             if a step before it is over already and left it to be run (split "all")
+    all that run and could lead to it   if neither is so: what happened between was not told
+
+Updates carry a version, since an engine and an orchestrator may both tell of one run: what is not newer than what is
+known of the same thing is refused as OLD.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from kvproto.ids import BlockKey, NamespaceNumber
+from kvstore.hints.chains import Chain, Chains, Change, Mark, mark_of
+from kvstore.hints.deadlines import Deadlines
+from kvstore.hints.graph import START, Edge, Graph, steps_to_execution
+from kvstore.hints.limits import (
+    RUN_TTL_S,
+    RUNS,
+    SECOND_NS,
+    SOON_BLOCKS,
+    SOON_CHAINS,
+    TTL_S_MAX,
+    WORKFLOW_TTL_S,
+    WORKFLOWS,
+)
+from kvstore.hints.refusal import Refusal, Refused, duration_ns, is_name, shown
+
+SOON_STEPS: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Soon:
+    """What a run reads in so many steps. `chance`: that it is this step and not another one of a branch."""
+
+    run: str
+    step: str
+    chain: Chain
+    steps: int
+    chance: float
+
+
+class _Near(NamedTuple):
+    """The same before anybody has looked up its keys."""
+
+    step: int
+    end: Mark
+    steps: int
+    chance: float
+
+
+@dataclass(slots=True)
+class _Bound:
+    """What a step reads, and the value that stands for it in the tree."""
+
+    end: Mark
+    version: int
+    value: int | None = None
+
+
+class Progress:
+    """How far one execution of a graph has come."""
+
+    __slots__ = ("graph", "steps", "_running", "_passed")
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._running: set[int] = set()
+        self._passed: set[Edge] = {(START, step) for step in graph.starts}
+        self.steps = steps_to_execution(graph, self._running, self._passed)
+
+    def enter(self, step: int) -> None:
+        """A step runs from now on."""
+        if step not in self._running:
+            for each in self._over_by(step):
+                self._finish(each, step)
+            self._passed = {edge for edge in self._passed if edge[1] != step}
+            self._running.add(step)
+        self.steps = steps_to_execution(self.graph, self._running, self._passed)
+
+    def chance(self, step: int) -> float:
+        """That a step which is one step away will be run next."""
+        if step in self._running:
+            return 1.0
+        before = self.graph.before[step]
+        chances = [
+            1.0 if (each, step) in self._passed else self.graph.chance(each, step)
+            for each in before
+            if each in self._running or (each, step) in self._passed
+        ]
+        if (START, step) in self._passed or not chances:
+            return 1.0
+        return min(chances) if self.graph.joins_all(step) else max(chances)
+
+    def _over_by(self, step: int) -> set[int]:
+        """Which running steps are over because this one begins."""
+        before = set(self.graph.before[step])
+        running = before & self._running
+        told = {source for source, target in self._passed if target == step}
+        if self.graph.joins_all(step):
+            return running | self._skip(before - running - told)
+        return set() if told else running or self._skip(before)
+
+    def _skip(self, untold: Iterable[int]) -> set[int]:
+        """What runs and leads to these steps is over, and nothing is left to be run on the way to them."""
+        reached, waiting = set(untold), list(untold)
+        while waiting:
+            for step in self.graph.before[waiting.pop()]:
+                if step not in reached:
+                    reached.add(step)
+                    waiting.append(step)
+        self._passed = {edge for edge in self._passed if edge[1] not in reached}
+        return reached & self._running
+
+    def _finish(self, step: int, entered: int) -> None:
+        """A step is over: of what follows, all the others are left to be run, or none if it chose one."""
+        self._running.discard(step)
+        if entered in self.graph.after[step] and not self.graph.one_of[step]:
+            self._passed |= {(step, target) for target in self.graph.after[step]}
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One execution, and what its steps read."""
+
+    name: str
+    progress: Progress
+    ttl_ns: int
+    version: int = -1  # of the last `enter`
+    bound: dict[int, _Bound] = field(default_factory=dict)
+
+    def changes(self) -> Iterator[Change]:
+        """What has another value since it was last asked."""
+        for step, bound in self.bound.items():
+            value = self.progress.steps[step]
+            if value != bound.value:
+                yield bound.end, bound.value, value
+                bound.value = value
+
+    def near(self) -> Iterator[_Near]:
+        """What it reads next or reads now."""
+        for step, bound in self.bound.items():
+            if bound.value is not None and bound.value <= SOON_STEPS:
+                yield _Near(step, bound.end, bound.value, self.progress.chance(step))
+
+
+@dataclass(slots=True)
+class _Workflow:
+    graph: Graph
+    version: int
+    used_ns: int
+
+
+class Workflows:
+    """Those of one tenant, and their runs. No verb raises whatever it is told."""
+
+    __slots__ = ("_chains", "_workflows", "_runs", "_over")
+
+    def __init__(self, chains: Chains) -> None:
+        self._chains = chains
+        self._workflows: dict[str, _Workflow] = {}  # the longest unused first
+        self._runs: dict[str, Run] = {}
+        self._over: Deadlines[Run] = Deadlines()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def define(self, name: str, graph: Graph, version: int, now_ns: int) -> Refused | None:
+        """A workflow has this graph from now on; runs keep the one they began with. One too many ousts the longest
+        unused.
+        """
+        if not is_name(name):
+            return Refused(Refusal.NAME, shown(name))
+        known = self._workflows.get(name)
+        if known is not None and version <= known.version:
+            return Refused(Refusal.OLD, shown(name))
+        self._workflows.pop(name, None)
+        if len(self._workflows) >= WORKFLOWS:
+            del self._workflows[next(iter(self._workflows))]
+        self._workflows[name] = _Workflow(graph, version, now_ns)
+        return None
+
+    def start(self, run: str, workflow: str, now_ns: int, ttl_s: float = RUN_TTL_S) -> Refused | None:
+        """Begin an execution; it is over once nothing was heard of it for `ttl_s`. A run of that name is ended."""
+        if not is_name(run):
+            return Refused(Refusal.NAME, shown(run))
+        known = self._workflows.get(workflow)
+        if known is None:
+            return Refused(Refusal.UNKNOWN, shown(workflow))
+        ttl_ns = duration_ns(ttl_s, TTL_S_MAX)
+        if ttl_ns is None:
+            return Refused(Refusal.TIME, shown(run))
+        self.end(run)
+        if len(self._runs) >= RUNS:
+            return Refused(Refusal.FULL, shown(run))
+        self._workflows[workflow] = self._workflows.pop(workflow)
+        known.used_ns = now_ns
+        self._runs[run] = Run(run, Progress(known.graph), ttl_ns)
+        self._heard(self._runs[run], now_ns)
+        return None
+
+    def enter(self, run: str, step: str, version: int, now_ns: int) -> tuple[Soon, ...] | Refused:
+        """A step runs now. Answers what its run reads within a step, to be fetched."""
+        found = self._find(run, step)
+        if isinstance(found, Refused):
+            return found
+        known, number = found
+        self._heard(known, now_ns)
+        if version <= known.version:
+            return Refused(Refusal.OLD, shown(run))
+        known.version = version
+        known.progress.enter(number)
+        self._chains.change(known.changes())
+        return self._soon((known,), SOON_CHAINS)
+
+    def bind(self, run: str, step: str, chain: Chain, version: int, now_ns: int) -> Refused | None:
+        """A step reads this chain, and no longer what was bound to it before."""
+        found = self._find(run, step)
+        if isinstance(found, Refused):
+            return found
+        known, number = found
+        self._heard(known, now_ns)
+        former = known.bound.get(number)
+        if former is not None and version <= former.version:
+            return Refused(Refusal.OLD, shown(step))
+        end = self._chains.add(chain)
+        if isinstance(end, Refused):
+            return Refused(end.refusal, shown(step))
+        known.bound[number] = _Bound(end, version)
+        self._chains.change(known.changes())
+        if former is not None:
+            self._unbind([former])
+        return None
+
+    def end(self, run: str) -> Refused | None:
+        """An execution is over."""
+        known = self._runs.pop(run, None)
+        if known is None:
+            return Refused(Refusal.UNKNOWN, shown(run))
+        self._over.drop(known)
+        self._unbind(known.bound.values())
+        return None
+
+    def due(self, now_ns: int, most: int = 1 << 62) -> None:
+        """Forget what nothing was heard of for too long. Look again at `next_ns`."""
+        for run in self._over.due(now_ns, most):
+            self.end(run.name)
+        for name, workflow in list(self._workflows.items()):
+            if workflow.used_ns + WORKFLOW_TTL_S * SECOND_NS > now_ns:
+                break
+            del self._workflows[name]
+
+    def next_ns(self) -> int | None:
+        """When a run is over; None if there is none. Workflows that are no longer used can wait for that."""
+        return self._over.next_ns()
+
+    def worth(self, namespace: NamespaceNumber, key: BlockKey) -> int | None:
+        """In how many steps a block is needed, over all runs; None if no step is known to need it."""
+        return self._chains.least(mark_of(namespace, key))
+
+    def soon(self, most: int = SOON_CHAINS) -> tuple[Soon, ...]:
+        """What to have in memory, the nearest and most likely first."""
+        return self._soon(self._runs.values(), most)
+
+    def _find(self, run: str, step: str) -> tuple[Run, int] | Refused:
+        known = self._runs.get(run)
+        if known is None:
+            return Refused(Refusal.UNKNOWN, shown(run))
+        number = known.progress.graph.number(step)
+        return Refused(Refusal.UNKNOWN, shown(step)) if number is None else (known, number)
+
+    def _heard(self, run: Run, now_ns: int) -> None:
+        self._over.set(run, now_ns + run.ttl_ns)
+
+    def _unbind(self, bounds: Collection[_Bound]) -> None:
+        self._chains.change((bound.end, bound.value, None) for bound in bounds)
+        for bound in bounds:
+            self._chains.drop(bound.end)
+
+    def _soon(self, runs: Iterable[Run], most: int) -> tuple[Soon, ...]:
+        """The nearest and most likely first, and no more than so many chains and `SOON_BLOCKS`."""
+        found = [(near, run) for run in runs for near in run.near()]
+        found.sort(key=lambda each: (each[0].steps, -each[0].chance))
+        soon: list[Soon] = []
+        blocks = 0
+        for near, run in found[: max(most, 0)]:
+            blocks += self._chains.length(near.end)
+            if blocks > SOON_BLOCKS:
+                break
+            name = run.progress.graph.names[near.step]
+            soon.append(Soon(run.name, name, self._chains.chain(near.end), near.steps, near.chance))
+        return tuple(soon)

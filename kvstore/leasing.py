@@ -1,0 +1,244 @@
+"""MATCH, LEASE, RENEW, RELEASE: who may read which blocks until when. Owner thread.
+
+LEASE --> the lead run lies in DRAM ----------------------> (arena, slot) pairs at once
+      |-> it goes on outside DRAM, and the client waits --> what is there at once, the rest by READY (streams.py)
+      `-> it ends at a block this session still writes ---> parked: answered when that is published, or too late
+
+a lease ends by RELEASE, by its deadline plus LEASE_MARGIN_NS, or with its process
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
+from kvproto.limits import KEYS_PER_FRAME, LEASE_MARGIN_NS, LEASES_PER_SESSION, PARKED_PER_SESSION
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.dropping import Dropping
+from kvstore.ports import Clock, Outbox, Workers
+from kvstore.registry import Registry
+from kvstore.sessions import Lease, Namespace, Parked, Session, Stream
+from kvstore.streams import Streams
+from kvstore.sweeps import Sweeper
+from kvstore.tables import Limits
+from kvstore.tally import Tally
+from kvstore.tier.disk import Disk
+from kvstore.wheel import Wheel
+
+DUE_A_TICK = 256  # leases that end in one tick: about a millisecond
+
+_NOBODY = -1
+_BEYOND_DRAM = -2
+
+
+class Leasing:
+    """All leases, and every LEASE that waits."""
+
+    def __init__(
+        self, limits: Limits, tables: Tables, clock: Clock, outbox: Outbox, workers: Workers, tally: Tally,
+        registry: Registry, sweeper: Sweeper, disk: Disk, dropping: Dropping, forget: Callable[[Session], None],
+    ) -> None:  # fmt: skip
+        """`forget` hears of a session that a lease has ended of: it may have been the last thing it had."""
+        self.leases: dict[int, Lease] = {}
+        self.expiring: Wheel[Lease] = Wheel()
+        self.parked: Wheel[Session] = Wheel()  # those that a LEASE waits in, by when the wait is over
+        self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
+        self._limits = limits
+        self._tables = tables
+        self._clock = clock
+        self._outbox = outbox
+        self._tally = tally
+        self._disk = disk
+        self._forget = forget
+        self.streams = Streams(
+            tables, outbox, workers, disk.loading, registry.by_number, dropping.make_room, sweeper.sweep, self._prolong,
+            self.release_riding,
+        )  # fmt: skip
+        self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
+        """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
+        index = namespace.tenant.index
+        found, stop = blocks.match_run(self._tables.blocks, *index, namespace.number, keys, at, count, self._run)
+        pending = on_disk = 0
+        if stop and self._tables.blocks["state"][stop] != blocks.WRITING:
+            found, on_disk, stop = blocks.extend_run(
+                self._tables, index, namespace.number, keys, at, count, found, self._run
+            )
+        if stop:
+            pending = blocks.pending_run(self._tables, index, namespace.number, keys, at, count, found)
+        tally = self._tally
+        tally.matches += 1
+        tally.match_hits += found
+        tally.match_misses += count - found
+        if not found and not pending:
+            return NOTHING_MATCHED
+        return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
+
+    # -- taking --------------------------------------------------------------------------------------------------
+
+    def lease(
+        self, session: Session, namespace: Namespace, request: int, keys: U8, at: int, count: int,
+        ttl_ns: int, wait_ns: int, locations: U4, locations_at: int,
+    ) -> Lease | Parked | None:  # fmt: skip
+        """Hold the lead run of a chain until a deadline; (arena, slot) pairs go to `locations`.
+
+        Returns None where nothing is there, and Parked where the run ends at a block that this session is still
+        writing: `Outbox.leased` then answers. With `wait_ns`, what lies outside DRAM is brought in: `lease.stream`.
+        """
+        now_ns = self._clock.now_ns()
+        deadline_ns = now_ns + min(ttl_ns, self._limits.lease_ttl_ns_max)
+        patient = session.number if wait_ns and len(session.parked) < PARKED_PER_SESSION else _NOBODY
+        if len(session.leases) >= LEASES_PER_SESSION:
+            self._tally.refused_quota += 1
+            count = 0
+        found, held, fresh, unsaved = blocks.find_and_lease(
+            *self._tables, *namespace.tenant.index, namespace.number, keys, at, count, patient, wait_ns, now_ns,
+            deadline_ns, self._run, locations, locations_at, session.given, self._ends,
+        )  # fmt: skip
+        beyond = found == _BEYOND_DRAM
+        if beyond:
+            found, held = self.streams.extend(namespace, keys, at, count, held, self._run, patient, now_ns)
+        if held and (beyond or found < 0):
+            copied = keys[at : at + 4 * count].copy()
+            parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns, held)
+            session.parked.append(parked)
+            self.parked.add(session, parked.deadline_ns)
+            return parked
+        self._tally.leases += 1
+        self._tally.lease_hits += found
+        self._tally.lease_misses += count - found
+        if not found:
+            return None
+        if beyond:
+            return self._lease_beyond(session, request, found, ttl_ns, wait_ns, locations, locations_at)
+        lease = self._add(session, found, held, deadline_ns, fresh)
+        if unsaved and self._limits.disk.disk_bytes:
+            self._disk.leased(lease.ends)
+        return lease
+
+    def _add(self, session: Session, count: int, held: int, deadline_ns: int, fresh: int) -> Lease:
+        lease = Lease(session.next_lease, session, count, self._ends[:held].copy(), deadline_ns, fresh)
+        session.next_lease += 1  # its own numbers: others' leases are not to be counted by them
+        self.leases[lease.number] = session.leases[lease.number] = lease
+        self.expiring.add(lease, deadline_ns + LEASE_MARGIN_NS)
+        return lease
+
+    def _lease_beyond(
+        self, session: Session, request: int, found: int, ttl_ns: int, wait_ns: int, locations: U4, locations_at: int
+    ) -> Lease:
+        """Lease a run that `Streams.extend` holds: what is there now, and the rest as it comes."""
+        tables, run, now_ns = self._tables, self._run, self._clock.now_ns()
+        deadline_ns = now_ns + min(wait_ns + ttl_ns, self._limits.lease_ttl_ns_max)
+        held, fresh = blocks.lease_run(
+            tables, run, found, now_ns, deadline_ns, locations, locations_at, session.given, self._ends
+        )
+        self.streams.settle(run, found)
+        lease = self._add(session, found, held, deadline_ns, fresh)
+        rows = run[:found].copy()
+        there, _ = blocks.ready_until(tables, rows, 0)
+        if there < found:
+            on_disk = (tables.blocks["state"][rows] == blocks.LOADING).astype(np.uint8)
+            all_locations = locations[locations_at : locations_at + 2 * found].copy()
+            stream = Stream(lease, request, rows, all_locations, on_disk, there, ttl_ns, now_ns + wait_ns)
+            lease.count, lease.stream = there, stream
+            self._tally.lease_disk_hits += int(on_disk.sum())
+            self.streams.begin(stream)
+        if self._limits.disk.disk_bytes:
+            self._disk.leased(lease.ends)
+        return lease
+
+    def hold(self, session: Session, rows: Sequence[int], until_ns: int) -> None:
+        """A lease of the former life. Whoever reads these rows cannot say when it is done."""
+        number = -session.number  # apart from those of living sessions
+        lease = Lease(number, session, len(rows), np.array(rows, dtype=np.uint32), until_ns, 0)
+        self.leases[number] = session.leases[number] = lease
+        self.expiring.add(lease, until_ns + LEASE_MARGIN_NS)
+
+    # -- keeping, and giving back --------------------------------------------------------------------------------
+
+    def renew(self, session: Session, number: int, ttl_ns: int) -> int:
+        """Move a lease's deadline, never to an earlier time. Returns it, or 0 if the lease is over.
+
+        It stays where it is if a block was dropped meanwhile: nobody can keep memory that was given up by renewing.
+        """
+        lease = session.leases.get(number)
+        now_ns = self._clock.now_ns()
+        if lease is None or lease.deadline_ns < now_ns:
+            return 0
+        self._prolong(lease, ttl_ns)
+        return lease.deadline_ns
+
+    def _prolong(self, lease: Lease, ttl_ns: int) -> None:
+        deadline_ns = self._clock.now_ns() + min(ttl_ns, self._limits.lease_ttl_ns_max)
+        dropped = self._tables.blocks["state"][lease.ends] == blocks.DOOMED
+        if deadline_ns > lease.deadline_ns and not dropped.any():
+            self.expiring.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
+            lease.deadline_ns = deadline_ns
+            blocks.renew_run(self._tables, lease.ends, np.uint64(deadline_ns))
+            self.expiring.add(lease, deadline_ns + LEASE_MARGIN_NS)
+
+    def release(self, session: Session, numbers: Sequence[int]) -> None:
+        """Give leases back. One that has lapsed or is not this session's is no news."""
+        for number in numbers:
+            lease = session.leases.get(number)
+            if lease is not None:
+                self.expiring.remove(lease, lease.deadline_ns + LEASE_MARGIN_NS)
+                self._end(lease)
+
+    def release_riding(self) -> bool:
+        """Give back the leases that ride on the frame that is being handled; whether there were any."""
+        if self.riding is None or not self.riding[1]:
+            return False
+        (session, numbers), self.riding = self.riding, None
+        self.release(session, numbers)
+        return True
+
+    def _end(self, lease: Lease) -> None:
+        if lease.stream is not None:
+            self.streams.forget(lease.stream)
+            lease.stream = None
+        del self.leases[lease.number], lease.session.leases[lease.number]
+        blocks.end_lease(*self._tables, lease.ends, self._clock.now_ns())
+        self._forget(lease.session)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def expire(self, now_ns: int) -> None:
+        """Deadlines have passed."""
+        for lease in self.expiring.due(now_ns, DUE_A_TICK):
+            self._tally.leases_expired += 1
+            self._end(lease)
+
+    def look_again(self, session: Session, now_ns: int) -> None:
+        """What a LEASE of this session waits for may never come any more: see at the next `answer_due`."""
+        if session.parked:
+            self.parked.add(session, now_ns)
+
+    def answer_due(self, now_ns: int) -> None:
+        """Answer every LEASE that has waited long enough."""
+        for session in self.parked.due(now_ns):
+            if session.attached and session.parked:
+                self.answer_parked(session)
+
+    def answer_parked(self, session: Session) -> None:
+        """Answer what waited for blocks of this session that are published now, or dropped, or did not come in time."""
+        now_ns = self._clock.now_ns()
+        waiting, session.parked = session.parked, []
+        for parked in waiting:
+            row = self._tables.blocks[parked.block]
+            if now_ns < parked.deadline_ns and row["state"] == blocks.WRITING and row["writer"] == session.number:
+                session.parked.append(parked)  # what it waits for is still on its way
+                continue
+            locations = np.zeros(2 * parked.count, dtype=np.uint32)
+            wait_ns = max(0, parked.deadline_ns - now_ns)
+            lease = self.lease(
+                session, parked.namespace, parked.request, parked.keys, 0, parked.count, parked.ttl_ns, wait_ns,
+                locations, 0,
+            )  # fmt: skip
+            if not isinstance(lease, Parked):
+                self._outbox.leased(session, parked, lease, locations)

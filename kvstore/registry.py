@@ -1,0 +1,172 @@
+"""Who is who: tenants, pools and namespaces, and the numbers that rows and arenas know them by. Owner thread.
+
+A number is given once and journalled, so that a successor gives it to the same one. That of a namespace which nobody
+uses any more goes to another when its tenant has no more of its own.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kvproto.errors import KvError, LimitError, NamespaceError, UsageError
+from kvproto.identity import NamespaceIdentity
+from kvproto.ids import NamespaceDigest
+from kvproto.limits import (
+    NAMESPACES,
+    NAMESPACES_PER_SESSION,
+    NAMESPACES_PER_TENANT,
+    POOLS_PER_TENANT,
+    TENANTS,
+    slot_bytes_for,
+)
+from kvstore.arenas import Arenas
+from kvstore.blocks import Index, Tables
+from kvstore.journal import JOURNAL_BYTES, Journal, Record
+from kvstore.ports import Memory, Randomness
+from kvstore.sessions import Namespace, Pool, Session, Tenant
+from kvstore.tables import Limits, index_buckets
+
+
+class Registry:
+    """All tenants, pools and namespaces of one store."""
+
+    def __init__(
+        self, limits: Limits, tables: Tables, arenas: Arenas, memory: Memory, randomness: Randomness,
+        head: Record, forget: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """`head` is what the journal begins with; `forget` hears of a namespace whose number goes to another."""
+        self.tenants: dict[str, Tenant] = {}
+        self.pools: dict[tuple[Tenant, int], Pool] = {}  # by slot bytes
+        self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}  # by digest
+        self.by_number: dict[int, Namespace] = {}
+        self._limits = limits
+        self._tables = tables
+        self._arenas = arenas
+        self._memory = memory
+        self._randomness = randomness
+        self._head = head
+        self._forget = forget
+        self._journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def open(self, session: Session, identity: NamespaceIdentity) -> Namespace:
+        """Open a namespace in a session. Raises UsageError for blocks beyond an arena, LimitError past the limits."""
+        namespace = self._namespace(session.tenant, identity)
+        if namespace.number not in session.namespaces:
+            if len(session.namespaces) >= NAMESPACES_PER_SESSION:
+                raise LimitError(f"more than {NAMESPACES_PER_SESSION} namespaces in a session")
+            session.namespaces[namespace.number] = namespace
+            namespace.sessions += 1
+        return namespace
+
+    def namespace(self, session: Session, number: int) -> Namespace:
+        """The namespace a frame names. Raises NamespaceError unless this session opened it."""
+        namespace = session.namespaces.get(number)
+        if namespace is None:
+            raise NamespaceError(f"namespace {number} was not opened in this session")
+        return namespace
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant by name. Raises LimitError past the number of tenants."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            if len(self.tenants) >= TENANTS:
+                raise LimitError(f"more than {TENANTS} tenants")
+            number = len(self.tenants)
+            heads = self._memory.table(f"index-{number}", 4 * index_buckets(self._limits), lasting=False)
+            shape = np.array([8, 0, 0, self._randomness.word(), self._randomness.word()], dtype=np.uint64)
+            tenant = self.tenants[name] = Tenant(name, number, Index(heads.view(np.uint32), shape))
+            self._journal.add(["tenant", name])
+        return tenant
+
+    def pool(self, tenant: Tenant, slot_bytes: int) -> Pool:
+        """The pool of a slot size. Raises LimitError past the limits."""
+        pool = self.pools.get((tenant, slot_bytes))
+        if pool is None:
+            if sum(owner is tenant for owner, _ in self.pools) >= POOLS_PER_TENANT:
+                raise LimitError(f"more than {POOLS_PER_TENANT} slot sizes of one tenant")
+            pool = self.pools[tenant, slot_bytes] = self._arenas.add_pool(tenant, slot_bytes)
+            self._journal.add(["pool", tenant.name, slot_bytes])
+        return pool
+
+    def _namespace(self, tenant: Tenant, identity: NamespaceIdentity) -> Namespace:
+        digest = identity.digest()
+        return self.namespaces.get((tenant, digest)) or self._add_namespace(tenant, identity, digest)
+
+    def _add_namespace(self, tenant: Tenant, identity: NamespaceIdentity, digest: NamespaceDigest) -> Namespace:
+        slot_bytes = slot_bytes_for(identity.block_bytes)
+        if slot_bytes > self._limits.arena_bytes:
+            raise UsageError(
+                f"block_bytes {identity.block_bytes} is more than an arena holds ({self._limits.arena_bytes})"
+            )
+        pool = self.pool(tenant, slot_bytes)
+        return self._file(Namespace(self._free_number(tenant), tenant, identity, digest, slot_bytes, pool))
+
+    def _free_number(self, tenant: Tenant) -> int:
+        """A number that no block bears; past the tenant's limit, that of a namespace nobody uses any more."""
+        mine = [namespace for (owner, _), namespace in self.namespaces.items() if owner is tenant]
+        if len(mine) < NAMESPACES_PER_TENANT:
+            number = len(self.by_number) + 1
+            while number in self.by_number:  # a former life may have left gaps
+                number = number + 1 if number < NAMESPACES - 1 else 1
+            return number
+        for namespace in mine:
+            if not namespace.sessions and not self._tables.census[namespace.number]:
+                del self.namespaces[tenant, namespace.digest]
+                self._forget(namespace.number)
+                return namespace.number
+        raise LimitError(f"more than {NAMESPACES_PER_TENANT} namespaces of one tenant in use")
+
+    def _file(self, namespace: Namespace) -> Namespace:
+        self.namespaces[namespace.tenant, namespace.digest] = namespace
+        self.by_number[namespace.number] = namespace
+        self._journal.add(_as_record(namespace))
+        return namespace
+
+    # -- what a former life, or a disk, knows of -----------------------------------------------------------------
+
+    def known_tenant(self, name: str) -> Tenant | None:
+        """A tenant that somebody left something of; None if there are too many."""
+        try:
+            return self.tenant(name)
+        except LimitError:
+            return None
+
+    def known_namespace(self, tenant_name: str, identity: NamespaceIdentity) -> Namespace | None:
+        """A namespace that somebody left something of; None if it does not fit any more."""
+        tenant = self.known_tenant(tenant_name)
+        if tenant is None:
+            return None
+        try:
+            return self._namespace(tenant, identity)
+        except KvError:
+            return None
+
+    def restore_namespace(self, tenant: Tenant, identity: NamespaceIdentity, number: int) -> None:
+        """A namespace of the former life, with the number that its rows bear. Raises KvError."""
+        digest, slot_bytes = identity.digest(), slot_bytes_for(identity.block_bytes)
+        if not 1 <= number < NAMESPACES:
+            raise LimitError(f"namespace {number}")
+        former = self.by_number.get(number)
+        if former is not None:  # its number was given to another one later
+            del self.namespaces[former.tenant, former.digest]
+        self._file(Namespace(number, tenant, identity, digest, slot_bytes, self.pool(tenant, slot_bytes)))
+
+    # -- the journal ---------------------------------------------------------------------------------------------
+
+    def begin_journal(self) -> None:
+        """Whatever the former life said is over: say everybody anew."""
+        self._journal.begin(self._everybody())
+
+    def _everybody(self) -> list[Record]:
+        """Tenants, pools and namespaces in the order in which they got their numbers."""
+        records: list[Record] = [self._head]
+        records += [["tenant", name] for name in self.tenants]
+        records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
+        records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
+        return records
+
+
+def _as_record(namespace: Namespace) -> Record:
+    return ["namespace", namespace.number, namespace.tenant.name, namespace.identity.canonical().hex()]

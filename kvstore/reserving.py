@@ -1,0 +1,243 @@
+"""RESERVE, COMMIT, ABORT: how a block comes to be written, and when it is visible. Owner thread.
+
+    RESERVE -> a row and a slot, a span of the ring, a ticket     (blocks.py; room.py where the pool is full)
+    COMMIT  -> the copies that leaf threads run
+    copied  -> published, or discarded if it was dropped meanwhile
+
+The life of a ticket is drawn in `sessions.py`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvproto.errors import Grant, Outcome, TicketError
+from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES, TICKETS_PER_SESSION
+from kvstore import blocks
+from kvstore.blocks import U8, Tables
+from kvstore.dropping import Dropping
+from kvstore.ports import Clock
+from kvstore.room import Room
+from kvstore.sessions import Copy, Namespace, Session, Tenant, Ticket, TicketState
+from kvstore.sweeps import Sweeper
+from kvstore.tables import Limits
+from kvstore.tally import Tally
+from kvstore.tier.demotion import CALM_NS
+from kvstore.tier.disk import Disk
+from kvstore.wheel import Wheel
+
+DUE_A_TICK = 256  # tickets that lapse in one tick: about a millisecond
+ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
+
+Items = np.ndarray[tuple[int], np.dtype[np.void]]
+Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
+
+
+class Reserving:
+    """All tickets, from RESERVE to their outcome."""
+
+    def __init__(
+        self, limits: Limits, tables: Tables, clock: Clock, tally: Tally, sweeper: Sweeper, disk: Disk,
+        dropping: Dropping, forget: Callable[[Session], None],
+    ) -> None:  # fmt: skip
+        """`forget` hears of a session that a copy has ended of: it may have been the last thing it had."""
+        self.lapsing: Wheel[Ticket] = Wheel()
+        self.draining = False  # nothing new is taken
+        self.published_ns = -CALM_NS  # when somebody stored last
+        self._limits = limits
+        self._tables = tables
+        self._clock = clock
+        self._tally = tally
+        self._sweeper = sweeper
+        self._disk = disk
+        self._make_room = dropping.make_room
+        self._forget = forget
+        self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+
+    # -- RESERVE -------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, parent_at: int | None,
+        items: Items,
+    ) -> None:  # fmt: skip
+        """A ticket and a span for each new block of a chain. `items` receives one `ITEM` a key.
+
+        `parent_at`: where in `keys` the parent's key lies, None for a chain from the root.
+        """
+        index = namespace.tenant.index
+        grants = self._grants
+        items["page"][:count] = 0
+        items["ticket"][:count] = 0
+        previous, rooted = 0, True
+        if parent_at is not None:
+            previous = blocks.find_one(self._tables, index, namespace.number, keys, parent_at)
+            rooted = previous != 0
+        refusal = None  # of whatever is new; what is there already is known all the same
+        if self.draining:
+            refusal = Grant.DRAINING
+        elif namespace.slot_bytes > session.ring.pages * PAGE_BYTES:
+            refusal = Grant.QUOTA  # no span will ever be large enough
+        spans = self._spans_free(session, namespace, count) if refusal is None else 0
+        self._answer_keys(session, namespace, keys, at, count, previous, rooted, spans)
+        if refusal is not None:
+            grants[:count][grants[:count] == Grant.BUSY] = refusal
+        items["grant"][:count] = grants[:count]
+        granted = np.flatnonzero(grants[:count] == Grant.GRANTED)
+        if granted.size:
+            self._issue_tickets(session, namespace, granted, items)
+        self._tally.count_grants(grants[:count])
+
+    def _spans_free(self, session: Session, namespace: Namespace, count: int) -> int:
+        """How many blocks of a RESERVE the session's ring and tickets allow."""
+        free = session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count)
+        return min(free, TICKETS_PER_SESSION - len(session.tickets))
+
+    def _answer_keys(
+        self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, previous: int, rooted: bool,
+        spans: int,
+    ) -> None:  # fmt: skip
+        pool, now = namespace.pool, np.uint64(self._clock.now_ns())
+        cost = int(blocks.cost_of_seconds(namespace.recompute_ns * 1e-9))
+        done, may_evict = 0, False
+        while True:
+            done, previous, spans, evicted = blocks.reserve_run(
+                self._tables, namespace.tenant.index, pool.number, namespace.number, keys, at, count, done, previous,
+                rooted, spans, may_evict, session.number, now, cost, self._grants, self._run,
+            )  # fmt: skip
+            self._tally.evicted += evicted
+            if done == count:
+                return
+            rooted = True
+            room = self._make_room(pool, may_evict)
+            if room is Room.EVICT:
+                may_evict = True
+            elif room is Room.BUSY:
+                spans = 0  # the rest is BUSY too
+            elif room is Room.FULL:
+                self._grants[done] = Grant.FULL
+                done, previous, rooted = done + 1, 0, False  # the rest has no parent
+
+    def _issue_tickets(self, session: Session, namespace: Namespace, granted: Indices, items: Items) -> None:
+        span_pages = namespace.slot_bytes // PAGE_BYTES
+        pages = session.ring.take(span_pages, granted.size)
+        lapses_ns = self._clock.now_ns() + self._limits.ticket_ttl_ns
+        first = session.next_ticket
+        session.next_ticket += granted.size
+        items["page"][granted] = pages
+        items["ticket"][granted] = np.arange(first, first + granted.size, dtype=np.uint64)
+        rows = self._run[granted].tolist()
+        for number, block, page in zip(range(first, first + granted.size), rows, pages, strict=True):
+            ticket = Ticket(number, session, namespace, block, page, lapses_ns)
+            session.tickets[number] = ticket
+            self.lapsing.add(ticket, lapses_ns)
+
+    # -- COMMIT --------------------------------------------------------------------------------------------------
+
+    def commit(self, session: Session, numbers: Sequence[int]) -> list[Copy]:
+        """These spans are filled. Returns the copies to run.
+
+        Raises TicketError for a foreign or reused ticket, before anything is changed: a copy that is begun must run.
+        """
+        copies: list[Copy] = []
+        tables = self._tables
+        tickets = [self._ticket(session, number) for number in numbers]
+        if len(set(numbers)) != len(numbers):
+            raise TicketError("a ticket is committed twice in one frame")
+        for ticket in tickets:
+            if ticket.state is TicketState.LAPSED:
+                self._close(ticket, Outcome.STALE)
+                continue
+            self.lapsing.remove(ticket, ticket.lapses_ns)
+            if tables.blocks[ticket.block]["state"] == blocks.DOOMED:
+                blocks.end_hold(tables, ticket.block)
+                self._close(ticket, Outcome.DISCARDED)
+                continue
+            ticket.state = TicketState.COPYING
+            session.copies += 1
+            position, slot = blocks.locate(tables, ticket.block)
+            copies.append(
+                Copy(
+                    ticket,
+                    ticket.page * PAGE_BYTES,
+                    int(tables.arenas[position]["id"]),
+                    slot * ticket.namespace.slot_bytes,
+                    ticket.namespace.identity.block_bytes,
+                )
+            )
+        return copies
+
+    def _ticket(self, session: Session, number: int) -> Ticket:
+        ticket = session.tickets.get(number)
+        if ticket is None or ticket.state is TicketState.COPYING:
+            raise TicketError(f"ticket {number} is not this session's, or was used before")
+        return ticket
+
+    def copied(self, ticket: Ticket, checksum: int) -> None:
+        """A leaf thread has copied and hashed a block: publish it, unless it was dropped meanwhile."""
+        session = ticket.session
+        session.copies -= 1
+        now_ns = self._clock.now_ns()
+        if not session.attached:
+            self._discard(session.tenant, ticket.block)  # whoever wrote it is gone
+        alive = blocks.publish(self._tables, ticket.block, np.uint64(checksum), np.uint64(now_ns))
+        if alive:
+            self._tally.published += 1
+            self._tally.published_bytes += ticket.namespace.identity.block_bytes
+            self.published_ns = now_ns
+            if self._limits.disk.disk_bytes:
+                self._disk.published(ticket, now_ns)
+        self._close(ticket, Outcome.PUBLISHED if alive else Outcome.DISCARDED)
+        self._forget(session)
+
+    def _close(self, ticket: Ticket, outcome: Outcome) -> None:
+        session = ticket.session
+        session.ring.give(ticket.page, ticket.span_pages)
+        del session.tickets[ticket.number]
+        if outcome is Outcome.STALE:
+            self._tally.stale += 1
+        elif outcome is Outcome.DISCARDED:
+            self._tally.discarded += 1
+        if session.attached:
+            session.outcomes.append((ticket.number, outcome))
+
+    # -- tickets that come to nothing ----------------------------------------------------------------------------
+
+    def abort(self, session: Session, numbers: Sequence[int]) -> None:
+        """These spans will not be filled. Raises TicketError for a foreign or reused ticket."""
+        for number in numbers:
+            self._cancel(self._ticket(session, number))
+
+    def give_up(self, ticket: Ticket) -> None:
+        """End a ticket of a closed session; a running copy ends by itself, and for nothing."""
+        if ticket.session.tickets.get(ticket.number) is not ticket:
+            return
+        if ticket.state is TicketState.COPYING:
+            self._discard(ticket.session.tenant, ticket.block)
+        else:
+            self._cancel(ticket)
+
+    def lapse(self, now_ns: int) -> list[Ticket]:
+        """End reservations whose time is over. Returns their tickets."""
+        lapsed = []
+        for ticket in self.lapsing.due(now_ns, DUE_A_TICK):
+            ticket.state = TicketState.LAPSED
+            self._end_reservation(ticket)
+            lapsed.append(ticket)
+        return lapsed
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket.state is TicketState.OPEN:
+            self.lapsing.remove(ticket, ticket.lapses_ns)
+            self._end_reservation(ticket)
+        ticket.session.ring.give(ticket.page, ticket.span_pages)
+        del ticket.session.tickets[ticket.number]
+
+    def _end_reservation(self, ticket: Ticket) -> None:
+        self._discard(ticket.session.tenant, ticket.block)
+        blocks.end_hold(self._tables, ticket.block)
+
+    def _discard(self, tenant: Tenant, block: int) -> None:
+        """Drop a block that is being written, and all that waits on it."""
+        if self._tables.blocks[block]["state"] != blocks.DOOMED:
+            self._sweeper.drop(tenant, block)

@@ -1,0 +1,135 @@
+"""FLUSH: what a session has published becomes durable, whatever admission says. Owner thread.
+
+    published -> remembered in `session.stored` -> FLUSH -> queued for writing -> (durable, failed, evicted, pending)
+
+A block is told of once. What a FLUSH whose time was over has left undecided, the next one speaks of again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from kvproto.errors import LimitError
+from kvproto.limits import FLUSHES_PER_SESSION, STORED_PER_SESSION
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.ports import Outbox
+from kvstore.sessions import Namespace, Session, Stored, Ticket
+from kvstore.tier.commits import Commits
+from kvstore.tier.demotion import Demotion
+
+Counts: TypeAlias = tuple[int, int, int, int]  # durable, failed, evicted, pending
+Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+
+
+@dataclass(slots=True, eq=False)
+class Flush:
+    """A FLUSH that waits."""
+
+    session: Session
+    namespace: Namespace
+    request: int
+    rows: U4
+    generations: U8
+    lost: int
+    deadline_ns: int
+
+
+class Flushing:
+    """Every FLUSH that waits, and what the next ones are to speak of."""
+
+    def __init__(
+        self, tables: Tables, outbox: Outbox, demotion: Demotion, commits: Commits, works: Callable[[], bool]
+    ) -> None:
+        """`works`: is there a disk tier in this life?"""
+        self._tables = tables
+        self._outbox = outbox
+        self._demotion = demotion
+        self._commits = commits
+        self._works = works
+        self._waiting: list[Flush] = []
+
+    def remember(self, ticket: Ticket, generation: int) -> None:
+        """A block became visible: the next FLUSH of its session and namespace speaks of it."""
+        stored = ticket.session.stored.setdefault(ticket.namespace.number, Stored())
+        if len(stored.rows) >= STORED_PER_SESSION:
+            stored.lost += len(stored.rows)
+            stored.rows.clear()
+            stored.generations.clear()
+        stored.rows.append(ticket.block)
+        stored.generations.append(generation)
+
+    def flush(self, session: Session, namespace: Namespace, request: int, deadline_ns: int) -> Counts | None:
+        """Make what a session has published in a namespace durable. The answer, if there is one already.
+
+        Raises LimitError for too many at once.
+        """
+        if sum(flush.session is session for flush in self._waiting) >= FLUSHES_PER_SESSION:
+            raise LimitError(f"more than {FLUSHES_PER_SESSION} FLUSH at once")
+        stored = session.stored.pop(namespace.number, Stored())
+        if not self._works():
+            return 0, 0, 0, 0
+        rows, generations = np.array(stored.rows, dtype=np.uint32), np.array(stored.generations, dtype=np.uint64)
+        flush = Flush(session, namespace, request, rows, generations, stored.lost, deadline_ns)
+        mine = self._alive(flush) & (self._tables.blocks["disk"][rows] == 0)
+        self._demotion.admit(rows[mine].tolist(), generations[mine].tolist())
+        self._hurry(True)
+        counts = self._counts(flush)
+        if counts[3]:
+            self._waiting.append(flush)
+            return None
+        self._hurry(bool(self._waiting))
+        return counts
+
+    def _hurry(self, somebody_waits: bool) -> None:
+        self._commits.urgent = self._demotion.hurry = somebody_waits
+
+    def _alive(self, flush: Flush) -> Mask:
+        table = self._tables.blocks
+        state = table["state"][flush.rows]
+        live = (state != blocks.FREE) & (state != blocks.DOOMED)
+        alive: Mask = live & (table["generation"][flush.rows] == flush.generations)
+        return alive
+
+    def _counts(self, flush: Flush) -> Counts:
+        table = self._tables.blocks
+        alive, flags = self._alive(flush), table["flags"][flush.rows]
+        durable = int((alive & ((flags & blocks.DURABLE) != 0)).sum())
+        under_way = (flags & (blocks.QUEUED | blocks.SAVING)) != 0
+        under_way |= np.isin(flush.rows, self._commits.awaited())
+        pending = int((alive & ((flags & blocks.DURABLE) == 0) & under_way).sum())
+        dead = int((~alive).sum())
+        return durable, flush.rows.size - durable - pending - dead, dead + flush.lost, pending
+
+    def tick(self, now_ns: int) -> None:
+        """Answer those that have nothing to wait for any more, or no time."""
+        if not self._waiting:
+            return
+        answers, waiting = [], []
+        for flush in self._waiting:
+            counts = self._counts(flush)
+            if not flush.session.attached:
+                continue
+            if counts[3] and now_ns < flush.deadline_ns:
+                waiting.append(flush)
+            else:
+                answers.append((flush, counts))
+        self._waiting = waiting
+        self._hurry(bool(waiting))
+        for flush, counts in answers:
+            self._keep_undecided(flush)
+            self._outbox.durable(flush.session, flush.request, counts)
+
+    def _keep_undecided(self, flush: Flush) -> None:
+        """The next FLUSH is to speak of these again."""
+        left = self._alive(flush) & ((self._tables.blocks["flags"][flush.rows] & blocks.DURABLE) == 0)
+        if left.any():
+            stored = flush.session.stored.setdefault(flush.namespace.number, Stored())
+            stored.rows += flush.rows[left].tolist()
+            stored.generations += flush.generations[left].tolist()
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do, whatever else happens."""
+        return min(flush.deadline_ns for flush in self._waiting) if self._waiting else None
