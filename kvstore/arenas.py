@@ -22,6 +22,7 @@ import numpy as np
 from kvproto.limits import PAGE_BYTES, STALE_PER_TENANT
 from kvstore import blocks
 from kvstore.blocks import Tables
+from kvstore.policies import Policies
 from kvstore.ports import Memory, Outbox
 from kvstore.sessions import Pool, Session, Tenant
 
@@ -46,8 +47,11 @@ def slot_shift(arena_bytes: int) -> int:
 class Arenas:
     """All positions of the DRAM tier. Owner thread."""
 
-    def __init__(self, tables: Tables, memory: Memory, outbox: Outbox, arena_bytes: int, positions: int) -> None:
+    def __init__(
+        self, tables: Tables, memory: Memory, outbox: Outbox, arena_bytes: int, positions: int, policies: Policies
+    ) -> None:
         self._tables = tables
+        self._policies = policies
         self._memory = memory
         self._outbox = outbox
         self.arena_bytes = arena_bytes
@@ -76,6 +80,7 @@ class Arenas:
         """A new pool without arenas."""
         pool = Pool(len(self.pools), tenant, slot_bytes)
         self._tables.pools[pool.number]["slot_bytes"] = slot_bytes
+        self._policies.begin(pool)
         self.pools.append(pool)
         self.by_number[pool.number] = pool
         return pool

@@ -22,6 +22,7 @@ from kvstore.arenas import Arenas
 from kvstore.blocks import U4
 from kvstore.dropping import Dropping
 from kvstore.leasing import Leasing
+from kvstore.policies import Chosen, Policies
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
 from kvstore.registry import Registry
 from kvstore.reserving import ITEM, Reserving
@@ -71,14 +72,15 @@ class Store:
     ) -> None:
         """Each knows those before it."""
         self.tables = tables = make_tables(limits, memory)
-        self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions)
+        self.policies = policies = Policies(tables, limits.rules)
+        self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions, policies)
         self.registry = registry = Registry(
             limits, tables, arenas, memory, randomness, journal_head(limits), self._forget_on_disk
         )
         self.sweeper = sweeper = Sweeper(tables, arenas, clock, limits.slice_steps)
         self.disk = disk = Disk(
             limits.disk, tables, workers, outbox, arenas.by_number, registry.tenants, registry.by_number, sweeper.drop,
-            clock.wall_s, limits.positions, limits.dram_bytes,
+            clock.wall_s, policies, limits.positions, limits.dram_bytes,
         )  # fmt: skip
         self.dropping = dropping = Dropping(tables, clock, registry, arenas, sweeper, disk)
         self.leasing = Leasing(
@@ -87,6 +89,11 @@ class Store:
         self.reserving = Reserving(limits, tables, clock, self.tally, sweeper, disk, dropping, self._forget)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
+
+    def choose_rule(self, chosen: Chosen) -> None:
+        """Have a tier, or one tenant's part of it, evict by another rule from now on."""
+        for work in self.policies.choose(chosen, self.arenas.by_number.values()):
+            self.sweeper.begin(work)
 
     def _forget_on_disk(self, number: int) -> None:
         self.disk.commits.forget(number)

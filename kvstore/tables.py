@@ -7,7 +7,7 @@ each has 1 << SHIFT numbers: as many as the arena or segment with the smallest s
 rows            0 is nobody, then one for each slot there can be in DRAM and on disk
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from kvproto.limits import (
 from kvstore import blocks
 from kvstore.arenas import slot_shift
 from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, Tables
+from kvstore.policies import Rules
 from kvstore.ports import Memory
 from kvstore.sweeps import SLICE_STEPS
 from kvstore.tier.disk import NO_DISK, DiskLimits
@@ -45,6 +46,7 @@ class Limits:
     slice_steps: int = SLICE_STEPS  # of what is dropped in the background, between two events
     disk: DiskLimits = NO_DISK
     first_generation: int = 1  # larger than any that a former life gave
+    rules: Rules = field(default_factory=Rules)
 
     @property
     def positions(self) -> int:

@@ -15,6 +15,8 @@ from kvproto.ids import BlockKey
 from kvproto.limits import MIB
 from kvstore import blocks
 from kvstore.blocks import U8
+from kvstore.policies import Chosen, Tier
+from kvstore.policy import Rule
 from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Lease, Namespace, Session
 from kvstore.store import ITEM, Limits, Store
@@ -101,3 +103,6 @@ def _recycle(store: Store, session: Session, namespace: Namespace) -> None:
     store.reserve(session, other, _chain(16), 0, 1, None, np.zeros(1, dtype=ITEM))
     store.tick()
     assert store.arenas.recycled == 1, "recycling does not work"
+    for rule in (Rule.DENSITY, Rule.LRU):
+        store.choose_rule(Chosen(Tier.DRAM, None, rule))
+        store.tick()

@@ -14,6 +14,7 @@ from kvproto.identity import NamespaceIdentity
 from kvproto.limits import DISK_ROWS_BYTES
 from kvstore import blocks
 from kvstore.blocks import U4, Tables
+from kvstore.policies import Policies
 from kvstore.ports import Outbox, Workers
 from kvstore.sessions import Namespace, Pool, Tenant, Ticket
 from kvstore.tier.codec import Choice, Wish
@@ -76,7 +77,7 @@ class Disk:
     def __init__(
         self, limits: DiskLimits, tables: Tables, workers: Workers, outbox: Outbox, pools: dict[int, Pool],
         tenants: dict[str, Tenant], namespaces: dict[int, Namespace], drop: Dropper, wall_s: Callable[[], int],
-        first: int, dram_bytes: int,
+        policies: Policies, first: int, dram_bytes: int,
     ) -> None:  # fmt: skip
         """`first`: the position after those of DRAM."""
         self.limits = limits
@@ -89,7 +90,7 @@ class Disk:
         self._drop = drop
         self._wall_s = wall_s
         self.choice = Choice(limits.codec)
-        self.segments = Segments(tables, workers, pools, first, limits.segments, limits.segment_bytes)
+        self.segments = Segments(tables, workers, pools, policies, first, limits.segments, limits.segment_bytes)
         self.demotion = Demotion(
             tables, self.segments, workers, tenants, namespaces,
             most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,

@@ -15,6 +15,7 @@ import numpy as np
 from kvproto.limits import DISK_POOLS_PER_TENANT, POOLS
 from kvstore import blocks
 from kvstore.blocks import U4, Tables
+from kvstore.policies import Policies
 from kvstore.ports import Workers
 from kvstore.sessions import Pool, Tenant
 from kvstore.tier.format import HEADER_BYTES
@@ -36,12 +37,14 @@ class Segments:
     """All positions of the disk tier. Owner thread."""
 
     def __init__(
-        self, tables: Tables, workers: Workers, pools: dict[int, Pool], first: int, count: int, segment_bytes: int
-    ) -> None:
+        self, tables: Tables, workers: Workers, pools: dict[int, Pool], policies: Policies, first: int, count: int,
+        segment_bytes: int,
+    ) -> None:  # fmt: skip
         """`pools`: of both tiers, by number."""
         self._tables = tables
         self._workers = workers
         self._by_number = pools
+        self._policies = policies
         self._wanted = np.zeros(tables.pools.size, dtype=np.uint32)
         self.segment_bytes = segment_bytes
         self.first = first
@@ -70,6 +73,7 @@ class Segments:
                 return None
             pool = Pool(POOLS + len(self.pools), tenant, slot_bytes)
             self._tables.pools[pool.number]["slot_bytes"] = slot_bytes
+            self._policies.begin(pool)
             self.pools[tenant, slot_bytes] = self._by_number[pool.number] = pool
         return pool
 

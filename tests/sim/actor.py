@@ -96,6 +96,7 @@ class Seen:
     deaths: int = 0
     zero_maps: int = 0
     recycled: int = 0
+    rules: int = 0
     evicted: int = 0
     expired: int = 0
     refused_arenas: int = 0

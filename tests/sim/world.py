@@ -8,6 +8,8 @@ from kvproto.errors import Grant, TicketError
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
+from kvstore.policies import Chosen, Tier
+from kvstore.policy import Rule
 from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Namespace, Session
 from kvstore.tier.codec import Wish
@@ -139,7 +141,8 @@ class World:
         else:
             events = [
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
-                (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5), (self.drain, 1),
+                (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5),
+                (self.drain, 1), (self.choose_rule, 0.5),
                 (self.crash, 1 if self.limits else 0.3), (self.disk.work, 40 if self.limits or self.seen.warm else 0),
             ]  # fmt: skip
             if self.limits:
@@ -337,6 +340,12 @@ class World:
             self.model.is_over(doomed)
 
         self.core.store.clear(scope, done, dry_run=dry_run)
+
+    def choose_rule(self) -> None:
+        """An operator has a tier, or one tenant's part of it, evict by another rule."""
+        tenant = self.rng.choice((None, *self.tenants))
+        self.core.store.choose_rule(Chosen(self.rng.choice(list(Tier)), tenant, self.rng.choice(list(Rule))))
+        self.seen.rules += 1
 
     def drain(self) -> None:
         """An operator stops and resumes storing."""
