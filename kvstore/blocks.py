@@ -435,6 +435,9 @@ _COST_ONE: Final = 40 * 1024  # the code of one second
 PGDSF_LEAST: Final = 2.0**-34  # uses x seconds a byte: what is worth less is in queue 0
 PGDSF_CLASSES_AN_OCTAVE: Final = 2.0
 _SMALL: Final = 10  # S3-FIFO: one of so many blocks is in the small queue
+_CLASSES: Final = 16  # of DENSITY, for each hint
+_USUAL_GAP_NS: Final = 30 * 10**9
+_SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
 _PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first
 _REINDEX: Final = 2048  # evictions between two looks at what was learned
@@ -474,16 +477,20 @@ def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
     if rule == S3FIFO:
         return 0 if row["queue"] == NO_QUEUE else np.int64(row["queue"])
     if rule == DENSITY:
-        return _class_of(np.int64(row["uses"]) >> HINT_BITS, uses, row["cost"])
+        known = np.int64(row["queue"]) & (_CLASSES - 1) if row["queue"] != NO_QUEUE else _class_of(uses, _USUAL_GAP_NS)
+        return _CLASSES * (np.int64(row["uses"]) >> HINT_BITS) + known
     return 1 if uses > 1 else 0
 
 
 @compiled
-def _class_of(hint: Number, uses: Number, cost: Number) -> Number:
-    """DENSITY's queue: by what is said of a block, its uses (1, 2, 3 to 5, more) and its cost, an octave a class."""
-    used = 0 if uses < 2 else 1 if uses == 2 else 2 if uses < 6 else 3
-    dear = (np.int64(cost) >> 10) & 3 if cost else 0  # four octaves, then it begins again
-    return 16 * hint + 4 * used + dear
+def _class_of(uses: Number, gap_ns: Number) -> Number:
+    """DENSITY's classes: used once; else by how long ago the use before the last was, two octaves a class, and whether
+    there were more than three."""
+    if uses < 2:
+        return 0
+    gap = np.float64(gap_ns) * 1e-9
+    octaves = min(6, int(np.log2(gap) / 2.0) + 1) if gap > 1.0 else 0
+    return 1 + octaves + (7 if uses > 3 else 0)
 
 
 @compiled
@@ -507,43 +514,62 @@ def _learn(t: Tables, pool: Number, queue: Number, age_ns: Number, again: bool) 
 def _index(t: Tables, number: Number) -> None:
     """What a block promises, by queue and age: Gittins' index of its next use.
 
-    Of those of a queue that reach an age bin, the share p that is used again in it (who was forgotten meanwhile counts
-    half: Kaplan and Meier's estimate), drawn towards that of all queues where little is known. The index is the best
-    ratio of uses to time that waiting from that age on, and giving up at some later one, can have.
+    Of those of a queue that reach an age bin, the share that is used again in it (Kaplan and Meier's estimate: who is
+    still waiting, here or as a ghost, counts as far as it got), drawn towards that of all queues where little is known.
+    The index is the best ratio of uses to time that waiting from that age on, and giving up at some later one, can have.
     """
     pool, reuse = t.pools[number], t.reuse[number]
-    again, gone = reuse["again"], reuse["gone"]
-    common = np.empty(AGES, np.float64)
-    reached = 0.0
-    for age in range(AGES - 1, -1, -1):
-        hits, ends = 0.0, 0.0
-        for queue in range(QUEUES):
-            hits += again[queue, age]
-            ends += gone[queue, age]
-        reached += hits + ends
-        common[age] = (hits + _PRIOR * _PRIOR_CHANCE) / (reached - ends / 2 + _PRIOR)
-    chance = np.empty(AGES, np.float64)
+    again, gone, index = reuse["again"], reuse["gone"], reuse["index"]
+    waits = np.zeros((QUEUES + 1, AGES), np.float64)
+    hits = np.zeros((QUEUES + 1, AGES), np.float64)
+    _count_waiting(t, number, waits)
     for queue in range(QUEUES):
+        for age in range(AGES):
+            hits[queue, age] = again[queue, age]
+            waits[queue, age] += gone[queue, age]
+            hits[QUEUES, age] += hits[queue, age]
+            waits[QUEUES, age] += waits[queue, age]
+    chance = np.full((QUEUES + 1, AGES), _PRIOR_CHANCE)
+    for i in range(QUEUES + 1):
+        queue = QUEUES - i  # all together first
         reached = 0.0
         for age in range(AGES - 1, -1, -1):
-            hits, ends = np.float64(again[queue, age]), np.float64(gone[queue, age])
-            reached += hits + ends
-            chance[age] = (hits + _PRIOR * common[age]) / (reached - ends / 2 + _PRIOR)
+            reached += hits[queue, age] + waits[queue, age]
+            before = chance[QUEUES, age]
+            chance[queue, age] = (hits[queue, age] + _PRIOR * before) / (reached - waits[queue, age] / 2 + _PRIOR)
+    for queue in range(QUEUES):
         for age in range(AGES):
             left, uses, time, best = 1.0, 0.0, 0.0, 0.0
             for later in range(age, AGES):
                 width = 0.25 * (2.0 ** ((later + 1) / 2) - (2.0 ** (later / 2) if later else 0.0))
-                uses += left * chance[later]
-                time += left * width * (1.0 - chance[later] / 2)
+                uses += left * chance[queue, later]
+                time += left * width * (1.0 - chance[queue, later] / 2)
                 best = max(best, uses / time)
-                left *= 1.0 - chance[later]
-            reuse["index"][queue, age] = best
+                left *= 1.0 - chance[queue, later]
+            index[queue, age] = best
     if pool["news"] > _MEMORY:
         for queue in range(QUEUES):
             for age in range(AGES):
                 again[queue, age] *= np.float32(0.5)
                 gone[queue, age] *= np.float32(0.5)
         pool["news"] = 0
+
+
+@compiled
+def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
+    """How old those are that wait for their next use, here and as ghosts; from a sample."""
+    now = np.int64(t.book[NOW])
+    rows, ghosts = np.int64(t.book[UNUSED_ROW]), t.ghosts.size
+    step = max(1, rows // _SAMPLES)
+    for block in range(1 + np.int64(t.book[TURN]) % step, rows, step):
+        row = t.blocks[block]
+        if row["queue"] != NO_QUEUE and _pool(t, block) == number:
+            waits[row["queue"], _age_bin(now - np.int64(row["touched"]))] += step
+    step = max(1, ghosts // _SAMPLES)
+    for i in range(np.int64(t.book[TURN]) % step, ghosts, step):
+        ghost = t.ghosts[i]
+        if ghost["print"] and ghost["pool"] == number and ghost["queue"] < QUEUES:
+            waits[ghost["queue"], _age_bin(_ghost_age_ns(t, ghost))] += step
 
 
 @compiled
@@ -557,8 +583,8 @@ def _victim_by_density(t: Tables, number: Number, now: Number) -> Number:
         if filled & np.uint64(1):
             head = np.int64(pool["oldest"][queue])
             age_ns = np.int64(now) - np.int64(t.blocks[head]["touched"])
-            cost = t.blocks[head]["cost"]
-            worth = index[queue, _age_bin(age_ns)] * (seconds_of_cost(cost) if cost else 1.0)
+            cost = np.float64(t.blocks[head]["cost"])
+            worth = index[queue, _age_bin(age_ns)] * seconds_of_cost(cost or pool["clock"])
             if worth < best_worth:
                 best, best_worth = head, worth
         filled >>= np.uint64(1)
@@ -623,16 +649,18 @@ def _refresh(t: Tables, block: Number, now: Number) -> None:
 
 @compiled
 def _use(t: Tables, block: Number, now: Number) -> None:
-    """A request is served by a block."""
+    """A request is served by a block. What was said of that use has had its time."""
     row = t.blocks[block]
     if row["queue"] == NO_QUEUE:
         return
     pool = _pool(t, block)
-    _learn(t, pool, np.int64(row["queue"]), np.int64(now) - np.int64(row["touched"]), True)
-    row["uses"] = min(
-        USES_MAX, (np.int64(row["uses"]) & USES_MAX) + 1
-    )  # and what was said of this use has had its time
-    _requeue(t, block, _queue_for(t, block, pool))
+    gap_ns = np.int64(now) - np.int64(row["touched"])
+    row["uses"] = min(USES_MAX, (np.int64(row["uses"]) & USES_MAX) + 1)
+    if t.pools[pool]["rule"] == DENSITY:
+        _learn(t, pool, np.int64(row["queue"]), gap_ns, True)
+        _requeue(t, block, _class_of(np.int64(row["uses"]), gap_ns))
+    else:
+        _requeue(t, block, _queue_for(t, block, pool))
     _refresh(t, block, now)
 
 
@@ -786,8 +814,14 @@ def _enter(t: Tables, ix: Index, block: Number, pool: Number, cost: Number, now:
     elif ghost >= 0 and rule == ARC:
         _adapt(t.pools[pool], np.int64(t.ghosts[ghost]["queue"]))
         queue = 1
+    elif ghost >= 0 and rule == DENSITY:
+        gap_ns = _ghost_age_ns(t, t.ghosts[ghost])
+        _learn(t, pool, np.int64(t.ghosts[ghost]["queue"]), gap_ns, True)
+        queue = _class_of(np.int64(row["uses"]), gap_ns)
+    if rule == DENSITY and cost:  # the usual cost, for blocks of which nobody knows it
+        usual = t.pools[pool]["clock"]
+        t.pools[pool]["clock"] = usual + (np.float64(cost) - usual) / 256.0 if usual else np.float64(cost)
     if ghost >= 0:
-        _learn(t, pool, np.int64(t.ghosts[ghost]["queue"]), _ghost_age_ns(t, t.ghosts[ghost]), True)
         t.ghosts[ghost]["print"] = 0
     t.ranks[block] = t.pools[pool]["clock"] if rule == PGDSF else np.float64(now)
     _join(t, block, queue)
@@ -1431,8 +1465,8 @@ def evict(t: Tables, ix: Index, pool: Number) -> bool:
 @compiled
 def reserve_run(
     t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, start: Number,
-    previous: Number, rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, cost: Number,
-    grants: U4, run: U4,
+    previous: Number, rooted: bool, spans: Number, may_evict: bool, writer: Number, now: Number, cost_s: Number,
+    slope_s: Number, grants: U4, run: U4,
 ) -> tuple[Number, Number, Number, Number]:  # fmt: skip
     """Answer keys `start..count` of a chain: KNOWN, PENDING, or a new WRITING block while `spans` last.
 
@@ -1471,7 +1505,7 @@ def reserve_run(
         if slot < 0:
             return i, previous, spans, evicted
         _write_row(t, block, slot, namespace, keys, at + 4 * i, writer, now)
-        _enter(t, ix, block, pool, cost, now)
+        _enter(t, ix, block, pool, cost_of_seconds(cost_s + i * slope_s), now)
         _insert(t, ix, block)
         _adopt(t, previous, block)
         t.pools[pool]["blocks"] += np.uint32(1)
@@ -1486,7 +1520,7 @@ def reserve_run(
 @compiled
 def access(
     t: Tables, ix: Index, pool: Number, namespace: Number, keys: U8, at: Number, count: Number, first: bool,
-    may_evict: bool, now: Number, cost: Number, run: U4, grants: U4,
+    may_evict: bool, now: Number, cost_s: Number, slope_s: Number, run: U4, grants: U4,
 ) -> tuple[Number, Number]:  # fmt: skip
     """What a request does to a pool when its lookups and stores take no time: a replay's, or a shadow's.
 
@@ -1502,8 +1536,8 @@ def access(
                 _use(t, np.int64(run[i]), now)
             t.arenas[_position(t, end)]["touched"] = now
     done, _, _, _ = reserve_run(
-        t, ix, pool, namespace, keys, at, count, found, end, True, count, may_evict, np.uint32(0), now, cost, grants,
-        run,
+        t, ix, pool, namespace, keys, at, count, found, end, True, count, may_evict, np.uint32(0), now, cost_s,
+        slope_s, grants, run,
     )  # fmt: skip
     for i in range(done - 1, found - 1, -1):
         publish(t, np.int64(run[i]), np.uint64(0), now)

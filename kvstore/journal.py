@@ -33,14 +33,18 @@ class Journal:
         self._half_bytes = (table.size - _START) // 2
         self._half = 0
         self._end = 0
+        self._begun = False
 
     def begin(self, records: Sequence[Record]) -> None:
         """Say this and forget what was said before."""
         self._write_half(records)
+        self._begun = True
 
     def add(self, record: Record) -> None:
-        """Say one thing more."""
-        if not self._append(record):
+        """Say one thing more. Nothing before `begin`, which says all that is known by then: until it has, the half in
+        use is the former life's, for another successor if this one dies on the way.
+        """
+        if self._begun and not self._append(record):
             self._write_half(self._snapshot())
 
     def _write_half(self, records: Sequence[Record]) -> None:

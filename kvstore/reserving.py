@@ -98,12 +98,12 @@ class Reserving:
         spans: int,
     ) -> None:  # fmt: skip
         pool, now = namespace.pool, np.uint64(self._clock.now_ns())
-        cost = int(blocks.cost_of_seconds(namespace.recompute_ns * 1e-9))
+        cost_s = namespace.recompute_ns * 1e-9
         done, may_evict = 0, False
         while True:
             done, previous, spans, evicted = blocks.reserve_run(
                 self._tables, namespace.tenant.index, pool.number, namespace.number, keys, at, count, done, previous,
-                rooted, spans, may_evict, session.number, now, cost, self._grants, self._run,
+                rooted, spans, may_evict, session.number, now, cost_s, 0.0, self._grants, self._run,
             )  # fmt: skip
             self._tally.evicted += evicted
             if done == count:

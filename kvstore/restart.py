@@ -5,8 +5,8 @@
                   still be reading are withheld -> index, tree and lists anew
 
 Nothing of the former life is believed but rows whose seal is right; links between rows, lists and counts are made
-anew. So it does not matter where the former life ended, and a successor that dies on the way leaves another one the
-same. What is kept is KEPT: verified before it is served, on demand or in the background.
+anew. So it does not matter where the former life ended; a successor that dies on the way may cost another one blocks,
+and nothing else. What is kept is KEPT: verified before it is served, on demand or in the background.
 """
 
 from collections.abc import Sequence
@@ -129,6 +129,10 @@ class _TakeOver:
 
     def run(self) -> Taken:
         tables, former = self._tables, self._former
+        # Before any arena is taken: were this life to end in between, the next one would look at no row, and write
+        # over what somebody may still be reading.
+        tables.book[blocks.UNUSED_ROW] = former.unused
+        tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
         for record in former.records:
             self._know(record)
         slots_of = self._take_arenas()
@@ -148,7 +152,6 @@ class _TakeOver:
             blocks.free_slots(tables, position, int(slots_of[position]))
         left = self._settle(rows)
         self._kept.withheld = len(withheld)
-        tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:

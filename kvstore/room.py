@@ -63,8 +63,8 @@ def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, no
 def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_ns: int) -> int | None:
     """An arena of the same tenant's other slot sizes that gives way to this pool; `oldest` is its oldest leaf, or 0.
 
-    Either one that was left alone half as long again as that leaf: an arena that changes its slot size is punched, and
-    a new one zeroed, which is too dear for a small gain in age; or, where another pool keeps leaves twice as long as
+    Either one that was left alone half as long again as that leaf: an arena that changes its slot size gives up all its
+    blocks at once, which is too dear for a small gain in age; or, where another pool keeps leaves twice as long as
     this one, that pool's least valuable. So pools of one tenant come to keep blocks about equally long, whatever their
     sizes: the age of what LRU gives up is what memory is worth to a pool.
     """

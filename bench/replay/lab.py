@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from bench.replay.score import Score, score
-from bench.replay.workload import Keys, Request, Workload
+from bench.replay.workload import Keys, Model, Request, Workload
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
 from kvstore.arenas import Arenas, slot_shift
@@ -94,6 +94,7 @@ class Cache:
         self._arenas = Arenas(self._tables, NoBytes(), cast("Outbox", Nobody()), arena_bytes, positions, policies)
         self._jobs = Jobs(self._tables, self._arenas)
         self._pools = [self._pool(slot, size, setting) for slot, size in zip(slots, sizes, strict=True)]
+        self._costs = [_costs(model) for model in workload.models]
         most = max((request.keys.size + request.output_keys.size for request in workload.requests), default=1)
         self._words = np.zeros(4 * most, np.uint64)
         self._run = np.zeros(most, np.uint32)
@@ -108,20 +109,12 @@ class Cache:
         hit, _ = blocks.match_run(
             self._tables.blocks, heads, shape, request.model, self._words, 0, keys.size, self._run
         )  # fmt: skip
-        self._store(request.model, keys, now_ns, self._cost(request, int(hit)))
+        self._store(request.model, keys, now_ns)
         if request.output_keys.size:
-            self._store(request.model, np.concatenate((keys, request.output_keys)), now_ns, 0, first=False)
+            self._store(request.model, np.concatenate((keys, request.output_keys)), now_ns, first=False)
         return int(hit)
 
-    def _cost(self, request: Request, hit: int) -> int:
-        """What each block that is missing takes to compute (RAGCache: T(cached, new) shared out evenly)."""
-        model = self._workload.models[request.model]
-        cached = min(hit * model.block_tokens, request.tokens)
-        new = request.tokens - cached
-        seconds = model.profile.seconds(cached, new) / new * model.block_tokens if new else 0.0
-        return int(blocks.cost_of_seconds(seconds))
-
-    def _store(self, model: int, keys: Keys, now_ns: int, cost: int, *, first: bool = True) -> None:
+    def _store(self, model: int, keys: Keys, now_ns: int, *, first: bool = True) -> None:
         """Use the lead run of a chain and store the rest, as far as there is room."""
         self._words[: 4 * keys.size : 4] = keys
         pool, now = self._pools[model], np.uint64(now_ns)
@@ -129,7 +122,7 @@ class Cache:
         while True:
             _, done = blocks.access(
                 self._tables, self._tenant.index, pool.number, model, self._words, 0, keys.size, first, may_evict, now,
-                cost, self._run, self._grants,
+                *self._costs[model], self._run, self._grants,
             )  # fmt: skip
             first = False
             if done == keys.size:
@@ -153,6 +146,16 @@ class Cache:
         self._tables.pools[pool.number]["slot_bytes"] = block_bytes
         set_rule(self._tables, pool.number, setting.rule, bonus_s=setting.bonus_s)
         return pool
+
+
+def _costs(model: Model) -> tuple[float, float]:
+    """What the first block of a chain takes to compute, and how much more each that follows than the one before.
+
+    Exact for a profile that is quadratic; the start of a forward pass is no block's own.
+    """
+    none = model.profile.seconds(0, 0)
+    first, second = (model.profile.seconds(i * model.block_tokens, model.block_tokens) - none for i in (0, 1))
+    return first, second - first
 
 
 def _tables(arena_bytes: int, positions: int, rows: int) -> Tables:

@@ -47,7 +47,7 @@ def test_load_multiplies_what_begins() -> None:
 
 
 def test_models_of_a_mixed_workload_share_no_block() -> None:
-    workload = mixed(3, minutes=2)
+    workload = mixed(3, minutes=6)
     assert {request.model for request in workload.requests} == {0, 1, 2}
     workload.check()  # among others that no key has two models
 
