@@ -372,7 +372,9 @@ class _Audit:
         """One leaf list of a pool. Returns it."""
         head, older, newer = self.tables.pools[number], self.column["older"], self.column["newer"]
         before, row = 0, int(head["oldest"][queue])
-        assert bool(int(head["filled"]) >> queue & 1) == bool(row), f"queue {queue} of pool {number} is marked wrongly"
+        assert bool(int(head["filled"][queue >> 6]) >> (queue & 63) & 1) == bool(row), (
+            f"queue {queue} of pool {number} is marked wrongly"
+        )
         listed: list[int] = []
         while row:
             assert row not in everywhere, f"row {row} is listed twice"

@@ -45,7 +45,7 @@ evictable when it has no hold and, in DRAM, no child there and no child at all u
 child. Exactly then it is on a leaf list of its pool. A block's last touch and its uses pass to its parent when it goes.
 Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
 
-Who is evicted is for the pool's rule to say. A pool has 64 leaf lists, its queues. A rule puts a block in one of them
+Who is evicted is for the pool's rule to say. A pool has 128 leaf lists, its queues. A rule puts a block in one of them
 and gives it a rank there, mostly the time of its last touch; the leaf with the least `rank + bonus of its queue` goes
 first. So a rule is a few lines, and choosing a victim looks at the heads of the queues that hold something, however
 many blocks there are. S3-FIFO, ARC and DENSITY choose between the heads by what else they know.
@@ -142,7 +142,7 @@ ARENA = np.dtype(
         ("draining", "<u4"),  # being emptied, or not to be written: takes no new block
     ]
 )
-QUEUES: Final = 64
+QUEUES: Final = 128
 USES_MAX: Final = 63
 HINT_BITS: Final = 6  # a hint is in the bits of `uses` from this one on
 NO_QUEUE: Final = 255
@@ -155,7 +155,7 @@ POOL = np.dtype(
         ("blocks", "<u4"),
         ("listed", "<u4"),
         ("rule", "<u4"),
-        ("filled", "<u8"),  # a bit for each queue that lists something
+        ("filled", "<u8", (QUEUES // 64,)),  # a bit for each queue that lists something
         ("clock", "<f8"),  # PGDSF: worth of what was evicted last; ARC: how many blocks queue 0 should have
         ("ghosts", "<f8", (2,)),  # ARC: about how many of queues 0 and 1 are remembered
         ("bonus", "<f8", (QUEUES,)),  # DENSITY: mean cost of a block, in seconds
@@ -370,7 +370,7 @@ def _unlist(t: Tables, block: Number) -> None:
     else:
         pool["newest"][queue] = older
     if not older and not newer:
-        pool["filled"] &= ~(np.uint64(1) << np.uint64(queue))
+        pool["filled"][queue >> 6] &= ~(np.uint64(1) << np.uint64(queue & 63))
     row["flags"] &= ~LISTED
     row["older"] = 0
     row["newer"] = 0
@@ -394,7 +394,7 @@ def _list_after(t: Tables, block: Number, older: Number) -> None:
         t.blocks[newer]["older"] = block
     else:
         pool["newest"][queue] = block
-    pool["filled"] |= np.uint64(1) << np.uint64(queue)
+    pool["filled"][queue >> 6] |= np.uint64(1) << np.uint64(queue & 63)
     row["flags"] |= LISTED
     pool["listed"] += np.uint32(1)
 
@@ -435,7 +435,7 @@ _COST_ONE: Final = 40 * 1024  # the code of one second
 PGDSF_LEAST: Final = 2.0**-34  # uses x seconds a byte: what is worth less is in queue 0
 PGDSF_CLASSES_AN_OCTAVE: Final = 2.0
 _SMALL: Final = 10  # S3-FIFO: one of so many blocks is in the small queue
-_CLASSES: Final = 16  # of DENSITY, for each hint
+_CLASSES: Final = 32  # of DENSITY, for each hint
 _USUAL_GAP_NS: Final = 30 * 10**9
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
@@ -484,13 +484,14 @@ def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
 
 @compiled
 def _class_of(uses: Number, gap_ns: Number) -> Number:
-    """DENSITY's classes: used once; else by how long ago the use before the last was, two octaves a class, and whether
-    there were more than three."""
+    """DENSITY's classes: used once; else by how many uses there were (2, 3, to 6, to 12, to 30, more), and by how long
+    before the last of them the one before was: up to 1 s, 6 s, 37 s, 4 min, longer."""
     if uses < 2:
         return 0
     gap = np.float64(gap_ns) * 1e-9
-    octaves = min(6, int(np.log2(gap) / 2.0) + 1) if gap > 1.0 else 0
-    return 1 + octaves + (7 if uses > 3 else 0)
+    lately = min(4, int(np.log2(gap) / 2.6) + 1) if gap > 1.0 else 0
+    often = 0 if uses < 3 else 1 if uses < 4 else 2 if uses < 7 else 3 if uses < 13 else 4 if uses < 31 else 5
+    return 1 + lately + 5 * often
 
 
 @compiled
@@ -516,7 +517,7 @@ def _index(t: Tables, number: Number) -> None:
 
     Of those of a queue that reach an age bin, the share that is used again in it (Kaplan and Meier's estimate: who is
     still waiting, here or as a ghost, counts as far as it got), drawn towards that of all queues where little is known.
-    The index is the best ratio of uses to time that waiting from that age on, and giving up at some later one, can have.
+    The index is the best ratio of uses to time that waiting from that age on, and giving up later, can have.
     """
     pool, reuse = t.pools[number], t.reuse[number]
     again, gone, index = reuse["again"], reuse["gone"], reuse["index"]
@@ -530,14 +531,21 @@ def _index(t: Tables, number: Number) -> None:
             hits[QUEUES, age] += hits[queue, age]
             waits[QUEUES, age] += waits[queue, age]
     chance = np.full((QUEUES + 1, AGES), _PRIOR_CHANCE)
+    known = np.zeros(QUEUES + 1, np.uint8)
     for i in range(QUEUES + 1):
         queue = QUEUES - i  # all together first
         reached = 0.0
         for age in range(AGES - 1, -1, -1):
             reached += hits[queue, age] + waits[queue, age]
             before = chance[QUEUES, age]
+            known[queue] |= reached > 0.0
             chance[queue, age] = (hits[queue, age] + _PRIOR * before) / (reached - waits[queue, age] / 2 + _PRIOR)
-    for queue in range(QUEUES):
+    usual = np.zeros(AGES, np.float32)
+    for i in range(QUEUES + 1):
+        queue = QUEUES - i
+        if queue < QUEUES and not known[queue]:
+            index[queue] = usual
+            continue
         for age in range(AGES):
             left, uses, time, best = 1.0, 0.0, 0.0, 0.0
             for later in range(age, AGES):
@@ -546,7 +554,10 @@ def _index(t: Tables, number: Number) -> None:
                 time += left * width * (1.0 - chance[queue, later] / 2)
                 best = max(best, uses / time)
                 left *= 1.0 - chance[queue, later]
-            index[queue, age] = best
+            if queue == QUEUES:
+                usual[age] = best
+            else:
+                index[queue, age] = best
     if pool["news"] > _MEMORY:
         for queue in range(QUEUES):
             for age in range(AGES):
@@ -560,7 +571,7 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
     """How old those are that wait for their next use, here and as ghosts; from a sample."""
     now = np.int64(t.book[NOW])
     rows, ghosts = np.int64(t.book[UNUSED_ROW]), t.ghosts.size
-    step = max(1, rows // _SAMPLES)
+    step: Number = max(1, rows // _SAMPLES)
     for block in range(1 + np.int64(t.book[TURN]) % step, rows, step):
         row = t.blocks[block]
         if row["queue"] != NO_QUEUE and _pool(t, block) == number:
@@ -573,23 +584,25 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
 
 
 @compiled
-def _victim_by_density(t: Tables, number: Number, now: Number) -> Number:
-    """The head whose next use promises least seconds saved a second. All blocks of a pool have the same size."""
+def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
+    """The head whose next use promises least, and how many seconds of computing a second that is."""
     pool = t.pools[number]
     index = t.reuse[number]["index"]
+    now = np.int64(t.book[NOW])
     best, best_worth = np.int64(0), np.inf
-    filled, queue = pool["filled"], 0
-    while filled:
-        if filled & np.uint64(1):
-            head = np.int64(pool["oldest"][queue])
-            age_ns = np.int64(now) - np.int64(t.blocks[head]["touched"])
-            cost = np.float64(t.blocks[head]["cost"])
-            worth = index[queue, _age_bin(age_ns)] * seconds_of_cost(cost or pool["clock"])
-            if worth < best_worth:
-                best, best_worth = head, worth
-        filled >>= np.uint64(1)
-        queue += 1
-    return best
+    for word in range(QUEUES // 64):
+        filled, queue = pool["filled"][word], 64 * word
+        while filled:
+            if filled & np.uint64(1):
+                head = np.int64(pool["oldest"][queue])
+                cost = np.float64(t.blocks[head]["cost"])
+                worth = index[queue, _age_bin(now - np.int64(t.blocks[head]["touched"]))]
+                worth *= seconds_of_cost(cost or pool["clock"])
+                if worth < best_worth:
+                    best, best_worth = head, worth
+            filled >>= np.uint64(1)
+            queue += 1
+    return best, best_worth
 
 
 @compiled
@@ -688,27 +701,28 @@ def _pass_up(t: Tables, block: Number, parent: Number) -> None:
 def _victim(t: Tables, number: Number) -> Number:
     """The block that a pool's rule would give up first; 0 if none is evictable."""
     pool = t.pools[number]
-    if not pool["filled"]:
+    if not pool["listed"]:
         return 0
     if pool["rule"] == S3FIFO:
         return _victim_of_s3fifo(t, pool)
     if pool["rule"] == DENSITY:
-        return _victim_by_density(t, number, t.book[NOW])
+        return _victim_by_density(t, number)[0]
     if pool["rule"] == ARC:
         first = np.int64(pool["oldest"][0])
         if first and (pool["members"][0] > pool["clock"] or not pool["oldest"][1]):
             return first
         return np.int64(pool["oldest"][1])
     best, best_rank = np.int64(0), np.inf
-    filled, queue = pool["filled"], 0
-    while filled:
-        if filled & np.uint64(1):
-            head = np.int64(pool["oldest"][queue])
-            rank = t.ranks[head] + pool["bonus"][queue]
-            if rank < best_rank:
-                best, best_rank = head, rank
-        filled >>= np.uint64(1)
-        queue += 1
+    for word in range(QUEUES // 64):
+        filled, queue = pool["filled"][word], 64 * word
+        while filled:
+            if filled & np.uint64(1):
+                head = np.int64(pool["oldest"][queue])
+                rank = t.ranks[head] + pool["bonus"][queue]
+                if rank < best_rank:
+                    best, best_rank = head, rank
+            filled >>= np.uint64(1)
+            queue += 1
     return best
 
 
@@ -890,6 +904,13 @@ def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, coun
 def reindex(t: Tables, pool: Number) -> None:
     """Have DENSITY draw its conclusions now: from nothing, before the first block came."""
     _index(t, pool)
+
+
+@compiled
+def least_worth(t: Tables, pool: Number) -> Number:
+    """What DENSITY would lose by the next eviction from a pool, in seconds of computing a second and byte; infinite if
+    it has nothing to give up."""
+    return _victim_by_density(t, pool)[1] / np.float64(t.pools[pool]["slot_bytes"])
 
 
 @compiled
@@ -1363,7 +1384,7 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
         pool["clock"] = max(pool["clock"], t.ranks[block] + pool["bonus"][row["queue"]])
     _unlist(t, block)
     if row["disk"] and row["state"] != DISK:
-        _leave_to_disk(t, block)
+        _leave_to_disk(t, ix, block)
         return True
     t.book[TURN] += np.uint64(1)
     if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(_REINDEX) == 0:
@@ -1378,7 +1399,7 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
 
 
 @compiled
-def _leave_to_disk(t: Tables, block: Number) -> None:
+def _leave_to_disk(t: Tables, ix: Index, block: Number) -> None:
     """Give up a block's place in DRAM; from now on it lies on disk alone."""
     row = t.blocks[block]
     slot = np.int64(row["slot"])
@@ -1387,6 +1408,8 @@ def _leave_to_disk(t: Tables, block: Number) -> None:
     if parent:
         t.blocks[parent]["dram_children"] -= np.uint32(1)
         _pass_up(t, block, parent)
+    if t.pools[_pool(t, block)]["rule"] == DENSITY:  # it still waits for its next use, as far as this pool is concerned
+        _remember(t, ix, block, _pool(t, block))
     _part(t, block)
     _move(t, block, np.int64(row["disk"]))
     _free_slot(t, slot)
@@ -1424,7 +1447,7 @@ def retire(t: Tables, ix: Index, top: Number, steps: Number) -> tuple[Number, Nu
         parent = np.int64(row["parent"])
         _unlist(t, block)
         if row["disk"]:
-            _leave_to_disk(t, block)
+            _leave_to_disk(t, ix, block)
         else:
             _remember(t, ix, block, _pool(t, block))
             _remove(t, ix, block)
@@ -1799,7 +1822,7 @@ def begin_loads(
                 slot = _take_slot(t, pool)
             if slot < 0:
                 return i, count, evicted
-            _begin_load(t, pool, block, slot, now)
+            _begin_load(t, ix, pool, block, slot, now)
         else:
             continue
         _hold(t, block)  # the read's
@@ -1809,7 +1832,7 @@ def begin_loads(
 
 
 @compiled
-def _begin_load(t: Tables, pool: Number, block: Number, slot: Number, now: Number) -> None:
+def _begin_load(t: Tables, ix: Index, pool: Number, block: Number, slot: Number, now: Number) -> None:
     row = t.blocks[block]
     t.arenas[_position(t, block)]["touched"] = now
     t.slots[slot]["block"] = block
@@ -1818,6 +1841,10 @@ def _begin_load(t: Tables, pool: Number, block: Number, slot: Number, now: Numbe
     _part(t, block)
     _move(t, block, slot)
     _come(t, block)
+    if t.pools[pool]["rule"] == DENSITY:
+        ghost = _recall(t, ix, block, pool)
+        if ghost >= 0:
+            t.ghosts[ghost]["print"] = 0
     t.arenas[_position(t, block)]["touched"] = now
     row["state"] = LOADING
     row["seal"] = 0
@@ -1851,7 +1878,7 @@ def cancel_load(t: Tables, ix: Index, block: Number, damaged: bool) -> bool:
     alive = row["state"] == LOADING or row["state"] == KEPT
     dropped = False
     if alive and row["disk"] and not (damaged and row["state"] == LOADING):
-        _leave_to_disk(t, block)
+        _leave_to_disk(t, ix, block)
     elif alive:
         begin_sweep(t, ix, block)
         dropped = True

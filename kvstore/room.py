@@ -74,11 +74,24 @@ def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_
     position = arenas.least_valuable(siblings, now_ns)
     if position is None or not oldest:
         return position
+    if int(tables.pools[pool.number]["rule"]) == blocks.DENSITY:
+        return _poorest_arena(arenas, tables, pool, siblings, now_ns)
     mine_ns = int(tables.blocks[oldest]["touched"])
     if 2 * (now_ns - arenas.touched_ns(position)) > 3 * (now_ns - mine_ns):
         return position
     patient = [other for other in siblings if _oldest_ns(tables, other, now_ns) < now_ns - 2 * (now_ns - mine_ns)]
     return arenas.least_valuable(patient, now_ns) if patient else None
+
+
+def _poorest_arena(
+    arenas: Arenas, tables: Tables, pool: Pool, siblings: list[Pool], now_ns: int
+) -> int | None:  # fmt: skip
+    """The least valuable arena of the pool that would lose least a byte, if this one would lose half as much again."""
+    worth = {other.number: float(blocks.least_worth(tables, other.number)) for other in (pool, *siblings)}
+    poorest = min(siblings, key=lambda other: worth[other.number])
+    if 3 * worth[poorest.number] >= 2 * worth[pool.number]:
+        return None
+    return arenas.least_valuable([poorest], now_ns)
 
 
 def _oldest_ns(tables: Tables, pool: Pool, now_ns: int) -> int:

@@ -106,3 +106,4 @@ def _recycle(store: Store, session: Session, namespace: Namespace) -> None:
     for rule in (Rule.DENSITY, Rule.LRU):
         store.choose_rule(Chosen(Tier.DRAM, None, rule))
         store.tick()
+        assert float(blocks.least_worth(store.tables, other.pool.number)) >= 0.0, "worth is not worth anything"

@@ -1,4 +1,4 @@
-"""Segments: files on disk that serve one slot size of one tenant, as arenas do in DRAM; and who gives way there.
+"""Segments: files on disk that serve one slot size of one tenant for life; and who gives way there.
 
 Life of a position
              MakeSegment           drain                      empty: DropSegment
