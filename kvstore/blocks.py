@@ -852,7 +852,8 @@ def _recall(t: Tables, ix: Index, block: Number, pool: Number) -> Number:
             age = np.int64(np.uint32(np.uint32(t.book[TURN]) - t.ghosts[i]["turn"]))
             rule = t.pools[pool]["rule"]
             most = np.int64(t.pools[pool]["blocks"])
-            return -1 if (rule == ARC or rule == S3FIFO) and age > most else i
+            most *= 3 if rule == SECOND_TOUCH else 1
+            return -1 if (rule == ARC or rule == S3FIFO or rule == SECOND_TOUCH) and age > most else i
     return -1
 
 
@@ -883,18 +884,37 @@ def requeue_rows(t: Tables, start: Number, stop: Number, pool: Number) -> None:
 
 
 @compiled
-def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, hint: Number) -> Number:
-    """Note what a client expects of the next use of a chain's blocks, as far as they are there. Returns how many are.
+def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, hints: U1) -> Number:
+    """Note what a client expects of the next use of each block of a chain, as far as they are there. Returns how many.
 
     0: nothing; 1, 2, 3: soon, later, hardly ever. It is a word and no order: what DENSITY makes of it is learned from
-    what became of others of whom the same was said. A use ends it.
+    what became of others of whom the same was said. A use ends it. No block is used again without those before it, so
+    what is noted never gets sooner along the chain: the sequence of that kind that contradicts fewest of the hints.
     """
+    steps = np.zeros((count + 1, 4), np.int32)  # contradictions so far, if the last level was at most this
+    for i in range(count):
+        least = np.int32(1 << 30)
+        for level in range(1, 4):
+            least = min(least, steps[i, level])
+            steps[i + 1, level] = least + (hints[i] != 0 and hints[i] != level)
+    level = 1
+    for other in range(2, 4):
+        if steps[count, other] < steps[count, level]:
+            level = other
+    levels = np.zeros(count, np.uint8)
+    for i in range(count - 1, -1, -1):
+        levels[i] = level if hints[i] else 0
+        best = level
+        for other in range(1, level):
+            if steps[i, other] < steps[i, best]:
+                best = other
+        level = best
     for i in range(count):
         block = _find(t, ix, namespace, keys, at + 4 * i)
         if not block:
             return i
         row = t.blocks[block]
-        row["uses"] = (np.int64(row["uses"]) & USES_MAX) | (np.int64(hint) << HINT_BITS)
+        row["uses"] = (np.int64(row["uses"]) & USES_MAX) | (np.int64(levels[i]) << HINT_BITS)
         if row["queue"] != NO_QUEUE:
             _requeue(t, block, _queue_for(t, block, _pool(t, block)))
     return count

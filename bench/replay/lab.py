@@ -7,11 +7,13 @@ which change hands as they do in the daemon.
 
 # ruff: noqa: ARG002  what a port passes, nobody here needs
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
+from bench.replay.oracle import Hints
 from bench.replay.score import Score, score
 from bench.replay.workload import Keys, Model, Request, Workload
 from kvproto.limits import PAGE_BYTES
@@ -38,10 +40,16 @@ class Setting:
     bonus_s: float = TOUCH_BONUS_S
 
 
-def replay(workload: Workload, capacity_bytes: int, setting: Setting) -> Score:
-    """What a cache of so many bytes is worth that evicts by that rule."""
+def replay(workload: Workload, capacity_bytes: int, setting: Setting, hints: Sequence[Hints] = ()) -> Score:
+    """What a cache of so many bytes is worth that evicts by that rule. `hints`: for each request, what is said then of
+    the next use of each of its blocks."""
     cache = Cache(workload, capacity_bytes, setting)
-    return score(workload, [cache.serve(request) for request in workload.requests])
+    hits: list[int] = []
+    for number, request in enumerate(workload.requests):
+        hits.append(cache.serve(request))
+        if hints:
+            cache.hint(request.model, request.keys, hints[number])
+    return score(workload, hits)
 
 
 class NoBytes:
@@ -113,6 +121,11 @@ class Cache:
         if request.output_keys.size:
             self._store(request.model, np.concatenate((keys, request.output_keys)), now_ns, first=False)
         return int(hit)
+
+    def hint(self, model: int, keys: Keys, hints: Hints) -> None:
+        """Somebody says what it expects of each block of a chain."""
+        self._words[: 4 * keys.size : 4] = keys
+        blocks.hint_run(self._tables, self._tenant.index, model, self._words, 0, keys.size, hints)
 
     def _store(self, model: int, keys: Keys, now_ns: int, *, first: bool = True) -> None:
         """Use the lead run of a chain and store the rest, as far as there is room."""
