@@ -159,7 +159,10 @@ POOL = np.dtype(
         ("clock", "<f8"),  # PGDSF: worth of what was evicted last; ARC: how many blocks queue 0 should have
         ("ghosts", "<f8", (2,)),  # ARC: about how many of queues 0 and 1 are remembered
         ("bonus", "<f8", (QUEUES,)),  # DENSITY: mean cost of a block, in seconds
-        ("news", "<u4"),  # DENSITY: what was learned since the index was made
+        ("limit", "<f8"),  # DENSITY: up to which worth `chosen` gives up its heads, `left` of them
+        ("chosen", "<u4"),
+        ("left", "<u4"),
+        ("news", "<u4"),  # DENSITY: what was learned since it was last halved
         ("pad", "<u4"),
         ("oldest", "<u4", (QUEUES,)),
         ("newest", "<u4", (QUEUES,)),
@@ -440,6 +443,7 @@ _USUAL_GAP_NS: Final = 30 * 10**9
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
 _PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first
+_IN_A_ROW: Final = 16  # evictions from one queue before all are looked at again
 _REINDEX: Final = 2048  # evictions between two looks at what was learned
 _MEMORY: Final = 1 << 17  # blocks after whose fate what was learned before counts half
 _GHOST_TICK: Final = np.uint64(26)  # of a ghost's time: 67 ms
@@ -585,24 +589,44 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
 
 @compiled
 def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
-    """The head whose next use promises least, and how many seconds of computing a second that is."""
+    """The head whose next use promises least, and how many seconds of computing a second that is.
+
+    Once found, its queue goes on to give up its heads while they are worth no more than the second best was: looking
+    at all heads costs a cache miss each.
+    """
     pool = t.pools[number]
-    index = t.reuse[number]["index"]
-    now = np.int64(t.book[NOW])
-    best, best_worth = np.int64(0), np.inf
+    if pool["left"]:
+        head = np.int64(pool["oldest"][pool["chosen"]])
+        worth = _worth(t, pool, number, np.int64(pool["chosen"]), head) if head else np.inf
+        if worth <= pool["limit"]:
+            pool["left"] -= np.uint32(1)
+            return head, worth
+    best, best_worth, second = np.int64(0), np.inf, np.inf
     for word in range(QUEUES // 64):
         filled, queue = pool["filled"][word], 64 * word
         while filled:
             if filled & np.uint64(1):
                 head = np.int64(pool["oldest"][queue])
-                cost = np.float64(t.blocks[head]["cost"])
-                worth = index[queue, _age_bin(now - np.int64(t.blocks[head]["touched"]))]
-                worth *= seconds_of_cost(cost or pool["clock"])
+                worth = _worth(t, pool, number, queue, head)
                 if worth < best_worth:
-                    best, best_worth = head, worth
+                    best, best_worth, second = head, worth, best_worth
+                    pool["chosen"] = queue
+                elif worth < second:
+                    second = worth
             filled >>= np.uint64(1)
             queue += 1
+    pool["limit"] = second
+    pool["left"] = _IN_A_ROW
     return best, best_worth
+
+
+@compiled
+def _worth(t: Tables, pool: Number, number: Number, queue: Number, head: Number) -> Number:
+    """Seconds of computing a second that a block promises to save."""
+    row = t.blocks[head]
+    cost = np.float64(row["cost"])
+    age_ns = np.int64(t.book[NOW]) - np.int64(row["touched"])
+    return t.reuse[number]["index"][queue, _age_bin(age_ns)] * seconds_of_cost(cost or pool["clock"])
 
 
 @compiled

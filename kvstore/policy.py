@@ -17,31 +17,20 @@ al., 2023. ARC: Megiddo and Modha, 2003. What second_touch, s3fifo and arc remem
 `Tables.ghosts`.
 """
 
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
 from kvstore import blocks
 from kvstore.blocks import Tables
+from kvstore.rules import Rule
+
+__all__ = ["TOUCH_BONUS_S", "Rule", "set_rule"]
 
 # About what keeps most of those that come back: 79 % of the reuses of a public trace of conversations lie within 5
 # minutes, 94 % within 10.
 TOUCH_BONUS_S: Final = 450.0
 _APART: Final = 1e18  # nanoseconds between two queues of `lfu`: more than any host's uptime
-
-
-class Rule(StrEnum):
-    """By name, as operators know them."""
-
-    LRU = "lru"
-    SECOND_TOUCH = "second_touch"
-    PGDSF = "pgdsf"
-    LFU = "lfu"
-    S3FIFO = "s3fifo"
-    ARC = "arc"
-    DENSITY = "density"
-
 
 _NUMBERS: Final = {
     Rule.LRU: blocks.LRU,
@@ -61,7 +50,7 @@ def set_rule(tables: Tables, pool: int, rule: Rule, *, bonus_s: float = TOUCH_BO
     row["clock"] = 0.0
     row["ghosts"] = 0.0
     row["bonus"] = _bonus(rule, bonus_s)
-    row["news"] = 0
+    row["news"] = row["left"] = 0
     if rule is Rule.DENSITY:
         blocks.reindex(tables, pool)
 

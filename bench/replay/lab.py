@@ -154,6 +154,10 @@ class Cache:
         while self._arenas.draining is not None:
             self._jobs.run(now_ns)
 
+    def pool(self, model: int) -> tuple[Tables, Index, int]:
+        """Where a model's blocks are."""
+        return self._tables, self._tenant.index, self._pools[model].number
+
     def _pool(self, slot_bytes: int, block_bytes: int, setting: Setting) -> Pool:
         pool = self._arenas.add_pool(self._tenant, slot_bytes)
         self._tables.pools[pool.number]["slot_bytes"] = block_bytes
