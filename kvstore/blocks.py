@@ -578,7 +578,7 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
     step: Number = max(1, rows // _SAMPLES)
     for block in range(1 + np.int64(t.book[TURN]) % step, rows, step):
         row = t.blocks[block]
-        if row["queue"] != NO_QUEUE and _pool(t, block) == number:
+        if row["state"] in LIVE and row["queue"] != NO_QUEUE and _pool(t, block) == number:
             waits[row["queue"], _age_bin(now - np.int64(row["touched"]))] += step
     step = max(1, ghosts // _SAMPLES)
     for i in range(np.int64(t.book[TURN]) % step, ghosts, step):
@@ -1906,7 +1906,8 @@ def finish_load(t: Tables, block: Number, now: Number) -> bool:
     row["flags"] &= ~VERIFYING
     alive: bool = row["state"] == LOADING or row["state"] == KEPT
     if alive:
-        _refresh(t, block, max(row["touched"], np.uint64(now)))
+        if row["state"] == LOADING:  # who is verified in the background was not touched
+            _refresh(t, block, max(row["touched"], np.uint64(now)))
         row["seal"] = seal_of(t, block)
         row["state"] = RESIDENT
     _unhold(t, block)

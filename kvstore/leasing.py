@@ -133,14 +133,15 @@ class Leasing:
     ) -> Lease:
         """Lease a run that `Streams.extend` holds: what is there now, and the rest as it comes."""
         tables, run, now_ns = self._tables, self._run, self._clock.now_ns()
-        deadline_ns = now_ns + min(wait_ns + ttl_ns, self._limits.lease_ttl_ns_max)
+        rows = run[:found].copy()
+        there, _ = blocks.ready_until(tables, rows, 0)
+        coming_ns = wait_ns if there < found else 0  # the run may end at what there was no room for
+        deadline_ns = now_ns + min(coming_ns + ttl_ns, self._limits.lease_ttl_ns_max)
         held, fresh = blocks.lease_run(
             tables, run, found, now_ns, deadline_ns, locations, locations_at, session.given, self._ends
         )
         self.streams.settle(run, found)
         lease = self._add(session, found, held, deadline_ns, fresh)
-        rows = run[:found].copy()
-        there, _ = blocks.ready_until(tables, rows, 0)
         if there < found:
             on_disk = (tables.blocks["state"][rows] == blocks.LOADING).astype(np.uint8)
             all_locations = locations[locations_at : locations_at + 2 * found].copy()

@@ -1,79 +1,66 @@
 """Which rule each pool evicts by: one for each tier, and another for a tenant that was given one. Owner thread."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kvproto.limits import POOLS
 from kvstore import blocks
 from kvstore.blocks import Tables
-from kvstore.policy import Rule, set_rule
+from kvstore.policy import set_rule
+from kvstore.rules import Chosen, Rule, Rules, Tier
 
 if TYPE_CHECKING:
-    from kvstore.sessions import Pool, Tenant
+    from kvstore.sessions import Pool
+
+__all__ = ["Chosen", "Policies", "Requeue", "Rule", "Rules", "Tier", "tier_of"]
 
 STEP_ROWS = 64  # looked at for one step of a job
 
 
-class Tier(StrEnum):
-    """Where a pool lies."""
-
-    DRAM = "dram"
-    DISK = "disk"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for tenants that were given nothing else."""
-
-    dram: Rule = Rule.LRU
-    disk: Rule = Rule.LRU
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A rule that somebody chose. `tenant` None: for all that have none of their own."""
-
-    tier: Tier
-    tenant: str | None
-    rule: Rule
-
-
 class Policies:
-    """What was chosen, and the pools that go by it."""
+    """What is configured, what was chosen at run time, and the pools that go by it.
+
+    A choice wins over the configuration, here and in successors that start warm (`registry.py` journals it). A tenant's
+    own choice wins over the one for all.
+    """
 
     def __init__(self, tables: Tables, rules: Rules) -> None:
         self._tables = tables
-        self._common = {Tier.DRAM: rules.dram, Tier.DISK: rules.disk}
-        self._own: dict[tuple[Tier, str], Rule] = {}
+        self._configured = {Tier.DRAM: rules.dram, Tier.DISK: rules.disk}
+        self._chosen: dict[tuple[Tier, str | None], Rule] = {}
 
     def begin(self, pool: "Pool") -> None:
         """A pool is new."""
-        set_rule(self._tables, pool.number, self.rule_of(_tier_of(pool), pool.tenant))
+        set_rule(self._tables, pool.number, self.rule_of(tier_of(pool), pool.tenant.name))
 
-    def rule_of(self, tier: Tier, tenant: "Tenant") -> Rule:
-        """What a tenant's blocks are evicted by."""
-        return self._own.get((tier, tenant.name), self._common[tier])
+    def rule_of(self, tier: Tier, tenant: str | None) -> Rule:
+        """What a tenant's blocks are evicted by; None: those of all that have no rule of their own."""
+        common = self._chosen.get((tier, None), self._configured[tier])
+        return self._chosen.get((tier, tenant), common)
+
+    def is_own(self, tier: Tier, tenant: str | None) -> bool:
+        """Was it chosen for just that?"""
+        return (tier, tenant) in self._chosen
 
     def choose(self, chosen: Chosen, pools: Iterable["Pool"]) -> "list[Requeue]":
         """Have pools go by another rule from now on. Returns the work that puts their blocks in order."""
-        if chosen.tenant is None:
-            self._common[chosen.tier] = chosen.rule
-        else:
-            self._own[chosen.tier, chosen.tenant] = chosen.rule
+        self._chosen[chosen.tier, chosen.tenant] = chosen.rule
         work: list[Requeue] = []
-        for pool in pools:
-            mine = _tier_of(pool) is chosen.tier and chosen.tenant in (None, pool.tenant.name)
-            if mine and (chosen.tenant or (chosen.tier, pool.tenant.name) not in self._own):
-                set_rule(self._tables, pool.number, chosen.rule)
-                work.append(Requeue(self._tables, pool.number))
+        for pool in self.concerned(chosen.tier, chosen.tenant, pools):
+            set_rule(self._tables, pool.number, chosen.rule)
+            work.append(Requeue(self._tables, pool.number))
         return work
 
+    def concerned(self, tier: Tier, tenant: str | None, pools: Iterable["Pool"]) -> "Iterator[Pool]":
+        """The pools that a choice is for: a tenant's, or (None) those of all that have no rule of their own."""
+        for pool in pools:
+            name = pool.tenant.name
+            if tier_of(pool) is tier and (name == tenant or (tenant is None and not self.is_own(tier, name))):
+                yield pool
+
     def chosen(self) -> list[Chosen]:
-        """All choices, the common ones first."""
-        common = [Chosen(tier, None, rule) for tier, rule in self._common.items()]
-        return common + [Chosen(tier, tenant, rule) for (tier, tenant), rule in self._own.items()]
+        """All choices."""
+        return [Chosen(tier, tenant, rule) for (tier, tenant), rule in self._chosen.items()]
 
 
 class Requeue:
@@ -96,5 +83,6 @@ class Requeue:
         return steps, stop >= unused
 
 
-def _tier_of(pool: "Pool") -> Tier:
+def tier_of(pool: "Pool") -> Tier:
+    """By its number."""
     return Tier.DRAM if pool.number < POOLS else Tier.DISK

@@ -22,6 +22,7 @@ from kvproto.limits import (
 from kvstore.arenas import Arenas
 from kvstore.blocks import Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
+from kvstore.policies import Chosen, Policies, Requeue
 from kvstore.ports import Memory, Randomness
 from kvstore.sessions import Namespace, Pool, Session, Tenant
 from kvstore.tables import Limits, index_buckets
@@ -32,7 +33,7 @@ class Registry:
 
     def __init__(
         self, limits: Limits, tables: Tables, arenas: Arenas, memory: Memory, randomness: Randomness,
-        head: Record, forget: Callable[[int], None],
+        policies: Policies, head: Record, forget: Callable[[int], None],
     ) -> None:  # fmt: skip
         """`head` is what the journal begins with; `forget` hears of a namespace whose number goes to another."""
         self.tenants: dict[str, Tenant] = {}
@@ -44,6 +45,7 @@ class Registry:
         self._arenas = arenas
         self._memory = memory
         self._randomness = randomness
+        self._policies = policies
         self._head = head
         self._forget = forget
         self._journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
@@ -153,6 +155,14 @@ class Registry:
             del self.namespaces[former.tenant, former.digest]
         self._file(Namespace(number, tenant, identity, digest, slot_bytes, self.pool(tenant, slot_bytes)))
 
+    # -- rules ---------------------------------------------------------------------------------------------------
+
+    def choose_rule(self, chosen: Chosen) -> list[Requeue]:
+        """A rule chosen at run time: a successor goes by it too. Returns the work that puts blocks in order."""
+        work = self._policies.choose(chosen, self._arenas.by_number.values())
+        self._journal.add(_rule_as_record(chosen))
+        return work
+
     # -- the journal ---------------------------------------------------------------------------------------------
 
     def begin_journal(self) -> None:
@@ -160,8 +170,9 @@ class Registry:
         self._journal.begin(self._everybody())
 
     def _everybody(self) -> list[Record]:
-        """Tenants, pools and namespaces in the order in which they got their numbers."""
+        """Rules, then tenants, pools and namespaces in the order in which they got their numbers."""
         records: list[Record] = [self._head]
+        records += map(_rule_as_record, self._policies.chosen())
         records += [["tenant", name] for name in self.tenants]
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
@@ -170,3 +181,7 @@ class Registry:
 
 def _as_record(namespace: Namespace) -> Record:
     return ["namespace", namespace.number, namespace.tenant.name, namespace.identity.canonical().hex()]
+
+
+def _rule_as_record(chosen: Chosen) -> Record:
+    return ["rule", chosen.tier.value, chosen.tenant or "", chosen.rule.value]

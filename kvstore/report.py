@@ -225,6 +225,25 @@ class ScrubReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyReport:
+    """One rule of eviction, and whose blocks go by it."""
+
+    tier: str
+    tenant: str  # empty: all that have no rule of their own
+    rule: str
+    chosen: bool  # at run time, for just this tier and tenant; else it comes from the tier or the configuration
+    blocks: int  # that go by it, as of now
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What holds now, or would, and what held before."""
+
+    policy: PolicyReport
+    former_rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonReport:
     """Everything of `kvctl status`."""
 

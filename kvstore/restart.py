@@ -23,6 +23,7 @@ from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
 from kvstore.ports import FormerMemory
 from kvstore.registry import Registry
+from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Tenant
 from kvstore.tables import Limits, lasting_tables
 
@@ -129,12 +130,12 @@ class _TakeOver:
 
     def run(self) -> Taken:
         tables, former = self._tables, self._former
+        for record in former.records:  # rules begin with a look at all rows: not at these, which may be torn
+            self._know(record)
         # Before any arena is taken: were this life to end in between, the next one would look at no row, and write
         # over what somebody may still be reading.
         tables.book[blocks.UNUSED_ROW] = former.unused
         tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
-        for record in former.records:
-            self._know(record)
         slots_of = self._take_arenas()
         pool_of = np.zeros(NAMESPACES, dtype=np.uint32)
         for namespace in self._registry.namespaces.values():
@@ -148,6 +149,8 @@ class _TakeOver:
         tables.blocks["parent"][gone] = 0
         tables.blocks["writer"][gone] = blocks.BROKEN
         blocks.link_free(tables, former.unused)
+        queues = tables.blocks["queue"][: former.unused]  # of free rows, which DENSITY must not take for blocks
+        queues[tables.blocks["state"][: former.unused] == blocks.FREE] = blocks.NO_QUEUE
         for position in np.flatnonzero(slots_of).tolist():
             blocks.free_slots(tables, position, int(slots_of[position]))
         left = self._settle(rows)
@@ -155,10 +158,12 @@ class _TakeOver:
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
-        """A tenant, pool or namespace, as the journal says it. Numbers come out as they were."""
+        """A tenant, pool, namespace or choice of a rule, as the journal says it. Numbers come out as they were. Of
+        another kind, from another version: nothing.
+        """
         registry = self._registry
-        kind, *rest = record
         try:
+            kind, *rest = record
             if kind == "tenant":
                 registry.known_tenant(str(rest[0]))
             elif kind == "pool":
@@ -170,6 +175,9 @@ class _TakeOver:
                 identity = NamespaceIdentity.from_canonical(bytes.fromhex(str(rest[2])))
                 if tenant is not None:
                     registry.restore_namespace(tenant, identity, int(rest[0]))
+            elif kind == "rule":
+                tier, name, rule = map(str, rest[:3])
+                registry.choose_rule(Chosen(Tier(tier), name or None, Rule(rule)))
         except (KvError, ValueError, IndexError):
             return  # its blocks will not be known either
 

@@ -75,7 +75,7 @@ class Store:
         self.policies = policies = Policies(tables, limits.rules)
         self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions, policies)
         self.registry = registry = Registry(
-            limits, tables, arenas, memory, randomness, journal_head(limits), self._forget_on_disk
+            limits, tables, arenas, memory, randomness, policies, journal_head(limits), self._forget_on_disk
         )
         self.sweeper = sweeper = Sweeper(tables, arenas, clock, limits.slice_steps)
         self.disk = disk = Disk(
@@ -91,8 +91,8 @@ class Store:
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
 
     def choose_rule(self, chosen: Chosen) -> None:
-        """Have a tier, or one tenant's part of it, evict by another rule from now on."""
-        for work in self.policies.choose(chosen, self.arenas.by_number.values()):
+        """Have a tier, or one tenant's part of it, evict by another rule from now on, and after a warm restart."""
+        for work in self.registry.choose_rule(chosen):
             self.sweeper.begin(work)
 
     def _forget_on_disk(self, number: int) -> None:

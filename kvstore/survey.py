@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from kvstore import blocks
-from kvstore.report import DiskCounters, NamespaceReport, RestartReport, TenantReport, TierReport
+from kvstore.report import DiskCounters, NamespaceReport, PolicyReport, RestartReport, TenantReport, TierReport
+from kvstore.rules import Tier
 from kvstore.sessions import Namespace, Pool, Tenant
 from kvstore.store import Store
 
@@ -97,6 +98,14 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
             )
         )
     return tuple(reports)
+
+
+def policy_report(store: Store, tier: Tier, tenant: str | None) -> PolicyReport:
+    """What a tenant's blocks in a tier are evicted by; None: those of all tenants that have no rule of their own."""
+    pools = store.policies.concerned(tier, tenant, store.arenas.by_number.values())
+    held = sum(int(store.tables.pools[pool.number]["blocks"]) for pool in pools)
+    chosen = store.policies.is_own(tier, tenant)
+    return PolicyReport(tier.value, tenant or "", store.policies.rule_of(tier, tenant).value, chosen, held)
 
 
 def namespace_reports(store: Store) -> tuple[NamespaceReport, ...]:

@@ -245,6 +245,11 @@ class FakeDrive:
             found.append(Found(segment, superblock.slot_bytes, slots, superblock.tenant, records[:slots]))
         return found, list(self.names.values()), [], max(numbers, default=0) + 1
 
+    def known_blocks(self) -> int:
+        """How many blocks the index knows, in segments that are there."""
+        records = [np.frombuffer(chunk, RECORD) for (segment, _), chunk in self.chunks.items() if segment in self.files]
+        return sum(int(np.count_nonzero(some["generation"])) for some in records)
+
     def rebuild(self) -> None:
         """Forget the index and make it anew from headers, as the index process does."""
         self.synced = {segment: bytes(file) for segment, file in self.files.items()}  # before it believes them

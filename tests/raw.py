@@ -21,11 +21,15 @@ Message = tuple[Head, bytes, list[int]]
 
 
 @contextmanager
-def real_daemon(*arguments: str) -> Iterator[DaemonProcess]:
-    """A small daemon in a directory of its own, until the block ends."""
+def real_daemon(*arguments: str, tenants: Sequence[str] = ()) -> Iterator[DaemonProcess]:
+    """A small daemon in a directory of its own, until the block ends. This user may be any of `tenants`."""
     with tempfile.TemporaryDirectory(prefix="kvd-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # some tests become another user
+        if tenants:
+            file = home / "kvstored.toml"
+            file.write_text("".join(f"[tenants.{name}]\nuids = [{os.geteuid()}]\n" for name in tenants))
+            arguments = (*arguments, "--config", str(file))
         small = ("--dram", "64MiB", "--arena", "8MiB", "--lock", "false", "--log-level", "error")
         with DaemonProcess(home / "run", *small, *arguments, log_file=home / "log") as process:
             yield process

@@ -53,6 +53,10 @@ app = typer.Typer(
 )
 
 
+policy_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(policy_app, name="policy")
+
+
 class Output(StrEnum):
     """How answers are printed."""
 
@@ -110,19 +114,25 @@ def globals_first(arguments: Sequence[str]) -> list[str]:
     return front + rest
 
 
-def command(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Registers a command whose KvctlError becomes a sentence on stderr and an exit code."""
+def reporting(function: Callable[P, None]) -> Callable[P, None]:
+    """The same, but a KvctlError becomes a sentence on stderr and an exit code."""
+
+    @wraps(function)
+    def reported(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            function(*arguments, **options)
+        except KvctlError as error:
+            typer.echo(f"kvctl: {error}", err=True)
+            raise typer.Exit(error.code) from None
+
+    return reported
+
+
+def command(name: str, on: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Registers a command that is `reporting`."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
-        @wraps(function)
-        def reported(*arguments: P.args, **options: P.kwargs) -> None:
-            try:
-                function(*arguments, **options)
-            except KvctlError as error:
-                typer.echo(f"kvctl: {error}", err=True)
-                raise typer.Exit(error.code) from None
-
-        return app.command(name)(reported)
+        return on.command(name)(reporting(function))
 
     return register
 
@@ -285,6 +295,43 @@ def scrub(
     chosen.show("scrub", render.plain(report), render.scrub(report))
     if wait and report.damaged:
         raise typer.Exit(Exit.REFUSED)
+
+
+@policy_app.callback(invoke_without_command=True)
+@reporting
+def policy(context: typer.Context) -> None:
+    """Who is evicted first: the rule of each tier, and of each tenant that has one of its own.
+
+    Rules: lru, second_touch, pgdsf, lfu, s3fifo, arc, density. ARCHITECTURE.md says what each does.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        reports = client.policies().policies
+    chosen.show("policies", [render.plain(one) for one in reports], render.policies(reports))
+
+
+@command("set", on=policy_app)
+def set_policy(
+    context: typer.Context,
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="lru, second_touch, pgdsf, lfu, s3fifo, arc or density.")],
+    *,
+    tier: Annotated[str | None, typer.Option(metavar="TIER", help="Only dram, or only disk. Else every tier.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this tenant's blocks. Else all without a rule of their own."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+) -> None:
+    """Evict by another rule from now on.
+
+    It holds over warm restarts and wins over the configuration, until a cold start.
+    """
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=dry_run))
+    chosen.show("policy", render.plain(report), render.policy_changes(report))
 
 
 @command("ping")

@@ -162,6 +162,14 @@ class ControlClient:
         """Start a scrub of all that lies on disk, or see how far it is."""
         return self._call("Scrub", request, pb.ScrubResponse)
 
+    def policies(self) -> pb.GetPolicyResponse:
+        """By which rules tiers and tenants evict."""
+        return self._call("GetPolicy", pb.GetPolicyRequest(), pb.GetPolicyResponse)
+
+    def set_policy(self, request: pb.SetPolicyRequest) -> pb.SetPolicyResponse:
+        """Have a tier or a tenant evict by another rule, or see what would change."""
+        return self._call("SetPolicy", request, pb.SetPolicyResponse)
+
     def ping(self) -> pb.PingResponse:
         """One round trip through the owner thread."""
         return self._call("Ping", pb.PingRequest(), pb.PingResponse)

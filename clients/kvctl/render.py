@@ -252,6 +252,27 @@ def config(settings: Iterable[pb.ConfigValue]) -> Table:
     return table
 
 
+def policies(reports: Iterable[pb.Policy]) -> Table:
+    """`kvctl policy`."""
+    table = _table("tier", "tenant", "rule", "from", ">blocks")
+    for one in reports:
+        origin = "kvctl policy set" if one.chosen else "configuration"
+        table.add_row(one.tier, printable(one.tenant or "*"), printable(one.rule), origin, f"{one.blocks:,}")
+    return table
+
+
+def policy_changes(report: pb.SetPolicyResponse) -> Text:
+    """What `kvctl policy set` changed, or would; a line each tier."""
+    lines = []
+    for change in report.changes:
+        one, former = change.policy, printable(change.former_rule)
+        whose = f"{one.tier}, tenant {printable(one.tenant)}" if one.tenant else one.tier
+        verb = "would evict" if report.dry_run else "evicts"
+        was = "as before" if former == one.rule else f"until now by {former}"
+        lines.append(f"{whose}: {verb} by {printable(one.rule)}, {was} ({one.blocks:,} blocks)")
+    return Text("\n".join(lines))
+
+
 def clearing(report: pb.ClearResponse, what: str) -> Text:
     """What a clear dropped or would drop; `what` names its scope."""
     verb = "would drop" if report.dry_run else "dropped"

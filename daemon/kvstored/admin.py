@@ -1,10 +1,11 @@
 """What the owner thread answers to the control socket (`control.AdminPort`)."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,11 +20,14 @@ from kvstore.report import (
     DiskReport,
     DriveReport,
     NamespaceReport,
+    PolicyChange,
+    PolicyReport,
     ScrubReport,
     SessionReport,
     TenantReport,
     TierReport,
 )
+from kvstore.rules import Chosen, Rule, Tier
 from kvstore.store import Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskState
@@ -37,6 +41,8 @@ from kvstored.index import State
 from kvstored.keep import FdKeeper, Keeper, NoKeeper
 from kvstored.memory import HostMemory
 from kvstored.notify import SystemdKeeper
+
+log = logging.getLogger(__name__)
 
 FOREIGN_NAMED: Final = 8  # of files that are not ours; the rest is counted
 SCRUB_RATE: Final = 10 * MIB  # where neither the caller nor the configuration says one
@@ -259,6 +265,47 @@ class Admin:
                 raise RefusedError(f"disk is {disk.state.value}; try again once `kvctl status` calls it serving")
             disk.scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
         return disk.scrub.report()
+
+    def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
+        """See the port."""
+        tiers = self._tiers(tier)
+        self._check_tenant(tenant)
+        if tenant is not None:
+            return tuple(survey.policy_report(self._store, one, tenant) for one in tiers)
+        own = [(one.tier, one.tenant) for one in self._store.policies.chosen() if one.tenant is not None]
+        return tuple(
+            survey.policy_report(self._store, one, whose)
+            for one in tiers
+            for whose in (None, *sorted(name for where, name in own if where is one))
+        )
+
+    def set_policy(
+        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+    ) -> tuple[PolicyChange, ...]:
+        """See the port."""
+        tiers = self._tiers(tier)
+        self._check_tenant(tenant)
+        before = [survey.policy_report(self._store, one, tenant) for one in tiers]
+        if dry_run:
+            return tuple(PolicyChange(replace(one, rule=rule.value, chosen=True), one.rule) for one in before)
+        for one in tiers:
+            self._store.choose_rule(Chosen(one, tenant, rule))
+        now = [survey.policy_report(self._store, one, tenant) for one in tiers]
+        for change in now:
+            log.info("policy: tier=%s tenant=%s rule=%s", change.tier, change.tenant or "*", change.rule)
+        return tuple(PolicyChange(after, former.rule) for after, former in zip(now, before, strict=True))
+
+    def _tiers(self, tier: Tier | None) -> tuple[Tier, ...]:
+        """Those that are meant and that there are. Raises RefusedError."""
+        there = (Tier.DRAM, Tier.DISK) if self._store.limits.disk.disk_bytes else (Tier.DRAM,)
+        if tier not in (None, *there):
+            raise RefusedError("there is no disk tier to evict from; give kvstored --disk and --disk-size")
+        return there if tier is None else (tier,)
+
+    def _check_tenant(self, tenant: str | None) -> None:
+        """Raises KeyError for one that was never here."""
+        if tenant is not None and tenant not in self._store.tenants:
+            raise KeyError(f"no tenant is called {tenant}")
 
 
 def _keeper_kind(keeper: Keeper) -> str:

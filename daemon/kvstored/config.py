@@ -12,6 +12,8 @@ not on the day the flag is dropped. All trouble is a `ConfigError`, and the proc
     [disk]                          # without directories there is no disk tier
     directories = ["/mnt/nvme0/kv", "/mnt/nvme1/kv"]
     size = "2TiB"
+    [policy]                        # who is evicted first
+    dram = "lru"
     [tenants.research]              # HELLO may name it; the first tenant that lists a uid is its default
     uids = [1001, 1002]             # a uid that no tenant lists gets a tenant of its own, uid-N
 """
@@ -46,6 +48,8 @@ from kvstored.settings import (
     LOCK,
     LOG_LEVEL,
     NUMBERS,
+    POLICY_DISK,
+    POLICY_DRAM,
     PREFAULT,
     RING,
     RUNTIME_DIR,
@@ -94,6 +98,8 @@ class Config:
     disk_writers: int  # threads of each directory
     disk_packers: int  # threads of all
     disk_scrub_rate: int  # bytes a second, 0: no scrub in the background
+    policy_dram: str  # one of RULES
+    policy_disk: str  # one of RULES
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
@@ -156,6 +162,8 @@ def load(
         disk_writers=chooser.choose(DISK_WRITERS, basis),
         disk_packers=chooser.choose(DISK_PACKERS, basis),
         disk_scrub_rate=chooser.choose(DISK_SCRUB_RATE, basis),
+        policy_dram=chooser.choose(POLICY_DRAM, basis),
+        policy_disk=chooser.choose(POLICY_DISK, basis),
         tenants=tuple(tenant for tenant, _ in layers.tenants),
     )
     _check_directories(config, chooser)

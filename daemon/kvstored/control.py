@@ -38,10 +38,13 @@ from kvstore.report import (
     DaemonReport,
     DiskReport,
     NamespaceReport,
+    PolicyChange,
+    PolicyReport,
     ScrubReport,
     SessionReport,
     TenantReport,
 )
+from kvstore.rules import Rule, Tier
 
 __all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
 
@@ -105,6 +108,20 @@ class AdminPort(Protocol):
 
         A `rate` of 0 is as fast as it goes, None what the configuration says.
         Raises RefusedError where there is nothing to scrub.
+        """
+
+    def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
+        """By which rules a tier (None: every one) evicts; with a tenant only what holds for it.
+
+        Raises KeyError(text): unknown tenant; RefusedError: no such tier here.
+        """
+
+    def set_policy(
+        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+    ) -> tuple[PolicyChange, ...]:
+        """Have a tier (None: every one), or a tenant's part of it, evict by `rule`, or only say what would change.
+
+        Raises as `policies`.
         """
 
 
@@ -273,6 +290,30 @@ class _Control:
             lambda report: pb.ScrubResponse(**_named(report)),
         )
 
+    def GetPolicy(self, request: pb.GetPolicyRequest, context: grpc.ServicerContext) -> pb.GetPolicyResponse:
+        try:
+            tier, tenant = _tier(request), _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.policies(tier, tenant),
+            lambda reports: pb.GetPolicyResponse(policies=[pb.Policy(**_named(one)) for one in reports]),
+            unknown=KeyError,
+        )
+
+    def SetPolicy(self, request: pb.SetPolicyRequest, context: grpc.ServicerContext) -> pb.SetPolicyResponse:
+        try:
+            tier, tenant, rule = _tier(request), _tenant(request), _rule(request.rule)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.set_policy(tier, tenant, rule, dry_run=request.dry_run),
+            lambda changes: pb.SetPolicyResponse(changes=map(_change, changes), dry_run=request.dry_run),
+            unknown=KeyError,
+        )
+
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()
         return self._answer(context, lambda _: None, lambda _: pb.PingResponse(owner_s=time.monotonic() - start_s))
@@ -320,9 +361,7 @@ class _Announce(Protocol):
 
 def _scope(request: pb.ClearRequest) -> ClearScope:
     """What a request wants cleared. Raises ValueError for what no daemon could carry out."""
-    tenant = request.tenant if request.HasField("tenant") else None
-    if tenant == "":
-        raise ValueError("tenant must not be empty: leave it out to mean all tenants")
+    tenant = _tenant(request)
     kind = request.WhichOneof("scope")
     if kind == "everything":
         return ClearScope(tenant)
@@ -332,6 +371,29 @@ def _scope(request: pb.ClearRequest) -> ClearScope:
         prefix = request.prefix
         return ClearScope(tenant, _digest(prefix.namespace_digest), _keys(tuple(prefix.keys)))
     raise ValueError("nothing to clear: set everything, namespace_digest or prefix")
+
+
+def _tenant(request: pb.ClearRequest | pb.GetPolicyRequest | pb.SetPolicyRequest) -> str | None:
+    """The tenant that a request names; None for all. Raises ValueError."""
+    tenant = request.tenant if request.HasField("tenant") else None
+    if tenant == "":
+        raise ValueError("tenant must not be empty: leave it out to mean all tenants")
+    return tenant
+
+
+def _tier(request: pb.GetPolicyRequest | pb.SetPolicyRequest) -> Tier | None:
+    """The tier that a request names; None for all. Raises ValueError."""
+    if not request.HasField("tier"):
+        return None
+    if request.tier not in list(Tier):
+        raise ValueError(f"no tier is called {request.tier!r}: it is one of {', '.join(Tier)}")
+    return Tier(request.tier)
+
+
+def _rule(name: str) -> Rule:
+    if name not in list(Rule):
+        raise ValueError(f"no rule is called {name!r}: it is one of {', '.join(Rule)}")
+    return Rule(name)
 
 
 def _digest(text: str) -> NamespaceDigest:
@@ -372,6 +434,10 @@ def _disk(report: DiskReport) -> pb.Disk:
         "drives": [pb.Drive(**_named(drive)) for drive in report.drives],
     }
     return pb.Disk(**{**_named(report), **nested})
+
+
+def _change(change: PolicyChange) -> pb.PolicyChange:
+    return pb.PolicyChange(policy=pb.Policy(**_named(change.policy)), former_rule=change.former_rule)
 
 
 def _named(

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from kvproto.errors import Code
+from kvstore.rules import Rule, Rules
 from kvstore.store import Limits, Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
@@ -91,6 +92,7 @@ class Daemon:
             ticket_ttl_ns=int(config.ticket_ttl_s * 1e9),
             lease_ttl_ns_max=int(config.lease_ttl_max_s * 1e9),
             disk=_disk_limits(config),
+            rules=Rules(Rule(config.policy_dram), Rule(config.policy_disk)),
             first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
         self._store = Store(limits, HostClock(), HostRandomness(), self._memory, self._hot, self._workers, self._memory)

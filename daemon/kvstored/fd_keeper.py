@@ -14,6 +14,8 @@ as the socket listens: 0 it does, 75 another keeper serves this directory, 1 any
         QUIT                          forget all, and exit
       keeper to daemon
         HELD TOTAL START NAME...      answers TAKE, + a descriptor for each name, 253 at most (the kernel's limit)
+        SERVED PID                    answers TAKE while that other daemon lives, and hangs up: two would write to one
+                                      memory, whatever became of the lock of the directory
         REFUSED NAME                  no room: nothing is held under that name
 
       anything else: the connection is closed
@@ -58,6 +60,10 @@ _PATIENCE_S_MAX: Final = 7 * 86_400.0
 
 class BadRecordError(Exception):
     """A peer says what is not in the protocol."""
+
+
+class StillServedError(Exception):
+    """What a successor asks for is a living daemon's."""
 
 
 class AlreadyKeptError(Exception):
@@ -128,7 +134,7 @@ class Holder:
         elif fd in self._connections:
             self._hear(fd)
         else:
-            self._exited(fd)
+            self._reap()
 
     def _accept(self) -> None:
         try:
@@ -157,14 +163,14 @@ class Holder:
             return False
         try:
             self._obey(connection, record, fds, truncated=truncated)
-        except (BadRecordError, OSError):  # an answer that does not fit, because nobody reads, included
+        except (BadRecordError, StillServedError, OSError):  # also an answer that does not fit, because nobody reads
             self._close(fd)
             return False
         self._watch(connection, pid)
         return True
 
     def _obey(self, connection: socket.socket, record: bytes, fds: list[int], *, truncated: bool) -> None:
-        """Do what a record says. Takes the descriptors. Raises BadRecordError, OSError."""
+        """Do what a record says. Takes the descriptors. Raises BadRecordError, StillServedError, OSError."""
         try:
             verb, _, rest = record.decode("ascii").partition(" ")
             if verb == "KEEP" and NAME.fullmatch(rest) and len(fds) + truncated == 1:
@@ -211,7 +217,15 @@ class Holder:
             self._forget(name)
 
     def _give(self, connection: socket.socket, start: int) -> None:
-        """Answer TAKE. What a predecessor said before it died may still lie unread: it counts first."""
+        """Answer TAKE. What a predecessor said before it died may still lie unread: it counts first.
+
+        Raises StillServedError, OSError.
+        """
+        self._reap()
+        _, asking = self._connections[connection.fileno()]
+        for pid in self._daemons.keys() - {asking}:
+            send(connection, f"SERVED {pid}".encode(), [])
+            raise StillServedError(f"process {pid} lives")
         for fd, (other, _) in list(self._connections.items()):
             if other is not connection:
                 while fd in self._connections and self._hear_dead(fd):
@@ -222,10 +236,7 @@ class Holder:
 
     def _hear_dead(self, fd: int) -> bool:
         """One more record of a connection whose other end is closed; False if there is none."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        hung_up = any(events & select.POLLHUP for _, events in poll.poll(0))
-        return hung_up and self._hear(fd)
+        return _is_ready(fd, select.POLLHUP) and self._hear(fd)
 
     def _watch(self, connection: socket.socket, pid: int) -> None:
         """That process is a daemon: know when it exits."""
@@ -242,12 +253,14 @@ class Holder:
         self._daemons[pid] = pidfd
         self._epoll.register(pidfd, select.EPOLLIN)
 
-    def _exited(self, pidfd: int) -> None:
-        for pid, watched in list(self._daemons.items()):
-            if watched == pidfd:
+    def _reap(self) -> None:
+        """Daemons that have exited are none any more."""
+        watched = len(self._daemons)
+        for pid, pidfd in list(self._daemons.items()):
+            if _is_ready(pidfd, select.POLLIN):
                 del self._daemons[pid]
                 os.close(pidfd)  # which takes it out of the epoll
-        if not self._daemons:
+        if watched and not self._daemons:
             self._deadline = time.monotonic() + self._patience_s
 
     def _close(self, fd: int) -> None:
@@ -265,6 +278,12 @@ class Holder:
         for connection, _ in self._connections.values():
             connection.close()
         self._clear()
+
+
+def _is_ready(fd: int, event: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return any(events & event for _, events in poll.poll(0))
 
 
 def listen(path: Path) -> socket.socket:

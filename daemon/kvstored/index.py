@@ -2,7 +2,8 @@
 
     STARTING ---LOADED---> READY <--late answer--> HUNG      (no answer in time; the daemon goes on without)
        |  ^                  |
-       |  +-- REBUILDING     +--child dies--> LOST           (doubtful: the next start believes the headers)
+       |  +-- REBUILDING     +--child dies--> LOST           (doubtful: the next start believes the headers; the child
+       |                                                      ends itself if it finds the index damaged, or gone)
        +--child dies: again, from headers; three times--> LOST
 
 The tables in memory are the truth; the index only makes the next start fast.
@@ -35,7 +36,7 @@ from kvstore.tier.orders import Commit, Found
 from kvstored import index_wire
 from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name, read_store
 from kvstored.index_scan import SEGMENTS, segment_number
-from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
+from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ class Index:
                 continue
             message = index_wire.receive(child.link)
             if message is None:
-                return False, child.why_gone()
+                return False, self._why_gone(child)
             if message.kind is Kind.FAILED:
                 return True, message.text
             try:
@@ -299,6 +300,10 @@ class Index:
             except OSError as error:
                 return True, f"what the index child has read cannot be mapped: {error}"
             patience_ms = None if self._was_loaded else self._answer_s * 1000
+
+    def _why_gone(self, child: Child) -> str:
+        why = child.why_gone()
+        return self._reason or why if child.process.returncode == EXIT_DAMAGED else why
 
     def _hear(self, message: Message) -> None:
         if message.kind is Kind.PROGRESS:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import traceback
 from pathlib import Path
@@ -23,11 +24,10 @@ import lmdb
 
 from kvstored import index_wire
 from kvstored.index_file import DAMAGE, open_index
-from kvstored.index_marks import FOLDER, mark_doubtful
-from kvstored.index_wire import Change, Kind, Message
+from kvstored.index_marks import FOLDER, DamagedError, mark_doubtful
+from kvstored.index_wire import EXIT_DAMAGED, Change, Kind, Message
 
 PR_SET_PDEATHSIG: Final = 1
-EXIT_DAMAGED: Final = 3
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
         return 0
     code = _read(link, directories, request)
     if code == 0 and not request["look"]:
-        code = _serve(link, directories[0], request["map_bytes"])
+        code = _serve(link, directories[0], lock, request["map_bytes"])
     os.close(lock)
     return code
 
@@ -87,10 +87,11 @@ def _read(link: socket.socket, directories: list[Path], request: dict[str, Any])
     return code if code >= 0 else 128 - code
 
 
-def _serve(link: socket.socket, directory: Path, map_bytes: int) -> int:
+def _serve(link: socket.socket, directory: Path, directory_fd: int, map_bytes: int) -> int:
     while (message := index_wire.receive(link)) is not None:
         assert message.kind is Kind.COMMIT
         try:
+            _look_at_folder(directory, directory_fd)
             _commit(message, directory / FOLDER, map_bytes)
             code, answer = 0, Message(Kind.DONE, message.first)
         except DAMAGE as error:
@@ -107,6 +108,16 @@ def _serve(link: socket.socket, directory: Path, map_bytes: int) -> int:
         if code:
             return code
     return 0
+
+
+def _look_at_folder(directory: Path, directory_fd: int) -> None:
+    """Raises DamagedError if the index was taken away; OSError if all of the directory was: that may come back."""
+    try:
+        there = stat.S_ISDIR((directory / FOLDER).stat().st_mode)
+    except FileNotFoundError:
+        there = False
+    if not there and os.path.samestat(directory.stat(), os.fstat(directory_fd)):
+        raise DamagedError("its folder is gone")
 
 
 def _commit(message: Message, folder: Path, map_bytes: int) -> None:

@@ -141,7 +141,10 @@ class IndexFile:
 
 @contextmanager
 def open_index(folder: Path, map_bytes: int = MAP_BYTES, *, create: bool = False) -> Iterator[IndexFile]:
-    """Open, and unmap in any case. Raises lmdb.Error."""
+    """Open, and unmap in any case. Raises lmdb.Error, DamagedError."""
+    file = folder / "data.mdb"
+    if file.exists() and not file.is_file():  # LMDB would wait for a pipe
+        raise DamagedError("data.mdb is not a regular file")
     index = IndexFile(folder, map_bytes, create=create)
     try:
         yield index

@@ -6,7 +6,9 @@ D0/index/last     sequence of the last commit, checksum
 D0/index/doubtful if it is there, the next start believes the headers of the segments instead
 """
 
+import errno
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,7 @@ DOUBTFUL: Final = "doubtful"
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 
+_NOT_A_FILE: Final = (errno.ENXIO, errno.ELOOP, errno.EISDIR)  # a pipe or socket, a link, a folder
 _SUM: Final = struct.Struct("<Q")
 _NAME: Final = struct.Struct("<64s32s")
 _LAST: Final = struct.Struct("<8sQ")
@@ -65,9 +68,32 @@ def parse_name(value: bytes) -> tuple[str, bytes, bytes]:
     return tenant.rstrip(b"\0").decode(errors="replace"), digest, inner[_NAME.size :]
 
 
+def _open(path: Path, flags: int) -> int:
+    """Only a regular file: what else lies under its name is damage, and nobody waits for a pipe.
+
+    Raises DamagedError, OSError.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise DamagedError(f"{path.name} is not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DamagedError(f"{path.name} is not a regular file")
+    return fd
+
+
+def _read(path: Path) -> bytes:
+    """All of a small file. Raises DamagedError, OSError."""
+    with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
 def write_last(folder: Path, sequence: int) -> None:
-    """Remember how far the index has come. Raises OSError."""
-    fd = os.open(folder / LAST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Remember how far the index has come. Raises DamagedError, OSError."""
+    fd = _open(folder / LAST, os.O_WRONLY | os.O_CREAT)
     try:
         os.pwrite(fd, seal(_LAST.pack(_LAST_MAGIC, sequence)), 0)
     finally:
@@ -77,7 +103,7 @@ def write_last(folder: Path, sequence: int) -> None:
 def read_last(folder: Path) -> int:
     """How far the index has come at least. Raises DamagedError."""
     try:
-        magic, sequence = _LAST.unpack(unseal((folder / LAST).read_bytes()))
+        magic, sequence = _LAST.unpack(unseal(_read(folder / LAST)))
     except (OSError, struct.error) as error:
         raise DamagedError(f"the last sequence cannot be read: {error}") from error
     if magic != _LAST_MAGIC:
@@ -86,14 +112,17 @@ def read_last(folder: Path) -> int:
 
 
 def mark_doubtful(directory: Path) -> None:
-    """Have the next start believe the headers. Raises OSError; no index is as good as a doubtful one."""
+    """Have the next start believe the headers: also if the index is gone now, and is put back. Raises OSError."""
     folder = directory / FOLDER
     try:
-        fd = os.open(folder / DOUBTFUL, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return
-    os.close(fd)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.close(_open(folder / DOUBTFUL, os.O_WRONLY | os.O_CREAT))
+    except (FileNotFoundError, FileExistsError):
+        return  # no directory, or something else in place of the index: no index is as good as a doubtful one
+    except DamagedError:
+        pass  # something of that name is there, and that is enough
     sync_folder(folder)
+    sync_folder(directory)
 
 
 def sync_folder(folder: Path) -> None:
@@ -108,7 +137,7 @@ def sync_folder(folder: Path) -> None:
 def read_store(directory: Path) -> bytes | None:
     """The store id; None if it is missing or damaged. Raises VersionError, OSError."""
     try:
-        inner = unseal((directory / STORE_FILE).read_bytes())
+        inner = unseal(_read(directory / STORE_FILE))
         magic, version, store = _STORE.unpack(inner)
     except (FileNotFoundError, DamagedError, struct.error):
         return None
@@ -123,6 +152,7 @@ def write_store(directory: Path, store: bytes) -> None:
     """Durable, and whole or not at all. Raises OSError."""
     assert len(store) == STORE_BYTES
     new = directory / f"{STORE_FILE}.new"
+    new.unlink(missing_ok=True)  # whatever it is, a pipe among others
     with new.open("wb") as file:
         file.write(seal(_STORE.pack(_STORE_MAGIC, INDEX_VERSION, store)))
         file.flush()

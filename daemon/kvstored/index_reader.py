@@ -146,7 +146,7 @@ def _make_folder(directory: Path) -> None:
 
 def _doubt(directory: Path, found: Scan) -> str:
     """Why not to look into the index at all; empty if there is no reason."""
-    if (directory / FOLDER / DOUBTFUL).exists():
+    if os.path.lexists(directory / FOLDER / DOUBTFUL):
         return "a former daemon left the index in doubt"
     if not found.store_file:
         return "the store file is missing or damaged"

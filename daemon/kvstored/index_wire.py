@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import Final
 
 TEXT_BYTES_MAX: Final = 2000
+EXIT_DAMAGED: Final = 3  # of a child whose last REFUSED says what is wrong with the index
 
 _HEAD: Final = struct.Struct("<IQQ")
 _CHANGE: Final = struct.Struct("<QIIII")  # highest generation, chunks, bytes of a chunk, names, dropped

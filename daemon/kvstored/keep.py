@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from kvstored import fd_keeper
+from kvstored.lock import AlreadyRunningError
 from kvstored.notify import BUSY, RETRY_S, Message, Notifier, Queue, SystemdKeeper, inherited, notifier_of
 
 __all__ = [
@@ -32,6 +33,7 @@ TABLE_PREFIX: Final = "table-"
 ARENA_PREFIX: Final = "arena-"
 START_S: Final = 10.0  # a keeper process starts within 0.1 s on an idle host
 ANSWER_S: Final = 5.0
+EXIT_S: Final = 2.0  # a daemon that dies lets go of its lock a moment before it has exited
 RESTART_S: Final = 1.0  # between two attempts to have a new keeper process
 
 _ARENA: Final = re.compile(r"arena-([1-9][0-9]{0,9})", re.ASCII)
@@ -104,6 +106,8 @@ def kept_descriptors(
 
     The caller is the only daemon of `runtime_dir` and has raised its limit of descriptors. Never raises for want of a
     keeper: the daemon then serves without, and `faults` says so. Takes LISTEN_* out of `environ`.
+
+    Raises AlreadyRunningError if the fd-keeper knows of a daemon that still lives.
     """
     passed = inherited(environ, os.getpid())
     fdstore = environ.get("FDSTORE", "")  # systemd 254 and later: how many it would keep
@@ -184,8 +188,26 @@ class FdKeeper:
     def take(self) -> dict[str, int]:
         """Everything that is held, the caller's; starts the process if nobody answers. At start; may wait.
 
-        Raises OSError or subprocess.SubprocessError if there is no keeper to be had.
+        Raises OSError or subprocess.SubprocessError if there is no keeper to be had, AlreadyRunningError if what it
+        holds is a living daemon's.
         """
+        deadline = time.monotonic() + EXIT_S
+        while True:
+            try:
+                held = self._ask()
+            except AlreadyRunningError:
+                self.close()
+                if time.monotonic() >= deadline:
+                    raise
+                select.select([], [], [], RETRY_S)
+            else:
+                break
+        self._kept = dict(held)
+        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
+        return held
+
+    def _ask(self) -> dict[str, int]:
+        """`take`, once."""
         try:
             self.connect()
         except (FileNotFoundError, ConnectionRefusedError):
@@ -195,8 +217,6 @@ class FdKeeper:
         self._connection.settimeout(ANSWER_S)
         held = _take(self._connection)
         self._connection.settimeout(0)
-        self._kept = dict(held)
-        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
         return held
 
     def keep(self, name: str, fd: int) -> None:
@@ -338,7 +358,7 @@ def _dial(path: Path) -> socket.socket:
 
 
 def _take(connection: socket.socket) -> dict[str, int]:
-    """All that the keeper holds. Raises OSError, and then has closed what came."""
+    """All that the keeper holds. Raises OSError, AlreadyRunningError, and then has closed what came."""
     held: dict[str, int] = {}
     total = 1
     try:
@@ -346,6 +366,8 @@ def _take(connection: socket.socket) -> dict[str, int]:
             connection.send(b"TAKE %d" % len(held))
             record, fds, truncated = fd_keeper.receive(connection, fd_keeper.FDS_PER_RECORD, wait=True)
             words = record.decode("ascii", errors="replace").split(" ")
+            if not fds:
+                _check_unused(words)
             names = dict(zip(words[3:], fds, strict=False))
             if truncated or len(names) != len(fds) or len(words) != 3 + len(fds) or words[:1] != ["HELD"]:
                 _close(fds)
@@ -357,10 +379,16 @@ def _take(connection: socket.socket) -> dict[str, int]:
                 raise ConnectionError("it does not answer what it was asked")
             held |= names
             total = int(total_word)
-    except OSError:
+    except (OSError, AlreadyRunningError):
         _close(held.values())
         raise
     return held
+
+
+def _check_unused(words: list[str]) -> None:
+    """Raises AlreadyRunningError."""
+    if words[0] == "SERVED" and len(words) == 2 and _NUMBER.fullmatch(words[1]):
+        raise AlreadyRunningError(f"process {words[1]} still uses the memory that its fd-keeper holds")
 
 
 def _close(fds: Iterable[int]) -> None:

@@ -71,7 +71,7 @@ def _from_file(file: TomlFile | None) -> Iterator[Given]:
         if section == TENANTS:
             continue
         if section not in _SECTIONS:
-            near = _nearest(section, {name: name for name in (*_SECTIONS, TENANTS)} | leaves)
+            near = _nearest(section, leaves | {name: name for name in (*_SECTIONS, TENANTS)})
             raise file.error((section,), f"unknown section or key {dotted(section)}{near}")
         for key, value in file.table(section).items():
             if f"{section}.{key}" not in known:

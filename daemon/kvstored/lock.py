@@ -1,4 +1,9 @@
-"""One daemon for a runtime directory. Light: asked before anything is loaded."""
+"""One daemon for a runtime directory. Light: asked before anything is loaded.
+
+The lock is a file, and somebody may remove it while a daemon serves. Memory is safe all the same: our fd-keeper gives
+it to nobody while a daemon that spoke to it lives, and a second daemon then ends as if the lock were held. systemd's
+descriptor store cannot be asked; it passes memory only to the next process of the same unit, after the former one.
+"""
 
 import fcntl
 import os

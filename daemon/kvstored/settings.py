@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from kvproto import limits
+from kvstore.rules import Rule, Rules
 from kvstored.units import (
     Kind,
     count_kind,
@@ -35,6 +36,7 @@ NUMBERS: Final = 2**32 - 1  # of slots in DRAM and on disk; the last one means n
 # Words of `kvstore.tier`, which this file does not import: it brings numba, and `config check` shall not wait for that.
 ADMISSIONS: Final = ("all", "second_touch", "none")
 CODECS: Final = ("auto", "raw", "bf16-planes+zstd")
+RULES: Final = tuple(rule.value for rule in Rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,14 @@ DISK_SCRUB_RATE: Final = Setting(
     "disk_scrub_rate", "disk.scrub_rate", "KVSTORED_DISK_SCRUB_RATE", "--disk-scrub-rate",
     size_kind(0, limits.KIB * limits.GIB), lambda _: 10 * limits.MIB, "bytes per second",
     "reads what lies on disk in the background and finds what has decayed; 0 for only when kvctl scrub asks")
+POLICY_DRAM: Final = Setting(
+    "policy_dram", "policy.dram", "KVSTORED_POLICY_DRAM", "--policy-dram",
+    word_kind(*RULES), lambda _: Rules().dram.value, "rule",
+    "who is evicted from memory first; what `kvctl policy set` chose wins until a cold start")
+POLICY_DISK: Final = Setting(
+    "policy_disk", "policy.disk", "KVSTORED_POLICY_DISK", "--policy-disk",
+    word_kind(*RULES), lambda _: Rules().disk.value, "rule",
+    "who is evicted from disk first; what `kvctl policy set` chose wins until a cold start")
 # fmt: on
 
 AnySetting: TypeAlias = (
@@ -207,5 +217,5 @@ AnySetting: TypeAlias = (
 SETTINGS: Final[tuple[AnySetting, ...]] = (
     DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
     KEEP, KEEP_PATIENCE, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS,
-    DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE,
+    DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE, POLICY_DRAM, POLICY_DISK,
 )  # fmt: skip

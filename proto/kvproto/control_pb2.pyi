@@ -499,6 +499,62 @@ class ScrubResponse(_message.Message):
     finished_unix_s: float
     def __init__(self, running: _Optional[bool] = ..., done_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., rate_bytes_per_s: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., finished_unix_s: _Optional[float] = ...) -> None: ...
 
+class Policy(_message.Message):
+    __slots__ = ("tier", "tenant", "rule", "chosen", "blocks")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    tenant: str
+    rule: str
+    chosen: bool
+    blocks: int
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., rule: _Optional[str] = ..., chosen: _Optional[bool] = ..., blocks: _Optional[int] = ...) -> None: ...
+
+class GetPolicyRequest(_message.Message):
+    __slots__ = ("tier", "tenant")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    tenant: str
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class GetPolicyResponse(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[Policy]
+    def __init__(self, policies: _Optional[_Iterable[_Union[Policy, _Mapping[str, object]]]] = ...) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("tier", "tenant", "rule", "dry_run")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    tenant: str
+    rule: str
+    dry_run: bool
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., rule: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class PolicyChange(_message.Message):
+    __slots__ = ("policy", "former_rule")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    FORMER_RULE_FIELD_NUMBER: _ClassVar[int]
+    policy: Policy
+    former_rule: str
+    def __init__(self, policy: _Optional[_Union[Policy, _Mapping[str, object]]] = ..., former_rule: _Optional[str] = ...) -> None: ...
+
+class SetPolicyResponse(_message.Message):
+    __slots__ = ("changes", "dry_run")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[PolicyChange]
+    dry_run: bool
+    def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
 class PingRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

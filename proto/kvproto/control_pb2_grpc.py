@@ -85,6 +85,16 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.ScrubRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.ScrubResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/kvstored.control.v1.Control/GetPolicy',
+                request_serializer=kvproto_dot_control__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/kvstored.control.v1.Control/SetPolicy',
+                request_serializer=kvproto_dot_control__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/kvstored.control.v1.Control/Ping',
                 request_serializer=kvproto_dot_control__pb2.PingRequest.SerializeToString,
@@ -165,6 +175,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """By which rule each tier, or one tenant's part of it, evicts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Evict by another rule from now on. It holds until a cold start, whatever the configuration says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ping(self, request, context):
         """A round trip through the owner thread.
         """
@@ -224,6 +248,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Scrub,
                     request_deserializer=kvproto_dot_control__pb2.ScrubRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.ScrubResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=kvproto_dot_control__pb2.GetPolicyRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=kvproto_dot_control__pb2.SetPolicyRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.SetPolicyResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -501,6 +535,60 @@ class Control:
             '/kvstored.control.v1.Control/Scrub',
             kvproto_dot_control__pb2.ScrubRequest.SerializeToString,
             kvproto_dot_control__pb2.ScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/GetPolicy',
+            kvproto_dot_control__pb2.GetPolicyRequest.SerializeToString,
+            kvproto_dot_control__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/SetPolicy',
+            kvproto_dot_control__pb2.SetPolicyRequest.SerializeToString,
+            kvproto_dot_control__pb2.SetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,7 +14,9 @@ from kvproto.errors import Code, Grant
 from kvproto.frames import Hello, Verb
 from kvproto.limits import LINGERING_PER_UID, STALE_PER_TENANT
 from tests.fault.test_memory import store
-from tests.raw import RawClient, dial, key, raw_client, real_daemon
+from tests.raw import PATIENCE_S, RawClient, dial, key, raw_client, real_daemon
+
+BLOCK_BYTES = 600_000  # one to an arena of 1 MiB
 
 
 def descriptors(daemon: DaemonProcess) -> int:
@@ -143,31 +145,40 @@ def test_a_ring_that_a_client_keeps_is_empty_once_its_session_is_over() -> None:
 
 
 def test_a_client_that_never_drops_given_up_arenas_gets_no_new_ones_in_the_end() -> None:
-    """It alternates two sizes in one arena, so that each store of one recycles the other's."""
-    small = ("--ring", "4MiB", "--dram", "1MiB", "--arena", "1MiB")
-    with real_daemon(*small) as daemon, raw_client(daemon.runtime_dir) as client:
-        before = descriptors(daemon)
-        mapped = sum(_store_and_map(client, turn) for turn in range(2 * STALE_PER_TENANT))
-        assert STALE_PER_TENANT <= mapped <= STALE_PER_TENANT + 1
+    """Two arenas of one block each. Whenever it has both, the poorer tenant takes one, and gives it back again."""
+    small = ("--ring", "4MiB", "--dram", "2MiB", "--arena", "1MiB")
+    with (
+        real_daemon(*small, tenants=("hoarder", "poor")) as daemon,
+        raw_client(daemon.runtime_dir, tenant="hoarder") as hoarder,
+        kvclient.connect(daemon.runtime_dir, tenant="poor", timeout_s=PATIENCE_S) as client,
+    ):
+        poor = client.namespace(model="m", engine="e", layout="l", dtype="d", block_tokens=4, block_bytes=BLOCK_BYTES)
+        before, lease = descriptors(daemon), 0
+        for turn in range(2 * STALE_PER_TENANT):
+            stored = poor.store([key(turn)], [bytes(BLOCK_BYTES)], wait=True, space_s=PATIENCE_S)
+            assert stored.accepted == 1, f"turn {turn}: {stored}"
+            assert poor.delete([key(turn)]) == 1
+            lease = _store_and_map(hoarder, turn, lease)
+        assert STALE_PER_TENANT <= len(hoarder.fds) - 2 <= STALE_PER_TENANT + 1  # but for its ring
         assert descriptors(daemon) < before + STALE_PER_TENANT + 16
-        client.ping()
+        hoarder.ping()
 
 
-def _store_and_map(client: RawClient, turn: int) -> bool:
-    """Whether a block of this turn's size could be stored; its arena is mapped then, and never dropped."""
-    namespace = client.open(block_bytes=(4096, 600_000)[turn % 2], model="alternating")
+def _store_and_map(client: RawClient, turn: int, lease: int) -> int:
+    """Store a block and lease it, so that its arena is mapped, which is never dropped. `lease` is that of the block
+    before, which is not to be evicted meanwhile. Returns the lease that goes on.
+    """
+    namespace = client.open(block_bytes=BLOCK_BYTES)
     grant = Grant.BUSY
-    for _ in range(2000):  # while an arena is on its way
+    while grant is Grant.BUSY:  # an arena is on its way
         (item,) = client.reserve(namespace, [key(turn)])
         grant = Grant(item.grant)
-        if grant is not Grant.BUSY:
-            break
-    if grant is not Grant.GRANTED:
-        return False
+    if grant is Grant.FULL:
+        return lease
     client.commit([item.ticket])
-    leased = client.lease(namespace, [key(turn)], wait_s=5)
-    client.send(frames.build(Verb.RELEASE, 0, releases=[leased.lease]))
-    return True
+    leased = client.lease(namespace, [key(turn)], ttl_s=60, wait_s=5)
+    client.send(frames.build(Verb.RELEASE, 0, releases=[lease] if lease else []))
+    return leased.lease
 
 
 def test_lease_numbers_tell_nothing_of_what_others_lease() -> None:

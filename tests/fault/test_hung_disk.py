@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvclient import Namespace
+from kvstored.drive_health import HUNG_NS
 from tests.figures import Recorder
 from tests.node import PATIENCE_S, Node, assert_blocks, chain, fetch, managed, put, roots, until, value, values
 from tests.systemd import ServiceManager
 
 BLOCK_BYTES = 64 << 10
+# An answer so late was held up by the drive, not by a busy machine. A little later the daemon finds the drive hung and
+# lets go of whoever waits, which is not what is tested here.
+LATE_S = 0.8 * HUNG_NS / 1e9
 # The daemon, with calls that hang while a pipe is there. One that is opened for reading blocks in the kernel until
 # somebody opens it for writing, without the GIL, as a hung drive does.
 HANGING = """
@@ -81,23 +86,22 @@ def hanging() -> Iterator[Hanging]:
             yield Hanging(node, manager)
 
 
-def test_a_hung_read_is_a_miss_at_the_deadline_and_dram_goes_on(hanging: Hanging) -> None:
-    check_hung_reads(hanging, 40, most_over_s=0.25)
+def test_a_hung_read_is_a_miss_at_the_deadline_and_dram_goes_on(hanging: Hanging, record_property: Recorder) -> None:
+    check_hung_reads(hanging, 40, record_property)
 
 
 @pytest.mark.long
 def test_a_thousand_reads_of_a_hung_drive_are_misses_at_their_deadlines(
     hanging: Hanging, record_property: Recorder
 ) -> None:
-    over = check_hung_reads(hanging, 1000, most_over_s=1.0)
-    record_property("over_the_deadline_p50_ms", float(np.quantile(over, 0.5) * 1e3))
-    record_property("over_the_deadline_p999_ms", float(np.quantile(over, 0.999) * 1e3))
+    check_hung_reads(hanging, 1000, record_property)
 
 
-def check_hung_reads(hanging: Hanging, count: int, most_over_s: float) -> list[float]:
-    """Ask a hung drive so many times. Returns by how much each answer was over its deadline, in seconds."""
+def check_hung_reads(hanging: Hanging, count: int, record_property: Recorder) -> None:
+    """Ask a hung drive so many times, and note by how much the answers were over their deadlines."""
     cold, warm = chain(f"cold-{count}", 30), chain(f"warm-{count}", 30)
     node, wait_s, over = hanging.node, 0.02, list[float]()
+    assert LATE_S < PATIENCE_S, "a client that gives up first would hide a daemon that hangs"
     put(node.namespace(BLOCK_BYTES), cold, values(cold, BLOCK_BYTES))
     hanging.restart()
     ns = node.namespace(BLOCK_BYTES)
@@ -108,18 +112,27 @@ def check_hung_reads(hanging: Hanging, count: int, most_over_s: float) -> list[f
             begun_s = time.monotonic()
             found = fetch(ns, cold, wait_s)
             over.append(time.monotonic() - begun_s - wait_s)
+            assert over[-1] < LATE_S, "over the deadline"
             assert not len(found.blocks), "nothing can have been read"
-            assert_blocks(fetch(ns, warm).blocks, values(warm, BLOCK_BYTES))
-        assert max(over) <= most_over_s, f"{max(over):.3f} s over the deadline"
-        assert float(np.median(over)) <= 0.05
+            begun_s = time.monotonic()
+            found = fetch(ns, warm)
+            assert time.monotonic() - begun_s < LATE_S, "what lies in DRAM waits for the drive"
+            assert_blocks(found.blocks, values(warm, BLOCK_BYTES))
+        for share, name in ((0.5, "p50"), (0.999, "p999")):
+            record_property(f"over_the_deadline_{name}_ms", float(np.quantile(over, share) * 1e3))
         new = roots(f"meanwhile-{count}", 20)
         for key in new:
             put(ns, [key], values([key], BLOCK_BYTES), durable=False)
             assert np.array_equal(fetch(ns, [key]).blocks[0], value(key, BLOCK_BYTES))
     assert until(lambda: len(fetch(ns, cold, 0.5).blocks) == 30), "a drive that answers again serves again"
     assert_blocks(fetch(ns, cold).blocks, values(cold, BLOCK_BYTES))
-    assert ns.flush(PATIENCE_S).pending == 0
-    return over
+    assert until(lambda: written(ns)), "a drive that answers again is written again"
+
+
+def written(ns: Namespace) -> bool:
+    """Is everything durable that was stored? What a drive refuses that was found hung, the next flush tries again."""
+    flushed = ns.flush(PATIENCE_S)
+    return flushed.failed == flushed.pending == 0
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
@@ -131,11 +144,11 @@ def test_a_flush_into_a_hung_drive_ends_with_its_time_and_is_told_no_lie(hanging
         put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
         begun_s = time.monotonic()
         flushed = ns.flush(0.3)
-        assert time.monotonic() - begun_s < 5.0
+        assert time.monotonic() - begun_s < LATE_S
         assert flushed.durable == 0, flushed
         assert flushed.pending == 20, flushed
         assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
-    assert until(lambda: ns.flush(5.0).pending == 0)
+    assert until(lambda: written(ns))
     again = ns.store(keys[:1], values(keys[:1], BLOCK_BYTES), wait=True)
     assert again.known == 1
     hanging.restart()

@@ -139,7 +139,7 @@ def test_lmdb_cannot_pass_the_commit_before_the_last_for_the_last(store: Path) -
 
 
 @pytest.mark.parametrize("name", [LAST, "data.mdb"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "zeros", "noise", "folder"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "zeros", "noise", "folder", "pipe"])
 def test_a_file_of_the_index_that_is_anything_else(store: Path, name: str, damage: str) -> None:
     def do(folder: Path) -> None:
         file = folder / name
@@ -147,6 +147,8 @@ def test_a_file_of_the_index_that_is_anything_else(store: Path, name: str, damag
         file.unlink()
         if damage == "folder":
             file.mkdir()
+        elif damage == "pipe":
+            os.mkfifo(file)
         elif damage != "missing":
             file.write_bytes({"empty": b"", "zeros": bytes(size), "noise": Random(SEED).randbytes(size)}[damage])
 
@@ -157,6 +159,21 @@ def test_a_flip_beside_the_index_is_found(store: Path) -> None:
     assert outcome(store, lambda folder: flip(folder / LAST, 70))
     assert outcome(store, lambda folder: flip(folder.parent / "store", 70))
     assert outcome(store, lambda folder: (folder / DOUBTFUL).touch())
+
+
+@pytest.mark.parametrize("name", [FOLDER, f"{FOLDER}/{DOUBTFUL}", "store", "store.new"])
+def test_a_pipe_beside_the_index_holds_no_start_up(store: Path, name: str) -> None:
+    def do(folder: Path) -> None:
+        path = folder.parent / name
+        if path == folder:
+            shutil.rmtree(folder)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        if name == "store.new":
+            (folder.parent / "store").unlink()
+
+    assert outcome(store, do)
+    assert (store / "store").is_file()
 
 
 def test_an_interrupted_rebuild_is_begun_again(store: Path) -> None:
@@ -285,3 +302,20 @@ def test_damage_while_the_daemon_runs_is_refused_or_kills_the_child_only(store: 
         with opened(store) as start:
             assert start.loaded.rebuilt
             assert facts(start.loaded) == OF_HEADERS
+
+
+@pytest.mark.parametrize("name", [LAST, "data.mdb", DOUBTFUL])
+def test_a_pipe_while_the_daemon_runs_is_damage_and_hangs_nothing(store: Path, name: str) -> None:
+    shutil.rmtree(store / FOLDER, ignore_errors=True)
+    shutil.copytree(store / "good", store / FOLDER)
+    with opened(store) as start:
+        (store / FOLDER / name).unlink(missing_ok=True)
+        os.mkfifo(store / FOLDER / name)
+        if name == DOUBTFUL:
+            os.truncate(store / FOLDER / "data.mdb", 0)
+        before = time.monotonic()
+        assert not start.commit(INDEXED)
+        assert time.monotonic() - before < 10
+    with opened(store) as start:
+        assert start.loaded.rebuilt
+        assert facts(start.loaded) == OF_HEADERS

@@ -18,7 +18,7 @@ from kvproto import frames
 from kvproto.errors import Grant, Outcome
 from kvproto.frames import Verb
 from kvproto.limits import PAGE_BYTES
-from tests.raw import RawClient, key, raw_client
+from tests.raw import RawClient, key, raw_client, real_daemon
 
 BLOCK = 4096
 
@@ -200,30 +200,39 @@ def test_a_store_larger_than_the_tier_keeps_the_lead_part_and_says_so(daemon: Da
         client.ping()
 
 
-def test_a_recycled_arena_reads_zeros_to_who_still_maps_it(client: RawClient, daemon: DaemonProcess) -> None:
-    """Blocks of one size fill the tier; another size takes it over; the old map shows nothing of the new bytes."""
-    small = client.open(model="before")
-    batches = [[key(7 << 40 | batch << 32 | number) for number in range(128)] for batch in range(1, 141)]
-    for batch in batches:
-        store(client, small, batch, b"g")
-    leased = client.lease(small, batches[-1], ttl_s=0.1)
-    gone = leased.locations[0][0]
-    address = libc.map_shared(arena_fd(client), 8 << 20, writable=False)
-    view = libc.bytes_at(address, 8 << 20)
-    assert (view == ord("g")).any()
-    with raw_client(daemon.runtime_dir) as other:
-        _fill_with_another_size(other)
-        while not _was_told(client, gone):
-            _fill_with_another_size(other)
-            client.ping()
-    _wait_until_zero(client, view)
-    libc.unmap(address, 8 << 20)
+def test_a_recycled_arena_reads_zeros_to_who_still_maps_it() -> None:
+    """One tenant has both arenas; the poorer one takes its share; the old map shows nothing of the new bytes."""
+    with (
+        real_daemon("--ring", "1MiB", "--dram", "16MiB", tenants=("rich", "poor")) as daemon,
+        raw_client(daemon.runtime_dir, tenant="rich") as rich,
+        raw_client(daemon.runtime_dir, tenant="poor") as poor,
+    ):
+        namespace = rich.open()
+        batches = [[key(batch << 32 | number) for number in range(128)] for batch in range(1, 33)]  # 2 x 8 MiB
+        for batch in batches:
+            store(rich, namespace, batch, b"g")
+        given = [rich.lease(namespace, batches[at], ttl_s=0.1).locations[0][0] for at in (0, -1)]
+        assert len(set(given)) == 2, "the oldest blocks and the youngest ones are in one arena"
+        addresses = [libc.map_shared(fd, 8 << 20, writable=False) for fd in rich.fds[2:]]
+        gone, stays = (libc.bytes_at(address, 8 << 20) for address in addresses)
+        assert (gone == ord("g")).all()
+        while not _was_told(rich, given[0]):
+            _fill_with_another_size(poor)
+            assert not (gone == ord("h")).any(), "another tenant's bytes in a map of who gave way"
+            rich.ping()
+        _wait_until_zero(rich, gone)
+        _fill_with_another_size(poor)
+        assert not gone.any(), "another tenant's bytes in a stale map"
+        assert (stays == ord("g")).all(), "the arena of who is not above its share any more was taken"
+        for address in addresses:
+            libc.unmap(address, 8 << 20)
 
 
 def _fill_with_another_size(client: RawClient) -> None:
-    namespace = client.open(block_bytes=512 << 10, model="after")
+    """Store as many blocks as an arena holds, so far as there is room."""
+    namespace = client.open(block_bytes=512 << 10)
     with mmap.mmap(client.fds[1], 0) as ring:
-        for _ in range(64):
+        for _ in range(16):
             (item,) = client.reserve(namespace, [os.urandom(32)])
             if item.grant == Grant.GRANTED:
                 ring[item.page * PAGE_BYTES : item.page * PAGE_BYTES + 4096] = b"h" * 4096

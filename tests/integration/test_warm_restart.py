@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -115,6 +116,24 @@ def test_every_published_block_is_served_after_each_kind_of_end(keeper: str) -> 
         for name, wanted in filled.items():
             found = fetch(ns, chain(name, 50))
             assert np.array_equal(found.blocks, wanted[: len(found.blocks)])
+
+
+def test_a_second_daemon_does_not_serve_what_a_living_one_does_though_the_lock_is_gone() -> None:
+    with lives("fd-keeper") as each:
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        keys = chain("first", 50)
+        put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
+        (each.node.run / "lock").unlink()
+        line = [sys.executable, "-m", "kvstored", "--runtime-dir", str(each.node.run), *each.node.arguments, "--keep"]
+        second = subprocess.run(line, check=False, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 75, second
+        assert "still uses the memory" in second.stderr
+        each.node.assert_alive()
+        assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
+        each.kill()
+        each.begin()
+        assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
 
 
 def test_what_was_not_published_and_what_was_deleted_does_not_come_back() -> None:

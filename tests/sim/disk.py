@@ -93,6 +93,7 @@ class DiskEvents:
         self.healed_ns = 0
         self.chains: dict[int, list[int]] = {}
         self.served_life = 0  # the last life in which disk served
+        self.crowded = False  # were there more records than a store may have blocks on disk?
 
     def attach(self, core: Core) -> None:
         """A store begins to use the disk."""
@@ -107,9 +108,17 @@ class DiskEvents:
             self.faulty = ()
         if not isinstance(order, self.faulty) or self.rng.random() >= self.often:
             return None
+        if isinstance(order, Erase):
+            self.leave(order)
         if isinstance(order, Commit) and order.segments and self.rng.random() < 0.5:
             order.failed = set(self.rng.sample(order.segments, self.rng.randrange(1, len(order.segments) + 1)))
         return Outcome.FAILED
+
+    def leave(self, order: Erase) -> None:
+        """A header may stay that was to be overwritten."""
+        for header in self.core.drive.headers():
+            if (header.segment, header.slot) == (order.segment, order.slot):
+                self.model.published[header.generation].unerased = True
 
     def doubt(self, order: Order) -> bool:
         """Is what fails carried out all the same? A segment that could not be made is removed again."""
@@ -180,6 +189,7 @@ class DiskEvents:
         if self.rng.random() < 0.4:
             drive.rebuild()
         drive.waiting.clear()
+        self.crowded = drive.known_blocks() > self.core.store.limits.disk.rows
         return drive.successor()
 
     def tear(self) -> None:
@@ -239,6 +249,8 @@ class DiskEvents:
             row = row_of.get(number)
             if row is None and (self.core.store.arenas.recycled or self.core.store.arenas.draining is not None):
                 continue  # read already, leased, and dropped with its arena
+            if row is None and self.crowded:
+                continue  # what was dropped was not erased yet, and took its row: as good as evicted
             assert row is not None, "durable, and not back after a crash"
             place = int(table["disk"][row])
             segment, slot = self.core.store.disk.segments.number_at(place >> shift), place & ((1 << shift) - 1)

@@ -8,7 +8,8 @@ copies, and what was deleted; it does not know what is evicted, so a miss is alw
     - its bytes are those that the copy left.
 
 A store that dies leaves what lies on disk. Its successor may bring back any generation that was published and whose
-end was not answered, an older one too; from the first look on that one is the latest of its key. The number that the
+end was not answered, or whose header could not be overwritten, an older one too; from the first look on that one is the
+latest of its key. The number that the
 store gave a generation tells which it is: `Model.look` asks for it, and the bytes prove it.
 """
 
@@ -36,6 +37,7 @@ class Generation:
     number: int = 0  # that the store gave it when it was published
     durable: bool = False  # FLUSH has said so
     harmed: bool = False  # its copy on disk was damaged, or lost with its segment
+    unerased: bool = False  # overwriting its header failed: the one way in which what was dropped may come back
     children: list["Generation"] = field(default_factory=list)
 
     def swept_above(self) -> bool:
@@ -168,7 +170,7 @@ class Model:
     def hit(self, namespace: Namespace, key: bytes) -> Generation:
         """The generation that a hit on this key is allowed to return now."""
         found = self.known(namespace, key)
-        assert not self.lingers(found), "what was dropped in a former life is back"
+        assert found.unerased or not self.lingers(found), "what was dropped in a former life is back"
         return found
 
     # -- what is dropped -----------------------------------------------------------------------------------------

@@ -20,12 +20,15 @@ from kvstore.report import (
     DiskReport,
     DriveReport,
     NamespaceReport,
+    PolicyChange,
+    PolicyReport,
     RestartReport,
     ScrubReport,
     SessionReport,
     TenantReport,
     TierReport,
 )
+from kvstore.rules import Rule, Tier
 from kvstored.control import AdminPort, RefusedError
 
 T = TypeVar("T")
@@ -161,6 +164,7 @@ class MemoryPort:
     scrubbed: ScrubReport = field(default_factory=ScrubReport)
     decayed: bool = False
     scopes: list[ClearScope] = field(default_factory=list)
+    rules: dict[tuple[Tier, str], Rule] = field(default_factory=dict)
 
     def status(self) -> DaemonReport:
         self._check()
@@ -267,6 +271,31 @@ class MemoryPort:
                 damaged=int(ended and self.decayed), finished_unix_s=1.7e9 + 61 if ended else 0.0,
             )  # fmt: skip
         return self.scrubbed
+
+    def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
+        self._check()
+        whose = [""] + [name for _, name in self.rules if name] if tenant is None else [tenant]
+        return tuple(self._policy(one, name) for one in self._tiers(tier, tenant) for name in whose)
+
+    def set_policy(
+        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+    ) -> tuple[PolicyChange, ...]:
+        self._check()
+        before = {one: self._policy(one, tenant or "") for one in self._tiers(tier, tenant)}
+        if not dry_run:
+            self.rules |= {(one, tenant or ""): rule for one in before}
+        return tuple(PolicyChange(replace(one, rule=rule.value, chosen=True), one.rule) for one in before.values())
+
+    def _policy(self, tier: Tier, tenant: str) -> PolicyReport:
+        rule = self.rules.get((tier, tenant), self.rules.get((tier, ""), Rule.LRU))
+        return PolicyReport(tier.value, tenant, rule.value, (tier, tenant) in self.rules, self._blocks(tenant or None))
+
+    def _tiers(self, tier: Tier | None, tenant: str | None) -> tuple[Tier, ...]:
+        if tenant is not None and not any(chain.tenant == tenant for chain in self.chains):
+            raise KeyError(f"no tenant is called {tenant}")
+        if tier is Tier.DISK and self.disk is None:
+            raise RefusedError("there is no disk tier; give --disk")
+        return (tier,) if tier else (Tier.DRAM, Tier.DISK) if self.disk else (Tier.DRAM,)
 
     def _check(self) -> None:
         if self.trouble is not None:

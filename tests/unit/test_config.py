@@ -17,6 +17,7 @@ from kvproto import limits
 from kvproto.errors import UsageError
 from kvproto.limits import GIB, KIB, MIB
 from kvstore import tables
+from kvstore.rules import Rule, Rules
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
@@ -103,6 +104,8 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_writers=2,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
+        policy_dram=Rules().dram.value,
+        policy_disk=Rules().disk.value,
         tenants=(),
     )
 
@@ -384,6 +387,14 @@ def test_an_unknown_log_level_is_refused() -> None:
 def test_ranges_hold_at_their_ends(flag: str, good: str, bad: str) -> None:
     loaded(flags={flag: good, "dram": "1GiB"})
     assert " is out of range; from " in flag_refusal(flag, bad, dram="1GiB")
+
+
+def test_a_rule_of_eviction_is_one_of_those_there_are() -> None:
+    for rule in Rule:
+        config = loaded(flags={"policy-dram": rule.value, "policy-disk": rule.value}).config
+        assert (config.policy_dram, config.policy_disk) == (rule.value, rule.value)
+    assert flag_refusal("policy-dram", "mru") == f"flag --policy-dram: 'mru' is not one of {', '.join(Rule)}"
+    assert flag_refusal("policy-disk", "LRU").startswith("flag --policy-disk: 'LRU' is not one of lru, ")
 
 
 def test_an_arena_is_whole_pages() -> None:

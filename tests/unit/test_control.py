@@ -21,6 +21,7 @@ from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import report
+from kvstore.rules import Rule, Tier
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
@@ -206,6 +207,8 @@ class TestAnswers:
             (pb.Disk, report.DiskReport),
             (pb.Restart, report.RestartReport),
             (pb.ScrubResponse, report.ScrubReport),
+            (pb.Policy, report.PolicyReport),
+            (pb.PolicyChange, report.PolicyChange),
         ],
     )
     def test_messages_mirror_the_reports_name_by_name(self, message: Any, value: Any) -> None:
@@ -480,6 +483,86 @@ class TestAdmin:
         with pytest.raises(RefusedError, match="disk is adopting; try again"):
             parts.admin.scrub(start=True, rate=None)
         assert not parts.admin.scrub(start=False, rate=None).running
+
+
+class TestPolicy:
+    def test_set_answers_what_holds_now_and_what_held(self, served: Served) -> None:
+        changed = served.stub.SetPolicy(pb.SetPolicyRequest(tier="dram", rule="arc"), timeout=WAIT_S)
+        (change,) = changed.changes
+        same(change.policy, report.PolicyReport("dram", "", "arc", True, 8))
+        assert (change.former_rule, changed.dry_run) == ("lru", False)
+        (now,) = served.stub.GetPolicy(pb.GetPolicyRequest(tier="dram"), timeout=WAIT_S).policies
+        assert (now.rule, now.chosen) == ("arc", True)
+
+    def test_without_a_tier_means_every_tier(self, served: Served) -> None:
+        request = pb.SetPolicyRequest(rule="density", tenant="web")
+        assert [one.policy.tier for one in served.stub.SetPolicy(request, timeout=WAIT_S).changes] == ["dram", "disk"]
+        asked = pb.GetPolicyRequest(tenant="web")
+        assert [one.rule for one in served.stub.GetPolicy(asked, timeout=WAIT_S).policies] == ["density"] * 2
+
+    def test_of_a_dry_run_changes_nothing(self, served: Served) -> None:
+        request = pb.SetPolicyRequest(rule="density", dry_run=True)
+        assert served.stub.SetPolicy(request, timeout=WAIT_S).dry_run
+        assert not served.port.rules
+
+    @pytest.mark.parametrize(
+        ("request_", "reason"),
+        [
+            (pb.SetPolicyRequest(rule="mru"), "no rule is called 'mru': it is one of lru, second_touch, pgdsf, lfu"),
+            (pb.SetPolicyRequest(), "no rule is called ''"),
+            (pb.SetPolicyRequest(rule="lru", tier="hbm"), "no tier is called 'hbm': it is one of dram, disk"),
+            (pb.SetPolicyRequest(rule="lru", tenant=""), "tenant must not be empty"),
+        ],
+    )
+    def test_refuses_what_cannot_be_without_asking_the_owner(
+        self, served: Served, request_: pb.SetPolicyRequest, reason: str
+    ) -> None:
+        code, text = served.refusal("SetPolicy", request_)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert reason in text
+        assert not served.owner.asked.is_set()
+
+    def test_of_an_unknown_tenant_is_not_found(self, served: Served) -> None:
+        refusal = served.refusal("SetPolicy", pb.SetPolicyRequest(rule="lru", tenant="nobody"))
+        assert refusal == (grpc.StatusCode.NOT_FOUND, "no tenant is called nobody")
+        assert served.refusal("GetPolicy", pb.GetPolicyRequest(tenant="nobody"))[0] is grpc.StatusCode.NOT_FOUND
+        assert served.refusal("GetPolicy", pb.GetPolicyRequest(tier="l2"))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+    def test_of_a_tier_that_is_not_here_is_refused(self, served: Served) -> None:
+        served.port.disk = None
+        refusal = served.refusal("SetPolicy", pb.SetPolicyRequest(rule="lru", tier="disk"))
+        assert refusal == (grpc.StatusCode.FAILED_PRECONDITION, "there is no disk tier; give --disk")
+
+    def test_of_the_store_is_shown_by_tier_and_by_tenant_with_a_rule_of_its_own(self) -> None:
+        parts = Parts()
+        parts.fill()
+        other = parts.core.client("other")
+        other.put(other.open(), chain(2, "other"))
+        assert parts.admin.policies(None, None) == (
+            report.PolicyReport("dram", "", "lru", False, 6), report.PolicyReport("disk", "", "lru", False, 4),
+        )  # fmt: skip
+        (change,) = parts.admin.set_policy(Tier.DRAM, "other", Rule.ARC, dry_run=False)
+        assert change == report.PolicyChange(report.PolicyReport("dram", "other", "arc", True, 2), "lru")
+        assert parts.admin.policies(Tier.DRAM, None) == (
+            report.PolicyReport("dram", "", "lru", False, 4), report.PolicyReport("dram", "other", "arc", True, 2),
+        )  # fmt: skip
+        would = parts.admin.set_policy(None, None, Rule.DENSITY, dry_run=True)
+        assert [(one.policy.tier, one.policy.rule, one.former_rule) for one in would] == [
+            ("dram", "density", "lru"), ("disk", "density", "lru"),
+        ]  # fmt: skip
+        assert parts.admin.policies(None, "t")[0].rule == "lru", "nothing was changed"
+        parts.admin.set_policy(None, None, Rule.PGDSF, dry_run=False)
+        assert [one.rule for one in parts.admin.policies(None, "t")] == ["pgdsf"] * 2
+        assert parts.admin.policies(Tier.DRAM, "other")[0].rule == "arc", "its own wins"
+
+    def test_of_the_store_knows_no_tenant_before_it_came_and_no_tier_that_is_not_there(self) -> None:
+        parts = Parts(disk=False)
+        with pytest.raises(KeyError, match="no tenant is called t"):
+            parts.admin.set_policy(None, "t", Rule.ARC, dry_run=False)
+        with pytest.raises(RefusedError, match="there is no disk tier"):
+            parts.admin.set_policy(Tier.DISK, None, Rule.ARC, dry_run=False)
+        parts.core.client("t")
+        assert len(parts.admin.set_policy(None, "t", Rule.ARC, dry_run=False)) == 1
 
 
 class TestTrouble:

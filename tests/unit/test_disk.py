@@ -236,6 +236,26 @@ def test_two_leases_of_one_block_share_its_read() -> None:
     core.audit()
 
 
+def test_a_lease_for_the_rest_of_which_there_is_no_room_is_not_longer_for_its_wait() -> None:
+    """Nothing is coming: nobody, a successor neither, need keep what is there for longer than it was asked for."""
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(8, "first"), chain(12, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    held = client.ask(namespace, second, ttl_ns=30 * SECOND)
+    assert isinstance(held, Held)
+    assert held.blocks == 12
+    some = client.ask(namespace, first, ttl_ns=SECOND, wait_ns=50 * SECOND)
+    assert isinstance(some, Held)
+    assert some.blocks == 4
+    assert core.store.leases[some.number].stream is None
+    assert some.deadline_ns == core.clock.ns + SECOND
+    row = core.store.tables.blocks[core.row(namespace, first[3])]
+    assert row["lease_until_ns"] == some.deadline_ns
+    core.audit()
+
+
 def test_what_has_not_come_in_time_is_a_miss_and_comes_all_the_same() -> None:
     core = make()
     client, namespace = begin(core)

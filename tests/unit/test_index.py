@@ -126,14 +126,45 @@ def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
         assert start.loaded.rebuilt == ""
 
 
-def test_a_refused_commit_can_be_asked_for_again(tmp_path: Path) -> None:
-    committed(tmp_path, [])
+@pytest.mark.parametrize("instead", ["nothing", "file"])
+def test_an_index_that_was_taken_away_is_lost_and_the_next_start_believes_the_headers(
+    tmp_path: Path, instead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that was damaged: what is durable in headers is durable, and nobody waits for an index."""
+    committed(tmp_path, [block(1, 1, 1)])
+    folder = tmp_path / FOLDER
     with opened(tmp_path) as start:
-        (tmp_path / FOLDER).rename(tmp_path / "elsewhere")
-        assert not start.commit([block(1, 1, 1)])
-        assert start.index.state is State.READY
-        assert "index" in start.index.reason
-        (tmp_path / "elsewhere").rename(tmp_path / FOLDER)
+        folder.rename(tmp_path / "elsewhere")
+        if instead == "file":
+            folder.touch()
+        assert not start.commit([block(1, 1, 1), block(2, 1, 2)])
+        start.await_state(State.LOST)
+        assert start.index.reason == "the index is damaged: its folder is gone"
+        assert start.index.reason in caplog.text
+    if instead == "nothing":
+        with pytest.raises(OSError, match="not empty"):  # the former one cannot come back unseen
+            (tmp_path / "elsewhere").rename(folder)
+    put(path_of(tmp_path, 1), block(2, 1, 2))
+    with opened(tmp_path) as start:
+        assert start.loaded.rebuilt
+        assert facts(start.loaded) == facts_of([block(1, 1, 1), block(2, 1, 2)])
+        assert start.commit([block(1, 1, 1), block(2, 1, 2)])
+
+
+def test_a_commit_is_refused_while_the_whole_directory_is_away(tmp_path: Path) -> None:
+    """It may be a disk that comes back, and nothing could be marked on it meanwhile."""
+    disk = tmp_path / "disk"
+    committed(disk, [])
+    with opened(disk) as start:
+        disk.rename(tmp_path / "elsewhere")
+        for empty in (False, True):
+            if empty:
+                disk.mkdir()
+            assert not start.commit([block(1, 1, 1)])
+            assert start.index.state is State.READY
+            assert start.index.reason
+        disk.rmdir()
+        (tmp_path / "elsewhere").rename(disk)
         assert start.commit([block(1, 1, 1)])
         assert start.index.reason == ""
 

@@ -11,6 +11,7 @@ import pytest
 
 from kvstored import fd_keeper, keep, notify
 from kvstored.keep import FdKeeper, NoKeeper, arena_name, arena_of, kept_descriptors, table_name
+from kvstored.lock import AlreadyRunningError
 from kvstored.notify import Notifier, SystemdKeeper, inherited, notifier_of
 
 FIRST = 1500  # where these tests have descriptors passed: 3 and on are pytest's
@@ -354,6 +355,44 @@ def test_what_no_keeper_would_answer_is_refused_and_its_descriptors_closed(
     keeper.close()
     thread.join(WAIT_S)
     assert copies_of(memory_fd) == 1
+
+
+def test_a_daemon_ends_where_the_keeper_knows_of_another_that_lives(
+    impostor: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never tells the keeper to let go."""
+    monkeypatch.setattr(keep, "EXIT_S", 0.0)
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = impostor.accept()
+        with connection:
+            heard.append(connection.recv(100))
+            connection.send(b"SERVED 4711")
+            heard.append(connection.recv(100))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(AlreadyRunningError, match="process 4711 still uses the memory"):
+        kept_descriptors(tmp_path, {}, notifier_of({}), keep=True, patience_s=60.0)
+    thread.join(WAIT_S)
+    assert heard == [b"TAKE 0", b""]
+
+
+def test_a_daemon_waits_for_its_predecessor_to_be_gone(impostor: socket.socket, tmp_path: Path) -> None:
+    def serve() -> None:
+        for answer in (b"SERVED 4711", b"HELD 0 0"):
+            connection, _ = impostor.accept()
+            with connection:
+                connection.recv(100)
+                connection.send(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    keeper = FdKeeper(tmp_path, 60.0)
+    assert keeper.take() == {}
+    keeper.close()
+    thread.join(WAIT_S)
 
 
 def test_a_keeper_of_another_user_is_not_believed(

@@ -18,6 +18,7 @@ from kvctl import client as kvctl_client
 from kvctl.cli import globals_first
 from kvctl.client import Exit
 from kvctl.host import Entry, Ground, LinuxHost, Space
+from kvstore.rules import Rule
 from kvstored import control
 from kvstored.control import ControlServer
 from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner, disk_report, restart_report
@@ -107,7 +108,7 @@ def ask(kvctl: Run, daemon: Daemon) -> Run:
     return run
 
 
-READERS = ("status", "stats", "namespaces", "tenants", "clients", "config", "doctor")
+READERS = ("status", "stats", "namespaces", "tenants", "clients", "config", "policy", "doctor")
 
 
 class TestAnswers:
@@ -439,6 +440,65 @@ class TestScrub:
         assert answer.code == Exit.USAGE
         assert sentence in answer.err
         assert not daemon.port.scrubbed.running
+
+
+class TestPolicy:
+    def test_shows_tiers_and_tenants_with_a_rule_of_their_own(self, ask: Run) -> None:
+        ask("policy", "set", "--tier", "disk", "--tenant", "web", "arc")
+        lines = [line.split() for line in ask("policy").out.splitlines()]
+        assert lines[0] == ["tier", "tenant", "rule", "from", "blocks"]
+        assert ["dram", "*", "lru", "configuration", "8"] in lines
+        assert ["disk", "web", "arc", "kvctl", "policy", "set", "1"] in lines
+
+    def test_set_says_what_changed(self, ask: Run) -> None:
+        answer = ask("policy", "set", "density")
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out.splitlines() == [
+            "dram: evicts by density, until now by lru (8 blocks)",
+            "disk: evicts by density, until now by lru (8 blocks)",
+        ]
+        again = ask("policy", "set", "--tier", "dram", "--tenant", "web", "density").out
+        assert again == "dram, tenant web: evicts by density, as before (1 blocks)\n"
+
+    def test_set_with_dry_run_says_what_would_change_and_changes_nothing(self, ask: Run, daemon: Daemon) -> None:
+        out = ask("policy", "set", "--dry-run", "--tier", "dram", "--tenant", "web", "lfu").out
+        assert out == "dram, tenant web: would evict by lfu, until now by lru (1 blocks)\n"
+        assert not daemon.port.rules
+
+    def test_help_names_every_rule(self, kvctl: Run) -> None:
+        for words in (("policy", "--help"), ("policy", "set", "--help")):
+            named = kvctl(*words).out
+            assert all(rule.value in named for rule in Rule)
+
+    def test_set_as_json(self, ask: Run) -> None:
+        body = ask("policy", "set", "--tier", "dram", "lfu", "-o", "json").json
+        assert body["version"] == 1
+        assert body["policy"]["changes"] == [
+            {
+                "policy": {"tier": "dram", "tenant": "", "rule": "lfu", "chosen": True, "blocks": 8},
+                "former_rule": "lru",
+            }
+        ]
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "sentence"),
+        [
+            (("mru",), Exit.USAGE, "no rule is called 'mru': it is one of lru,"),
+            (("lru", "--tier", "hbm"), Exit.USAGE, "no tier is called 'hbm'"),
+            (("lru", "--tenant", "nobody"), Exit.NOT_FOUND, "no tenant is called nobody;"),
+            (("lru", "--tenant", ""), Exit.USAGE, "tenant must not be empty"),
+        ],
+    )
+    def test_refuses_what_is_not_there(self, ask: Run, arguments: tuple[str, ...], code: Exit, sentence: str) -> None:
+        answer = ask("policy", "set", *arguments)
+        assert answer.code == code
+        assert sentence in answer.err
+
+    def test_without_a_daemon_is_said_with_a_remedy(self, kvctl: Run, tmp_path: Path) -> None:
+        for words in (("policy",), ("policy", "set", "lru")):
+            answer = kvctl("--runtime-dir", str(tmp_path), *words)
+            assert answer.code == Exit.UNREACHABLE
+            assert answer.err.startswith("kvctl: no kvstored is running")
 
 
 class TestTrouble:

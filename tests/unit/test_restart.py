@@ -3,10 +3,12 @@
 import random
 
 import numpy as np
+import pytest
 
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
-from kvstore import blocks
+from kvstore import blocks, restart
+from kvstore.registry import Registry
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
@@ -243,6 +245,74 @@ def test_a_successor_that_dies_on_the_way_leaves_another_one_the_same() -> None:
         core.clock.advance(MS)
     core.audit()
     assert read_all(core, chain(20)) == 20
+
+
+class KilledError(Exception):
+    """Here a successor dies."""
+
+
+def die(_self: object, *_: object) -> None:
+    """In place of a step that is never reached."""
+    raise KilledError
+
+
+def killed_before(step: str, owner: type, core: Core, patch: pytest.MonkeyPatch) -> None:
+    """A successor of `core` dies right before this step: what it leaves is what the next one finds."""
+    core.memory = core.memory.successor()
+    limits = core.store.limits
+    with patch.context() as until_it_dies:
+        until_it_dies.setattr(owner, step, die)
+        with pytest.raises(KilledError):
+            Core(limits.positions, memory=core.memory, clock=core.clock)
+
+
+def test_a_successor_that_dies_before_it_has_said_who_is_who_leaves_what_was_said_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    client.put(client.open(), chain(20))
+    for life in range(4):  # the journal has two halves
+        killed_before("begin_journal", Registry, core, monkeypatch)
+        core = successor(core)
+        assert core.store.kept.warm, f"life {life}: {core.store.kept.reason}"
+        assert core.store.kept.blocks == 20
+    core.audit()
+    assert read_all(core, chain(20)) == 20
+
+
+def test_a_word_in_the_half_of_the_journal_that_is_in_use_would_cost_everything() -> None:
+    """The control for the test above: such words were said before `begin`, and this is what came of them."""
+    core = Core(arenas=2)
+    client = core.client()
+    client.put(client.open(), chain(20))
+    core = successor(core)
+    journal = core.store.registry._journal
+    journal._end = 0
+    journal._append(["tenant", "t"])
+    assert "another version" in successor(core).store.kept.reason
+
+
+def test_what_is_leased_from_two_lives_ago_is_not_written_over_though_the_life_between_died_on_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core(arenas=1)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(8, "leased"))
+    held = client.lease(namespace, chain(8, "leased"), ttl_ns=10 * SECOND)
+    before = [client.read(namespace, held, i) for i in range(8)]
+    killed_before("_without_parents", restart._TakeOver, core, monkeypatch)  # it has looked over all rows by then
+    later = successor(core)
+    later.audit()
+    newcomer = later.client()
+    grants = newcomer.put(newcomer.open(), chain(16, "new"))
+    assert [client.read(namespace, held, i) for i in range(8)] == before
+    assert grants.count(Grant.GRANTED) == 8
+    later.pass_time(11 * SECOND)
+    later.work_all()
+    assert newcomer.put(newcomer.open(), chain(16, "new")).count(Grant.GRANTED) == 8
+    later.audit()
 
 
 def test_generations_go_on() -> None:
