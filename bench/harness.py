@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
 from statistics import median
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from bench.process import DaemonProcess
 
 Results = dict[str, float]
 Findings = dict[str, float | str | None]  # where a figure may be missing, and a reason stands for it
+Figure: TypeAlias = "float | str | Mapping[str, Figure] | None"
+Figures: TypeAlias = Mapping[str, Figure]  # of a record: by name, and by name under a name where there are many
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parent.parent
@@ -113,8 +116,8 @@ def _first(path: str, name: str) -> str:
     return "unknown"
 
 
-def record(bench: str, results: Mapping[str, float | str | None], *, quick: bool) -> str:
-    """The JSON of one run, on one line."""
+def record(bench: str, results: Figures, *, quick: bool, **beside: Figures) -> str:
+    """The JSON of one run, on one line. What stands `beside` the results goes by its own name."""
     return json.dumps(
         {
             "bench": bench,
@@ -122,11 +125,21 @@ def record(bench: str, results: Mapping[str, float | str | None], *, quick: bool
             "quick": quick,
             "host": host_facts(),
             "commit": _commit(),
-            "results": {
-                name: round(value, 4) if isinstance(value, int | float) else value for name, value in results.items()
-            },
+            "results": _rounded(results),
+            **{name: _rounded(figures) for name, figures in beside.items()},
         }
     )
+
+
+def _rounded(figures: Figures) -> dict[str, Figure]:
+    """To four places, at every depth."""
+    rounded: dict[str, Figure] = {}
+    for name, figure in figures.items():
+        if isinstance(figure, Mapping):
+            rounded[name] = _rounded(figure)
+        else:
+            rounded[name] = round(figure, 4) if isinstance(figure, int | float) else figure
+    return rounded
 
 
 def _commit() -> str:

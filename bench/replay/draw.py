@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from bench.replay.score import Score
 
 BOUND: Final = "belady"  # drawn apart from what could be run
+RIVAL: Final = "libcachesim/"  # begins the names of those that are not ours
 
 _MEASURES: Final[tuple[tuple[str, Callable[[Score], float]], ...]] = (
     ("blocks hit", lambda score: score.hit),
@@ -63,7 +64,7 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve], value: Callable[[Scor
             [100 * value(score) for score in curve.scores],
             label=curve.policy,
             color="black" if bound else f"C{number % 10}",
-            linestyle="--" if bound else "-",
+            linestyle="--" if bound else ":" if curve.policy.startswith(RIVAL) else "-",
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
         )

@@ -35,6 +35,10 @@ class RivalsMissingError(RuntimeError):
     """libCacheSim is not installed here."""
 
 
+class TooSmallError(ValueError):
+    """A capacity that libCacheSim would die of."""
+
+
 class _Asked(Protocol):
     """libCacheSim's request; one is used for all."""
 
@@ -76,7 +80,7 @@ def _stream(workload: Workload) -> _Stream:
 
 
 def rival(name: str, workload: Workload, capacity_bytes: int) -> Score:
-    """The score of one of libCacheSim's policies. Raises RivalsMissingError without it, ValueError below 20 blocks.
+    """The score of one of libCacheSim's policies. Raises RivalsMissingError without it, TooSmallError below 20 blocks.
 
     A path is accessed from its end to its root, as engines release one: so that of one request's blocks the deepest
     is the oldest, and goes first. In the other order every policy that goes by age would evict roots and lose whole
@@ -84,7 +88,7 @@ def rival(name: str, workload: Workload, capacity_bytes: int) -> Score:
     """
     stream = _stream(workload)
     if capacity_bytes < _LEAST_BLOCKS * max(stream.sizes, default=1):
-        raise ValueError(f"libCacheSim wants room for at least {_LEAST_BLOCKS} blocks")
+        raise TooSmallError(f"libCacheSim wants room for at least {_LEAST_BLOCKS} blocks")
     unit = int(np.gcd.reduce(np.array(stream.sizes))) if stream.sizes else 1  # some policies count in 32 bits
     cache, asked = _cache(_CLASSES[name], capacity_bytes // unit)
     sizes = [size // unit for size in stream.sizes]

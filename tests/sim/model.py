@@ -9,8 +9,8 @@ copies, and what was deleted; it does not know what is evicted, so a miss is alw
 
 A store that dies leaves what lies on disk. Its successor may bring back any generation that was published and whose
 end was not answered, or whose header could not be overwritten, an older one too; from the first look on that one is the
-latest of its key. The number that the
-store gave a generation tells which it is: `Model.look` asks for it, and the bytes prove it.
+latest of its key. The number that the store gave a generation tells which it is: `Model.look` asks for it, and the
+bytes prove it.
 """
 
 from collections.abc import Callable
