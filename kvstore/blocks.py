@@ -1326,7 +1326,7 @@ def lease_run(
     mask = (1 << shift) - 1
     until = np.uint64(until_ns)
     held, fresh, last = 0, 0, np.int64(-1)
-    arena_id = np.uint32(0)
+    arena_id, each = np.uint32(0), False
     for i in range(count):
         slot = np.int64(t.blocks[run[i]]["slot"])
         position = slot >> shift
@@ -1335,6 +1335,7 @@ def lease_run(
             arena["touched"] = now
             arena["lease_until_ns"] = max(arena["lease_until_ns"], until)
             arena_id = arena["id"]
+            each = t.pools[np.int64(arena["pool"]) - 1]["rule"] != LRU
             last = position
         fresh += 1 - given[position]
         out[out_at + 2 * i] = arena_id
@@ -1345,7 +1346,10 @@ def lease_run(
             row["lease_until_ns"] = max(row["lease_until_ns"], until)
             ends[held] = run[i]
             held += 1
-        _use(t, np.int64(run[i]), now)
+            if not each:  # then the last touch is all that counts, and passes to the blocks before it
+                _use(t, np.int64(run[i]), now)
+        if each:
+            _use(t, np.int64(run[i]), now)
     return held, fresh
 
 
