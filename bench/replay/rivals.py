@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from types import ModuleType
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
@@ -86,11 +87,12 @@ def rival(name: str, workload: Workload, capacity_bytes: int) -> Score:
     is the oldest, and goes first. In the other order every policy that goes by age would evict roots and lose whole
     paths. Blocks that an answer fills are accessed with the path, and not counted.
     """
+    library = _library()
     stream = _stream(workload)
     if capacity_bytes < _LEAST_BLOCKS * max(stream.sizes, default=1):
         raise TooSmallError(f"libCacheSim wants room for at least {_LEAST_BLOCKS} blocks")
     unit = int(np.gcd.reduce(np.array(stream.sizes))) if stream.sizes else 1  # some policies count in 32 bits
-    cache, asked = _cache(_CLASSES[name], capacity_bytes // unit)
+    cache, asked = _cache(library, _CLASSES[name], capacity_bytes // unit)
     sizes = [size // unit for size in stream.sizes]
     runs: list[int] = []
     for number, count in enumerate(stream.asked):
@@ -104,12 +106,16 @@ def rival(name: str, workload: Workload, capacity_bytes: int) -> Score:
     return score(workload, runs)
 
 
-def _cache(policy: str, capacity: int) -> tuple[_Cache, _Asked]:
-    """An empty cache of that policy, and the request to ask it with."""
+def _library() -> ModuleType:
+    """libCacheSim, or the error that says how to get it."""
     try:
-        library = importlib.import_module("libcachesim")
+        return importlib.import_module("libcachesim")
     except ImportError as trouble:
         raise RivalsMissingError("libCacheSim is not installed: pip install libcachesim") from trouble
+
+
+def _cache(library: ModuleType, policy: str, capacity: int) -> tuple[_Cache, _Asked]:
+    """An empty cache of that policy, and the request to ask it with."""
     make: Callable[..., _Cache] = getattr(library, policy)
     request: Callable[[], _Asked] = library.Request
     return make(cache_size=capacity, hashpower=18), request()
