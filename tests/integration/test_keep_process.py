@@ -304,7 +304,7 @@ def test_a_keeper_that_died_is_replaced_and_told_everything(start: Start, dial: 
     while held < 5 and time.monotonic() < deadline:
         with suppress(OSError):  # not there yet
             second = dial()
-            held = second.memory()
+            held = second.memory() if second.pid != first.pid else 0  # the first may take a moment to die
             second.socket.close()
     assert held == 5
     program.kill()
