@@ -595,9 +595,9 @@ def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
     at all heads costs a cache miss each.
     """
     pool = t.pools[number]
-    if pool["left"]:
-        head = np.int64(pool["oldest"][pool["chosen"]])
-        worth = _worth(t, pool, number, np.int64(pool["chosen"]), head) if head else np.inf
+    head = np.int64(pool["oldest"][pool["chosen"]])
+    if pool["left"] and head:
+        worth = _worth(t, pool, number, np.int64(pool["chosen"]), head)
         if worth <= pool["limit"]:
             pool["left"] -= np.uint32(1)
             return head, worth
@@ -727,11 +727,12 @@ def _victim(t: Tables, number: Number) -> Number:
     pool = t.pools[number]
     if not pool["listed"]:
         return 0
-    if pool["rule"] == S3FIFO:
-        return _victim_of_s3fifo(t, pool)
     if pool["rule"] == DENSITY:
         return _victim_by_density(t, number)[0]
-    if pool["rule"] == ARC:
+    # Another rule may have had it until now, and not all blocks been moved to queues 0 and 1 yet.
+    if pool["rule"] == S3FIFO and (pool["oldest"][0] or pool["oldest"][1]):
+        return _victim_of_s3fifo(t, pool)
+    if pool["rule"] == ARC and (pool["oldest"][0] or pool["oldest"][1]):
         first = np.int64(pool["oldest"][0])
         if first and (pool["members"][0] > pool["clock"] or not pool["oldest"][1]):
             return first
@@ -813,7 +814,7 @@ def _remember(t: Tables, ix: Index, block: Number, pool: Number) -> None:
     ghost["uses"] = np.int64(row["uses"]) & USES_MAX
     ghost["queue"] = row["queue"]
     if t.pools[pool]["rule"] == ARC:
-        _count_ghost(t.pools[pool], np.int64(row["queue"]), 1.0)
+        _count_ghost(t.pools[pool], min(1, np.int64(row["queue"])), 1.0)
 
 
 @compiled

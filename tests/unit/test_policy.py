@@ -8,6 +8,7 @@ import pytest
 
 from kvproto.errors import Grant
 from kvstore import blocks
+from kvstore.policy import set_rule
 from kvstore.rules import Chosen, Rule, Tier
 from tests.core import SECOND, Core, key_of, words
 
@@ -210,6 +211,27 @@ def test_density_takes_no_hint_at_its_word() -> None:
     blocks.reindex(shelf.core.store.tables, shelf.namespace.pool.number)
     shelf.put(*names("y", 4))
     assert shelf.there(names("x", 4)) == [], "with nothing learned the oldest go first, whatever is said of them"
+
+
+def test_density_looks_elsewhere_when_the_queue_it_took_from_is_empty() -> None:
+    shelf = Shelf(Rule.DENSITY)
+    shelf.put(*names("x", SLOTS), "y")  # one queue holds all, and goes on to be taken from
+    for name in shelf.there([*names("x", SLOTS), "y"]):
+        shelf.hint(name, 3)  # now another one holds all
+    shelf.put(*names("z", SLOTS))
+    assert shelf.there(names("z", SLOTS)) == names("z", SLOTS)
+
+
+@pytest.mark.parametrize("rule", [Rule.ARC, Rule.S3FIFO])
+def test_there_is_a_victim_before_blocks_are_where_a_new_rule_wants_them(rule: Rule) -> None:
+    shelf = Shelf(Rule.LFU)
+    shelf.put(*names("x", SLOTS))
+    for _ in range(2):
+        shelf.use(*names("x", SLOTS))  # all in a queue that the new rule does not know
+    set_rule(shelf.core.store.tables, shelf.namespace.pool.number, rule)
+    before = shelf.pool["bonus"].copy()
+    shelf.put("y")
+    assert np.array_equal(shelf.pool["bonus"], before), "what is counted of ghosts went elsewhere"
 
 
 def hits_of(hints: random.Random | None) -> int:
