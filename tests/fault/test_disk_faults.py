@@ -368,7 +368,8 @@ def works(node: Node, name: object) -> bool:
     ns, keys = node.namespace(BLOCK_BYTES), roots(name, 5)
     put_roots(ns, keys, durable=False)
     assert census(ns, keys).hits == set(keys), "a store does not depend on the disk"
-    return ns.flush(0.0).failed == 0 and node.slots().keys() >= set(keys)
+    # Waiting matters: who asks and stores without a pause keeps the writes waiting behind the stores.
+    return ns.flush(1.0).failed == 0 and node.slots().keys() >= set(keys)
 
 
 def test_no_space_no_writing_no_folder_degrade_and_heal() -> None:
