@@ -97,11 +97,17 @@ class Flushing:
         table = self._tables.blocks
         alive, flags = self._alive(flush), table["flags"][flush.rows]
         durable = int((alive & ((flags & blocks.DURABLE) != 0)).sum())
-        under_way = (flags & (blocks.QUEUED | blocks.SAVING)) != 0
-        under_way |= np.isin(flush.rows, self._commits.awaited())
-        pending = int((alive & ((flags & blocks.DURABLE) == 0) & under_way).sum())
+        pending = int(self._under_way(flush, alive).sum())
         dead = int((~alive).sum())
         return durable, flush.rows.size - durable - pending - dead, dead + flush.lost, pending
+
+    def _under_way(self, flush: Flush, alive: Mask) -> Mask:
+        """Which of its blocks may still become durable."""
+        flags = self._tables.blocks["flags"][flush.rows]
+        waits = (flags & (blocks.QUEUED | blocks.SAVING)) != 0
+        waits |= np.isin(flush.rows, self._commits.awaited())
+        under_way: Mask = alive & ((flags & blocks.DURABLE) == 0) & waits
+        return under_way
 
     def tick(self, now_ns: int) -> None:
         """Answer those that have nothing to wait for any more, or no time."""
@@ -123,8 +129,8 @@ class Flushing:
             self._outbox.durable(flush.session, flush.request, counts)
 
     def _keep_undecided(self, flush: Flush) -> None:
-        """The next FLUSH is to speak of these again."""
-        left = self._alive(flush) & ((self._tables.blocks["flags"][flush.rows] & blocks.DURABLE) == 0)
+        """The next FLUSH is to speak of these again. Not of those that failed: this one has said so."""
+        left = self._under_way(flush, self._alive(flush))
         if left.any():
             stored = flush.session.stored.setdefault(flush.namespace.number, Stored())
             stored.rows += flush.rows[left].tolist()

@@ -156,6 +156,7 @@ def test_flush_says_what_could_not_be_written_and_what_was_gone() -> None:
     core.store.flush(client.session, namespace, 7, 10 * SECOND)
     core.work_all()
     assert core.outbox.flushed == [(client.session, 7, (0, 16, 4, 0))]
+    assert core.store.flush(client.session, namespace, 8, SECOND) == (0, 0, 0, 0), "each failure is told of once"
     core.audit()
     core.drive.fault = lambda _order: None
     assert client.fetch(namespace, chain(4, "other")) == 4, "what cannot be written stays in DRAM"
