@@ -165,18 +165,27 @@ class Arenas:
         position = int(blocks.least_valuable(self._tables, 0, self.positions, wanted, np.uint64(now_ns), or_held))
         return None if position < 0 else position
 
-    def empty(self, pool: Pool) -> int | None:
-        """A position of another pool that holds no block at all, and only waits for its own to want it again."""
+    def empty(self, pool: Pool, *, own: bool = False) -> int | None:
+        """A position of another pool that holds no block at all, and only waits for its own to want it again.
+
+        `own`: of the same tenant's other pools alone.
+        """
         rows = self._tables.arenas[: self.positions]
         idle = np.flatnonzero((rows["pool"] != 0) & (rows["pool"] != pool.number + 1) & (rows["used"] == 0))
-        return int(idle[0]) if idle.size else None
+        for position in idle.tolist():
+            if not own or self.pools[int(rows["pool"][position]) - 1].tenant is pool.tenant:
+                return int(position)
+        return None
 
     def touched_ns(self, position: int) -> int:
         """When any block of that arena was last touched."""
         return int(self._tables.arenas[position]["touched"])
 
-    def drain(self, position: int, wanted_by: Pool) -> None:
-        """Begin to recycle a position for a pool: no new block goes there. The caller sweeps its blocks."""
+    def drain(self, position: int, wanted_by: Pool | None) -> None:
+        """Begin to recycle a position for a pool: no new block goes there. The caller sweeps its blocks.
+
+        For None it becomes free for everybody: its tenant has more than it may have.
+        """
         assert not self.busy, "one position at a time"
         self._wanted_by = wanted_by
         blocks.close_arena(self._tables, position)
@@ -188,13 +197,14 @@ class Arenas:
         if self.draining is None or self._tables.arenas[self.draining]["used"]:
             return
         wanted_by, position = self._wanted_by, self.draining
-        assert wanted_by is not None
         pool = self.pools[int(self._tables.arenas[position]["pool"]) - 1]
         self.draining = self._wanted_by = None
         self.recycled += 1
         pool.arenas -= 1
         pool.tenant.arenas -= 1
-        if pool.tenant is wanted_by.tenant:
+        if wanted_by is None:
+            self._give_back(position, pool.tenant, now_ns)
+        elif pool.tenant is wanted_by.tenant:
             self._assign(position, int(self._tables.arenas[position]["id"]), wanted_by, now_ns)
         else:
             self._promised_to, self._promised_until_ns = wanted_by.tenant, now_ns + PROMISE_NS

@@ -88,6 +88,7 @@ class _Audit:
         self.check_holds()
         self.check_tickets()
         self.check_leases()
+        self.check_pins()
         self.check_sessions()
         self.check_holders()
 
@@ -411,6 +412,7 @@ class _Audit:
         expected.update(ticket.block for ticket in self.tickets if ticket.state is not TicketState.LAPSED)
         expected.update(self.store.disk.held_rows())
         expected.update(self.store.streams.held_rows())
+        expected.update(self.store.pinning.held_rows())
         swept = set()
         for job in self.store.sweeper.jobs._jobs:
             held = list(self.held_by(job))
@@ -485,10 +487,29 @@ class _Audit:
                 until_ns = self.column["lease_until_ns"][row]
                 assert until_ns >= lease.deadline_ns, f"row {row} says it is leased to an earlier time"
 
+    def check_pins(self) -> None:
+        """Pins are charged for what they cover, each block once; what they cover is there, and stays."""
+        pinning = self.store.pinning
+        covered: Counter[int] = Counter()
+        used: dict[Tenant, dict[int, int]] = {}
+        for pin in pinning.pins.values():
+            rows = set(pin.rows.tolist())
+            covered.update(rows)
+            used.setdefault(pin.tenant, {}).update(dict.fromkeys(rows, pin.namespace.slot_bytes))
+            assert set(pin.ends.tolist()) <= rows, f"pin {pin.number} holds what it does not cover"
+            assert all(self.state[row] not in (FREE, WRITING) for row in rows), f"pin {pin.number} covers nothing"
+            assert pin in pinning._by_end[int(pin.rows[-1])], f"pin {pin.number} hears of no use"
+        counts = {row: int(pinning._covers[row]) for row in np.flatnonzero(pinning._covers).tolist()}
+        assert counts == dict(covered), "blocks are covered by another number of pins"
+        for tenant, rows_of in used.items():
+            assert pinning.used_bytes(tenant) == sum(rows_of.values()), f"{tenant.name} pays for other blocks"
+        assert set(pinning._used) == set(used), "a tenant without pins pays for some"
+
     def check_sessions(self) -> None:
         """Counts of sessions, their limits, and that none is kept for nothing."""
         store = self.store
         attached: Counter[Tenant] = Counter()
+        flying: Counter[Tenant] = Counter()
         opened: Counter[int] = Counter()
         for number, session in store.sessions.items():
             assert session.number == number, "a session is filed under another number"
@@ -497,6 +518,8 @@ class _Audit:
             assert len(session.leases) <= LEASES_PER_SESSION, "too many leases"
             assert len(session.tickets) <= TICKETS_PER_SESSION, "too many tickets"
             assert len(session.parked) <= PARKED_PER_SESSION, "too many waiting leases"
+            flying[session.tenant] += len(session.tickets) + len(session.parked)
+            flying[session.tenant] += sum(lease.stream is not None for lease in session.leases.values())
             if session.attached:
                 assert not session.exited, f"session {number} has exited and is attached"
                 attached[session.tenant] += 1
@@ -513,6 +536,8 @@ class _Audit:
                 assert not session.arenas, f"session {number} has exited and holds arenas"
         for tenant in store.tenants.values():
             assert tenant.sessions == attached[tenant], f"sessions of {tenant.name} are miscounted"
+            assert tenant.in_flight == flying[tenant], f"what {tenant.name} has in flight is miscounted"
+            assert tenant.quota == store.quotas.of(tenant.name), f"{tenant.name} goes by another quota"
         for namespace in store.namespaces.values():
             assert store.registry.by_number[namespace.number] is namespace, f"namespace {namespace.number} is lost"
             assert namespace.sessions == opened[namespace.number], "sessions of a namespace are miscounted"

@@ -38,7 +38,7 @@ a changed source file only by the functions in it. All functions run on the owne
 
 A lease holds the deepest block of its run and no other: a resident child protects its ancestors, and a block that
 is cut off while something still hangs on it keeps its parent (KEEPS) until it is freed itself. So LEASE and RELEASE
-write one row, not a hundred, and what is deleted while leased stays readable from the root down.
+hold one row, not a hundred, and what is deleted while leased stays readable from the root down.
 
 `holds` counts leases, a ticket or running copy, a read or write of disk, a sweep, and cut-off children. A block is
 evictable when it has no hold and, in DRAM, no child there and no child at all unless it lies on disk too; on disk, no
@@ -169,7 +169,8 @@ POOL = np.dtype(
         ("members", "<u4", (QUEUES,)),  # blocks in a queue, leaves or not
     ]
 )
-# What is remembered of an evicted block, four times as many as DRAM holds.
+# What is remembered of an evicted block. Rules that bound it remember up to four times as many as a pool holds; sets of
+# eight do not fill evenly, so there is room for six times as many.
 GHOST = np.dtype(
     [("print", "<u4"), ("turn", "<u4"), ("touched", "<u4"), ("pool", "<u2"), ("uses", "u1"), ("queue", "u1")]
 )
@@ -442,9 +443,11 @@ _CLASSES: Final = 32  # of DENSITY, for each hint
 _USUAL_GAP_NS: Final = 30 * 10**9
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
-_PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first
+_PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first;
+_PRIOR_FIRST: Final = 0.06  # but the first bin is twice as long as the next one
 _IN_A_ROW: Final = 16  # evictions from one queue before all are looked at again
-_REINDEX: Final = 2048  # evictions between two looks at what was learned
+_REINDEX: Final = 2048  # evictions between two looks at what was learned; fewer where a pool turns over sooner, but
+_REINDEX_LEAST: Final = 256  # a look takes 0.2 ms
 _MEMORY: Final = 1 << 17  # blocks after whose fate what was learned before counts half
 _GHOST_TICK: Final = np.uint64(26)  # of a ghost's time: 67 ms
 _ROTATIONS: Final = 64  # how many blocks may be given another turn for one that goes
@@ -535,6 +538,7 @@ def _index(t: Tables, number: Number) -> None:
             hits[QUEUES, age] += hits[queue, age]
             waits[QUEUES, age] += waits[queue, age]
     chance = np.full((QUEUES + 1, AGES), _PRIOR_CHANCE)
+    chance[QUEUES, 0] = _PRIOR_FIRST
     known = np.zeros(QUEUES + 1, np.uint8)
     for i in range(QUEUES + 1):
         queue = QUEUES - i  # all together first
@@ -591,14 +595,14 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
 def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
     """The head whose next use promises least, and how many seconds of computing a second that is.
 
-    Once found, its queue goes on to give up its heads while they are worth no more than the second best was: looking
-    at all heads costs a cache miss each.
+    Of equals the one that was touched first. Once found, its queue goes on to give up its heads while they are worth less
+    than the second best was: looking at all heads costs a cache miss each.
     """
     pool = t.pools[number]
     head = np.int64(pool["oldest"][pool["chosen"]])
     if pool["left"] and head:
         worth = _worth(t, pool, number, np.int64(pool["chosen"]), head)
-        if worth <= pool["limit"]:
+        if worth < pool["limit"]:
             pool["left"] -= np.uint32(1)
             return head, worth
     best, best_worth, second = np.int64(0), np.inf, np.inf
@@ -608,7 +612,8 @@ def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
             if filled & np.uint64(1):
                 head = np.int64(pool["oldest"][queue])
                 worth = _worth(t, pool, number, queue, head)
-                if worth < best_worth:
+                older = worth == best_worth and t.blocks[head]["touched"] < t.blocks[best]["touched"]
+                if worth < best_worth or older:
                     best, best_worth, second = head, worth, best_worth
                     pool["chosen"] = queue
                 elif worth < second:
@@ -877,7 +882,7 @@ def _recall(t: Tables, ix: Index, block: Number, pool: Number) -> Number:
             age = np.int64(np.uint32(np.uint32(t.book[TURN]) - t.ghosts[i]["turn"]))
             rule = t.pools[pool]["rule"]
             most = np.int64(t.pools[pool]["blocks"])
-            most *= 3 if rule == SECOND_TOUCH else 1
+            most *= 4 if rule == SECOND_TOUCH else 1
             return -1 if (rule == ARC or rule == S3FIFO or rule == SECOND_TOUCH) and age > most else i
     return -1
 
@@ -1318,7 +1323,7 @@ def pending_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, c
 def lease_run(
     t: Tables, run: U4, count: Number, now: Number, until_ns: Number, out: U4, out_at: Number, given: U1, ends: U4
 ) -> tuple[Number, Number]:
-    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`.
+    """Hold `count` found blocks until `until_ns` and write their (arena, slot) to `out`. `use_run` then counts the use.
 
     `ends` receives the blocks that are held: the last of each stretch in which every block continues the one before.
     Returns how many those are, and how many blocks lie in arenas whose position is not marked in `given`.
@@ -1327,7 +1332,7 @@ def lease_run(
     mask = (1 << shift) - 1
     until = np.uint64(until_ns)
     held, fresh, last = 0, 0, np.int64(-1)
-    arena_id, each = np.uint32(0), False
+    arena_id = np.uint32(0)
     for i in range(count):
         slot = np.int64(t.blocks[run[i]]["slot"])
         position = slot >> shift
@@ -1336,7 +1341,6 @@ def lease_run(
             arena["touched"] = now
             arena["lease_until_ns"] = max(arena["lease_until_ns"], until)
             arena_id = arena["id"]
-            each = t.pools[np.int64(arena["pool"]) - 1]["rule"] != LRU
             last = position
         fresh += 1 - given[position]
         out[out_at + 2 * i] = arena_id
@@ -1347,10 +1351,6 @@ def lease_run(
             row["lease_until_ns"] = max(row["lease_until_ns"], until)
             ends[held] = run[i]
             held += 1
-            if not each:  # then the last touch is all that counts, and passes to the blocks before it
-                _use(t, np.int64(run[i]), now)
-        if each:
-            _use(t, np.int64(run[i]), now)
     return held, fresh
 
 
@@ -1390,6 +1390,22 @@ def find_and_lease(
     for i in range(held):
         unsaved += rows[ends[i]]["disk"] == 0 and not rows[ends[i]]["flags"] & QUEUED
     return found, held, fresh, unsaved
+
+
+@compiled
+def use_run(
+    rows: Rows, slots: Rows, arenas: Rows, pools: Rows, census: U4, book: U8, ranks: F8, ghosts: Rows, reuse: Rows,
+    run: U4, count: Number, ends: U4, now: Number,
+) -> None:  # fmt: skip
+    """Blocks are leased that `lease_run` holds by `ends`: their pool's rule hears of it. By LRU, the last touch is all
+    that counts, and passes from the ends to the blocks before them."""
+    t = Tables(rows, slots, arenas, pools, census, book, ranks, ghosts, reuse)
+    if t.pools[_pool(t, np.int64(run[0]))]["rule"] == LRU:
+        for i in range(ends.size):
+            _use(t, np.int64(ends[i]), now)
+    else:
+        for i in range(count):
+            _use(t, np.int64(run[i]), now)
 
 
 @compiled
@@ -1436,7 +1452,8 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
         _leave_to_disk(t, ix, block)
         return True
     t.book[TURN] += np.uint64(1)
-    if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(_REINDEX) == 0:
+    every = max(_REINDEX_LEAST, min(_REINDEX, np.int64(pool["blocks"])))
+    if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(every) == 0:
         _index(t, number)
     _remember(t, ix, block, number)
     _remove(t, ix, block)

@@ -15,7 +15,6 @@ Pure: no clock; a timing's age is the number of timings since. Owner thread.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import StrEnum
 from math import exp2, isfinite, log2
 from typing import Final
@@ -323,40 +322,15 @@ def _loads(load_bytes: F8) -> F8:
     return np.stack([np.ones_like(load_bytes), load_bytes], axis=-1)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadAnswer:
-    """Two ways to the same blocks, in seconds. None: nobody has measured it."""
-
-    load_seconds: float | None
-    recompute_seconds: float | None
-
-    @property
-    def pays(self) -> bool:
-        """Is loading faster, as far as anybody knows?"""
-        if self.load_seconds is None or self.recompute_seconds is None:
-            return True
-        return self.load_seconds < self.recompute_seconds
-
-
-def load_or_recompute(
-    profile: PrefillProfile,
-    dram: Bandwidth,
-    disk: Bandwidth,
-    *,
-    first_block: int,
-    dram_blocks: int,
-    disk_blocks: int,
-    block_bytes: int,
-) -> LoadAnswer:
-    """A run that begins at `first_block`: so many blocks in DRAM, then so many on disk.
+def load_seconds(dram: Bandwidth, dram_bytes: int, disk: Bandwidth, disk_bytes: int) -> float | None:
+    """What a run takes that lies partly in DRAM and partly on disk. None: nobody has measured what it needs.
 
     Blocks from disk are copied out while the next are read, so their way out of DRAM costs nothing more.
     """
-    assert dram_blocks >= 0
-    assert disk_blocks >= 0
-    from_dram = dram.load_seconds(dram_blocks * block_bytes) if dram_blocks else 0.0
-    from_disk = disk.load_seconds(disk_blocks * block_bytes) if disk_blocks else 0.0
-    load_seconds = None if from_dram is None or from_disk is None else from_dram + from_disk
-    return LoadAnswer(
-        load_seconds, profile.recompute_seconds_of_blocks(first_block, first_block + dram_blocks + disk_blocks)
-    )
+    seconds = 0.0
+    for way, load_bytes in ((dram, dram_bytes), (disk, disk_bytes)):
+        if load_bytes:
+            if not way.reports:
+                return None
+            seconds += way.call_seconds + way.byte_seconds * load_bytes
+    return seconds

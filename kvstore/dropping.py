@@ -13,6 +13,7 @@ from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import U8, Tables
 from kvstore.ports import Clock
+from kvstore.quotas import Shares
 from kvstore.registry import Registry
 from kvstore.report import ClearReport, ClearScope
 from kvstore.room import Room, make_room
@@ -25,8 +26,11 @@ class Dropping:
     """What is dropped by name; `Sweeper` does it."""
 
     def __init__(
-        self, tables: Tables, clock: Clock, registry: Registry, arenas: Arenas, sweeper: Sweeper, disk: Disk
-    ) -> None:
+        self, tables: Tables, clock: Clock, registry: Registry, arenas: Arenas, sweeper: Sweeper, disk: Disk,
+        shares: Shares,
+    ) -> None:  # fmt: skip
+        """`shares`: of DRAM."""
+        self._shares = shares
         self._tables = tables
         self._clock = clock
         self._registry = registry
@@ -135,10 +139,14 @@ class Dropping:
 
         `exhausted`: nothing in the pool can be evicted.
         """
-        now_ns, tenants = self._clock.now_ns(), self._registry.tenants.values()
-        room, position = make_room(self._arenas, self._tables, tenants, pool, now_ns, exhausted=exhausted)
-        if room is not Room.RECYCLE:
+        now_ns = self._clock.now_ns()
+        room, position = make_room(self._arenas, self._tables, self._shares, pool, now_ns, exhausted=exhausted)
+        if room not in {Room.RECYCLE, Room.RETURN}:
             return room
+        if room is Room.RETURN:  # it may hold what the caller has in hand, so it is drained later
+            self._arenas.drain(position, None)
+            left = not exhausted and blocks.next_victim(self._tables, pool.number)
+            return Room.EVICT if left else Room.BUSY
         self._arenas.drain(position, pool)
         others = self._jobs.queued  # may take away what the caller has in hand
         self._sweeper.work()

@@ -8,6 +8,7 @@ a lease ends by RELEASE, by its deadline plus LEASE_MARGIN_NS, or with its proce
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
 from kvproto.limits import KEYS_PER_FRAME, LEASE_MARGIN_NS, LEASES_PER_SESSION, PARKED_PER_SESSION
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
+from kvstore.costing import Costing
 from kvstore.dropping import Dropping
 from kvstore.ports import Clock, Outbox, Workers
 from kvstore.registry import Registry
@@ -24,6 +26,7 @@ from kvstore.sweeps import Sweeper
 from kvstore.tables import Limits
 from kvstore.tally import Tally
 from kvstore.tier.disk import Disk
+from kvstore.watch import Watch
 from kvstore.wheel import Wheel
 
 DUE_A_TICK = 256  # leases that end in one tick: about a millisecond
@@ -31,30 +34,54 @@ DUE_A_TICK = 256  # leases that end in one tick: about a millisecond
 _NOBODY = -1
 _BEYOND_DRAM = -2
 
+Asked = Callable[[Namespace, U8, int, int, int], None]
+
+
+def _nobody_hears(*_: object) -> None:
+    pass
+
+
+class _Answered(NamedTuple):
+    """The last LEASE, whose use has not been noted yet. `Leasing._run` has its rows."""
+
+    namespace: Namespace
+    keys: U8
+    at: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    found: int
+    lease: Lease | None
+    now_ns: int
+    unsaved: bool
+
 
 class Leasing:
     """All leases, and every LEASE that waits."""
 
     def __init__(
         self, limits: Limits, tables: Tables, clock: Clock, outbox: Outbox, workers: Workers, tally: Tally,
-        registry: Registry, sweeper: Sweeper, disk: Disk, dropping: Dropping, forget: Callable[[Session], None],
+        registry: Registry, sweeper: Sweeper, disk: Disk, dropping: Dropping, costing: Costing,
+        watch: Watch, forget: Callable[[Session], None],
     ) -> None:  # fmt: skip
         """`forget` hears of a session that a lease has ended of: it may have been the last thing it had."""
         self.leases: dict[int, Lease] = {}
         self.expiring: Wheel[Lease] = Wheel()
         self.parked: Wheel[Session] = Wheel()  # those that a LEASE waits in, by when the wait is over
         self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
+        self.asked: Asked = _nobody_hears  # `Watching`, of each LEASE that is answered
         self._limits = limits
         self._tables = tables
         self._clock = clock
         self._outbox = outbox
         self._tally = tally
         self._disk = disk
+        self._costing = costing
+        self._watch = watch
         self._forget = forget
         self.streams = Streams(
             tables, outbox, workers, disk.loading, registry.by_number, dropping.make_room, sweeper.sweep, self._prolong,
             self.release_riding,
         )  # fmt: skip
+        self._answered: _Answered | None = None
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
 
@@ -62,6 +89,7 @@ class Leasing:
 
     def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
         """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
+        self.account()
         index = namespace.tenant.index
         found, stop = blocks.match_run(self._tables.blocks, *index, namespace.number, keys, at, count, self._run)
         pending = on_disk = 0
@@ -77,7 +105,10 @@ class Leasing:
         tally.match_misses += count - found
         if not found and not pending:
             return NOTHING_MATCHED
-        return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
+        if not self._costing.heard:
+            return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
+        load_ns, recompute_ns = self._costing.estimate(namespace, self._run, found, on_disk)
+        return Matched(0, found - on_disk, on_disk, pending, load_ns, recompute_ns)
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -89,9 +120,14 @@ class Leasing:
 
         Returns None where nothing is there, and Parked where the run ends at a block that this session is still
         writing: `Outbox.leased` then answers. With `wait_ns`, what lies outside DRAM is brought in: `lease.stream`.
+        Call `account` once the answer is sent.
         """
+        self.account()
         now_ns = self._clock.now_ns()
         deadline_ns = now_ns + min(ttl_ns, self._limits.lease_ttl_ns_max)
+        if wait_ns and session.tenant.crowded():
+            session.tenant.refused += 1
+            wait_ns = 0  # what is there at once is its answer
         patient = session.number if wait_ns and len(session.parked) < PARKED_PER_SESSION else _NOBODY
         if len(session.leases) >= LEASES_PER_SESSION:
             self._tally.refused_quota += 1
@@ -107,19 +143,42 @@ class Leasing:
             copied = keys[at : at + 4 * count].copy()
             parked = Parked(request, namespace, copied, count, ttl_ns, now_ns + wait_ns, held)
             session.parked.append(parked)
+            session.tenant.in_flight += 1
             self.parked.add(session, parked.deadline_ns)
             return parked
         self._tally.leases += 1
         self._tally.lease_hits += found
         self._tally.lease_misses += count - found
         if not found:
+            self._answered = _Answered(namespace, keys, at, count, 0, None, now_ns, False)
             return None
         if beyond:
-            return self._lease_beyond(session, request, found, ttl_ns, wait_ns, locations, locations_at)
-        lease = self._add(session, found, held, deadline_ns, fresh)
+            lease = self._lease_beyond(session, namespace, request, found, ttl_ns, wait_ns, locations, locations_at)
+        else:
+            lease = self._add(session, found, held, deadline_ns, fresh)
+        self._answered = _Answered(namespace, keys, at, count, found, lease, now_ns, beyond or bool(unsaved))
+        return lease
+
+    def account(self) -> None:
+        """Note what the last LEASE has used: for its pool's rule, for curves, costs, pins, and for the disk tier.
+
+        It waits until the answer is on its way, since nobody waits for it; and never longer than until the next verb.
+        """
+        answered = self._answered
+        if answered is None:
+            return
+        self._answered = None
+        namespace, keys, at, count, found, lease, now_ns, unsaved = answered
+        self.asked(namespace, keys, at, count, found)
+        if lease is None:
+            return
+        blocks.use_run(*self._tables, self._run, found, lease.ends, now_ns)
+        if lease.stream is None:
+            self._costing.leased(namespace, self._run, found)
+        if self._watch.any:
+            self._watch.leased(self._run[:found])
         if unsaved and self._limits.disk.disk_bytes:
             self._disk.leased(lease.ends)
-        return lease
 
     def _add(self, session: Session, count: int, held: int, deadline_ns: int, fresh: int) -> Lease:
         lease = Lease(session.next_lease, session, count, self._ends[:held].copy(), deadline_ns, fresh)
@@ -129,8 +188,9 @@ class Leasing:
         return lease
 
     def _lease_beyond(
-        self, session: Session, request: int, found: int, ttl_ns: int, wait_ns: int, locations: U4, locations_at: int
-    ) -> Lease:
+        self, session: Session, namespace: Namespace, request: int, found: int, ttl_ns: int, wait_ns: int,
+        locations: U4, locations_at: int,
+    ) -> Lease:  # fmt: skip
         """Lease a run that `Streams.extend` holds: what is there now, and the rest as it comes."""
         tables, run, now_ns = self._tables, self._run, self._clock.now_ns()
         rows = run[:found].copy()
@@ -148,9 +208,8 @@ class Leasing:
             stream = Stream(lease, request, rows, all_locations, on_disk, there, ttl_ns, now_ns + wait_ns)
             lease.count, lease.stream = there, stream
             self._tally.lease_disk_hits += int(on_disk.sum())
+            self._costing.leased_beyond(namespace, rows, on_disk)
             self.streams.begin(stream)
-        if self._limits.disk.disk_bytes:
-            self._disk.leased(lease.ends)
         return lease
 
     def hold(self, session: Session, rows: Sequence[int], until_ns: int) -> None:
@@ -185,6 +244,7 @@ class Leasing:
 
     def release(self, session: Session, numbers: Sequence[int]) -> None:
         """Give leases back. One that has lapsed or is not this session's is no news."""
+        self.account()
         for number in numbers:
             lease = session.leases.get(number)
             if lease is not None:
@@ -203,6 +263,7 @@ class Leasing:
         if lease.stream is not None:
             self.streams.forget(lease.stream)
             lease.stream = None
+            lease.session.tenant.in_flight -= 1
         del self.leases[lease.number], lease.session.leases[lease.number]
         blocks.end_lease(*self._tables, lease.ends, self._clock.now_ns())
         self._forget(lease.session)
@@ -211,6 +272,7 @@ class Leasing:
 
     def expire(self, now_ns: int) -> None:
         """Deadlines have passed."""
+        self.account()
         for lease in self.expiring.due(now_ns, DUE_A_TICK):
             self._tally.leases_expired += 1
             self._end(lease)
@@ -230,10 +292,12 @@ class Leasing:
         """Answer what waited for blocks of this session that are published now, or dropped, or did not come in time."""
         now_ns = self._clock.now_ns()
         waiting, session.parked = session.parked, []
+        session.tenant.in_flight -= len(waiting)
         for parked in waiting:
             row = self._tables.blocks[parked.block]
             if now_ns < parked.deadline_ns and row["state"] == blocks.WRITING and row["writer"] == session.number:
                 session.parked.append(parked)  # what it waits for is still on its way
+                session.tenant.in_flight += 1
                 continue
             locations = np.zeros(2 * parked.count, dtype=np.uint32)
             wait_ns = max(0, parked.deadline_ns - now_ns)
@@ -243,3 +307,4 @@ class Leasing:
             )  # fmt: skip
             if not isinstance(lease, Parked):
                 self._outbox.leased(session, parked, lease, locations)
+                self.account()

@@ -24,6 +24,7 @@ from kvstore.blocks import Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
 from kvstore.policies import Chosen, Policies, Requeue
 from kvstore.ports import Memory, Randomness
+from kvstore.quotas import Quota, Quotas, quota_as_record
 from kvstore.sessions import Namespace, Pool, Session, Tenant
 from kvstore.tables import Limits, index_buckets
 
@@ -33,7 +34,7 @@ class Registry:
 
     def __init__(
         self, limits: Limits, tables: Tables, arenas: Arenas, memory: Memory, randomness: Randomness,
-        policies: Policies, head: Record, forget: Callable[[int], None],
+        policies: Policies, quotas: Quotas, head: Record, forget: Callable[[int], None],
     ) -> None:  # fmt: skip
         """`head` is what the journal begins with; `forget` hears of a namespace whose number goes to another."""
         self.tenants: dict[str, Tenant] = {}
@@ -46,6 +47,7 @@ class Registry:
         self._memory = memory
         self._randomness = randomness
         self._policies = policies
+        self._quotas = quotas
         self._head = head
         self._forget = forget
         self._journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
@@ -79,6 +81,7 @@ class Registry:
             heads = self._memory.table(f"index-{number}", 4 * index_buckets(self._limits), lasting=False)
             shape = np.array([8, 0, 0, self._randomness.word(), self._randomness.word()], dtype=np.uint64)
             tenant = self.tenants[name] = Tenant(name, number, Index(heads.view(np.uint32), shape))
+            self._quotas.begin(tenant)
             self._journal.add(["tenant", name])
         return tenant
 
@@ -155,13 +158,29 @@ class Registry:
             del self.namespaces[former.tenant, former.digest]
         self._file(Namespace(number, tenant, identity, digest, slot_bytes, self.pool(tenant, slot_bytes)))
 
-    # -- rules ---------------------------------------------------------------------------------------------------
+    # -- rules and quotas ----------------------------------------------------------------------------------------
 
     def choose_rule(self, chosen: Chosen) -> list[Requeue]:
         """A rule chosen at run time: a successor goes by it too. Returns the work that puts blocks in order."""
         work = self._policies.choose(chosen, self._arenas.by_number.values())
         self._journal.add(_rule_as_record(chosen))
         return work
+
+    def choose_quota(self, tenant: str, quota: Quota | None) -> None:
+        """A quota chosen at run time, or (None) the end of such a choice: a successor goes by it too.
+
+        Raises QuotaError.
+        """
+        self._quotas.choose(tenant, quota)
+        self._journal.add(quota_as_record(tenant, quota))
+
+    def restore_quota(self, tenant: str, quota: Quota | None) -> None:
+        """One that a former life chose; it holds from `settle_quotas` on."""
+        self._quotas.restore(tenant, quota)
+
+    def settle_quotas(self) -> None:
+        """All that the former life chose is known."""
+        self._quotas.settle()
 
     # -- the journal ---------------------------------------------------------------------------------------------
 
@@ -170,9 +189,10 @@ class Registry:
         self._journal.begin(self._everybody())
 
     def _everybody(self) -> list[Record]:
-        """Rules, then tenants, pools and namespaces in the order in which they got their numbers."""
+        """Rules and quotas, then tenants, pools and namespaces in the order in which they got their numbers."""
         records: list[Record] = [self._head]
         records += map(_rule_as_record, self._policies.chosen())
+        records += [quota_as_record(name, quota) for name, quota in self._quotas.chosen()]
         records += [["tenant", name] for name in self.tenants]
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]

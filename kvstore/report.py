@@ -78,11 +78,14 @@ class NamespaceReport:
     blocks: int
     bytes: int
     sessions: int
+    prefill_reports: int = 0  # that its profile is made of
+    saved_dram_s: float = 0.0  # compute saved, by tier
+    saved_disk_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TenantReport:
-    """One tenant's share of DRAM."""
+    """One tenant's share of DRAM and disk; `assigned_bytes` to `stale_bytes` are of DRAM."""
 
     name: str
     uids: tuple[int, ...]
@@ -91,6 +94,17 @@ class TenantReport:
     stale_bytes: int
     blocks: int
     sessions: int
+    prefill_reports: int = 0  # that its profiles are made of
+    saved_dram_s: float = 0.0  # compute saved, by tier
+    saved_disk_s: float = 0.0
+    dram_guaranteed_bytes: int = 0
+    dram_max_bytes: int | None = None  # None: no maximum
+    disk_assigned_bytes: int = 0
+    disk_guaranteed_bytes: int = 0
+    disk_max_bytes: int | None = None
+    pinned_bytes: int = 0
+    in_flight: int = 0  # tickets, and LEASEs that wait
+    refused: int = 0  # blocks for which there was no room, and LEASEs that were not let wait, since the start
 
 
 @dataclass(frozen=True, slots=True)

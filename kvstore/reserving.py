@@ -14,7 +14,8 @@ import numpy as np
 from kvproto.errors import Grant, Outcome, TicketError
 from kvproto.limits import KEYS_PER_FRAME, PAGE_BYTES, TICKETS_PER_SESSION
 from kvstore import blocks
-from kvstore.blocks import U8, Tables
+from kvstore.blocks import U4, U8, Tables
+from kvstore.costing import Costing
 from kvstore.dropping import Dropping
 from kvstore.ports import Clock
 from kvstore.room import Room
@@ -32,18 +33,26 @@ ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvpro
 Items = np.ndarray[tuple[int], np.dtype[np.void]]
 Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
 
+Asked = Callable[[Namespace, U8, int, int, U4], None]
+
+
+def _nobody_hears(*_: object) -> None:
+    pass
+
 
 class Reserving:
     """All tickets, from RESERVE to their outcome."""
 
     def __init__(
         self, limits: Limits, tables: Tables, clock: Clock, tally: Tally, sweeper: Sweeper, disk: Disk,
-        dropping: Dropping, forget: Callable[[Session], None],
+        dropping: Dropping, costing: Costing, forget: Callable[[Session], None],
     ) -> None:  # fmt: skip
         """`forget` hears of a session that a copy has ended of: it may have been the last thing it had."""
         self.lapsing: Wheel[Ticket] = Wheel()
         self.draining = False  # nothing new is taken
         self.published_ns = -CALM_NS  # when somebody stored last
+        self.asked: Asked = _nobody_hears  # `Watching`, of each RESERVE
+        self.abandoned: Callable[[int], None] = _nobody_hears  # `Departures`, of a row that will never be whole
         self._limits = limits
         self._tables = tables
         self._clock = clock
@@ -51,6 +60,7 @@ class Reserving:
         self._sweeper = sweeper
         self._disk = disk
         self._make_room = dropping.make_room
+        self._costing = costing
         self._forget = forget
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -59,11 +69,12 @@ class Reserving:
 
     def reserve(
         self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, parent_at: int | None,
-        items: Items,
+        items: Items, said_ns: int = 0,
     ) -> None:  # fmt: skip
         """A ticket and a span for each new block of a chain. `items` receives one `ITEM` a key.
 
-        `parent_at`: where in `keys` the parent's key lies, None for a chain from the root.
+        `parent_at`: where in `keys` the parent's key lies, None for a chain from the root. `said_ns`: what the client
+        says that computing one of these blocks takes; 0: nothing.
         """
         index = namespace.tenant.index
         grants = self._grants
@@ -79,31 +90,33 @@ class Reserving:
         elif namespace.slot_bytes > session.ring.pages * PAGE_BYTES:
             refusal = Grant.QUOTA  # no span will ever be large enough
         spans = self._spans_free(session, namespace, count) if refusal is None else 0
-        self._answer_keys(session, namespace, keys, at, count, previous, rooted, spans)
+        prices = self._costing.prices(namespace, previous, said_ns)
+        self._answer_keys(session, namespace, keys, at, count, previous, rooted, spans, prices)
         if refusal is not None:
             grants[:count][grants[:count] == Grant.BUSY] = refusal
         items["grant"][:count] = grants[:count]
         granted = np.flatnonzero(grants[:count] == Grant.GRANTED)
         if granted.size:
             self._issue_tickets(session, namespace, granted, items)
-        self._tally.count_grants(grants[:count])
+        session.tenant.refused += self._tally.count_grants(grants[:count])
+        self.asked(namespace, keys, at, count, grants)
 
     def _spans_free(self, session: Session, namespace: Namespace, count: int) -> int:
-        """How many blocks of a RESERVE the session's ring and tickets allow."""
+        """How many blocks of a RESERVE the session's ring and tickets, and what its tenant has in flight, allow."""
         free = session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count)
-        return min(free, TICKETS_PER_SESSION - len(session.tickets))
+        return min(free, TICKETS_PER_SESSION - len(session.tickets), count - session.tenant.crowded(count))
 
     def _answer_keys(
         self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, previous: int, rooted: bool,
-        spans: int,
+        spans: int, prices: tuple[float, float],
     ) -> None:  # fmt: skip
         pool, now = namespace.pool, np.uint64(self._clock.now_ns())
-        cost_s = namespace.recompute_ns * 1e-9
+        cost_s, slope_s = prices
         done, may_evict = 0, False
         while True:
             done, previous, spans, evicted = blocks.reserve_run(
                 self._tables, namespace.tenant.index, pool.number, namespace.number, keys, at, count, done, previous,
-                rooted, spans, may_evict, session.number, now, cost_s, 0.0, self._grants, self._run,
+                rooted, spans, may_evict, session.number, now, cost_s, slope_s, self._grants, self._run,
             )  # fmt: skip
             self._tally.evicted += evicted
             if done == count:
@@ -114,8 +127,8 @@ class Reserving:
                 may_evict = True
             elif room is Room.BUSY:
                 spans = 0  # the rest is BUSY too
-            elif room is Room.FULL:
-                self._grants[done] = Grant.FULL
+            elif room in {Room.FULL, Room.QUOTA}:
+                self._grants[done] = Grant.FULL if room is Room.FULL else Grant.QUOTA
                 done, previous, rooted = done + 1, 0, False  # the rest has no parent
 
     def _issue_tickets(self, session: Session, namespace: Namespace, granted: Indices, items: Items) -> None:
@@ -131,6 +144,7 @@ class Reserving:
             ticket = Ticket(number, session, namespace, block, page, lapses_ns)
             session.tickets[number] = ticket
             self.lapsing.add(ticket, lapses_ns)
+        session.tenant.in_flight += granted.size
 
     # -- COMMIT --------------------------------------------------------------------------------------------------
 
@@ -194,6 +208,7 @@ class Reserving:
         session = ticket.session
         session.ring.give(ticket.page, ticket.span_pages)
         del session.tickets[ticket.number]
+        session.tenant.in_flight -= 1
         if outcome is Outcome.STALE:
             self._tally.stale += 1
         elif outcome is Outcome.DISCARDED:
@@ -232,6 +247,7 @@ class Reserving:
             self._end_reservation(ticket)
         ticket.session.ring.give(ticket.page, ticket.span_pages)
         del ticket.session.tickets[ticket.number]
+        ticket.session.tenant.in_flight -= 1
 
     def _end_reservation(self, ticket: Ticket) -> None:
         self._discard(ticket.session.tenant, ticket.block)
@@ -240,4 +256,5 @@ class Reserving:
     def _discard(self, tenant: Tenant, block: int) -> None:
         """Drop a block that is being written, and all that waits on it."""
         if self._tables.blocks[block]["state"] != blocks.DOOMED:
+            self.abandoned(block)
             self._sweeper.drop(tenant, block)

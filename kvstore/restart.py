@@ -22,6 +22,7 @@ from kvstore.arenas import Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
 from kvstore.ports import FormerMemory
+from kvstore.quotas import quota_of_record
 from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Tenant
@@ -132,6 +133,7 @@ class _TakeOver:
         tables, former = self._tables, self._former
         for record in former.records:  # rules begin with a look at all rows: not at these, which may be torn
             self._know(record)
+        self._registry.settle_quotas()
         # Before any arena is taken: were this life to end in between, the next one would look at no row, and write
         # over what somebody may still be reading.
         tables.book[blocks.UNUSED_ROW] = former.unused
@@ -158,8 +160,8 @@ class _TakeOver:
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
-        """A tenant, pool, namespace or choice of a rule, as the journal says it. Numbers come out as they were. Of
-        another kind, from another version: nothing.
+        """A tenant, pool, namespace or choice of a rule or quota, as the journal says it. Numbers come out as they
+        were. Of another kind, from another version: nothing.
         """
         registry = self._registry
         try:
@@ -178,6 +180,8 @@ class _TakeOver:
             elif kind == "rule":
                 tier, name, rule = map(str, rest[:3])
                 registry.choose_rule(Chosen(Tier(tier), name or None, Rule(rule)))
+            elif kind == "quota":
+                registry.restore_quota(*quota_of_record(rest))
         except (KvError, ValueError, IndexError):
             return  # its blocks will not be known either
 

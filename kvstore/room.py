@@ -1,12 +1,12 @@
 """Who gives way when a pool has no free slot. Decided at allocation time, never by a loop in the background."""
 
-from collections.abc import Iterable
 from enum import Enum
 
 from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import Tables
-from kvstore.sessions import Pool, Tenant
+from kvstore.quotas import Shares
+from kvstore.sessions import Pool
 
 
 class Room(Enum):
@@ -17,45 +17,55 @@ class Room(Enum):
     RECYCLE = 2  # an arena gives way; ask again soon
     BUSY = 3  # an arena is on its way; ask again soon
     FULL = 4  # everything is leased, in flight, or another tenant's share
+    QUOTA = 5  # its tenant has the most that it may have, and all of that is leased or in flight
+    RETURN = 6  # its tenant has more than it may have: an arena of its own becomes everybody's
 
 
 def make_room(
-    arenas: Arenas, tables: Tables, tenants: Iterable[Tenant], pool: Pool, now_ns: int, *, exhausted: bool
+    arenas: Arenas, tables: Tables, shares: Shares, pool: Pool, now_ns: int, *, exhausted: bool
 ) -> tuple[Room, int]:
-    """A free arena; else one that lies empty in another pool; else one of the tenant furthest above its share; else
-    the tenant's own least valuable memory.
+    """A free arena; else one that lies empty in another pool; else one of the tenant furthest above what is guaranteed
+    to it; else the tenant's own least valuable memory. A tenant at its maximum has nothing but its own.
 
-    `exhausted`: nothing in the pool can be evicted. Returns the position to recycle with `Room.RECYCLE`.
+    `exhausted`: nothing in the pool can be evicted. Returns the position to recycle with `Room.RECYCLE` and `RETURN`.
     """
-    if arenas.grow(pool, now_ns):
+    most = shares.most(pool.tenant)
+    capped = shares.has_maximum(pool.tenant) and arenas.charged(pool.tenant) >= most
+    if not capped and arenas.grow(pool, now_ns):
         return Room.MADE, 0
     oldest = 0 if exhausted else int(blocks.next_victim(tables, pool.number))
+    otherwise = Room.EVICT if oldest else Room.QUOTA if capped else Room.FULL
     if arenas.hoards(pool.tenant):
-        return (Room.EVICT if oldest else Room.FULL), 0
+        return otherwise, 0
     if arenas.busy:
         return (Room.EVICT if oldest else Room.BUSY), 0
-    position = arenas.empty(pool)
-    if position is None:
-        position = _foreign_arena(arenas, tenants, pool.tenant, now_ns)
+    position = _surplus_arena(arenas, pool, most, now_ns)
+    if position is not None:
+        return Room.RETURN, position
+    position = arenas.empty(pool, own=capped)
+    if position is None and not capped:
+        position = _foreign_arena(arenas, shares, pool, now_ns)
     if position is None:
         position = _sibling_arena(arenas, tables, pool, oldest, now_ns)
-    if position is not None:
-        return Room.RECYCLE, position
-    return (Room.EVICT if oldest else Room.FULL), 0
+    return (otherwise, 0) if position is None else (Room.RECYCLE, position)
 
 
-def _foreign_arena(arenas: Arenas, tenants: Iterable[Tenant], asking: Tenant, now_ns: int) -> int | None:
-    """The least valuable arena of the tenant furthest above an equal share, if who asks is below it.
+def _surplus_arena(arenas: Arenas, pool: Pool, most: int, now_ns: int) -> int | None:
+    """The least valuable arena of a tenant that may have `most`, and has more since it may have less than before."""
+    if pool.tenant.arenas <= most:
+        return None
+    own = [other for other in arenas.pools if other.tenant is pool.tenant]
+    return arenas.least_valuable(own, now_ns, or_held=True)
+
+
+def _foreign_arena(arenas: Arenas, shares: Shares, asking: Pool, now_ns: int) -> int | None:
+    """The least valuable arena of the tenant that is to give way (`quotas.py`).
 
     Even a leased one if need be: or a tenant could keep what is above its share by never letting go of its leases.
     They can no longer be renewed then, and run out.
     """
-    active = [tenant for tenant in tenants if tenant.arenas or tenant.sessions]
-    share = max(1, arenas.positions // max(len(active), 1))
-    if arenas.charged(asking) >= share:
-        return None
-    richest = max((tenant for tenant in active if tenant.arenas), key=arenas.charged, default=asking)
-    if richest is asking or arenas.charged(richest) <= share:
+    richest = shares.giving_way(asking.tenant, arenas.charged)
+    if richest is None:
         return None
     return arenas.least_valuable([pool for pool in arenas.pools if pool.tenant is richest], now_ns, or_held=True)
 

@@ -1,114 +1,88 @@
-"""The figure by which the store is judged: seconds of prefill that were not computed again, and what loading cost.
+"""The figure by which the store is judged: seconds of prefill that were not computed again.
 
     saved = T(0, n) - T(cached, n - cached)
 
-by the namespace's own prefill profile, for a prompt of n tokens of which the first `cached` came from the store.
-Owner thread; pure.
+for a prompt of n tokens of which the first `cached` came from the store. By the fit of a profile (cost.py: a + b * new
++ c * new * (cached + new / 2)) the pass a is paid either way, and the rest does not depend on n any more:
+
+    saved = b * cached + c * cached^2 / 2 = the sum over its blocks of b * block + c * block * (before + block / 2)
+
+So each block has a price of its own, which grows along the chain by the same amount from block to block; rows carry
+it, and a run that is leased in several frames is counted once, piece by piece. Owner thread; pure.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from math import exp2
+from typing import Final, NamedTuple
 
-from kvproto.limits import TENANTS
-from kvstore.cost import LOAD_SECONDS_MAX, TOKENS_MAX, PrefillProfile, Refusal, refusal_of
+import numpy as np
+import numpy.typing as npt
 
-# A series is a line in every scrape. Namespaces beyond these share one series a tenant, and tenants beyond the limit
-# of tenants one between them: at most 1,024 + 64 + 1 lines.
-SERIES: Final = 1024
-OTHER: Final = "*"  # no name of a tenant or namespace
+from kvstore.cost import TOKENS_MAX, PrefillProfile
+
+# No block is believed to cost more than 12 days; and codes of rows, as `blocks.seconds_of_cost` reads them.
+PRICE_SECONDS_MAX: Final = 1e6
+_STEPS: Final = 1024.0  # of a code, an octave
+_ONE: Final = 40.0  # octaves below a second at which codes begin
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Saved:
-    """Totals of one series since the start."""
+    """Totals of one namespace, or of one tenant, since the daemon started."""
 
-    tenant: str
-    namespace: str  # OTHER: all that have no series of their own
-    saved_seconds: float
-    load_seconds: float
-    hits: int
-    loads: int
-    cached_tokens: int
-    unpriced_tokens: int  # of those: cached, but nobody has reported what computing them takes
+    dram_seconds: float = 0.0
+    disk_seconds: float = 0.0
+    blocks: int = 0  # that were leased
+    unpriced_blocks: int = 0  # of them: nobody has said what computing them takes
+
+    @property
+    def seconds(self) -> float:
+        """From whatever tier."""
+        return self.dram_seconds + self.disk_seconds
 
 
-@dataclass(slots=True)
-class _Totals:
-    saved_seconds: float = 0.0
-    load_seconds: float = 0.0
-    hits: int = 0
-    loads: int = 0
-    cached_tokens: int = 0
-    unpriced_tokens: int = 0
+class Prices(NamedTuple):
+    """What blocks of a chain cost to compute: the first one, and how much more each one than that before it."""
+
+    first_seconds: float
+    slope_seconds: float
+
+
+def prices_of(profile: PrefillProfile, parent_cost: int) -> Prices:
+    """Prices of blocks behind one whose row has that code; 0: from the root, or nobody knows where."""
+    _, token_seconds, pair_seconds = profile.costs
+    tokens = profile.block_tokens
+    slope = min(pair_seconds * tokens * tokens, PRICE_SECONDS_MAX)
+    first = min(token_seconds * tokens + slope / 2, PRICE_SECONDS_MAX)
+    if parent_cost:  # whatever its row says, it lies within a context
+        deepest = min(first + slope * (TOKENS_MAX // tokens), PRICE_SECONDS_MAX)
+        first = min(max(first, seconds_of_code(parent_cost) + slope), deepest)
+    return Prices(first, slope)
+
+
+def root_seconds(profile: PrefillProfile, count: int) -> float:
+    """What the first `count` blocks of a chain cost together: `saved` of the formula above."""
+    _, token_seconds, pair_seconds = profile.costs
+    tokens = count * profile.block_tokens
+    return min(tokens * (token_seconds + pair_seconds * tokens / 2), count * PRICE_SECONDS_MAX)
+
+
+def seconds_of_code(code: int) -> float:
+    """What the code of a row stands for; not for 0, which says that nobody knows."""
+    return exp2(code / _STEPS - _ONE)
+
+
+def seconds_of_codes(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
+    """The same for many; 0.0 for 0."""
+    seconds: npt.NDArray[np.float64] = np.where(codes, np.exp2(codes / _STEPS - _ONE), 0.0)
+    return seconds
 
 
 def seconds_saved(profile: PrefillProfile, cached_tokens: int, prompt_tokens: int) -> float | None:
-    """Seconds of prefill that `cached_tokens` of a prompt save, never negative; None while the profile is empty."""
+    """By the table of the profile, for a prompt whose length is known; never negative, None while it is empty."""
     assert 0 <= cached_tokens <= prompt_tokens
     whole = profile.seconds(0, prompt_tokens)
     rest = profile.seconds(cached_tokens, prompt_tokens - cached_tokens)
     if whole is None or rest is None:
         return None
     return max(0.0, whole - rest)
-
-
-class Savings:
-    """Totals by tenant and namespace."""
-
-    def __init__(self, most_series: int = SERIES, most_tenants: int = TENANTS) -> None:
-        self._most_series = most_series
-        self._most_tenants = most_tenants
-        self._series: dict[tuple[str, str], _Totals] = {}
-        self._others: dict[str, _Totals] = {}
-        self._rest = _Totals()
-
-    def count_hit(
-        self, tenant: str, namespace: str, profile: PrefillProfile, *, cached_tokens: int, prompt_tokens: int
-    ) -> float | Refusal:
-        """A prompt was computed from `cached_tokens` on. Returns the seconds saved, 0 if nobody can say."""
-        refusal = refusal_of(cached_tokens, 0, TOKENS_MAX) or refusal_of(prompt_tokens, cached_tokens, TOKENS_MAX)
-        if refusal is not None:
-            return refusal
-        totals = self._totals(tenant, namespace)
-        saved = seconds_saved(profile, cached_tokens, prompt_tokens)
-        totals.hits += 1
-        totals.cached_tokens += cached_tokens
-        if saved is None:
-            totals.unpriced_tokens += cached_tokens
-            return 0.0
-        totals.saved_seconds += saved
-        return saved
-
-    def count_load(self, tenant: str, namespace: str, seconds: float) -> Refusal | None:
-        """Blocks were loaded, in so many seconds."""
-        refusal = refusal_of(seconds, 0.0, LOAD_SECONDS_MAX)
-        if refusal is None:
-            totals = self._totals(tenant, namespace)
-            totals.loads += 1
-            totals.load_seconds += seconds
-        return refusal
-
-    def report(self) -> tuple[Saved, ...]:
-        """All series, in the order in which they appeared; those that others share come last."""
-        series = [_saved(tenant, namespace, totals) for (tenant, namespace), totals in self._series.items()]
-        series += [_saved(tenant, OTHER, totals) for tenant, totals in self._others.items()]
-        if self._rest.hits or self._rest.loads:
-            series.append(_saved(OTHER, OTHER, self._rest))
-        return tuple(series)
-
-    def _totals(self, tenant: str, namespace: str) -> _Totals:
-        known = self._series.get((tenant, namespace))
-        if known is not None:
-            return known
-        if len(self._series) < self._most_series:
-            return self._series.setdefault((tenant, namespace), _Totals())
-        if tenant in self._others or len(self._others) < self._most_tenants:
-            return self._others.setdefault(tenant, _Totals())
-        return self._rest
-
-
-def _saved(tenant: str, namespace: str, totals: _Totals) -> Saved:
-    return Saved(
-        tenant, namespace, totals.saved_seconds, totals.load_seconds, totals.hits, totals.loads, totals.cached_tokens,
-        totals.unpriced_tokens,
-    )  # fmt: skip

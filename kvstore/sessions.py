@@ -18,7 +18,10 @@ from kvproto.identity import NamespaceIdentity
 from kvproto.ids import NamespaceDigest
 from kvproto.limits import PAGE_BYTES
 from kvstore.blocks import U1, U4, U8, Index
+from kvstore.cost import PrefillProfile
+from kvstore.quotas import USUAL, Quota
 from kvstore.ring import Ring
+from kvstore.savings import Saved
 
 
 class TicketState(Enum):
@@ -31,7 +34,7 @@ class TicketState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """One tenant: its index and what it has of DRAM and disk."""
+    """One tenant: its index, what it has of DRAM and disk, and what it may have."""
 
     name: str
     number: int
@@ -39,6 +42,15 @@ class Tenant:
     arenas: int = 0
     segments: int = 0
     sessions: int = 0
+    saved: Saved = field(default_factory=Saved)
+    quota: Quota = USUAL  # as of now; `Quotas` sets it
+    in_flight: int = 0  # tickets, LEASEs that wait, streams
+    refused: int = 0  # since the start: blocks of RESERVE that were not taken, LEASEs that were not let wait
+
+    def crowded(self, more: int = 1) -> int:
+        """By how many of `more` requests it would be above what it may have in flight."""
+        most = self.quota.in_flight
+        return 0 if most is None else min(more, max(0, self.in_flight + more - most))
 
     def entries(self) -> int:
         """Blocks in the index."""
@@ -67,6 +79,8 @@ class Namespace:
     pool: Pool
     sessions: int = 0
     recompute_ns: int = 0  # what a block costs to compute, as its clients said last; 0: unknown
+    profile: PrefillProfile | None = None  # of prefills that its clients reported (costing.py)
+    saved: Saved = field(default_factory=Saved)
     disk_number: int = 0  # what stands for it in the index on disk; 0: not named there yet
 
 

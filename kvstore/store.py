@@ -2,11 +2,16 @@
 
     verbs                                        lives in        owns
     reserve, commit, copied, abort               reserving.py    tickets
+    pin, unpin                                   pinning.py      pins
+    prefetch, cancel                             prefetching.py  prefetches
+    hear (HINT)                                  guiding.py      what clients say of programs, tools and workflows
     match, lease, renew, release                 leasing.py      leases, LEASEs that wait; by way of streams.py what is
                                                                  on its way into DRAM
     delete, clear                                dropping.py     nothing; sweeps.py has the jobs
+    (what passed, and what left)                 watching.py     curves of reuse, traces of blocks that are gone
     open, namespace                              registry.py     tenants, pools, namespaces, their journal
     flush, and all of the disk                   tier/disk.py    what lies there, and what is on its way there
+    report, advise                               costing.py      timings of prefills and loads, compute saved
     attach, detach, exited, tick                 here            sessions
 
 reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the slot) -> copied -> published
@@ -19,24 +24,34 @@ import numpy as np
 
 from kvstore import blocks
 from kvstore.arenas import Arenas
-from kvstore.blocks import U4
+from kvstore.blocks import U4, U8
+from kvstore.costing import Costing
 from kvstore.dropping import Dropping
+from kvstore.guiding import Guiding
+from kvstore.learned import LEARNED_BYTES, Learned
 from kvstore.leasing import Leasing
+from kvstore.lessons import Lessons
+from kvstore.pinning import Pinning
 from kvstore.policies import Chosen, Policies
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
+from kvstore.prefetching import Prefetching
+from kvstore.quotas import Quota, Quotas
 from kvstore.registry import Registry
+from kvstore.report import ClearReport, ClearScope
 from kvstore.reserving import ITEM, Reserving
 from kvstore.restart import Kept, find_former, journal_head, take_over
 from kvstore.ring import Ring
 from kvstore.sessions import Namespace, Session, Tenant
-from kvstore.sweeps import Each, Sweeper
-from kvstore.tables import Limits, make_tables
+from kvstore.sweeps import Done, Each, Sweeper
+from kvstore.tables import Limits, capacities_of, make_tables
 from kvstore.tally import Tally
 from kvstore.tier.disk import Disk
 from kvstore.tier.flushing import Counts
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
 from kvstore.tier.scrub import NOWHERE
 from kvstore.verifying import Verifying
+from kvstore.watch import Watch
+from kvstore.watching import Watching
 
 __all__ = ["ITEM", "Limits", "Store"]
 
@@ -65,6 +80,7 @@ class Store:
             self.kept = taken.kept
             self._hold_for_the_past(taken.withheld)
             self.verifying.begin(taken.kept, taken.left, self.disk)
+            self.lessons.take_over(self.learned.read())
         self.registry.begin_journal()
 
     def _make_rooms(
@@ -73,29 +89,54 @@ class Store:
         """Each knows those before it."""
         self.tables = tables = make_tables(limits, memory)
         self.policies = policies = Policies(tables, limits.rules)
+        self.quotas = quotas = Quotas(*capacities_of(limits), limits.quotas)
         self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions, policies)
         self.registry = registry = Registry(
-            limits, tables, arenas, memory, randomness, policies, journal_head(limits), self._forget_on_disk
+            limits, tables, arenas, memory, randomness, policies, quotas, journal_head(limits), self._forget_namespace
         )
+        self.costing = costing = Costing(tables)
         self.sweeper = sweeper = Sweeper(tables, arenas, clock, limits.slice_steps)
         self.disk = disk = Disk(
             limits.disk, tables, workers, outbox, arenas.by_number, registry.tenants, registry.by_number, sweeper.drop,
-            clock.wall_s, policies, limits.positions, limits.dram_bytes,
+            clock.wall_s, policies, limits.positions, limits.dram_bytes, costing, quotas.disk,
         )  # fmt: skip
-        self.dropping = dropping = Dropping(tables, clock, registry, arenas, sweeper, disk)
+        self.dropping = dropping = Dropping(tables, clock, registry, arenas, sweeper, disk, quotas.dram)
+        watch = Watch(tables.blocks.size)
         self.leasing = Leasing(
-            limits, tables, clock, outbox, workers, self.tally, registry, sweeper, disk, dropping, self._forget
-        )
-        self.reserving = Reserving(limits, tables, clock, self.tally, sweeper, disk, dropping, self._forget)
+            limits, tables, clock, outbox, workers, self.tally, registry, sweeper, disk, dropping, costing, watch,
+            self._forget,
+        )  # fmt: skip
+        self.reserving = Reserving(limits, tables, clock, self.tally, sweeper, disk, dropping, costing, self._forget)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
+        self.prefetching = Prefetching(tables, clock, randomness, self.streams, watch, quotas.memory_bytes)
+        self.pinning = Pinning(
+            tables, clock, randomness, watch, quotas.pin_budget_bytes, self.prefetching, sweeper.jobs
+        )
+        self.watching = watching = Watching(
+            tables, clock, randomness, limits.dram_bytes, registry.tenants, on=limits.curves
+        )
+        self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
+        self.reserving.abandoned = watching.abandoned
+        self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
+        self.lessons = Lessons(tables, registry, arenas, costing, self.guiding)
+        self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)
 
     def choose_rule(self, chosen: Chosen) -> None:
         """Have a tier, or one tenant's part of it, evict by another rule from now on, and after a warm restart."""
+        self.watching.choosing(chosen.tier, chosen.tenant, self.policies, self.arenas.by_number.values())
         for work in self.registry.choose_rule(chosen):
             self.sweeper.begin(work)
 
-    def _forget_on_disk(self, number: int) -> None:
+    def choose_quota(self, tenant: str, quota: Quota | None) -> None:
+        """Promise and allow a tenant something else from now on, and after a warm restart; None: what is configured.
+
+        It counts at the next allocation. Raises QuotaError, and changes nothing, where it cannot be.
+        """
+        self.registry.choose_quota(tenant, quota)
+
+    def _forget_namespace(self, number: int) -> None:
+        self.costing.forget(self.registry.by_number[number])
         self.disk.commits.forget(number)
 
     def _bind_verbs(self) -> None:
@@ -105,12 +146,12 @@ class Store:
         self.release, self.release_riding = self.leasing.release, self.leasing.release_riding
         self.reserve, self.commit = self.reserving.reserve, self.reserving.commit
         self.copied, self.abort = self.reserving.copied, self.reserving.abort
-        self.delete, self.clear = self.dropping.delete, self.dropping.clear
         self.leases = self.leasing.leases
         self.tenants, self.namespaces = self.registry.tenants, self.registry.namespaces
         self._due: tuple[Callable[[], int | None], ...] = (
             self.leasing.expiring.next_ns, self.leasing.parked.next_ns, self.reserving.lapsing.next_ns,
             self.streams.next_ns, self.disk.next_ns, self.verifying.next_ns, self.sweeper.next_ns,
+            self.pinning.next_ns, self.prefetching.next_ns, self.guiding.next_ns, self.watching.next_ns,
         )  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -155,6 +196,7 @@ class Store:
             return
         session.attached = False
         session.tenant.sessions -= 1
+        session.tenant.in_flight -= len(session.parked)
         session.parked.clear()
         if session.tickets:
             self.sweeper.begin(Each(session.tickets.values(), self.reserving.give_up, lambda: self._forget(session)))
@@ -184,6 +226,19 @@ class Store:
             return
         if session.exited or not (session.leases or session.arenas):
             self.sessions.pop(session.number, None)
+
+    # -- dropping ------------------------------------------------------------------------------------------------
+
+    def delete(self, namespace: Namespace, keys: U8, at: int, count: int, done: Done) -> None:
+        """Forget blocks and all that continues them. They never hit again; `done(blocks)` when nothing is left."""
+        self.watching.departures.dropped(namespace, keys, at, count)
+        self.dropping.delete(namespace, keys, at, count, done)
+
+    def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
+        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        self.dropping.clear(scope, done, dry_run=dry_run)
+        if not dry_run:
+            self.watching.cleared(scope, self.namespaces.values())
 
     # -- arenas --------------------------------------------------------------------------------------------------
 
@@ -227,11 +282,13 @@ class Store:
         """`Workers` have carried out orders of one kind."""
         now_ns = self._clock.now_ns()
         first = batch[0]
+        self.watching.finished(batch)
         if isinstance(first, Load) and first.arena == NOWHERE:
             self.disk.scrub.finished(batch)  # type: ignore[arg-type]  # a batch is of one kind
         elif isinstance(first, Load | Verify):
             self.streams.finished(batch, now_ns)  # type: ignore[arg-type]  # a batch is of one kind
             self.verifying.go_on()
+            self.prefetching.go_on(now_ns)
         else:
             self.disk.finished(batch, now_ns)
         self.disk.flushing.tick(now_ns)
@@ -262,14 +319,19 @@ class Store:
         """Whatever time has brought: lapsed tickets and leases, waits that are over, a slice of sweeping."""
         now_ns = self._clock.now_ns()
         self.leasing.expire(now_ns)
+        self.pinning.tick(now_ns)
         for ticket in self.reserving.lapse(now_ns):
             self.leasing.look_again(ticket.session, now_ns)
         self.streams.tick(now_ns)
         self.verifying.go_on()
+        self.prefetching.tick(now_ns)
+        self.guiding.tick(now_ns)
         self.disk.tick(now_ns)
         self.disk.flushing.tick(now_ns)
         self.leasing.answer_due(now_ns)
         self.sweeper.tick(now_ns)
+        self.learned.tick(now_ns)
+        self.watching.tick(now_ns)
 
     def next_tick_ns(self) -> int | None:
         """When `tick` has something to do next, 0 for at once; None if nothing is set."""

@@ -72,6 +72,18 @@ class Streams:
         blocks.unhold_rows(tables, run, reached, end)
         return reached, 0
 
+    def fetch(self, namespace: Namespace, run: U4, start: int, stop: int, now_ns: int) -> int:
+        """Have what lies on disk of `run[start:stop]` read, for nobody in particular. How far there was room."""
+        blocks.hold_rows(self._tables, run, 0, stop)
+        reached = self._bring(namespace, run, start, stop, now_ns)
+        blocks.unhold_rows(self._tables, run, 0, stop)
+        return reached
+
+    @property
+    def awaited(self) -> bool:
+        """Does a client wait for reads?"""
+        return bool(self._waiting)
+
     def settle(self, run: U4, end: int) -> None:
         """The lease holds what it needs."""
         blocks.unhold_rows(self._tables, run, 0, end)
@@ -142,6 +154,7 @@ class Streams:
     def begin(self, stream: Stream) -> None:
         """A lease with blocks that are on their way."""
         self._wheel.add(stream, stream.until_ns)
+        stream.lease.session.tenant.in_flight += 1
         self._wait(stream)
 
     def _wait(self, stream: Stream) -> None:
@@ -207,6 +220,7 @@ class Streams:
     def _end(self, stream: Stream, first: int) -> None:
         self._wheel.remove(stream, stream.until_ns)
         stream.lease.stream = None
+        stream.lease.session.tenant.in_flight -= 1
         stream.lease.count = stream.announced
         if stream.announced < stream.rows.size:  # what lies deeper may yet fail, and then protects nothing before it
             self._shorten(stream, stream.announced)

@@ -86,6 +86,7 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
     reports = []
     for name in sorted(store.tenants.keys() | uids.keys()):
         tenant = store.tenants.get(name)
+        dram, disk = store.quotas.dram, store.quotas.disk
         reports.append(
             TenantReport(
                 name,
@@ -95,9 +96,25 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
                 store.arenas.stale_bytes(tenant) if tenant else 0,
                 tenant.entries() if tenant else 0,
                 tenant.sessions if tenant else 0,
+                prefill_reports=_prefill_reports(store, tenant) if tenant else 0,
+                saved_dram_s=tenant.saved.dram_seconds if tenant else 0.0,
+                saved_disk_s=tenant.saved.disk_seconds if tenant else 0.0,
+                dram_guaranteed_bytes=dram.guaranteed_bytes(name),
+                dram_max_bytes=dram.max_bytes(name),
+                disk_assigned_bytes=tenant.segments * disk.capacity.unit_bytes if tenant else 0,
+                disk_guaranteed_bytes=disk.guaranteed_bytes(name),
+                disk_max_bytes=disk.max_bytes(name),
+                pinned_bytes=store.pinning.used_bytes(tenant) if tenant else 0,
+                in_flight=tenant.in_flight if tenant else 0,
+                refused=tenant.refused if tenant else 0,
             )
         )
     return tuple(reports)
+
+
+def _prefill_reports(store: Store, tenant: Tenant) -> int:
+    profiles = (namespace.profile for namespace in store.costing.profiled(tenant))
+    return sum(profile.reports for profile in profiles if profile is not None)
 
 
 def policy_report(store: Store, tier: Tier, tenant: str | None) -> PolicyReport:
@@ -138,4 +155,7 @@ def _namespace_report(store: Store, namespace: Namespace) -> NamespaceReport:
         blocks=blocks,
         bytes=blocks * namespace.slot_bytes,
         sessions=namespace.sessions,
+        prefill_reports=namespace.profile.reports if namespace.profile else 0,
+        saved_dram_s=namespace.saved.dram_seconds,
+        saved_disk_s=namespace.saved.disk_seconds,
     )

@@ -197,9 +197,10 @@ def _after(tables: Tables, position: int, slot: int) -> tuple[int, int]:
 class Jobs:
     """The jobs of one store, oldest first; then the arena that is being drained."""
 
-    __slots__ = ("_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps", "_retiring")
+    __slots__ = ("begun", "_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps", "_retiring")
 
     def __init__(self, tables: Tables, arenas: Arenas, slice_steps: int = SLICE_STEPS) -> None:
+        self.begun = 0  # jobs so far: as long as this stays, and none waits, nothing was dropped
         self._jobs: deque[Job] = deque()
         self._sweeps: Counter[Tenant] = Counter()  # of those jobs, by tenant
         self._tables = tables
@@ -219,6 +220,7 @@ class Jobs:
 
     def queue(self, job: Job) -> None:
         """Queue a job."""
+        self.begun += 1
         self._jobs.append(job)
         if isinstance(job, Sweep):
             self._sweeps[job.tenant] += 1
@@ -264,6 +266,7 @@ class Jobs:
                 slot -= 1  # the rest of it
             if outcome != blocks.HELD:
                 continue
+            self.begun += 1
             blocks.begin_sweep(tables, tenant.index, row)
             sweep = Sweep(tables, tenant, [row])
             steps, over = sweep.run(steps)

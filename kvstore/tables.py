@@ -7,6 +7,7 @@ each has 1 << SHIFT numbers: as many as the arena or segment with the smallest s
 rows            0 is nobody, then one for each slot there can be in DRAM and on disk
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,10 +28,12 @@ from kvstore.arenas import slot_shift
 from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, Tables
 from kvstore.policies import Rules
 from kvstore.ports import Memory
+from kvstore.quotas import Capacity, Quota
+from kvstore.rules import Tier
 from kvstore.sweeps import SLICE_STEPS
 from kvstore.tier.disk import NO_DISK, DiskLimits
 
-GHOSTS_A_BLOCK = 4  # of those that DRAM holds; evicted longer ago, a block is not remembered
+GHOSTS_A_BLOCK = 6  # of those that DRAM holds: no rule looks further back than four, and sets fill unevenly
 
 assert BLOCK["key"].itemsize == KEY_BYTES
 
@@ -47,6 +50,8 @@ class Limits:
     disk: DiskLimits = NO_DISK
     first_generation: int = 1  # larger than any that a former life gave
     rules: Rules = field(default_factory=Rules)
+    curves: bool = True  # watch the stream of keys (kvstore/watching.py)
+    quotas: Mapping[str, Quota] = field(default_factory=dict)  # as configured, by tenant; `check_quotas` has seen them
 
     @property
     def positions(self) -> int:
@@ -61,6 +66,13 @@ class Geometry:
     limbo: int  # the position after all others
     shift: int  # log2 of slot numbers a position
     rows: int
+
+
+def capacities_of(limits: Limits) -> tuple[Capacity, Capacity]:
+    """DRAM and disk, as quotas count them."""
+    disk = limits.disk
+    dram = Capacity(Tier.DRAM, limits.arena_bytes, limits.positions)
+    return dram, Capacity(Tier.DISK, disk.segment_bytes, disk.segments)
 
 
 def geometry_of(limits: Limits) -> Geometry:

@@ -39,8 +39,8 @@ class Tally:
     sessions_failed: int = 0
     faults: int = 0
 
-    def count_grants(self, grants: U4) -> None:
-        """Add the answers of one RESERVE."""
+    def count_grants(self, grants: U4) -> int:
+        """Add the answers of one RESERVE. Returns for how many blocks there was no room: full, busy or quota."""
         by_grant = np.bincount(grants, minlength=len(Grant)).tolist()
         self.granted += by_grant[Grant.GRANTED]
         self.known += by_grant[Grant.KNOWN]
@@ -50,6 +50,8 @@ class Tally:
         self.refused_busy += by_grant[Grant.BUSY]
         self.refused_quota += by_grant[Grant.QUOTA]
         self.refused_draining += by_grant[Grant.DRAINING]
+        refused: int = by_grant[Grant.FULL] + by_grant[Grant.BUSY] + by_grant[Grant.QUOTA]
+        return refused
 
     def report(self, arenas_recycled: int) -> Counters:
         """A frozen copy."""

@@ -43,6 +43,11 @@ class Chain:
         """From keys one by one."""
         return Chain(namespace, b"".join(keys))
 
+    @property
+    def length(self) -> int:
+        """Blocks."""
+        return len(self.keys) // KEY_BYTES
+
 
 def mark_of(namespace: NamespaceNumber, key: BlockKey) -> Mark:
     """What stands for a block."""
@@ -170,6 +175,12 @@ class Chains:
         """The least value of all chains through this block."""
         segment = self._segments.get(mark)
         return None if segment is None else segment.least
+
+    def leasts(self, chain: Chain) -> list[int | None]:
+        """`least` of each block of a chain, whether it is still named or not."""
+        find = self._segments.get
+        found = map(find, marks_of(chain))
+        return [None if segment is None else segment.least for segment in found]
 
     def chain(self, end: Mark) -> Chain:
         """The chain that ends there."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeAlias
 
-from kvstore.hints.limits import GRAPH_EDGES, GRAPH_STEPS, GRAPH_TEXT_BYTES
+from kvstore.hints.limits import GRAPH_COMMAS, GRAPH_EDGES, GRAPH_STEPS, GRAPH_TEXT_BYTES
 from kvstore.hints.refusal import Refusal, Refused, is_name, shown
 
 Edge: TypeAlias = tuple[int, int]
@@ -37,6 +37,9 @@ class Which(Enum):
     ALL = "all"
     ANY = "any"
     ONE = "one"
+
+
+_WORDS: Final = {which.value: which for which in Which}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Graph:
     @staticmethod
     def parse(text: bytes) -> "Graph | Refused":
         """From a description in JSON."""
-        if len(text) > GRAPH_TEXT_BYTES:
+        if len(text) > GRAPH_TEXT_BYTES or text.count(b",") > GRAPH_COMMAS:  # looked at before it costs to read them
             return Refused(Refusal.LARGE)
         steps = _described(text)
         return steps if isinstance(steps, Refused) else Graph.of(steps)
@@ -172,11 +175,11 @@ def _step(step: object) -> Step | Refused:
     split, join = step.get("split", "all"), step.get("join", "any")
     if split not in ("all", "one") or join not in ("all", "any"):
         return Refused(Refusal.FORM, shown(name))
-    if not isinstance(nexts, list) or not all(isinstance(target, str) for target in nexts):
+    if not isinstance(nexts, list) or not set(map(type, nexts)) <= {str}:
         return Refused(Refusal.FORM, shown(name))
-    if not isinstance(chances, list) or not all(type(chance) in (int, float) for chance in chances):
+    if not isinstance(chances, list) or not set(map(type, chances)) <= {int, float}:
         return Refused(Refusal.CHANCE, shown(name))
-    return Step(name, tuple(nexts), Which(split), Which(join), tuple(chances))
+    return Step(name, tuple(nexts), _WORDS[split], _WORDS[join], tuple(chances))
 
 
 def _first_fault(steps: Sequence[Step], numbers: dict[str, int]) -> Refused | None:

@@ -34,16 +34,35 @@ HINTED_BLOCKS: Final = 1 << 16
 CHAIN_ENDS: Final = 8192
 
 # Workflows. A description of 256 steps with names of 32 characters and two edges each takes 40 KB, so it fits a frame.
+# It has a comma between any two of steps, of their five fields, edges and chances: 3,400, and some in names.
 # Steps to execution of 256 steps and 1,024 edges take about 60 us, and twice that on a busy core.
 WORKFLOWS: Final = 64
 WORKFLOW_TTL_S: Final = 24 * HOUR_S  # unused for so long: forgotten
 GRAPH_STEPS: Final = 256
 GRAPH_EDGES: Final = 1024
 GRAPH_TEXT_BYTES: Final = 64 << 10
+GRAPH_COMMAS: Final = 4096
 RUNS: Final = 1024  # 2 KB of steps each: 2 MB
 RUN_TTL_S: Final = HOUR_S
 SOON_CHAINS: Final = 64  # named for prefetch in one answer,
 SOON_BLOCKS: Final = CHAIN_BLOCKS  # of no more blocks than this: 2 MB of keys
+
+# What follows from a run goes chain by chain, a tick each: 1,024 blocks of 0.3 us. Of runs that are over the chains
+# wait with their keys: 1 MB. What does not fit is not said; it is advice.
+ENDED_BLOCKS: Final = 1 << 15
+DUE_AT_ONCE: Final = 4  # programs and runs whose time is up in one tick: to unpin takes 0.1 ms
+AGAIN_AT_ONCE: Final = 2  # pins that are tried again in one tick: 0.3 ms
+DROPS_AT_ONCE: Final = 6  # programs that lose their pins in one frame, for one that came before them
+
+# Reports: about 1 us a program and 0.1 us a step, so that no answer holds up a frame for a millisecond.
+PROGRAMS_LISTED: Final = 512
+WORKFLOWS_LISTED: Final = 256
+STEPS_LISTED: Final = 8192  # of runs, together
+STEPS_SHOWN: Final = 8  # of a run, that run or come next
+
+# A tenant without a session for so long: nothing is left but what its tools have taught.
+ABSENT_S: Final = HOUR_S
+LOOK_S: Final = 60  # how often to see whether it has one
 
 # Accuracy. A trial takes about 400 bytes with its deadline: 1.6 MB.
 SOURCES: Final = 32

@@ -18,6 +18,7 @@ order of `drop_order`, that of the program that came last first: who waits longe
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import TypeAlias
 
 from kvstore.hints.chains import Chain, Chains, Mark
@@ -45,7 +46,7 @@ class LetGo:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Have a program's context in memory by then, if there is room and time for it."""
+    """Have a program's context in memory by then, if there is room and time for it. "": that of a run's step."""
 
     program: str
     chain: Chain
@@ -69,6 +70,19 @@ class State(Enum):
 
     THINKING = 0
     IN_TOOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a program stands, for a report."""
+
+    program: str
+    state: State
+    tool: str  # the one it waits for, or the last one
+    since_ns: int  # the tool runs, or last ran
+    kept_ns: int  # its context is to be pinned until then; 0: it is not
+    turns: int
+    blocks: int  # of its context
 
 
 @dataclass(slots=True, eq=False)
@@ -197,9 +211,27 @@ class Programs:
                 self._gaps.observed(program.tool, gap_ns + 1)  # it never ended: longer than that is what is known
             yield self._end(program)
 
+    def forget(self, most: int) -> Iterator[Action]:
+        """End up to `most` of them, those that came first."""
+        for program in list(islice(self._programs.values(), most)):
+            yield self._end(program)
+
     def next_ns(self) -> int | None:
         """When `due` has something to say; None if never."""
         return min((ns for ns in (self._fetches.next_ns(), self._over.next_ns()) if ns is not None), default=None)
+
+    def context_of(self, name: str) -> Chain | None:
+        """What a program named last, if there is such a program and it named anything."""
+        program = self._programs.get(name)
+        return None if program is None or program.end is None else self._chains.chain(program.end)
+
+    def standings(self, most: int) -> Iterator[Standing]:
+        """How up to `most` of them stand, those that came last first."""
+        for program in islice(reversed(self._programs.values()), most):
+            blocks = 0 if program.end is None else self._chains.length(program.end)
+            yield Standing(
+                program.name, program.state, program.tool, program.since_ns, program.kept_ns, program.turns, blocks
+            )
 
     def drop_order(self, now_ns: int) -> Iterator[str]:
         """Programs whose contexts are pinned, in the order in which to drop them under pressure. Say `dropped`

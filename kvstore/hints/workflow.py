@@ -18,8 +18,10 @@ Updates carry a version, since an engine and an orchestrator may both tell of on
 known of the same thing is refused as OLD.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, NamedTuple
 
 from kvproto.ids import BlockKey, NamespaceNumber
@@ -32,6 +34,7 @@ from kvstore.hints.limits import (
     SECOND_NS,
     SOON_BLOCKS,
     SOON_CHAINS,
+    STEPS_SHOWN,
     TTL_S_MAX,
     WORKFLOW_TTL_S,
     WORKFLOWS,
@@ -136,10 +139,12 @@ class Run:
     """One execution, and what its steps read."""
 
     name: str
+    workflow: str
     progress: Progress
     ttl_ns: int
     version: int = -1  # of the last `enter`
     bound: dict[int, _Bound] = field(default_factory=dict)
+    named: dict[int, int] = field(default_factory=dict)  # near steps that `to_fetch` has named, and their versions
 
     def changes(self) -> Iterator[Change]:
         """What has another value since it was last asked."""
@@ -154,6 +159,27 @@ class Run:
         for step, bound in self.bound.items():
             if bound.value is not None and bound.value <= SOON_STEPS:
                 yield _Near(step, bound.end, bound.value, self.progress.chance(step))
+
+
+@dataclass(frozen=True, slots=True)
+class RunStanding:
+    """How far a run has come, for a report. Steps by name, up to `STEPS_SHOWN` of each kind."""
+
+    run: str
+    workflow: str
+    running: tuple[str, ...]
+    near: tuple[str, ...]  # one step away
+    bound: int  # steps of which it is known what they read
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowStanding:
+    """One workflow, for a report."""
+
+    workflow: str
+    version: int
+    steps: int
+    runs: int  # that go by its name, whatever version they began with
 
 
 @dataclass(slots=True)
@@ -207,12 +233,17 @@ class Workflows:
             return Refused(Refusal.FULL, shown(run))
         self._workflows[workflow] = self._workflows.pop(workflow)
         known.used_ns = now_ns
-        self._runs[run] = Run(run, Progress(known.graph), ttl_ns)
+        self._runs[run] = Run(run, workflow, Progress(known.graph), ttl_ns)
         self._heard(self._runs[run], now_ns)
         return None
 
     def enter(self, run: str, step: str, version: int, now_ns: int) -> tuple[Soon, ...] | Refused:
         """A step runs now. Answers what its run reads within a step, to be fetched."""
+        refused = self.advance(run, step, version, now_ns)
+        return self._soon((self._runs[run],), SOON_CHAINS) if refused is None else refused
+
+    def advance(self, run: str, step: str, version: int, now_ns: int) -> Refused | None:
+        """`enter` for who asks `to_fetch` what is near, and looks up no keys."""
         found = self._find(run, step)
         if isinstance(found, Refused):
             return found
@@ -223,7 +254,7 @@ class Workflows:
         known.version = version
         known.progress.enter(number)
         self._chains.change(known.changes())
-        return self._soon((known,), SOON_CHAINS)
+        return None
 
     def bind(self, run: str, step: str, chain: Chain, version: int, now_ns: int) -> Refused | None:
         """A step reads this chain, and no longer what was bound to it before."""
@@ -262,6 +293,11 @@ class Workflows:
                 break
             del self._workflows[name]
 
+    def forget(self, most: int) -> None:
+        """End up to `most` runs."""
+        for run in list(islice(self._runs, most)):
+            self.end(run)
+
     def next_ns(self) -> int | None:
         """When a run is over; None if there is none. Workflows that are no longer used can wait for that."""
         return self._over.next_ns()
@@ -269,6 +305,54 @@ class Workflows:
     def worth(self, namespace: NamespaceNumber, key: BlockKey) -> int | None:
         """In how many steps a block is needed, over all runs; None if no step is known to need it."""
         return self._chains.least(mark_of(namespace, key))
+
+    def bound_steps(self, run: str) -> tuple[int, ...]:
+        """Steps of a run of which it is known what they read, by number."""
+        known = self._runs.get(run)
+        return () if known is None else tuple(known.bound)
+
+    def chain_of(self, run: str, step: int) -> Chain | None:
+        """What is bound to a step of a run; None if there is no such thing any more."""
+        known = self._runs.get(run)
+        bound = None if known is None else known.bound.get(step)
+        return None if bound is None else self._chains.chain(bound.end)
+
+    def length_of(self, run: str, step: int) -> int:
+        """Blocks of what is bound to a step of a run."""
+        bound = self._runs[run].bound.get(step)
+        return 0 if bound is None else self._chains.length(bound.end)
+
+    def to_fetch(self, run: str) -> tuple[int, ...]:
+        """Steps of a run that are near now and were not named here since they came near, or were bound anew. The
+        nearest and most likely first.
+        """
+        known = self._runs.get(run)
+        if known is None:
+            return ()
+        near = sorted(known.near(), key=lambda each: (each.steps, -each.chance))
+        former, known.named = known.named, {each.step: known.bound[each.step].version for each in near}
+        return tuple(each.step for each in near if former.get(each.step) != known.named[each.step])
+
+    def is_near(self, run: str, step: int) -> bool:
+        """Is a step of a run still to be read within a step?"""
+        known = self._runs.get(run)
+        return known is not None and step in known.named
+
+    def standings(self) -> tuple[WorkflowStanding, ...]:
+        """All workflows."""
+        counts = Counter(run.workflow for run in self._runs.values())
+        return tuple(
+            WorkflowStanding(name, each.version, len(each.graph.names), counts[name])
+            for name, each in self._workflows.items()
+        )
+
+    def run_standings(self, most_steps: int) -> Iterator[RunStanding]:
+        """The latest runs, as many as have no more than so many steps together."""
+        for run in reversed(self._runs.values()):
+            most_steps -= len(run.progress.steps)
+            if most_steps < 0:
+                return
+            yield _standing(run)
 
     def soon(self, most: int = SOON_CHAINS) -> tuple[Soon, ...]:
         """What to have in memory, the nearest and most likely first."""
@@ -302,3 +386,12 @@ class Workflows:
             name = run.progress.graph.names[near.step]
             soon.append(Soon(run.name, name, self._chains.chain(near.end), near.steps, near.chance))
         return tuple(soon)
+
+
+def _standing(run: Run) -> RunStanding:
+    names, steps = run.progress.graph.names, run.progress.steps
+    running, near = (
+        tuple(islice((name for name, away in zip(names, steps, strict=True) if away == wanted), STEPS_SHOWN))
+        for wanted in (0, SOON_STEPS)
+    )
+    return RunStanding(run.name, run.workflow, running, near, len(run.bound))

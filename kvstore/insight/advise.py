@@ -10,6 +10,7 @@ from typing import Final
 
 from kvproto.limits import GIB, MIB
 from kvstore.insight.curves import Curve, Estimate
+from kvstore.insight.shadow import BLOCKS_WANTED, ShadowReport
 
 KEYS_WANTED: Final = 256  # sampled and remembered: sizes are then known to 6 %
 ERROR_WANTED: Final = 0.03  # standard error of the hit share now
@@ -55,6 +56,20 @@ class Change:
     prefill_s_per_min: float  # saved; negative: to be computed in addition
     prefill_error: float
     measurable: bool  # beyond two standard errors
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTrial:
+    """What a rule would do at the size there is, beside the one in force."""
+
+    rule: str
+    in_force: bool
+    hit: Estimate
+    hit_gain: Estimate  # over the rule in force, or the first that is tried
+    prefill_s_per_min: float  # saved beyond it
+    prefill_error: float
+    measurable: bool  # beyond two standard errors, after long enough, with blocks enough
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +144,53 @@ def _doubt(curve: Curve, sizes: Sizes) -> Doubt:
     return Doubt.NONE
 
 
+def try_rules(
+    reports: Sequence[ShadowReport], in_force: str, span_s: float, cost_s_per_min: float
+) -> tuple[RuleTrial, ...]:
+    """Shadows against the rule in force. `cost_s_per_min`: prefill that is asked for, hits included."""
+    return tuple(
+        RuleTrial(
+            rule=one.rule,
+            in_force=one.rule == in_force,
+            hit=one.hit,
+            hit_gain=one.hit_gain,
+            prefill_s_per_min=cost_s_per_min * one.save_gain.share if cost_s_per_min else 0.0,
+            prefill_error=cost_s_per_min * one.save_gain.error if cost_s_per_min else 0.0,
+            measurable=_is_told(one, span_s),
+            blocks=one.blocks,
+        )
+        for one in reports
+    )
+
+
+def _is_told(report: ShadowReport, span_s: float) -> bool:
+    gain = report.hit_gain
+    long_enough = span_s >= SPAN_WANTED_S and report.blocks >= BLOCKS_WANTED
+    return long_enough and abs(gain.share) > max(2 * gain.error, NOTHING)
+
+
 # -- sentences --------------------------------------------------------------------------------------------------
 
 
-def sentences(advice: Advice) -> tuple[str, ...]:
-    """Advice for people, one sentence a line."""
+def sentences(advice: Advice, really: float | None = None, rules: Sequence[RuleTrial] = ()) -> tuple[str, ...]:
+    """Advice for people, one sentence a line. `really`: the share of blocks that were there when asked for."""
     if advice.doubt is not Doubt.NONE:
         return (_say_doubt(advice),)
-    lines = [_say_now(advice), _say_ceiling(advice)]
+    lines = [_say_now(advice, really), _say_ceiling(advice)]
     lines += [_say_change(change, priced=advice.priced) for change in advice.changes]
+    lines += [_say_rule(tried, priced=advice.priced) for tried in rules if tried.measurable and not tried.in_force]
+    if rules and not any(tried.measurable for tried in rules):
+        lines.append("Other rules: no difference that this sample can show yet.")
     return tuple(lines)
+
+
+def _say_rule(tried: RuleTrial, *, priced: bool) -> str:
+    gain = tried.hit_gain
+    text = f"Rule {tried.rule}: {_signed(gain.share)} points (±{_points(gain.error)}) in DRAM"
+    if priced:
+        sign = "saves" if tried.prefill_s_per_min >= 0 else "costs"
+        text += f", {sign} {_seconds(abs(tried.prefill_s_per_min))} of prefill a minute"
+    return text + "."
 
 
 def _say_doubt(advice: Advice) -> str:
@@ -153,7 +205,7 @@ def _say_doubt(advice: Advice) -> str:
     return f"Too early to say: {reason}."
 
 
-def _say_now(advice: Advice) -> str:
+def _say_now(advice: Advice, really: float | None) -> str:
     sizes = f"{_size(advice.sizes.dram_bytes)} of DRAM"
     if advice.sizes.disk_bytes:
         sizes += f" and {_size(advice.sizes.disk_bytes)} of disk"
@@ -162,7 +214,8 @@ def _say_now(advice: Advice) -> str:
         text += f", {_percent(advice.dram_hit)} in DRAM"
     if advice.priced:
         text += f"; {_seconds(advice.saved_s_per_min)} of prefill saved a minute"
-    return text + " (as LRU would do)."
+    text += " (as LRU would do"
+    return text + (")." if really is None else f"; really {100 * really:.1f} %).")
 
 
 def _say_ceiling(advice: Advice) -> str:

@@ -28,7 +28,7 @@ from typing import Final
 
 import numpy as np
 
-from kvstore.blocks import U8, Number, compiled
+from kvstore.blocks import U4, U8, Number, compiled
 
 WAYS: Final = 8
 HEAD_WORDS: Final = 16
@@ -60,6 +60,8 @@ class Cause(IntEnum):
     REFUSED = 9  # no room when it came
     NOT_WORTH = 10  # slower to read than to compute
     ABANDONED = 11  # its writer left before it was whole
+    DRAINING = 12  # nothing new was taken when it came
+    LIMIT = 13  # more than its tenant, or its client's ring, may have
 
 
 class Place(IntEnum):
@@ -149,6 +151,28 @@ def note(
 
 
 @compiled
+def note_chain(
+    table: U8, keys: U8, at: Number, count: Number, namespace: Number, cause: Number, now_ns: Number
+) -> None:
+    """`note` for each of some keys."""
+    for i in range(count):
+        k = at + 4 * i
+        note(table, keys[k], keys[k + 1], keys[k + 2], keys[k + 3], namespace, cause, now_ns)
+
+
+@compiled
+def note_refused(
+    table: U8, keys: U8, at: Number, count: Number, namespace: Number, grants: U4, causes: U8, now_ns: Number
+) -> None:
+    """`note` for those keys of a RESERVE whose grant has a cause in `causes`."""
+    for i in range(count):
+        cause = causes[grants[i]]
+        if cause:
+            k = at + 4 * i
+            note(table, keys[k], keys[k + 1], keys[k + 2], keys[k + 3], namespace, cause, now_ns)
+
+
+@compiled
 def look(
     table: U8, w0: Number, w1: Number, w2: Number, w3: Number, namespace: Number, now_ns: Number
 ) -> tuple[Number, Number]:
@@ -202,7 +226,9 @@ _SAID: Final = {
     Cause.COLD: "lost when the daemon began anew without its memory",
     Cause.REFUSED: "refused: there was no room",
     Cause.NOT_WORTH: "not written to disk, since computing it is faster",
-    Cause.ABANDONED: "never whole: its writer left",
+    Cause.ABANDONED: "never whole: its writer left, or took too long",
+    Cause.DRAINING: "refused: the daemon was draining",
+    Cause.LIMIT: "refused: more than its tenant, or its client's ring, may have",
 }
 
 

@@ -22,7 +22,7 @@ from kvproto.limits import PAGE_BYTES
 from kvstore.blocks import U1, Rows
 from kvstore.insight.curves import LEAST_THRESHOLD, SECOND_NS, Drained, Estimate
 from kvstore.insight.stack import GROUPS
-from kvstore.insight.tap import FULL_RATE, threshold_of
+from kvstore.insight.tap import ACCESS, FULL_RATE, threshold_of
 
 BLOCKS_WANTED: Final = 100  # of a shadow: with fewer, which keys they are decides, and not the rule
 Groups = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -38,6 +38,10 @@ class Rule(Protocol):
     @property
     def blocks(self) -> int:
         """Keys it holds."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes."""
 
     def resize(self, capacity_pages: int) -> None:
         """Hold no more than so many pages from now on."""
@@ -62,6 +66,8 @@ class ShadowReport:
     hit: Estimate
     save: Estimate
     blocks: int  # in the shadow now; below `BLOCKS_WANTED` a full one says little
+    hit_gain: Estimate  # change of the hit share from the first shadow of the same size, or the one asked for
+    save_gain: Estimate  # likewise, of the saved share of cost
 
 
 @dataclass(slots=True)
@@ -96,7 +102,8 @@ class Shadow:
 class Shadows:
     """All shadows of the stream of all accesses: the same keys for each, few enough for Python rules.
 
-    `accesses_per_s` bounds what they cost: that many calls of each rule a second. Above it, half the keys go.
+    `accesses_per_s` bounds what they cost: that many calls of each rule a second. Above it, half the keys go. It bounds
+    what one `step` takes as well: so many accesses of one rule.
     """
 
     rules: Sequence[Callable[[], Rule]]
@@ -105,16 +112,22 @@ class Shadows:
     first_rate: float = 1 / 64
     accesses_per_s: int = 1000
     half_life_s: float = 2 * 3600.0
+    blocks_most: int = 4096  # of one shadow; with more, fewer keys are played
     accesses: float = 0.0
     cost_s: float = 0.0
     shadows: list[Shadow] = field(init=False)
+    _begun_ns: int = field(init=False)
     _threshold: int = field(init=False)
     _second_ns: int = field(init=False)
     _played: int = field(init=False, default=0)  # in this second
+    _waiting: list[Rows] = field(init=False, default_factory=list)
+    _batch: Rows = field(init=False)
+    _turn: int = field(init=False, default=0)  # of the shadow that plays the batch next
 
     def __post_init__(self) -> None:
         self._threshold = threshold_of(self.first_rate)
-        self._second_ns = self.now_ns
+        self._second_ns = self._begun_ns = self.now_ns
+        self._batch = np.empty(0, dtype=ACCESS)
         self.shadows = [Shadow(rule(), size) for size in self.capacities_bytes for rule in self.rules]
         for shadow in self.shadows:
             shadow.scale(self.first_rate)
@@ -124,20 +137,67 @@ class Shadows:
         """Share of the keys that are played."""
         return self._threshold / FULL_RATE
 
+    @property
+    def span_s(self) -> float:
+        """For how long they have been played with as many keys as now."""
+        return (self._second_ns - self._begun_ns) / SECOND_NS
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all shadows."""
+        return sum(shadow.rule.held_bytes for shadow in self.shadows)
+
     def play(self, drained: Drained, now_ns: int) -> None:
         """Play what passed; of what was sampled, those keys that belong to the share played here."""
+        self.add(drained, now_ns)
+        while self.step(now_ns):
+            pass
+
+    def add(self, drained: Drained, now_ns: int) -> None:
+        """Have something to play, which `step` does."""
         if self._threshold > threshold_of(drained.rate):
             self._tighten(threshold_of(drained.rate))
+        self._fit(drained.accesses)
         self._fade(now_ns)
+        chosen = self._chosen(drained.accesses)
+        while chosen.size > self.accesses_per_s:
+            self._tighten(max(self._threshold // 2, LEAST_THRESHOLD))
+            chosen = self._chosen(chosen)
         self.accesses += drained.passed
         self.cost_s += drained.passed_cost_s
-        chosen = drained.accesses[drained.accesses["hash"] < np.uint64(self._threshold)]
-        for shadow in self.shadows:
-            shadow.play(chosen, self.rate, now_ns)
         self._played += chosen.size
+        if chosen.size:
+            self._waiting.append(chosen)
         while self._played > self.accesses_per_s:
             self._tighten(max(self._threshold // 2, LEAST_THRESHOLD))
             self._played //= 2
+
+    def _chosen(self, accesses: Rows) -> Rows:
+        return accesses[accesses["hash"] < np.uint64(self._threshold)]
+
+    def step(self, now_ns: int) -> bool:
+        """Let one shadow play what waits. True: there is more to do."""
+        if self._turn == 0:
+            if not self._waiting:
+                return False
+            self._batch = self._chosen(np.concatenate(self._waiting))
+            self._waiting = []
+        self.shadows[self._turn].play(self._batch, self.rate, now_ns)
+        self._turn = (self._turn + 1) % len(self.shadows)
+        return bool(self._turn or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Accesses that wait to be played."""
+        return sum(chosen.size for chosen in self._waiting)
+
+    def _fit(self, accesses: Rows) -> None:
+        """Play no more keys than make shadows of `blocks_most`."""
+        if not accesses.size:
+            return
+        blocks_in_all = max(self.capacities_bytes, default=0) / (PAGE_BYTES * float(accesses["pages"].mean()))
+        while blocks_in_all * self.rate > 2 * self.blocks_most and self._threshold > LEAST_THRESHOLD:
+            self._tighten(max(self._threshold // 2, LEAST_THRESHOLD))
 
     def _fade(self, now_ns: int) -> None:
         passed_s = (now_ns - self._second_ns) / SECOND_NS
@@ -155,19 +215,32 @@ class Shadows:
         for shadow in self.shadows:
             shadow.rule.forget(threshold)
             shadow.scale(self.rate)
+        if not all(shadow.rule.blocks for shadow in self.shadows):
+            self._begin_anew()
 
-    def reports(self) -> list[ShadowReport]:
-        """One a shadow, in the order of sizes and rules."""
-        return [
-            ShadowReport(
-                rule=shadow.rule.name,
-                capacity_bytes=shadow.capacity_bytes,
-                hit=_answered(shadow.missed, self.accesses),
-                save=_answered(shadow.missed_cost_s, self.cost_s),
-                blocks=shadow.rule.blocks,
-            )
-            for shadow in self.shadows
-        ]
+    def _begin_anew(self) -> None:
+        """Rules that forget everything begin empty: then all count from now on, or they could not be compared."""
+        self.accesses = self.cost_s = 0.0
+        self._waiting, self._turn, self._begun_ns = [], 0, self._second_ns
+        for shadow in self.shadows:
+            shadow.fade(0.0)
+
+    def reports(self, rule: str = "") -> list[ShadowReport]:
+        """One a shadow, in the order of sizes and rules; gains are over `rule`, or the first one where it is not."""
+        return [self._report(shadow, rule) for shadow in self.shadows]
+
+    def _report(self, shadow: Shadow, rule: str) -> ShadowReport:
+        alike = [one for one in self.shadows if one.capacity_bytes == shadow.capacity_bytes]
+        base = next((one for one in alike if one.rule.name == rule), alike[0])
+        return ShadowReport(
+            rule=shadow.rule.name,
+            capacity_bytes=shadow.capacity_bytes,
+            hit=_answered(shadow.missed, self.accesses),
+            save=_answered(shadow.missed_cost_s, self.cost_s),
+            blocks=shadow.rule.blocks,
+            hit_gain=_change(base.missed, shadow.missed, self.accesses),
+            save_gain=_change(base.missed_cost_s, shadow.missed_cost_s, self.cost_s),
+        )
 
     def gain(self, now: int, then: int) -> Estimate:
         """Change of the saved share of cost from one shadow to another, by their places in `reports`."""
@@ -211,6 +284,11 @@ class Lru:
     def blocks(self) -> int:
         """Keys it holds."""
         return len(self._order)
+
+    @property
+    def held_bytes(self) -> int:
+        """About 150 bytes a key."""
+        return 150 * len(self._order)
 
     def resize(self, capacity_pages: int) -> None:
         """Hold no more than so many pages from now on."""

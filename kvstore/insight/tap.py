@@ -95,6 +95,15 @@ def sample(keys: U8, at: Number, count: Number, namespace: Number, first: Number
 
 
 @compiled
+def _whole_runs(tap: U8, count: Number) -> Number:
+    """How many accesses wait that are of the first `count` or of the run of the last of those."""
+    waiting = np.int64(tap[WAITING])
+    while 0 < count < waiting and tap[_QUEUE + 2 * count + 1] >> _37 == tap[_QUEUE + 2 * count - 1] >> _37:
+        count += 1
+    return count
+
+
+@compiled
 def _decode(tap: U8, sources: Rows, out: Rows) -> None:
     """The accesses that wait, with what their namespaces say of them."""
     for i in range(out.size):
@@ -192,11 +201,15 @@ class Tap:
         """Memory of words and sources, most of it never touched."""
         return self.words.nbytes + self._sources.nbytes
 
-    def take(self) -> Rows:
-        """All accesses that wait, in order (`ACCESS`), and adds up `totals`."""
-        accesses: Rows = np.empty(self.waiting, dtype=ACCESS)
+    def take(self, most: int = WAITING_MOST) -> Rows:
+        """The accesses that wait, the first first (`ACCESS`), in whole runs: `most` of them, and what is left of the
+        last run. Adds up `totals`."""
+        waiting = self.waiting
+        accesses: Rows = np.empty(_whole_runs(self.words, min(most, waiting)), dtype=ACCESS)
         _decode(self.words, self._sources, accesses)
-        self.words[WAITING] = 0
+        left = waiting - accesses.size
+        self.words[_QUEUE : _QUEUE + 2 * left] = self.words[_QUEUE + 2 * accesses.size : _QUEUE + 2 * waiting]
+        self.words[WAITING] = left
         self.add_up()
         return accesses
 

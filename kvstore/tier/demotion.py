@@ -18,6 +18,7 @@ import numpy as np
 from kvproto.limits import KEYS_PER_FRAME, MIB
 from kvstore import blocks
 from kvstore.blocks import DESCRIBED, DOOMED, U4, Rows, Tables
+from kvstore.costing import Costing
 from kvstore.ports import Workers
 from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.codec import Choice
@@ -72,6 +73,7 @@ class Demotion:
         dram_bytes: int,
         bytes_per_s: int,
         choice: Choice,
+        costing: Costing,
     ) -> None:
         self._tables = tables
         self._segments = segments
@@ -83,6 +85,7 @@ class Demotion:
         self._budget = float(bytes_per_s)
         self._budget_ns = 0
         self._choice = choice
+        self._costing = costing
         self._queue: deque[tuple[int, int, int]] = deque()  # row, generation, what had been published by then
         self._published_bytes = 0
         self._published_ns = 0
@@ -94,7 +97,6 @@ class Demotion:
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._later_ns = 0
-        self._seconds_a_byte = 0.0  # of reading; 0: not known yet
         self.stuck = False  # waits for a segment
         self.enabled = False
         self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
@@ -135,16 +137,9 @@ class Demotion:
             return 0
         return GENTLE_BYTES if 8 * behind < 7 * self._dram_bytes else RUNNING_BYTES
 
-    def worth(self, namespace: Namespace) -> bool:
-        """Is a block of this namespace faster to read than to compute, as far as anybody knows?"""
-        if not namespace.recompute_ns or not self._seconds_a_byte:
-            return True
-        return self._seconds_a_byte * namespace.slot_bytes * 1e9 < namespace.recompute_ns
-
     def took(self, seconds: float, read_bytes: int) -> None:
-        """A read has ended: what reading costs, averaged over the last ones."""
-        cost = seconds / read_bytes
-        self._seconds_a_byte = cost if not self._seconds_a_byte else 0.9 * self._seconds_a_byte + 0.1 * cost
+        """Reads have ended: what reading costs decides what is worth writing."""
+        self._costing.read(read_bytes, seconds)
 
     @property
     def waiting(self) -> int:
@@ -215,7 +210,7 @@ class Demotion:
         return True
 
     def _send(self, namespace: Namespace, count: int, now_ns: int) -> None:
-        if not self.worth(namespace):
+        if not self._costing.worth_writing(namespace, self._rows[:count]):
             self.tally.not_worth += count
             self._give_up(namespace, self._rows[:count])
             return
@@ -275,7 +270,7 @@ class Demotion:
                 continue
             room = Room.EVICT
             if int(tables.book[blocks.DISK_USED]) < self._most:
-                room = self._segments.make_room(pool, self._tenants.values(), now_ns)
+                room = self._segments.make_room(pool, now_ns)
             if room is Room.FULL and blocks.detach_oldest(
                 tables, namespace.pool.number, pool.number, np.uint64(max(0, now_ns - SETTLED_NS))
             ):

@@ -14,8 +14,10 @@ from kvproto.identity import NamespaceIdentity
 from kvproto.limits import DISK_ROWS_BYTES
 from kvstore import blocks
 from kvstore.blocks import U4, Tables
+from kvstore.costing import Costing
 from kvstore.policies import Policies
 from kvstore.ports import Outbox, Workers
+from kvstore.quotas import Shares
 from kvstore.sessions import Namespace, Pool, Tenant, Ticket
 from kvstore.tier.codec import Choice, Wish
 from kvstore.tier.commits import Commits
@@ -77,9 +79,9 @@ class Disk:
     def __init__(
         self, limits: DiskLimits, tables: Tables, workers: Workers, outbox: Outbox, pools: dict[int, Pool],
         tenants: dict[str, Tenant], namespaces: dict[int, Namespace], drop: Dropper, wall_s: Callable[[], int],
-        policies: Policies, first: int, dram_bytes: int,
+        policies: Policies, first: int, dram_bytes: int, costing: Costing, shares: Shares,
     ) -> None:  # fmt: skip
-        """`first`: the position after those of DRAM."""
+        """`first`: the position after those of DRAM. `shares`: of disk."""
         self.limits = limits
         self.state = DiskState.OPENING
         self.recovered = Recovered()
@@ -90,10 +92,13 @@ class Disk:
         self._drop = drop
         self._wall_s = wall_s
         self.choice = Choice(limits.codec)
-        self.segments = Segments(tables, workers, pools, policies, first, limits.segments, limits.segment_bytes)
+        self.segments = Segments(
+            tables, workers, pools, policies, first, limits.segments, limits.segment_bytes, shares
+        )  # fmt: skip
         self.demotion = Demotion(
             tables, self.segments, workers, tenants, namespaces,
             most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,
+            costing=costing,
         )  # fmt: skip
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
         self.erasure = Erasure(tables, self.segments, workers)

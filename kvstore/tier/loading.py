@@ -20,6 +20,7 @@ from kvstore.tier.orders import Load, Outcome
 from kvstore.tier.segments import Segments
 
 LOAD_BYTES = 4 * MIB  # one read of so many neighbouring slots at most
+TIMED_BYTES = 64 * MIB  # while reads never cease, they are timed so many bytes at a time
 FIRST_LOAD_BYTES = 2 * MIB  # the first of a stream, so that the client has something to do
 
 
@@ -34,12 +35,6 @@ class LoadTally:
     gone: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Running:
-    begun_ns: int
-    batch: Sequence[Load]
-
-
 class Loading:
     """The reads that run."""
 
@@ -47,7 +42,10 @@ class Loading:
         self, tables: Tables, workers: Workers, segments: Segments, demotion: Demotion, erasure: Erasure
     ) -> None:
         self.tally = LoadTally()
-        self.running: dict[int, _Running] = {}  # by the identity of the first order
+        self.running: dict[int, Sequence[Load]] = {}  # by the identity of the first order
+        self._timed_ns = 0  # since when all reads are timed together, as they run side by side;
+        self._timed_bytes = 0  # so many bytes have come since
+        self._timed = False  # and none has failed
         self._tables = tables
         self._workers = workers
         self._segments = segments
@@ -95,15 +93,14 @@ class Loading:
                 )  # fmt: skip
 
     def _begin(self, batch: list[Load], now_ns: int) -> None:
-        self.running[id(batch[0])] = _Running(now_ns, batch)
+        if not self.running:
+            self._timed_ns, self._timed_bytes, self._timed = now_ns, 0, True
+        self.running[id(batch[0])] = batch
         self._workers.submit(batch)
 
     def loaded(self, batch: Sequence[Load], now_ns: int) -> None:
         """Reads have ended: count them. Whoever asked decides what becomes of the blocks."""
-        running = self.running.pop(id(batch[0]))
-        if all(order.outcome is Outcome.DONE for order in batch):
-            read_bytes = sum(order.slot_bytes for order in running.batch)
-            self._demotion.took((now_ns - running.begun_ns) / 1e9, read_bytes)
+        self._time(self.running.pop(id(batch[0])), now_ns)
         for order in batch:
             if order.outcome is Outcome.DONE:
                 self.tally.loaded += 1
@@ -116,6 +113,18 @@ class Loading:
             else:
                 self.tally.load_faults += 1
 
+    def _time(self, batch: Sequence[Load], now_ns: int) -> None:
+        """What came from the time when nothing was being read until nothing is again, or until it is enough.
+
+        One batch alone would say how long it waited for others as well.
+        """
+        self._timed &= all(order.outcome is Outcome.DONE for order in batch)
+        self._timed_bytes += sum(order.slot_bytes for order in batch)
+        if not self.running or self._timed_bytes >= TIMED_BYTES:
+            if self._timed:
+                self._demotion.took((now_ns - self._timed_ns) / 1e9, self._timed_bytes)
+            self._timed_ns, self._timed_bytes, self._timed = now_ns, 0, True
+
     def _quarantine(self, order: Load) -> None:
         """A place whose content is not what it was is erased when its block is dropped, and never used again."""
         position = self._segments.position_of.get(order.segment)
@@ -126,4 +135,4 @@ class Loading:
 
     def held_rows(self) -> list[int]:
         """Rows that a read holds, once for each."""
-        return [order.row for running in self.running.values() for order in running.batch]
+        return [order.row for batch in self.running.values() for order in batch]

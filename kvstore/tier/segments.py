@@ -17,10 +17,12 @@ from kvstore import blocks
 from kvstore.blocks import U4, Tables
 from kvstore.policies import Policies
 from kvstore.ports import Workers
+from kvstore.quotas import Shares
 from kvstore.sessions import Pool, Tenant
 from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import DropSegment, MakeSegment, Outcome
 
+PROMISE_NS = 10**9  # how long a segment that was emptied for a tenant is kept for it
 SETTLED_NS = 30 * 10**9  # a segment touched since then does not give way to another size of its tenant
 REFUSED_NS = 10 * 10**9  # how long nobody asks for another segment after the system refused one
 
@@ -38,9 +40,10 @@ class Segments:
 
     def __init__(
         self, tables: Tables, workers: Workers, pools: dict[int, Pool], policies: Policies, first: int, count: int,
-        segment_bytes: int,
+        segment_bytes: int, shares: Shares,
     ) -> None:  # fmt: skip
-        """`pools`: of both tiers, by number."""
+        """`pools`: of both tiers, by number. `shares`: of disk."""
+        self._shares = shares
         self._tables = tables
         self._workers = workers
         self._by_number = pools
@@ -55,6 +58,9 @@ class Segments:
         self.position_of: dict[int, int] = {}  # by segment number
         self.draining: int | None = None  # position
         self._drain_from = 0
+        self._wanted_by: Tenant | None = None  # whom the position that drains is for
+        self._promised_to: Tenant | None = None  # whom the position drained last was for
+        self._promised_until_ns = 0
         self.next_number = 1
         self.taken: set[int] = set()  # numbers of files that are not ours
         self.dropped: list[int] = []  # the index has yet to hear of it
@@ -87,15 +93,24 @@ class Segments:
 
     # -- making --------------------------------------------------------------------------------------------------
 
-    def make_room(self, pool: Pool, tenants: Iterable[Tenant], now_ns: int) -> Room:
-        """A new segment; else one of the tenant furthest above its share, or of the tenant's own other sizes."""
+    def make_room(self, pool: Pool, now_ns: int) -> Room:
+        """A new segment; else one of the tenant furthest above what is guaranteed to it, or of the tenant's own other
+        sizes. A tenant at its maximum has nothing but its own, and above it gives one back.
+        """
         if any(order.slot_bytes == pool.slot_bytes and order.tenant == pool.tenant.name for order in self._orders()):
             return Room.SOON
-        if self._begin(pool, now_ns):
+        most = self._shares.most(pool.tenant)
+        capped = self._shares.has_maximum(pool.tenant) and self._charged(pool.tenant) >= most
+        if not capped and self._begin(pool, now_ns):
             return Room.SOON
         oldest = int(blocks.next_victim(self._tables, pool.number))
+        if self.draining is None and pool.tenant.segments > most:  # it was more once
+            position = self._least_valuable((own for own in self.pools.values() if own.tenant is pool.tenant), now_ns)
+            if position is not None:
+                self.drain(position)
+                return Room.SOON
         if self.draining is None and not self._refused(now_ns):
-            position = self._foreign(pool.tenant, tenants, now_ns)
+            position = None if capped else self._foreign(pool.tenant, now_ns)
             if position is None and not oldest:  # all that lies there is in DRAM too, or has what continues it:
                 # not a segment of its own, or a chain longer than the pool would be written again and again
                 others = (other for other in self.pools.values() if other.tenant is pool.tenant and other is not pool)
@@ -103,9 +118,13 @@ class Segments:
                 if position is not None and now_ns - self._touched_ns(position) < SETTLED_NS:
                     position = None  # two sizes would take it from each other for ever
             if position is not None:
-                self.drain(position)
+                self.drain(position, pool.tenant)
                 return Room.SOON
         return Room.EVICT if oldest else Room.FULL
+
+    def _charged(self, tenant: Tenant) -> int:
+        """Segments that a tenant has or will have at once."""
+        return tenant.segments + sum(order.tenant == tenant.name for order in self._orders())
 
     def _touched_ns(self, position: int) -> int:
         return int(self._tables.arenas["touched"][position])
@@ -117,8 +136,10 @@ class Segments:
         return now_ns < self._refused_until_ns
 
     def _begin(self, pool: Pool, now_ns: int) -> bool:
-        if not self.free or self._refused(now_ns):
+        if len(self.free) <= self._promised(pool.tenant, now_ns) or self._refused(now_ns):
             return False
+        if self._promised_to is pool.tenant:
+            self._promised_to = None
         position = self.free.pop()
         while self.next_number in self.taken:
             self.next_number += 1
@@ -127,6 +148,14 @@ class Segments:
         self.making[position] = order
         self._workers.submit([order])
         return True
+
+    def _promised(self, asking: Tenant, now_ns: int) -> int:
+        """Positions kept for another tenant: or the one that had to give way, being busier, would take it back."""
+        if self._promised_to in {None, asking}:
+            return 0
+        if not self._promised_until_ns:
+            self._promised_until_ns = now_ns + PROMISE_NS
+        return int(now_ns < self._promised_until_ns)
 
     def made(self, order: MakeSegment, tenant: Tenant | None, now_ns: int) -> None:
         """A segment is there, or is not."""
@@ -167,13 +196,9 @@ class Segments:
 
     # -- giving way ----------------------------------------------------------------------------------------------
 
-    def _foreign(self, asking: Tenant, tenants: Iterable[Tenant], now_ns: int) -> int | None:
-        active = [tenant for tenant in tenants if tenant.segments or tenant is asking]
-        share = max(1, self.positions // max(len(active), 1))
-        if asking.segments >= share:
-            return None
-        richest = max(active, key=lambda tenant: tenant.segments)
-        if richest is asking or richest.segments <= share:
+    def _foreign(self, asking: Tenant, now_ns: int) -> int | None:
+        richest = self._shares.giving_way(asking, self._charged)
+        if richest is None:
             return None
         return self._least_valuable((pool for pool in self.pools.values() if pool.tenant is richest), now_ns)
 
@@ -189,12 +214,12 @@ class Segments:
         """Of all segments, the one touched longest ago."""
         return self._least_valuable(self.pools.values(), now_ns)
 
-    def drain(self, position: int) -> None:
-        """Begin to empty a segment. One at a time."""
+    def drain(self, position: int, wanted_by: Tenant | None = None) -> None:
+        """Begin to empty a segment. One at a time. The place is kept for a tenant, if it is emptied for one."""
         assert self.draining is None, "one position at a time"
         blocks.close_arena(self._tables, position)
         self._tables.arenas[position]["draining"] = 1
-        self.draining = position
+        self.draining, self._wanted_by = position, wanted_by
         self._drain_from = 0
 
     def next_to_drain(self) -> tuple[int, int]:
@@ -212,6 +237,7 @@ class Segments:
         assert self.draining is not None, "nothing is being emptied"
         position, self.draining = self.draining, None
         self.recycled += 1
+        self._promised_to, self._wanted_by, self._promised_until_ns = self._wanted_by, None, 0
         number = self.release(position)
         self._workers.submit([DropSegment(number)])
         return number

@@ -218,7 +218,7 @@ class Restart(_message.Message):
     def __init__(self, began: _Optional[str] = ..., reason: _Optional[str] = ..., found_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., withheld_slots: _Optional[int] = ..., unverified_blocks: _Optional[int] = ..., verified_blocks: _Optional[int] = ..., verify_faults: _Optional[int] = ..., keeper: _Optional[str] = ...) -> None: ...
 
 class Namespace(_message.Message):
-    __slots__ = ("tenant", "digest", "model", "engine", "layout", "dtype", "revision", "adapter", "block_tokens", "block_bytes", "tp_rank", "tp_size", "pp_rank", "pp_size", "slot_bytes", "blocks", "bytes", "sessions")
+    __slots__ = ("tenant", "digest", "model", "engine", "layout", "dtype", "revision", "adapter", "block_tokens", "block_bytes", "tp_rank", "tp_size", "pp_rank", "pp_size", "slot_bytes", "blocks", "bytes", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,9 @@ class Namespace(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DRAM_S_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DISK_S_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     digest: str
     model: str
@@ -255,10 +258,13 @@ class Namespace(_message.Message):
     blocks: int
     bytes: int
     sessions: int
-    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
+    prefill_reports: int
+    saved_dram_s: float
+    saved_disk_s: float
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions")
+    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UIDS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +272,17 @@ class Tenant(_message.Message):
     STALE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DRAM_S_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DISK_S_FIELD_NUMBER: _ClassVar[int]
+    DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     name: str
     uids: _containers.RepeatedScalarFieldContainer[int]
     assigned_bytes: int
@@ -273,7 +290,18 @@ class Tenant(_message.Message):
     stale_bytes: int
     blocks: int
     sessions: int
-    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
+    prefill_reports: int
+    saved_dram_s: float
+    saved_disk_s: float
+    dram_guaranteed_bytes: int
+    dram_max_bytes: int
+    disk_assigned_bytes: int
+    disk_guaranteed_bytes: int
+    disk_max_bytes: int
+    pinned_bytes: int
+    in_flight: int
+    refused: int
+    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class Client(_message.Message):
     __slots__ = ("session", "name", "role", "mode", "tenant", "pid", "uid", "isolation", "connected_s", "ring_bytes", "ring_used_bytes", "tickets", "leases", "arenas_mapped", "namespaces", "requests")
@@ -499,6 +527,96 @@ class ScrubResponse(_message.Message):
     finished_unix_s: float
     def __init__(self, running: _Optional[bool] = ..., done_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., done_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., rate_bytes_per_s: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., finished_unix_s: _Optional[float] = ...) -> None: ...
 
+class Prefill(_message.Message):
+    __slots__ = ("cached_tokens", "new_tokens", "seconds")
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    cached_tokens: int
+    new_tokens: int
+    seconds: float
+    def __init__(self, cached_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("tokens", "dram_s", "disk_s", "recompute_s")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAM_S_FIELD_NUMBER: _ClassVar[int]
+    DISK_S_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    dram_s: float
+    disk_s: float
+    recompute_s: float
+    def __init__(self, tokens: _Optional[int] = ..., dram_s: _Optional[float] = ..., disk_s: _Optional[float] = ..., recompute_s: _Optional[float] = ...) -> None: ...
+
+class NamespaceCosts(_message.Message):
+    __slots__ = ("tenant", "digest", "model", "block_tokens", "block_bytes", "prefill_reports", "pass_s", "token_s", "pair_s", "block_s", "saved_dram_s", "saved_disk_s", "hit_blocks", "unpriced_blocks", "prefills", "runs")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    PASS_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    PAIR_S_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DRAM_S_FIELD_NUMBER: _ClassVar[int]
+    SAVED_DISK_S_FIELD_NUMBER: _ClassVar[int]
+    HIT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    UNPRICED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    model: str
+    block_tokens: int
+    block_bytes: int
+    prefill_reports: int
+    pass_s: float
+    token_s: float
+    pair_s: float
+    block_s: float
+    saved_dram_s: float
+    saved_disk_s: float
+    hit_blocks: int
+    unpriced_blocks: int
+    prefills: _containers.RepeatedCompositeFieldContainer[Prefill]
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., pass_s: _Optional[float] = ..., token_s: _Optional[float] = ..., pair_s: _Optional[float] = ..., block_s: _Optional[float] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., hit_blocks: _Optional[int] = ..., unpriced_blocks: _Optional[int] = ..., prefills: _Optional[_Iterable[_Union[Prefill, _Mapping[str, object]]]] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Way(_message.Message):
+    __slots__ = ("tenant", "tier", "reports", "call_s", "bytes_per_s")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    CALL_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    tier: str
+    reports: int
+    call_s: float
+    bytes_per_s: float
+    def __init__(self, tenant: _Optional[str] = ..., tier: _Optional[str] = ..., reports: _Optional[int] = ..., call_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class GetCostsRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ...) -> None: ...
+
+class GetCostsResponse(_message.Message):
+    __slots__ = ("namespaces", "more", "ways")
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    WAYS_FIELD_NUMBER: _ClassVar[int]
+    namespaces: _containers.RepeatedCompositeFieldContainer[NamespaceCosts]
+    more: int
+    ways: _containers.RepeatedCompositeFieldContainer[Way]
+    def __init__(self, namespaces: _Optional[_Iterable[_Union[NamespaceCosts, _Mapping[str, object]]]] = ..., more: _Optional[int] = ..., ways: _Optional[_Iterable[_Union[Way, _Mapping[str, object]]]] = ...) -> None: ...
+
 class Policy(_message.Message):
     __slots__ = ("tier", "tenant", "rule", "chosen", "blocks")
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -555,6 +673,338 @@ class SetPolicyResponse(_message.Message):
     dry_run: bool
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
+class Quota(_message.Message):
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PIN_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    chosen: bool
+    dram_guaranteed_bytes: int
+    dram_asked_bytes: int
+    dram_max_bytes: int
+    disk_guaranteed_bytes: int
+    disk_asked_bytes: int
+    disk_max_bytes: int
+    pin_share: float
+    pin_budget_bytes: int
+    in_flight_max: int
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ...) -> None: ...
+
+class GetQuotasRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class GetQuotasResponse(_message.Message):
+    __slots__ = ("quotas",)
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[Quota]
+    def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping[str, object]]]] = ...) -> None: ...
+
+class SetQuotaRequest(_message.Message):
+    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
+    USUAL_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    dram_guaranteed_bytes: int
+    dram_max_bytes: int
+    disk_guaranteed_bytes: int
+    disk_max_bytes: int
+    pin_share: float
+    in_flight_max: int
+    usual: _containers.RepeatedScalarFieldContainer[str]
+    reset: bool
+    dry_run: bool
+    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class SetQuotaResponse(_message.Message):
+    __slots__ = ("quota", "former", "dry_run")
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    FORMER_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    quota: Quota
+    former: Quota
+    dry_run: bool
+    def __init__(self, quota: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., former: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class AdviseRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class Estimate(_message.Message):
+    __slots__ = ("share", "error")
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    share: float
+    error: float
+    def __init__(self, share: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
+
+class SizeChange(_message.Message):
+    __slots__ = ("tier", "delta_bytes", "hit", "prefill_s_per_min", "prefill_error", "measurable")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DELTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MEASURABLE_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    delta_bytes: int
+    hit: Estimate
+    prefill_s_per_min: float
+    prefill_error: float
+    measurable: bool
+    def __init__(self, tier: _Optional[str] = ..., delta_bytes: _Optional[int] = ..., hit: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., prefill_s_per_min: _Optional[float] = ..., prefill_error: _Optional[float] = ..., measurable: _Optional[bool] = ...) -> None: ...
+
+class RuleTried(_message.Message):
+    __slots__ = ("rule", "in_force", "hit", "hit_gain", "prefill_s_per_min", "prefill_error", "measurable", "blocks")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    IN_FORCE_FIELD_NUMBER: _ClassVar[int]
+    HIT_FIELD_NUMBER: _ClassVar[int]
+    HIT_GAIN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MEASURABLE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    in_force: bool
+    hit: Estimate
+    hit_gain: Estimate
+    prefill_s_per_min: float
+    prefill_error: float
+    measurable: bool
+    blocks: int
+    def __init__(self, rule: _Optional[str] = ..., in_force: _Optional[bool] = ..., hit: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., hit_gain: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., prefill_s_per_min: _Optional[float] = ..., prefill_error: _Optional[float] = ..., measurable: _Optional[bool] = ..., blocks: _Optional[int] = ...) -> None: ...
+
+class CurvePoint(_message.Message):
+    __slots__ = ("capacity_bytes", "hit_share", "saved_share")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SAVED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    hit_share: float
+    saved_share: float
+    def __init__(self, capacity_bytes: _Optional[int] = ..., hit_share: _Optional[float] = ..., saved_share: _Optional[float] = ...) -> None: ...
+
+class AdviseResponse(_message.Message):
+    __slots__ = ("tenant", "watched", "dram_bytes", "disk_bytes", "doubt", "span_s", "keys", "rate", "dram_hit", "hit", "hit_ceiling", "really_hit_share", "prefill_s_per_min", "saved_s_per_min", "savable_s_per_min", "priced", "changes", "rules", "points", "lost", "sentences")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WATCHED_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_FIELD_NUMBER: _ClassVar[int]
+    SPAN_S_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    DRAM_HIT_FIELD_NUMBER: _ClassVar[int]
+    HIT_FIELD_NUMBER: _ClassVar[int]
+    HIT_CEILING_FIELD_NUMBER: _ClassVar[int]
+    REALLY_HIT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    SAVED_S_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    SAVABLE_S_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    PRICED_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    SENTENCES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    watched: bool
+    dram_bytes: int
+    disk_bytes: int
+    doubt: str
+    span_s: float
+    keys: int
+    rate: float
+    dram_hit: Estimate
+    hit: Estimate
+    hit_ceiling: Estimate
+    really_hit_share: float
+    prefill_s_per_min: float
+    saved_s_per_min: float
+    savable_s_per_min: float
+    priced: bool
+    changes: _containers.RepeatedCompositeFieldContainer[SizeChange]
+    rules: _containers.RepeatedCompositeFieldContainer[RuleTried]
+    points: _containers.RepeatedCompositeFieldContainer[CurvePoint]
+    lost: int
+    sentences: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., watched: _Optional[bool] = ..., dram_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., doubt: _Optional[str] = ..., span_s: _Optional[float] = ..., keys: _Optional[int] = ..., rate: _Optional[float] = ..., dram_hit: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., hit: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., hit_ceiling: _Optional[_Union[Estimate, _Mapping[str, object]]] = ..., really_hit_share: _Optional[float] = ..., prefill_s_per_min: _Optional[float] = ..., saved_s_per_min: _Optional[float] = ..., savable_s_per_min: _Optional[float] = ..., priced: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[SizeChange, _Mapping[str, object]]]] = ..., rules: _Optional[_Iterable[_Union[RuleTried, _Mapping[str, object]]]] = ..., points: _Optional[_Iterable[_Union[CurvePoint, _Mapping[str, object]]]] = ..., lost: _Optional[int] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExplainMissRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "keys")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Elsewhere(_message.Message):
+    __slots__ = ("tenant", "digest", "differs")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    differs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., differs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExplainMissResponse(_message.Message):
+    __slots__ = ("tenant", "digest", "asked", "found", "on_disk", "state", "key", "cause", "tier", "rule", "age_s", "known_s", "elsewhere", "sentences")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    ON_DISK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_S_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    SENTENCES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    asked: int
+    found: int
+    on_disk: int
+    state: str
+    key: str
+    cause: str
+    tier: str
+    rule: str
+    age_s: float
+    known_s: float
+    elsewhere: _containers.RepeatedCompositeFieldContainer[Elsewhere]
+    sentences: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., asked: _Optional[int] = ..., found: _Optional[int] = ..., on_disk: _Optional[int] = ..., state: _Optional[str] = ..., key: _Optional[str] = ..., cause: _Optional[str] = ..., tier: _Optional[str] = ..., rule: _Optional[str] = ..., age_s: _Optional[float] = ..., known_s: _Optional[float] = ..., elsewhere: _Optional[_Iterable[_Union[Elsewhere, _Mapping[str, object]]]] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Program(_message.Message):
+    __slots__ = ("tenant", "program", "state", "tool", "tool_s", "turns", "context_blocks", "pinned_blocks", "pinned_bytes", "pinned_s")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    TOOL_S_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_S_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    program: str
+    state: str
+    tool: str
+    tool_s: float
+    turns: int
+    context_blocks: int
+    pinned_blocks: int
+    pinned_bytes: int
+    pinned_s: float
+    def __init__(self, tenant: _Optional[str] = ..., program: _Optional[str] = ..., state: _Optional[str] = ..., tool: _Optional[str] = ..., tool_s: _Optional[float] = ..., turns: _Optional[int] = ..., context_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., pinned_s: _Optional[float] = ...) -> None: ...
+
+class HintCounters(_message.Message):
+    __slots__ = ("hints", "refused", "said_blocks", "pinned", "gave_way", "fetches")
+    HINTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SAID_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    GAVE_WAY_FIELD_NUMBER: _ClassVar[int]
+    FETCHES_FIELD_NUMBER: _ClassVar[int]
+    hints: int
+    refused: int
+    said_blocks: int
+    pinned: int
+    gave_way: int
+    fetches: int
+    def __init__(self, hints: _Optional[int] = ..., refused: _Optional[int] = ..., said_blocks: _Optional[int] = ..., pinned: _Optional[int] = ..., gave_way: _Optional[int] = ..., fetches: _Optional[int] = ...) -> None: ...
+
+class ListProgramsRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class ListProgramsResponse(_message.Message):
+    __slots__ = ("programs", "programs_total", "counters")
+    PROGRAMS_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    programs: _containers.RepeatedCompositeFieldContainer[Program]
+    programs_total: int
+    counters: HintCounters
+    def __init__(self, programs: _Optional[_Iterable[_Union[Program, _Mapping[str, object]]]] = ..., programs_total: _Optional[int] = ..., counters: _Optional[_Union[HintCounters, _Mapping[str, object]]] = ...) -> None: ...
+
+class ListedWorkflow(_message.Message):
+    __slots__ = ("tenant", "workflow", "version", "steps", "runs")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    workflow: str
+    version: int
+    steps: int
+    runs: int
+    def __init__(self, tenant: _Optional[str] = ..., workflow: _Optional[str] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., runs: _Optional[int] = ...) -> None: ...
+
+class WorkflowRun(_message.Message):
+    __slots__ = ("tenant", "run", "workflow", "running", "near", "bound_steps")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NEAR_FIELD_NUMBER: _ClassVar[int]
+    BOUND_STEPS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    run: str
+    workflow: str
+    running: _containers.RepeatedScalarFieldContainer[str]
+    near: _containers.RepeatedScalarFieldContainer[str]
+    bound_steps: int
+    def __init__(self, tenant: _Optional[str] = ..., run: _Optional[str] = ..., workflow: _Optional[str] = ..., running: _Optional[_Iterable[str]] = ..., near: _Optional[_Iterable[str]] = ..., bound_steps: _Optional[int] = ...) -> None: ...
+
+class ListWorkflowsRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class ListWorkflowsResponse(_message.Message):
+    __slots__ = ("workflows", "runs", "runs_total")
+    WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    workflows: _containers.RepeatedCompositeFieldContainer[ListedWorkflow]
+    runs: _containers.RepeatedCompositeFieldContainer[WorkflowRun]
+    runs_total: int
+    def __init__(self, workflows: _Optional[_Iterable[_Union[ListedWorkflow, _Mapping[str, object]]]] = ..., runs: _Optional[_Iterable[_Union[WorkflowRun, _Mapping[str, object]]]] = ..., runs_total: _Optional[int] = ...) -> None: ...
+
 class PingRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -564,3 +1014,99 @@ class PingResponse(_message.Message):
     OWNER_S_FIELD_NUMBER: _ClassVar[int]
     owner_s: float
     def __init__(self, owner_s: _Optional[float] = ...) -> None: ...
+
+class Pin(_message.Message):
+    __slots__ = ("pin", "tenant", "namespace_digest", "blocks", "bytes", "left_s", "refresh", "owner")
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    pin: int
+    tenant: str
+    namespace_digest: str
+    blocks: int
+    bytes: int
+    left_s: float
+    refresh: bool
+    owner: str
+    def __init__(self, pin: _Optional[int] = ..., tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., left_s: _Optional[float] = ..., refresh: _Optional[bool] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class PinBudget(_message.Message):
+    __slots__ = ("tenant", "pins", "used_bytes", "budget_bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    pins: int
+    used_bytes: int
+    budget_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., pins: _Optional[int] = ..., used_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ...) -> None: ...
+
+class PinCounters(_message.Message):
+    __slots__ = ("pinned", "unpinned", "expired", "refreshed", "dropped", "over_budget", "prefetches", "prefetches_refused", "prefetches_merged", "prefetches_cancelled", "prefetches_late", "prefetched_bytes", "prefetched_used_bytes", "prefetched_wasted_bytes")
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    UNPINNED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    REFRESHED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    OVER_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_MERGED_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_LATE_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHED_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHED_WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pinned: int
+    unpinned: int
+    expired: int
+    refreshed: int
+    dropped: int
+    over_budget: int
+    prefetches: int
+    prefetches_refused: int
+    prefetches_merged: int
+    prefetches_cancelled: int
+    prefetches_late: int
+    prefetched_bytes: int
+    prefetched_used_bytes: int
+    prefetched_wasted_bytes: int
+    def __init__(self, pinned: _Optional[int] = ..., unpinned: _Optional[int] = ..., expired: _Optional[int] = ..., refreshed: _Optional[int] = ..., dropped: _Optional[int] = ..., over_budget: _Optional[int] = ..., prefetches: _Optional[int] = ..., prefetches_refused: _Optional[int] = ..., prefetches_merged: _Optional[int] = ..., prefetches_cancelled: _Optional[int] = ..., prefetches_late: _Optional[int] = ..., prefetched_bytes: _Optional[int] = ..., prefetched_used_bytes: _Optional[int] = ..., prefetched_wasted_bytes: _Optional[int] = ...) -> None: ...
+
+class ListPinsRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class ListPinsResponse(_message.Message):
+    __slots__ = ("pins", "pins_total", "budgets", "counters")
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    PINS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    pins_total: int
+    budgets: _containers.RepeatedCompositeFieldContainer[PinBudget]
+    counters: PinCounters
+    def __init__(self, pins: _Optional[_Iterable[_Union[Pin, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., budgets: _Optional[_Iterable[_Union[PinBudget, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[PinCounters, _Mapping[str, object]]] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("tenant", "pins")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    pins: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tenant: _Optional[str] = ..., pins: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ("ended",)
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ended: int
+    def __init__(self, ended: _Optional[int] = ...) -> None: ...

@@ -85,6 +85,11 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.ScrubRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.ScrubResponse.FromString,
                 _registered_method=True)
+        self.GetCosts = channel.unary_unary(
+                '/kvstored.control.v1.Control/GetCosts',
+                request_serializer=kvproto_dot_control__pb2.GetCostsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.GetCostsResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/kvstored.control.v1.Control/GetPolicy',
                 request_serializer=kvproto_dot_control__pb2.GetPolicyRequest.SerializeToString,
@@ -94,6 +99,46 @@ class ControlStub:
                 '/kvstored.control.v1.Control/SetPolicy',
                 request_serializer=kvproto_dot_control__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetQuotas = channel.unary_unary(
+                '/kvstored.control.v1.Control/GetQuotas',
+                request_serializer=kvproto_dot_control__pb2.GetQuotasRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.GetQuotasResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/kvstored.control.v1.Control/SetQuota',
+                request_serializer=kvproto_dot_control__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.Advise = channel.unary_unary(
+                '/kvstored.control.v1.Control/Advise',
+                request_serializer=kvproto_dot_control__pb2.AdviseRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.AdviseResponse.FromString,
+                _registered_method=True)
+        self.ExplainMiss = channel.unary_unary(
+                '/kvstored.control.v1.Control/ExplainMiss',
+                request_serializer=kvproto_dot_control__pb2.ExplainMissRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ExplainMissResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/kvstored.control.v1.Control/ListPins',
+                request_serializer=kvproto_dot_control__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/kvstored.control.v1.Control/Unpin',
+                request_serializer=kvproto_dot_control__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.ListPrograms = channel.unary_unary(
+                '/kvstored.control.v1.Control/ListPrograms',
+                request_serializer=kvproto_dot_control__pb2.ListProgramsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ListProgramsResponse.FromString,
+                _registered_method=True)
+        self.ListWorkflows = channel.unary_unary(
+                '/kvstored.control.v1.Control/ListWorkflows',
+                request_serializer=kvproto_dot_control__pb2.ListWorkflowsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ListWorkflowsResponse.FromString,
                 _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/kvstored.control.v1.Control/Ping',
@@ -175,6 +220,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCosts(self, request, context):
+        """What blocks cost to load and to compute, and how much computing was saved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """By which rule each tier, or one tenant's part of it, evicts.
         """
@@ -184,6 +236,63 @@ class ControlServicer:
 
     def SetPolicy(self, request, context):
         """Evict by another rule from now on. It holds until a cold start, whatever the configuration says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuotas(self, request, context):
+        """What tenants are promised of memory and disk, and the most that they may have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Promise and allow a tenant something else from its next allocation on. It holds until a cold start, whatever the
+        configuration says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Advise(self, request, context):
+        """What more memory, less of it or another rule would bring, from curves of what was asked for lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainMiss(self, request, context):
+        """Why a prefix missed: the first block of a chain that is not there, and what became of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """What is pinned, the pins that end first on top, with budgets; and what came of pins and prefetches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Ends pins of a tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPrograms(self, request, context):
+        """Programs of agents, those that came last first, and what is pinned for each while it waits for a tool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkflows(self, request, context):
+        """Workflows, and how far the latest runs of them have come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +358,11 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvproto_dot_control__pb2.ScrubRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.ScrubResponse.SerializeToString,
             ),
+            'GetCosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCosts,
+                    request_deserializer=kvproto_dot_control__pb2.GetCostsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.GetCostsResponse.SerializeToString,
+            ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
                     request_deserializer=kvproto_dot_control__pb2.GetPolicyRequest.FromString,
@@ -258,6 +372,46 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.SetPolicy,
                     request_deserializer=kvproto_dot_control__pb2.SetPolicyRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'GetQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuotas,
+                    request_deserializer=kvproto_dot_control__pb2.GetQuotasRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.GetQuotasResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=kvproto_dot_control__pb2.SetQuotaRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'Advise': grpc.unary_unary_rpc_method_handler(
+                    servicer.Advise,
+                    request_deserializer=kvproto_dot_control__pb2.AdviseRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.AdviseResponse.SerializeToString,
+            ),
+            'ExplainMiss': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainMiss,
+                    request_deserializer=kvproto_dot_control__pb2.ExplainMissRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ExplainMissResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=kvproto_dot_control__pb2.ListPinsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ListPinsResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=kvproto_dot_control__pb2.UnpinRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.UnpinResponse.SerializeToString,
+            ),
+            'ListPrograms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrograms,
+                    request_deserializer=kvproto_dot_control__pb2.ListProgramsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ListProgramsResponse.SerializeToString,
+            ),
+            'ListWorkflows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkflows,
+                    request_deserializer=kvproto_dot_control__pb2.ListWorkflowsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ListWorkflowsResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -546,6 +700,33 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def GetCosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/GetCosts',
+            kvproto_dot_control__pb2.GetCostsRequest.SerializeToString,
+            kvproto_dot_control__pb2.GetCostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetPolicy(request,
             target,
             options=(),
@@ -589,6 +770,222 @@ class Control:
             '/kvstored.control.v1.Control/SetPolicy',
             kvproto_dot_control__pb2.SetPolicyRequest.SerializeToString,
             kvproto_dot_control__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/GetQuotas',
+            kvproto_dot_control__pb2.GetQuotasRequest.SerializeToString,
+            kvproto_dot_control__pb2.GetQuotasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/SetQuota',
+            kvproto_dot_control__pb2.SetQuotaRequest.SerializeToString,
+            kvproto_dot_control__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Advise(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Advise',
+            kvproto_dot_control__pb2.AdviseRequest.SerializeToString,
+            kvproto_dot_control__pb2.AdviseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainMiss(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ExplainMiss',
+            kvproto_dot_control__pb2.ExplainMissRequest.SerializeToString,
+            kvproto_dot_control__pb2.ExplainMissResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ListPins',
+            kvproto_dot_control__pb2.ListPinsRequest.SerializeToString,
+            kvproto_dot_control__pb2.ListPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Unpin',
+            kvproto_dot_control__pb2.UnpinRequest.SerializeToString,
+            kvproto_dot_control__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPrograms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ListPrograms',
+            kvproto_dot_control__pb2.ListProgramsRequest.SerializeToString,
+            kvproto_dot_control__pb2.ListProgramsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkflows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ListWorkflows',
+            kvproto_dot_control__pb2.ListWorkflowsRequest.SerializeToString,
+            kvproto_dot_control__pb2.ListWorkflowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

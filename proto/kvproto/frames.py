@@ -69,6 +69,14 @@ class Verb(IntEnum):
     PING = 11
     ARENA_DROPPED = 12
     FLUSH = 13
+    PIN = 14
+    UNPIN = 15
+    PINS = 16
+    PREFETCH = 17
+    CANCEL = 18
+    HINT = 19
+    REPORT = 20
+    ADVISE = 21
 
     WELCOME = 128
     OPENED = 129
@@ -81,11 +89,17 @@ class Verb(IntEnum):
     PONG = 136
     FAILED = 137
     DURABLE = 138
+    PINNED = 139
+    UNPINNED = 140
+    PIN_LIST = 141
+    FETCHING = 142
+    ADVISED = 143
     PUBLISHED = 144
     ARENA = 145
     ARENA_GONE = 146
     GOAWAY = 147
     READY = 148
+    REFUSED = 149
 
 
 class Flag(IntEnum):
@@ -93,6 +107,7 @@ class Flag(IntEnum):
 
     HAS_PARENT = 1  # RESERVE: the parent field counts
     WANTS_ANSWER = 2  # COMMIT: answer COMMITTED
+    REFRESH = 4  # PIN: a use of the last block moves the deadline
 
 
 class Role(IntEnum):
@@ -284,7 +299,7 @@ def require_body(head: Head, body_bytes: int) -> int:
 def build_hello(request: int, hello: Hello) -> bytes:
     """HELLO: the first frame of a session."""
     body = HELLO_HEAD.pack(hello.version_low, hello.version_high, hello.role, len(hello.modes), 0, hello.ring_bytes)
-    body += bytes(hello.modes) + _text(hello.name) + _text(hello.tenant)
+    body += bytes(hello.modes) + pack_text(hello.name) + pack_text(hello.tenant)
     return build(Verb.HELLO, request, body)
 
 
@@ -297,8 +312,8 @@ def parse_hello(frame: bytes | bytearray | memoryview, head: Head) -> Hello:
     offset = HELLO_HEAD.size + mode_count
     if not 1 <= mode_count <= len(Mode) or offset > len(body):
         raise ProtocolError("HELLO lists no modes, or too many")
-    name, offset = _take_text(body, offset, NAME_BYTES)
-    tenant, offset = _take_text(body, offset, NAME_BYTES)
+    name, offset = take_text(body, offset, NAME_BYTES)
+    tenant, offset = take_text(body, offset, NAME_BYTES)
     if offset != len(body):
         raise ProtocolError("bytes left over after HELLO")
     try:
@@ -389,7 +404,7 @@ def build_welcome(request: int, welcome: Welcome) -> bytes:
         welcome.version, welcome.mode, 0, welcome.keys_per_frame, welcome.session, welcome.clock_ns,
         welcome.ring_bytes, welcome.lease_ttl_ns_max, welcome.ticket_ttl_ns,
     )  # fmt: skip
-    return build(Verb.WELCOME, request, body + _text(welcome.tenant) + _text(welcome.notes))
+    return build(Verb.WELCOME, request, body + pack_text(welcome.tenant) + pack_text(welcome.notes))
 
 
 def parse_welcome(frame: bytes | memoryview, head: Head) -> Welcome:
@@ -398,8 +413,8 @@ def parse_welcome(frame: bytes | memoryview, head: Head) -> Welcome:
     if len(body) < WELCOME_HEAD.size:
         raise ProtocolError("WELCOME is cut short")
     version, mode, _, keys, session, clock_ns, ring, ttl_max, ticket_ttl = WELCOME_HEAD.unpack_from(body)
-    tenant, offset = _take_text(body, WELCOME_HEAD.size, NAME_BYTES)
-    notes, offset = _take_text(body, offset, FIELD_BYTES)
+    tenant, offset = take_text(body, WELCOME_HEAD.size, NAME_BYTES)
+    notes, offset = take_text(body, offset, FIELD_BYTES)
     if offset != len(body):
         raise ProtocolError("bytes left over after WELCOME")
     try:
@@ -522,12 +537,14 @@ def verb_of(head: Head) -> Verb:
 # -- texts ------------------------------------------------------------------------------------------------------
 
 
-def _text(text: str) -> bytes:
+def pack_text(text: str) -> bytes:
+    """Length, then UTF-8."""
     encoded = text.encode()
     return TEXT_LENGTH.pack(len(encoded)) + encoded
 
 
-def _take_text(body: bytes, offset: int, bytes_max: int) -> tuple[str, int]:
+def take_text(body: bytes, offset: int, bytes_max: int) -> tuple[str, int]:
+    """The text at an offset, and where the next field begins. Raises ProtocolError."""
     if offset + TEXT_LENGTH.size > len(body):
         raise ProtocolError("text is cut short")
     (length,) = TEXT_LENGTH.unpack_from(body, offset)

@@ -6,7 +6,7 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-PROTOCOL_VERSION: Final = 2  # 2: blocks that arrive by READY, FLUSH
+PROTOCOL_VERSION: Final = 3  # 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE
 
 # Frames. A default-size SEQPACKET message holds 212,960 bytes (net.core.wmem_default less overhead); larger
 # ones fail with EMSGSIZE. 1,024 keys of 32 bytes plus 1,024 commits and 1,024 releases of 8 bytes and 64 bytes
@@ -81,6 +81,21 @@ OUTBOX_FRAMES: Final = 256
 # Texts in HELLO and OPEN. Identity fields are names and digests, not documents.
 NAME_BYTES: Final = 64
 FIELD_BYTES: Final = 1024
+
+# Pins: a row of 4 bytes a block and about 1 KiB each, so 4 MiB for 4,096. They end after a day at most.
+PINS_PER_TENANT: Final = 4096
+PIN_TTL_NS_MAX: Final = 24 * 3600 * 10**9
+
+# Prefetches that wait for their turn. A frame of keys each, 32 KiB: 8 MiB a tenant.
+PREFETCHES_PER_TENANT: Final = 256
+PREFETCH_NS_MAX: Final = 3600 * 10**9
+
+# Hints. Names hold a UUID, a slash and a label; a description of 256 steps takes 40 KB.
+HINT_NAME_BYTES: Final = 512
+HINT_TEXT_BYTES: Final = 60 * KIB
+
+# Prefill profiles. One of 50 cells takes 30 KiB, 8 MiB a tenant; one in which every cell is filled 145 KiB.
+PROFILES_PER_TENANT: Final = 256
 
 BLOCK_TOKENS_MAX: Final = 1 << 16
 BLOCK_BYTES_MAX: Final = ARENA_BYTES_MAX

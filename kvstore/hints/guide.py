@@ -1,0 +1,225 @@
+"""All that one tenant's clients have said, and what follows from it. Pure: whoever owns the memory does it.
+
+    hint --> hear() --> Keep, LetGo, Fetch    of programs (programs.py)
+                        Say                   words on blocks (words.py)
+    time --> due()  --> LetGo, Fetch
+             errand() -> Say, Fetch           of runs, one chain at a time: a step that begins may concern 256 chains
+
+What a source claims by EXPECT is passed on as it is. DENSITY learns for each pool what a word turns out to be worth, by
+what became of the blocks it was said of, so whoever says "soon" of everything is believed accordingly, and a weight on
+top would be learned twice. accuracy.py, which tells sources apart, would have to hear of every use of a sampled block
+while a LEASE is answered; that is too dear there as long as all sources of a tenant end in the same three words.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from math import isnan
+from typing import Final, TypeAlias
+
+from kvproto.ids import NamespaceNumber
+from kvproto.policy_frames import Event, Hint
+from kvstore.hints.chains import Chain, Chains
+from kvstore.hints.expectations import Expectation, in_seconds
+from kvstore.hints.gaps import Gaps
+from kvstore.hints.graph import Graph
+from kvstore.hints.limits import ENDED_BLOCKS, EXPECTED_S_MAX, PROGRAM_TTL_S, RUN_TTL_S
+from kvstore.hints.programs import Action, Costs, Fetch, Programs
+from kvstore.hints.refusal import Refusal, Refused, duration_ns, is_name, shown
+from kvstore.hints.words import Say, by_steps, of_all, of_tool
+from kvstore.hints.workflow import Workflows
+
+Deed: TypeAlias = Action | Say
+Heard: TypeAlias = tuple[Deed, ...] | Refused
+CostsOf: TypeAlias = Callable[[Chain], Costs]
+NAMES_KEYS: Final = frozenset({Event.CONTEXT, Event.BIND, Event.EXPECT})  # events in whose hints a namespace counts
+LOOKS: Final = 64  # at errands that have become void, in one turn
+FREE: Final = Costs(0, 0)
+
+
+class Guide:
+    """One tenant's. No verb raises, whatever it is told."""
+
+    __slots__ = (
+        "gaps",
+        "programs",
+        "workflows",
+        "_chains",
+        "_verbs",
+        "_unsaid",
+        "_unfetched",
+        "_ended",
+        "_ended_blocks",
+    )
+
+    def __init__(self, gaps: Gaps | None = None, chains: Chains | None = None) -> None:
+        """`gaps`: what the tenant's tools have taught before."""
+        self.gaps = gaps or Gaps()
+        self._chains = chains or Chains()
+        self.programs = Programs(self.gaps, self._chains)
+        self.workflows = Workflows(self._chains)
+        self._unsaid: dict[tuple[str, int], None] = {}  # steps of runs: words on what they read are due
+        self._unfetched: dict[tuple[str, int], None] = {}
+        self._ended: deque[Chain] = deque()  # what runs read that are over
+        self._ended_blocks = 0
+        self._verbs: dict[Event, Callable[[Hint, int, CostsOf], Heard]] = {
+            Event.PROGRAM: self._program,
+            Event.CONTEXT: self._context,
+            Event.TOOL_STARTED: self._tool_started,
+            Event.TOOL_FINISHED: self._tool_finished,
+            Event.TURN_FINISHED: self._turn_finished,
+            Event.PROGRAM_FINISHED: self._program_finished,
+            Event.WORKFLOW: self._workflow,
+            Event.RUN: self._run,
+            Event.BIND: self._bind,
+            Event.ENTER: self._enter,
+            Event.RUN_FINISHED: self._run_finished,
+            Event.EXPECT: self._expect,
+        }
+
+    def hear(self, hint: Hint, now_ns: int, costs_of: CostsOf) -> Heard:
+        """What follows from a hint at once, or why it is not taken; more may follow by `errand`."""
+        return self._verbs[hint.event](hint, now_ns, costs_of)
+
+    def due(self, now_ns: int, most: int) -> Iterator[Deed]:
+        """What follows from the passing of time, for up to `most` programs and as many runs."""
+        yield from self.programs.due(now_ns, most)
+        self.workflows.due(now_ns, most)
+
+    def forget(self, most: int) -> Iterator[Deed]:
+        """End up to `most` programs and as many runs, and say nothing of it."""
+        yield from self.programs.forget(most)
+        self.workflows.forget(most)
+
+    def errand(self, now_ns: int) -> Deed | None:
+        """The next thing that runs have left to do, a chain at a time; None: nothing, or nothing yet."""
+        for _ in range(LOOKS):
+            if self._unfetched:
+                run, step = key = next(iter(self._unfetched))
+                del self._unfetched[key]
+                chain = self.workflows.chain_of(run, step)
+                if chain is not None and self.workflows.is_near(run, step):
+                    return Fetch("", chain, now_ns)
+            elif self._ended:
+                over = self._ended.popleft()
+                self._ended_blocks -= over.length
+                return by_steps(self._chains, over, Expectation.HARDLY)
+            elif self._unsaid:
+                run, step = key = next(iter(self._unsaid))
+                del self._unsaid[key]
+                chain = self.workflows.chain_of(run, step)
+                if chain is not None:
+                    return by_steps(self._chains, chain)
+            else:
+                return None
+        return None
+
+    def next_ns(self) -> int | None:
+        """When `due` or `errand` (0: at once) has something to do; None if never."""
+        if self._unfetched or self._ended or self._unsaid:
+            return 0
+        dues = (self.programs.next_ns(), self.workflows.next_ns())
+        return min((ns for ns in dues if ns is not None), default=None)
+
+    # -- programs ------------------------------------------------------------------------------------------------
+
+    def _program(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        return self.programs.begin(hint.name, now_ns, PROGRAM_TTL_S if isnan(hint.seconds) else hint.seconds)
+
+    def _context(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        return self.programs.context(hint.name, _chain(hint), now_ns)
+
+    def _tool_started(self, hint: Hint, now_ns: int, costs_of: CostsOf) -> Heard:
+        context, expected_s = self.programs.context_of(hint.name), None if isnan(hint.seconds) else hint.seconds
+        costs = FREE if context is None else costs_of(context)
+        expected = of_tool(self.gaps, hint.other, expected_s)
+        heard = self.programs.tool_started(hint.name, hint.other, now_ns, costs, expected_s)
+        return heard if isinstance(heard, Refused) else (*heard, *_words(context, expected))
+
+    def _tool_finished(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        heard = self.programs.tool_finished(hint.name, now_ns)
+        if isinstance(heard, Refused):
+            return heard
+        return (*heard, *_words(self.programs.context_of(hint.name), Expectation.SOON))
+
+    def _turn_finished(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        return self.programs.turn_finished(hint.name, now_ns)
+
+    def _program_finished(self, hint: Hint, _: int, __: CostsOf) -> Heard:
+        context = self.programs.context_of(hint.name)
+        heard = self.programs.finished(hint.name)
+        return heard if isinstance(heard, Refused) else (*heard, *_words(context, Expectation.HARDLY))
+
+    # -- workflows -----------------------------------------------------------------------------------------------
+
+    def _workflow(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        if not is_name(hint.name):
+            return Refused(Refusal.NAME, shown(hint.name))
+        graph = Graph.parse(hint.text.encode())
+        if isinstance(graph, Refused):
+            return graph
+        return self.workflows.define(hint.name, graph, hint.version, now_ns) or ()
+
+    def _run(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        former = list(self._bound(hint.name))  # a run of that name is over, unless this one is refused
+        ttl_s = RUN_TTL_S if isnan(hint.seconds) else hint.seconds
+        refused = self.workflows.start(hint.name, hint.other, now_ns, ttl_s)
+        if refused is None:
+            self._over(former)
+        return refused or ()
+
+    def _bind(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        refused = self.workflows.bind(hint.name, hint.other, _chain(hint), hint.version, now_ns)
+        if refused is None:
+            self._unfetched |= dict.fromkeys((hint.name, step) for step in self.workflows.to_fetch(hint.name))
+        return refused or ()
+
+    def _enter(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        refused = self.workflows.advance(hint.name, hint.other, hint.version, now_ns)
+        if refused is None:
+            self._unfetched |= dict.fromkeys((hint.name, step) for step in self.workflows.to_fetch(hint.name))
+            self._unsaid |= dict.fromkeys((hint.name, step) for step in self.workflows.bound_steps(hint.name))
+        return refused or ()
+
+    def _run_finished(self, hint: Hint, _: int, __: CostsOf) -> Heard:
+        bound = list(self._bound(hint.name))
+        refused = self.workflows.end(hint.name)
+        if refused is None:
+            self._over(bound)
+        return refused or ()
+
+    def _bound(self, run: str) -> Iterator[Chain]:
+        """What a run reads, as far as there is room for it to wait until words are said of it."""
+        room = ENDED_BLOCKS - self._ended_blocks
+        for step in self.workflows.bound_steps(run):
+            room -= self.workflows.length_of(run, step)
+            chain = self.workflows.chain_of(run, step) if room >= 0 else None
+            if chain is None:
+                return
+            yield chain
+
+    def _over(self, bound: Iterable[Chain]) -> None:
+        for chain in bound:
+            self._ended.append(chain)
+            self._ended_blocks += chain.length
+
+    # -- what anybody says of any blocks ---------------------------------------------------------------------------
+
+    def _expect(self, hint: Hint, _: int, __: CostsOf) -> Heard:
+        """`hint.seconds` if that is a number, else `hint.expectation`: nothing (0) takes back what was said."""
+        if not is_name(hint.name):
+            return Refused(Refusal.NAME, shown(hint.name))
+        if not hint.keys:
+            return Refused(Refusal.FORM, shown(hint.name))
+        if isnan(hint.seconds):
+            return (of_all(_chain(hint), Expectation(hint.expectation)),)
+        if duration_ns(hint.seconds, EXPECTED_S_MAX) is None:
+            return Refused(Refusal.TIME, shown(hint.name))
+        return (of_all(_chain(hint), in_seconds(hint.seconds)),)
+
+
+def _chain(hint: Hint) -> Chain:
+    return Chain(NamespaceNumber(hint.namespace), hint.keys)
+
+
+def _words(context: Chain | None, expected: Expectation) -> tuple[Say, ...]:
+    return () if context is None else (of_all(context, expected),)

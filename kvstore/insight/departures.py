@@ -1,0 +1,209 @@
+"""What is remembered of blocks that are not there: how each left, when, and what may have taken it along.
+
+    evicted                      ghosts of the block table: by which pool, and how many evictions ago (`blocks.py`)
+    deleted, refused, damaged    a table of causes by key (`reasons.py`), noted where they happen
+    cleared                      by namespace: when somebody dropped all of it, or any block of it
+    given away                   by tenant: when another one got an arena of it
+
+Ghosts count evictions and not time, so now and then it is written down how many evictions there had been; a time of
+eviction lies between two of those. Owner thread. Every memory here is bounded, and what it forgets it says.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+
+from kvproto.errors import Grant
+from kvproto.limits import NAMESPACES
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.insight import reasons
+from kvstore.insight.reasons import SEED_WORDS, Cause, Departure, Place, cause_word, note_chain, note_refused
+from kvstore.ports import Clock, Randomness
+from kvstore.sessions import Namespace, Tenant
+
+ENTRIES: Final = 1 << 20  # 8 MiB of which only what is noted is touched
+LOOK_NS: Final = 10**9  # how often evictions are counted
+LOOKS: Final = 4096  # of those counts; when there are so many, every second one is forgotten
+EVENTS: Final = 256  # rules chosen, arenas given away
+
+_BY_GRANT: Final[U8] = np.zeros(max(Grant) + 1, dtype=np.uint64)
+_BY_GRANT[[Grant.FULL, Grant.BUSY]] = cause_word(Cause.REFUSED)
+_BY_GRANT[Grant.QUOTA] = cause_word(Cause.LIMIT)
+_BY_GRANT[Grant.DRAINING] = cause_word(Cause.DRAINING)
+
+
+class Turns:
+    """When there had been how many evictions: a count, and the first and the last time it was found to be that."""
+
+    __slots__ = ("_turns", "_first_ns", "_last_ns", "_step_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        self._turns, self._first_ns, self._last_ns = [0], [now_ns], [now_ns]
+        self._step_ns = LOOK_NS
+
+    def look(self, turn: int, now_ns: int) -> int:
+        """Write down a count, and say when to look again."""
+        self._last_ns[-1] = now_ns if turn == self._turns[-1] else self._last_ns[-1]
+        if turn != self._turns[-1]:
+            self._turns.append(turn)
+            self._first_ns.append(now_ns)
+            self._last_ns.append(now_ns)
+        if len(self._turns) > LOOKS:
+            del self._turns[1::2], self._first_ns[1::2], self._last_ns[1::2]
+            self._step_ns *= 2
+        return now_ns + self._step_ns
+
+    def time_of(self, turn: int, now_ns: int) -> int:
+        """About when the eviction of that number was."""
+        after = bisect_left(self._turns, turn)
+        before_ns = self._last_ns[max(0, after - 1)]
+        return (before_ns + (self._first_ns[after] if after < len(self._turns) else now_ns)) // 2
+
+
+class Departures:
+    """All that is known of blocks that are not there."""
+
+    def __init__(self, tables: Tables, clock: Clock, randomness: Randomness) -> None:
+        self.began_ns = now_ns = clock.now_ns()
+        self.turns = Turns(now_ns)
+        self.table: U8 = np.zeros(reasons.words_for(ENTRIES), dtype=np.uint64)
+        self._tables = tables
+        self._clock = clock
+        self._look_ns = 0
+        self._dropped_ns: U8 = np.zeros(NAMESPACES, dtype=np.uint64)  # by namespace: when blocks were dropped last
+        self._cleared_ns: U8 = np.zeros(NAMESPACES, dtype=np.uint64)  # by namespace: when all of it was
+        self._rules: deque[tuple[int, int, str]] = deque(maxlen=EVENTS)  # until when, pool, which rule it had
+        self._given: deque[tuple[int, int, int, int]] = deque(maxlen=EVENTS)  # evictions before, after, when, tenant
+        self._turn = 0  # evictions at the last look
+        self._arenas: dict[int, int] = {}
+        self._key: U8 = np.zeros(4, dtype=np.uint64)
+        reasons.begin(self.table, [randomness.word() for _ in range(SEED_WORDS)], now_ns, cold=False)
+
+    # -- noting --------------------------------------------------------------------------------------------------
+
+    def refused(self, namespace: Namespace, keys: U8, at: int, count: int, grants: U4) -> None:
+        """A RESERVE was answered; those of its keys that were refused are noted."""
+        now_ns = self._clock.now_ns()
+        note_refused(self.table, keys, at, count, namespace.number, grants, _BY_GRANT, now_ns)
+
+    def dropped(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """A client deletes these, and what continues them."""
+        now_ns = self._clock.now_ns()
+        self._dropped_ns[namespace.number] = now_ns
+        note_chain(self.table, keys, at, count, namespace.number, cause_word(Cause.DELETED), now_ns)
+
+    def cleared(self, namespaces: Iterable[Namespace], keys: U8 | None = None) -> None:
+        """An operator drops all of some namespaces, or some keys and what continues them."""
+        now_ns = self._clock.now_ns()
+        for namespace in namespaces:
+            if keys is None:
+                self._cleared_ns[namespace.number] = now_ns
+                continue
+            self._dropped_ns[namespace.number] = now_ns
+            word = cause_word(Cause.CLEARED)
+            note_chain(self.table, keys, 0, keys.size // 4, namespace.number, word, now_ns)
+
+    def row_left(self, row: int, cause: Cause, place: Place = Place.DRAM) -> None:
+        """The block in a row is about to be dropped."""
+        found = self._tables.blocks[row]
+        self._key[:] = found["key"]
+        self.key_left(int(found["namespace"]), self._key, cause, place)
+
+    def key_left(self, namespace: int, key: U8, cause: Cause, place: Place = Place.NONE) -> None:
+        """A key (four words) is not there any more, or its pin has ended (PIN_EXPIRED)."""
+        note_chain(self.table, key, 0, 1, namespace, cause_word(cause, place), self._clock.now_ns())
+
+    def chosen(self, former: Iterable[tuple[int, str]]) -> None:
+        """Pools go by another rule from now on; these are those that they had."""
+        now_ns = self._clock.now_ns()
+        self._rules.extend((now_ns, pool, rule) for pool, rule in former)
+
+    def look(self, tenants: Iterable[Tenant]) -> None:
+        """Once in a while: how many evictions there have been, and who has fewer arenas than before. Cheap else."""
+        now_ns = self._clock.now_ns()
+        if now_ns < self._look_ns:
+            return
+        before, self._turn = self._turn, int(self._tables.book[blocks.TURN])
+        self._look_ns = self.turns.look(self._turn, now_ns)
+        for tenant in tenants:
+            if tenant.arenas < self._arenas.get(tenant.number, 0):
+                self._given.append((before, self._turn, now_ns, tenant.number))
+            self._arenas[tenant.number] = tenant.arenas
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def of(self, namespace: int, key: U8) -> Departure:
+        """What is noted of a key that is not there."""
+        return reasons.departure(self.table, key, namespace, self._clock.now_ns())
+
+    def ghost(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> int:
+        """Which eviction it was when a pool gave up a key, if that is remembered; -1 if not."""
+        row = self._ghost_row(tenant, namespace, key, pool)
+        return -1 if row < 0 else self._turn_of(int(self._tables.ghosts["turn"][row]))
+
+    def _turn_of(self, turn: int) -> int:
+        """Ghosts have the lower half of it."""
+        evictions = int(self._tables.book[blocks.TURN])
+        return evictions - ((evictions - turn) & 0xFFFFFFFF)
+
+    def time_of(self, turn: int) -> int:
+        """About when that eviction was."""
+        return self.turns.time_of(turn, self._clock.now_ns())
+
+    def known_ns(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> int:
+        """Since when an eviction of a key would be remembered.
+
+        Whatever its set forgot is older than all that is there. Where there was about one eviction a set, none had to
+        forget: with eight places, one in a million.
+        """
+        evictions = int(self._tables.book[blocks.TURN])
+        if evictions <= self._tables.ghosts.size // blocks.GHOST_WAYS and not self._given:
+            return self.began_ns
+        begin, _ = self._ghost_set(tenant, namespace, key, pool)
+        ways = self._tables.ghosts[begin : begin + blocks.GHOST_WAYS]
+        turns = [self._turn_of(turn) for turn in ways["turn"][ways["print"] != 0].tolist()]
+        return self.time_of(min(turns)) if turns else self._clock.now_ns()
+
+    def _ghost_set(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> tuple[int, int]:
+        """As `blocks._ghost_set`, of a key that has no row."""
+        shape = tenant.index.shape
+        tweak = np.uint64(namespace | (pool + 1) << 32)
+        hashed = int(blocks.siphash(shape[3], shape[4], key[0], key[1], key[2], key[3], tweak))
+        sets = max(1, self._tables.ghosts.size // blocks.GHOST_WAYS)
+        return hashed % sets * blocks.GHOST_WAYS, hashed >> 32 | 1
+
+    def _ghost_row(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> int:
+        begin, fingerprint = self._ghost_set(tenant, namespace, key, pool)
+        for row in range(begin, min(begin + blocks.GHOST_WAYS, self._tables.ghosts.size)):
+            if int(self._tables.ghosts["print"][row]) == fingerprint:
+                return row
+        return -1
+
+    def rule_at(self, pool: int, at_ns: int, now: str) -> str:
+        """By which rule a pool went at that time; `now`: the one that it has."""
+        return next((rule for until_ns, number, rule in self._rules if number == pool and at_ns <= until_ns), now)
+
+    def gave_way_ns(self, tenant: Tenant, turn: int) -> int:
+        """When an arena of a tenant went to others about then, with all that lay there; 0: it did not.
+
+        Such blocks are remembered as given up with the last eviction before.
+        """
+        events = (ns for first, last, ns, number in self._given if number == tenant.number and first <= turn <= last)
+        return next(events, 0)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all arrays, as if every page of them were touched."""
+        return self.table.nbytes + self._dropped_ns.nbytes + self._cleared_ns.nbytes + 120 * LOOKS
+
+    def dropped_ns(self, namespace: int) -> int:
+        """When blocks of a namespace, with what continued them, were dropped last; 0: never."""
+        return int(self._dropped_ns[namespace])
+
+    def cleared_ns(self, namespace: int) -> int:
+        """When all of a namespace was dropped last; 0: never."""
+        return int(self._cleared_ns[namespace])

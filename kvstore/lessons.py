@@ -1,0 +1,102 @@
+"""What is worth telling a successor (`learned.py`): how long tools and prefills take, and when blocks are used again.
+
+    gaps/TENANT          `hints/gaps.py`, by tool
+    profile/NAMESPACE    `cost.py`, by number: a successor goes on with the same ones
+    reuse/POOL           of a pool in DRAM that goes by DENSITY: counts by class and age, and the mean cost of a block
+
+Every one of them checks what it is given; what it refuses is learned anew.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from kvproto.limits import POOLS
+from kvstore import blocks
+from kvstore.arenas import Arenas
+from kvstore.blocks import REUSE, Tables
+from kvstore.cost import PrefillProfile
+from kvstore.costing import Costing
+from kvstore.guiding import Guiding
+from kvstore.learned import Thing
+from kvstore.registry import Registry
+from kvstore.tier.format import FormatError
+
+_REUSE_HEAD: Final = struct.Struct("<dI4x")  # mean cost of a block in seconds' code, counts since they were halved
+_COUNTS: Final = REUSE["again"].shape
+_COUNT_MAX: Final = 1e9  # far beyond what is ever counted
+
+
+class Lessons:
+    """Those of one store. Owner thread."""
+
+    def __init__(
+        self, tables: Tables, registry: Registry, arenas: Arenas, costing: Costing, guiding: Guiding
+    ) -> None:  # fmt: skip
+        self._tables = tables
+        self._registry = registry
+        self._arenas = arenas
+        self._costing = costing
+        self._guiding = guiding
+
+    def things(self) -> Iterator[Thing]:
+        """All that was learned so far."""
+        for tenant in self._registry.tenants.values():
+            yield f"gaps/{tenant.name}", partial(self._guiding.export, tenant)
+            for namespace in self._costing.profiled(tenant):
+                if namespace.profile is not None:
+                    yield f"profile/{namespace.number}", namespace.profile.to_bytes
+        for number in self._arenas.by_number:
+            if number < POOLS and int(self._tables.pools[number]["rule"]) == blocks.DENSITY:
+                yield f"reuse/{number}", partial(self._reuse, number)
+
+    def take_over(self, learned: Mapping[str, bytes]) -> int:
+        """Go on from what a former life had learned. Returns how much of it was taken."""
+        return sum(self._take(*name.partition("/")[::2], content) for name, content in learned.items())
+
+    def _take(self, kind: str, whose: str, content: bytes) -> bool:
+        """One thing, by the parts of its name."""
+        if kind == "gaps":
+            tenant = self._registry.tenants.get(whose)
+            return tenant is not None and self._guiding.take_over(tenant, content) is None
+        number = int(whose) if whose.isascii() and whose.isdigit() else -1
+        if kind == "profile":
+            return self._take_profile(number, content)
+        return kind == "reuse" and self._take_reuse(number, content)
+
+    def _take_profile(self, number: int, content: bytes) -> bool:
+        namespace = self._registry.by_number.get(number)
+        if namespace is None:
+            return False
+        try:
+            profile = PrefillProfile.from_bytes(content)
+        except FormatError:
+            return False
+        if profile.block_tokens != namespace.identity.block_tokens:
+            return False
+        return self._costing.take_over(namespace, profile)
+
+    def _reuse(self, number: int) -> bytes:
+        pool, reuse = self._tables.pools[number], self._tables.reuse[number]
+        head = _REUSE_HEAD.pack(float(pool["clock"]), int(pool["news"]))
+        return b"".join((head, reuse["again"].tobytes(), reuse["gone"].tobytes()))
+
+    def _take_reuse(self, number: int, content: bytes) -> bool:
+        if number >= POOLS or number not in self._arenas.by_number:
+            return False
+        if int(self._tables.pools[number]["rule"]) != blocks.DENSITY:
+            return False
+        count = _COUNTS[0] * _COUNTS[1]
+        if len(content) != _REUSE_HEAD.size + 8 * count:
+            return False
+        clock, news = _REUSE_HEAD.unpack_from(content)
+        counts = np.frombuffer(content, np.float32, offset=_REUSE_HEAD.size).reshape(2, *_COUNTS)
+        if not 0 <= clock <= 65535 or not ((counts >= 0) & (counts < _COUNT_MAX)).all():  # nor NaN
+            return False
+        self._tables.pools[number]["clock"], self._tables.pools[number]["news"] = clock, news
+        self._tables.reuse[number]["again"], self._tables.reuse[number]["gone"] = counts
+        blocks.reindex(self._tables, number)
+        return True

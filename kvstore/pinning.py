@@ -1,0 +1,276 @@
+"""Pins: prefixes that stay for a while, whatever else is stored. Owner thread.
+
+    PIN keys, ttl -> the lead run that is there, as far as the tenant's budget goes -> a hold on its deepest block
+                  -> over by UNPIN, by its deadline (which a use may move), with its blocks, or never refreshed again
+
+A pin is a hold like a lease's, without a client: so nothing it covers is evicted. It promises nobody memory, and
+therefore gives way where a lease would not be asked: to DELETE, and to a tenant below its share, who gets the arena.
+
+The budget is counted in slots, each once however many pins cover it. `covers` counts by row how many do; a row's
+number is nobody else's as long as a pin holds what continues it.
+
+What lies on disk is held there, and with `tier` DRAM it is brought in (`prefetching.py`) and held in DRAM from then
+on. Pins do not survive a restart of the daemon.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from kvproto.limits import KEYS_PER_FRAME, PINS_PER_TENANT
+from kvproto.policy_frames import Partial, Pin, Pinned, Tier
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.hints.deadlines import Deadlines
+from kvstore.ports import Clock, Randomness
+from kvstore.prefetching import Prefetching
+from kvstore.sessions import Namespace, Tenant
+from kvstore.sweeps import Jobs
+from kvstore.watch import PIN_END, Watch
+
+LOOK_AT: Final = 512  # pins, whether what they cover was dropped: 0.2 ms
+DUE_A_TICK: Final = 64  # pins that end in one tick: of 1,024 blocks each, about two milliseconds
+
+_NOTHING: Final = (0, 0, 0, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One pin."""
+
+    number: int
+    tenant: Tenant
+    namespace: Namespace
+    rows: U4  # of all blocks that it covers, in order
+    ends: U4  # those that it holds: the deepest one, and the deepest one in DRAM
+    deadline_ns: int
+    ttl_ns: int
+    refresh: bool
+    owner: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals."""
+
+    pinned: int = 0
+    ended: int = 0  # by UNPIN or by who owns them
+    expired: int = 0
+    refreshed: int = 0
+    dropped: int = 0  # since their blocks were
+    over_budget: int = 0  # asked for, and cut short or refused for the budget
+
+
+class Pinning:
+    """All pins of a store."""
+
+    def __init__(
+        self, tables: Tables, clock: Clock, randomness: Randomness, watch: Watch, budget: Callable[[Tenant], int],
+        prefetching: Prefetching, jobs: Jobs,
+    ) -> None:  # fmt: skip
+        """`budget`: bytes of slots that a tenant may pin; `jobs` drop blocks."""
+        self.tally = Tally()
+        self.pins: dict[int, Held] = {}
+        self._tables = tables
+        self._clock = clock
+        self._watch = watch
+        self._budget = budget
+        self._prefetching = prefetching
+        self._next = 1 + (randomness.word() >> 2)
+        self._of: dict[Tenant, dict[int, Held]] = {}
+        self._by_end: dict[int, list[Held]] = {}  # by the deepest row
+        self._covers = np.zeros(tables.blocks.size, dtype=np.uint16)  # untouched pages cost nothing
+        self._used: Counter[Tenant] = Counter()  # bytes
+        self._due: Deadlines[Held] = Deadlines()
+        self._jobs = jobs
+        self._jobs_seen = 0
+        self._look = False  # may something have been dropped since all pins were looked at?
+        self._to_look_at: deque[Held] = deque()
+        self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._ends: U4 = np.zeros(KEYS_PER_FRAME + 1, dtype=np.uint32)
+        watch.tell(PIN_END, self.leased)
+
+    # -- verbs ---------------------------------------------------------------------------------------------------
+
+    def pin(
+        self, tenant: Tenant, namespace: Namespace, keys: U8, at: int, count: int, ttl_ns: int, tier: Tier,
+        *, refresh: bool = True, owner: str = "",
+    ) -> Pinned:  # fmt: skip
+        """Keep the lead run of a chain for `ttl_ns`; with `refresh`, a lease of its last block begins that anew.
+
+        HBM counts as DRAM where there is no HBM tier. `owner` is who will end it, "" for a client.
+        """
+        if len(self._of.get(tenant, ())) >= PINS_PER_TENANT:
+            self.tally.over_budget += 1
+            return Pinned(*_NOTHING, Partial.TOO_MANY)
+        end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
+        covered = self._affordable(tenant, namespace, end)
+        partial = Partial.NOTHING if covered == count else Partial.ABSENT if covered == end else Partial.BUDGET
+        self.tally.over_budget += partial is Partial.BUDGET
+        if not covered:
+            return Pinned(*_NOTHING, partial)
+        now_ns = self._clock.now_ns()
+        pin = Held(
+            self._next, tenant, namespace, self._run[:covered].copy(), self._ends[:0], now_ns + ttl_ns, ttl_ns,
+            refresh, owner,
+        )  # fmt: skip
+        self._next += 1
+        self._begin(pin)
+        self.tally.pinned += 1
+        if on_disk and tier is not Tier.DISK:
+            self._prefetching.prefetch(tenant, namespace, keys, at, covered, ttl_ns, tier, kept=True)
+        return Pinned(pin.number, covered * namespace.identity.block_bytes, pin.deadline_ns, covered, partial)
+
+    def unpin(self, tenant: Tenant, numbers: Iterable[int]) -> int:
+        """End pins of a tenant; how many there were. Others' numbers, and those that are over, are no news."""
+        mine = self._of.get(tenant, {})
+        ended = [pin for number in numbers if (pin := mine.get(number)) is not None]
+        for pin in dict.fromkeys(ended):
+            self._end(pin)
+        self.tally.ended += len(set(ended))
+        return len(set(ended))
+
+    def list_pins(self, tenant: Tenant, after: int, most: int) -> list[Pin]:
+        """A tenant's pins with numbers above `after`, in their order, up to `most`."""
+        pins: list[Pin] = []
+        for number, pin in self._of.get(tenant, {}).items():  # in the order of their numbers
+            if len(pins) == most:
+                break
+            if number > after:
+                pins.append(describe(pin))
+        return pins
+
+    def count(self, tenant: Tenant) -> int:
+        """Pins of a tenant."""
+        return len(self._of.get(tenant, ()))
+
+    def used_bytes(self, tenant: Tenant) -> int:
+        """What a tenant's pins cover, in slots, each once."""
+        return self._used[tenant]
+
+    def leased(self, rows: U4) -> None:
+        """Rows that `Watch` marks as ends of pins were leased."""
+        now_ns = self._clock.now_ns()
+        for row in rows.tolist():
+            for pin in self._by_end.get(row, ()):
+                if pin.refresh and pin.deadline_ns < now_ns + pin.ttl_ns:
+                    pin.deadline_ns = now_ns + pin.ttl_ns
+                    self._due.set(pin, pin.deadline_ns)
+                    self.tally.refreshed += 1
+
+    # -- holding -------------------------------------------------------------------------------------------------
+
+    def _affordable(self, tenant: Tenant, namespace: Namespace, end: int) -> int:
+        """How many blocks of the run that was just found the tenant's budget allows."""
+        fresh = self._covers[self._run[:end]] == 0
+        room = max(0, self._budget(tenant) - self._used[tenant]) // namespace.slot_bytes
+        return int(np.searchsorted(np.cumsum(fresh), room, side="right"))
+
+    def _begin(self, pin: Held) -> None:
+        self._hold(pin)
+        self.pins[pin.number] = self._of.setdefault(pin.tenant, {})[pin.number] = pin
+        self._due.set(pin, pin.deadline_ns)
+        self._charge(pin, pin.rows, 1)
+
+    def _hold(self, pin: Held) -> None:
+        """Hold the deepest block; and the deepest one in DRAM, or those before it could leave DRAM meanwhile."""
+        rows, state = pin.rows, self._tables.blocks["state"]
+        held = int(blocks.hold_ends(self._tables, rows, rows.size, np.uint64(0), self._ends))
+        in_dram = np.flatnonzero(np.isin(state[rows], (blocks.RESIDENT, blocks.KEPT, blocks.LOADING)))
+        if in_dram.size and in_dram[-1] < rows.size - 1:
+            self._ends[held] = rows[in_dram[-1]]
+            blocks.hold_rows(self._tables, self._ends, held, held + 1)
+            held += 1
+        pin.ends = self._ends[:held].copy()
+        self._by_end.setdefault(int(rows[-1]), []).append(pin)
+        self._watch.mark(rows[-1:], PIN_END)
+
+    def _let_go(self, pin: Held) -> None:
+        last = int(pin.rows[-1])
+        others = [other for other in self._by_end.pop(last) if other is not pin]
+        if others:
+            self._by_end[last] = others
+        else:
+            self._watch.unmark(pin.rows[-1:], PIN_END)
+        blocks.unhold_rows(self._tables, pin.ends, 0, pin.ends.size)
+
+    def _charge(self, pin: Held, rows: U4, by: int) -> None:
+        """`rows` are covered by one pin more, or fewer."""
+        rows = np.unique(rows)
+        covers = self._covers[rows]
+        changed = int((covers == (0 if by > 0 else 1)).sum())
+        self._covers[rows] = covers + np.uint16(1) if by > 0 else covers - np.uint16(1)
+        self._used[pin.tenant] += by * changed * pin.namespace.slot_bytes
+
+    def _end(self, pin: Held) -> None:
+        self._charge(pin, pin.rows, -1)
+        self._let_go(pin)
+        self._due.drop(pin)
+        del self.pins[pin.number]
+        mine = self._of[pin.tenant]
+        del mine[pin.number]
+        if not mine:
+            del self._of[pin.tenant]
+            del self._used[pin.tenant]
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Deadlines have passed; blocks may have been dropped."""
+        for pin in self._due.due(now_ns, DUE_A_TICK):
+            self._end(pin)
+            self.tally.expired += 1
+        if self._jobs_seen != self._jobs.begun:
+            self._jobs_seen, self._look = self._jobs.begun, True
+        if self._look:
+            self._leave_dropped()
+            self._look = bool(self._to_look_at) or self._jobs.waiting
+
+    def _leave_dropped(self) -> None:
+        """Let go of what was deleted, damaged or had to give way; what comes before it stays pinned."""
+        if not self._to_look_at:
+            self._to_look_at.extend(self.pins.values())
+        some = [self._to_look_at.popleft() for _ in range(min(LOOK_AT, len(self._to_look_at)))]
+        some = [pin for pin in some if pin.number in self.pins]
+        if not some:
+            return
+        state = self._tables.blocks["state"]
+        whose = np.repeat(np.arange(len(some)), [pin.ends.size for pin in some])
+        doomed = state[np.concatenate([pin.ends for pin in some])] == blocks.DOOMED
+        for number in np.unique(whose[doomed]).tolist():
+            pin = some[number]
+            self._shorten(pin, int(np.argmax(state[pin.rows] == blocks.DOOMED)))
+            self.tally.dropped += 1
+
+    def _shorten(self, pin: Held, count: int) -> None:
+        """Only the first `count` blocks from now on."""
+        if not count:
+            self._end(pin)
+            return
+        former = replace(pin)
+        self._by_end[int(pin.rows[-1])].remove(pin)
+        self._by_end[int(pin.rows[-1])].append(former)
+        pin.rows = pin.rows[:count].copy()
+        self._hold(pin)
+        self._charge(former, former.rows, -1)
+        self._charge(pin, pin.rows, 1)
+        self._let_go(former)
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do; None if there are no pins."""
+        due_ns = self._due.next_ns()
+        unseen = self._look or self._jobs_seen != self._jobs.begun
+        return 0 if due_ns is not None and unseen and not self._jobs.waiting else due_ns
+
+    def held_rows(self) -> Sequence[int]:
+        """Rows that pins hold, once for each hold."""
+        return [row for pin in self.pins.values() for row in pin.ends.tolist()]
+
+
+def describe(pin: Held) -> Pin:
+    """As clients are told."""
+    count = pin.rows.size
+    return Pin(pin.number, count * pin.namespace.identity.block_bytes, pin.deadline_ns, count, pin.namespace.number)

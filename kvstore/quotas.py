@@ -1,0 +1,321 @@
+"""What each tenant is promised of memory and disk, and the most that it may have. Owner thread.
+
+What a tenant has of a tier is counted in whole arenas (on disk, segments): memory changes hands by these alone.
+
+    0 .............. guaranteed ..................... maximum
+      nobody else      it may have as long as nobody    is never given
+      can take         asks who has less above what
+                       is guaranteed to him
+
+Who is told nothing else is guaranteed an equal share of what the others were not promised by name, and has no maximum.
+A promise is kept at allocation, like all that is decided about room (`room.py`, `tier/segments.py`): until a tenant
+wants what is guaranteed to it, others may use that too, and are made to give it back then.
+
+Without numba, so that a configuration can be checked without waiting for it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Final
+
+from kvstore.rules import Tier
+
+if TYPE_CHECKING:
+    from kvstore.sessions import Tenant
+
+PIN_SHARE: Final = 0.5
+IN_FLIGHT_MAX: Final = 1 << 20  # of one tenant: far above what all of its sessions may have
+BYTES_MAX: Final = 1 << 62  # no tier is as large
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One tenant's. None: nothing was said, which is an equal share, no maximum."""
+
+    dram_guaranteed_bytes: int | None = None
+    dram_max_bytes: int | None = None
+    disk_guaranteed_bytes: int | None = None
+    disk_max_bytes: int | None = None
+    pin_share: float = PIN_SHARE  # of its memory that pins may hold, 0 to 1
+    in_flight: int | None = None  # tickets, and LEASEs that wait, at a time
+
+    def guaranteed_bytes(self, tier: Tier) -> int | None:
+        """Promised by name, before it is rounded down to whole arenas."""
+        return self.dram_guaranteed_bytes if tier is Tier.DRAM else self.disk_guaranteed_bytes
+
+    def max_bytes(self, tier: Tier) -> int | None:
+        """At most, before it is rounded down to whole arenas."""
+        return self.dram_max_bytes if tier is Tier.DRAM else self.disk_max_bytes
+
+
+USUAL: Final = Quota()
+
+
+class QuotaError(ValueError):
+    """A quota that cannot be. `tenant` and `field` (of `Quota`) name the value to blame; the text says why."""
+
+    def __init__(self, tenant: str, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.tenant = tenant
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A tier: how many arenas (segments) there may be, and the bytes of each. No units: there is no such tier."""
+
+    tier: Tier
+    unit_bytes: int
+    units: int
+
+    @property
+    def unit(self) -> str:
+        """What a whole one is called."""
+        return "arena" if self.tier is Tier.DRAM else "segment"
+
+
+def check_quotas(quotas: Mapping[str, Quota], capacities: Iterable[Capacity]) -> None:
+    """Can all of this be kept at a time? Raises QuotaError at the first value that cannot."""
+    for name, quota in quotas.items():
+        check_numbers(name, quota)
+    for capacity in capacities:
+        left = capacity.units
+        for name, quota in quotas.items():
+            promised = _check_bounds(name, quota, capacity)
+            if promised > left:
+                of_all = f"{left} of {capacity.units} {capacity.unit}s of {capacity.unit_bytes} bytes"
+                reason = f"is more than the tier has left beside the guarantees of others: {of_all}"
+                raise QuotaError(name, f"{capacity.tier}_guaranteed_bytes", reason)
+            left -= promised
+
+
+def check_numbers(name: str, quota: Quota) -> None:
+    """Are these numbers that any daemon could take? Raises QuotaError."""
+    if not 0.0 <= quota.pin_share <= 1.0:
+        raise QuotaError(name, "pin_share", "a share is from 0 to 1")
+    if quota.in_flight is not None and not 1 <= quota.in_flight <= IN_FLIGHT_MAX:
+        raise QuotaError(name, "in_flight", f"must be from 1 to {IN_FLIGHT_MAX}")
+    for tier in Tier:
+        for which, size_bytes in (("guaranteed", quota.guaranteed_bytes(tier)), ("max", quota.max_bytes(tier))):
+            if size_bytes is not None and not 0 <= size_bytes <= BYTES_MAX:
+                raise QuotaError(name, f"{tier}_{which}_bytes", f"must be from 0 to {BYTES_MAX} bytes")
+
+
+def _check_bounds(name: str, quota: Quota, capacity: Capacity) -> int:
+    """One tenant in one tier. Returns how many units are promised to it by name. Raises QuotaError."""
+    tier, unit_bytes = capacity.tier, capacity.unit_bytes
+    guaranteed_bytes, max_bytes = quota.guaranteed_bytes(tier), quota.max_bytes(tier)
+    if not capacity.units:
+        if guaranteed_bytes:
+            raise QuotaError(name, f"{tier}_guaranteed_bytes", f"there is no {tier} tier to guarantee anything of")
+        return 0
+    if max_bytes is not None and 0 < max_bytes < unit_bytes:
+        reason = f"does not hold one {capacity.unit} of {unit_bytes} bytes; say 0 where nothing is allowed"
+        raise QuotaError(name, f"{tier}_max_bytes", reason)
+    if max_bytes is not None and guaranteed_bytes is not None and max_bytes < guaranteed_bytes:
+        reason = f"is less than the {guaranteed_bytes} bytes that are guaranteed"
+        raise QuotaError(name, f"{tier}_max_bytes", reason)
+    return 0 if guaranteed_bytes is None else guaranteed_bytes // unit_bytes
+
+
+@dataclass(slots=True)
+class Shares:
+    """One tier, in whole units. `held` is how many a tenant has of them now."""
+
+    capacity: Capacity
+    held: "Callable[[Tenant], int]"
+    tenants: "list[Tenant]" = field(default_factory=list)
+    _promised: dict[str, int] = field(default_factory=dict)  # by name
+    _most: dict[str, int] = field(default_factory=dict)
+    _left: int = 0  # promised to nobody by name
+
+    def renew(self, quotas: Mapping[str, Quota]) -> None:
+        """These hold from now on."""
+        tier, unit_bytes, units = self.capacity.tier, max(self.capacity.unit_bytes, 1), self.capacity.units
+        guaranteed = {name: quota.guaranteed_bytes(tier) for name, quota in quotas.items()}
+        most = {name: quota.max_bytes(tier) for name, quota in quotas.items()}
+        self._promised = {name: size // unit_bytes for name, size in guaranteed.items() if size is not None}
+        self._most = {name: min(size // unit_bytes, units) for name, size in most.items() if size is not None}
+        self._left = max(0, units - sum(self._promised.values()))
+
+    def most(self, tenant: "Tenant") -> int:
+        """How many it may have."""
+        return self._most.get(tenant.name, self.capacity.units)
+
+    def has_maximum(self, tenant: "Tenant") -> bool:
+        """Is that less than all there are?"""
+        return tenant.name in self._most
+
+    def guaranteed(self, tenant: "Tenant") -> int:
+        """How many nobody can take from it. Of who was promised none by name this changes as tenants come and go."""
+        return self._guaranteed(tenant, self._equal_share(self._active(tenant)))
+
+    def guaranteed_bytes(self, name: str) -> int:
+        """What is guaranteed to a tenant of that name, or would be if it came now."""
+        tenant = next((one for one in self.tenants if one.name == name), None)
+        if tenant is not None:
+            units = self.guaranteed(tenant)
+        elif name in self._promised:
+            units = self._promised[name]
+        else:
+            active = sum(
+                one.name not in self._promised and bool(one.sessions or self.held(one)) for one in self.tenants
+            )
+            units = min(self._left // (active + 1), self._most.get(name, self.capacity.units))
+        return units * self.capacity.unit_bytes
+
+    def max_bytes(self, name: str) -> int | None:
+        """The most that a tenant of that name may have; None: no maximum."""
+        most = self._most.get(name)
+        return None if most is None else most * self.capacity.unit_bytes
+
+    def giving_way(self, asking: "Tenant", charged: "Callable[[Tenant], int]") -> "Tenant | None":
+        """Who is to give one of its own to a tenant that may have more; None: whoever asks must do with what it has.
+
+        That is who is furthest above what is guaranteed to it; a tenant above its maximum comes before all others. It
+        must be two further above than who asks: one unit then brings them nearer to each other, and never changes
+        hands to and fro. `charged` is what counts against a tenant: at least what it has.
+        """
+        active = self._active(asking)
+        if len(active) < 2:
+            return None
+        equal = self._equal_share(active)
+        mine = charged(asking) - self._guaranteed(asking, equal)
+        best: tuple[bool, int] = (False, max(mine + 1, 0))
+        found = None
+        for tenant in active:
+            if tenant is asking or not self.held(tenant):
+                continue
+            counted = charged(tenant)
+            above, excess = counted - self._guaranteed(tenant, equal), counted > self.most(tenant)
+            if (excess, above) > best:
+                best, found = (excess, above), tenant
+        return found
+
+    def _active(self, asking: "Tenant") -> "list[Tenant]":
+        """Those who may want some of the tier."""
+        return [one for one in self.tenants if one.sessions or self.held(one) or one is asking]
+
+    def _equal_share(self, active: "list[Tenant]") -> int:
+        others = sum(tenant.name not in self._promised for tenant in active)
+        return self._left // max(others, 1)
+
+    def _guaranteed(self, tenant: "Tenant", equal: int) -> int:
+        return self._promised.get(tenant.name, min(equal, self.most(tenant)))
+
+
+class Quotas:
+    """What is configured, what was chosen at run time, and what follows from both in each tier.
+
+    A choice is for a whole tenant: it stands in place of what the configuration says of it, here and in successors that
+    start warm (`registry.py` journals it).
+    """
+
+    def __init__(self, dram: Capacity, disk: Capacity, configured: Mapping[str, Quota]) -> None:
+        """`configured` is what `check_quotas` finds nothing against."""
+        self.tenants: list[Tenant] = []
+        self.dram = Shares(dram, lambda tenant: tenant.arenas, self.tenants)
+        self.disk = Shares(disk, lambda tenant: tenant.segments, self.tenants)
+        self.forgotten: tuple[str, ...] = ()  # tenants of whom a former life's choice does not fit any more
+        self._configured = dict(configured)
+        self._chosen: dict[str, Quota] = {}
+        self._renew()
+
+    def begin(self, tenant: "Tenant") -> None:
+        """A tenant is new."""
+        tenant.quota = self.of(tenant.name)
+        self.tenants.append(tenant)
+
+    def of(self, name: str) -> Quota:
+        """What holds for a tenant, by its name."""
+        return self._chosen.get(name) or self._configured.get(name, USUAL)
+
+    def configured(self, name: str) -> Quota:
+        """What the configuration says of a tenant."""
+        return self._configured.get(name, USUAL)
+
+    def is_chosen(self, name: str) -> bool:
+        """Was it chosen at run time?"""
+        return name in self._chosen
+
+    def chosen(self) -> list[tuple[str, Quota]]:
+        """All choices."""
+        return list(self._chosen.items())
+
+    def check(self, name: str, quota: Quota | None) -> None:
+        """Could this be chosen, beside what holds for all others? Raises QuotaError."""
+        wanted = {**self._configured, **self._chosen}
+        wanted.pop(name, None)
+        quota = self._configured.get(name, USUAL) if quota is None else quota
+        check_quotas({**wanted, name: quota}, (self.dram.capacity, self.disk.capacity))
+
+    def choose(self, name: str, quota: Quota | None) -> None:
+        """From now on; None: what the configuration says. Raises QuotaError and changes nothing."""
+        self.check(name, quota)
+        self.restore(name, quota)
+        self._renew()
+
+    def restore(self, name: str, quota: Quota | None) -> None:
+        """A choice of a former life. It holds once `settle` has looked at all of them."""
+        self._chosen.pop(name, None)
+        if quota is not None:
+            self._chosen[name] = quota
+
+    def settle(self) -> None:
+        """All choices of the former life are known: they hold unless another configuration leaves no room for them."""
+        try:
+            check_quotas({**self._configured, **self._chosen}, (self.dram.capacity, self.disk.capacity))
+        except QuotaError:
+            self.forgotten = tuple(self._chosen)
+            self._chosen.clear()
+        self._renew()
+
+    def memory_bytes(self, tenant: "Tenant") -> int:
+        """DRAM that a tenant can count on: what is guaranteed to it, or what it has if that is more. A few
+        microseconds.
+        """
+        units = max(self.dram.guaranteed(tenant), min(tenant.arenas, self.dram.most(tenant)))
+        return units * self.dram.capacity.unit_bytes
+
+    def pin_budget_bytes(self, tenant: "Tenant") -> int:
+        """Bytes of DRAM that a tenant's pins may hold: its pin share of `memory_bytes`.
+
+        What is above the guarantee can be taken away at any time; from then on the budget is smaller.
+        """
+        return int(tenant.quota.pin_share * self.memory_bytes(tenant))
+
+    def _renew(self) -> None:
+        everybody = {**self._configured, **self._chosen}
+        self.dram.renew(everybody)
+        self.disk.renew(everybody)
+        for tenant in self.tenants:
+            tenant.quota = self.of(tenant.name)
+
+
+def quota_as_record(name: str, quota: Quota | None) -> list[int | str]:
+    """What the journal says of a choice; a field of which nothing was said is empty, and a choice that is over has no
+    fields.
+    """
+    if quota is None:
+        return ["quota", name]
+    values = [getattr(quota, one.name) for one in fields(Quota)]
+    return ["quota", name, *("" if value is None else str(value) for value in values)]
+
+
+def quota_of_record(rest: "list[int | str]") -> tuple[str, Quota | None]:
+    """The same backwards, without the first word. Raises ValueError for what no daemon has written."""
+    name, *texts = map(str, rest)
+    if not texts:
+        return name, None
+    if len(texts) != len(fields(Quota)):
+        raise ValueError("a quota of another version")
+    dram, dram_max, disk, disk_max, pin_share, in_flight = texts
+    quota = Quota(
+        _number(dram), _number(dram_max), _number(disk), _number(disk_max), float(pin_share), _number(in_flight)
+    )
+    check_numbers(name, quota)
+    return name, quota
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None

@@ -1,0 +1,28 @@
+"""What the store says of quotas: plain values, safe to hand to another thread."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReport:
+    """What one tenant is promised, and the most that it may have. Sizes that hold are in whole arenas or segments."""
+
+    tenant: str
+    chosen: bool  # at run time; else it comes from the configuration
+    dram_guaranteed_bytes: int  # as of now: an equal share changes as tenants come and go
+    dram_asked_bytes: int | None  # promised by name; None: an equal share of what nobody is promised by name
+    dram_max_bytes: int | None  # None: no maximum
+    disk_guaranteed_bytes: int
+    disk_asked_bytes: int | None
+    disk_max_bytes: int | None
+    pin_share: float  # of its memory that pins may hold
+    pin_budget_bytes: int  # what that is now
+    in_flight_max: int | None  # tickets, and LEASEs that wait, at a time; None: as many as its sessions may have
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaChange:
+    """What holds now, or would, and what held before."""
+
+    quota: QuotaReport
+    former: QuotaReport
