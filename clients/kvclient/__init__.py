@@ -7,6 +7,8 @@
     with ns.fetch(keys) as lease:
         hit = lease.copy_to(pages[: lease.expected])  # what lies on disk is copied as it comes
 
+What it knows of the future it may say (`Namespace.pin`, `prefetch`, `expect`; `Client.program`, `workflow`): hints.py.
+
 A daemon that is absent, dead or restarting is a miss, never an exception. `kvclient.aio` is the asyncio flavour.
 The errors (drawn in `kvproto.errors`):
 
@@ -19,14 +21,33 @@ The errors (drawn in `kvproto.errors`):
 """
 
 from kvclient.client import Client, connect
+from kvclient.hints import Program, Run, Workflow
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
-from kvclient.results import FlushResult, Match, Reason, Refused, Status, StoreResult, Tiers
+from kvclient.policy import Prefetch
+from kvclient.results import (
+    Advice,
+    Choice,
+    FlushResult,
+    Match,
+    Partial,
+    PinInfo,
+    PinResult,
+    Reason,
+    Refused,
+    Retention,
+    Status,
+    StoreResult,
+    Tiers,
+)
+from kvclient.steps import Step
 from kvproto.errors import ClosedError, ForkError, KvError, ProtocolError, RefusedError, UsageError
 from kvproto.frames import Role
 
 __all__ = [
     "connect", "Client", "Namespace", "Lease", "Role",
     "StoreResult", "Refused", "Reason", "FlushResult", "Match", "Tiers", "Status",
+    "PinResult", "PinInfo", "Partial", "Retention", "Prefetch", "Advice", "Choice",
+    "Program", "Workflow", "Step", "Run",
     "KvError", "UsageError", "ForkError", "ClosedError", "ProtocolError", "RefusedError",
 ]  # fmt: skip

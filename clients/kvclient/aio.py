@@ -8,24 +8,32 @@
 Where a thread would wait in a property, a coroutine cannot: `lease.blocks` and `lease.views` show what has come so far,
 and `await lease.complete()` waits until that is all.
 
+What is said one way never waits, so hints and reports are plain calls here too; those that name keys may have to open
+their namespace first and are awaited: `program.context`, `run.bind`, `ns.expect`.
+
 Copies run in `asyncio.to_thread`; everything else in the loop that `connect` ran in, and only there. A cancelled verb
 first lets a copy under way end: the memory on both sides is not the caller's again before.
 """
 
 import os
 import time
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 from kvclient import flows
 from kvclient.aio_connection import AsyncConnection, in_thread
+from kvclient.aio_hints import AsyncProgram, AsyncRun, AsyncWorkflow
+from kvclient.checks import name_of
 from kvclient.client import hello_of, identity_of
 from kvclient.flows import Flow
 from kvclient.lease import Held
 from kvclient.namespace import Verbs
-from kvclient.results import FlushResult, Match, Status, StoreResult
+from kvclient.policy import Prefetch
+from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Retention, Status, StoreResult
+from kvclient.steps import Steps
 from kvclient.stream import Part, arrive, lead_of
+from kvproto.errors import Code
 from kvproto.frames import Role
 from kvproto.identity import NamespaceIdentity
 
@@ -86,13 +94,17 @@ class AsyncLease(Held):
         """As `Lease.copy_to`, in a thread."""
         memory = self._writable(targets)
         wanted = len(memory.addresses)
+        watch = self._stopwatch(wanted)
         first = 0
         while first < wanted:
             end = min(await self._beyond(first), wanted)
             if not self.valid() or end <= first:
                 return False
-            await in_thread(self._copying(memory, first, end))
+            copying = self._copying(memory, first, end)
+            await in_thread(copying if watch is None else self._timed(watch, copying))
             first = end
+        if watch is not None:
+            self._report(watch, wanted)
         return self.valid()
 
     async def _beyond(self, first: int) -> int:
@@ -142,7 +154,7 @@ class AsyncNamespace(Verbs):
     """As `Namespace`, in coroutines."""
 
     def __init__(self, connection: AsyncConnection, identity: NamespaceIdentity) -> None:
-        super().__init__(identity, connection.hello.role, connection.timeout_ns)
+        super().__init__(connection, identity)
         self._connection = connection
 
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Fetching:
@@ -177,6 +189,58 @@ class AsyncNamespace(Verbs):
     async def delete(self, keys: Sequence[bytes]) -> int:
         """As `Namespace.delete`."""
         return await self._connection.run(self._deleting(self._connection.session(), keys))
+
+    async def pin(
+        self,
+        keys: Sequence[bytes],
+        ttl_s: float | None = None,
+        tier: str = "dram",
+        refresh: bool = True,
+        retention: Retention | str | None = None,
+    ) -> PinResult:
+        """As `Namespace.pin`."""
+        session = self._connection.session()
+        return await self._connection.run(
+            self._pinning(session, keys, ttl_s, tier, refresh=refresh, retention=retention)
+        )
+
+    async def unpin(self, pins: PinResult | Iterable[int]) -> int:
+        """As `Namespace.unpin`."""
+        return await self._connection.run(self._unpinning(self._connection.session(), pins))
+
+    async def pins(self) -> list[PinInfo]:
+        """As `Namespace.pins`."""
+        return await self._connection.run(self._listing(self._connection.session()))
+
+    async def prefetch(self, keys: Sequence[bytes], tier: str = "dram", deadline_s: float = 5.0) -> Prefetch:
+        """As `Namespace.prefetch`."""
+        return await self._connection.run(self._prefetching(self._connection.session(), keys, tier, deadline_s))
+
+    async def expect(self, keys: Sequence[bytes], seconds: float | str | None = None, source: str = "client") -> None:
+        """As `Namespace.expect`."""
+        await self._connection.run(self._expecting(keys, seconds, source))
+
+    async def advise(
+        self,
+        tokens: int,
+        elapsed_s: float,
+        running: int,
+        *,
+        token_bytes: float | None = None,
+        expected_s: float | None = None,
+        forward_s: float | None = None,
+        batch_tokens: int = 0,
+        chunk_tokens: int = 0,
+    ) -> Advice | None:
+        """As `Namespace.advise`."""
+        session = self._connection.session()
+        return await self._connection.run(
+            self._advising(
+                session, tokens, elapsed_s, running,
+                token_bytes=token_bytes, expected_s=expected_s, forward_s=forward_s,
+                batch_tokens=batch_tokens, chunk_tokens=chunk_tokens,
+            )
+        )  # fmt: skip
 
     async def open(self) -> None:
         """As `Namespace.open`."""
@@ -225,6 +289,23 @@ class AsyncClient:
         namespace = AsyncNamespace(self._connection, identity)
         await namespace.open()
         return namespace
+
+    def program(self, id: str, idle_s: float | None = None) -> AsyncProgram:  # noqa: A002
+        """As `Client.program`."""
+        return AsyncProgram(self._connection, id, idle_s)
+
+    def workflow(self, name: str, steps: Steps) -> AsyncWorkflow:
+        """As `Client.workflow`."""
+        return AsyncWorkflow(self._connection, name, steps)
+
+    def run(self, id: str) -> AsyncRun:  # noqa: A002
+        """As `Client.run`."""
+        return AsyncRun(self._connection, name_of("id", id), None)
+
+    @property
+    def refusals(self) -> list[tuple[Code, str]]:
+        """As `Client.refusals`."""
+        return self._connection.refusals.last()
 
     async def ping(self) -> float | None:
         """As `Client.ping`."""

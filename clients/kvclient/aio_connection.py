@@ -159,7 +159,7 @@ class AsyncConnection(Endpoint):
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         self._refusal = None
         try:
-            link = Link(dial(self._directory()), Session(self.memory))
+            link = Link(dial(self._directory()), Session(self.memory, self.refusals))
         except GoneError as gone:
             self._why_not = str(gone)
             return
@@ -204,6 +204,7 @@ class AsyncConnection(Endpoint):
 
     async def _tick_forever(self) -> None:
         while self._dead is None:
+            self.refusals.log(_clock())
             link = self._link
             pause_s = TICK_S
             if link is not None:

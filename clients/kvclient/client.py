@@ -6,10 +6,13 @@ from types import TracebackType
 from typing import Self
 
 from kvclient import flows
+from kvclient.checks import name_of
 from kvclient.connection import Connection
+from kvclient.hints import Program, Run, Workflow
 from kvclient.namespace import Namespace
 from kvclient.results import Status
-from kvproto.errors import UsageError
+from kvclient.steps import Steps
+from kvproto.errors import Code, UsageError
 from kvproto.frames import Hello, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import NAME_BYTES, RING_BYTES_MAX
@@ -87,6 +90,32 @@ class Client:
         namespace = Namespace(self._connection, identity)
         namespace.open()
         return namespace
+
+    def program(self, id: str, idle_s: float | None = None) -> Program:  # noqa: A002
+        """A program (an agent, a conversation) that uses prefixes again and again, for hints: a context manager.
+
+        Other clients of the tenant may speak of the same one by its `id`. It is over once nothing was said of it for
+        `idle_s` seconds (an hour by default). Never waits. Raises UsageError.
+        """
+        return Program(self._connection, id, idle_s)
+
+    def workflow(self, name: str, steps: Steps) -> Workflow:
+        """A graph of steps, each a `Step` or a dict like it; `run` begins an execution of it. Never waits.
+
+        Raises UsageError for what is no description. What is one and makes no sense (a cycle without an exit, chances
+        that do not add up to 1) is refused later: see `refusals`.
+        """
+        return Workflow(self._connection, name, steps)
+
+    def run(self, id: str) -> Run:  # noqa: A002
+        """To speak of a run that another client of the tenant has begun, or will. Never waits. Raises UsageError."""
+        return Run(self._connection, name_of("id", id), None)
+
+    @property
+    def refusals(self) -> list[tuple[Code, str]]:
+        """Hints and timings that the daemon did not take, why, and which: the last 64, the newest at the end."""
+        with self._connection.guard():
+            return self._connection.refusals.last()
 
     def ping(self) -> float | None:
         """An empty round trip in seconds; None if no answer came in time."""

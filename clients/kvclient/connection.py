@@ -78,7 +78,7 @@ class Connection(Endpoint):
     def _ask(self, call: Call) -> None:
         session = call.session
         link = self._link
-        if link is None or link.session is not session or (session.silent and not self._speaks_again(link)):
+        if link is None or link.session is not session or not self._listens(link):
             call.lose(Reason.UNREACHABLE)
             return
         with self._mutex:
@@ -198,8 +198,9 @@ class Connection(Endpoint):
             if self._followers:
                 self._hand_on()
 
-    def _speaks_again(self, link: Link) -> bool:
-        self._drain(link)
+    def _listens(self, link: Link) -> bool:
+        if link.session.silent:
+            self._drain(link)  # unless it has spoken again
         return not link.session.silent
 
     # -- coming and going ---------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class Connection(Endpoint):
         """One attempt. Raises RefusedError; other trouble is left in the status."""
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
         try:
-            link = Link(dial(self._directory()), Session(self.memory))
+            link = Link(dial(self._directory()), Session(self.memory, self.refusals))
         except GoneError as gone:
             self._why_not = str(gone)
             return
@@ -286,6 +287,7 @@ class Connection(Endpoint):
 
     def tick(self) -> float:
         """What nobody waits for; seconds until it is worth doing again. One thread at a time."""
+        self.refusals.log(_clock())
         link = self._link
         if link is not None:
             self._drain(link)

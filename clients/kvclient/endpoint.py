@@ -1,16 +1,21 @@
-"""What both kinds of connection have: where the daemon is, the link to it, whether it may be used, when to retry."""
+"""What both kinds of connection have: where the daemon is, the link to it, whether it may be used, when to retry, and
+what is said one way: `say` sends now or never.
+"""
 
+import dataclasses
 import os
+import threading
 import time
 import weakref
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from kvclient.link import Link
+from kvclient.link import GoneError, Link
 from kvclient.mapping import HostMemory
 from kvclient.paths import runtime_dir
 from kvclient.protocol import Session
+from kvclient.refusals import Refusals
 from kvclient.results import Status
 from kvproto.errors import ClosedError, ForkError, KvError
 from kvproto.frames import Hello
@@ -35,6 +40,10 @@ class Endpoint:
         self._retry_s = RETRY_S
         self._retry_ns = 0  # when to try again
         self._probe_ns = 0  # when to ask a silent daemon again
+        self.refusals = Refusals()  # over all sessions
+        self.hints_dropped = 0  # one-way frames that were never sent
+        self.large_copies = 0  # by leases; now and then one is timed
+        self.telling = threading.Lock()  # held while hints are said in an order that matters; never waited under
         _endpoints.add(self)
 
     def session(self) -> Session | None:
@@ -66,8 +75,30 @@ class Endpoint:
         directory = str(self._directory())
         link = self._link
         if link is None or link.session.welcome is None:
-            return Status(connected=False, why_not=self._why_not, runtime_dir=directory)
-        return link.session.status(directory, link.peer_pid())
+            status = Status(connected=False, why_not=self._why_not, runtime_dir=directory)
+        else:
+            status = link.session.status(directory, link.peer_pid())
+        return dataclasses.replace(status, hints_dropped=self.hints_dropped, hints_refused=self.refusals.count)
+
+    def say(self, session: Session | None, frame: bytes) -> bool:
+        """Send a frame that nobody answers, if there is room for it right now; else it is dropped and counted.
+
+        Whether it was sent. Never waits, whatever the daemon does.
+        """
+        link = self._link
+        if link is not None and link.session is session and not session.over and self._listens(link):
+            try:
+                if link.try_send(frame):
+                    return True
+            except GoneError as gone:
+                self._drop(link, str(gone))
+        self.drop_hint()
+        return False
+
+    def drop_hint(self) -> None:
+        """Something one way is not said after all: count it."""
+        with self.guard():
+            self.hints_dropped += 1
 
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent. No lock is touched: any may be held for ever."""
@@ -88,6 +119,14 @@ class Endpoint:
     def distrust(self, session: Session, why: str) -> None:
         """End a session whose daemon said what no daemon should."""
         raise NotImplementedError
+
+    def _drop(self, link: Link, why: str) -> None:
+        """The link is over: every call on it is lost."""
+        raise NotImplementedError
+
+    def _listens(self, link: Link) -> bool:
+        """Whether the daemon is there, as far as is known. Never waits."""
+        return not link.session.silent
 
     def _directory(self) -> Path:
         return runtime_dir(self._given_dir)

@@ -91,6 +91,11 @@ def nanoseconds(name: str, seconds: float, least_ns: int = 0) -> int:
     return min(ns, DURATION_NS_MAX)
 
 
+def nothing() -> Flow[None]:
+    """No step at all."""
+    yield from ()
+
+
 def open_namespace(session: "Session", target: Target, deadline_ns: int) -> Flow[Opened | None]:
     """The namespace in this session, opened on first use. Raises UsageError if the daemon finds it impossible."""
     opened = session.namespaces.get(target.canonical)

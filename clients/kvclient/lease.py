@@ -13,17 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from kvclient import buffers, flows
 from kvclient.connection import Connection
-from kvclient.copying import Move, copy, moves_of
+from kvclient.copying import Move, Stopwatch, copy, moves_of
 from kvclient.endpoint import Endpoint
 from kvclient.mapping import Place
 from kvclient.results import Tiers
 from kvclient.stream import Part, arrive, lead_of
 from kvproto.errors import ProtocolError, UsageError
+from kvproto.limits import MIB
+from kvproto.policy_frames import Kind, Report, Tier, build_report
 
+TIMED_BYTES: Final = MIB  # a copy smaller than this says more about its overhead than about memory
+TIMED_EACH: Final = 16  # one in so many is timed, and reported in a frame of its own
 _clock = time.monotonic_ns
 
 
@@ -144,6 +148,27 @@ class Held:
         moves = moves_of(addresses, sources, self._block_bytes)
         return partial(_copy, moves, memory, places)
 
+    def _stopwatch(self, blocks: int) -> Stopwatch | None:
+        """For a copy of so many blocks, if it is one of those that are timed."""
+        if blocks * self._block_bytes < TIMED_BYTES:
+            return None
+        endpoint = self._endpoint
+        endpoint.large_copies += 1
+        return Stopwatch() if endpoint.large_copies % TIMED_EACH == 0 else None
+
+    def _timed(self, watch: Stopwatch, copying: Callable[[], None]) -> Callable[[], None]:
+        """The same copy, timed; a map that is still being populated would be blamed on the memory."""
+        watch.spoilt |= any(part.cold for part in self._parts)
+        return partial(watch.measure, copying)
+
+    def _report(self, watch: Stopwatch, blocks: int) -> None:
+        """Tell the daemon how fast its memory is read."""
+        parts = self._parts
+        if parts and watch.ns and not watch.spoilt:
+            part = parts[0]
+            report = Report(part.namespace, Kind.LOAD, Tier.DRAM, blocks * self._block_bytes, watch.ns / 1e9)
+            self._endpoint.say(part.session, build_report(report))
+
     def _copy_cold(self, addresses: Sequence[int], places: list[Place], *_kept_alive: object) -> None:
         """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
         populate = self._endpoint.memory.populate
@@ -209,13 +234,17 @@ class Lease(Held):
         """
         memory = self._writable(targets)
         wanted = len(memory.addresses)
+        watch = self._stopwatch(wanted)
         first = 0
         while first < wanted:
             end = min(self._beyond(first), wanted)
             if not self.valid() or end <= first:
                 return False
-            self._copying(memory, first, end)()
+            copying = self._copying(memory, first, end)
+            (copying if watch is None else self._timed(watch, copying))()
             first = end
+        if watch is not None:
+            self._report(watch, wanted)
         return self.valid()
 
     def renew(self, ttl_s: float) -> bool:

@@ -5,15 +5,17 @@ store   check keys and buffers -> storing.store (RESERVE, copy, COMMIT) -> Store
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kvclient import flows, storing
 from kvclient.buffers import readable
 from kvclient.connection import Connection
+from kvclient.endpoint import Endpoint
 from kvclient.lease import Lease
 from kvclient.ledger import Ledger
-from kvclient.results import FlushResult, Match, StoreResult
+from kvclient.policy import PolicyVerbs, Prefetch
+from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Retention, StoreResult
 from kvclient.stream import Part
 from kvproto.errors import UsageError
 from kvproto.frames import RECOMPUTE_US_MAX, Role
@@ -29,14 +31,12 @@ if TYPE_CHECKING:
 _clock = time.monotonic_ns
 
 
-class Verbs:
+class Verbs(PolicyVerbs):
     """The verbs as flows, arguments checked: what the blocking and the asyncio flavour share."""
 
-    def __init__(self, identity: NamespaceIdentity, role: Role, timeout_ns: int) -> None:
-        self.identity = identity
-        self._role = role
-        self._timeout_ns = timeout_ns
-        self._target = flows.Target(identity.canonical(), identity.block_bytes)
+    def __init__(self, endpoint: Endpoint, identity: NamespaceIdentity) -> None:
+        super().__init__(endpoint, identity)
+        self._role = endpoint.hello.role
         self._tally = Ledger()
         self._seen = self._failed = 0  # of the tickets of `_tally`, what the last flush has told
 
@@ -119,7 +119,7 @@ class Namespace(Verbs):
     """
 
     def __init__(self, connection: Connection, identity: NamespaceIdentity) -> None:
-        super().__init__(identity, connection.hello.role, connection.timeout_ns)
+        super().__init__(connection, identity)
         self._connection = connection
 
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Lease:
@@ -173,6 +173,74 @@ class Namespace(Verbs):
     def delete(self, keys: Sequence[bytes]) -> int:
         """Forget these blocks and all that continue them; how many that were. Leases taken before stay good."""
         return self._connection.run(self._deleting(self._connection.session(), keys))
+
+    def pin(
+        self,
+        keys: Sequence[bytes],
+        ttl_s: float | None = None,
+        tier: str = "dram",
+        refresh: bool = True,
+        retention: Retention | str | None = None,
+    ) -> PinResult:
+        """Keep the lead run of this chain in a tier, or above, for `ttl_s` seconds or a `retention` ("5m", "1h").
+
+        One of the two must be said; a day is the most. With `refresh` a use moves the deadline. Pins live in a budget
+        of the tenant: the result says how much is pinned, and why not all. Without an answer in time that is nothing.
+        """
+        connection = self._connection
+        flow = self._pinning(connection.session(), keys, ttl_s, tier, refresh=refresh, retention=retention)
+        return connection.run(flow)
+
+    def unpin(self, pins: PinResult | Iterable[int]) -> int:
+        """End these pins before their time: what `pin` gave, or numbers. How many there were."""
+        return self._connection.run(self._unpinning(self._connection.session(), pins))
+
+    def pins(self) -> list[PinInfo]:
+        """The pins of this tenant in this namespace, the oldest first."""
+        return self._connection.run(self._listing(self._connection.session()))
+
+    def prefetch(self, keys: Sequence[bytes], tier: str = "dram", deadline_s: float = 5.0) -> Prefetch:
+        """Have the lead run of this chain in a tier within `deadline_s` seconds (an hour at most), if there is room.
+
+        Returns as soon as the daemon says what is there and what will come; `cancel` the result if it is not needed.
+        """
+        return self._connection.run(self._prefetching(self._connection.session(), keys, tier, deadline_s))
+
+    def expect(self, keys: Sequence[bytes], seconds: float | str | None = None, source: str = "client") -> None:
+        """When these blocks are needed next: in so many `seconds`, or "soon", "later" or "hardly"; None: forget it.
+
+        A hint: what `source` says counts for as much as it has turned out to be true. Of a longer chain the first
+        1,024 keys. Waits only where the namespace is not open in this session yet.
+        """
+        self._connection.run(self._expecting(keys, seconds, source))
+
+    def advise(
+        self,
+        tokens: int,
+        elapsed_s: float,
+        running: int,
+        *,
+        token_bytes: float | None = None,
+        expected_s: float | None = None,
+        forward_s: float | None = None,
+        batch_tokens: int = 0,
+        chunk_tokens: int = 0,
+    ) -> Advice | None:
+        """What to do with the `tokens` of a request that has waited for a tool for `elapsed_s`; None without an answer.
+
+        `running`: tokens of the requests that run meanwhile; `token_bytes`: of accelerator memory, as in a block unless
+        told; `expected_s`: how long the tool takes in all; `forward_s`: how long the next iteration takes, else what is
+        known of its `batch_tokens` new tokens; `chunk_tokens`: recomputed in pieces of so many, 0 for at once. Ask
+        again as time passes. Also raises UsageError for numbers that the daemon finds impossible.
+        """
+        connection = self._connection
+        return connection.run(
+            self._advising(
+                connection.session(), tokens, elapsed_s, running,
+                token_bytes=token_bytes, expected_s=expected_s, forward_s=forward_s,
+                batch_tokens=batch_tokens, chunk_tokens=chunk_tokens,
+            )
+        )  # fmt: skip
 
     def open(self) -> None:
         """Make the namespace known to the daemon, which the first verb does otherwise.

@@ -18,9 +18,11 @@ from functools import partial
 from kvclient.calls import Call, Opened, PingCall
 from kvclient.ledger import Ledger
 from kvclient.mapping import Mapping, Memory, Place
+from kvclient.policy_calls import UnpinCall
+from kvclient.refusals import Refusals
 from kvclient.results import Reason, Status
 from kvclient.stream import Part
-from kvproto import frames
+from kvproto import frames, policy_frames
 from kvproto.errors import Code, ProtocolError, error_for
 from kvproto.frames import Head, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
@@ -34,8 +36,9 @@ _OUTCOMES: tuple[Reason | None, ...] = (None, Reason.STALE, Reason.DISCARDED)  #
 class Session:
     """One session with one daemon, from HELLO to its end. It never comes back: a reconnect makes a new one."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, refusals: Refusals | None = None) -> None:
         self.memory = memory
+        self.refusals = refusals if refusals is not None else Refusals()
         self.welcome: Welcome | None = None
         self.ring: Mapping | None = None
         self.namespaces: dict[bytes, Opened] = {}
@@ -50,6 +53,8 @@ class Session:
         # to from within the garbage collector).
         self.releases: deque[int] = deque()
         self.unmapped: deque[int] = deque()
+        self.unpins: deque[int] = deque()  # pins and prefetches whose caller had left when they were granted
+        self.cancels: deque[int] = deque()
         self._aborts: deque[int] = deque()
         self._calls: dict[int, Call] = {}
         self._abandoned = 0  # of them, those that nobody waits for any more
@@ -99,13 +104,22 @@ class Session:
         self._aborts.extend(tickets)
 
     def chores(self) -> Iterator[bytes]:
-        """Frames that nobody waits for: aborts, arenas let go, and releases that found no frame to ride on."""
+        """Frames that nobody waits for: aborts, arenas let go, releases that found no frame to ride on, and what undoes
+        pins and prefetches.
+        """
         while self._aborts:
             yield frames.build_abort(0, _take(self._aborts, KEYS_PER_FRAME))
         while self.unmapped:
             yield frames.build_arena_dropped(self.unmapped.popleft())
         while self.releases:
             yield frames.build(Verb.RELEASE, 0, releases=self._take_releases())
+        while self.cancels:
+            yield policy_frames.build_cancel(_take(self.cancels, KEYS_PER_FRAME))
+        while self.unpins and not self.over:
+            call = UnpinCall(self, _take(self.unpins, KEYS_PER_FRAME), self.heard_ns)
+            frame = self.submit(call, self.heard_ns)  # as if sent then, since no silence follows from it
+            self.abandon(call)
+            yield frame
 
     def clamp_ttl(self, ttl_ns: int) -> int:
         """A lease's length that the daemon accepts."""
@@ -114,7 +128,7 @@ class Session:
     @property
     def has_chores(self) -> bool:
         """Whether `chores` would yield anything. Needs no guard."""
-        return bool(self.releases or self.unmapped or self._aborts)
+        return bool(self.releases or self.unmapped or self._aborts or self.unpins or self.cancels)
 
     @property
     def hopeless(self) -> bool:
@@ -203,6 +217,8 @@ class Session:
             self._arenas_came(frame, head)
         elif verb is Verb.ARENA_GONE:
             self._arena_gone(frames.parse_number(frame, head))
+        elif verb is Verb.REFUSED:
+            self.refusals.note(*frames.parse_failure(frame, head))
         elif verb is Verb.GOAWAY:
             code, text = frames.parse_failure(frame, head)
             self.goodbye = f"{text} ({code.name})"

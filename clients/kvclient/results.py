@@ -86,6 +86,90 @@ class Match:
     load_seconds: float | None  # None: nobody has the figures for an estimate yet
     recompute_seconds: float | None
 
+    @property
+    def load_s(self) -> float | None:
+        """What loading the lead run would take, in seconds; None while nobody knows. The short name of the field."""
+        return self.load_seconds
+
+    @property
+    def recompute_s(self) -> float | None:
+        """What computing the lead run anew would take, in seconds; None while nobody knows."""
+        return self.recompute_seconds
+
+    @property
+    def worth_loading(self) -> bool:
+        """False if loading is known to be slower than computing anew; True while either is unknown."""
+        load_s, recompute_s = self.load_seconds, self.recompute_seconds
+        return load_s is None or recompute_s is None or load_s <= recompute_s
+
+
+class Retention(StrEnum):
+    """How long a pin lasts, in the two classes that users of hosted models know."""
+
+    FIVE_MINUTES = "5m"
+    ONE_HOUR = "1h"
+
+    @property
+    def seconds(self) -> float:
+        """The same as a time."""
+        return 300.0 if self is Retention.FIVE_MINUTES else 3600.0
+
+
+class Partial(StrEnum):
+    """Why a pin covers less than it was asked for; empty, and so false, where it covers all.
+
+    The first four are the daemon's (`kvproto.policy_frames.Partial`) by name; the rest the client finds out.
+    """
+
+    NOTHING = ""
+    ABSENT = "absent"  # the chain ends there, or what follows is still being written
+    BUDGET = "budget"  # the tenant's pins have no room for more
+    NO_ROOM = "no_room"  # no room in that tier for what lies below it
+    TOO_MANY = "too_many"  # the tenant has as many pins as it may
+    REFUSED = "refused"  # the daemon does not take pins like this
+    UNREACHABLE = "unreachable"  # no daemon, or it went away meanwhile
+    TIMED_OUT = "timed_out"  # no answer in time; what it may have pinned is given back
+
+
+@dataclass(frozen=True, slots=True)
+class PinResult:
+    """What a `pin` covers: the first `blocks` of the chain."""
+
+    bytes_pinned: int  # of these blocks; what other pins cover too is counted here, and charged to the tenant once
+    expires: float | None  # in seconds of time.monotonic(); None: nothing is pinned
+    blocks: int
+    partial: Partial  # why not all
+    pins: tuple[int, ...]  # numbers, for `unpin`: one for each 1,024 keys
+
+
+@dataclass(frozen=True, slots=True)
+class PinInfo:
+    """One pin of this tenant in a namespace, whoever made it."""
+
+    pin: int
+    blocks: int
+    bytes_pinned: int
+    expires: float  # in seconds of time.monotonic(); a use may move it
+
+
+class Choice(StrEnum):
+    """What to do with the context of a request that waits for a tool."""
+
+    PRESERVE = "preserve"
+    SWAP = "swap"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The choice that wastes least, and what each wastes: accelerator memory that does nothing, in byte-seconds."""
+
+    choice: Choice
+    waste_preserve: float | None  # None: nobody has measured what it depends on
+    waste_swap: float | None
+    waste_discard: float | None
+    swap_budget_bytes: int  # what moves unnoticed during the next iteration, for all requests together
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -101,3 +185,5 @@ class Status:
     notes: str = ""
     ring_bytes: int = 0
     lease_ttl_s_max: float = 0.0
+    hints_dropped: int = 0  # never sent, for want of a session or of room in the socket; since this client was made
+    hints_refused: int = 0  # sent, and not taken; `Client.refusals` has the last of them

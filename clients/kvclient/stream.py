@@ -66,6 +66,11 @@ class Part:
         return self._places if not self._streamed else [*self._places, *self._streamed]
 
     @property
+    def namespace(self) -> int:
+        """Number of the namespace in this session."""
+        return self._namespace.number
+
+    @property
     def block_bytes(self) -> int:
         """Size of one block."""
         return self._namespace.block_bytes

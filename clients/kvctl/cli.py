@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -28,8 +28,11 @@ from typing import Annotated, Final, ParamSpec
 
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 
-from kvctl import render
+from kvctl import costs as cost_tables
+from kvctl import hints, insight, pins, render
+from kvctl import quotas as quota_tables
 from kvctl.client import ControlClient, Exit, KvctlError, find_socket
 from kvctl.doctor import Check, DaemonFacts, Verdict, examine
 from kvctl.host import Host, LinuxHost, Listener, package_version
@@ -174,7 +177,7 @@ def status(context: typer.Context) -> None:
     chosen = _globals(context)
     with chosen.connect() as client:
         report = client.status()
-    chosen.show("status", render.plain(report), render.status(report))
+    chosen.show("status", render.plain(report), cost_tables.below(render.status(report), report.tenants))
 
 
 @command("stats")
@@ -182,8 +185,8 @@ def stats(context: typer.Context) -> None:
     """Counters since the daemon started."""
     chosen = _globals(context)
     with chosen.connect() as client:
-        report = client.statistics().counters
-    chosen.show("counters", render.plain(report), render.counters(report))
+        report, whose = client.statistics().counters, client.tenants().tenants
+    chosen.show("counters", render.plain(report), cost_tables.below(render.counters(report), whose))
 
 
 @command("namespaces")
@@ -197,11 +200,35 @@ def namespaces(context: typer.Context) -> None:
 
 @command("tenants")
 def tenants(context: typer.Context) -> None:
-    """Tenants and their shares of memory."""
+    """Tenants: what each has of memory and disk, and may have."""
     chosen = _globals(context)
     with chosen.connect() as client:
         reports = client.tenants().tenants
-    chosen.show("tenants", [render.plain(one) for one in reports], render.tenants(reports))
+    chosen.show("tenants", [render.plain(one) for one in reports], quota_tables.tenants(reports))
+
+
+@command("quota")
+def quota(
+    context: typer.Context,
+    tenant: quota_tables.Tenant = None,
+    words: quota_tables.Words = None,
+    *,
+    dry_run: quota_tables.DryRun = False,
+) -> None:
+    """What tenants are promised of memory and disk, and the most that they may have.
+
+    A change counts from the next allocation on, holds over warm restarts and wins over the configuration, until a cold
+    start. `reset` goes back to the configuration.
+    """
+    chosen = _globals(context)
+    request = quota_tables.wish(tenant, words or (), dry_run=dry_run)
+    with chosen.connect() as client:
+        if request is None:
+            reports = client.quotas(pb.GetQuotasRequest(tenant=tenant)).quotas
+            chosen.show("quotas", [render.plain(one) for one in reports], quota_tables.quotas(reports))
+        else:
+            report = client.set_quota(request)
+            chosen.show("quota", render.plain(report), quota_tables.quota_changes(report))
 
 
 @command("clients")
@@ -297,6 +324,128 @@ def scrub(
         raise typer.Exit(Exit.REFUSED)
 
 
+@command("costs")
+def costs(
+    context: typer.Context,
+    namespace: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAMESPACE]",
+            help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits. Else those reported on last.",
+        ),
+    ] = None,
+    *,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only what this tenant's clients reported.")
+    ] = None,
+) -> None:
+    """What prefills and loads take, as clients report them, and how much computing was saved."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.costs(cost_tables.request(client, namespace, tenant))
+    chosen.show("costs", render.plain(report), cost_tables.costs(report))
+
+
+@command("advise")
+def advise(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant asks for.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, as -o json.")] = False,
+) -> None:
+    """What more memory, less of it or another rule would bring, by what was asked for in the last hours."""
+    chosen = _globals(context, json=json)
+    with chosen.connect() as client:
+        report = client.advise(insight.advise_request(tenant))
+    chosen.show("advise", render.plain(report), insight.advice(report))
+
+
+@command("explain-miss")
+def explain_miss(
+    context: typer.Context,
+    key: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+    ] = None,
+    *,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
+    ] = None,
+    extra: Annotated[
+        str, typer.Option(metavar="HEX", help="What else the keys depend on, as given to block_keys.")
+    ] = "",
+    namespace: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits."),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, as -o json.")] = False,
+) -> None:
+    """Why a prefix missed: the first block that is not there, and what became of it."""
+    chosen = _globals(context, json=json)
+    asked = insight.parse(key or (), tokens, extra, tenant, namespace)
+    with chosen.connect() as client:
+        report = asked.ask(client)
+    chosen.show("explain-miss", render.plain(report), insight.explanation(report))
+
+
+@command("pins")
+def show_pins(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+) -> None:
+    """What is pinned, until when, and what of it budgets allow; and what came of prefetches."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.pins(pb.ListPinsRequest(tenant=tenant))
+    chosen.show("pins", render.plain(report), pins.pins(report))
+
+
+@command("unpin")
+def unpin(
+    context: typer.Context,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose pins.")],
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[PIN]...", help="As `kvctl pins` lists them.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All pins of the tenant.")] = False,
+) -> None:
+    """End pins of a tenant. What they kept stays until something else needs the room."""
+    chosen = _globals(context)
+    if bool(numbers) == every:
+        raise KvctlError(Exit.USAGE, "name pins, or say --all; kvctl pins lists them")
+    if any(not 0 < number < 1 << 64 for number in numbers or ()):
+        raise KvctlError(Exit.USAGE, "a pin is a number from 1 to 2^64 - 1; kvctl pins lists them")
+    with chosen.connect() as client:
+        report = client.unpin(pb.UnpinRequest(tenant=tenant, pins=numbers or ()))
+    chosen.show("unpin", render.plain(report), Text(f"{report.ended:,} pins ended"))
+
+
+@command("programs")
+def programs(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+) -> None:
+    """Programs of agents: what each waits for, and what of its context is pinned meanwhile."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.programs(pb.ListProgramsRequest(tenant=tenant))
+    chosen.show("programs", render.plain(report), hints.programs(report))
+
+
+@command("workflows")
+def workflows(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+) -> None:
+    """Workflows, and how far the latest runs of them have come."""
+    chosen = _globals(context)
+    with chosen.connect() as client:
+        report = client.workflows(pb.ListWorkflowsRequest(tenant=tenant))
+    chosen.show("workflows", render.plain(report), hints.workflows(report))
+
+
 @policy_app.callback(invoke_without_command=True)
 @reporting
 def policy(context: typer.Context) -> None:
@@ -386,9 +535,9 @@ def doctor(
         raise typer.Exit(Exit.REFUSED)
 
 
-def _globals(context: typer.Context) -> Globals:
+def _globals(context: typer.Context, *, json: bool = False) -> Globals:
     assert isinstance(context.obj, Globals)
-    return context.obj
+    return replace(context.obj, output=Output.JSON) if json else context.obj
 
 
 def _confirm(report: pb.ClearResponse, scope: Scope) -> None:

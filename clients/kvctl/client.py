@@ -162,6 +162,34 @@ class ControlClient:
         """Start a scrub of all that lies on disk, or see how far it is."""
         return self._call("Scrub", request, pb.ScrubResponse)
 
+    def costs(self, request: pb.GetCostsRequest) -> pb.GetCostsResponse:
+        """What blocks cost, and how much computing was saved."""
+        return self._call("GetCosts", request, pb.GetCostsResponse)
+
+    def advise(self, request: pb.AdviseRequest) -> pb.AdviseResponse:
+        """What other sizes and rules would bring."""
+        return self._call("Advise", request, pb.AdviseResponse)
+
+    def explain_miss(self, request: pb.ExplainMissRequest) -> pb.ExplainMissResponse:
+        """Why a prefix missed."""
+        return self._call("ExplainMiss", request, pb.ExplainMissResponse)
+
+    def pins(self, request: pb.ListPinsRequest) -> pb.ListPinsResponse:
+        """What is pinned."""
+        return self._call("ListPins", request, pb.ListPinsResponse)
+
+    def unpin(self, request: pb.UnpinRequest) -> pb.UnpinResponse:
+        """End pins."""
+        return self._call("Unpin", request, pb.UnpinResponse)
+
+    def programs(self, request: pb.ListProgramsRequest) -> pb.ListProgramsResponse:
+        """Programs of agents."""
+        return self._call("ListPrograms", request, pb.ListProgramsResponse)
+
+    def workflows(self, request: pb.ListWorkflowsRequest) -> pb.ListWorkflowsResponse:
+        """Workflows and their runs."""
+        return self._call("ListWorkflows", request, pb.ListWorkflowsResponse)
+
     def policies(self) -> pb.GetPolicyResponse:
         """By which rules tiers and tenants evict."""
         return self._call("GetPolicy", pb.GetPolicyRequest(), pb.GetPolicyResponse)
@@ -169,6 +197,14 @@ class ControlClient:
     def set_policy(self, request: pb.SetPolicyRequest) -> pb.SetPolicyResponse:
         """Have a tier or a tenant evict by another rule, or see what would change."""
         return self._call("SetPolicy", request, pb.SetPolicyResponse)
+
+    def quotas(self, request: pb.GetQuotasRequest) -> pb.GetQuotasResponse:
+        """What tenants are promised, and the most that they may have."""
+        return self._call("GetQuotas", request, pb.GetQuotasResponse)
+
+    def set_quota(self, request: pb.SetQuotaRequest) -> pb.SetQuotaResponse:
+        """Promise and allow a tenant something else, or see what would change."""
+        return self._call("SetQuota", request, pb.SetQuotaResponse)
 
     def ping(self) -> pb.PingResponse:
         """One round trip through the owner thread."""

@@ -38,10 +38,11 @@ def as_json(name: str, body: Json) -> str:
 
 def plain(message: Message) -> dict[str, Json]:
     """A message as JSON values: every field by its name, numbers as numbers, null for a part that is not there."""
-    fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
     return {
-        name: None if isinstance(value, Message) and not message.HasField(name) else _plain(value)
-        for name, value in fields.items()
+        field.name: None
+        if field.has_presence and not message.HasField(field.name)
+        else _plain(getattr(message, field.name))
+        for field in message.DESCRIPTOR.fields
     }
 
 

@@ -9,8 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final, Protocol
 
+from kvproto.ids import NamespaceDigest
 from kvproto.limits import MIB
 from kvstore import survey
+from kvstore.hints.report import GuidingReport
+from kvstore.quotas import QuotaError
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -27,11 +30,19 @@ from kvstore.report import (
     TenantReport,
     TierReport,
 )
+from kvstore.report_costs import CostsReport
+from kvstore.report_pins import PinsReport, pins_report
+from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.store import Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskState
 from kvstored import __version__
+from kvstored.admin_costs import costs_report
+from kvstored.admin_hints import guiding_report
+from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
+from kvstored.admin_pins import unpin
+from kvstored.admin_quotas import QuotaWish, quota_reports, set_quota
 from kvstored.config import Loaded
 from kvstored.connection import Connection
 from kvstored.control import RefusedError
@@ -132,6 +143,7 @@ class Admin:
         self._memory = memory
         self._hands = hands
         self._keeper: Keeper = NoKeeper() if keeper is None else keeper
+        self._configured = frozenset(tenant.name for tenant in loaded.config.tenants)
         self._started_unix_s = time.time()
         self._started_ns = time.monotonic_ns()
 
@@ -265,6 +277,49 @@ class Admin:
                 raise RefusedError(f"disk is {disk.state.value}; try again once `kvctl status` calls it serving")
             disk.scrub.begin((self._loaded.config.disk_scrub_rate or SCRUB_RATE) if rate is None else rate)
         return disk.scrub.report()
+
+    def costs(self, tenant: str | None, digest: NamespaceDigest | None) -> CostsReport:
+        """See the port."""
+        return costs_report(self._store, tenant, digest)
+
+    def quotas(self, tenant: str | None) -> tuple[QuotaReport, ...]:
+        """See the port."""
+        return quota_reports(self._store, self._configured, tenant)
+
+    def set_quota(self, wish: QuotaWish, *, dry_run: bool) -> QuotaChange:
+        """See the port."""
+        try:
+            return set_quota(self._store, self._configured, wish, dry_run=dry_run)
+        except QuotaError as error:
+            raise RefusedError(f"{error.field}: {error}; see `kvctl quota` for what the others have") from None
+
+    def advise(self, tenant: str | None) -> Observed:
+        """See the port."""
+        try:
+            return observe(self._store, tenant)
+        except CurvesOffError as error:
+            raise RefusedError(str(error)) from None
+
+    def explain_miss(self, question: MissQuestion) -> Explanation:
+        """See the port."""
+        try:
+            return explain_miss(self._store, question)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
+
+    def pins(self, tenant: str | None) -> PinsReport:
+        """See the port."""
+        return pins_report(self._store, tenant)
+
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+        """See the port."""
+        ended = unpin(self._store, tenant, numbers)
+        log.info("unpinned: tenant=%s pins=%d", tenant, ended)
+        return ended
+
+    def guiding(self, tenant: str | None) -> GuidingReport:
+        """See the port."""
+        return guiding_report(self._store, tenant)
 
     def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
         """See the port."""

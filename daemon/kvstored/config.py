@@ -16,6 +16,7 @@ not on the day the flag is dropped. All trouble is a `ConfigError`, and the proc
     dram = "lru"
     [tenants.research]              # HELLO may name it; the first tenant that lists a uid is its default
     uids = [1001, 1002]             # a uid that no tenant lists gets a tenant of its own, uid-N
+    dram_guaranteed = "16GiB"       # and other quotas: quota_keys.py
 """
 
 import os
@@ -26,8 +27,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from kvproto import limits
+from kvstore.quotas import USUAL, Capacity, Quota
 from kvstore.report import ConfigValue
-from kvstored.layers import Given, TenantConfig, read_layers
+from kvstore.rules import Tier
+from kvstored.layers import TENANTS, Given, TenantConfig, read_layers
+from kvstored.quota_keys import check_all
 from kvstored.settings import (
     ARENA,
     DISK,
@@ -41,6 +45,7 @@ from kvstored.settings import (
     DISK_WRITE_RATE,
     DISK_WRITERS,
     DRAM,
+    INSIGHT_CURVES,
     KEEP,
     KEEP_PATIENCE,
     LEAF_THREADS,
@@ -100,11 +105,24 @@ class Config:
     disk_scrub_rate: int  # bytes a second, 0: no scrub in the background
     policy_dram: str  # one of RULES
     policy_disk: str  # one of RULES
+    insight_curves: bool
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
         """Names that a process of `uid` may ask for in HELLO; the first is its default. Never empty."""
         return tuple(tenant.name for tenant in self.tenants if uid in tenant.uids) or (f"uid-{uid}",)
+
+    def quotas(self) -> dict[str, Quota]:
+        """Of tenants of which the configuration says more than that they are there."""
+        return {tenant.name: tenant.quota for tenant in self.tenants if tenant.quota != USUAL}
+
+    def capacities(self) -> tuple[Capacity, Capacity]:
+        """DRAM and disk, as quotas count them."""
+        segments = self.disk_bytes // self.segment_bytes if self.disk_directories else 0
+        return (
+            Capacity(Tier.DRAM, self.arena_bytes, self.dram_bytes // self.arena_bytes),
+            Capacity(Tier.DISK, self.segment_bytes, segments),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +182,16 @@ def load(
         disk_scrub_rate=chooser.choose(DISK_SCRUB_RATE, basis),
         policy_dram=chooser.choose(POLICY_DRAM, basis),
         policy_disk=chooser.choose(POLICY_DISK, basis),
+        insight_curves=chooser.choose(INSIGHT_CURVES, basis),
         tenants=tuple(tenant for tenant, _ in layers.tenants),
     )
     _check_directories(config, chooser)
     _check_disk(config, chooser)
     if not config.disk_directories:
         config = replace(config, disk_bytes=0)
-    return Loaded(config, (*chooser.values, *(value for _, value in layers.tenants)))
+    of_tenants = [value for _, values in layers.tenants for value in values]
+    check_all(config.quotas(), config.capacities(), TENANTS, of_tenants)
+    return Loaded(config, (*chooser.values, *of_tenants))
 
 
 class _Chooser:

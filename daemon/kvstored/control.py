@@ -14,7 +14,7 @@ which status code says what.
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from os import fsencode
@@ -30,6 +30,7 @@ from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB
+from kvstore.hints.report import GuidingReport
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -44,7 +45,14 @@ from kvstore.report import (
     SessionReport,
     TenantReport,
 )
+from kvstore.report_costs import CostsReport, NamespaceCosts
+from kvstore.report_pins import PinsReport
+from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
+from kvstored.admin_hints import programs_of, workflows_of
+from kvstored.admin_insight import Explanation, MissQuestion, Observed, advice_of, explanation_of, question_of
+from kvstored.admin_pins import pins_of
+from kvstored.admin_quotas import QuotaWish, wish_of
 
 __all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
 
@@ -110,6 +118,21 @@ class AdminPort(Protocol):
         Raises RefusedError where there is nothing to scrub.
         """
 
+    def costs(self, tenant: str | None, digest: NamespaceDigest | None) -> CostsReport:
+        """What is known of the costs of a tenant's namespaces (None: of everybody's), or of one namespace.
+
+        Raises KeyError(text): unknown tenant or namespace.
+        """
+
+    def pins(self, tenant: str | None) -> PinsReport:
+        """Pins of a tenant (None: of everybody). Raises KeyError(text): unknown tenant."""
+
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+        """End these pins of a tenant, or all of them if none is named. Raises KeyError(text): unknown tenant."""
+
+    def guiding(self, tenant: str | None) -> GuidingReport:
+        """Programs and workflows of a tenant (None: of everybody). Raises KeyError(text): unknown tenant."""
+
     def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
         """By which rules a tier (None: every one) evicts; with a tenant only what holds for it.
 
@@ -122,6 +145,27 @@ class AdminPort(Protocol):
         """Have a tier (None: every one), or a tenant's part of it, evict by `rule`, or only say what would change.
 
         Raises as `policies`.
+        """
+
+    def quotas(self, tenant: str | None) -> tuple[QuotaReport, ...]:
+        """What a tenant (None: each) is promised, and the most that it may have. Raises KeyError(text): unknown."""
+
+    def set_quota(self, wish: QuotaWish, *, dry_run: bool) -> QuotaChange:
+        """Change what a tenant is promised and allowed, or only say what would change.
+
+        Raises KeyError(text): unknown tenant; RefusedError: there is not so much, or more guaranteed than allowed.
+        """
+
+    def advise(self, tenant: str | None) -> Observed:
+        """What was observed of a tenant's accesses (None: of everybody's).
+
+        Raises KeyError(text): unknown tenant; RefusedError: curves are off.
+        """
+
+    def explain_miss(self, question: MissQuestion) -> Explanation:
+        """What became of the first block of a chain that is not there.
+
+        Raises KeyError(text): unknown tenant or namespace; RefusedError: several namespaces could be meant.
         """
 
 
@@ -290,6 +334,14 @@ class _Control:
             lambda report: pb.ScrubResponse(**_named(report)),
         )
 
+    def GetCosts(self, request: pb.GetCostsRequest, context: grpc.ServicerContext) -> pb.GetCostsResponse:
+        try:
+            tenant = _tenant(request)
+            digest = _digest(request.namespace_digest) if request.HasField("namespace_digest") else None
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.costs(tenant, digest), _costs, unknown=KeyError)
+
     def GetPolicy(self, request: pb.GetPolicyRequest, context: grpc.ServicerContext) -> pb.GetPolicyResponse:
         try:
             tier, tenant = _tier(request), _tenant(request)
@@ -313,6 +365,82 @@ class _Control:
             lambda changes: pb.SetPolicyResponse(changes=map(_change, changes), dry_run=request.dry_run),
             unknown=KeyError,
         )
+
+    def GetQuotas(self, request: pb.GetQuotasRequest, context: grpc.ServicerContext) -> pb.GetQuotasResponse:
+        try:
+            tenant = _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.quotas(tenant),
+            lambda reports: pb.GetQuotasResponse(quotas=[pb.Quota(**_named(one)) for one in reports]),
+            unknown=KeyError,
+        )
+
+    def SetQuota(self, request: pb.SetQuotaRequest, context: grpc.ServicerContext) -> pb.SetQuotaResponse:
+        try:
+            wish = wish_of(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.set_quota(wish, dry_run=request.dry_run),
+            lambda change: pb.SetQuotaResponse(
+                quota=pb.Quota(**_named(change.quota)),
+                former=pb.Quota(**_named(change.former)),
+                dry_run=request.dry_run,
+            ),
+            unknown=KeyError,
+        )
+
+    def Advise(self, request: pb.AdviseRequest, context: grpc.ServicerContext) -> pb.AdviseResponse:
+        try:
+            tenant = _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.advise(tenant), advice_of, unknown=KeyError)
+
+    def ExplainMiss(self, request: pb.ExplainMissRequest, context: grpc.ServicerContext) -> pb.ExplainMissResponse:
+        try:
+            question = question_of(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.explain_miss(question), explanation_of, unknown=KeyError)
+
+    def ListPins(self, request: pb.ListPinsRequest, context: grpc.ServicerContext) -> pb.ListPinsResponse:
+        try:
+            tenant = _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.pins(tenant), pins_of, unknown=KeyError)
+
+    def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinResponse:
+        if not request.tenant:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "tenant must name whose pins are to end")
+        numbers = list(request.pins)
+        return self._answer(
+            context,
+            lambda port: port.unpin(request.tenant, numbers),
+            lambda ended: pb.UnpinResponse(ended=ended),
+            unknown=KeyError,
+        )
+
+    def ListPrograms(self, request: pb.ListProgramsRequest, context: grpc.ServicerContext) -> pb.ListProgramsResponse:
+        try:
+            tenant = _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.guiding(tenant), programs_of, unknown=KeyError)
+
+    def ListWorkflows(
+        self, request: pb.ListWorkflowsRequest, context: grpc.ServicerContext
+    ) -> pb.ListWorkflowsResponse:
+        try:
+            tenant = _tenant(request)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.guiding(tenant), workflows_of, unknown=KeyError)
 
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()
@@ -373,7 +501,17 @@ def _scope(request: pb.ClearRequest) -> ClearScope:
     raise ValueError("nothing to clear: set everything, namespace_digest or prefix")
 
 
-def _tenant(request: pb.ClearRequest | pb.GetPolicyRequest | pb.SetPolicyRequest) -> str | None:
+def _tenant(
+    request: pb.ClearRequest
+    | pb.GetCostsRequest
+    | pb.GetPolicyRequest
+    | pb.SetPolicyRequest
+    | pb.GetQuotasRequest
+    | pb.AdviseRequest
+    | pb.ListPinsRequest
+    | pb.ListProgramsRequest
+    | pb.ListWorkflowsRequest,
+) -> str | None:
     """The tenant that a request names; None for all. Raises ValueError."""
     tenant = request.tenant if request.HasField("tenant") else None
     if tenant == "":
@@ -434,6 +572,22 @@ def _disk(report: DiskReport) -> pb.Disk:
         "drives": [pb.Drive(**_named(drive)) for drive in report.drives],
     }
     return pb.Disk(**{**_named(report), **nested})
+
+
+def _costs(report: CostsReport) -> pb.GetCostsResponse:
+    return pb.GetCostsResponse(
+        namespaces=map(_namespace_costs, report.namespaces),
+        more=report.more,
+        ways=[pb.Way(**_named(way)) for way in report.ways],
+    )
+
+
+def _namespace_costs(report: NamespaceCosts) -> pb.NamespaceCosts:
+    nested: dict[str, Any] = {
+        "prefills": [pb.Prefill(**_named(prefill)) for prefill in report.prefills],
+        "runs": [pb.Run(**_named(run)) for run in report.runs],
+    }
+    return pb.NamespaceCosts(**{**_named(report), **nested})
 
 
 def _change(change: PolicyChange) -> pb.PolicyChange:

@@ -93,6 +93,8 @@ class Daemon:
             lease_ttl_ns_max=int(config.lease_ttl_max_s * 1e9),
             disk=_disk_limits(config),
             rules=Rules(Rule(config.policy_dram), Rule(config.policy_disk)),
+            curves=config.insight_curves,
+            quotas=config.quotas(),
             first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
         self._store = Store(limits, HostClock(), HostRandomness(), self._memory, self._hot, self._workers, self._memory)
@@ -101,6 +103,9 @@ class Daemon:
             self._store.kept.warm, self._store.kept.blocks, self._store.kept.lost, self._store.kept.withheld,
             self._store.kept.reason,
         )  # fmt: skip
+        if self._store.quotas.forgotten:
+            names = ",".join(self._store.quotas.forgotten)
+            log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
         self._hot.store = self._hot.clients.store = self._store
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._control = ControlServer(self, config.runtime_dir)
@@ -140,6 +145,7 @@ class Daemon:
             self._notifier.notify("READY=1")
             self._loop.run(self._turn)
             self._notifier.notify("STOPPING=1")
+            self._store.learned.save()
             self._keeper.flush(SAY_S)  # nothing is forgotten: a successor takes it
             self._notifier.flush(SAY_S)
             self._control.announce(serving=False)

@@ -34,6 +34,7 @@ from kvstore.store import ITEM, Store
 from kvstored.clients import Clients
 from kvstored.config import Config
 from kvstored.connection import Connection, SlowReaderError
+from kvstored.hot_policy import PolicyVerbs
 from kvstored.leaf import LeafThreads, Move
 from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
 from kvstored.memory import HostMemory, make_region
@@ -79,6 +80,7 @@ class HotServer:
             Verb.PING: self._ping,
             Verb.ARENA_DROPPED: self._arena_dropped,
             Verb.FLUSH: self._flush,
+            **PolicyVerbs(self._frame, self._words, lambda: self.store).handlers(),
         }
 
     # -- a frame -------------------------------------------------------------------------------------------------
@@ -222,6 +224,7 @@ class HotServer:
         )  # fmt: skip
         if not isinstance(lease, Parked):
             self._send_leased(connection, head.request, lease)
+            self.store.leasing.account()
 
     def _send_leased(self, connection: Connection, request: int, lease: Lease | None) -> None:
         """Answer from the buffer that `Store.lease` wrote its locations to."""
@@ -274,7 +277,9 @@ class HotServer:
             namespace.recompute_ns = recompute_us * 1000
         parent_at = (keys_at - KEY_BYTES) >> 3 if head.flags & frames.Flag.HAS_PARENT else None
         self._fault_ring_in(connection)
-        self.store.reserve(session, namespace, self._words, keys_at >> 3, head.count, parent_at, self._items)
+        self.store.reserve(
+            session, namespace, self._words, keys_at >> 3, head.count, parent_at, self._items, recompute_us * 1000
+        )
         body_bytes = head.count * ITEM.itemsize
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.RESERVED, 0, head.count, head.request, 0, 0, body_bytes)
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from kvproto import limits
+from kvstore.quotas import USUAL, Quota
 from kvstore.report import ConfigValue
+from kvstored.quota_keys import QUOTA_KEYS, read_quota
 from kvstored.settings import SETTINGS, AnySetting
 from kvstored.units import ConfigError, TomlFile, dotted, quoted, toml_type_name
 
@@ -41,10 +43,11 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class TenantConfig:
-    """One [tenants.NAME] table: the uids whose processes may belong to it."""
+    """One [tenants.NAME] table: the uids whose processes may belong to it, and what it may have."""
 
     name: str
     uids: tuple[int, ...]
+    quota: Quota = USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Layers:
     """Values in the order in which they count, the last one of a setting; and the tenants, which only the file has."""
 
     given: tuple[Given, ...]
-    tenants: tuple[tuple[TenantConfig, ConfigValue], ...]
+    tenants: tuple[tuple[TenantConfig, tuple[ConfigValue, ...]], ...]
 
 
 def read_layers(config_file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Layers:
@@ -140,7 +143,7 @@ def _nearest(word: str, choices: Mapping[str, str]) -> str:
     return f"; did you mean {choices[near[0]]}?" if near else ""
 
 
-def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, ConfigValue]]:
+def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, tuple[ConfigValue, ...]]]:
     if file is None:
         return
     for number, name in enumerate(file.table(TENANTS), start=1):
@@ -153,14 +156,16 @@ def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, ConfigValue]
             raise file.error(keys, f"{name}: names that start with uid- belong to uids that no tenant lists")
         table = file.table(*keys)
         for key in table:
-            if key != "uids":
-                near = _nearest(key, {"uids": dotted(*keys, "uids")})
+            if key != "uids" and key not in QUOTA_KEYS:
+                near = _nearest(key, {one: dotted(*keys, one) for one in ("uids", *QUOTA_KEYS)})
                 raise file.error((*keys, key), f"unknown key {dotted(*keys, key)}{near}")
         uids = _uids(file, name, table.get("uids"))
         origin = f"file {file.place(*keys, 'uids')}"
         reason = "processes of these uids may belong to this tenant"
         shown = ", ".join(map(str, uids))
-        yield TenantConfig(name, uids), ConfigValue(dotted(*keys, "uids"), shown, origin, "uids", reason)
+        quota, values = read_quota(file, keys)
+        listed = ConfigValue(dotted(*keys, "uids"), shown, origin, "uids", reason)
+        yield TenantConfig(name, uids, quota), (listed, *values)
 
 
 def _uids(file: TomlFile, name: str, listed: object) -> tuple[int, ...]:

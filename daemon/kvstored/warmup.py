@@ -21,6 +21,8 @@ from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Lease, Namespace, Session
 from kvstore.store import ITEM, Limits, Store
 from kvstored.warmup_disk import live_with_disk
+from kvstored.warmup_hints import expect
+from kvstored.warmup_insight import look_at_itself
 from kvstored.warmup_world import Clock, Memory, Outbox, Randomness
 
 log = logging.getLogger(__name__)
@@ -30,19 +32,22 @@ def warm_up() -> None:
     """Run every verb once. Raises AssertionError if this build does not work on this machine."""
     begun = time.monotonic()
     log.info("preparing compiled code: some seconds at the first start after an installation")
-    store = Store(Limits(2 * MIB, MIB), Clock(), Randomness(), Memory(), Outbox())
+    clock = Clock()
+    store = Store(Limits(2 * MIB, MIB), clock, Randomness(), Memory(), Outbox())
     session = store.attach("warm-up", MIB)
     namespace = store.open(session, NamespaceIdentity("warm-up", "-", "-", "-", 1, MIB // 4))
     for first in (0, 8, 16):  # three chains of four: eight slots, so the last evicts
         _store(store, session, namespace, _chain(first))
     assert store.tally.evicted == 4, "eviction does not work"
     _fetch(store, session, namespace, _chain(16))
+    expect(store, session, namespace, _chain(16))
     deleted: list[int] = []
     store.delete(namespace, _chain(16), 0, 1, deleted.append)
     assert deleted == [4], "deletion does not work"
     _abandon(store, session, namespace, _chain(24))
     _clear(store, namespace)
     _recycle(store, session, namespace)
+    look_at_itself(store, namespace, clock.advance)
     store.exited(session)
     live_with_disk()
     log.info("compiled code ready: seconds=%.2f", time.monotonic() - begun)

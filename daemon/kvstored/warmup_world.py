@@ -131,6 +131,10 @@ class Clock:
     def __init__(self) -> None:
         self.ns = 10**12
 
+    def advance(self, ns: int) -> None:
+        """Let time pass."""
+        self.ns += ns
+
     def now_ns(self) -> int:
         """See the port."""
         return self.ns

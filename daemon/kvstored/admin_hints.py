@@ -1,0 +1,39 @@
+"""What is answered of programs and workflows. `guiding_report`: owner thread; the rest: handlers'."""
+
+from dataclasses import fields
+from typing import Any
+
+from kvproto import control_pb2 as pb
+from kvstore.hints.report import GuidingReport
+from kvstore.store import Store
+
+
+def guiding_report(store: Store, tenant: str | None) -> GuidingReport:
+    """Of one tenant (None: of all), within a millisecond or two. Raises KeyError(text): unknown tenant."""
+    if tenant is None:
+        return store.guiding.report()
+    if tenant not in store.tenants:
+        raise KeyError(f"no tenant is called {tenant}")
+    return store.guiding.report(store.tenants[tenant])
+
+
+def programs_of(report: GuidingReport) -> pb.ListProgramsResponse:
+    """The programs alone, and what came of hints."""
+    return pb.ListProgramsResponse(
+        programs=[pb.Program(**_named(one)) for one in report.programs],
+        programs_total=report.programs_total,
+        counters=pb.HintCounters(**_named(report.counters)),
+    )
+
+
+def workflows_of(report: GuidingReport) -> pb.ListWorkflowsResponse:
+    """The workflows alone, and their runs."""
+    return pb.ListWorkflowsResponse(
+        workflows=[pb.ListedWorkflow(**_named(one)) for one in report.workflows],
+        runs=[pb.WorkflowRun(**_named(one)) for one in report.runs],
+        runs_total=report.runs_total,
+    )
+
+
+def _named(one: Any) -> dict[str, Any]:  # any dataclass of hints/report.py: its message has the same field names
+    return {field.name: getattr(one, field.name) for field in fields(one)}
