@@ -1,7 +1,8 @@
 """What self-knowledge costs: sampling a lease's keys, taking in what was sampled, noting why a block left.
 
-The curves run alone, without a daemon: `curves_core_share_at_5000_leases` is what they add to 5,000 leases of 100 keys
-a second, draining included, in time on a core, once the stream of all and those of 32 tenants have settled.
+`room_*` are of the room that the daemon has (kvstore/watching.py), called as LEASE calls it and ticked as the daemon
+ticks it: 5,000 leases of 100 keys a second by 32 tenants, in time on a core, once all streams have settled. `curves_*`
+are of the curves in it alone, without shadows and without the store around them.
 """
 
 import time
@@ -11,12 +12,18 @@ from typing import Final
 import numpy as np
 
 from bench.harness import Results, say
+from kvproto.identity import NamespaceIdentity
 from kvproto.limits import MIB
 from kvstore.blocks import U8, Number, compiled
+from kvstore.insight import curves as curve
 from kvstore.insight import reasons
-from kvstore.insight.curves import SECOND_NS, Curves, Limits
+from kvstore.insight.curves import SECOND_NS, Curves
 from kvstore.insight.reasons import Cause, Place, cause_word
 from kvstore.insight.tap import TAKE_AT, Tap, sample, threshold_of
+from kvstore.sessions import Namespace
+from kvstore.store import Limits, Store
+from kvstore.watching import Watching
+from kvstored.warmup_world import Clock, Memory, Outbox, Randomness
 
 SEED: Final = tuple(int(word) for word in np.random.default_rng(0).integers(0, 1 << 63, 5))
 LEASES_PER_S: Final = 5000
@@ -29,6 +36,7 @@ def run(*, quick: bool) -> Results:
     chains = 2000 if quick else 20_000
     keys = keys_of(chains * KEYS_PER_LEASE)
     results = measure_sample(keys, 20 if quick else 100)
+    results |= measure_room(keys, chains, seconds=10 if quick else 40)
     results |= measure_curves(keys, chains, seconds=4 if quick else 20)
     results |= measure_reasons(100_000 if quick else 1_000_000)
     return results
@@ -74,9 +82,68 @@ def measure_sample(keys: U8, rounds: int) -> Results:
     }
 
 
+def measure_room(keys: U8, chains: int, seconds: int) -> Results:
+    """Leases of chains by Zipf through `Watching`; of half of the seconds, the other half is to settle in.
+
+    A second of the store's clock holds as many leases as a real one; how long they take here decides nothing.
+    """
+    clock = Clock()
+    store = Store(Limits(64 * MIB, MIB), clock, Randomness(), Memory(), Outbox())
+    watching = store.watching
+    namespaces = [_namespace(store, f"t{tenant}") for tenant in range(TENANTS)]
+    shares = 1 / np.arange(1, chains + 1)
+    generator = np.random.default_rng(4)
+    leases, ticks, worst = [], [], []
+    for second in range(seconds):
+        picked = generator.choice(chains, LEASES_PER_S, p=shares / shares.sum()).tolist()
+        spent_s, slices = _room_second(watching, clock, keys, namespaces, picked)
+        if second >= seconds // 2:
+            leases.append(spent_s)
+            ticks.append(sum(slices))
+            worst.append(max(slices, default=0.0))
+    say(f"room: {watching.curves.tap.lost} lost, {1e6 * median(leases) / LEASES_PER_S:.2f} us a lease")
+    return {
+        "room_lease_us": 1e6 * median(leases) / LEASES_PER_S,
+        "room_core_share_at_5000_leases": median(leases) + median(ticks),
+        "room_tick_share": median(ticks),
+        "room_slice_worst_ms": 1e3 * median(worst),
+        "room_slice_worst_of_all_ms": 1e3 * max(worst),
+        "room_mib": watching.held_bytes / MIB,
+        "room_mib_64_tenants": (
+            watching.held_bytes + curve.Limits().held_bytes(64) - curve.Limits().held_bytes(TENANTS)
+        )
+        / MIB,
+        "room_lost": watching.curves.tap.lost,
+    }
+
+
+def _namespace(store: Store, tenant: str) -> Namespace:
+    session = store.attach(tenant, MIB)
+    return store.open(session, NamespaceIdentity("bench", "-", "-", "-", 16, MIB))
+
+
+def _room_second(
+    watching: Watching, clock: Clock, keys: U8, namespaces: list[Namespace], picked: list[int]
+) -> tuple[float, list[float]]:
+    """Seconds of telling the room of these leases, and of each of its ticks."""
+    step_ns, spent_s, slices = SECOND_NS // len(picked), 0.0, []
+    for start in range(0, len(picked), 10):
+        begun = time.thread_time()
+        for chain in picked[start : start + 10]:
+            watching.asked(namespaces[chain % TENANTS], keys, 4 * KEYS_PER_LEASE * chain, KEYS_PER_LEASE, 0)
+        spent_s += time.thread_time() - begun
+        clock.ns += 10 * step_ns
+        due_ns = watching.next_ns()
+        if due_ns is not None and due_ns <= clock.ns:
+            begun = time.thread_time()
+            watching.tick(clock.ns)
+            slices.append(time.thread_time() - begun)
+    return spent_s, slices
+
+
 def measure_curves(keys: U8, chains: int, seconds: int) -> Results:
     """Leases of chains by Zipf, a second's worth at a time, each drained; half of the seconds to settle."""
-    curves = Curves(SEED, TENANTS, 0, Limits())
+    curves = Curves(SEED, TENANTS, 0, curve.Limits())
     for tenant in range(1, TENANTS + 1):
         curves.open(tenant, tenant, MIB)
         curves.tap.price(tenant, 0.01, 1e-5)
@@ -91,15 +158,15 @@ def measure_curves(keys: U8, chains: int, seconds: int) -> Results:
             inside.append(spent_s)
             drains.append(drained_s)
             called.append(called_second(curves, keys, starts, (2 * second + 1) * SECOND_NS))
-    curve = curves.curve(0, (2 * seconds + 1) * SECOND_NS)
-    say(f"rate {curve.rate:.5f}, {curve.keys} keys, lost {curves.tap.lost}")
+    settled = curves.curve(0, (2 * seconds + 1) * SECOND_NS)
+    say(f"rate {settled.rate:.5f}, {settled.keys} keys, lost {curves.tap.lost}")
     return {
         "curves_core_share_at_5000_leases": median(inside),
         "curves_core_share_from_python": median(called),
         "curves_drain_share": median(drains),
-        "curves_rate": curve.rate,
+        "curves_rate": settled.rate,
         "curves_mib": curves.held_bytes / MIB,
-        "curves_mib_64_tenants": (Limits().held_bytes(64) + curves.tap.held_bytes) / MIB,
+        "curves_mib_64_tenants": (curve.Limits().held_bytes(64) + curves.tap.held_bytes) / MIB,
     }
 
 

@@ -1,7 +1,7 @@
 """A store on fakes, and clients that use it as engines do: through a ring, by copies, by maps of arenas."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from kvstore import blocks
 from kvstore.audit import audit
 from kvstore.blocks import DOOMED, U8
 from kvstore.ports import Bytes
+from kvstore.quotas import Quota
 from kvstore.sessions import Copy, Lease, Namespace, Parked, Session
 from kvstore.store import ITEM, Limits, Store
 from kvstore.sweeps import SLICE_STEPS
@@ -90,6 +91,7 @@ class Core:
         first_generation: int = 1,
         clock: FakeClock | None = None,
         outbox: FakeOutbox | None = None,
+        quotas: Mapping[str, Quota] | None = None,
     ) -> None:
         """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
         self.clock = clock or FakeClock()
@@ -97,7 +99,7 @@ class Core:
         self.outbox = outbox or FakeOutbox()
         limits = Limits(
             arenas * arena_bytes, arena_bytes, ticket_ttl_ns, lease_ttl_ns_max, slice_steps, disk or DiskLimits(),
-            first_generation,
+            first_generation, quotas=quotas or {},
         )  # fmt: skip
         self.drive = drive or FakeDrive(disk.segment_bytes if disk else 0)
         self.drive.memory = self.memory

@@ -24,10 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from kvproto import frames
+from kvproto import frames, policy_frames
 from kvproto.errors import Code, Grant, Outcome
 from kvproto.frames import Durable, Flag, Head, Matched, Mode, Ready, Role, Verb, Welcome
 from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB, PAGE_BYTES, PROTOCOL_VERSION, slot_bytes_for
+from kvproto.policy_frames import Hint, Report
 
 PATIENCE_S: Final = 20.0
 Answerer = Callable[["Peer", Head, bytes], None]
@@ -74,6 +75,9 @@ class Peer:
         self.committed: list[int] = []
         self.aborted: list[int] = []
         self.dropped: list[int] = []
+        self.hints: list[Hint] = []  # none is ever refused
+        self.reports: list[Report] = []
+        self.cancelled: list[int] = []  # prefetches
         self.blocks: dict[bytes, tuple[Arena, int]] = {}
         self.arenas: dict[int, Arena] = {}
 
@@ -478,6 +482,18 @@ class Peer:
         """Nothing is said."""
         self.dropped.append(frames.parse_number(frame, head))
 
+    def hint(self, head: Head, frame: bytes) -> None:
+        """Nothing is said."""
+        self.hints.append(policy_frames.parse_hint(frame, head))
+
+    def report(self, head: Head, frame: bytes) -> None:
+        """Nothing is said."""
+        self.reports.append(policy_frames.parse_report(frame, head))
+
+    def cancel(self, head: Head, frame: bytes) -> None:
+        """Nothing is said."""
+        self.cancelled += policy_frames.parse_numbers(frame, head)
+
     def release(self, head: Head, frame: bytes) -> None:
         """Riders only."""
 
@@ -500,4 +516,7 @@ _ANSWERS: dict[Verb, Answerer] = {
     Verb.FLUSH: Peer.flush,
     Verb.PING: Peer.ping,
     Verb.ARENA_DROPPED: Peer.arena_dropped,
+    Verb.HINT: Peer.hint,
+    Verb.REPORT: Peer.report,
+    Verb.CANCEL: Peer.cancel,
 }

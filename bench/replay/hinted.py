@@ -1,18 +1,19 @@
 """Replays a workload with what its agents say: tools that start and end, programs that are over, steps of workflows.
 
-The same modules hear it as in the daemon (kvstore/hints); what they expect becomes hints on blocks. Nothing here knows
-the future.
+They say it as on the wire, and what listens is the daemon's own `Guide` (kvstore/hints/guide.py). Of what follows, the
+words on blocks are carried out; pins and fetches are not, so what is measured is what words are worth to a rule.
+Nothing here knows the future.
 """
 
-from collections.abc import Iterable
+import json
 from functools import singledispatchmethod
+from itertools import count
 
 import numpy as np
 
 from bench.replay.lab import START_NS, Cache, Setting
 from bench.replay.score import Score, score
 from bench.replay.workload import (
-    NO_KEYS,
     Event,
     Graph,
     Join,
@@ -28,16 +29,20 @@ from bench.replay.workload import (
     WorkflowEnded,
     Workload,
 )
-from kvproto.ids import BlockKey, NamespaceNumber
-from kvstore.hints import graph as hints
+from kvproto.limits import KEY_BYTES
+from kvproto.policy_frames import UNKNOWN, Hint
+from kvproto.policy_frames import Event as Said
 from kvstore.hints.chains import Chain, Chains
-from kvstore.hints.expectations import Expectation, in_seconds, in_steps
-from kvstore.hints.gaps import Gaps
+from kvstore.hints.guide import Guide
+from kvstore.hints.limits import TTL_S_MAX
+from kvstore.hints.programs import Costs
 from kvstore.hints.refusal import Refused
-from kvstore.hints.workflow import Workflows
+from kvstore.hints.words import Say
 
 SECOND_NS = 10**9
 END = "end"
+NO_COSTS = Costs(0, 0)
+BLOCKS, ENDS = 1 << 20, 1 << 14  # a workload's own sizes: no tenant of the lab is bounded
 
 
 def replay_hinted(workload: Workload, capacity_bytes: int, setting: Setting) -> Score:
@@ -52,13 +57,10 @@ class _Play:
     def __init__(self, cache: Cache) -> None:
         self.hits: list[int] = []
         self._cache = cache
-        self._contexts: dict[int, tuple[int, Keys]] = {}  # by program: model, and the chain it used last
-        self._tools: dict[int, tuple[str, float]] = {}  # by program: what it waits for, since when
-        self._gaps = Gaps()
-        self._workflows = Workflows(Chains())
-        self._bound: dict[int, dict[int, Keys]] = {}  # by run and step
-        self._graphs: dict[int, Graph] = {}
-        self._versions = 0
+        self._guide = Guide(chains=Chains(BLOCKS, ENDS))
+        self._begun: set[int] = set()  # programs
+        self._graphs: dict[int, Graph] = {}  # by run
+        self._versions = count(1)
 
     @singledispatchmethod
     def hear(self, event: Event) -> None:
@@ -68,99 +70,110 @@ class _Play:
     @hear.register
     def _(self, event: Request) -> None:
         self.hits.append(self._cache.serve(event))
-        if event.program >= 0:
-            self._contexts[event.program] = (event.model, np.concatenate((event.keys, event.output_keys)))
+        if event.program < 0:
+            return
+        name = _program(event.program)
+        if event.program not in self._begun:
+            self._begun.add(event.program)
+            self._say(event, Hint(Said.PROGRAM, name, seconds=TTL_S_MAX))
+        keys = _key_bytes(np.concatenate((event.keys, event.output_keys)))
+        self._say(event, Hint(Said.CONTEXT, name, namespace=event.model, keys=keys))
 
     @hear.register
     def _(self, event: ToolStarted) -> None:
-        self._tools[event.program] = (event.tool, event.at_s)
-        likely_ns = self._gaps.likely_ns(event.tool)
-        self._expect(event.program, in_seconds(event.expected_s if likely_ns is None else likely_ns / SECOND_NS))
+        seconds = UNKNOWN if event.expected_s is None else event.expected_s
+        self._say(event, Hint(Said.TOOL_STARTED, _program(event.program), event.tool, seconds=seconds))
 
     @hear.register
     def _(self, event: ToolFinished) -> None:
-        tool, since_s = self._tools.pop(event.program)
-        self._gaps.observed(tool, int((event.at_s - since_s) * SECOND_NS))
-        self._expect(event.program, Expectation.SOON)
+        self._say(event, Hint(Said.TOOL_FINISHED, _program(event.program)))
 
     @hear.register
     def _(self, event: TurnFinished) -> None:
-        """The next turn is up to a person: nothing is known."""
+        self._say(event, Hint(Said.TURN_FINISHED, _program(event.program)))
 
     @hear.register
     def _(self, event: ProgramFinished) -> None:
-        self._expect(event.program, Expectation.HARDLY)
-        self._contexts.pop(event.program, None)
+        if event.program in self._begun:
+            self._begun.remove(event.program)
+            self._say(event, Hint(Said.PROGRAM_FINISHED, _program(event.program)))
 
     @hear.register
     def _(self, event: WorkflowBegun) -> None:
-        described = _described(event.graph)
-        assert not isinstance(described, Refused), described
-        now_ns = _ns(event.at_s)
-        self._versions += 1
-        self._workflows.define(event.graph.name, described, self._versions, now_ns)
-        refused = self._workflows.start(f"run-{event.run}", event.graph.name, now_ns)
-        assert refused is None, refused
-        self._bound[event.run], self._graphs[event.run] = {}, event.graph
+        name, run = event.graph.name, _run(event.run)
+        self._say(event, Hint(Said.WORKFLOW, name, text=_described(event.graph), version=next(self._versions)))
+        self._say(event, Hint(Said.RUN, run, name))
+        self._graphs[event.run] = event.graph
 
     @hear.register
     def _(self, event: StepBound) -> None:
-        name = self._graphs[event.run].steps[event.step].name
-        self._versions += 1
-        chain = Chain(NamespaceNumber(0), _key_bytes(event.keys))
-        refused = self._workflows.bind(f"run-{event.run}", name, chain, self._versions, _ns(event.at_s))
-        self._bound[event.run][event.step] = NO_KEYS if refused else event.keys
+        keys = _key_bytes(event.keys)
+        name, version = self._graphs[event.run].steps[event.step].name, next(self._versions)
+        self._say(event, Hint(Said.BIND, _run(event.run), name, version=version, keys=keys))
 
     @hear.register
     def _(self, event: StepEntered) -> None:
-        name = self._graphs[event.run].steps[event.step].name
-        self._versions += 1
-        self._workflows.enter(f"run-{event.run}", name, self._versions, _ns(event.at_s))
-        self._hint(self._bound[event.run].values())
+        name, version = self._graphs[event.run].steps[event.step].name, next(self._versions)
+        self._say(event, Hint(Said.ENTER, _run(event.run), name, version=version))
 
     @hear.register
     def _(self, event: WorkflowEnded) -> None:
-        self._workflows.end(f"run-{event.run}")
-        for keys in self._bound.pop(event.run).values():
-            levels = [self._level(key) or Expectation.HARDLY for key in keys.tolist()]
-            self._cache.hint(0, keys, np.array(levels, np.uint8))
+        self._say(event, Hint(Said.RUN_FINISHED, _run(event.run)))
+        del self._graphs[event.run]
 
-    def _expect(self, program: int, expected: Expectation) -> None:
-        model, keys = self._contexts.get(program, (0, NO_KEYS))
-        self._cache.hint(model, keys, np.full(keys.size, expected, np.uint8))
+    def _say(self, event: Event, hint: Hint) -> None:
+        """All that follows does so at once: the lab has all the time in the world."""
+        now_ns = _ns(event.at_s)
+        heard = self._guide.hear(hint, now_ns, lambda _: NO_COSTS)
+        assert not isinstance(heard, Refused), (hint.event, heard)
+        for deed in heard:
+            if isinstance(deed, Say):
+                self._hint(deed)
+        while self._guide.next_ns() == 0:
+            errand = self._guide.errand(now_ns)
+            if isinstance(errand, Say):
+                self._hint(errand)
 
-    def _hint(self, chains: Iterable[Keys]) -> None:
-        for keys in chains:
-            self._cache.hint(0, keys, np.array([self._level(key) for key in keys.tolist()], np.uint8))
+    def _hint(self, said: Say) -> None:
+        self._cache.hint(said.chain.namespace, _keys(said.chain), np.frombuffer(said.levels, np.uint8).copy())
 
-    def _level(self, key: int) -> Expectation:
-        return in_steps(self._workflows.worth(NamespaceNumber(0), BlockKey(_key_bytes(np.array([key], np.uint64)))))
+
+def _program(number: int) -> str:
+    return f"program-{number}"
+
+
+def _run(number: int) -> str:
+    return f"run-{number}"
 
 
 def _key_bytes(keys: Keys) -> bytes:
-    words = np.zeros((keys.size, 4), np.uint64)
+    words = np.zeros((keys.size, KEY_BYTES // 8), np.uint64)
     words[:, 0] = keys
     return words.tobytes()
 
 
-def _described(graph: Graph) -> "hints.Graph | Refused":
+def _keys(chain: Chain) -> Keys:
+    return np.frombuffer(chain.keys, np.uint64)[:: KEY_BYTES // 8]
+
+
+def _described(graph: Graph) -> str:
     """A step that something earlier follows closes a loop: after it the loop goes round again, or all is over."""
     following: list[list[int]] = [[] for _ in graph.steps]
     for number, step in enumerate(graph.steps):
         for before in step.after:
             following[before].append(number)
-    steps = []
+    steps: list[dict[str, object]] = []
     for number, step in enumerate(graph.steps):
         loops = any(after <= number for after in following[number])
         steps.append(
-            hints.Step(
-                step.name,
-                (*(graph.steps[after].name for after in following[number]), *((END,) if loops else ())),
-                hints.Which.ONE if loops else hints.Which.ALL,
-                hints.Which.ALL if step.join is Join.ALL else hints.Which.ANY,
-            )
+            {
+                "name": step.name,
+                "next": [*(graph.steps[after].name for after in following[number]), *([END] if loops else [])],
+                "split": "one" if loops else "all",
+                "join": "all" if step.join is Join.ALL else "any",
+            }
         )
-    return hints.Graph.of([*steps, hints.Step(END)])
+    return json.dumps({"steps": [*steps, {"name": END}]})
 
 
 def _ns(at_s: float) -> int:

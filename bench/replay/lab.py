@@ -23,12 +23,14 @@ from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, Index, Tables
 from kvstore.policies import Policies, Rules
 from kvstore.policy import TOUCH_BONUS_S, Rule, set_rule
 from kvstore.ports import Outbox
+from kvstore.quotas import Capacity, Shares
 from kvstore.room import Room, make_room
+from kvstore.rules import Tier
 from kvstore.sessions import Pool, Session, Tenant
 from kvstore.sweeps import Jobs
 
 START_NS = 10**12  # long before the first event: nothing was touched at time 0
-GHOSTS_A_BLOCK = 4  # as in the daemon
+GHOSTS_A_BLOCK = 6  # as in the daemon
 BLOCKS_AN_ARENA = 8  # of the largest model, where several share the capacity
 
 
@@ -98,6 +100,7 @@ class Cache:
         heads = max(16, 2 << (rows - 1).bit_length())
         index = Index(np.zeros(heads, np.uint32), np.array([8, 0, 0, 1, 2], np.uint64))
         self._tenant = Tenant("lab", 0, index)
+        self._shares = Shares(Capacity(Tier.DRAM, arena_bytes, positions), lambda one: one.arenas, [self._tenant])
         policies = Policies(self._tables, Rules())
         self._arenas = Arenas(self._tables, NoBytes(), cast("Outbox", Nobody()), arena_bytes, positions, policies)
         self._jobs = Jobs(self._tables, self._arenas)
@@ -141,7 +144,7 @@ class Cache:
             if done == keys.size:
                 return
             room, position = make_room(
-                self._arenas, self._tables, [self._tenant], pool, now_ns, exhausted=may_evict
+                self._arenas, self._tables, self._shares, pool, now_ns, exhausted=may_evict
             )  # fmt: skip
             if room is Room.RECYCLE:
                 self._recycle(position, pool, now_ns)

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.process import DaemonProcess
-from kvproto import frames
+from kvproto import frames, policy_frames
 from kvproto.errors import KvError, UsageError
 from kvproto.frames import Head, Hello, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME, NAME_BYTES
+from kvproto.limits import FRAME_BYTES, HINT_NAME_BYTES, KEYS_PER_FRAME, NAME_BYTES
+from kvproto.policy_frames import Question, Report
 from tests.raw import RawClient, dial, identity, key, raw_client, real_daemon
 
 SEED = 20261120
@@ -43,6 +44,19 @@ def test_any_body_is_a_hello_or_a_typed_error(body: bytes) -> None:
     except KvError:
         return
     assert len(hello.name.encode()) <= NAME_BYTES
+
+
+@derandomized
+@given(st.binary(max_size=200), st.integers(0, 3))
+def test_any_body_is_a_hint_or_a_typed_error(body: bytes, count: int) -> None:
+    for damaged in (body, policy_frames.HINT_HEAD.pack(1, 0, 1, 1, 1.0) + body):
+        frame = frames.build(Verb.HINT, 0, damaged, count=count)
+        try:
+            hint = policy_frames.parse_hint(frame, frames.parse_head(frame, len(frame)))
+        except KvError:
+            continue
+        assert policy_frames.build_hint(hint) == frame or damaged[2:4] != bytes(2) or hint.seconds != hint.seconds
+        assert len(hint.name.encode()) <= HINT_NAME_BYTES
 
 
 @derandomized
@@ -147,7 +161,7 @@ def _frame(generator: random.Random) -> bytes:
     body = _body(generator, count)
     releases = [_number(generator) for _ in range(generator.choice([0, 0, 0, 1, 5]))]
     commits = [_number(generator) for _ in range(generator.choice([0, 0, 0, 0, 2]))]
-    flags = generator.randrange(4)
+    flags = generator.randrange(8)
     head = Head(verb, flags, count, generator.randrange(1 << 32), len(releases), len(commits), len(body))
     frame = frames.HEAD.pack(*head) + b"".join(number.to_bytes(8, "little") for number in releases + commits) + body
     if generator.random() < 0.1:
@@ -169,10 +183,35 @@ def _body(generator: random.Random, count: int) -> bytes:
             namespace + keys,
             namespace + times + keys,
             namespace + key(generator.randrange(64)) + keys,
+            namespace[:4] + bytes([generator.randrange(4)]) + bytes(3) + times[:8] + keys,
+            _words(generator, keys),
+            _report(generator),
+            policy_frames.ADVISE_BODY.pack(*Question(generator.randrange(3), *(_seconds(generator) for _ in range(8)))),
+            times[:8] * count,
             identity(generator.choice([1, 4096, 1 << 20])).canonical(),
             os.urandom(generator.randrange(200)),
         ]
     )
+
+
+def _words(generator: random.Random, keys: bytes) -> bytes:
+    """A hint, mostly of something that there is."""
+    event = generator.choice([*range(14), 255])
+    text = generator.choice(["", "{", '{"steps":[{"name":"a"}]}', '{"steps":[{"name":"a","next":["a"]}]}', "x" * 5000])
+    name, other = (generator.choice(["", "a", "a", "b", "\0", "n" * 600]) for _ in range(2))
+    head = policy_frames.HINT_HEAD.pack(
+        event, generator.randrange(5), generator.randrange(3), _number(generator), _seconds(generator)
+    )
+    return head + b"".join(map(frames.pack_text, (name, other, text))) + keys
+
+
+def _report(generator: random.Random) -> bytes:
+    numbers = generator.randrange(3), generator.randrange(3), _number(generator), _number(generator)
+    return policy_frames.REPORT_BODY.pack(*Report(*numbers, _seconds(generator)))
+
+
+def _seconds(generator: random.Random) -> float:
+    return generator.choice([0.0, -1.0, 1e-9, 1.0, 1e300, float("nan"), float("inf"), generator.random()])
 
 
 def _number(generator: random.Random) -> int:

@@ -9,6 +9,7 @@ import xxhash
 
 from kvproto.errors import Grant, Outcome
 from kvproto.limits import FLUSHES_PER_SESSION
+from kvproto.policy_frames import Tier
 from kvstore import blocks
 from kvstore.ports import Bytes
 from kvstore.sessions import Lease, Namespace, Parked
@@ -97,6 +98,9 @@ class Seen:
     zero_maps: int = 0
     recycled: int = 0
     rules: int = 0
+    quotas: int = 0
+    returned_arenas: int = 0
+    quota: int = 0
     evicted: int = 0
     expired: int = 0
     refused_arenas: int = 0
@@ -121,6 +125,8 @@ class Seen:
     kept: int = 0
     verified: int = 0
     haunted: int = 0
+    pinned: int = 0
+    prefetched: int = 0
 
     def add(self, other: "Seen") -> None:
         """Sum over runs."""
@@ -156,15 +162,64 @@ class Actor:
         self.requests = 0
         self.stored = stored  # what it may well find again: size of blocks, keys
         self.flushing: dict[int, Flushing] = {}
+        self.pins: dict[int, list[tuple[int, int]]] = {}  # what each covers: rows and generations
 
     def act(self) -> None:
         """Do one thing."""
         deeds = (
             (self.store, 8), (self.commit, 10), (self.abort, 1), (self.fetch, 10), (self.read, 6), (self.release, 4),
             (self.renew, 2), (self.match, 2), (self.delete, 1), (self.scribble, 2), (self.read_stale_map, 3),
-            (self.flush, 2),
+            (self.flush, 2), (self.pin, 2), (self.unpin, 1), (self.prefetch, 2),
         )  # fmt: skip
         self.rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()
+
+    # -- keeping, and fetching in advance --------------------------------------------------------------------------
+
+    def pin(self) -> None:
+        """PIN what was stored lately, or anything; what it covers keeps its rows as long as the pin is there."""
+        namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
+        if self.stored and self.rng.random() < 0.6:
+            keys = self.rng.choice(self.stored)[1]
+        pinned = self.core.store.pinning.pin(
+            self.session.tenant, namespace, words(keys), 0, len(keys), self.rng.choice(TTLS_NS) * 10,
+            self.rng.choice(list(Tier)), refresh=self.rng.random() < 0.5,
+        )  # fmt: skip
+        assert (pinned.pin == 0) == (pinned.blocks == 0)
+        self.seen.pinned += pinned.blocks
+        if pinned.pin:
+            rows = self.core.store.pinning.pins[pinned.pin].rows
+            self.pins[pinned.pin] = list(
+                zip(rows.tolist(), self.core.store.tables.blocks["generation"][rows].tolist(), strict=True)
+            )
+        self.check_pins()
+
+    def check_pins(self) -> None:
+        """No block that a pin covers has made room for another."""
+        pins = self.core.store.pinning.pins
+        self.pins = {number: rows for number, rows in self.pins.items() if number in pins}
+        for number, covered in self.pins.items():
+            kept = dict(covered)
+            for row in pins[number].rows.tolist():
+                generation = int(self.core.store.tables.blocks["generation"][row])
+                assert generation == kept[row], f"row {row}, which pin {number} covers, is another block's"
+
+    def unpin(self) -> None:
+        """UNPIN some, and numbers that are no pins."""
+        self.check_pins()
+        numbers = [*self.rng.sample(list(self.pins), min(len(self.pins), 2)), self.rng.getrandbits(40)]
+        ended = self.core.store.pinning.unpin(self.session.tenant, numbers)
+        assert ended == len(numbers) - 1
+
+    def prefetch(self) -> None:
+        """PREFETCH, and at times CANCEL."""
+        namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
+        prefetching = self.core.store.prefetching
+        fetching = prefetching.prefetch(
+            self.session.tenant, namespace, words(keys), 0, len(keys), self.rng.choice(TTLS_NS), Tier.DRAM
+        )
+        self.seen.prefetched += fetching.coming
+        if self.rng.random() < 0.2:
+            prefetching.cancel(self.session.tenant, [fetching.prefetch])
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -193,6 +248,7 @@ class Actor:
         self.seen.granted += grants.count(Grant.GRANTED)
         self.seen.full += grants.count(Grant.FULL)
         self.seen.busy += grants.count(Grant.BUSY)
+        self.seen.quota += grants.count(Grant.QUOTA)
 
     def open_tickets(self) -> list[Writing]:
         """Tickets that are neither committed nor aborted."""

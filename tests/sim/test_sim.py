@@ -46,6 +46,7 @@ def enough(seen: Seen, seeds: int) -> None:
         "granted": 20, "published": 10, "hit_blocks": 20, "read_blocks": 50, "scribbled": 1, "stale": 0.1,
         "discarded": 0.1, "full": 0.5, "busy": 1, "parked": 0.5, "deaths": 0.5, "zero_maps": 0.02,
         "recycled": 0.5, "rules": 0.5,
+        "quotas": 0.5, "quota": 0.03, "returned_arenas": 0.02,
         "evicted": 2, "expired": 1, "refused_arenas": 0.05,
     }  # fmt: skip
     on_disk = {

@@ -20,6 +20,7 @@ from tests.fakes import FakeClock, FakeMemory
 from tests.sim.actor import Actor, Habits, Seen
 from tests.sim.disk import DiskEvents, SimOutbox, choose_limits, cut_finely
 from tests.sim.model import Model
+from tests.sim.quotas import QuotaEvents
 
 STEPS = 600
 AUDIT_EVERY = 60
@@ -56,6 +57,7 @@ class World:
         self.stored = {tenant: deque[tuple[int, list[bytes]]](maxlen=self.habits.memory) for tenant in self.tenants}
         self.model = Model()
         self.disk = DiskEvents(self.rng, self.seen, self.model)
+        self.quotas = QuotaEvents(self.rng, self.seen)
         self.actors: list[Actor] = []
         self.gone: list[Actor] = []  # detached, and not yet exited
         self.ghosts: list[Actor] = []  # clients of former lives, who read what they had leased
@@ -87,6 +89,7 @@ class World:
         )
         outbox.on_flushed = self.flushed
         self.disk.attach(self.core)
+        self.quotas.attach(self.core, warm=memory is not None)
         self.core.store.disk.when_serving(self.disk.check_returned)  # before anybody else
         self.model.look = self.look
         self.seen.lives += 1
@@ -142,7 +145,7 @@ class World:
             events = [
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
                 (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5),
-                (self.drain, 1), (self.choose_rule, 0.5),
+                (self.drain, 1), (self.choose_rule, 0.5), (self.choose_quota, 0.7),
                 (self.crash, 1 if self.limits else 0.3), (self.disk.work, 40 if self.limits or self.seen.warm else 0),
             ]  # fmt: skip
             if self.limits:
@@ -347,6 +350,10 @@ class World:
         self.core.store.choose_rule(Chosen(self.rng.choice(list(Tier)), tenant, self.rng.choice(list(Rule))))
         self.seen.rules += 1
 
+    def choose_quota(self) -> None:
+        """An operator guarantees a tenant more or less, or allows it more or less."""
+        self.quotas.choose(self.tenants)
+
     def drain(self) -> None:
         """An operator stops and resumes storing."""
         self.core.store.draining = not self.core.store.draining and self.rng.random() < 0.2
@@ -377,6 +384,8 @@ class World:
             core.settle()
             self.deliver()
             self.model.next_event()
+        core.pass_time(200 * SECOND)  # the longest pin, and the longest prefetch with its time to be used
+        core.settle()
         for _ in range(100):  # a write budget takes its time, and so does a commit
             if store.next_tick_ns() is not None:
                 core.pass_time(200 * MS)
@@ -390,6 +399,7 @@ class World:
         core.audit()
         assert all(len(reports) == 1 for reports in self.clears), "a clear was not answered once"
         assert not store.leases, "a lease outlived its deadline"
+        assert not store.pinning.pins, "a pin outlived its deadline"
         assert not store.tables.blocks["holds"].any(), "a block is held for ever"
         assert not store.arenas.busy, "an arena is on its way for ever"
         assert not store.arenas.stale, "an arena is stale for ever"
@@ -401,6 +411,7 @@ class World:
         for actor in self.actors:
             core.store.exited(actor.session)
         assert not core.store.sessions, "a session is remembered for ever"
+        self.quotas.lift()
         core.store.clear(ClearScope(), lambda _: None, dry_run=False)
         core.settle()
         assert core.store.tables.book[2] == 0, "blocks are lost"

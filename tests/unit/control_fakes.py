@@ -4,12 +4,17 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from kvproto.ids import BlockKey, NamespaceDigest
+from kvproto.limits import KEYS_PER_FRAME
+from kvstore.hints.report import GuidingReport, HintCounters, ProgramReport, WorkflowReport, WorkflowRunReport
+from kvstore.insight.advise import Sizes
+from kvstore.insight.explain import Elsewhere, Explanation, MissQuestion
+from kvstore.quotas import USUAL, Quota
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -28,7 +33,12 @@ from kvstore.report import (
     TenantReport,
     TierReport,
 )
+from kvstore.report_costs import CostsReport, NamespaceCosts, PrefillReport, RunReport, WayReport
+from kvstore.report_pins import PinBudget, PinCounters, PinReport, PinsReport
+from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
+from kvstore.watching import Observed
+from kvstored.admin_quotas import QuotaWish
 from kvstored.control import AdminPort, RefusedError
 
 T = TypeVar("T")
@@ -126,6 +136,24 @@ def restart_report() -> RestartReport:
     )  # fmt: skip
 
 
+def namespace_costs(tenant: str, digest: NamespaceDigest) -> NamespaceCosts:
+    return NamespaceCosts(
+        tenant=tenant, digest=digest.hex(), model="meta-llama/Llama-3.1-8B-Instruct", block_tokens=16,
+        block_bytes=BLOCK_BYTES, prefill_reports=321, pass_s=0.0125, token_s=4.5e-5, pair_s=2e-9, block_s=0.0,
+        saved_dram_s=38.0, saved_disk_s=3.2, hit_blocks=12_345, unpriced_blocks=67,
+        prefills=(PrefillReport(0, 512, 0.035), PrefillReport(0, 4096, 0.21), PrefillReport(65_536, 512, 0.102)),
+        runs=(RunReport(1024, 2.5e-3, 0.0, 0.0591),),
+    )  # fmt: skip
+
+
+def explanation() -> Explanation:
+    return Explanation(
+        tenant="research", digest=DIGEST_A.hex(), asked=1, found=0, on_disk=0, state="miss", key="", cause="evicted",
+        tier="dram", rule="density", age_s=64.0, known_s=3600.0,
+        elsewhere=(Elsewhere("web", DIGEST_B.hex(), ("revision: a / b",)),), sentences=("Gone.", "For good."),
+    )  # fmt: skip
+
+
 @dataclass
 class Chain:
     """The blocks of one tenant's namespace, each continuing the one before it."""
@@ -165,6 +193,11 @@ class MemoryPort:
     decayed: bool = False
     scopes: list[ClearScope] = field(default_factory=list)
     rules: dict[tuple[Tier, str], Rule] = field(default_factory=dict)
+    observed: Observed = field(default_factory=lambda: Observed("", False, Sizes(MIB), None, 0, 0, 0, "lru", (), 0.0))
+    explanation: Explanation = field(default_factory=explanation)
+    questions: list[MissQuestion] = field(default_factory=list)
+    whole: int = 0  # blocks of any chain that are there, all questions together
+    chosen: dict[str, Quota] = field(default_factory=dict)
 
     def status(self) -> DaemonReport:
         self._check()
@@ -204,7 +237,9 @@ class MemoryPort:
         return tuple(
             TenantReport(
                 name=name, uids=(1000, 1001), assigned_bytes=64 * MIB, used_bytes=self._blocks(name) * BLOCK_BYTES,
-                stale_bytes=0, blocks=self._blocks(name), sessions=1,
+                stale_bytes=0, blocks=self._blocks(name), sessions=1, dram_guaranteed_bytes=512 * MIB,
+                dram_max_bytes=768 * MIB if name == "web" else None, disk_assigned_bytes=32 * MIB,
+                disk_guaranteed_bytes=64 * MIB, disk_max_bytes=None, pinned_bytes=BLOCK_BYTES, in_flight=3, refused=17,
             )
             for name in dict.fromkeys(chain.tenant for chain in self.chains)
         )  # fmt: skip
@@ -272,6 +307,60 @@ class MemoryPort:
             )  # fmt: skip
         return self.scrubbed
 
+    def costs(self, tenant: str | None, digest: NamespaceDigest | None) -> CostsReport:
+        self._check()
+        chains = [chain for chain in self.chains if tenant in (None, chain.tenant) and digest in (None, chain.digest)]
+        if not chains:
+            raise KeyError("no namespace is like that")
+        return CostsReport(
+            tuple(namespace_costs(chain.tenant, chain.digest) for chain in chains if chain.keys), 7,
+            (WayReport("", "disk", 9, 5e-4, 2e9), WayReport("research", "dram", 3, 1e-5, 0.0)),
+        )  # fmt: skip
+
+    def advise(self, tenant: str | None) -> Observed:
+        self._check()
+        if tenant is not None and not any(chain.tenant == tenant for chain in self.chains):
+            raise KeyError(f"no tenant is called {tenant}")
+        return replace(self.observed, tenant=tenant or "")
+
+    def explain_miss(self, question: MissQuestion) -> Explanation:
+        self._check()
+        self.questions.append(question)
+        asked = len(question.keys)
+        found = min(asked, max(0, self.whole - KEYS_PER_FRAME * (len(self.questions) - 1)))
+        if found == asked:
+            return replace(self.explanation, asked=asked, found=found, state="hit", cause="", key="", sentences=())
+        return replace(self.explanation, asked=asked, found=found, key=question.keys[found].hex())
+
+    def pins(self, tenant: str | None) -> PinsReport:
+        self._check()
+        if tenant not in (None, "research"):
+            raise KeyError(f"no tenant is called {tenant}")
+        pins = (
+            PinReport(7, "research", "ab" * 32, 40, 40 * BLOCK_BYTES, 12.5, True, "program:agent-1"),
+            PinReport(9, "research", "cd" * 32, 3, 3 * BLOCK_BYTES, 3000.0, False, ""),
+        )
+        counters = PinCounters(11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22 * MIB, 23 * MIB, 24 * MIB)
+        return PinsReport(pins, 600, (PinBudget("research", 600, 64 * MIB, 128 * MIB),), counters)
+
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+        self._check()
+        if tenant != "research":
+            raise KeyError(f"no tenant is called {tenant}")
+        return len(numbers) or 600
+
+    def guiding(self, tenant: str | None) -> GuidingReport:
+        self._check()
+        if tenant not in (None, "research"):
+            raise KeyError(f"no tenant is called {tenant}")
+        programs = (
+            ProgramReport("research", "agent-2", "thinking", "", 0.0, 0, 0, 0, 0, 0.0),
+            ProgramReport("research", "agent-1", "in tool", "web search", 12.5, 3, 40, 32, 32 * BLOCK_BYTES, 107.5),
+        )
+        workflows = (WorkflowReport("research", "report", 7, 4, 2),)
+        runs = (WorkflowRunReport("research", "run-1", "report", ("market", "press"), ("merge",), 3),)
+        return GuidingReport(HintCounters(1234, 5, 678, 90, 1, 23), programs, 600, workflows, runs, 2)
+
     def policies(self, tier: Tier | None, tenant: str | None) -> tuple[PolicyReport, ...]:
         self._check()
         whose = [""] + [name for _, name in self.rules if name] if tenant is None else [tenant]
@@ -285,6 +374,33 @@ class MemoryPort:
         if not dry_run:
             self.rules |= {(one, tenant or ""): rule for one in before}
         return tuple(PolicyChange(replace(one, rule=rule.value, chosen=True), one.rule) for one in before.values())
+
+    def quotas(self, tenant: str | None) -> tuple[QuotaReport, ...]:
+        self._check()
+        names = dict.fromkeys(chain.tenant for chain in self.chains)
+        if tenant not in (None, *names):
+            raise KeyError(f"no tenant is called {tenant}")
+        return tuple(self._quota(name, self.chosen.get(name)) for name in names if tenant in (None, name))
+
+    def set_quota(self, wish: QuotaWish, *, dry_run: bool) -> QuotaChange:
+        (former,) = self.quotas(wish.tenant)
+        quota = wish.on(USUAL if wish.reset else self.chosen.get(wish.tenant, USUAL))
+        if (quota.dram_guaranteed_bytes or 0) > 1024 * MIB:
+            raise RefusedError("dram_guaranteed_bytes: there is not so much; ask for less")
+        after = None if wish.reset and not wish.said else quota
+        if not dry_run:
+            self.chosen = {name: one for name, one in self.chosen.items() if name != wish.tenant}
+            self.chosen |= {wish.tenant: after} if after else {}
+        return QuotaChange(self._quota(wish.tenant, after), former)
+
+    def _quota(self, name: str, chosen: Quota | None) -> QuotaReport:
+        quota = chosen or USUAL
+        asked = quota.dram_guaranteed_bytes
+        guaranteed = 512 * MIB if asked is None else asked // (64 * MIB) * 64 * MIB
+        return QuotaReport(
+            name, chosen is not None, guaranteed, asked, quota.dram_max_bytes, 0, quota.disk_guaranteed_bytes,
+            quota.disk_max_bytes, quota.pin_share, int(quota.pin_share * guaranteed), quota.in_flight,
+        )  # fmt: skip
 
     def _policy(self, tier: Tier, tenant: str) -> PolicyReport:
         rule = self.rules.get((tier, tenant), self.rules.get((tier, ""), Rule.LRU))

@@ -104,8 +104,9 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_writers=2,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
-        policy_dram=Rules().dram.value,
-        policy_disk=Rules().disk.value,
+        policy_dram=Rule.DENSITY.value,
+        policy_disk=Rule.LRU.value,
+        insight_curves=True,
         tenants=(),
     )
 

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
 from kvproto.limits import MIB, PAGE_BYTES
-from kvstore import report
+from kvstore import report, report_costs, report_quotas
 from kvstore.rules import Rule, Tier
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
@@ -209,6 +209,12 @@ class TestAnswers:
             (pb.ScrubResponse, report.ScrubReport),
             (pb.Policy, report.PolicyReport),
             (pb.PolicyChange, report.PolicyChange),
+            (pb.Quota, report_quotas.QuotaReport),
+            (pb.GetCostsResponse, report_costs.CostsReport),
+            (pb.NamespaceCosts, report_costs.NamespaceCosts),
+            (pb.Prefill, report_costs.PrefillReport),
+            (pb.Run, report_costs.RunReport),
+            (pb.Way, report_costs.WayReport),
         ],
     )
     def test_messages_mirror_the_reports_name_by_name(self, message: Any, value: Any) -> None:
@@ -704,6 +710,9 @@ def same(message: Any, value: Any) -> None:
             same(one, other)
     elif hasattr(value, "__dataclass_fields__"):
         for one in fields(value):
-            same(getattr(message, one.name), getattr(value, one.name))
+            if getattr(value, one.name) is None:
+                assert not message.HasField(one.name), one.name
+            else:
+                same(getattr(message, one.name), getattr(value, one.name))
     else:
         assert message == value

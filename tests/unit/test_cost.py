@@ -16,10 +16,9 @@ from kvstore.cost import (
     PREFILL_SECONDS_MAX,
     TOKENS_MAX,
     Bandwidth,
-    LoadAnswer,
     PrefillProfile,
     Refusal,
-    load_or_recompute,
+    load_seconds,
 )
 from kvstore.fitting import HALF_LIFE, WINDOW, Fit, Timings, fit_costs
 from kvstore.tier.format import FormatError
@@ -475,42 +474,24 @@ def test_whatever_was_timed_a_load_takes_a_time_and_more_bytes_take_no_less(timi
         assert again <= seconds * (1 + 1e-9)
 
 
-# -- load or recompute -------------------------------------------------------------------------------------------
+# -- loads from two tiers ----------------------------------------------------------------------------------------
 
 
-def test_a_run_is_priced_by_where_its_blocks_lie() -> None:
-    profile = learned(prefills(300, 23))
+def test_a_run_is_loaded_from_where_its_blocks_lie() -> None:
     disk = measured(loads(300, 24))
     dram = measured([(size, 1e-6 + size / 1e10) for size, _ in loads(300, 25)])
-
-    def priced(first_block: int, dram_blocks: int, disk_blocks: int) -> LoadAnswer:
-        return load_or_recompute(
-            profile, dram, disk, first_block=first_block, dram_blocks=dram_blocks, disk_blocks=disk_blocks,
-            block_bytes=1 << 20,
-        )  # fmt: skip
-
-    both = priced(10, 4, 6)
     one, other = dram.load_seconds(4 << 20), disk.load_seconds(6 << 20)
     assert one is not None
     assert other is not None
-    assert both.load_seconds == one + other
-    assert both.recompute_seconds == profile.seconds(160, 160)
-    assert both != priced(10, 6, 4)
-    assert priced(0, 4, 6).recompute_seconds != both.recompute_seconds
-    assert priced(10, 0, 0) == LoadAnswer(0.0, 0.0)
+    assert load_seconds(dram, 4 << 20, disk, 6 << 20) == one + other
+    assert load_seconds(dram, 6 << 20, disk, 4 << 20) != one + other
+    assert load_seconds(dram, 4 << 20, disk, 0) == one
+    assert load_seconds(dram, 0, disk, 6 << 20) == other
+    assert load_seconds(dram, 0, disk, 0) == 0.0
 
 
-def test_what_nobody_measured_is_not_guessed_and_does_not_forbid_a_load() -> None:
-    profile, disk = learned(prefills(50, 26)), measured(loads(50, 27))
-
-    def priced(dram_blocks: int, disk_blocks: int) -> LoadAnswer:
-        return load_or_recompute(
-            profile, Bandwidth(), disk, first_block=0, dram_blocks=dram_blocks, disk_blocks=disk_blocks, block_bytes=9
-        )
-
-    assert priced(1, 1).load_seconds is None
-    assert priced(1, 1).pays
-    assert priced(0, 1).load_seconds is not None, "of DRAM nothing need be known where nothing lies there"
-    assert LoadAnswer(1.0, None).pays
-    assert LoadAnswer(1.0, 2.0).pays
-    assert not LoadAnswer(2.0, 1.0).pays
+def test_what_nobody_measured_is_not_guessed() -> None:
+    disk = measured(loads(50, 27))
+    assert load_seconds(Bandwidth(), 9, disk, 9) is None
+    assert load_seconds(disk, 9, Bandwidth(), 9) is None
+    assert load_seconds(Bandwidth(), 0, disk, 9) is not None, "of DRAM nothing need be known where nothing lies there"

@@ -108,7 +108,10 @@ def ask(kvctl: Run, daemon: Daemon) -> Run:
     return run
 
 
-READERS = ("status", "stats", "namespaces", "tenants", "clients", "config", "policy", "doctor")
+READERS = (
+    "status", "stats", "namespaces", "tenants", "clients", "config", "costs", "policy", "quota", "pins",
+    "programs", "workflows", "doctor",
+)  # fmt: skip
 
 
 class TestAnswers:

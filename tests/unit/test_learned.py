@@ -1,0 +1,73 @@
+"""What a store has learned outlives it, whole or not at all."""
+
+import numpy as np
+import pytest
+
+from kvstore.learned import ROUND_NS, Learned, Thing
+from kvstore.ports import Bytes
+
+TABLE_BYTES = 1 << 16
+
+
+def table() -> Bytes:
+    """An empty one."""
+    return np.zeros(TABLE_BYTES, dtype=np.uint8)
+
+
+def of(contents: dict[str, bytes]) -> list[Thing]:
+    """Things with these contents."""
+    return [(name, lambda content=content: content) for name, content in contents.items()]  # type: ignore[misc]
+
+
+def test_what_was_saved_is_read() -> None:
+    kept, contents = table(), {"a": b"first", "b/7": bytes(5000), "empty": b""}
+    assert Learned(kept, list).read() == {}
+    Learned(kept, lambda: of(contents)).save()
+    assert Learned(kept, list).read() == {"a": b"first", "b/7": bytes(5000)}
+
+
+def test_the_last_of_many_lives_wins() -> None:
+    kept = table()
+    for life in range(5):
+        learned = Learned(kept, lambda life=life: of({"life": b"%d" % life}))  # type: ignore[misc]
+        assert learned.read() == ({"life": b"%d" % (life - 1)} if life else {})
+        learned.save()
+
+
+def test_a_round_takes_a_tick_for_each_thing_and_waits_its_time() -> None:
+    kept, contents = table(), {"a": b"1", "b": b"2"}
+    learned = Learned(kept, lambda: of(contents))
+    for now_ns in (1, ROUND_NS, ROUND_NS + 1, ROUND_NS + 2):
+        learned.tick(now_ns)
+        assert Learned(kept, list).read() == {}
+    learned.tick(ROUND_NS + 3)
+    assert Learned(kept, list).read() == contents
+    contents["a"] = b"3"
+    learned.tick(ROUND_NS + 4)
+    assert Learned(kept, list).read()["a"] == b"1"
+
+
+def test_who_dies_in_a_round_leaves_the_last_one() -> None:
+    kept = table()
+    Learned(kept, lambda: of({"a": b"old"})).save()
+    later = Learned(kept, lambda: of({"a": b"new", "b": b"more"}))
+    later.tick(1)
+    later.tick(2 * ROUND_NS)
+    assert Learned(kept, list).read() == {"a": b"old"}
+
+
+@pytest.mark.parametrize("where", [0, 9, 17, 24, 26, 30, 33])
+def test_a_flipped_byte_loses_all_of_a_round_and_nothing_more(where: int) -> None:
+    kept = table()
+    Learned(kept, lambda: of({"a": b"old"})).save()
+    Learned(kept, lambda: of({"a": b"newer"})).save()
+    used = 0 if Learned(kept, list).read() == {"a": b"newer"} else 1
+    assert not used, "the second round is in half 0"
+    kept[where] ^= 0x40
+    assert Learned(kept, list).read() == {"a": b"old"}
+
+
+def test_what_finds_no_room_is_left_out() -> None:
+    kept, noise = table(), np.random.default_rng(1).bytes(TABLE_BYTES)
+    Learned(kept, lambda: of({"large": noise, "small": b"fits"})).save()
+    assert Learned(kept, list).read() == {"small": b"fits"}

@@ -1,0 +1,238 @@
+"""Quotas from outside: the configuration, GetQuotas and SetQuota on a store, `kvctl quota` and `kvctl tenants`."""
+
+from pathlib import Path
+
+import pytest
+
+from kvctl.client import Exit
+from kvproto import control_pb2 as pb
+from kvproto.limits import GIB, MIB
+from kvstore.quotas import USUAL, Quota, QuotaError
+from kvstore.report_quotas import QuotaReport
+from kvstored.admin_quotas import quota_reports, set_quota, wish_of
+from tests.core import ARENA_BYTES, Core
+from tests.unit.test_config import loaded, refusal, written
+from tests.unit.test_kvctl import Daemon, Run, ask, daemon, kvctl  # noqa: F401  fixtures
+
+KNOWN = frozenset({"t", "later"})
+
+
+# -- configuration -----------------------------------------------------------------------------------------------
+
+SIZES = '[dram]\nsize = "16GiB"\narena = "1GiB"\n[disk]\ndirectories = ["/d"]\nsize = "64GiB"\nsegment = "1GiB"\n'
+
+
+def test_quotas_are_read_with_where_they_stand(tmp_path: Path) -> None:
+    text = (
+        f'{SIZES}[tenants.a]\nuids = [1]\ndram_guaranteed = "4GiB"\ndram_max = "8 GiB"\ndisk_guaranteed = 1073741824\n'
+        'disk_max = "2GiB"\npin_share = 0.25\nin_flight = 4096\n[tenants.b]\nuids = [2]\npin_share = 1\n'
+        "[tenants.c]\nuids = [3]\n"
+    )
+    file = written(tmp_path, text)
+    result = loaded(file=file)
+    quotas = {tenant.name: tenant.quota for tenant in result.config.tenants}
+    assert quotas["a"] == Quota(4 * GIB, 8 * GIB, GIB, 2 * GIB, 0.25, 4096)
+    assert quotas["b"] == Quota(pin_share=1.0)
+    assert quotas["c"] == USUAL
+    assert result.config.quotas().keys() == {"a", "b"}
+    values = {value.name: (value.value, value.origin) for value in result.values}
+    assert values["tenants.a.dram_max"] == ("8GiB", f"file {file}:11")
+    assert values["tenants.b.pin_share"] == ("1.0", f"file {file}:18")
+    assert "tenants.c.pin_share" not in values
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dram_guaranteed = '17GiB'", "kvstored.toml:10: tenants.a.dram_guaranteed: is more than the tier has left"),
+        ("dram_guaranteed = '4GiB'\ndram_max = '3GiB'", "kvstored.toml:11: tenants.a.dram_max: is less than"),
+        ("disk_guaranteed = '65GiB'", "kvstored.toml:10: tenants.a.disk_guaranteed: is more than the tier has left"),
+        ("disk_max = '1MiB'", "kvstored.toml:10: tenants.a.disk_max: does not hold one segment"),
+        ("dram_max = '1 pound'", "kvstored.toml:10: tenants.a.dram_max: 'pound' is not a unit of size"),
+        ("dram_max = true", 'kvstored.toml:10: tenants.a.dram_max: must be a size such as "1GiB"'),
+        ("pin_share = 1.5", "kvstored.toml:10: tenants.a.pin_share: a share is from 0 to 1"),
+        ("pin_share = nan", "kvstored.toml:10: tenants.a.pin_share: a share is from 0 to 1"),
+        ("pin_share = 'half'", "kvstored.toml:10: tenants.a.pin_share: must be a share, such as 0.5, not a string"),
+        ("in_flight = 0", "kvstored.toml:10: tenants.a.in_flight: 0 is out of range"),
+        ("in_flight = -1", "kvstored.toml:10: tenants.a.in_flight: '-1' is not a whole number"),
+        ("dram_guarantee = 1", "unknown key tenants.a.dram_guarantee; did you mean tenants.a.dram_guaranteed?"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_line(tmp_path: Path, line: str, expected: str) -> None:
+    said = refusal(tmp_path, f"{SIZES}[tenants.a]\nuids = [1]\n{line}\n")
+    assert expected in said
+
+
+def test_the_guarantee_that_is_too_much_is_the_one_that_is_named(tmp_path: Path) -> None:
+    text = "".join(f"[tenants.{name}]\nuids = [1]\ndram_guaranteed = '6GiB'\n" for name in "abc")
+    assert refusal(tmp_path, SIZES + text).startswith("kvstored.toml:16: tenants.c.dram_guaranteed: is more")
+
+
+def test_without_a_disk_tier_nothing_of_it_can_be_guaranteed(tmp_path: Path) -> None:
+    text = "[tenants.a]\nuids = [1]\ndisk_guaranteed = '1GiB'\n"
+    assert "there is no disk tier" in refusal(tmp_path, text)
+
+
+# -- the owner's side --------------------------------------------------------------------------------------------
+
+
+def core() -> Core:
+    """Four arenas, two tenants of which one is there."""
+    made = Core(arenas=4, quotas={"t": Quota(dram_guaranteed_bytes=2 * ARENA_BYTES)})
+    made.client("t")
+    return made
+
+
+def test_a_change_keeps_what_it_does_not_speak_of() -> None:
+    store = core().store
+    wish = wish_of(pb.SetQuotaRequest(tenant="t", dram_max_bytes=3 * ARENA_BYTES, pin_share=0.0, in_flight_max=9))
+    change = set_quota(store, KNOWN, wish, dry_run=False)
+    two, three = 2 * ARENA_BYTES, 3 * ARENA_BYTES
+    assert change.quota == QuotaReport("t", True, two, two, three, 0, None, None, 0.0, 0, 9)
+    assert change.former == QuotaReport("t", False, two, two, None, 0, None, None, 0.5, ARENA_BYTES, None)
+    assert store.quotas.of("t") == Quota(two, three, None, None, 0.0, 9)
+    usual = wish_of(pb.SetQuotaRequest(tenant="t", usual=["dram_guaranteed_bytes", "pin_share"]))
+    assert set_quota(store, KNOWN, usual, dry_run=False).quota.dram_asked_bytes is None
+    assert store.quotas.of("t") == Quota(None, three, None, None, 0.5, 9)
+
+
+def test_a_reset_goes_back_to_the_configuration_and_changes_from_there() -> None:
+    store = core().store
+    configured = store.quotas.of("t")
+    store.choose_quota("t", Quota(in_flight=3))
+    set_quota(store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="t", reset=True, pin_share=0.1)), dry_run=False)
+    assert store.quotas.of("t") == Quota(configured.dram_guaranteed_bytes, pin_share=0.1)
+    change = set_quota(store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="t", reset=True)), dry_run=False)
+    assert store.quotas.of("t") == configured
+    assert (change.quota.chosen, change.former.chosen) == (False, True)
+
+
+@pytest.mark.parametrize("chosen", [None, Quota(in_flight=3)])
+def test_a_dry_run_says_the_same_and_changes_nothing(chosen: Quota | None) -> None:
+    store = core().store
+    if chosen:
+        store.choose_quota("t", chosen)
+    before, said = store.quotas.of("t"), len(store.registry._everybody())
+    wish = wish_of(pb.SetQuotaRequest(tenant="t", dram_guaranteed_bytes=ARENA_BYTES))
+    dry = set_quota(store, KNOWN, wish, dry_run=True)
+    assert store.quotas.of("t") == store.tenants["t"].quota == before
+    assert store.quotas.is_chosen("t") == bool(chosen)
+    assert len(store.registry._everybody()) == said
+    assert set_quota(store, KNOWN, wish, dry_run=False) == dry
+    assert store.quotas.of("t") != before
+
+
+def test_a_tenant_that_is_configured_and_was_never_seen_has_a_quota_and_others_are_unknown() -> None:
+    store = core().store
+    assert [one.tenant for one in quota_reports(store, KNOWN, None)] == ["later", "t"]
+    (later,) = quota_reports(store, KNOWN, "later")
+    assert later == QuotaReport("later", False, 2 * ARENA_BYTES, None, None, 0, None, None, 0.5, ARENA_BYTES, None)
+    with pytest.raises(KeyError, match="no tenant is called nobody"):
+        quota_reports(store, KNOWN, "nobody")
+    with pytest.raises(KeyError, match="no tenant is called nobody"):
+        set_quota(store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="nobody", pin_share=0.1)), dry_run=True)
+    wish = wish_of(pb.SetQuotaRequest(tenant="later", dram_guaranteed_bytes=3 * ARENA_BYTES))
+    with pytest.raises(QuotaError, match="more than the tier has"):
+        set_quota(store, KNOWN, wish, dry_run=True)
+    assert not store.quotas.chosen()
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (pb.SetQuotaRequest(pin_share=0.5), "name it"),
+        (pb.SetQuotaRequest(tenant="t"), "nothing is to be changed"),
+        (pb.SetQuotaRequest(tenant="t", usual=["uids"]), "there is no 'uids' in a quota"),
+        (pb.SetQuotaRequest(tenant="t", usual=["pin_share"], pin_share=0.5), "cannot be both set and usual"),
+        (pb.SetQuotaRequest(tenant="t", pin_share=float("nan")), "pin_share: a share is from 0 to 1"),
+        (pb.SetQuotaRequest(tenant="t", pin_share=-0.1), "pin_share: a share is from 0 to 1"),
+        (pb.SetQuotaRequest(tenant="t", in_flight_max=0), "in_flight: must be from 1"),
+        (pb.SetQuotaRequest(tenant="t", dram_max_bytes=(1 << 64) - 1), "dram_max_bytes: must be from 0"),
+    ],
+)
+def test_what_no_daemon_could_do_is_refused_before_the_owner_is_asked(
+    request_: pb.SetQuotaRequest, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        wish_of(request_)
+
+
+# -- kvctl -------------------------------------------------------------------------------------------------------
+
+
+def rows(text: str) -> list[list[str]]:
+    """A table's words."""
+    return [line.split() for line in text.splitlines()]
+
+
+def test_tenants_shows_what_each_has_and_may_have(ask: Run) -> None:  # noqa: F811
+    lines = rows(ask("tenants").out)
+    web = next(number for number, line in enumerate(lines) if line[:1] == ["web"])
+    assert lines[web] == ["web", "1", "2.0", "MiB", "512.0", "MiB", "32.0", "MiB", "2.0", "MiB"]
+    assert lines[web + 1] == ["1000,", "1001", "3", "64.0", "MiB", "768.0", "MiB", "64.0", "MiB,", "-", "17"]
+    said = {one["name"]: one for one in ask("tenants", "-o", "json").json["tenants"]}
+    assert said["web"]["dram_max_bytes"] == 768 * MIB
+    assert said["research"]["dram_max_bytes"] is None
+
+
+def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> None:  # noqa: F811
+    answer = ask("quota", "web", "set", "dram_guaranteed=130MiB", "dram_max=1.5GiB", "pin_share=0.25", "in_flight=9")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.splitlines() == [
+        "web has, by kvctl quota set:",
+        "  dram_guaranteed: 128.0 MiB, until now an equal share, 512.0 MiB now",
+        "  dram_max: 1.5 GiB, until now no maximum",
+        "  disk_guaranteed: an equal share, 0 B now",
+        "  disk_max: no maximum",
+        "  pin_share: 25%, 32.0 MiB now, until now 50%, 256.0 MiB now",
+        "  in_flight: 9, until now as many as sessions may have",
+        "  dram_guaranteed is 128.0 MiB of 130.0 MiB: it is in whole arenas",
+    ]
+    assert daemon.port.chosen == {"web": Quota(130 * MIB, 3 * GIB // 2, None, None, 0.25, 9)}
+    lines = rows(ask("quota", "web").out)
+    assert ["web", "128.0", "MiB", "0", "B", "*", "25%", "9"] in lines
+    assert ["kvctl", "quota", "set", "1.5", "GiB", "-", "32.0", "MiB"] in lines
+    assert len(ask("quota", "-o", "json").json["quotas"]) == 2
+    assert ask("quota", "web", "set", "dram_max=none").code == 0
+    assert daemon.port.chosen["web"].dram_max_bytes is None
+    assert ask("quota", "web", "reset", "-o", "json").json["quota"]["quota"]["chosen"] is False
+    assert not daemon.port.chosen
+
+
+def test_quota_with_dry_run_changes_nothing(ask: Run, daemon: Daemon) -> None:  # noqa: F811
+    answer = ask("quota", "--dry-run", "web", "set", "in_flight=9")
+    assert answer.out.startswith("web would have, by kvctl quota set:\n")
+    assert not daemon.port.chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("web", "set"), Exit.USAGE, "after the tenant comes"),
+        (("web", "reset", "in_flight=1"), Exit.USAGE, "after the tenant comes"),
+        (("web", "raise"), Exit.USAGE, "after the tenant comes"),
+        (("web", "set", "dram"), Exit.USAGE, "'dram' is not KEY=VALUE"),
+        (("web", "set", "ram=1GiB"), Exit.USAGE, "a key is one of dram_guaranteed,"),
+        (("web", "set", "dram_max=1GB"), Exit.USAGE, "'1GB' is no value of dram_max"),
+        (("web", "set", "dram_max=-1"), Exit.USAGE, "'-1' is no value of dram_max"),
+        (("web", "set", "dram_max=0.3B"), Exit.USAGE, "'0.3B' is no value of dram_max"),
+        (("web", "set", "dram_max=" + 15 * "9" + "TiB"), Exit.USAGE, "is no value of dram_max"),
+        (("web", "set", "in_flight=-1"), Exit.USAGE, "'-1' is no value of in_flight"),
+        (("web", "set", "pin_share=half"), Exit.USAGE, "'half' is no value of pin_share"),
+        (("web", "set", "pin_share=2"), Exit.USAGE, "pin_share: a share is from 0 to 1"),
+        (("web", "set", "in_flight=1", "in_flight=2"), Exit.USAGE, "in_flight is given twice"),
+        (("web", "set", "in_flight=none", "in_flight=2"), Exit.USAGE, "in_flight is given twice"),
+        (("web", "--dry-run"), Exit.USAGE, "--dry-run goes with set or reset"),
+        (("nobody",), Exit.NOT_FOUND, "no tenant is called nobody;"),
+        (("nobody", "reset"), Exit.NOT_FOUND, "no tenant is called nobody;"),
+        (("web", "set", "dram_guaranteed=2TiB"), Exit.REFUSED, "there is not so much; ask for less"),
+        (("",), Exit.USAGE, "tenant must not be empty"),
+    ],
+)
+def test_quota_refuses_what_cannot_be(
+    ask: Run, daemon: Daemon, words: tuple[str, ...], code: Exit, sentence: str  # noqa: F811
+) -> None:  # fmt: skip
+    answer = ask("quota", *words)
+    assert answer.code == code
+    assert sentence in " ".join(answer.err.split())
+    assert not daemon.port.chosen
