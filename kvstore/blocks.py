@@ -595,8 +595,8 @@ def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
 def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
     """The head whose next use promises least, and how many seconds of computing a second that is.
 
-    Of equals the one that was touched first. Once found, its queue goes on to give up its heads while they are worth less
-    than the second best was: looking at all heads costs a cache miss each.
+    Of equals the one that was touched first. Once found, its queue goes on to give up its heads while they are worth
+    less than the second best was: looking at all heads costs a cache miss each.
     """
     pool = t.pools[number]
     head = np.int64(pool["oldest"][pool["chosen"]])

@@ -17,7 +17,7 @@ from kvproto import limits
 from kvproto.errors import UsageError
 from kvproto.limits import GIB, KIB, MIB
 from kvstore import tables
-from kvstore.rules import Rule, Rules
+from kvstore.rules import Rule
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
