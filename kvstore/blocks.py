@@ -1452,7 +1452,7 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
         _leave_to_disk(t, ix, block)
         return True
     t.book[TURN] += np.uint64(1)
-    every = max(_REINDEX_LEAST, min(_REINDEX, np.int64(pool["blocks"])))
+    every: Number = max(_REINDEX_LEAST, min(_REINDEX, np.int64(pool["blocks"])))
     if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(every) == 0:
         _index(t, number)
     _remember(t, ix, block, number)
