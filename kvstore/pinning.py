@@ -64,6 +64,10 @@ class Tally:
     over_budget: int = 0  # asked for, and cut short or refused for the budget
 
 
+def _nobody_hears(_rows: U4) -> None:
+    pass
+
+
 class Pinning:
     """All pins of a store."""
 
@@ -74,6 +78,7 @@ class Pinning:
         """`budget`: bytes of slots that a tenant may pin; `jobs` drop blocks."""
         self.tally = Tally()
         self.pins: dict[int, Held] = {}
+        self.expired: Callable[[U4], None] = _nobody_hears  # `Departures`, of rows that are not pinned any more
         self._tables = tables
         self._clock = clock
         self._watch = watch
@@ -221,6 +226,7 @@ class Pinning:
     def tick(self, now_ns: int) -> None:
         """Deadlines have passed; blocks may have been dropped."""
         for pin in self._due.due(now_ns, DUE_A_TICK):
+            self.expired(pin.rows)
             self._end(pin)
             self.tally.expired += 1
         if self._jobs_seen != self._jobs.begun:

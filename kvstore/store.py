@@ -118,6 +118,7 @@ class Store:
         )
         self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
         self.reserving.abandoned = watching.abandoned
+        self.pinning.expired = watching.departures.unpinned
         self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
         self.lessons = Lessons(tables, registry, arenas, costing, self.guiding)
         self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)

@@ -21,7 +21,10 @@ from typing import Final, TypeAlias
 from bench.harness import Figures, record, say
 from bench.replay import mooncake
 from bench.replay.draw import BOUND, RIVAL, Curve, draw, table
+from bench.replay.hinted import replay_hinted
 from bench.replay.lab import Setting, replay
+from bench.replay.oracle import Hints, next_use, one_bit
+from bench.replay.pinned import replay_pinned
 from bench.replay.profiles import PROFILES, profile_named
 from bench.replay.rivals import RIVALS, TooSmallError, belady_bound, rival
 from bench.replay.score import Score, infinite
@@ -31,6 +34,13 @@ from kvstore.policy import Rule
 
 Contestant: TypeAlias = Callable[[Workload, int], Score]
 
+# What a client might say of each block's next use, and how often it is right. At half, one bit says nothing.
+HINTERS: Final[dict[str, Callable[[Workload], list[Hints]]]] = {
+    "one bit 80 %": partial(one_bit, truth=0.8, seed=1),
+    "next use 80 %": partial(next_use, truth=0.8, seed=1),
+    "random": partial(one_bit, truth=0.5, seed=1),
+    "inverted": partial(one_bit, truth=0.0, seed=1),
+}
 _RULES: Final = tuple(rule.value for rule in Rule)
 
 
@@ -55,7 +65,12 @@ def run(arguments: Sequence[str]) -> None:
         parser.error(str(trouble))
     if options.rivals and find_spec("libcachesim") is None:
         say("libCacheSim is not installed, and its rows are missing: pip install libcachesim")
-    contestants = _contestants(policies, rivals=options.rivals and find_spec("libcachesim") is not None)
+    contestants = _contestants(
+        policies,
+        rivals=options.rivals and find_spec("libcachesim") is not None,
+        hints=options.hints,
+        agents=any(len(workload.events) > len(workload.requests) for workload in workloads.values()),
+    )
     try:
         trials = {seed: hold(workload, contestants, shares) for seed, workload in workloads.items()}
     except TooSmallError as trouble:
@@ -78,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-bytes", type=int, help="of a block, where there is one model")
     parser.add_argument("--cost", help=f"prefill profile: {', '.join(profile.name for profile in PROFILES)}")
     parser.add_argument("--rivals", action="store_true", help="libCacheSim's policies, too")
+    parser.add_argument("--hints", action="store_true", help="density with hints, too, and a rival that pins")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, too")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves")
     return parser
@@ -125,9 +141,16 @@ def _workload(options: argparse.Namespace, seed: int) -> Workload:
     return workload if options.half is None else workload.halves()[options.half - 1]
 
 
-def _contestants(policies: Sequence[Rule], *, rivals: bool) -> dict[str, Contestant]:
-    """The rules of the daemon, libCacheSim's, and the bound."""
+def _contestants(
+    policies: Sequence[Rule], *, rivals: bool, hints: bool = False, agents: bool = False
+) -> dict[str, Contestant]:
+    """The rules of the daemon; with `hints` of known accuracy, and of `agents` that say what they do; and the bound."""
     contestants: dict[str, Contestant] = {rule.value: partial(_ours, rule=rule) for rule in policies}
+    if hints:
+        contestants |= {f"density, {name}": partial(_told, hinter) for name, hinter in HINTERS.items()}
+    if hints and agents:
+        contestants["density, agents"] = partial(replay_hinted, setting=Setting(Rule.DENSITY))
+        contestants["lru, pins of 5 min"] = replay_pinned
     if rivals:
         contestants |= {RIVAL + name: partial(rival, name) for name in RIVALS}
     contestants[BOUND] = belady_bound
@@ -136,6 +159,10 @@ def _contestants(policies: Sequence[Rule], *, rivals: bool) -> dict[str, Contest
 
 def _ours(workload: Workload, capacity_bytes: int, *, rule: Rule) -> Score:
     return replay(workload, capacity_bytes, Setting(rule))
+
+
+def _told(hinter: Callable[[Workload], list[Hints]], workload: Workload, capacity_bytes: int) -> Score:
+    return replay(workload, capacity_bytes, Setting(Rule.DENSITY), hinter(workload))
 
 
 def hold(workload: Workload, contestants: dict[str, Contestant], shares: Sequence[float]) -> Trial:

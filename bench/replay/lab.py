@@ -130,6 +130,21 @@ class Cache:
         self._words[: 4 * keys.size : 4] = keys
         blocks.hint_run(self._tables, self._tenant.index, model, self._words, 0, keys.size, hints)
 
+    def hold(self, model: int, keys: Keys) -> int:
+        """Pin the lead run of a chain: its deepest block, and so all before it. Returns that; 0 if nothing is there."""
+        self._words[: 4 * keys.size : 4] = keys
+        heads, shape = self._tenant.index
+        found, _ = blocks.match_run(
+            self._tables.blocks, heads, shape, model, self._words, 0, keys.size, self._run
+        )  # fmt: skip
+        if found:
+            blocks.hold_rows(self._tables, self._run, found - 1, found)
+        return int(self._run[found - 1]) if found else 0
+
+    def let_go(self, block: int) -> None:
+        """End what `hold` began."""
+        blocks.unhold_rows(self._tables, np.array([block], np.uint32), 0, 1)
+
     def _store(self, model: int, keys: Keys, now_ns: int, *, first: bool = True) -> None:
         """Use the lead run of a chain and store the rest, as far as there is room."""
         self._words[: 4 * keys.size : 4] = keys

@@ -9,9 +9,9 @@ import pytest
 from kvproto.errors import Grant
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
+from kvproto.policy_frames import Tier as PinTier
 from kvstore.insight.departures import LOOKS, Turns
 from kvstore.insight.explain import Explanation, MissQuestion, explain
-from kvstore.insight.reasons import Cause
 from kvstore.report import ClearReport, ClearScope
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Namespace
@@ -135,7 +135,11 @@ class TestEvicted:
         namespace = client.open()
         for name in ("pinned", "free"):
             client.put(namespace, [key_of(name)])
-        core.store.watching.departures.row_left(core.row(namespace, key_of("pinned")), Cause.PIN_EXPIRED)
+        pinned = core.store.pinning.pin(
+            client.session.tenant, namespace, words([key_of("pinned")]), 0, 1, SECOND, PinTier.DRAM
+        )
+        assert pinned.blocks == 1
+        core.pass_time(2 * SECOND)
         flood(core, client, namespace, 2 * SLOTS)
         causes = [ask(core, namespace, [key_of(name)]).cause for name in ("pinned", "free")]
         assert causes == ["pin_expired", "evicted"]
