@@ -22,13 +22,14 @@ from kvproto.frames import UNKNOWN_NS
 from kvproto.limits import MIB, PROFILES_PER_TENANT
 from kvproto.policy_frames import UNKNOWN, Advised, Choice, Question, Tier
 from kvstore.blocks import U1, U4, Tables
-from kvstore.cost import Bandwidth, PrefillProfile, Refusal, load_seconds, refusal_of
+from kvstore.cost import PREFILL_SECONDS_MAX, Bandwidth, PrefillProfile, Refusal, load_seconds, refusal_of
 from kvstore.hints import intercept
 from kvstore.hints.programs import Costs
 from kvstore.savings import Prices, prices_of, root_seconds, seconds_of_code, seconds_of_codes
 from kvstore.sessions import Namespace, Tenant
 
 READ_BYTES: Final = 4 * MIB  # of one call to disk (tier/loading.py): blocks share what a call costs
+QUEUED: Final = 16  # reports after which most of the mean is theirs
 _NOBODY_KNOWS: Final = (UNKNOWN_NS, UNKNOWN_NS)
 _NO_PROFILE: Final = PrefillProfile(1)  # that of a namespace nobody has reported on; never reported to
 _CHOICES: Final = {
@@ -47,6 +48,7 @@ class Costing:
         self._costs = tables.blocks["cost"]
         self._parents = tables.blocks["parent"]
         self._ways: dict[Tenant, tuple[Bandwidth, Bandwidth, Bandwidth]] = {}  # by Tier
+        self._queued_s: dict[Tenant, float] = {}
         self._profiled: dict[Tenant, dict[Namespace, None]] = {}  # those with a profile, reported last at the end
 
     # -- timings -------------------------------------------------------------------------------------------------
@@ -79,6 +81,14 @@ class Costing:
             self._ways[namespace.tenant] = (*ways[:tier], way, *ways[tier + 1 :])  # type: ignore[assignment]
         self.heard = True
         return None
+
+    def report_queue(self, namespace: Namespace, seconds: float) -> Refusal | None:
+        """A request waited so long to be scheduled. Its tenant's mean of the last ones is Continuum's T (gaps.py)."""
+        refusal = refusal_of(seconds, 0.0, PREFILL_SECONDS_MAX)
+        if refusal is None:
+            former = self._queued_s.get(namespace.tenant)
+            self._queued_s[namespace.tenant] = seconds if former is None else former + (seconds - former) / QUEUED
+        return refusal
 
     def read(self, read_bytes: int, seconds: float) -> None:
         """The daemon has read from disk; what took no time by the clock says nothing."""
@@ -230,15 +240,13 @@ class Costing:
     # -- programs and requests that wait -------------------------------------------------------------------------
 
     def costs_of(self, namespace: Namespace, first_block: int, last_block: int) -> Costs:
-        """What losing blocks `first_block` to `last_block` (not included) from DRAM costs; 0: nobody knows.
-
-        Nobody reports yet how long requests wait in an engine's queue.
-        """
+        """What losing blocks `first_block` to `last_block` (not included) from DRAM costs; 0: nobody knows."""
         load_bytes = (last_block - first_block) * namespace.identity.block_bytes
         load_s = self.way(namespace.tenant, Tier.DISK).load_seconds(load_bytes)
         recompute_s = (namespace.profile or _NO_PROFILE).recompute_seconds_of_blocks(first_block, last_block)
         known = [seconds for seconds in (load_s, recompute_s) if seconds is not None]
-        return Costs(queue_ns=0, reload_ns=_ns(min(known)) if known else 0)
+        queue_ns = _ns(self._queued_s.get(namespace.tenant, 0.0))
+        return Costs(queue_ns=queue_ns, reload_ns=_ns(min(known)) if known else 0)
 
     def advise(self, namespace: Namespace, question: Question) -> Advised | Refusal:
         """What to do with the context of a request that waits for a tool (hints/intercept.py).

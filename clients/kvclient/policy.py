@@ -73,6 +73,13 @@ class PolicyVerbs:
         size = whole("load_bytes", load_bytes, least=1)
         self._report(Report(0, Kind.LOAD, tier_of(tier), size, duration("seconds", seconds)))
 
+    def report_queue(self, seconds: float) -> None:
+        """A request whose context had been evicted waited `seconds` in the engine's queue before it was computed anew.
+
+        Never waits; else as `report_prefill`. What an eviction costs beyond computing: pins around tools weigh it.
+        """
+        self._report(Report(0, Kind.QUEUE, 0, 0, duration("seconds", seconds)))
+
     def naming(self, endpoint: Endpoint, say: "Callable[[Session, int], object]") -> flows.Flow[None]:
         """Open this namespace in the session of a client, if need be, and `say` something of it by its number there."""
         session = endpoint.session()

@@ -101,6 +101,8 @@ class PolicyVerbs:
         namespace = store.namespace(session, report.namespace)
         if report.kind == Kind.PREFILL:
             refusal = store.costing.report_prefill(namespace, report.first, report.amount, report.seconds)
+        elif report.kind == Kind.QUEUE:
+            refusal = store.costing.report_queue(namespace, report.seconds)
         else:
             refusal = store.costing.report_load(namespace, report.first, report.amount, report.seconds)
         if refusal is not None:

@@ -68,6 +68,7 @@ class Kind(IntEnum):
 
     PREFILL = 0  # cached tokens, new tokens
     LOAD = 1  # tier, bytes
+    QUEUE = 2  # 0, 0: a request whose context had to be computed anew waited so long to be scheduled
 
 
 class Choice(IntEnum):
@@ -122,7 +123,7 @@ class Hint:
 
 
 class Report(NamedTuple):
-    """A timing. `first`: cached tokens or Tier; `amount`: new tokens or bytes."""
+    """A timing. `first`: cached tokens, Tier or 0; `amount`: new tokens, bytes or 0."""
 
     namespace: int
     kind: int

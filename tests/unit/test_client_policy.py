@@ -261,12 +261,14 @@ def test_timings_are_told_and_nobody_waits_for_them(tmp_path: Path) -> None:
     with trio(tmp_path) as (peer, _, _, ns):
         ns.report_prefill(1024, 512, 0.25)
         ns.report_load("disk", 1 << 30, 0.5)
-        peer.wait_for(lambda: len(peer.reports) == 2)
+        ns.report_queue(0.125)
+        peer.wait_for(lambda: len(peer.reports) == 3)
         assert peer.reports == [
             Report(NAMESPACE, Kind.PREFILL, 1024, 512, 0.25),
             Report(NAMESPACE, Kind.LOAD, Tier.DISK, 1 << 30, 0.5),
+            Report(NAMESPACE, Kind.QUEUE, 0, 0, 0.125),
         ]
-        assert peer.reports != [Report(NAMESPACE, Kind.PREFILL, 1024, 512, 0.5), peer.reports[1]]
+        assert peer.reports != [Report(NAMESPACE, Kind.PREFILL, 1024, 512, 0.5), *peer.reports[1:]]
         wrong: list[Callable[[], object]] = [
             lambda: ns.report_prefill(-1, 5, 1), lambda: ns.report_prefill(0, 0, 1),
             lambda: ns.report_prefill(0, 5, 0), lambda: ns.report_prefill(0, 5, math.inf),

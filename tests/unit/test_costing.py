@@ -371,6 +371,13 @@ def test_losing_a_context_costs_the_cheaper_way_back() -> None:
     time_loads(costing, namespace, Tier.DISK, 1e9)
     assert costing.costs_of(namespace, 0, 10).reload_ns == pytest.approx(1e4 + 10 * BLOCK_BYTES, rel=0.05)
     assert costing.costs_of(namespace, 0, 10).queue_ns == 0
+    assert costing.report_queue(namespace, float("nan")) is Refusal.NOT_A_NUMBER
+    assert costing.report_queue(namespace, -1.0) is Refusal.NEGATIVE
+    for _ in range(100):
+        assert costing.report_queue(namespace, 0.5) is None
+    assert costing.costs_of(namespace, 0, 10).queue_ns == pytest.approx(5e8)
+    costing.report_queue(namespace, 2.1)
+    assert costing.costs_of(namespace, 0, 10).queue_ns == pytest.approx(6e8)
 
 
 def asked(namespace: Namespace, **fields: float) -> Question:

@@ -259,7 +259,7 @@ def test_text_that_is_not_utf8_breaks_the_protocol() -> None:
         parse(policy_frames.parse_hint, frame.replace(b"pq", b"\xff\xfe"))
 
 
-@pytest.mark.parametrize(("kind", "first"), [(2, 0), (255, 0), (Kind.LOAD, 3)])
+@pytest.mark.parametrize(("kind", "first"), [(3, 0), (255, 0), (Kind.LOAD, 3)])
 def test_a_report_of_what_nobody_times_breaks_the_protocol(kind: int, first: int) -> None:
     with pytest.raises(ProtocolError):
         parse(policy_frames.parse_report, policy_frames.build_report(Report(1, kind, first, 1, 1.0)))
