@@ -401,6 +401,55 @@ def show_pins(
     chosen.show("pins", render.plain(report), pins.pins(report))
 
 
+@command("pin")
+def pin(
+    context: typer.Context,
+    key: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+    ] = None,
+    *,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
+    ] = None,
+    extra: Annotated[str, typer.Option(metavar="HEX", help="What else the keys depend on.")] = "",
+    namespace: Annotated[str | None, typer.Option(metavar="DIGEST", help="Its digest, or its first digits.")] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    ttl: Annotated[pins.Retention, typer.Option(help="How long: five minutes or an hour.")] = pins.Retention.LONG,
+    on_disk: Annotated[bool, typer.Option("--on-disk", help="Wherever it lies will do; otherwise in memory.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="A use begins the time anew.")] = False,
+) -> None:
+    """Keep a prefix for a while, within its tenant's budget. `kvctl pins` lists what is kept."""
+    chosen = _globals(context)
+    chain = insight.parse(key or (), tokens, extra, tenant, namespace)
+    with chosen.connect() as client:
+        answers = pins.pin(client, chain, ttl.seconds, on_disk=on_disk, refresh=refresh)
+    chosen.show("pin", {"pins": [render.plain(one) for one in answers]}, pins.pinned(answers))
+
+
+@command("prefetch")
+def prefetch(
+    context: typer.Context,
+    key: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+    ] = None,
+    *,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
+    ] = None,
+    extra: Annotated[str, typer.Option(metavar="HEX", help="What else the keys depend on.")] = "",
+    namespace: Annotated[str | None, typer.Option(metavar="DIGEST", help="Its digest, or its first digits.")] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    within: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds; what is late does not come.")] = 60.0,
+) -> None:
+    """Have a prefix read from disk into memory, as long as no client waits for reads."""
+    chosen = _globals(context)
+    chain = insight.parse(key or (), tokens, extra, tenant, namespace)
+    with chosen.connect() as client:
+        report = pins.prefetch(client, chain, within)
+    text = f"{report.there:,} blocks are in memory, {report.coming:,} are to come"
+    chosen.show("prefetch", render.plain(report), Text(text))
+
+
 @command("unpin")
 def unpin(
     context: typer.Context,

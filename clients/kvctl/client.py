@@ -178,6 +178,14 @@ class ControlClient:
         """What is pinned."""
         return self._call("ListPins", request, pb.ListPinsResponse)
 
+    def pin(self, request: pb.PinRequest) -> pb.PinResponse:
+        """Keep a prefix."""
+        return self._call("Pin", request, pb.PinResponse)
+
+    def prefetch(self, request: pb.PrefetchRequest) -> pb.PrefetchResponse:
+        """Have a prefix in memory."""
+        return self._call("Prefetch", request, pb.PrefetchResponse)
+
     def unpin(self, request: pb.UnpinRequest) -> pb.UnpinResponse:
         """End pins."""
         return self._call("Unpin", request, pb.UnpinResponse)

@@ -54,10 +54,7 @@ class Miss:
 
         Raises KvctlError.
         """
-        digest = None
-        if self.namespace is not None:
-            digest = scope.parse(self.tenant, self.namespace, (), everything=False).resolved(client).digest
-        keys = self.keys or self._keys(client, digest)
+        digest, keys = self.named(client)
         before = on_disk = 0
         while True:
             part = keys[before : before + KEYS_PER_FRAME]
@@ -71,6 +68,13 @@ class Miss:
             report.sentences.insert(0, f"The first {before:,} blocks are there; of those that follow:")
         report.asked, report.found, report.on_disk = len(keys), before + report.found, on_disk + report.on_disk
         return report
+
+    def named(self, client: ControlClient) -> tuple[str | None, Sequence[bytes]]:
+        """The digest of its namespace, if one was named, and its keys. Raises KvctlError."""
+        digest = None
+        if self.namespace is not None:
+            digest = scope.parse(self.tenant, self.namespace, (), everything=False).resolved(client).digest
+        return digest, self.keys or self._keys(client, digest)
 
     def _keys(self, client: ControlClient, digest: str | None) -> Sequence[bytes]:
         listed = client.namespaces().namespaces

@@ -1,13 +1,75 @@
 """`kvctl pins`: what is kept, for whom, until when, and what of it the budgets allow; prefetches with it."""
 
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Final
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kvctl.client import printable
+from kvctl.client import ControlClient, printable
+from kvctl.insight import Miss
 from kvctl.render import _table, size, span
 from kvproto import control_pb2 as pb
+from kvproto.limits import KEYS_PER_FRAME
 
-__all__ = ["pins"]
+__all__ = ["Retention", "pin", "pinned", "pins", "prefetch"]
+
+_WHY: Final = {
+    "absent": "the chain ends there",
+    "budget": "the tenant's pins have no room for more; kvctl quota TENANT set pin_share=...",
+    "no_room": "there is no room for what lies below",
+    "too_many": "the tenant has as many pins as it may; kvctl pins lists them",
+}
+
+
+class Retention(StrEnum):
+    """Times that have a name."""
+
+    SHORT = "5m"
+    LONG = "1h"
+
+    @property
+    def seconds(self) -> float:
+        """So long it is."""
+        return 300.0 if self is Retention.SHORT else 3600.0
+
+
+def pin(client: ControlClient, chain: Miss, seconds: float, *, on_disk: bool, refresh: bool) -> list[pb.PinResponse]:
+    """Keep a chain, 1,024 blocks a pin, up to the first that is not whole. Raises KvctlError."""
+    answers: list[pb.PinResponse] = []
+    for prefix in _prefixes(client, chain):
+        answers.append(client.pin(pb.PinRequest(prefix=prefix, ttl_s=seconds, on_disk=on_disk, refresh=refresh)))
+        if answers[-1].why_not_all:
+            break
+    return answers
+
+
+def prefetch(client: ControlClient, chain: Miss, seconds: float) -> pb.PrefetchResponse:
+    """Have a chain in memory. Raises KvctlError."""
+    total = pb.PrefetchResponse()
+    for prefix in _prefixes(client, chain):
+        answer = client.prefetch(pb.PrefetchRequest(prefix=prefix, within_s=seconds))
+        total.there, total.coming = total.there + answer.there, total.coming + answer.coming
+        if answer.there + answer.coming < len(prefix.keys):
+            break
+    return total
+
+
+def _prefixes(client: ControlClient, chain: Miss) -> Iterator[pb.Prefix]:
+    digest, keys = chain.named(client)
+    for start in range(0, len(keys), KEYS_PER_FRAME):
+        part = keys[start : start + KEYS_PER_FRAME]
+        yield pb.Prefix(tenant=chain.tenant, namespace_digest=digest, keys=part)
+
+
+def pinned(answers: Sequence[pb.PinResponse]) -> Text:
+    """What came of a wish to keep something."""
+    blocks, kept = sum(one.blocks for one in answers), sum(one.bytes for one in answers)
+    numbers = ", ".join(str(one.pin) for one in answers if one.pin)
+    text = f"{blocks:,} blocks, {size(kept)}: pin {numbers}" if blocks else "nothing was pinned"
+    why = answers[-1].why_not_all
+    return Text(f"{text}; {_WHY.get(why, printable(why))}" if why else text)
 
 
 def pins(report: pb.ListPinsResponse) -> RenderableType:

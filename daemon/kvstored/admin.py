@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from kvproto.ids import NamespaceDigest
 from kvproto.limits import MIB
+from kvproto.policy_frames import Fetching, Pinned
 from kvstore import survey
 from kvstore.hints.report import GuidingReport
 from kvstore.quotas import QuotaError
@@ -41,7 +42,7 @@ from kvstored import __version__
 from kvstored.admin_costs import costs_report
 from kvstored.admin_hints import guiding_report
 from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
-from kvstored.admin_pins import unpin
+from kvstored.admin_pins import PrefixWish, pin, prefetch, unpin
 from kvstored.admin_quotas import QuotaWish, quota_reports, set_quota
 from kvstored.config import Loaded
 from kvstored.connection import Connection
@@ -310,6 +311,14 @@ class Admin:
     def pins(self, tenant: str | None) -> PinsReport:
         """See the port."""
         return pins_report(self._store, tenant)
+
+    def pin(self, wish: PrefixWish) -> Pinned:
+        """See the port."""
+        return pin(self._store, wish)
+
+    def prefetch(self, wish: PrefixWish) -> Fetching:
+        """See the port."""
+        return prefetch(self._store, wish)
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
         """See the port."""

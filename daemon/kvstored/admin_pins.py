@@ -1,12 +1,82 @@
-"""What is answered of pins. `unpin`: owner thread; the rest: handlers'."""
+"""What operators wish of pins and prefetches, and what is answered.
+
+owner thread    `pin`, `prefetch`, `unpin`
+handler         `prefix_wish_of`, `ttl_ns_of`, `pinned_of`, `pins_of`     requests are checked, answers written down
+"""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from kvproto import control_pb2 as pb
+from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
+from kvproto.policy_frames import Fetching, Partial, Pinned, Tier
+from kvstore.blocks import U8
 from kvstore.report_pins import PinsReport
+from kvstore.sessions import Namespace
 from kvstore.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixWish:
+    """A prefix, and for how long, or within which time."""
+
+    tenant: str | None
+    digest: str | None  # hex
+    keys: tuple[bytes, ...]
+    ns: int
+    tier: Tier = Tier.DRAM
+    refresh: bool = False
+
+
+def prefix_wish_of(
+    prefix: pb.Prefix, seconds: float, most_ns: int, *, tier: Tier = Tier.DRAM, refresh: bool = False
+) -> PrefixWish:
+    """What a request wishes. Raises ValueError for what no daemon could do."""
+    tenant = prefix.tenant if prefix.HasField("tenant") else None
+    if tenant == "":
+        raise ValueError("tenant must not be empty: leave it out to mean any")
+    if not 1 <= len(prefix.keys) <= KEYS_PER_FRAME or any(len(key) != KEY_BYTES for key in prefix.keys):
+        raise ValueError(f"a prefix is 1 to {KEYS_PER_FRAME} keys of {KEY_BYTES} bytes")
+    if not 0 < seconds <= most_ns / 1e9:
+        raise ValueError(f"the time must be above 0 and at most {most_ns // 10**9} seconds")
+    digest = prefix.namespace_digest.lower() if prefix.HasField("namespace_digest") else None
+    return PrefixWish(tenant, digest, tuple(prefix.keys), max(1, int(seconds * 1e9)), tier, refresh)
+
+
+def pin(store: Store, wish: PrefixWish) -> Pinned:
+    """Keep it. Raises KeyError(text) where it is not plain which namespace is meant."""
+    namespace, keys = _found(store, wish)
+    return store.pinning.pin(
+        namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, wish.tier, refresh=wish.refresh, owner="operator"
+    )
+
+
+def prefetch(store: Store, wish: PrefixWish) -> Fetching:
+    """Have it read. Raises KeyError(text) where it is not plain which namespace is meant."""
+    namespace, keys = _found(store, wish)
+    return store.prefetching.prefetch(namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, Tier.DRAM)
+
+
+def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:
+    found = [
+        namespace
+        for (tenant, digest), namespace in store.namespaces.items()
+        if wish.tenant in (None, tenant.name) and wish.digest in (None, digest.hex())
+    ]
+    if not found:
+        raise KeyError("no such namespace holds blocks or is open")
+    if len(found) > 1:
+        raise KeyError(f"{len(found)} namespaces could be meant; name one, and its tenant")
+    return found[0], np.frombuffer(b"".join(wish.keys), dtype=np.uint64).copy()
+
+
+def pinned_of(pinned: Pinned) -> pb.PinResponse:
+    """Field by field."""
+    why = "" if pinned.partial == Partial.NOTHING else Partial(pinned.partial).name.lower()
+    return pb.PinResponse(pin=pinned.pin, blocks=pinned.blocks, bytes=pinned.bytes, why_not_all=why)
 
 
 def unpin(store: Store, tenant: str, numbers: Sequence[int]) -> int:
@@ -21,7 +91,7 @@ def unpin(store: Store, tenant: str, numbers: Sequence[int]) -> int:
 def pins_of(report: PinsReport) -> pb.ListPinsResponse:
     """Field by field."""
     return pb.ListPinsResponse(
-        pins=[pb.Pin(**_named(one)) for one in report.pins],
+        pins=[pb.ListedPin(**_named(one)) for one in report.pins],
         pins_total=report.pins_total,
         budgets=[pb.PinBudget(**_named(one)) for one in report.budgets],
         counters=pb.PinCounters(**_named(report.counters)),

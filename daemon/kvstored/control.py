@@ -29,7 +29,9 @@ from grpc_reflection.v1alpha import reflection
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
 from kvproto.ids import BlockKey, NamespaceDigest
-from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB
+from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB, PIN_TTL_NS_MAX, PREFETCH_NS_MAX
+from kvproto.policy_frames import Fetching, Pinned
+from kvproto.policy_frames import Tier as PinTier
 from kvstore.hints.report import GuidingReport
 from kvstore.report import (
     ClearReport,
@@ -51,7 +53,7 @@ from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstored.admin_hints import programs_of, workflows_of
 from kvstored.admin_insight import Explanation, MissQuestion, Observed, advice_of, explanation_of, question_of
-from kvstored.admin_pins import pins_of
+from kvstored.admin_pins import PrefixWish, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import QuotaWish, wish_of
 
 __all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
@@ -126,6 +128,12 @@ class AdminPort(Protocol):
 
     def pins(self, tenant: str | None) -> PinsReport:
         """Pins of a tenant (None: of everybody). Raises KeyError(text): unknown tenant."""
+
+    def pin(self, wish: PrefixWish) -> Pinned:
+        """Keep a prefix for a while. Raises KeyError(text) where it is not plain which namespace is meant."""
+
+    def prefetch(self, wish: PrefixWish) -> Fetching:
+        """Have a prefix read into memory. Raises as `pin`."""
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
         """End these pins of a tenant, or all of them if none is named. Raises KeyError(text): unknown tenant."""
@@ -414,6 +422,26 @@ class _Control:
         except ValueError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return self._answer(context, lambda port: port.pins(tenant), pins_of, unknown=KeyError)
+
+    def Pin(self, request: pb.PinRequest, context: grpc.ServicerContext) -> pb.PinResponse:
+        tier = PinTier.DISK if request.on_disk else PinTier.DRAM
+        try:
+            wish = prefix_wish_of(request.prefix, request.ttl_s, PIN_TTL_NS_MAX, tier=tier, refresh=request.refresh)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(context, lambda port: port.pin(wish), pinned_of, unknown=KeyError)
+
+    def Prefetch(self, request: pb.PrefetchRequest, context: grpc.ServicerContext) -> pb.PrefetchResponse:
+        try:
+            wish = prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._answer(
+            context,
+            lambda port: port.prefetch(wish),
+            lambda fetching: pb.PrefetchResponse(there=fetching.there, coming=fetching.coming),
+            unknown=KeyError,
+        )
 
     def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinResponse:
         if not request.tenant:

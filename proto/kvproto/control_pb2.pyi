@@ -1015,7 +1015,7 @@ class PingResponse(_message.Message):
     owner_s: float
     def __init__(self, owner_s: _Optional[float] = ...) -> None: ...
 
-class Pin(_message.Message):
+class ListedPin(_message.Message):
     __slots__ = ("pin", "tenant", "namespace_digest", "blocks", "bytes", "left_s", "refresh", "owner")
     PIN_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -1091,11 +1091,11 @@ class ListPinsResponse(_message.Message):
     PINS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BUDGETS_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
-    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    pins: _containers.RepeatedCompositeFieldContainer[ListedPin]
     pins_total: int
     budgets: _containers.RepeatedCompositeFieldContainer[PinBudget]
     counters: PinCounters
-    def __init__(self, pins: _Optional[_Iterable[_Union[Pin, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., budgets: _Optional[_Iterable[_Union[PinBudget, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[PinCounters, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, pins: _Optional[_Iterable[_Union[ListedPin, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., budgets: _Optional[_Iterable[_Union[PinBudget, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[PinCounters, _Mapping[str, object]]] = ...) -> None: ...
 
 class UnpinRequest(_message.Message):
     __slots__ = ("tenant", "pins")
@@ -1110,3 +1110,53 @@ class UnpinResponse(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     ended: int
     def __init__(self, ended: _Optional[int] = ...) -> None: ...
+
+class Prefix(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "keys")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("prefix", "ttl_s", "on_disk", "refresh")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    ON_DISK_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    prefix: Prefix
+    ttl_s: float
+    on_disk: bool
+    refresh: bool
+    def __init__(self, prefix: _Optional[_Union[Prefix, _Mapping[str, object]]] = ..., ttl_s: _Optional[float] = ..., on_disk: _Optional[bool] = ..., refresh: _Optional[bool] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("pin", "blocks", "bytes", "why_not_all")
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHY_NOT_ALL_FIELD_NUMBER: _ClassVar[int]
+    pin: int
+    blocks: int
+    bytes: int
+    why_not_all: str
+    def __init__(self, pin: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., why_not_all: _Optional[str] = ...) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("prefix", "within_s")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_S_FIELD_NUMBER: _ClassVar[int]
+    prefix: Prefix
+    within_s: float
+    def __init__(self, prefix: _Optional[_Union[Prefix, _Mapping[str, object]]] = ..., within_s: _Optional[float] = ...) -> None: ...
+
+class PrefetchResponse(_message.Message):
+    __slots__ = ("there", "coming")
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    there: int
+    coming: int
+    def __init__(self, there: _Optional[int] = ..., coming: _Optional[int] = ...) -> None: ...

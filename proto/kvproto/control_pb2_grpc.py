@@ -125,6 +125,16 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.ListPinsRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.ListPinsResponse.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/kvstored.control.v1.Control/Pin',
+                request_serializer=kvproto_dot_control__pb2.PinRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/kvstored.control.v1.Control/Prefetch',
+                request_serializer=kvproto_dot_control__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
         self.Unpin = channel.unary_unary(
                 '/kvstored.control.v1.Control/Unpin',
                 request_serializer=kvproto_dot_control__pb2.UnpinRequest.SerializeToString,
@@ -277,6 +287,19 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Keeps a prefix for a while, within its tenant's budget; or has it read from disk into memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Unpin(self, request, context):
         """Ends pins of a tenant.
         """
@@ -397,6 +420,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ListPins,
                     request_deserializer=kvproto_dot_control__pb2.ListPinsRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.ListPinsResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=kvproto_dot_control__pb2.PinRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.PinResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=kvproto_dot_control__pb2.PrefetchRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.PrefetchResponse.SerializeToString,
             ),
             'Unpin': grpc.unary_unary_rpc_method_handler(
                     servicer.Unpin,
@@ -905,6 +938,60 @@ class Control:
             '/kvstored.control.v1.Control/ListPins',
             kvproto_dot_control__pb2.ListPinsRequest.SerializeToString,
             kvproto_dot_control__pb2.ListPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Pin',
+            kvproto_dot_control__pb2.PinRequest.SerializeToString,
+            kvproto_dot_control__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Prefetch',
+            kvproto_dot_control__pb2.PrefetchRequest.SerializeToString,
+            kvproto_dot_control__pb2.PrefetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

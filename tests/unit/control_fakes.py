@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.limits import KEYS_PER_FRAME
+from kvproto.policy_frames import Fetching, Partial, Pinned
 from kvstore.hints.report import GuidingReport, HintCounters, ProgramReport, WorkflowReport, WorkflowRunReport
 from kvstore.insight.advise import Sizes
 from kvstore.insight.explain import Elsewhere, Explanation, MissQuestion
@@ -38,6 +39,7 @@ from kvstore.report_pins import PinBudget, PinCounters, PinReport, PinsReport
 from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstore.watching import Observed
+from kvstored.admin_pins import PrefixWish
 from kvstored.admin_quotas import QuotaWish
 from kvstored.control import AdminPort, RefusedError
 
@@ -198,6 +200,7 @@ class MemoryPort:
     questions: list[MissQuestion] = field(default_factory=list)
     whole: int = 0  # blocks of any chain that are there, all questions together
     chosen: dict[str, Quota] = field(default_factory=dict)
+    wishes: list[PrefixWish] = field(default_factory=list)
 
     def status(self) -> DaemonReport:
         self._check()
@@ -342,6 +345,18 @@ class MemoryPort:
         )
         counters = PinCounters(11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22 * MIB, 23 * MIB, 24 * MIB)
         return PinsReport(pins, 600, (PinBudget("research", 600, 64 * MIB, 128 * MIB),), counters)
+
+    def pin(self, wish: PrefixWish) -> Pinned:
+        self._check()
+        if wish.tenant not in (None, "research"):
+            raise KeyError(f"no tenant is called {wish.tenant}")
+        self.wishes.append(wish)
+        return Pinned(17, 4 * BLOCK_BYTES, 0, 4, Partial.ABSENT)
+
+    def prefetch(self, wish: PrefixWish) -> Fetching:
+        self._check()
+        self.wishes.append(wish)
+        return Fetching(7, 5, 3)
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
         self._check()

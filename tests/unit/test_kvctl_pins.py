@@ -7,9 +7,9 @@ from kvctl import pins
 from kvctl.cli import app, globals_first
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvproto import control_pb2 as pb
-from kvproto.policy_frames import Tier
+from kvproto.policy_frames import Partial, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
-from kvstored.admin_pins import unpin
+from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
 from tests.core import SECOND, Core, chain, words
 from tests.unit.control_fakes import MIB
 from tests.unit.test_kvctl_hints import client, shown
@@ -30,7 +30,7 @@ def test_pins_come_over_the_socket_field_by_field(client: ControlClient) -> None
     for part in ("program:agent-1", "a client", "64.0 MiB", "128.0 MiB", "and 598 more", "in vain"):
         assert part in text
     assert "nothing is pinned" in shown(pins.pins(pb.ListPinsResponse()))
-    evil = pb.ListPinsResponse(pins=[pb.Pin(pin=1, tenant="a\x1b[2J", owner="b\x1b[2J")])
+    evil = pb.ListPinsResponse(pins=[pb.ListedPin(pin=1, tenant="a\x1b[2J", owner="b\x1b[2J")])
     assert "\x1b" not in shown(pins.pins(evil))
 
 
@@ -75,3 +75,55 @@ def test_the_owner_reports_what_is_pinned_and_ends_it() -> None:
     assert unpin(core.store, "t", ()) == 1
     assert pins_report(core.store, "t").pins_total == 0
     assert PINS_LISTED > 1
+
+
+def run(client: ControlClient, *arguments: str) -> tuple[int, str]:
+    """A command line against the fixture's daemon: exit code and output."""
+    result = CliRunner().invoke(
+        app, globals_first(["--runtime-dir", str(client.socket_path.parent), *arguments]), catch_exceptions=False
+    )
+    return result.exit_code, result.output
+
+
+def test_a_prefix_is_kept_and_fetched_by_keys(client: ControlClient) -> None:
+    keys = [bytes([number]) * 32 for number in range(5)]
+    code, text = run(client, "pin", *(key.hex() for key in keys), "--ttl", "5m", "--refresh", "--tenant", "research")
+    assert code == Exit.OK, text
+    for part in ("4 blocks", "pin 17", "the chain ends there"):
+        assert part in text
+    code, text = run(client, "prefetch", *(key.hex() for key in keys), "--within", "2.5")
+    assert code == Exit.OK, text
+    assert "5 blocks are in memory, 3 are to come" in text
+
+
+def test_wishes_arrive_as_they_were_said() -> None:
+    keys = (b"\1" * 32, b"\2" * 32)
+    prefix = pb.Prefix(tenant="t", namespace_digest="AB" * 32, keys=keys)
+    wish = prefix_wish_of(prefix, 1.5, 10**10, tier=Tier.DISK, refresh=True)
+    assert wish == PrefixWish("t", "ab" * 32, keys, 1_500_000_000, Tier.DISK, True)
+    assert prefix_wish_of(pb.Prefix(keys=keys), 10.0, 10**10) == PrefixWish(None, None, keys, 10**10)
+    for bad, seconds in (
+        (pb.Prefix(), 1.0), (pb.Prefix(keys=[b"short"]), 1.0), (pb.Prefix(keys=keys * 513), 1.0),
+        (pb.Prefix(tenant="", keys=keys), 1.0), (prefix, 0.0), (prefix, -1.0), (prefix, 10.1), (prefix, float("nan")),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"must|prefix"):
+            prefix_wish_of(bad, seconds, 10**10)
+
+
+def test_the_owner_keeps_what_an_operator_names() -> None:
+    core = Core()
+    client = core.client("t")
+    namespace = client.open()
+    client.put(namespace, chain(4))
+    wish = PrefixWish(None, None, tuple(chain(6)), 9 * SECOND)
+    pinned = pin(core.store, wish)
+    assert (pinned.blocks, pinned.partial) == (4, Partial.ABSENT)
+    assert core.store.pinning.pins[pinned.pin].owner == "operator"
+    assert prefetch(core.store, wish) == (0, 4, 0)
+    for other in (PrefixWish("nobody", None, wish.keys, 1), PrefixWish(None, "00" * 32, wish.keys, 1)):
+        with pytest.raises(KeyError):
+            pin(core.store, other)
+    client.open(5000)
+    with pytest.raises(KeyError, match="2 namespaces"):
+        prefetch(core.store, wish)
+    assert pin(core.store, PrefixWish("t", namespace.digest.hex(), wish.keys, 1)).blocks == 4
