@@ -492,13 +492,13 @@ class _Audit:
         pinning = self.store.pinning
         covered: Counter[int] = Counter()
         used: dict[Tenant, dict[int, int]] = {}
-        for pin in pinning.pins.values():
+        for pin in pinning.held():
             rows = set(pin.rows.tolist())
             covered.update(rows)
             used.setdefault(pin.tenant, {}).update(dict.fromkeys(rows, pin.namespace.slot_bytes))
             assert set(pin.ends.tolist()) <= rows, f"pin {pin.number} holds what it does not cover"
             assert all(self.state[row] not in (FREE, WRITING) for row in rows), f"pin {pin.number} covers nothing"
-            assert pin in pinning._by_end[int(pin.rows[-1])], f"pin {pin.number} hears of no use"
+            assert pinning._by_end[int(pin.rows[-1])][pin.number] is pin, f"pin {pin.number} hears of no use"
         counts = {row: int(pinning._covers[row]) for row in np.flatnonzero(pinning._covers).tolist()}
         assert counts == dict(covered), "blocks are covered by another number of pins"
         for tenant, rows_of in used.items():

@@ -163,10 +163,10 @@ class PrefillProfile:
         """All that was learned, with a checksum."""
         self.settle()
         parts = [_HEAD.pack(_MAGIC, _VERSION, self.block_tokens, self.reports, len(self._timings.rows), 0)]
-        for cell in sorted(self._timings.rows):
-            timings = self._timings.of_cell(cell)
-            parts.append(_CELL.pack(cell, len(timings), min(self.reports - self._timings.last(cell), 0xFFFFFFFF)))
-            parts += [_TIMING.pack(*timing) for timing in timings]
+        cells = sorted(self._timings.rows)
+        for cell, (count, timings) in zip(cells, self._timings.packed(cells), strict=True):
+            parts.append(_CELL.pack(cell, count, min(self.reports - self._timings.last(cell), 0xFFFFFFFF)))
+            parts.append(timings)
         content = b"".join(parts)
         return content + _SUM.pack(xxhash.xxh3_64_intdigest(content))
 

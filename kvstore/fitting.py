@@ -70,6 +70,14 @@ class Timings:
         order = (np.arange(count) + (int(self._next[row]) - count)) % WINDOW
         return [(before, size, seconds) for before, size, seconds in self._kept[row, order].tolist()]
 
+    def packed(self, cells: list[int]) -> list[tuple[int, bytes]]:
+        """Of each cell how many timings, and these as little-endian floats, oldest first."""
+        rows = np.array([self.rows[cell] for cell in cells], dtype=np.int64)
+        counts = self._counts[rows]
+        order = (np.arange(WINDOW) + (self._next[rows] - counts)[:, None]) % WINDOW
+        kept = np.take_along_axis(self._kept[rows], order[:, :, None], axis=1).astype("<f4")
+        return [(count, one[:count].tobytes()) for count, one in zip(counts.tolist(), kept, strict=True)]
+
     def last(self, cell: int) -> int:
         """The number of its latest timing."""
         return int(self._last[self.rows[cell]])

@@ -347,6 +347,12 @@ class Guiding:
         gaps = self._taught.get(tenant) if told is None else told.guide.gaps
         return b"" if gaps is None else gaps.to_bytes()
 
+    def lessons(self, tenant: Tenant) -> int:
+        """How much was learned of its tools so far: as long as that stays, `export` says the same."""
+        told = self._told.get(tenant)
+        gaps = self._taught.get(tenant) if told is None else told.guide.gaps
+        return 0 if gaps is None else gaps.lessons
+
     def take_over(self, tenant: Tenant, written: bytes) -> Refused | None:
         """What `export` gave in a former life, for a tenant that has said nothing yet in this one."""
         gaps = Gaps.from_bytes(written)

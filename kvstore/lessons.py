@@ -45,13 +45,16 @@ class Lessons:
     def things(self) -> Iterator[Thing]:
         """All that was learned so far."""
         for tenant in self._registry.tenants.values():
-            yield f"gaps/{tenant.name}", partial(self._guiding.export, tenant)
+            yield Thing(f"gaps/{tenant.name}", self._guiding.lessons(tenant), partial(self._guiding.export, tenant))
             for namespace in self._costing.profiled(tenant):
-                if namespace.profile is not None:
-                    yield f"profile/{namespace.number}", namespace.profile.to_bytes
+                profile = namespace.profile
+                if profile is not None:
+                    yield Thing(f"profile/{namespace.number}", (namespace, profile.reports), profile.to_bytes)
         for number in self._arenas.by_number:
-            if number < POOLS and int(self._tables.pools[number]["rule"]) == blocks.DENSITY:
-                yield f"reuse/{number}", partial(self._reuse, number)
+            pool = self._tables.pools[number]
+            if number < POOLS and int(pool["rule"]) == blocks.DENSITY:
+                version = (float(pool["clock"]), int(pool["news"]))
+                yield Thing(f"reuse/{number}", version, partial(self._reuse, number))
 
     def take_over(self, learned: Mapping[str, bytes]) -> int:
         """Go on from what a former life had learned. Returns how much of it was taken."""

@@ -14,8 +14,8 @@ on. Pins do not survive a restart of the daemon.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -31,8 +31,11 @@ from kvstore.sessions import Namespace, Tenant
 from kvstore.sweeps import Jobs
 from kvstore.watch import PIN_END, Watch
 
-LOOK_AT: Final = 512  # pins, whether what they cover was dropped: 0.2 ms
-DUE_A_TICK: Final = 64  # pins that end in one tick: of 1,024 blocks each, about two milliseconds
+# A tick takes so much time, and what does not fit into it waits for the next one:
+LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped: 0.2 ms,
+SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
+DUE: Final = 64  # end,
+LET_GO: Final = 8192  # and so many of the blocks that they cover are let go: 0.3 ms
 
 _NOTHING: Final = (0, 0, 0, 0)
 
@@ -45,11 +48,13 @@ class Held:
     tenant: Tenant
     namespace: Namespace
     rows: U4  # of all blocks that it covers, in order
+    paid: U4  # the same, each once
     ends: U4  # those that it holds: the deepest one, and the deepest one in DRAM
     deadline_ns: int
     ttl_ns: int
     refresh: bool
     owner: str
+    fetch: int = 0  # the prefetch of what it covers
 
 
 @dataclass(slots=True)
@@ -86,13 +91,15 @@ class Pinning:
         self._prefetching = prefetching
         self._next = 1 + (randomness.word() >> 2)
         self._of: dict[Tenant, dict[int, Held]] = {}
-        self._by_end: dict[int, list[Held]] = {}  # by the deepest row
+        self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
+        self._leased_ns: dict[int, int] = {}  # when that was leased last
+        self._ending: deque[Held] = deque()  # they are over, and what they cover is not let go yet
         self._covers = np.zeros(tables.blocks.size, dtype=np.uint16)  # untouched pages cost nothing
         self._used: Counter[Tenant] = Counter()  # bytes
         self._due: Deadlines[Held] = Deadlines()
         self._jobs = jobs
         self._jobs_seen = 0
-        self._look = False  # may something have been dropped since all pins were looked at?
+        self._again = False  # may something have been dropped since the last look at all pins began?
         self._to_look_at: deque[Held] = deque()
         self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends: U4 = np.zeros(KEYS_PER_FRAME + 1, dtype=np.uint32)
@@ -108,7 +115,7 @@ class Pinning:
 
         HBM counts as DRAM where there is no HBM tier. `owner` is who will end it, "" for a client.
         """
-        if len(self._of.get(tenant, ())) >= PINS_PER_TENANT:
+        if max(len(self._of.get(tenant, ())), len(self._ending)) >= PINS_PER_TENANT:
             self.tally.over_budget += 1
             return Pinned(*_NOTHING, Partial.TOO_MANY)
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
@@ -118,25 +125,36 @@ class Pinning:
         if not covered:
             return Pinned(*_NOTHING, partial)
         now_ns = self._clock.now_ns()
+        rows = self._run[:covered].copy()
         pin = Held(
-            self._next, tenant, namespace, self._run[:covered].copy(), self._ends[:0], now_ns + ttl_ns, ttl_ns,
-            refresh, owner,
-        )  # fmt: skip
+            self._next,
+            tenant,
+            namespace,
+            rows,
+            np.unique(rows),
+            self._ends[:0],
+            now_ns + ttl_ns,
+            ttl_ns,
+            refresh,
+            owner,
+        )
         self._next += 1
         self._begin(pin)
         self.tally.pinned += 1
         if on_disk and tier is not Tier.DISK:
-            self._prefetching.prefetch(tenant, namespace, keys, at, covered, ttl_ns, tier, kept=True)
+            fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, ttl_ns, tier, kept=True)
+            pin.fetch = fetching.prefetch
         return Pinned(pin.number, covered * namespace.identity.block_bytes, pin.deadline_ns, covered, partial)
 
     def unpin(self, tenant: Tenant, numbers: Iterable[int]) -> int:
         """End pins of a tenant; how many there were. Others' numbers, and those that are over, are no news."""
         mine = self._of.get(tenant, {})
-        ended = [pin for number in numbers if (pin := mine.get(number)) is not None]
-        for pin in dict.fromkeys(ended):
+        ended = {number: mine[number] for number in numbers if number in mine}
+        for pin in ended.values():
             self._end(pin)
-        self.tally.ended += len(set(ended))
-        return len(set(ended))
+        self.tally.ended += len(ended)
+        self._let_go_some()
+        return len(ended)
 
     def list_pins(self, tenant: Tenant, after: int, most: int) -> list[Pin]:
         """A tenant's pins with numbers above `after`, in their order, up to `most`."""
@@ -145,7 +163,7 @@ class Pinning:
             if len(pins) == most:
                 break
             if number > after:
-                pins.append(describe(pin))
+                pins.append(self._described(pin))
         return pins
 
     def count(self, tenant: Tenant) -> int:
@@ -157,28 +175,38 @@ class Pinning:
         return self._used[tenant]
 
     def leased(self, rows: U4) -> None:
-        """Rows that `Watch` marks as ends of pins were leased."""
-        now_ns = self._clock.now_ns()
-        for row in rows.tolist():
-            for pin in self._by_end.get(row, ()):
-                if pin.refresh and pin.deadline_ns < now_ns + pin.ttl_ns:
-                    pin.deadline_ns = now_ns + pin.ttl_ns
-                    self._due.set(pin, pin.deadline_ns)
-                    self.tally.refreshed += 1
+        """Rows that `Watch` marks as ends of pins were leased. What that means for each pin is seen when it is due."""
+        self._leased_ns.update(dict.fromkeys(rows.tolist(), self._clock.now_ns()))
+
+    def expires_ns(self, pin: Held) -> int:
+        """When it is over, as things are."""
+        leased_ns = self._leased_ns.get(int(pin.rows[-1])) if pin.refresh else None
+        return pin.deadline_ns if leased_ns is None else max(pin.deadline_ns, leased_ns + pin.ttl_ns)
+
+    def _described(self, pin: Held) -> Pin:
+        """As clients are told."""
+        count = pin.rows.size
+        return Pin(
+            pin.number, count * pin.namespace.identity.block_bytes, self.expires_ns(pin), count, pin.namespace.number
+        )
 
     # -- holding -------------------------------------------------------------------------------------------------
 
     def _affordable(self, tenant: Tenant, namespace: Namespace, end: int) -> int:
         """How many blocks of the run that was just found the tenant's budget allows."""
         fresh = self._covers[self._run[:end]] == 0
-        room = max(0, self._budget(tenant) - self._used[tenant]) // namespace.slot_bytes
+        budget = self._budget(tenant)
+        if self._ending and self._used[tenant] + int(fresh.sum()) * namespace.slot_bytes > budget:
+            self._let_go_some()
+            fresh = self._covers[self._run[:end]] == 0
+        room = max(0, budget - self._used[tenant]) // namespace.slot_bytes
         return int(np.searchsorted(np.cumsum(fresh), room, side="right"))
 
     def _begin(self, pin: Held) -> None:
         self._hold(pin)
         self.pins[pin.number] = self._of.setdefault(pin.tenant, {})[pin.number] = pin
         self._due.set(pin, pin.deadline_ns)
-        self._charge(pin, pin.rows, 1)
+        self._charge(pin, 1)
 
     def _hold(self, pin: Held) -> None:
         """Hold the deepest block; and the deepest one in DRAM, or those before it could leave DRAM meanwhile."""
@@ -190,55 +218,77 @@ class Pinning:
             blocks.hold_rows(self._tables, self._ends, held, held + 1)
             held += 1
         pin.ends = self._ends[:held].copy()
-        self._by_end.setdefault(int(rows[-1]), []).append(pin)
+        self._by_end.setdefault(int(rows[-1]), {})[pin.number] = pin
         self._watch.mark(rows[-1:], PIN_END)
 
     def _let_go(self, pin: Held) -> None:
         last = int(pin.rows[-1])
-        others = [other for other in self._by_end.pop(last) if other is not pin]
-        if others:
-            self._by_end[last] = others
-        else:
+        others = self._by_end[last]
+        del others[pin.number]
+        if not others:
+            del self._by_end[last]
+            self._leased_ns.pop(last, None)
             self._watch.unmark(pin.rows[-1:], PIN_END)
         blocks.unhold_rows(self._tables, pin.ends, 0, pin.ends.size)
 
-    def _charge(self, pin: Held, rows: U4, by: int) -> None:
-        """`rows` are covered by one pin more, or fewer."""
-        rows = np.unique(rows)
-        covers = self._covers[rows]
+    def _charge(self, pin: Held, by: int) -> None:
+        """What it covers is covered by one pin more, or fewer."""
+        covers = self._covers[pin.paid]
         changed = int((covers == (0 if by > 0 else 1)).sum())
-        self._covers[rows] = covers + np.uint16(1) if by > 0 else covers - np.uint16(1)
+        self._covers[pin.paid] = covers + np.uint16(1) if by > 0 else covers - np.uint16(1)
         self._used[pin.tenant] += by * changed * pin.namespace.slot_bytes
 
     def _end(self, pin: Held) -> None:
-        self._charge(pin, pin.rows, -1)
-        self._let_go(pin)
+        """It is over; what it covers is let go soon."""
+        self._prefetching.let_go(pin.fetch)
         self._due.drop(pin)
         del self.pins[pin.number]
         mine = self._of[pin.tenant]
         del mine[pin.number]
         if not mine:
             del self._of[pin.tenant]
-            del self._used[pin.tenant]
+        self._ending.append(pin)
+
+    def _let_go_some(self) -> None:
+        """As many as a tick has time for."""
+        left = LET_GO
+        while self._ending and left > 0:
+            pin = self._ending.popleft()
+            left -= pin.rows.size + 64  # what each takes whatever it covers
+            self._charge(pin, -1)
+            self._let_go(pin)
+            if not self._used[pin.tenant]:
+                del self._used[pin.tenant]
 
     # -- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
         """Deadlines have passed; blocks may have been dropped."""
-        for pin in self._due.due(now_ns, DUE_A_TICK):
+        for pin in self._due.due(now_ns, DUE):
+            expires_ns = self.expires_ns(pin)
+            if expires_ns > now_ns:
+                pin.deadline_ns = expires_ns
+                self._due.set(pin, expires_ns)
+                self.tally.refreshed += 1
+                continue
             self.expired(pin.rows)
             self._end(pin)
             self.tally.expired += 1
-        if self._jobs_seen != self._jobs.begun:
-            self._jobs_seen, self._look = self._jobs.begun, True
-        if self._look:
+        self._look(now_ns)
+        self._let_go_some()
+
+    def _look(self, _now_ns: int) -> None:
+        """Were blocks dropped that pins cover? All pins are looked at that were there when something was."""
+        if self._jobs_seen != self._jobs.begun or self._jobs.waiting:
+            self._jobs_seen, self._again = self._jobs.begun, True
+        if self._again and not self._to_look_at:
+            self._to_look_at.extend(self.pins.values())
+            self._again = False
+        if self._to_look_at:
             self._leave_dropped()
-            self._look = bool(self._to_look_at) or self._jobs.waiting
 
     def _leave_dropped(self) -> None:
         """Let go of what was deleted, damaged or had to give way; what comes before it stays pinned."""
-        if not self._to_look_at:
-            self._to_look_at.extend(self.pins.values())
         some = [self._to_look_at.popleft() for _ in range(min(LOOK_AT, len(self._to_look_at)))]
         some = [pin for pin in some if pin.number in self.pins]
         if not some:
@@ -246,7 +296,9 @@ class Pinning:
         state = self._tables.blocks["state"]
         whose = np.repeat(np.arange(len(some)), [pin.ends.size for pin in some])
         doomed = state[np.concatenate([pin.ends for pin in some])] == blocks.DOOMED
-        for number in np.unique(whose[doomed]).tolist():
+        numbers = np.unique(whose[doomed]).tolist()
+        self._to_look_at.extendleft(some[number] for number in numbers[SHORTEN:])
+        for number in numbers[:SHORTEN]:
             pin = some[number]
             self._shorten(pin, int(np.argmax(state[pin.rows] == blocks.DOOMED)))
             self.tally.dropped += 1
@@ -256,27 +308,27 @@ class Pinning:
         if not count:
             self._end(pin)
             return
-        former = replace(pin)
-        self._by_end[int(pin.rows[-1])].remove(pin)
-        self._by_end[int(pin.rows[-1])].append(former)
+        pin.deadline_ns = self.expires_ns(pin)
+        self._charge(pin, -1)
+        self._let_go(pin)
         pin.rows = pin.rows[:count].copy()
+        pin.paid = np.unique(pin.rows)
         self._hold(pin)
-        self._charge(former, former.rows, -1)
-        self._charge(pin, pin.rows, 1)
-        self._let_go(former)
+        self._charge(pin, 1)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if there are no pins."""
+        if self._ending or self._to_look_at:
+            return 0
         due_ns = self._due.next_ns()
-        unseen = self._look or self._jobs_seen != self._jobs.begun
+        unseen = self._again or self._jobs_seen != self._jobs.begun
         return 0 if due_ns is not None and unseen and not self._jobs.waiting else due_ns
+
+    def held(self) -> Iterator[Held]:
+        """Pins that hold blocks, those included that are over."""
+        yield from self.pins.values()
+        yield from self._ending
 
     def held_rows(self) -> Sequence[int]:
         """Rows that pins hold, once for each hold."""
-        return [row for pin in self.pins.values() for row in pin.ends.tolist()]
-
-
-def describe(pin: Held) -> Pin:
-    """As clients are told."""
-    count = pin.rows.size
-    return Pin(pin.number, count * pin.namespace.identity.block_bytes, pin.deadline_ns, count, pin.namespace.number)
+        return [row for pin in self.held() for row in pin.ends.tolist()]

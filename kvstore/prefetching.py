@@ -10,7 +10,7 @@ fetched for a tenant and not been used yet, or fetches would evict one another. 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import heappop, heappush
 from typing import Final
 
 import numpy as np
@@ -31,9 +31,10 @@ BURST_S: Final = 0.1  # what was not spent may be made up for
 UNUSED_SHARE: Final = 4  # of a tenant's memory, one part in so many may be fetched and not used yet
 GRACE_NS: Final = 60 * 10**9  # what is not used so long after its deadline was fetched in vain
 CLIENTS_FIRST_NS: Final = 2 * 10**6  # how long to wait when clients wait for reads
-DUE_A_TICK: Final = 256
+TRIES: Final = 2  # chains that are looked at at a time: 0.1 ms each
+DUE_A_TICK: Final = 64
 
-Key = tuple[int, bytes]
+Key = tuple[int, bytes, bool]
 
 
 @dataclass(slots=True, eq=False)
@@ -48,17 +49,19 @@ class Wanted:
     by_ns: int
     key: Key
     piece: U4  # what of it is on its way
-    kept: bool  # pinned: it counts against the budget of pins, and is not wasted if nobody uses it
+    kept: int  # so many pins want it: it counts against their budget, and is not wasted if nobody uses it
 
 
 @dataclass(slots=True, eq=False)
-class _Fetched:
-    """A block that was fetched and not used yet."""
+class _Batch:
+    """Blocks that were fetched together. `_batch_of` says by row which of them were not used yet."""
 
-    row: int
-    generation: int
-    bytes: int
+    number: int
+    rows: U4
+    generations: U8
+    slot_bytes: int
     tenant: Tenant
+    left: int
 
 
 @dataclass(slots=True)
@@ -99,9 +102,12 @@ class Prefetching:
         self._budget = bytes_per_s * BURST_S
         self._budget_ns = 0
         self._wait_ns = 0  # nothing to do before
-        self._fetched: dict[int, _Fetched] = {}  # by row
+        self._queue: list[tuple[int, int]] = []  # by when, and number; of what is over, too
+        self._batches: dict[int, _Batch] = {}
+        self._next_batch = 1
+        self._batch_of: U4 = np.zeros(tables.blocks.size, dtype=np.uint32)  # untouched pages cost nothing
         self._unused: Counter[Tenant] = Counter()  # bytes
-        self._due: Deadlines[_Fetched] = Deadlines()
+        self._due: Deadlines[_Batch] = Deadlines()
         self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         watch.tell(FETCHED, self._used)
 
@@ -120,29 +126,45 @@ class Prefetching:
         if not on_disk or tier is Tier.DISK:
             return Fetching(0, end, 0)
         by_ns = self._clock.now_ns() + within_ns
-        key = (namespace.number, keys[at + 4 * (end - 1) : at + 4 * end].tobytes())
+        key = (namespace.number, keys[at + 4 * (end - 1) : at + 4 * end].tobytes(), kept)
         same = self._by_key.get(key)
         if same is not None:
-            same.by_ns, same.kept = max(same.by_ns, by_ns), same.kept or kept
+            same.by_ns, same.kept = max(same.by_ns, by_ns), same.kept + kept
             self.tally.merged += 1
             return Fetching(same.number, end - on_disk, on_disk)
         if self._count[tenant] >= PREFETCHES_PER_TENANT:
             self.tally.refused += 1
             return Fetching(0, end - on_disk, 0)
         copied = keys[at : at + 4 * end].copy()
-        wanted = Wanted(self._next, tenant, namespace, copied, end, by_ns, key, self._run[:0], kept)
+        wanted = Wanted(self._next, tenant, namespace, copied, end, by_ns, key, self._run[:0], int(kept))
         self._next += 1
         self._wanted[wanted.number] = self._by_key[key] = wanted
         self._count[tenant] += 1
+        if len(self._queue) > 2 * len(self._wanted) + PREFETCHES_PER_TENANT:  # mostly cancelled ones
+            self._queue = sorted((each.by_ns, each.number) for each in self._wanted.values() if each is not wanted)
+        heappush(self._queue, (by_ns, wanted.number))
         return Fetching(wanted.number, end - on_disk, on_disk)
 
     def cancel(self, tenant: Tenant, numbers: Iterable[int]) -> None:
         """These are not wanted any more. A piece that is on its way comes all the same."""
         for number in numbers:
             wanted = self._wanted.get(number)
-            if wanted is not None and wanted.tenant is tenant:
+            if wanted is not None and wanted.tenant is tenant and not wanted.kept:
                 self._forget(wanted)
                 self.tally.cancelled += 1
+
+    def let_go(self, number: int) -> None:
+        """One pin fewer wants this."""
+        wanted = self._wanted.get(number)
+        if wanted is not None:
+            wanted.kept -= 1
+            if not wanted.kept:
+                self._forget(wanted)
+
+    def forget_namespace(self, namespace: Namespace) -> None:
+        """Its number goes to another."""
+        for wanted in [each for each in self._wanted.values() if each.namespace is namespace]:
+            self._forget(wanted)
 
     def waiting(self, tenant: Tenant) -> int:
         """Prefetches of a tenant that are not done."""
@@ -159,13 +181,17 @@ class Prefetching:
     def go_on(self, now_ns: int) -> None:
         """Reads have ended, or time has passed: note what has come, and begin what is next."""
         self._land()
-        while self._wanted and self._running is None and now_ns >= self._wait_ns:
+        for _ in range(TRIES):
+            if not self._queue or self._running is not None or now_ns < self._wait_ns:
+                return
             if self._streams.awaited:
                 self._wait_ns = now_ns + CLIENTS_FIRST_NS
                 return
             if not self._afford(now_ns):
                 return
-            wanted = nsmallest(1, self._wanted.values(), key=lambda each: each.by_ns)[0]
+            wanted = self._wanted.get(heappop(self._queue)[1])
+            if wanted is None:
+                continue
             if wanted.by_ns <= now_ns:
                 self.tally.late += 1
                 self._forget(wanted)
@@ -223,52 +249,71 @@ class Prefetching:
         self._running = None
         if not wanted.kept:
             self._note(wanted, wanted.piece[states == blocks.RESIDENT])
-        if (states != blocks.RESIDENT).any() and wanted.number in self._wanted:  # it cannot be read
+        if wanted.number not in self._wanted:
+            return
+        if (states != blocks.RESIDENT).any():  # it cannot be read
             self._forget(wanted)
-
-    def _note(self, wanted: Wanted, rows: U4) -> None:
-        slot_bytes, tenant = wanted.namespace.slot_bytes, wanted.tenant
-        for row, generation in zip(rows.tolist(), self._tables.blocks["generation"][rows].tolist(), strict=True):
-            self._settle(row, used=False)
-            fetched = self._fetched[row] = _Fetched(row, generation, slot_bytes, tenant)
-            self._due.set(fetched, wanted.by_ns + GRACE_NS)
-        self._watch.mark(rows, FETCHED)
-        if rows.size:
-            self._unused[tenant] += rows.size * slot_bytes
-        self.tally.fetched_bytes += rows.size * slot_bytes
+        else:
+            heappush(self._queue, (wanted.by_ns, wanted.number))
 
     # -- used, or not --------------------------------------------------------------------------------------------
 
-    def _used(self, rows: U4) -> None:
-        generations = self._tables.blocks["generation"][rows].tolist()
-        for row, generation in zip(rows.tolist(), generations, strict=True):
-            self._settle(row, used=self._fetched[row].generation == generation)
-
-    def _settle(self, row: int, *, used: bool) -> None:
-        fetched = self._fetched.pop(row, None)
-        if fetched is None:
+    def _note(self, wanted: Wanted, rows: U4) -> None:
+        """These were fetched, and wait to be used."""
+        if not rows.size:
             return
-        self._due.drop(fetched)
-        self._watch.unmark(np.array([row], dtype=np.uint32), FETCHED)
-        self._unused[fetched.tenant] -= fetched.bytes
-        if not self._unused[fetched.tenant]:
-            del self._unused[fetched.tenant]
-        if used:
-            self.tally.used_bytes += fetched.bytes
-        else:
-            self.tally.wasted_bytes += fetched.bytes
+        rows = np.unique(rows)
+        self._settle(rows[self._batch_of[rows] != 0], used=False)  # their rows were others' before
+        generations = self._tables.blocks["generation"][rows]
+        batch = _Batch(self._next_batch, rows, generations, wanted.namespace.slot_bytes, wanted.tenant, rows.size)
+        self._next_batch = self._next_batch % 0xFFFFFFFF + 1
+        self._batches[batch.number] = batch
+        self._batch_of[rows] = batch.number
+        self._due.set(batch, wanted.by_ns + GRACE_NS)
+        self._watch.mark(rows, FETCHED)
+        self._unused[wanted.tenant] += rows.size * batch.slot_bytes
+        self.tally.fetched_bytes += rows.size * batch.slot_bytes
+
+    def _used(self, rows: U4) -> None:
+        """Rows that `Watch` marks as fetched were leased."""
+        self._settle(rows, used=True)
+
+    def _settle(self, rows: U4, *, used: bool) -> None:
+        """Count them, as used if they still hold what was fetched."""
+        if not rows.size:
+            return
+        rows = np.unique(rows)
+        numbers = self._batch_of[rows]
+        for number in np.unique(numbers).tolist():
+            batch = self._batches[number]
+            mine = rows[numbers == number]
+            good = 0
+            if used:
+                place = np.searchsorted(batch.rows, mine)
+                good = int((self._tables.blocks["generation"][mine] == batch.generations[place]).sum())
+            self.tally.used_bytes += good * batch.slot_bytes
+            self.tally.wasted_bytes += (mine.size - good) * batch.slot_bytes
+            self._unused[batch.tenant] -= mine.size * batch.slot_bytes
+            if not self._unused[batch.tenant]:
+                del self._unused[batch.tenant]
+            batch.left -= mine.size
+            if not batch.left:
+                del self._batches[number]
+                self._due.drop(batch)
+        self._batch_of[rows] = 0
+        self._watch.unmark(rows, FETCHED)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
         """What was not used in time was fetched in vain; what is next begins."""
-        for fetched in list(self._due.due(now_ns, DUE_A_TICK)):
-            self._settle(fetched.row, used=False)
+        for batch in list(self._due.due(now_ns, DUE_A_TICK)):
+            self._settle(batch.rows[self._batch_of[batch.rows] == batch.number], used=False)
         self.go_on(now_ns)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if only an event can help."""
         due_ns = self._due.next_ns()
-        if not self._wanted or self._running is not None:
+        if not self._queue or self._running is not None:
             return due_ns
         return self._wait_ns if due_ns is None else min(due_ns, self._wait_ns)

@@ -1,6 +1,7 @@
 """What is said of pins and prefetches: plain values, safe to hand to another thread."""
 
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from kvstore.pinning import Held
 from kvstore.store import Store
@@ -68,21 +69,22 @@ def pins_report(store: Store, tenant: str | None) -> PinsReport:
         raise KeyError(f"no tenant is called {tenant}")
     now_ns, pinning = store.now_ns(), store.pinning
     chosen = [pin for pin in pinning.pins.values() if tenant in (None, pin.tenant.name)]
-    first = sorted(chosen, key=lambda pin: pin.deadline_ns)[:PINS_LISTED]
+    first = nsmallest(PINS_LISTED, chosen, key=pinning.expires_ns)
     counts = {each: pinning.count(each) for each in store.tenants.values() if tenant in (None, each.name)}
     budgets = tuple(
         PinBudget(each.name, count, pinning.used_bytes(each), store.quotas.pin_budget_bytes(each))
         for each, count in counts.items()
         if count or tenant is not None
     )
-    return PinsReport(tuple(_report(pin, now_ns) for pin in first), len(chosen), budgets, _counters(store))
+    listed = tuple(_report(pin, pinning.expires_ns(pin) - now_ns) for pin in first)
+    return PinsReport(listed, len(chosen), budgets, _counters(store))
 
 
-def _report(pin: Held, now_ns: int) -> PinReport:
+def _report(pin: Held, left_ns: int) -> PinReport:
     namespace = pin.namespace
     return PinReport(
         pin.number, pin.tenant.name, namespace.digest.hex(), int(pin.rows.size),
-        int(pin.rows.size) * namespace.identity.block_bytes, max(0.0, (pin.deadline_ns - now_ns) / 1e9), pin.refresh,
+        int(pin.rows.size) * namespace.identity.block_bytes, max(0.0, left_ns / 1e9), pin.refresh,
         pin.owner,
     )  # fmt: skip
 

@@ -138,6 +138,7 @@ class Store:
 
     def _forget_namespace(self, number: int) -> None:
         self.costing.forget(self.registry.by_number[number])
+        self.prefetching.forget_namespace(self.registry.by_number[number])
         self.disk.commits.forget(number)
 
     def _bind_verbs(self) -> None:

@@ -67,9 +67,10 @@ def deadline_ns(expected_ns: int) -> int:
 class Gaps:
     """What a tenant's tools and programs have taught."""
 
-    __slots__ = ("_rows", "_seats", "_ranks", "_floor", "_turns")
+    __slots__ = ("lessons", "_rows", "_seats", "_ranks", "_floor", "_turns")
 
     def __init__(self) -> None:
+        self.lessons = 0  # so often something was learned
         self._rows = np.zeros((TOOLS + 1, _BINS), dtype=np.float32)
         self._seats: dict[str, int] = {}
         self._ranks: dict[str, float] = {}  # uses, on top of what the tool last turned out had
@@ -78,6 +79,7 @@ class Gaps:
 
     def observed(self, tool: str, gap_ns: int) -> None:
         """A tool took so long. A new one takes the place of the least used if there are too many."""
+        self.lessons += 1
         at = bisect_left(EDGES_NS, gap_ns)
         for seat in (_ALL, self._seat(tool)):
             self._rows[seat, at] += 1
@@ -86,6 +88,7 @@ class Gaps:
 
     def ended(self, turns: int) -> None:
         """A program is over after so many turns."""
+        self.lessons += 1
         self._turns.add(min(turns, TURNS_MAX))
 
     def eta(self) -> float:

@@ -16,7 +16,7 @@ def table() -> Bytes:
 
 def of(contents: dict[str, bytes]) -> list[Thing]:
     """Things with these contents."""
-    return [(name, lambda content=content: content) for name, content in contents.items()]  # type: ignore[misc]
+    return [Thing(name, content, lambda content=content: content) for name, content in contents.items()]  # type: ignore[misc]
 
 
 def test_what_was_saved_is_read() -> None:
@@ -67,7 +67,32 @@ def test_a_flipped_byte_loses_all_of_a_round_and_nothing_more(where: int) -> Non
     assert Learned(kept, list).read() == {"a": b"old"}
 
 
+def test_what_fills_more_than_half_is_packed() -> None:
+    kept, contents = table(), {f"{number}": bytes([number]) * 5000 for number in range(40)}
+    Learned(kept, lambda: of(contents)).save()
+    assert Learned(kept, list).read() == contents
+
+
 def test_what_finds_no_room_is_left_out() -> None:
     kept, noise = table(), np.random.default_rng(1).bytes(TABLE_BYTES)
     Learned(kept, lambda: of({"large": noise, "small": b"fits"})).save()
     assert Learned(kept, list).read() == {"small": b"fits"}
+
+
+def test_what_has_not_changed_is_copied_and_not_asked_for() -> None:
+    kept, asked = table(), []
+
+    def thing(name: str, version: int) -> Thing:
+        def content() -> bytes:
+            asked.append(name)
+            return f"{name} {version}".encode()
+
+        return Thing(name, version, content)
+
+    versions = {"a": 1, "b": 1}
+    learned = Learned(kept, lambda: [thing(name, version) for name, version in versions.items()])
+    for _ in range(3):
+        learned.save()
+        versions["b"] += 1
+    assert asked == ["a", "b", "b", "b"]
+    assert Learned(kept, list).read() == {"a": b"a 1", "b": b"b 3"}

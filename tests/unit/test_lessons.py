@@ -69,7 +69,7 @@ def test_what_cannot_be_is_not_taken(bend: str) -> None:
     core = Core(arenas=2)
     learn(core)
     lessons, pool = core.store.lessons, next(iter(core.store.namespaces.values())).pool.number
-    contents = {name: content_of() for name, content_of in lessons.things()}
+    contents = {thing.name: thing.content_of() for thing in lessons.things()}
     name, good = f"reuse/{pool}", contents[f"reuse/{pool}"]
     assert lessons.take_over({name: good}) == 1, "as it was written it is"
     counts = np.frombuffer(good, np.float32, offset=16).copy()

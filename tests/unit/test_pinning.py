@@ -5,6 +5,8 @@ import pytest
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES, PINS_PER_TENANT
 from kvproto.policy_frames import Partial, Pinned, Tier
+from kvstore import blocks
+from kvstore.pinning import LET_GO, LOOK_AT
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier.codec import Wish
@@ -242,3 +244,73 @@ def test_a_pin_on_disk_stays_there_however_much_is_written() -> None:
     flood(client, namespace, "last", 100)
     core.work_all()
     assert client.match(namespace, chain(6)) == 0
+
+
+def test_what_is_dropped_while_pins_are_looked_at_is_seen_all_the_same() -> None:
+    core, client, namespace = begin(arenas=4)
+    pinning, tenant = core.store.pinning, client.session.tenant
+    names = [f"n{number}" for number in range(20)]
+    for name in names:
+        client.put(namespace, chain(1, name))
+    for number in range(LOOK_AT + 200):
+        pinning.pin(tenant, namespace, words(chain(1, names[number % 20])), 0, 1, A_WHILE, Tier.DRAM)
+    client.delete(namespace, chain(1, names[0]))
+    core.store.tick()  # the first part has been looked at
+    client.delete(namespace, chain(1, names[1]))
+    for _ in range(200):
+        core.store.tick()
+    core.audit()
+    left = pinning.list_pins(tenant, 0, 10_000)
+    assert len(left) == LOOK_AT + 200 - 2 * -(-(LOOK_AT + 200) // 20)
+    assert not (core.store.tables.blocks["state"] == blocks.DOOMED).any()
+
+
+def test_many_pins_end_in_turns_and_give_all_back() -> None:
+    core = Core(arenas=1, arena_bytes=512 * PAGE_BYTES)
+    client = core.client(ring_pages=600)
+    namespace = client.open()
+    keys = chain(200)
+    client.put(namespace, keys)
+    pinning, tenant = core.store.pinning, client.session.tenant
+    numbers = [pinning.pin(tenant, namespace, words(keys), 0, 200, A_WHILE, Tier.DRAM).pin for _ in range(300)]
+    assert pinning.unpin(tenant, numbers) == 300
+    assert pinning.list_pins(tenant, 0, 10) == []
+    turns = 0
+    while pinning.next_ns() == 0:
+        core.audit()
+        core.store.tick()
+        turns += 1
+    assert turns >= 300 * 200 // LET_GO - 1, "nobody waits for all of them"
+    assert pinning.used_bytes(tenant) == 0
+    assert not core.store.tables.blocks["holds"].any()
+    core.audit()
+
+
+def test_unpinning_ends_the_fetch_of_what_was_pinned() -> None:
+    core, client, namespace = begin(disk=4)
+    for name in ("a", "b"):
+        client.put(namespace, chain(3, name))
+        core.work_all()
+    flood(client, namespace, "flood", 16)
+    core.work_all()
+    tenant = client.session.tenant
+    one, two, other = (pin(client, namespace, chain(3, name)) for name in ("a", "a", "b"))
+    core.store.pinning.unpin(tenant, [one.pin])
+    core.store.pinning.unpin(tenant, [other.pin])
+    core.work_all()
+    core.audit()
+    there = [client.store.match(namespace, words(chain(3, name)), 0, 3).dram for name in ("a", "b")]
+    assert there == [3, 0], "one pin still wants the first"
+    core.store.prefetching.cancel(tenant, [core.store.pinning.pins[two.pin].fetch])
+    assert core.store.prefetching.waiting(tenant) == 0
+
+
+def test_a_list_says_when_a_pin_will_end_after_its_last_use() -> None:
+    core, client, namespace = begin()
+    client.put(namespace, chain(2))
+    pin(client, namespace, chain(2), ttl_ns=10 * SECOND)
+    core.pass_time(4 * SECOND)
+    client.fetch(namespace, chain(2))
+    core.store.leasing.account()
+    (listed,) = core.store.pinning.list_pins(client.session.tenant, 0, 10)
+    assert listed.expires_ns == core.clock.ns + 10 * SECOND

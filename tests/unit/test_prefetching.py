@@ -176,3 +176,42 @@ def test_what_cannot_be_read_ends_a_prefetch() -> None:
     prefetch(client, namespace, chain(3))
     core.work_all()
     assert in_dram(client, namespace, chain(3)) == 3
+
+
+def test_rows_that_hold_something_else_by_now_were_fetched_in_vain() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(4))
+    prefetch(client, namespace, chain(4))
+    core.work_all()
+    client.delete(namespace, chain(4)[:1])
+    core.work_all()
+    for number in range(40):  # rows of the deleted ones are used again
+        client.put(namespace, chain(1, f"again {number}"))
+        client.fetch(namespace, chain(1, f"again {number}"))
+        core.work_all()
+    tally = core.store.prefetching.tally
+    core.pass_time(5 * SECOND + GRACE_NS + SECOND)
+    assert (tally.fetched_bytes, tally.used_bytes, tally.wasted_bytes) == (4 * PAGE_BYTES, 0, 4 * PAGE_BYTES)
+    core.audit()
+
+
+def test_a_namespace_that_is_forgotten_is_fetched_no_more() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3))
+    prefetch(client, namespace, chain(3))
+    core.store.prefetching.forget_namespace(namespace)
+    core.work_all()
+    assert in_dram(client, namespace, chain(3)) == 0
+
+
+def test_cancelled_ones_do_not_pile_up() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3))
+    for _ in range(5000):
+        core.store.prefetching.cancel(client.session.tenant, [prefetch(client, namespace, chain(3)).prefetch])
+    assert len(core.store.prefetching._queue) < 1000
+    prefetch(client, namespace, chain(3))
+    for _ in range(5000):
+        core.store.tick()
+    core.work_all()
+    assert in_dram(client, namespace, chain(3)) == 3
