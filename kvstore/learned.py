@@ -6,8 +6,8 @@
 
 Everything in it may be lost: it only makes the next life as clever as this one. A round writes all that is known into
 the half that is not in use, a thing a tick, and ends with its head, so that whoever dies in between leaves the other.
-What has not changed is copied from there, and nothing is packed while there is room: that takes the longest, a millisecond
-for 60 KB. Rounds begin when time passes anyway; they wake nobody.
+What has not changed is copied from there, and nothing is packed while there is room: that would take the longest, a
+millisecond for 60 KB. Rounds begin when time passes anyway; they wake nobody.
 """
 
 import struct
