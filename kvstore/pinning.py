@@ -34,7 +34,7 @@ from kvstore.watch import PIN_END, Watch
 # A tick takes so much time, and what does not fit into it waits for the next one:
 LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped: 0.2 ms,
 SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
-DUE: Final = 64  # end,
+DUE: Final = 8  # end: 1 ms if each covers 1,024 blocks,
 LET_GO: Final = 8192  # and so many of the blocks that they cover are let go: 0.3 ms
 
 _NOTHING: Final = (0, 0, 0, 0)

@@ -115,10 +115,10 @@ class Departures:
 
     def unpinned(self, rows: U4) -> None:
         """The pin of these blocks, all of one namespace, has expired: what evicts them may be that."""
-        found = self._tables.blocks[rows]
-        keys = np.ascontiguousarray(found["key"]).reshape(-1)
+        table = self._tables.blocks
+        keys, namespace = table["key"][rows].reshape(-1), int(table["namespace"][rows[0]])
         word = cause_word(Cause.PIN_EXPIRED, Place.DRAM)
-        note_chain(self.table, keys, 0, rows.size, int(found["namespace"][0]), word, self._clock.now_ns())
+        note_chain(self.table, keys, 0, rows.size, namespace, word, self._clock.now_ns())
 
     def key_left(self, namespace: int, key: U8, cause: Cause, place: Place = Place.NONE) -> None:
         """A key (four words) is not there any more, or its pin has ended (PIN_EXPIRED)."""
