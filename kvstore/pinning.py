@@ -31,6 +31,8 @@ from kvstore.sessions import Namespace, Tenant
 from kvstore.sweeps import Jobs
 from kvstore.watch import PIN_END, Watch
 
+# Numbers are given out in one row from somewhere below this: short enough to be typed, and not those of a former life.
+FIRST_NUMBER: Final = 10**6
 # A tick takes so much time, and what does not fit into it waits for the next one:
 LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped: 0.2 ms,
 SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
@@ -89,7 +91,7 @@ class Pinning:
         self._watch = watch
         self._budget = budget
         self._prefetching = prefetching
-        self._next = 1 + (randomness.word() >> 2)
+        self._next = 1 + randomness.word() % FIRST_NUMBER
         self._of: dict[Tenant, dict[int, Held]] = {}
         self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
         self._leased_ns: dict[int, int] = {}  # when that was leased last

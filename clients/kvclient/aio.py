@@ -177,7 +177,7 @@ class AsyncNamespace(Verbs):
             self._storing(session, keys, buffers, parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s)
         )
 
-    async def flush(self, timeout_s: float) -> FlushResult:
+    async def flush(self, timeout_s: float = 30.0) -> FlushResult:
         """As `Namespace.flush`."""
         self._connection.check()
         return await self._connection.run(self._flushing(self._connection.session(), timeout_s))

@@ -158,7 +158,7 @@ class Namespace(Verbs):
             )
         )  # fmt: skip
 
-    def flush(self, timeout_s: float) -> FlushResult:
+    def flush(self, timeout_s: float = 30.0) -> FlushResult:
         """Wait until every block accepted through this object is visible and, with a disk tier, durable, or has failed.
 
         Takes at most `timeout_s` and the client's timeout. Nothing is known to be durable that is not counted so.

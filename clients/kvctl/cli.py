@@ -424,6 +424,8 @@ def pin(
     with chosen.connect() as client:
         answers = pins.pin(client, chain, ttl.seconds, on_disk=on_disk, refresh=refresh)
     chosen.show("pin", {"pins": [render.plain(one) for one in answers]}, pins.pinned(answers))
+    if not any(one.blocks for one in answers):
+        raise typer.Exit(Exit.REFUSED)
 
 
 @command("prefetch")

@@ -9,6 +9,7 @@ TIMED_OUT      5    no answer in time
 CONFIGURATION 78    this setting can never work
 """
 
+import fcntl
 import os
 import socket
 from collections.abc import Mapping
@@ -92,6 +93,21 @@ def _checked(runtime_dir: Path) -> Path:
 def printable(text: str) -> str:
     """Text from outside, safe for a terminal: what could move the cursor becomes `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def starting(runtime_dir: Path) -> bool:
+    """Does a daemon hold this directory that cannot be asked yet? Its lock is a file that it made, and keeps locked."""
+    try:
+        fd = os.open(runtime_dir / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 class ControlClient:
@@ -257,6 +273,9 @@ _TROUBLE: Final = {
 }
 
 
+_STARTING: Final = "kvstored is starting in {path}, for about a minute after an installation; try again in a moment"
+
+
 def probe(path: Path, timeout_s: float) -> None:
     """Connect once without gRPC, which cannot say why it cannot. Raises KvctlError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
@@ -264,10 +283,14 @@ def probe(path: Path, timeout_s: float) -> None:
         try:
             peer.connect(str(path))
         except (FileNotFoundError, NotADirectoryError):
+            if starting(path.parent):
+                raise KvctlError(Exit.UNREACHABLE, _STARTING.format(path=path.parent)) from None
             text = f"no kvstored is running in {path.parent}: there is no {path.name}; "
             text += "start kvstored, or name its directory with --runtime-dir"
             raise KvctlError(Exit.UNREACHABLE, text) from None
         except ConnectionRefusedError:
+            if starting(path.parent):
+                raise KvctlError(Exit.UNREACHABLE, _STARTING.format(path=path.parent)) from None
             text = f"no kvstored is running: {path} is left over from one that is gone; start kvstored"
             raise KvctlError(Exit.UNREACHABLE, text) from None
         except PermissionError:

@@ -127,7 +127,12 @@ def check_daemon(daemon: DaemonFacts | None, trouble: str) -> Iterator[Check]:
             found, _, remedy = trouble.partition("; ")
             yield Check(name, Verdict.FAIL, found, remedy)
         else:
-            yield Check(name, Verdict.SKIP, "none is running", "start one: kvstored --runtime-dir DIR --dram SIZE")
+            yield Check(
+                name,
+                Verdict.SKIP,
+                "none is running",
+                "start one, or name its directory: kvctl --runtime-dir DIR doctor",
+            )
         return
     who = f"kvstored {daemon.version}, pid {daemon.pid}, uid {daemon.uid}"
     if daemon.draining:

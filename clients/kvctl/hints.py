@@ -19,7 +19,7 @@ def programs(report: pb.ListProgramsResponse) -> RenderableType:
     said = f"words on {counts.said_blocks:,} blocks; {counts.gave_way:,} pins gave way to a program that came before"
     below = Text(f"since the daemon started: {taken}\n{said}")
     if not report.programs:
-        return Group(Text("no program has said that it is there"), Text(), below)
+        return Group(Text("no program is there now"), Text(), below)
     table = _table("program", "tenant", "state", "tool", ">turns", ">context", ">pinned", ">for")
     for one in report.programs:
         state = f"{one.state}, {span(one.tool_s)}" if one.state == "in tool" else one.state

@@ -80,11 +80,11 @@ def pins(report: pb.ListPinsResponse) -> RenderableType:
     budgets = _table("tenant", ">pins", ">pinned", ">of")
     for one in report.budgets:
         budgets.add_row(printable(one.tenant), f"{one.pins:,}", size(one.used_bytes), size(one.budget_bytes))
-    table = _table("pin", "tenant", "namespace", "for", ">blocks", ">size", ">ends in", "")
+    table = _table(">pin", "tenant", "namespace", "for", ">blocks", ">size", ">ends in", "")
     for pin in report.pins:
         table.add_row(
-            str(pin.pin), printable(pin.tenant), pin.namespace_digest[:12], printable(pin.owner) or "a client",
-            f"{pin.blocks:,}", size(pin.bytes), span(pin.left_s), "unless it is used" if pin.refresh else "",
+            str(pin.pin), printable(pin.tenant), pin.namespace_digest[:8], printable(pin.owner) or "a client",
+            f"{pin.blocks:,}", size(pin.bytes), span(pin.left_s), "unless used" if pin.refresh else "",
         )  # fmt: skip
     more = report.pins_total - len(report.pins)
     rest = [Text(f"and {more:,} more")] if more > 0 else []

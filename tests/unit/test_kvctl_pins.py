@@ -7,11 +7,11 @@ from kvctl import pins
 from kvctl.cli import app, globals_first
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvproto import control_pb2 as pb
-from kvproto.policy_frames import Partial, Tier
+from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
 from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
 from tests.core import SECOND, Core, chain, words
-from tests.unit.control_fakes import MIB
+from tests.unit.control_fakes import MIB, MemoryPort
 from tests.unit.test_kvctl_hints import client, shown
 
 __all__ = ["client"]  # the fixture
@@ -127,3 +127,11 @@ def test_the_owner_keeps_what_an_operator_names() -> None:
     with pytest.raises(KeyError, match="2 namespaces"):
         prefetch(core.store, wish)
     assert pin(core.store, PrefixWish("t", namespace.digest.hex(), wish.keys, 1)).blocks == 4
+
+
+def test_what_could_not_be_pinned_is_an_error_to_a_script(
+    client: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryPort, "pin", lambda *_: Pinned(0, 0, 0, 0, Partial.ABSENT))
+    code, text = run(client, "pin", "01" * 32)
+    assert (code, "nothing was pinned" in text) == (Exit.REFUSED, True)
