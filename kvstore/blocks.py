@@ -143,8 +143,8 @@ ARENA = np.dtype(
     ]
 )
 QUEUES: Final = 128
-USES_MAX: Final = 63
-HINT_BITS: Final = 6  # a hint is in the bits of `uses` from this one on
+USES_MAX: Final = 31
+HINT_BITS: Final = 5  # a hint is in the bits of `uses` from this one on
 NO_QUEUE: Final = 255
 # Rules. kvstore/policy.py says what each does and where it comes from.
 LRU, SECOND_TOUCH, PGDSF, S3FIFO, ARC, LFU, DENSITY = range(7)
@@ -439,7 +439,9 @@ _COST_ONE: Final = 40 * 1024  # the code of one second
 PGDSF_LEAST: Final = 2.0**-34  # uses x seconds a byte: what is worth less is in queue 0
 PGDSF_CLASSES_AN_OCTAVE: Final = 2.0
 _SMALL: Final = 10  # S3-FIFO: one of so many blocks is in the small queue
-_CLASSES: Final = 32  # of DENSITY, for each hint
+HINTS: Final = 8  # levels of what is said, "nothing" (0) included
+_CLASSES: Final = 32  # of DENSITY where nothing is said,
+_HINTED_CLASSES: Final = 10  # and for each thing that is
 _USUAL_GAP_NS: Final = 30 * 10**9
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
@@ -484,8 +486,8 @@ def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
     if rule == S3FIFO:
         return 0 if row["queue"] == NO_QUEUE else np.int64(row["queue"])
     if rule == DENSITY:
-        known = np.int64(row["queue"]) & (_CLASSES - 1) if row["queue"] != NO_QUEUE else _class_of(uses, _USUAL_GAP_NS)
-        return _CLASSES * (np.int64(row["uses"]) >> HINT_BITS) + known
+        known = _class_in(np.int64(row["queue"])) if row["queue"] != NO_QUEUE else _class_of(uses, _USUAL_GAP_NS)
+        return _hinted(known, np.int64(row["uses"]) >> HINT_BITS)
     return 1 if uses > 1 else 0
 
 
@@ -499,6 +501,37 @@ def _class_of(uses: Number, gap_ns: Number) -> Number:
     lately = min(4, int(np.log2(gap) / 2.6) + 1) if gap > 1.0 else 0
     often = 0 if uses < 3 else 1 if uses < 4 else 2 if uses < 7 else 3 if uses < 13 else 4 if uses < 31 else 5
     return 1 + lately + 5 * often
+
+
+@compiled
+def _hinted(known: Number, hint: Number) -> Number:
+    """DENSITY's queue of a class of which something is said: classes of uses 1, 2, 3-6 and more, and of gaps up to
+    6 s, 37 s and longer, as what is said tells more than they do."""
+    if not hint:
+        return known
+    few = 0
+    if known:
+        lately, often = (known - 1) % 5, (known - 1) // 5
+        few = 1 + min(2, max(0, lately - 1)) + 3 * (0 if often < 1 else 1 if often < 3 else 2)
+    return _CLASSES + _HINTED_CLASSES * (hint - 1) + few
+
+
+@compiled
+def _class_in(queue: Number) -> Number:
+    """The class of a block in a queue of DENSITY; of those that `_hinted` puts together, one in the middle."""
+    if queue < _CLASSES:
+        return queue
+    few = (queue - _CLASSES) % _HINTED_CLASSES
+    if not few:
+        return 0
+    lately, often = (few - 1) % 3 + 1, (few - 1) // 3
+    return 1 + lately + 5 * (0 if often < 1 else 2 if often < 2 else 4)
+
+
+@compiled
+def _since_ns(t: Tables, block: Number) -> Number:
+    """How long ago DENSITY's clock of a block began: at its last touch, or when something was said of it since."""
+    return np.int64(t.book[NOW]) - np.int64(t.ranks[block])
 
 
 @compiled
@@ -577,13 +610,12 @@ def _index(t: Tables, number: Number) -> None:
 @compiled
 def _count_waiting(t: Tables, number: Number, waits: Number) -> None:
     """How old those are that wait for their next use, here and as ghosts; from a sample."""
-    now = np.int64(t.book[NOW])
     rows, ghosts = np.int64(t.book[UNUSED_ROW]), t.ghosts.size
     step: Number = max(1, rows // _SAMPLES)
     for block in range(1 + np.int64(t.book[TURN]) % step, rows, step):
         row = t.blocks[block]
         if row["state"] in LIVE and row["queue"] != NO_QUEUE and _pool(t, block) == number:
-            waits[row["queue"], _age_bin(now - np.int64(row["touched"]))] += step
+            waits[row["queue"], _age_bin(_since_ns(t, block))] += step
     step = max(1, ghosts // _SAMPLES)
     for i in range(np.int64(t.book[TURN]) % step, ghosts, step):
         ghost = t.ghosts[i]
@@ -630,8 +662,7 @@ def _worth(t: Tables, pool: Number, number: Number, queue: Number, head: Number)
     """Seconds of computing a second that a block promises to save."""
     row = t.blocks[head]
     cost = np.float64(row["cost"])
-    age_ns = np.int64(t.book[NOW]) - np.int64(row["touched"])
-    return t.reuse[number]["index"][queue, _age_bin(age_ns)] * seconds_of_cost(cost or pool["clock"])
+    return t.reuse[number]["index"][queue, _age_bin(_since_ns(t, head))] * seconds_of_cost(cost or pool["clock"])
 
 
 @compiled
@@ -699,7 +730,7 @@ def _use(t: Tables, block: Number, now: Number) -> None:
     gap_ns = np.int64(now) - np.int64(row["touched"])
     row["uses"] = min(USES_MAX, (np.int64(row["uses"]) & USES_MAX) + 1)
     if t.pools[pool]["rule"] == DENSITY:
-        _learn(t, pool, np.int64(row["queue"]), gap_ns, True)
+        _learn(t, pool, np.int64(row["queue"]), np.int64(now) - np.int64(t.ranks[block]), True)
         _requeue(t, block, _class_of(np.int64(row["uses"]), gap_ns))
     else:
         _requeue(t, block, _queue_for(t, block, pool))
@@ -814,7 +845,8 @@ def _remember(t: Tables, ix: Index, block: Number, pool: Number) -> None:
         _learn(t, np.int64(ghost["pool"]), np.int64(ghost["queue"]), _ghost_age_ns(t, ghost), False)
     ghost["print"] = fingerprint
     ghost["turn"] = turn
-    ghost["touched"] = np.uint32(row["touched"] >> _GHOST_TICK)
+    began = np.uint64(t.ranks[block]) if t.pools[pool]["rule"] == DENSITY else row["touched"]
+    ghost["touched"] = np.uint32(began >> _GHOST_TICK)
     ghost["pool"] = pool
     ghost["uses"] = np.int64(row["uses"]) & USES_MAX
     ghost["queue"] = row["queue"]
@@ -917,18 +949,19 @@ def requeue_rows(t: Tables, start: Number, stop: Number, pool: Number) -> None:
 def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, count: Number, hints: U1) -> Number:
     """Note what a client expects of the next use of each block of a chain, as far as they are there. Returns how many.
 
-    0: nothing; 1, 2, 3: soon, later, hardly ever. It is a word and no order: what DENSITY makes of it is learned from
-    what became of others of whom the same was said. A use ends it. No block is used again without those before it, so
-    what is noted never gets sooner along the chain: the sequence of that kind that contradicts fewest of the hints.
+    0: nothing; 1 to 7: soon to hardly ever. It is a word and no order: what DENSITY makes of it is learned from what
+    became of others of whom the same was said, and from when on it was. A use ends it. No block is used again without
+    those before it, so what is noted never gets sooner along the chain: the sequence of that kind that contradicts
+    fewest of the hints.
     """
-    steps = np.zeros((count + 1, 4), np.int32)  # contradictions so far, if the last level was at most this
+    steps = np.zeros((count + 1, HINTS), np.int32)  # contradictions so far, if the last level was at most this
     for i in range(count):
         least = np.int32(1 << 30)
-        for level in range(1, 4):
+        for level in range(1, HINTS):
             least = min(least, steps[i, level])
             steps[i + 1, level] = least + (hints[i] != 0 and hints[i] != level)
     level = 1
-    for other in range(2, 4):
+    for other in range(2, HINTS):
         if steps[count, other] < steps[count, level]:
             level = other
     levels = np.zeros(count, np.uint8)
@@ -943,11 +976,50 @@ def hint_run(t: Tables, ix: Index, namespace: Number, keys: U8, at: Number, coun
         block = _find(t, ix, namespace, keys, at + 4 * i)
         if not block:
             return i
-        row = t.blocks[block]
-        row["uses"] = (np.int64(row["uses"]) & USES_MAX) | (np.int64(levels[i]) << HINT_BITS)
-        if row["queue"] != NO_QUEUE:
-            _requeue(t, block, _queue_for(t, block, _pool(t, block)))
+        _hint(t, block, np.int64(levels[i]))
     return count
+
+
+@compiled
+def _hint(t: Tables, block: Number, level: Number) -> None:
+    """Something is said of a block's next use. What is said again counts from when it was said first."""
+    row = t.blocks[block]
+    if np.int64(row["uses"]) >> HINT_BITS == level:
+        return
+    row["uses"] = (np.int64(row["uses"]) & USES_MAX) | (level << HINT_BITS)
+    if row["queue"] == NO_QUEUE:
+        return
+    pool = _pool(t, block)
+    if t.pools[pool]["rule"] != DENSITY:
+        _requeue(t, block, _queue_for(t, block, pool))
+        return
+    listed = row["flags"] & LISTED
+    _unlist(t, block)
+    queue = _queue_for(t, block, pool)
+    _learn_of_words(t, pool, np.int64(row["queue"]), queue, _age_bin(_since_ns(t, block)))
+    _part(t, block)
+    t.ranks[block] = np.float64(t.book[NOW]) if level else np.float64(row["touched"])
+    _join(t, block, queue)
+    if listed:
+        _list(t, block)
+
+
+@compiled
+def _learn_of_words(t: Tables, pool: Number, old: Number, new: Number, age: Number) -> None:
+    """Something else is said of a block than so far. Where that promises more it is a part of a use: of what a use
+    brings, the share that is left when waiting for it is paid at the old rate. The rest is a block of which nobody
+    knows more.
+
+    Otherwise a class that mostly leads to better ones, as that of turns under way, would look like one that leads to
+    nothing. What is said at once, in the first bin, is no fate of the class before.
+    """
+    if not age:
+        return
+    index = t.reuse[pool]["index"]
+    part = max(np.float32(0.0), np.float32(1.0) - max(index[old, 0], index[old, age]) / index[new, 0])
+    t.reuse[pool]["again"][old, age] += part
+    t.reuse[pool]["gone"][old, age] += np.float32(1.0) - part
+    t.pools[pool]["news"] += np.uint32(1)
 
 
 @compiled

@@ -25,7 +25,10 @@ from kvstore.learned import Thing
 from kvstore.registry import Registry
 from kvstore.tier.format import FormatError
 
-_REUSE_HEAD: Final = struct.Struct("<dI4x")  # mean cost of a block in seconds' code, counts since they were halved
+_REUSE_HEAD: Final = struct.Struct(
+    "<dII"
+)  # mean cost of a block in seconds' code, counts since they were halved, layout
+_LAYOUT: Final = 1  # what the queues mean: 32 classes without words, 10 for each of 7
 _COUNTS: Final = REUSE["again"].shape
 _COUNT_MAX: Final = 1e9  # far beyond what is ever counted
 
@@ -84,7 +87,7 @@ class Lessons:
 
     def _reuse(self, number: int) -> bytes:
         pool, reuse = self._tables.pools[number], self._tables.reuse[number]
-        head = _REUSE_HEAD.pack(float(pool["clock"]), int(pool["news"]))
+        head = _REUSE_HEAD.pack(float(pool["clock"]), int(pool["news"]), _LAYOUT)
         return b"".join((head, reuse["again"].tobytes(), reuse["gone"].tobytes()))
 
     def _take_reuse(self, number: int, content: bytes) -> bool:
@@ -95,9 +98,9 @@ class Lessons:
         count = _COUNTS[0] * _COUNTS[1]
         if len(content) != _REUSE_HEAD.size + 8 * count:
             return False
-        clock, news = _REUSE_HEAD.unpack_from(content)
+        clock, news, layout = _REUSE_HEAD.unpack_from(content)
         counts = np.frombuffer(content, np.float32, offset=_REUSE_HEAD.size).reshape(2, *_COUNTS)
-        if not 0 <= clock <= 65535 or not ((counts >= 0) & (counts < _COUNT_MAX)).all():  # nor NaN
+        if layout != _LAYOUT or not 0 <= clock <= 65535 or not ((counts >= 0) & (counts < _COUNT_MAX)).all():  # nor NaN
             return False
         self._tables.pools[number]["clock"], self._tables.pools[number]["news"] = clock, news
         self._tables.reuse[number]["again"], self._tables.reuse[number]["gone"] = counts

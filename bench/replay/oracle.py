@@ -1,6 +1,6 @@
 """Hints of a known accuracy: what a client could say of each block's next use if it knew the future, and lied so often.
 
-A hint is one of the classes of `blocks.hint_run`: SOON, LATER or HARDLY. `one_bit` says only whether a block is used
+A hint is one of the classes of `blocks.hint_run`. `one_bit` says only whether a block is used
 again at all; `next_use` when. `truth` is the share of blocks of which the truth is told: of the others, one_bit says
 the opposite, and next_use what is true of some other block.
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 from bench.replay.workload import Request, Workload
 
-SOON: Final = 1
-LATER: Final = 2
-HARDLY: Final = 3
+SOON: Final = 2
+LATER: Final = 5
+HARDLY: Final = 7
 SOON_S: Final = 120.0
 LATER_S: Final = 900.0
 Hints = np.ndarray[tuple[int], np.dtype[np.uint8]]

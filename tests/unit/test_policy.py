@@ -10,7 +10,7 @@ from kvproto.errors import Grant
 from kvstore import blocks
 from kvstore.policy import set_rule
 from kvstore.rules import Chosen, Rule, Tier
-from tests.core import SECOND, Core, key_of, words
+from tests.core import SECOND, Core, chain, key_of, words
 
 SLOTS = 16  # of an arena of `Core`
 
@@ -213,6 +213,39 @@ def test_density_takes_no_hint_at_its_word() -> None:
     assert shelf.there(names("x", 4)) == [], "with nothing learned the oldest go first, whatever is said of them"
 
 
+def test_what_is_said_of_a_block_counts_from_when_it_was_said_first() -> None:
+    shelf = Shelf(Rule.DENSITY)
+    shelf.put("x")
+    row = shelf.row("x")
+    tables = shelf.core.store.tables
+    touched = float(tables.ranks[row])
+    shelf.put("y")
+    shelf.hint("x", 2)
+    said = float(tables.ranks[row])
+    assert said > touched, "its clock begins anew"
+    assert int(tables.blocks[row]["touched"]) == int(touched), "which is not its last touch"
+    shelf.put("z")
+    shelf.hint("x", 2)
+    assert float(tables.ranks[row]) == said
+    shelf.hint("x", 0)
+    assert float(tables.ranks[row]) == touched, "taken back"
+    shelf.core.audit()
+
+
+def test_levels_never_get_sooner_along_a_chain() -> None:
+    core = Core()
+    core.store.choose_rule(Chosen(Tier.DRAM, None, Rule.DENSITY))
+    client = core.client()
+    namespace = client.open()
+    keys = chain(6, "a")
+    client.put(namespace, keys)
+    hints = np.array([1, 7, 2, 0, 5, 6], dtype=np.uint8)
+    index = namespace.tenant.index
+    assert blocks.hint_run(core.store.tables, index, namespace.number, words(keys), 0, 6, hints) == 6
+    said = [int(core.store.tables.blocks[core.row(namespace, key)]["uses"]) >> blocks.HINT_BITS for key in keys]
+    assert said == [1, 2, 2, 0, 5, 6]
+
+
 def test_density_looks_elsewhere_when_the_queue_it_took_from_is_empty() -> None:
     shelf = Shelf(Rule.DENSITY)
     shelf.put(*names("x", SLOTS), "y")  # one queue holds all, and goes on to be taken from
@@ -244,7 +277,7 @@ def hits_of(hints: random.Random | None) -> int:
         else:
             shelf.put(name)
         if hints is not None:
-            shelf.hint(name, hints.randrange(4))
+            shelf.hint(name, hints.randrange(blocks.HINTS))
     shelf.core.audit()
     return hits
 
