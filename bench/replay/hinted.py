@@ -1,7 +1,8 @@
 """Replays a workload with what its agents say: tools that start and end, programs that are over, steps of workflows.
 
 They say it as on the wire, and what listens is the daemon's own `Guide` (kvstore/hints/guide.py). Of what follows, the
-words on blocks are carried out; pins and fetches are not, so what is measured is what words are worth to a rule.
+words on blocks are carried out; a program names what it asks for, since what of an answer the template will keep shows
+with its next request. Pins and fetches are not, so what is measured is what words are worth to a rule.
 Nothing here knows the future.
 """
 
@@ -76,8 +77,7 @@ class _Play:
         if event.program not in self._begun:
             self._begun.add(event.program)
             self._say(event, Hint(Said.PROGRAM, name, seconds=TTL_S_MAX))
-        keys = _key_bytes(np.concatenate((event.keys, event.output_keys)))
-        self._say(event, Hint(Said.CONTEXT, name, namespace=event.model, keys=keys))
+        self._say(event, Hint(Said.CONTEXT, name, namespace=event.model, keys=_key_bytes(event.keys)))
 
     @hear.register
     def _(self, event: ToolStarted) -> None:

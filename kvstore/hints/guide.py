@@ -8,7 +8,7 @@
 What a source claims by EXPECT is passed on as it is. DENSITY learns for each pool what a word turns out to be worth, by
 what became of the blocks it was said of, so whoever says "soon" of everything is believed accordingly, and a weight on
 top would be learned twice. accuracy.py, which tells sources apart, would have to hear of every use of a sampled block
-while a LEASE is answered; that is too dear there as long as all sources of a tenant end in the same three words.
+while a LEASE is answered; that is too dear there as long as all sources of a tenant end in the same words.
 """
 
 from collections import deque
@@ -19,12 +19,13 @@ from typing import Final, TypeAlias
 from kvproto.ids import NamespaceNumber
 from kvproto.policy_frames import Event, Hint
 from kvstore.hints.chains import Chain, Chains
-from kvstore.hints.expectations import Expectation, in_seconds
+from kvstore.hints.expectations import SAID, Expectation, in_seconds
 from kvstore.hints.gaps import Gaps
 from kvstore.hints.graph import Graph
 from kvstore.hints.limits import ENDED_BLOCKS, EXPECTED_S_MAX, PROGRAM_TTL_S, RUN_TTL_S
 from kvstore.hints.programs import Action, Costs, Fetch, Programs
 from kvstore.hints.refusal import Refusal, Refused, duration_ns, is_name, shown
+from kvstore.hints.visits import Visit, Visits
 from kvstore.hints.words import Say, by_steps, of_all, of_tool
 from kvstore.hints.workflow import Workflows
 
@@ -44,6 +45,7 @@ class Guide:
         "programs",
         "workflows",
         "_chains",
+        "_visits",
         "_verbs",
         "_unsaid",
         "_unfetched",
@@ -57,9 +59,10 @@ class Guide:
         self._chains = chains or Chains()
         self.programs = Programs(self.gaps, self._chains)
         self.workflows = Workflows(self._chains)
+        self._visits = Visits()
         self._unsaid: dict[tuple[str, int], None] = {}  # steps of runs: words on what they read are due
         self._unfetched: dict[tuple[str, int], None] = {}
-        self._ended: deque[Chain] = deque()  # what runs read that are over
+        self._ended: deque[tuple[Chain, int]] = deque()  # what runs and visits read that are over; see `beginning_of`
         self._ended_blocks = 0
         self._verbs: dict[Event, Callable[[Hint, int, CostsOf], Heard]] = {
             Event.PROGRAM: self._program,
@@ -100,15 +103,15 @@ class Guide:
                 if chain is not None and self.workflows.is_near(run, step):
                     return Fetch("", chain, now_ns)
             elif self._ended:
-                over = self._ended.popleft()
+                over, beginning = self._ended.popleft()
                 self._ended_blocks -= over.length
-                return by_steps(self._chains, over, Expectation.HARDLY)
+                return by_steps(self._chains, over, beginning, Expectation.HARDLY)
             elif self._unsaid:
                 run, step = key = next(iter(self._unsaid))
                 del self._unsaid[key]
                 chain = self.workflows.chain_of(run, step)
                 if chain is not None:
-                    return by_steps(self._chains, chain)
+                    return by_steps(self._chains, chain, self.workflows.beginning_of(run, step), Expectation.NONE)
             else:
                 return None
         return None
@@ -126,28 +129,48 @@ class Guide:
         return self.programs.begin(hint.name, now_ns, PROGRAM_TTL_S if isnan(hint.seconds) else hint.seconds)
 
     def _context(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
-        return self.programs.context(hint.name, _chain(hint), now_ns)
+        chain = _chain(hint)
+        heard = self.programs.context(hint.name, chain, now_ns)
+        if isinstance(heard, Refused):
+            return heard
+        self._visits.began(hint.name, chain)
+        ends = self._visits.ends_here(hint.name)
+        return (*heard, *self._words(hint.name, Expectation.HARDLY if ends else Expectation.THINKING))
 
     def _tool_started(self, hint: Hint, now_ns: int, costs_of: CostsOf) -> Heard:
         context, expected_s = self.programs.context_of(hint.name), None if isnan(hint.seconds) else hint.seconds
         costs = FREE if context is None else costs_of(context)
         expected = of_tool(self.gaps, hint.other, expected_s)
         heard = self.programs.tool_started(hint.name, hint.other, now_ns, costs, expected_s)
-        return heard if isinstance(heard, Refused) else (*heard, *_words(context, expected))
+        if isinstance(heard, Refused):
+            return heard
+        self._visits.went_on(hint.name)
+        return (*heard, *self._words(hint.name, expected))
 
     def _tool_finished(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
         heard = self.programs.tool_finished(hint.name, now_ns)
         if isinstance(heard, Refused):
             return heard
-        return (*heard, *_words(self.programs.context_of(hint.name), Expectation.SOON))
+        return (*heard, *self._words(hint.name, Expectation.AT_ONCE))
 
     def _turn_finished(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
         return self.programs.turn_finished(hint.name, now_ns)
 
     def _program_finished(self, hint: Hint, _: int, __: CostsOf) -> Heard:
-        context = self.programs.context_of(hint.name)
+        words = self._words(hint.name, Expectation.HARDLY, Expectation.NONE)
         heard = self.programs.finished(hint.name)
-        return heard if isinstance(heard, Refused) else (*heard, *_words(context, Expectation.HARDLY))
+        if isinstance(heard, Refused):
+            return heard
+        self._visits.forget(hint.name)
+        return (*heard, *words)
+
+    def _words(self, name: str, expected: Expectation, kept: Expectation | None = None) -> tuple[Say, ...]:
+        """Of a program's context; but of what steps begin with what they say. `kept`: of what its step goes on from."""
+        context = self.programs.context_of(name)
+        if context is None:
+            return ()
+        beginning = self._visits.beginning(name, context.length)
+        return (by_steps(self._chains, context, beginning, expected, expected if kept is None else kept),)
 
     # -- workflows -----------------------------------------------------------------------------------------------
 
@@ -170,24 +193,50 @@ class Guide:
     def _bind(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
         refused = self.workflows.bind(hint.name, hint.other, _chain(hint), hint.version, now_ns)
         if refused is None:
+            step = self.workflows.number_of(hint.name, hint.other)
+            if step is not None and self.workflows.was_entered(hint.name, step):
+                self._left(hint.name, step)
+                self._unsaid[hint.name, step] = None
             self._unfetched |= dict.fromkeys((hint.name, step) for step in self.workflows.to_fetch(hint.name))
         return refused or ()
 
     def _enter(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
+        ran = self.workflows.running(hint.name)
         refused = self.workflows.advance(hint.name, hint.other, hint.version, now_ns)
         if refused is None:
+            for step in ran - self.workflows.running(hint.name):
+                self._left(hint.name, step)
+            self._entered(hint.name, hint.other)
             self._unfetched |= dict.fromkeys((hint.name, step) for step in self.workflows.to_fetch(hint.name))
             self._unsaid |= dict.fromkeys((hint.name, step) for step in self.workflows.bound_steps(hint.name))
         return refused or ()
 
     def _run_finished(self, hint: Hint, _: int, __: CostsOf) -> Heard:
-        bound = list(self._bound(hint.name))
+        bound, ran = list(self._bound(hint.name)), self.workflows.running(hint.name)
         refused = self.workflows.end(hint.name)
         if refused is None:
+            for step in ran:
+                self._left(hint.name, step)
             self._over(bound)
         return refused or ()
 
-    def _bound(self, run: str) -> Iterator[Chain]:
+    def _entered(self, run: str, name: str) -> None:
+        step = self.workflows.number_of(run, name)
+        end = None if step is None else self.workflows.end_of(run, step)
+        if step is not None and end is not None:
+            self._visits.entered(Visit(run, step, name, self.workflows.beginning_of(run, step)), end)
+
+    def _left(self, run: str, step: int) -> None:
+        """A visit is over: of what its program named, only what steps go on from is of use."""
+        program = self._visits.left(run, step)
+        context = None if program is None else self.programs.context_of(program)
+        if program is None or context is None:
+            return
+        if self._ended_blocks + context.length <= ENDED_BLOCKS:
+            self._over([(context, self._visits.beginning(program, context.length))])
+        self._visits.forget(program)
+
+    def _bound(self, run: str) -> Iterator[tuple[Chain, int]]:
         """What a run reads, as far as there is room for it to wait until words are said of it."""
         room = ENDED_BLOCKS - self._ended_blocks
         for step in self.workflows.bound_steps(run):
@@ -195,11 +244,11 @@ class Guide:
             chain = self.workflows.chain_of(run, step) if room >= 0 else None
             if chain is None:
                 return
-            yield chain
+            yield chain, self.workflows.beginning_of(run, step)
 
-    def _over(self, bound: Iterable[Chain]) -> None:
-        for chain in bound:
-            self._ended.append(chain)
+    def _over(self, bound: Iterable[tuple[Chain, int]]) -> None:
+        for chain, beginning in bound:
+            self._ended.append((chain, beginning))
             self._ended_blocks += chain.length
 
     # -- what anybody says of any blocks ---------------------------------------------------------------------------
@@ -211,7 +260,7 @@ class Guide:
         if not hint.keys:
             return Refused(Refusal.FORM, shown(hint.name))
         if isnan(hint.seconds):
-            return (of_all(_chain(hint), Expectation(hint.expectation)),)
+            return (of_all(_chain(hint), SAID[hint.expectation]),)
         if duration_ns(hint.seconds, EXPECTED_S_MAX) is None:
             return Refused(Refusal.TIME, shown(hint.name))
         return (of_all(_chain(hint), in_seconds(hint.seconds)),)
@@ -219,7 +268,3 @@ class Guide:
 
 def _chain(hint: Hint) -> Chain:
     return Chain(NamespaceNumber(hint.namespace), hint.keys)
-
-
-def _words(context: Chain | None, expected: Expectation) -> tuple[Say, ...]:
-    return () if context is None else (of_all(context, expected),)

@@ -70,6 +70,7 @@ class _Bound:
 
     end: Mark
     version: int
+    beginning: int  # blocks: what the step was bound to before it was first entered
     value: int | None = None
 
 
@@ -92,6 +93,11 @@ class Progress:
             self._passed = {edge for edge in self._passed if edge[1] != step}
             self._running.add(step)
         self.steps = steps_to_execution(self.graph, self._running, self._passed)
+
+    @property
+    def running(self) -> frozenset[int]:
+        """Steps that run now."""
+        return frozenset(self._running)
 
     def chance(self, step: int) -> float:
         """That a step which is one step away will be run next."""
@@ -144,6 +150,7 @@ class Run:
     ttl_ns: int
     version: int = -1  # of the last `enter`
     bound: dict[int, _Bound] = field(default_factory=dict)
+    entered: set[int] = field(default_factory=set)
     named: dict[int, int] = field(default_factory=dict)  # near steps that `to_fetch` has named, and their versions
 
     def changes(self) -> Iterator[Change]:
@@ -253,6 +260,7 @@ class Workflows:
             return Refused(Refusal.OLD, shown(run))
         known.version = version
         known.progress.enter(number)
+        known.entered.add(number)
         self._chains.change(known.changes())
         return None
 
@@ -269,7 +277,10 @@ class Workflows:
         end = self._chains.add(chain)
         if isinstance(end, Refused):
             return Refused(end.refusal, shown(step))
-        known.bound[number] = _Bound(end, version)
+        beginning = chain.length
+        if number in known.entered:
+            beginning = 0 if former is None else min(former.beginning, beginning)
+        known.bound[number] = _Bound(end, version, beginning)
         self._chains.change(known.changes())
         if former is not None:
             self._unbind([former])
@@ -316,6 +327,33 @@ class Workflows:
         known = self._runs.get(run)
         bound = None if known is None else known.bound.get(step)
         return None if bound is None else self._chains.chain(bound.end)
+
+    def end_of(self, run: str, step: int) -> Mark | None:
+        """The last block of what is bound to a step of a run."""
+        known = self._runs.get(run)
+        bound = None if known is None else known.bound.get(step)
+        return None if bound is None else bound.end
+
+    def beginning_of(self, run: str, step: int) -> int:
+        """Of what is bound to a step of a run, how many blocks it was bound to before it was first entered."""
+        known = self._runs.get(run)
+        bound = None if known is None else known.bound.get(step)
+        return 0 if bound is None else bound.beginning
+
+    def number_of(self, run: str, step: str) -> int | None:
+        """A step by its name."""
+        known = self._runs.get(run)
+        return None if known is None else known.progress.graph.number(step)
+
+    def running(self, run: str) -> frozenset[int]:
+        """Steps of a run that run now."""
+        known = self._runs.get(run)
+        return frozenset() if known is None else known.progress.running
+
+    def was_entered(self, run: str, step: int) -> bool:
+        """Has a step run, or does it now?"""
+        known = self._runs.get(run)
+        return known is not None and step in known.entered
 
     def length_of(self, run: str, step: int) -> int:
         """Blocks of what is bound to a step of a run."""

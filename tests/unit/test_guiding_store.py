@@ -60,12 +60,12 @@ def test_tools_say_when_a_context_is_used_next() -> None:
     keys = chain(3, "a")
     tell(client, Event.PROGRAM, "a")
     tell(client, Event.CONTEXT, "a", namespace, keys)
-    assert said(core, namespace, keys) == [0, 0, 0]
+    assert said(core, namespace, keys) == [Expectation.THINKING] * 3
     for seconds, word in ((60.0, Expectation.SOON), (600.0, Expectation.LATER), (6000.0, Expectation.HARDLY)):
         tell(client, Event.TOOL_STARTED, "a", other="grep", seconds=seconds)
         assert said(core, namespace, keys) == [word] * 3
     tell(client, Event.TOOL_FINISHED, "a")
-    assert said(core, namespace, keys) == [Expectation.SOON] * 3
+    assert said(core, namespace, keys) == [Expectation.AT_ONCE] * 3
     tell(client, Event.PROGRAM_FINISHED, "a")
     assert said(core, namespace, keys) == [Expectation.HARDLY] * 3
     assert said(core, namespace, chain(3, "x")) == [0, 0, 0], "nothing was said of others"
@@ -98,8 +98,8 @@ def test_steps_say_how_near_they_are_and_a_shared_prefix_counts_for_the_nearest(
     tell(client, Event.BIND, "r", namespace, far, other="6", version=1)
     assert said(core, namespace, shared) == [0, 0, 0], "a run that has not begun says nothing"
     tell(client, Event.ENTER, "r", other="0", version=1)
-    assert said(core, namespace, shared) == [Expectation.SOON, Expectation.LATER, Expectation.LATER]
-    assert said(core, namespace, far) == [Expectation.HARDLY] * 3
+    assert said(core, namespace, shared) == [Expectation.NEXT_STEP, Expectation.LATER, Expectation.LATER]
+    assert said(core, namespace, far) == [Expectation.FAR] * 3
     core.audit()
 
 
@@ -112,7 +112,7 @@ def test_a_run_that_is_over_leaves_what_no_other_run_reads() -> None:
         tell(client, Event.ENTER, run, other="a", version=1)
     tell(client, Event.BIND, "r", namespace, chain(3, "b"), other="c", version=1)
     tell(client, Event.RUN_FINISHED, "r")
-    assert said(core, namespace, chain(3, "a")) == [Expectation.SOON] * 3, "the other one reads it next"
+    assert said(core, namespace, chain(3, "a")) == [Expectation.NEXT_STEP] * 3, "the other one reads it next"
     assert said(core, namespace, chain(3, "b")) == [Expectation.HARDLY] * 3
     tell(client, Event.RUN_FINISHED, "s")
     assert said(core, namespace, chain(3, "a")) == [Expectation.HARDLY] * 3
@@ -132,13 +132,14 @@ def test_whoever_expects_something_says_it_in_seconds_or_in_words_and_may_take_i
     keys = chain(3, "a")
     for fields, word in (
         ({"expectation": 3}, Expectation.HARDLY),
-        ({"seconds": 1.0, "expectation": 3}, Expectation.SOON),
+        ({"expectation": 1}, Expectation.SOON),
+        ({"seconds": 1.0, "expectation": 3}, Expectation.AT_ONCE),
         ({"expectation": 2}, Expectation.LATER),
         ({"expectation": 0}, Expectation.NONE),
     ):
         tell(client, Event.EXPECT, "router", namespace, keys, **fields)
         assert said(core, namespace, keys) == [word] * 3
-    assert core.store.guiding.tally.said_blocks == 12
+    assert core.store.guiding.tally.said_blocks == 15
 
 
 def test_rules_that_go_by_no_words_are_told_none() -> None:
@@ -148,7 +149,53 @@ def test_rules_that_go_by_no_words_are_told_none() -> None:
     assert core.store.guiding.tally.said_blocks == 0
 
 
-def hits_with(word: Expectation) -> int:
+def visited(client: Client, namespace: Namespace, kept: list[bytes] | None) -> None:
+    """A run whose step "a" begins with one block, and whose program asks for three."""
+    if not client.store.guiding.report().workflows:
+        tell(client, Event.WORKFLOW, "line", text=LINE, version=1)
+    tell(client, Event.RUN, "r", other="line")
+    tell(client, Event.BIND, "r", namespace, chain(1, "a"), other="a", version=1)
+    tell(client, Event.ENTER, "r", other="a", version=1)
+    tell(client, Event.PROGRAM, "p")
+    tell(client, Event.CONTEXT, "p", namespace, chain(3, "a"))
+    if kept is not None:
+        tell(client, Event.BIND, "r", namespace, kept, other="a", version=2)
+
+
+def test_during_a_visit_its_own_blocks_are_those_of_a_turn_and_the_beginning_that_of_a_step() -> None:
+    core, client, namespace = listening()
+    visited(client, namespace, None)
+    assert said(core, namespace, chain(3, "a")) == [Expectation.SOON, Expectation.THINKING, Expectation.THINKING]
+    tell(client, Event.TOOL_STARTED, "p", other="grep", seconds=1.0)
+    assert said(core, namespace, chain(3, "a"))[1:] == [Expectation.AT_ONCE] * 2
+    core.audit()
+
+
+def test_of_what_a_step_keeps_nothing_is_said_and_the_rest_of_a_visit_is_of_no_use() -> None:
+    core, client, namespace = listening()
+    visited(client, namespace, chain(2, "a"))
+    assert said(core, namespace, chain(3, "a")) == [Expectation.SOON, Expectation.NONE, Expectation.HARDLY]
+    core.audit()
+
+
+def test_a_visit_is_over_when_the_next_step_begins() -> None:
+    core, client, namespace = listening()
+    visited(client, namespace, None)
+    tell(client, Event.ENTER, "r", other="b", version=2)
+    assert said(core, namespace, chain(3, "a"))[1:] == [Expectation.HARDLY] * 2
+
+
+def test_where_turns_of_a_step_never_went_on_that_is_expected() -> None:
+    core, client, namespace = listening()
+    for _ in range(20):
+        visited(client, namespace, None)
+        tell(client, Event.RUN_FINISHED, "r")
+        tell(client, Event.PROGRAM_FINISHED, "p")
+    visited(client, namespace, None)
+    assert said(core, namespace, chain(3, "a"))[1:] == [Expectation.HARDLY] * 2
+
+
+def hits_with(word: int) -> int:
     """Of 1,500 blocks that are used again 12 steps later, in memory for 8 of them, half of it taken by what never is:
     that of which `word` is said."""
     core = Core(arenas=1)
@@ -166,7 +213,7 @@ def hits_with(word: Expectation) -> int:
 
 
 def test_hints_change_who_is_evicted() -> None:
-    with_hints, without = hits_with(Expectation.HARDLY), hits_with(Expectation.NONE)
+    with_hints, without = hits_with(3), hits_with(0)
     assert with_hints > 1.2 * without + 200, f"{with_hints} hits with hints, {without} without"
 
 
