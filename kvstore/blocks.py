@@ -447,7 +447,8 @@ _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembe
 _PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
 _PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first;
 _PRIOR_FIRST: Final = 0.06  # but the first bin is twice as long as the next one
-_IN_A_ROW: Final = 16  # evictions from one queue before all are looked at again
+_IN_A_ROW: Final = 16  # evictions from one queue before all are looked at again, at most,
+_A_ROW_SHIFT: Final = 12  # and one for each 4,096 blocks of the pool: to a small one a few evictions are a long time
 _REINDEX: Final = 2048  # evictions between two looks at what was learned; fewer where a pool turns over sooner, but
 _REINDEX_LEAST: Final = 256  # a look takes 0.2 ms
 _MEMORY: Final = 1 << 17  # blocks after whose fate what was learned before counts half
@@ -653,7 +654,7 @@ def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
             filled >>= np.uint64(1)
             queue += 1
     pool["limit"] = second
-    pool["left"] = _IN_A_ROW
+    pool["left"] = min(_IN_A_ROW, np.int64(pool["blocks"]) >> _A_ROW_SHIFT)
     return best, best_worth
 
 
