@@ -1014,9 +1014,9 @@ def _learn_of_words(t: Tables, pool: Number, old: Number, new: Number, age: Numb
     Otherwise a class that mostly leads to better ones, as that of turns under way, would look like one that leads to
     nothing. What is said at once, in the first bin, is no fate of the class before.
     """
-    if not age:
-        return
     index = t.reuse[pool]["index"]
+    if not age or not index[new, 0] > 0:
+        return
     part = max(np.float32(0.0), np.float32(1.0) - max(index[old, 0], index[old, age]) / index[new, 0])
     t.reuse[pool]["again"][old, age] += part
     t.reuse[pool]["gone"][old, age] += np.float32(1.0) - part

@@ -9,7 +9,7 @@ import xxhash
 
 from kvproto.errors import Grant, Outcome
 from kvproto.limits import FLUSHES_PER_SESSION
-from kvproto.policy_frames import Tier
+from kvproto.policy_frames import Event, Hint, Tier
 from kvstore import blocks
 from kvstore.ports import Bytes
 from kvstore.sessions import Lease, Namespace, Parked
@@ -127,6 +127,7 @@ class Seen:
     haunted: int = 0
     pinned: int = 0
     prefetched: int = 0
+    expected: int = 0
 
     def add(self, other: "Seen") -> None:
         """Sum over runs."""
@@ -169,7 +170,7 @@ class Actor:
         deeds = (
             (self.store, 8), (self.commit, 10), (self.abort, 1), (self.fetch, 10), (self.read, 6), (self.release, 4),
             (self.renew, 2), (self.match, 2), (self.delete, 1), (self.scribble, 2), (self.read_stale_map, 3),
-            (self.flush, 2), (self.pin, 2), (self.unpin, 1), (self.prefetch, 2),
+            (self.flush, 2), (self.pin, 2), (self.unpin, 1), (self.prefetch, 2), (self.expect, 2),
         )  # fmt: skip
         self.rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()
 
@@ -220,6 +221,15 @@ class Actor:
         self.seen.prefetched += fetching.coming
         if self.rng.random() < 0.2:
             prefetching.cancel(self.session.tenant, [fetching.prefetch])
+
+    def expect(self) -> None:
+        """HINT: when some blocks are needed next, or so it is said."""
+        namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
+        hint = Hint(
+            Event.EXPECT, "sim", namespace=namespace.number, expectation=self.rng.randrange(4), keys=b"".join(keys)
+        )
+        assert self.core.store.guiding.hear(self.session, hint) is None
+        self.seen.expected += len(keys)
 
     # -- writing -------------------------------------------------------------------------------------------------
 
