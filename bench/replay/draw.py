@@ -35,13 +35,13 @@ def table(curves: Sequence[Curve], ceiling: Score) -> str:
     shares = curves[0].shares
     width = 8 * len(shares)
     lines = [
-        f"{'':16}" + "".join(f"{name:>{width}}" for name, _ in _MEASURES),
-        f"{'of footprint':16}" + "".join(f"{share:8.1%}" for share in shares) * len(_MEASURES),
+        f"{'':24}" + "".join(f"{name:>{width}}" for name, _ in _MEASURES),
+        f"{'of footprint':24}" + "".join(f"{share:8.1%}" for share in shares) * len(_MEASURES),
     ]
     for curve in curves:
         values = (value(score) for _, value in _MEASURES for score in curve.scores)
-        lines.append(f"{curve.policy:16}" + "".join(f"{100 * each:8.1f}" for each in values))
-    lines.append(f"{'infinite':16}" + "".join(f"{100 * value(ceiling):{width}.1f}" for _, value in _MEASURES))
+        lines.append(f"{curve.policy:24}" + "".join(f"{100 * each:8.1f}" for each in values))
+    lines.append(f"{'infinite':24}" + "".join(f"{100 * value(ceiling):{width}.1f}" for _, value in _MEASURES))
     return "\n".join(lines)
 
 
@@ -58,13 +58,13 @@ def draw(title: str, curves: Sequence[Curve], ceiling: Score, target: Path) -> N
 
 def _panel(axes: Axes, name: str, curves: Sequence[Curve], value: Callable[[Score], float], ceiling: float) -> None:
     for number, curve in enumerate(curves):
-        bound = curve.policy == BOUND
+        bound, hinted = curve.policy == BOUND, "," in curve.policy
         axes.plot(
             [100 * share for share in curve.shares],
             [100 * value(score) for score in curve.scores],
             label=curve.policy,
             color="black" if bound else f"C{number % 10}",
-            linestyle="--" if bound else ":" if curve.policy.startswith(RIVAL) else "-",
+            linestyle="--" if bound else ":" if curve.policy.startswith(RIVAL) else "-." if hinted else "-",
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
         )
