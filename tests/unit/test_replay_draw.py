@@ -14,11 +14,11 @@ CEILING = Score(0.8, 0.9, 1.0)
 
 def test_a_table_has_a_line_a_policy_and_a_column_a_capacity_and_measure() -> None:
     assert table(CURVES, CEILING).splitlines() == [
-        "                      blocks hit      tokens hit   compute saved",
-        "of footprint        1.0%   20.0%    1.0%   20.0%    1.0%   20.0%",
-        "lru                 10.0    40.0    20.0    50.0    30.0    60.0",
-        "belady              50.0    80.0    60.0    90.0    70.0   100.0",
-        "infinite                    80.0            90.0           100.0",
+        "                              blocks hit      tokens hit   compute saved",
+        "of footprint                1.0%   20.0%    1.0%   20.0%    1.0%   20.0%",
+        "lru                         10.0    40.0    20.0    50.0    30.0    60.0",
+        "belady                      50.0    80.0    60.0    90.0    70.0   100.0",
+        "infinite                            80.0            90.0           100.0",
     ]
 
 
