@@ -123,10 +123,16 @@ def _run(loaded: Loaded) -> int:
         with only_one(config.runtime_dir), _index_of(loaded) as (loop, index):
             # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for, nor the index.
             from kvstored.daemon import Daemon  # noqa: PLC0415
-            from kvstored.warmup import warm_up  # noqa: PLC0415
+            from kvstored.warmup import first_and_rest_later  # noqa: PLC0415
 
-            warm_up()
-            Daemon(loaded, loop, index).serve(announce)
+            rest = first_and_rest_later(disk=index is not None)
+
+            def ready() -> None:
+                announce()
+                rest.start()
+
+            Daemon(loaded, loop, index).serve(ready)
+            rest.cancel()
     except (AlreadyRunningError, DirectoryHeldError) as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_TEMPFAIL
