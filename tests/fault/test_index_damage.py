@@ -102,7 +102,7 @@ def test_the_undamaged_index_is_believed(store: Path) -> None:
 
 def test_a_flipped_bit_gives_the_true_records_or_those_of_the_headers(store: Path) -> None:
     random = Random(SEED)
-    reasons = flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(40)])
+    reasons = flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(24)])
     assert any(reasons), f"seed {SEED}"
 
 
@@ -224,7 +224,7 @@ def kill_during_commits(directory: Path, random: Random) -> None:
 
 def test_a_child_killed_during_a_commit_leaves_what_was_acknowledged(tmp_path: Path) -> None:
     random = Random(SEED)
-    for _ in range(10):
+    for _ in range(6):
         kill_during_commits(tmp_path / "store", random)
 
 

@@ -12,7 +12,7 @@ from tests.sim.actor import Habits, Seen
 from tests.sim.disk import as_it_was
 from tests.sim.world import World
 
-SEEDS = 300  # about 15 s
+SEEDS = 200  # about 20 s
 PACKED_SEEDS = 40
 
 # Blocks of several pages, of which more or less shrinks: places on disk of many sizes.
