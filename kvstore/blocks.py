@@ -163,7 +163,7 @@ POOL = np.dtype(
         ("chosen", "<u4"),
         ("left", "<u4"),
         ("news", "<u4"),  # DENSITY: what was learned since it was last halved
-        ("pad", "<u4"),
+        ("turns", "<u4"),  # DENSITY: evictions since conclusions were drawn
         ("oldest", "<u4", (QUEUES,)),
         ("newest", "<u4", (QUEUES,)),
         ("members", "<u4", (QUEUES,)),  # blocks in a queue, leaves or not
@@ -1521,13 +1521,15 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
     if pool["rule"] == PGDSF:
         pool["clock"] = max(pool["clock"], t.ranks[block] + pool["bonus"][row["queue"]])
     _unlist(t, block)
+    pool["turns"] += np.uint32(1)
+    every: Number = max(_REINDEX_LEAST, min(_REINDEX, np.int64(pool["blocks"])))
+    if pool["rule"] == DENSITY and np.int64(pool["turns"]) >= every:
+        pool["turns"] = 0
+        _index(t, number)
     if row["disk"] and row["state"] != DISK:
         _leave_to_disk(t, ix, block)
         return True
     t.book[TURN] += np.uint64(1)
-    every: Number = max(_REINDEX_LEAST, min(_REINDEX, np.int64(pool["blocks"])))
-    if pool["rule"] == DENSITY and t.book[TURN] % np.uint64(every) == 0:
-        _index(t, number)
     _remember(t, ix, block, number)
     _remove(t, ix, block)
     parent = _unlink(t, block)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Final, ParamSpec
+from typing import Annotated, Final, ParamSpec, TypeAlias
 
 import typer
 from rich.console import RenderableType
@@ -90,6 +90,22 @@ class Globals:
         else:
             render.console().print(table)
 
+
+# What several commands take: a chain, in a namespace of a tenant; or a tenant alone.
+Keys: TypeAlias = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+]
+Tokens: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
+]
+Extra: TypeAlias = Annotated[
+    str, typer.Option(metavar="HEX", help="What else the keys depend on, as given to block_keys.")
+]
+Digest: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="DIGEST", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits.")
+]
+Owner: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")]
+OnlyOf: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")]
 
 # Written before the command or after it: name, and whether a value follows.
 _GLOBAL_OPTIONS: Final = {"--runtime-dir": True, "-o": True, "--output": True, "--timeout": True, "--version": False}
@@ -363,21 +379,12 @@ def advise(
 @command("explain-miss")
 def explain_miss(
     context: typer.Context,
-    key: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
-    ] = None,
+    key: Keys = None,
     *,
-    tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
-    ] = None,
-    extra: Annotated[
-        str, typer.Option(metavar="HEX", help="What else the keys depend on, as given to block_keys.")
-    ] = "",
-    namespace: Annotated[
-        str | None,
-        typer.Option(metavar="DIGEST", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits."),
-    ] = None,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object, as -o json.")] = False,
 ) -> None:
     """Why a prefix missed: the first block that is not there, and what became of it."""
@@ -392,7 +399,7 @@ def explain_miss(
 def show_pins(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: OnlyOf = None,
 ) -> None:
     """What is pinned, until when, and what of it budgets allow; and what came of prefetches."""
     chosen = _globals(context)
@@ -404,16 +411,12 @@ def show_pins(
 @command("pin")
 def pin(
     context: typer.Context,
-    key: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
-    ] = None,
+    key: Keys = None,
     *,
-    tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
-    ] = None,
-    extra: Annotated[str, typer.Option(metavar="HEX", help="What else the keys depend on.")] = "",
-    namespace: Annotated[str | None, typer.Option(metavar="DIGEST", help="Its digest, or its first digits.")] = None,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
     ttl: Annotated[pins.Retention, typer.Option(help="How long: five minutes or an hour.")] = pins.Retention.LONG,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Wherever it lies will do; otherwise in memory.")] = False,
     refresh: Annotated[bool, typer.Option("--refresh", help="A use begins the time anew.")] = False,
@@ -431,16 +434,12 @@ def pin(
 @command("prefetch")
 def prefetch(
     context: typer.Context,
-    key: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
-    ] = None,
+    key: Keys = None,
     *,
-    tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
-    ] = None,
-    extra: Annotated[str, typer.Option(metavar="HEX", help="What else the keys depend on.")] = "",
-    namespace: Annotated[str | None, typer.Option(metavar="DIGEST", help="Its digest, or its first digits.")] = None,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")] = None,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
     within: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds; what is late does not come.")] = 60.0,
 ) -> None:
     """Have a prefix read from disk into memory, as long as no client waits for reads."""
@@ -475,7 +474,7 @@ def unpin(
 def programs(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: OnlyOf = None,
 ) -> None:
     """Programs of agents: what each waits for, and what of its context is pinned meanwhile."""
     chosen = _globals(context)
@@ -488,7 +487,7 @@ def programs(
 def workflows(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: OnlyOf = None,
 ) -> None:
     """Workflows, and how far the latest runs of them have come."""
     chosen = _globals(context)

@@ -1,11 +1,9 @@
 """What is answered of programs and workflows. `guiding_report`: owner thread; the rest: handlers'."""
 
-from dataclasses import fields
-from typing import Any
-
 from kvproto import control_pb2 as pb
 from kvstore.hints.report import GuidingReport
 from kvstore.store import Store
+from kvstored.requests import named
 
 
 def guiding_report(store: Store, tenant: str | None) -> GuidingReport:
@@ -20,20 +18,16 @@ def guiding_report(store: Store, tenant: str | None) -> GuidingReport:
 def programs_of(report: GuidingReport) -> pb.ListProgramsResponse:
     """The programs alone, and what came of hints."""
     return pb.ListProgramsResponse(
-        programs=[pb.Program(**_named(one)) for one in report.programs],
+        programs=[pb.Program(**named(one)) for one in report.programs],
         programs_total=report.programs_total,
-        counters=pb.HintCounters(**_named(report.counters)),
+        counters=pb.HintCounters(**named(report.counters)),
     )
 
 
 def workflows_of(report: GuidingReport) -> pb.ListWorkflowsResponse:
     """The workflows alone, and their runs."""
     return pb.ListWorkflowsResponse(
-        workflows=[pb.ListedWorkflow(**_named(one)) for one in report.workflows],
-        runs=[pb.WorkflowRun(**_named(one)) for one in report.runs],
+        workflows=[pb.ListedWorkflow(**named(one)) for one in report.workflows],
+        runs=[pb.WorkflowRun(**named(one)) for one in report.runs],
         runs_total=report.runs_total,
     )
-
-
-def _named(one: Any) -> dict[str, Any]:  # any dataclass of hints/report.py: its message has the same field names
-    return {field.name: getattr(one, field.name) for field in fields(one)}

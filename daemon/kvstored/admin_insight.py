@@ -8,8 +8,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from kvproto import control_pb2 as pb
-from kvproto.ids import BlockKey, NamespaceDigest
-from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES
+from kvproto.limits import PAGE_BYTES
 from kvstore.insight.advise import Advice, Change, RuleTrial, Sizes, advise, sentences, try_rules
 from kvstore.insight.curves import Estimate
 from kvstore.insight.explain import Explanation, MissQuestion, explain
@@ -17,6 +16,7 @@ from kvstore.rules import Tier
 from kvstore.sessions import Tenant
 from kvstore.store import Store
 from kvstore.watching import Observed
+from kvstored.requests import keys_of, namespace_of, tenant_of
 
 __all__ = [
     "Explanation", "MissQuestion", "Observed", "advice_of", "explain_miss", "explanation_of", "observe", "question_of",
@@ -61,26 +61,7 @@ def explain_miss(store: Store, question: MissQuestion) -> Explanation:
 
 def question_of(request: pb.ExplainMissRequest) -> MissQuestion:
     """What a request asks. Raises ValueError for what no daemon could answer."""
-    tenant = request.tenant if request.HasField("tenant") else None
-    if tenant == "":
-        raise ValueError("tenant must not be empty: leave it out to mean any")
-    digest = _digest(request.namespace_digest) if request.HasField("namespace_digest") else None
-    if not 1 <= len(request.keys) <= KEYS_PER_FRAME:
-        raise ValueError(f"a prefix needs 1 to {KEYS_PER_FRAME} keys, not {len(request.keys)}")
-    for key in request.keys:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a key is {KEY_BYTES} bytes, not {len(key)}")
-    return MissQuestion(tenant, digest, tuple(map(BlockKey, request.keys)))
-
-
-def _digest(text: str) -> NamespaceDigest:
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        digest = b""
-    if len(digest) != KEY_BYTES or len(text) != 2 * KEY_BYTES:
-        raise ValueError(f"namespace_digest must be {2 * KEY_BYTES} hex digits")
-    return NamespaceDigest(digest)
+    return MissQuestion(tenant_of(request), namespace_of(request), keys_of(request.keys))
 
 
 def advice_of(observed: Observed) -> pb.AdviseResponse:

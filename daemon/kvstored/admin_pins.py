@@ -5,18 +5,18 @@ handler         `prefix_wish_of`, `ttl_ns_of`, `pinned_of`, `pins_of`     reques
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvproto import control_pb2 as pb
-from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
+from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Fetching, Partial, Pinned, Tier
 from kvstore.blocks import U8
 from kvstore.report_pins import PinsReport
 from kvstore.sessions import Namespace
 from kvstore.store import Store
+from kvstored.requests import keys_of, named, namespace_of, tenant_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class PrefixWish:
     """A prefix, and for how long, or within which time."""
 
     tenant: str | None
-    digest: str | None  # hex
-    keys: tuple[bytes, ...]
+    digest: NamespaceDigest | None
+    keys: tuple[BlockKey, ...]
     ns: int
     tier: Tier = Tier.DRAM
     refresh: bool = False
@@ -35,15 +35,10 @@ def prefix_wish_of(
     prefix: pb.Prefix, seconds: float, most_ns: int, *, tier: Tier = Tier.DRAM, refresh: bool = False
 ) -> PrefixWish:
     """What a request wishes. Raises ValueError for what no daemon could do."""
-    tenant = prefix.tenant if prefix.HasField("tenant") else None
-    if tenant == "":
-        raise ValueError("tenant must not be empty: leave it out to mean any")
-    if not 1 <= len(prefix.keys) <= KEYS_PER_FRAME or any(len(key) != KEY_BYTES for key in prefix.keys):
-        raise ValueError(f"a prefix is 1 to {KEYS_PER_FRAME} keys of {KEY_BYTES} bytes")
+    tenant, digest, keys = tenant_of(prefix), namespace_of(prefix), keys_of(prefix.keys)
     if not 0 < seconds <= most_ns / 1e9:
         raise ValueError(f"the time must be above 0 and at most {most_ns // 10**9} seconds")
-    digest = prefix.namespace_digest.lower() if prefix.HasField("namespace_digest") else None
-    return PrefixWish(tenant, digest, tuple(prefix.keys), max(1, int(seconds * 1e9)), tier, refresh)
+    return PrefixWish(tenant, digest, keys, max(1, int(seconds * 1e9)), tier, refresh)
 
 
 def pin(store: Store, wish: PrefixWish) -> Pinned:
@@ -64,7 +59,7 @@ def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:
     found = [
         namespace
         for (tenant, digest), namespace in store.namespaces.items()
-        if wish.tenant in (None, tenant.name) and wish.digest in (None, digest.hex())
+        if wish.tenant in (None, tenant.name) and wish.digest in (None, digest)
     ]
     if not found:
         raise KeyError("no such namespace holds blocks or is open")
@@ -91,12 +86,8 @@ def unpin(store: Store, tenant: str, numbers: Sequence[int]) -> int:
 def pins_of(report: PinsReport) -> pb.ListPinsResponse:
     """Field by field."""
     return pb.ListPinsResponse(
-        pins=[pb.ListedPin(**_named(one)) for one in report.pins],
+        pins=[pb.ListedPin(**named(one)) for one in report.pins],
         pins_total=report.pins_total,
-        budgets=[pb.PinBudget(**_named(one)) for one in report.budgets],
-        counters=pb.PinCounters(**_named(report.counters)),
+        budgets=[pb.PinBudget(**named(one)) for one in report.budgets],
+        counters=pb.PinCounters(**named(report.counters)),
     )
-
-
-def _named(one: Any) -> dict[str, Any]:  # any dataclass of report_pins.py: its message has the same field names
-    return {field.name: getattr(one, field.name) for field in fields(one)}

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from os import fsencode
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -28,8 +27,8 @@ from grpc_reflection.v1alpha import reflection
 
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
-from kvproto.ids import BlockKey, NamespaceDigest
-from kvproto.limits import FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, MIB, PIN_TTL_NS_MAX, PREFETCH_NS_MAX
+from kvproto.ids import NamespaceDigest
+from kvproto.limits import FRAME_BYTES, MIB, PIN_TTL_NS_MAX, PREFETCH_NS_MAX
 from kvproto.policy_frames import Fetching, Pinned
 from kvproto.policy_frames import Tier as PinTier
 from kvstore.hints.report import GuidingReport
@@ -55,6 +54,7 @@ from kvstored.admin_hints import programs_of, workflows_of
 from kvstored.admin_insight import Explanation, MissQuestion, Observed, advice_of, explanation_of, question_of
 from kvstored.admin_pins import PrefixWish, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import QuotaWish, wish_of
+from kvstored.requests import digest_of, keys_of, named, namespace_of, tenant_of
 
 __all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
 
@@ -280,46 +280,43 @@ class _Control:
         return self._answer(
             context,
             lambda port: port.counters(),
-            lambda counters: pb.GetStatisticsResponse(counters=pb.Counters(**_named(counters))),
+            lambda counters: pb.GetStatisticsResponse(counters=pb.Counters(**named(counters))),
         )
 
     def ListNamespaces(self, _: pb.ListNamespacesRequest, context: grpc.ServicerContext) -> pb.ListNamespacesResponse:
         return self._answer(
             context,
             lambda port: port.namespaces(),
-            lambda reports: pb.ListNamespacesResponse(namespaces=[pb.Namespace(**_named(one)) for one in reports]),
+            lambda reports: pb.ListNamespacesResponse(namespaces=[pb.Namespace(**named(one)) for one in reports]),
         )
 
     def ListTenants(self, _: pb.ListTenantsRequest, context: grpc.ServicerContext) -> pb.ListTenantsResponse:
         return self._answer(
             context,
             lambda port: port.tenants(),
-            lambda reports: pb.ListTenantsResponse(tenants=[pb.Tenant(**_named(one)) for one in reports]),
+            lambda reports: pb.ListTenantsResponse(tenants=[pb.Tenant(**named(one)) for one in reports]),
         )
 
     def ListClients(self, _: pb.ListClientsRequest, context: grpc.ServicerContext) -> pb.ListClientsResponse:
         return self._answer(
             context,
             lambda port: port.clients(),
-            lambda reports: pb.ListClientsResponse(clients=[pb.Client(**_named(one)) for one in reports]),
+            lambda reports: pb.ListClientsResponse(clients=[pb.Client(**named(one)) for one in reports]),
         )
 
     def GetConfig(self, _: pb.GetConfigRequest, context: grpc.ServicerContext) -> pb.GetConfigResponse:
         return self._answer(
             context,
             lambda port: port.config(),
-            lambda values: pb.GetConfigResponse(settings=[pb.ConfigValue(**_named(one)) for one in values]),
+            lambda values: pb.GetConfigResponse(settings=[pb.ConfigValue(**named(one)) for one in values]),
         )
 
     def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
-        try:
-            scope = _scope(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        scope = _checked(context, lambda: _scope(request))
         return self._answer(
             context,
             lambda port: port.clear(scope, dry_run=request.dry_run),
-            lambda clearing: pb.ClearResponse(**_named(clearing.result(_wait_s(context)))),
+            lambda clearing: pb.ClearResponse(**named(clearing.result(_wait_s(context)))),
             unknown=KeyError,
         )
 
@@ -339,34 +336,24 @@ class _Control:
         return self._answer(
             context,
             lambda port: port.scrub(start=request.start, rate=rate),
-            lambda report: pb.ScrubResponse(**_named(report)),
+            lambda report: pb.ScrubResponse(**named(report)),
         )
 
     def GetCosts(self, request: pb.GetCostsRequest, context: grpc.ServicerContext) -> pb.GetCostsResponse:
-        try:
-            tenant = _tenant(request)
-            digest = _digest(request.namespace_digest) if request.HasField("namespace_digest") else None
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant, digest = _checked(context, lambda: (tenant_of(request), namespace_of(request)))
         return self._answer(context, lambda port: port.costs(tenant, digest), _costs, unknown=KeyError)
 
     def GetPolicy(self, request: pb.GetPolicyRequest, context: grpc.ServicerContext) -> pb.GetPolicyResponse:
-        try:
-            tier, tenant = _tier(request), _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tier, tenant = _checked(context, lambda: (_tier(request), tenant_of(request)))
         return self._answer(
             context,
             lambda port: port.policies(tier, tenant),
-            lambda reports: pb.GetPolicyResponse(policies=[pb.Policy(**_named(one)) for one in reports]),
+            lambda reports: pb.GetPolicyResponse(policies=[pb.Policy(**named(one)) for one in reports]),
             unknown=KeyError,
         )
 
     def SetPolicy(self, request: pb.SetPolicyRequest, context: grpc.ServicerContext) -> pb.SetPolicyResponse:
-        try:
-            tier, tenant, rule = _tier(request), _tenant(request), _rule(request.rule)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tier, tenant, rule = _checked(context, lambda: (_tier(request), tenant_of(request), _rule(request.rule)))
         return self._answer(
             context,
             lambda port: port.set_policy(tier, tenant, rule, dry_run=request.dry_run),
@@ -375,67 +362,49 @@ class _Control:
         )
 
     def GetQuotas(self, request: pb.GetQuotasRequest, context: grpc.ServicerContext) -> pb.GetQuotasResponse:
-        try:
-            tenant = _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(
             context,
             lambda port: port.quotas(tenant),
-            lambda reports: pb.GetQuotasResponse(quotas=[pb.Quota(**_named(one)) for one in reports]),
+            lambda reports: pb.GetQuotasResponse(quotas=[pb.Quota(**named(one)) for one in reports]),
             unknown=KeyError,
         )
 
     def SetQuota(self, request: pb.SetQuotaRequest, context: grpc.ServicerContext) -> pb.SetQuotaResponse:
-        try:
-            wish = wish_of(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        wish = _checked(context, lambda: wish_of(request))
         return self._answer(
             context,
             lambda port: port.set_quota(wish, dry_run=request.dry_run),
             lambda change: pb.SetQuotaResponse(
-                quota=pb.Quota(**_named(change.quota)),
-                former=pb.Quota(**_named(change.former)),
+                quota=pb.Quota(**named(change.quota)),
+                former=pb.Quota(**named(change.former)),
                 dry_run=request.dry_run,
             ),
             unknown=KeyError,
         )
 
     def Advise(self, request: pb.AdviseRequest, context: grpc.ServicerContext) -> pb.AdviseResponse:
-        try:
-            tenant = _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(context, lambda port: port.advise(tenant), advice_of, unknown=KeyError)
 
     def ExplainMiss(self, request: pb.ExplainMissRequest, context: grpc.ServicerContext) -> pb.ExplainMissResponse:
-        try:
-            question = question_of(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        question = _checked(context, lambda: question_of(request))
         return self._answer(context, lambda port: port.explain_miss(question), explanation_of, unknown=KeyError)
 
     def ListPins(self, request: pb.ListPinsRequest, context: grpc.ServicerContext) -> pb.ListPinsResponse:
-        try:
-            tenant = _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(context, lambda port: port.pins(tenant), pins_of, unknown=KeyError)
 
     def Pin(self, request: pb.PinRequest, context: grpc.ServicerContext) -> pb.PinResponse:
         tier = PinTier.DISK if request.on_disk else PinTier.DRAM
-        try:
-            wish = prefix_wish_of(request.prefix, request.ttl_s, PIN_TTL_NS_MAX, tier=tier, refresh=request.refresh)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        wish = _checked(
+            context,
+            lambda: prefix_wish_of(request.prefix, request.ttl_s, PIN_TTL_NS_MAX, tier=tier, refresh=request.refresh),
+        )
         return self._answer(context, lambda port: port.pin(wish), pinned_of, unknown=KeyError)
 
     def Prefetch(self, request: pb.PrefetchRequest, context: grpc.ServicerContext) -> pb.PrefetchResponse:
-        try:
-            wish = prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        wish = _checked(context, lambda: prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX))
         return self._answer(
             context,
             lambda port: port.prefetch(wish),
@@ -455,19 +424,13 @@ class _Control:
         )
 
     def ListPrograms(self, request: pb.ListProgramsRequest, context: grpc.ServicerContext) -> pb.ListProgramsResponse:
-        try:
-            tenant = _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(context, lambda port: port.guiding(tenant), programs_of, unknown=KeyError)
 
     def ListWorkflows(
         self, request: pb.ListWorkflowsRequest, context: grpc.ServicerContext
     ) -> pb.ListWorkflowsResponse:
-        try:
-            tenant = _tenant(request)
-        except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(context, lambda port: port.guiding(tenant), workflows_of, unknown=KeyError)
 
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
@@ -515,36 +478,26 @@ class _Announce(Protocol):
     def __call__(self, *, serving: bool) -> None: ...
 
 
+def _checked(context: grpc.ServicerContext, part: Callable[[], T]) -> T:
+    """What a request asks for, or an answer that says what is wrong with it."""
+    try:
+        return part()
+    except ValueError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
 def _scope(request: pb.ClearRequest) -> ClearScope:
     """What a request wants cleared. Raises ValueError for what no daemon could carry out."""
-    tenant = _tenant(request)
+    tenant = tenant_of(request)
     kind = request.WhichOneof("scope")
     if kind == "everything":
         return ClearScope(tenant)
     if kind == "namespace_digest":
-        return ClearScope(tenant, _digest(request.namespace_digest))
+        return ClearScope(tenant, digest_of(request.namespace_digest))
     if kind == "prefix":
         prefix = request.prefix
-        return ClearScope(tenant, _digest(prefix.namespace_digest), _keys(tuple(prefix.keys)))
+        return ClearScope(tenant, digest_of(prefix.namespace_digest), keys_of(prefix.keys))
     raise ValueError("nothing to clear: set everything, namespace_digest or prefix")
-
-
-def _tenant(
-    request: pb.ClearRequest
-    | pb.GetCostsRequest
-    | pb.GetPolicyRequest
-    | pb.SetPolicyRequest
-    | pb.GetQuotasRequest
-    | pb.AdviseRequest
-    | pb.ListPinsRequest
-    | pb.ListProgramsRequest
-    | pb.ListWorkflowsRequest,
-) -> str | None:
-    """The tenant that a request names; None for all. Raises ValueError."""
-    tenant = request.tenant if request.HasField("tenant") else None
-    if tenant == "":
-        raise ValueError("tenant must not be empty: leave it out to mean all tenants")
-    return tenant
 
 
 def _tier(request: pb.GetPolicyRequest | pb.SetPolicyRequest) -> Tier | None:
@@ -562,67 +515,40 @@ def _rule(name: str) -> Rule:
     return Rule(name)
 
 
-def _digest(text: str) -> NamespaceDigest:
-    if not text:
-        raise ValueError("namespace_digest is missing: keys mean nothing without their namespace")
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        digest = b""
-    if len(digest) != KEY_BYTES or len(text) != 2 * KEY_BYTES:
-        raise ValueError(f"namespace_digest must be {2 * KEY_BYTES} hex digits")
-    return NamespaceDigest(digest)
-
-
-def _keys(keys: tuple[bytes, ...]) -> tuple[BlockKey, ...]:
-    if not 1 <= len(keys) <= KEYS_PER_FRAME:
-        raise ValueError(f"a prefix needs 1 to {KEYS_PER_FRAME} keys, not {len(keys)}")
-    for key in keys:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a key is {KEY_BYTES} bytes, not {len(key)}")
-    return tuple(BlockKey(key) for key in keys)
-
-
 def _status(report: DaemonReport) -> pb.GetStatusResponse:
     nested: dict[str, Any] = {
-        "tiers": [pb.Tier(**_named(tier)) for tier in report.tiers],
-        "tenants": [pb.Tenant(**_named(tenant)) for tenant in report.tenants],
-        "counters": pb.Counters(**_named(report.counters)),
+        "tiers": [pb.Tier(**named(tier)) for tier in report.tiers],
+        "tenants": [pb.Tenant(**named(tenant)) for tenant in report.tenants],
+        "counters": pb.Counters(**named(report.counters)),
         "disk": _disk(report.disk) if report.disk else None,
-        "restart": pb.Restart(**_named(report.restart)),
+        "restart": pb.Restart(**named(report.restart)),
     }
-    return pb.GetStatusResponse(**{**_named(report), **nested})
+    return pb.GetStatusResponse(**{**named(report), **nested})
 
 
 def _disk(report: DiskReport) -> pb.Disk:
     nested: dict[str, Any] = {
-        "counters": pb.DiskCounters(**_named(report.counters)),
-        "drives": [pb.Drive(**_named(drive)) for drive in report.drives],
+        "counters": pb.DiskCounters(**named(report.counters)),
+        "drives": [pb.Drive(**named(drive)) for drive in report.drives],
     }
-    return pb.Disk(**{**_named(report), **nested})
+    return pb.Disk(**{**named(report), **nested})
 
 
 def _costs(report: CostsReport) -> pb.GetCostsResponse:
     return pb.GetCostsResponse(
         namespaces=map(_namespace_costs, report.namespaces),
         more=report.more,
-        ways=[pb.Way(**_named(way)) for way in report.ways],
+        ways=[pb.Way(**named(way)) for way in report.ways],
     )
 
 
 def _namespace_costs(report: NamespaceCosts) -> pb.NamespaceCosts:
     nested: dict[str, Any] = {
-        "prefills": [pb.Prefill(**_named(prefill)) for prefill in report.prefills],
-        "runs": [pb.Run(**_named(run)) for run in report.runs],
+        "prefills": [pb.Prefill(**named(prefill)) for prefill in report.prefills],
+        "runs": [pb.Run(**named(run)) for run in report.runs],
     }
-    return pb.NamespaceCosts(**{**_named(report), **nested})
+    return pb.NamespaceCosts(**{**named(report), **nested})
 
 
 def _change(change: PolicyChange) -> pb.PolicyChange:
-    return pb.PolicyChange(policy=pb.Policy(**_named(change.policy)), former_rule=change.former_rule)
-
-
-def _named(
-    report: Any,
-) -> dict[str, Any]:  # any dataclass of kvstore.report: its message has the same field names
-    return {field.name: getattr(report, field.name) for field in fields(report)}
+    return pb.PolicyChange(policy=pb.Policy(**named(change.policy)), former_rule=change.former_rule)

@@ -6,11 +6,18 @@ eviction that do not come out as they must stop the start.
 """
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from threading import Timer
 
+import numba
 import numpy as np
+import xxhash
+from llvmlite.binding import get_host_cpu_name  # type: ignore[import-untyped]  # numba brings it, without types
 
 from kvproto.errors import Grant
 from kvproto.identity import NamespaceIdentity
@@ -31,7 +38,6 @@ from kvstored.warmup_world import Clock, Memory, Outbox, Randomness
 log = logging.getLogger(__name__)
 
 
-CACHED_S = 5.0  # what takes longer was compiled, and then the rest would be, in the middle of serving
 LATER_S = 2.0
 
 
@@ -58,15 +64,29 @@ def first(*, disk: bool) -> Callable[[], None]:
 
 
 def first_and_rest_later(*, disk: bool) -> Timer:
-    """`first`; and the rest, unless it took no time worth mentioning already, once the timer is started."""
-    begun = time.monotonic()
+    """`first`; and the rest once the timer is started. Where not all is known to be in numba's cache, all at once:
+    compiling in the middle of serving would stall clients for seconds."""
+    mark = _mark()
     rest = first(disk=disk)
-    if time.monotonic() - begun > CACHED_S:
+    if not mark.exists():
         rest()
+        with suppress(OSError):  # then the next start does all at once, too
+            mark.touch()
         rest = _nothing
     timer = Timer(LATER_S, rest)
     timer.daemon = True
     return timer
+
+
+def _mark() -> Path:
+    """A file beside numba's cache that stands for all of this code, compiled for this processor by these versions."""
+    source = Path(blocks.__file__).parent
+    files = sorted((*source.rglob("*.py"), *Path(__file__).parent.glob("warmup*.py")))
+    facts = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    made_by = (sys.version, numba.__version__, get_host_cpu_name())
+    digest = xxhash.xxh3_64_hexdigest(repr((made_by, facts)).encode())
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source / "__pycache__")
+    return folder / f"kvstored-{digest}.compiled"
 
 
 def _nothing() -> None:

@@ -188,6 +188,7 @@ class Guide:
         refused = self.workflows.start(hint.name, hint.other, now_ns, ttl_s)
         if refused is None:
             self._over(former)
+            self._forget_run(hint.name)
         return refused or ()
 
     def _bind(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
@@ -218,6 +219,7 @@ class Guide:
             for step in ran:
                 self._left(hint.name, step)
             self._over(bound)
+            self._forget_run(hint.name)
         return refused or ()
 
     def _entered(self, run: str, name: str) -> None:
@@ -245,6 +247,12 @@ class Guide:
             if chain is None:
                 return
             yield chain, self.workflows.beginning_of(run, step)
+
+    def _forget_run(self, run: str) -> None:
+        """Nothing is left to be said or fetched for it."""
+        for left in (self._unsaid, self._unfetched):
+            for key in [key for key in left if key[0] == run]:
+                del left[key]
 
     def _over(self, bound: Iterable[tuple[Chain, int]]) -> None:
         for chain, beginning in bound:

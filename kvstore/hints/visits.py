@@ -57,7 +57,7 @@ class Visits:
         ends = self._waiting.keys() & marks
         if not ends:
             return
-        end = max(ends, key=marks.index)
+        end = next(mark for mark in reversed(marks) if mark in ends)
         visit = self._waiting[end].pop(0)
         if not self._waiting[end]:
             del self._waiting[end]
@@ -71,8 +71,10 @@ class Visits:
     def left(self, run: str, step: int) -> str | None:
         """A visit is over. Returns whose."""
         program = self._programs.pop((run, step), None)
-        if program is not None:
-            self._count(self._visits.get(program), 1)
+        visit = None if program is None else self._visits.get(program)
+        if visit is None or visit[:2] != (run, step):  # it is over, or at another step by now
+            return None
+        self._count(visit, 1)
         return program
 
     def beginning(self, program: str, length: int) -> int:

@@ -160,9 +160,10 @@ class Shadows:
         self._fit(drained.accesses)
         self._fade(now_ns)
         chosen = self._chosen(drained.accesses)
-        while chosen.size > self.accesses_per_s:
+        while chosen.size > self.accesses_per_s and self._threshold > LEAST_THRESHOLD:
             self._tighten(max(self._threshold // 2, LEAST_THRESHOLD))
             chosen = self._chosen(chosen)
+        chosen = chosen[: self.accesses_per_s]  # a few keys asked for over and over cannot be thinned out
         self.accesses += drained.passed
         self.cost_s += drained.passed_cost_s
         self._played += chosen.size

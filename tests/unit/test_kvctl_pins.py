@@ -7,6 +7,7 @@ from kvctl import pins
 from kvctl.cli import app, globals_first
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvproto import control_pb2 as pb
+from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
 from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
@@ -97,16 +98,16 @@ def test_a_prefix_is_kept_and_fetched_by_keys(client: ControlClient) -> None:
 
 
 def test_wishes_arrive_as_they_were_said() -> None:
-    keys = (b"\1" * 32, b"\2" * 32)
+    keys = (BlockKey(b"\1" * 32), BlockKey(b"\2" * 32))
     prefix = pb.Prefix(tenant="t", namespace_digest="AB" * 32, keys=keys)
     wish = prefix_wish_of(prefix, 1.5, 10**10, tier=Tier.DISK, refresh=True)
-    assert wish == PrefixWish("t", "ab" * 32, keys, 1_500_000_000, Tier.DISK, True)
+    assert wish == PrefixWish("t", NamespaceDigest(b"\xab" * 32), keys, 1_500_000_000, Tier.DISK, True)
     assert prefix_wish_of(pb.Prefix(keys=keys), 10.0, 10**10) == PrefixWish(None, None, keys, 10**10)
     for bad, seconds in (
         (pb.Prefix(), 1.0), (pb.Prefix(keys=[b"short"]), 1.0), (pb.Prefix(keys=keys * 513), 1.0),
         (pb.Prefix(tenant="", keys=keys), 1.0), (prefix, 0.0), (prefix, -1.0), (prefix, 10.1), (prefix, float("nan")),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"must|prefix"):
+        with pytest.raises(ValueError, match=r"must|prefix|key"):
             prefix_wish_of(bad, seconds, 10**10)
 
 
@@ -115,18 +116,18 @@ def test_the_owner_keeps_what_an_operator_names() -> None:
     client = core.client("t")
     namespace = client.open()
     client.put(namespace, chain(4))
-    wish = PrefixWish(None, None, tuple(chain(6)), 9 * SECOND)
+    wish = PrefixWish(None, None, tuple(map(BlockKey, chain(6))), 9 * SECOND)
     pinned = pin(core.store, wish)
     assert (pinned.blocks, pinned.partial) == (4, Partial.ABSENT)
     assert core.store.pinning.pins[pinned.pin].owner == "operator"
     assert prefetch(core.store, wish) == (0, 4, 0)
-    for other in (PrefixWish("nobody", None, wish.keys, 1), PrefixWish(None, "00" * 32, wish.keys, 1)):
+    for other in (PrefixWish("nobody", None, wish.keys, 1), PrefixWish(None, NamespaceDigest(bytes(32)), wish.keys, 1)):
         with pytest.raises(KeyError):
             pin(core.store, other)
     client.open(5000)
     with pytest.raises(KeyError, match="2 namespaces"):
         prefetch(core.store, wish)
-    assert pin(core.store, PrefixWish("t", namespace.digest.hex(), wish.keys, 1)).blocks == 4
+    assert pin(core.store, PrefixWish("t", namespace.digest, wish.keys, 1)).blocks == 4
 
 
 def test_what_could_not_be_pinned_is_an_error_to_a_script(

@@ -1,6 +1,7 @@
 """What warming up promises: nothing is compiled once the daemon serves."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,3 +28,26 @@ def test_warming_up_compiles_everything_that_the_store_calls() -> None:
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout.splitlines()[-1])
     assert set(compiled.values()) == {1}, compiled
+
+
+LATER = """
+import sys
+from kvstored import warmup
+
+done = []
+warmup.first = lambda *, disk: (lambda: done.append(disk))
+timer = warmup.first_and_rest_later(disk=True)
+at_once = list(done)
+timer.function()
+print(at_once, done)
+"""
+
+
+def test_the_rest_waits_only_where_all_is_compiled(tmp_path: Path) -> None:
+    """Stopped in its first start, a daemon has compiled a part: the next one must not compile while it serves."""
+    said = []
+    for _ in range(2):
+        environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=True, env=environ)
+        said.append(done.stdout.strip())
+    assert said == ["[True] [True]", "[] [True]"]
