@@ -1,13 +1,14 @@
 # make demo   see a model's KV cache leave one process and come back in another
 # make test   everything that guards main: types, style, layers, stubs, tests
 # Both create .venv on first use and need neither root nor anything installed for all users.
+# make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-long check bench stubs clean
+.PHONY: demo test test-long engines test-engines check bench stubs clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,10 +27,16 @@ check: $(STAMP)
 	@$(BIN)/python proto/generate.py --check
 
 test: check
-	@$(BIN)/python -m pytest -m 'not long'
+	@$(BIN)/python -m pytest -m 'not long and not engines'
 
 test-long: check
-	@$(BIN)/python -m pytest -m '' --figures bench/results/test_long.json
+	@$(BIN)/python -m pytest -m 'not engines' --figures bench/results/test_long.json
+
+engines: $(STAMP)
+	@$(BIN)/python -m bench.engines.setup
+
+test-engines: $(STAMP)
+	@$(BIN)/python -m pytest -m engines
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench hot --json bench/results/hot.json
@@ -42,4 +49,4 @@ stubs: $(STAMP)
 	@$(BIN)/python proto/generate.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info

@@ -206,6 +206,7 @@ def flush_all(home: Path, dram: str, blocks: Sequence[Bytes]) -> float:
     """Seconds of one `flush` of them all."""
     arguments = ("--dram", dram, "--disk", str(home / "disk"), *DISK, "--disk-admission", "none")
     with daemon_at(home, *arguments) as running, client_of(running) as (_, namespace):
+        running.await_memory()
         must_accept(namespace, new_keys(1), [blocks[0]])
         assert namespace.flush(PATIENCE_S).durable == 1  # the tier is open
         result = namespace.store(new_keys(len(blocks)), list(blocks), wait=True, space_s=PATIENCE_S)

@@ -9,8 +9,10 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -44,7 +46,7 @@ def run(*, quick: bool) -> Results:
         lease, ping = in_turn(lambda: lease_one(thousands, long_chains), lambda: ping_once(client), rounds // 2)
         results["lease_1000_over_ping_us"] = 1e6 * (median(lease) - median(ping))
         client.close()
-    return results
+    return results | measure_policies(blocks // 10, rounds)
 
 
 def open_namespace(client: Client, name: str) -> Namespace:
@@ -142,6 +144,46 @@ def measure_load(client: Client, namespace: Namespace, chains: list[Chain], runt
         "control_calls_per_s": calls / 8.0,
         "lease_p99_loaded_over_quiet": loaded_p99 / quiet_p99,
         "lease_p99_loaded_over_ping_p50": loaded_p99 / median(ping),
+    }
+
+
+def measure_policies(blocks: int, rounds: int) -> Results:
+    """What quotas, DENSITY and curves cost a LEASE+RELEASE of 100: a daemon with all of them against one with none.
+
+    Both serve at the same time and are asked in turn, by pairs of lease and ping.
+    """
+    dram = f"{(blocks * BLOCK_BYTES >> 20) + 192}MiB"
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvstored-bench-"))
+        file = Path(folder) / "kvstored.toml"
+        file.write_text(
+            f'[tenants.bench]\nuids = [{os.geteuid()}]\ndram_guaranteed = "64MiB"\ndram_max = "{dram}"\n'
+            f'pin_share = 0.5\nin_flight = 4096\n[tenants.other]\nuids = [{os.geteuid()}]\ndram_guaranteed = "64MiB"\n'
+        )
+        sides = []
+        for arguments, tenant in (
+            (("--policy-dram", "lru", "--insight-curves", "off"), ""),
+            (("--policy-dram", "density", "--insight-curves", "on", "--config", str(file)), "bench"),
+        ):
+            running = stack.enter_context(daemon("--dram", dram, "--lock", "false", *arguments))
+            client = stack.enter_context(kvclient.connect(str(running.runtime_dir), tenant=tenant))
+            assert client.wait_connected(5), client.status
+            namespace, chains = open_namespace(client, "hundreds"), chains_of(blocks // 100, 100)
+            fill(namespace, chains)
+            sides.append((client, namespace, chains))
+        (one, plain, chains), (two, quotas, _) = sides
+        pairs = [
+            (seconds(lambda: lease_one(plain, chains)), seconds(lambda: ping_once(one)),
+             seconds(lambda: lease_one(quotas, chains)), seconds(lambda: ping_once(two)))
+            for _ in range(rounds)
+        ]  # fmt: skip
+    lease, ping, lease_with, ping_with = map(median, zip(*pairs, strict=True))
+    return {
+        "lease_100_plain_p50_us": 1e6 * lease,
+        "lease_100_quotas_p50_us": 1e6 * lease_with,
+        "lease_100_quotas_over_plain": lease_with / lease,
+        "lease_100_plain_over_ping_us": 1e6 * (lease - ping),
+        "lease_100_quotas_over_ping_us": 1e6 * (lease_with - ping_with),
     }
 
 

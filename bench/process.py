@@ -9,6 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import grpc
+
+from kvproto import control_pb2, control_pb2_grpc
+
 
 class DaemonProcess:
     """`kvstored` run by this interpreter. Serving once made; a context manager that kills it on the way out.
@@ -45,6 +49,18 @@ class DaemonProcess:
         """Ask it to stop; its exit code. Raises subprocess.TimeoutExpired."""
         self.process.terminate()
         return self.process.wait(timeout=deadline_s)
+
+    def await_memory(self, deadline_s: float = 60.0) -> None:
+        """Until all of DRAM is populated, as it is in a daemon that has been up for a while. Raises TimeoutError."""
+        deadline = time.monotonic() + deadline_s
+        with grpc.insecure_channel(f"unix:{self.runtime_dir}/control.sock") as channel:
+            stub = control_pb2_grpc.ControlStub(channel)
+            while time.monotonic() < deadline:
+                tiers = {tier.name: tier for tier in stub.GetStatus(control_pb2.GetStatusRequest()).tiers}
+                if tiers["dram"].populated_bytes >= tiers["dram"].capacity_bytes:
+                    return
+                time.sleep(0.01)
+        raise TimeoutError(f"memory is not populated within {deadline_s:.0f} s")
 
     def _await_line(self, deadline: float) -> str:
         assert self.process.stdout is not None

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bench.harness import Bytes, timed
+from kvkernels import libc
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore.tier.format import FormatError, parse_header, parse_superblock, slot_offset
 
@@ -27,8 +28,17 @@ class Place(NamedTuple):
 
 
 def aligned(count: int, block_bytes: int) -> list[Bytes]:
-    """Blocks of touched memory that begin on pages, in one piece."""
-    whole = np.frombuffer(mmap.mmap(-1, count * block_bytes), dtype=np.uint8)
+    """Blocks of touched memory that begin on pages, in one piece; of huge pages, where a drive writes fastest.
+
+    Never given back.
+    """
+    whole_bytes = -(-count * block_bytes // libc.HUGE_PAGE_BYTES) * libc.HUGE_PAGE_BYTES
+    fd = os.memfd_create("bench")
+    os.ftruncate(fd, whole_bytes)
+    address = libc.map_shared(fd, whole_bytes, writable=True)
+    os.close(fd)
+    libc.make_huge(address, whole_bytes)
+    whole = libc.bytes_at(address, whole_bytes)
     whole[:] = 1
     return [whole[i * block_bytes : (i + 1) * block_bytes] for i in range(count)]
 

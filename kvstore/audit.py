@@ -72,6 +72,7 @@ class _Audit:
         self.parent: list[int] = self.column["parent"]
         self.rows = [row for row in range(1, self.unused) if self.state[row] != FREE]
         self.pool_at: list[int] = [number - 1 for number in store.tables.arenas["pool"].tolist()]
+        self.slots_at: list[int] = store.tables.arenas["slots"].tolist()
         self.tickets = [ticket for session in store.sessions.values() for ticket in session.tickets.values()]
 
     def run(self) -> None:
@@ -353,9 +354,9 @@ class _Audit:
         """The queues of a pool list exactly its evictable blocks, each by rank; and count all of its blocks."""
         everywhere: set[int] = set()
         for pool in self.arenas.by_number.values():
-            head = self.tables.pools[pool.number]
-            listed = [row for queue in range(QUEUES) for row in self.check_queue(pool.number, queue, everywhere)]
-            assert int(head["listed"]) == len(listed), f"the lists of pool {pool.number} are miscounted"
+            listed = self.check_queues(pool.number, everywhere)
+            counted = int(self.tables.pools[pool.number]["listed"])
+            assert counted == listed, f"the lists of pool {pool.number} are miscounted"
         members = Counter((self.pool_of(row), self.column["queue"][row]) for row in self.rows)
         for row in self.rows:
             queued = self.column["queue"][row] != NO_QUEUE
@@ -369,13 +370,26 @@ class _Audit:
             flagged = bool(self.column["flags"][row] & blocks.LISTED)
             assert flagged == evictable, f"row {row} is marked as listed wrongly"
 
-    def check_queue(self, number: int, queue: int, everywhere: set[int]) -> list[int]:
-        """One leaf list of a pool. Returns it."""
-        head, older, newer = self.tables.pools[number], self.column["older"], self.column["newer"]
-        before, row = 0, int(head["oldest"][queue])
-        assert bool(int(head["filled"][queue >> 6]) >> (queue & 63) & 1) == bool(row), (
-            f"queue {queue} of pool {number} is marked wrongly"
-        )
+    def check_queues(self, number: int, everywhere: set[int]) -> int:
+        """The leaf lists of a pool. How many they list."""
+        head = self.tables.pools[number]
+        oldest, newest, filled = head["oldest"].tolist(), head["newest"].tolist(), head["filled"].tolist()
+        slots = sum(slots for slots, pool in zip(self.slots_at, self.pool_at, strict=True) if pool == number)
+        exact, count = slots <= EXACT_ORDER and number < POOLS, 0
+        for queue, row in enumerate(oldest):
+            marked = bool(filled[queue >> 6] >> (queue & 63) & 1)
+            assert marked == bool(row), f"queue {queue} of pool {number} is marked wrongly"
+            listed = self.check_queue(number, queue, row, everywhere) if row else []
+            assert newest[queue] == (listed[-1] if listed else 0), f"the newest of pool {number} is not the last"
+            if exact and listed:
+                ranks = self.tables.ranks[listed].tolist()
+                assert ranks == sorted(ranks), f"the list of pool {number} is out of order"
+            count += len(listed)
+        return count
+
+    def check_queue(self, number: int, queue: int, row: int, everywhere: set[int]) -> list[int]:
+        """One leaf list of a pool, from its oldest row on. Returns it."""
+        older, newer, before = self.column["older"], self.column["newer"], 0
         listed: list[int] = []
         while row:
             assert row not in everywhere, f"row {row} is listed twice"
@@ -385,11 +399,6 @@ class _Audit:
             assert self.column["queue"][row] == queue, f"row {row} is on another queue's list"
             listed.append(row)
             before, row = row, newer[row]
-        assert int(head["newest"][queue]) == before, f"the newest of pool {number} is not the last"
-        slots = sum(int(arena["slots"]) for arena in self.tables.arenas if arena["pool"] == number + 1)
-        if slots <= EXACT_ORDER and number < POOLS:
-            ranks = [float(self.tables.ranks[row]) for row in listed]
-            assert ranks == sorted(ranks), f"the list of pool {number} is out of order"
         return listed
 
     def is_leaf(self, row: int) -> bool:

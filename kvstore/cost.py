@@ -160,8 +160,7 @@ class PrefillProfile:
     # -- keeping -------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """All that was learned, with a checksum."""
-        self.settle()
+        """All that was reported, with a checksum."""
         parts = [_HEAD.pack(_MAGIC, _VERSION, self.block_tokens, self.reports, len(self._timings.rows), 0)]
         cells = sorted(self._timings.rows)
         for cell, (count, timings) in zip(cells, self._timings.packed(cells), strict=True):

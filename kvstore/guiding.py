@@ -177,7 +177,7 @@ class Guiding:
         return FREE if namespace is None else self._costs_of(namespace, 0, chain.length)
 
     def _namespace(self, tenant: Tenant, chain: Chain) -> Namespace | None:
-        """None if it is gone, or its number another tenant's by now."""
+        """None if the tenant has none of that number. What it has may be another one than a hint of long ago meant."""
         namespace = self._registry.by_number.get(chain.namespace)
         return namespace if namespace is not None and namespace.tenant is tenant else None
 
@@ -281,7 +281,12 @@ class Guiding:
         within_ns = min(max(fetch.by_ns - now_ns, FETCH_NS_MIN), PREFETCH_NS_MAX)
         begun = self._prefetching.prefetch(told.tenant, namespace, self._keys, 0, count, within_ns, Tier.DRAM)
         self.tally.fetches += 1
-        if begun.prefetch and fetch.program:
+        if not fetch.program or (begun.coming and not begun.prefetch):  # there are too many: the former one stays
+            return
+        former = told.fetches.pop(fetch.program, 0)  # it may be this one: then the program has asked for it twice
+        if former:
+            self._prefetching.cancel(told.tenant, [former])
+        if begun.prefetch:
             told.fetches[fetch.program] = begun.prefetch
 
     def _put_keys(self, chain: Chain) -> int:

@@ -1,18 +1,18 @@
 """What a store has learned, for its successor: a table of its own that survives with the others (`restart.py`).
 
     [half 0] [half 1]         half: head, then records
-    head     sequence u8, length u8, XXH3-64 of sequence, length and records u8
+    head     sequence u8, length u8, XXH3-64 of records, sequence and length u8
     record   length of name u2, is it packed? u1, length of content u4, name, content (packed: zlib)
 
 Everything in it may be lost: it only makes the next life as clever as this one. A round writes all that is known into
-the half that is not in use, a thing a tick, and ends with its head, so that whoever dies in between leaves the other.
-What has not changed is copied from there, and nothing is packed while there is room: that would take the longest, a
-millisecond for 60 KB. Rounds begin when time passes anyway; they wake nobody.
+the half that is not in use, a step a tick, and ends with its head, so that whoever dies in between leaves the other.
+What has not changed is copied from there, and nothing is packed while there is room: that takes the longest. A step is
+a thing, or a part of one that is packed; checksums go along. Rounds begin when time passes anyway; they wake nobody.
 """
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import xxhash
@@ -22,6 +22,8 @@ from kvstore.ports import Bytes
 LEARNED_BYTES: Final = 64 << 20  # untouched until needed: a tenant's gaps shrink to a few KiB, a pool's counts to less
 ROUND_NS: Final = 60 * 10**9
 CONTENT_BYTES_MAX: Final = 4 << 20  # of one thing, before it is packed
+FULL_SHARE: Final = 16  # with less left than such a part of a half, a round is over
+PACKED_BYTES: Final = 16 << 10  # of it in a step: 0.4 ms of what does not shrink
 
 
 class Thing(NamedTuple):
@@ -42,21 +44,20 @@ class _Place(NamedTuple):
 
 _HEAD: Final = struct.Struct("<QQQ")
 _RECORD: Final = struct.Struct("<HBI")
+_OVER: Final = object()
 
 
 class Learned:
     """One store's. Owner thread."""
 
     def __init__(self, table: Bytes, things: Callable[[], Iterable[Thing]]) -> None:
-        """`things` names all that is worth keeping."""
+        """`things` names all that is worth keeping, one after the other while time passes."""
         self._table = table
         self._things = things
         self._half_bytes = table.size // 2
         self._sequence = max(_sequence_of(self._half(half)) for half in (0, 1))
-        self._round: Iterator[Thing] | None = None
-        self._end = 0
+        self._round: Iterator[None] | None = None
         self._places: dict[str, _Place] = {}  # of the last round
-        self._written: dict[str, _Place] = {}  # of this one
         self._next_ns = 0
 
     def _half(self, number: int) -> Bytes:
@@ -67,74 +68,71 @@ class Learned:
         return _read(self._half(self._sequence & 1)) if self._sequence else {}
 
     def tick(self, now_ns: int) -> None:
-        """One thing more of a round; a new round once the last is old."""
+        """One step more of a round; a new round once the last is old."""
         if self._round is None:
             if now_ns < self._next_ns:
                 return
             if not self._next_ns:  # nothing can have been learned yet
                 self._next_ns = now_ns + ROUND_NS
                 return
-            self._begin()
-        if not self._go_on():
+            self._round = self._steps()
+        if next(self._round, _OVER) is _OVER:
+            self._round = None
             self._next_ns = now_ns + ROUND_NS
 
     def save(self) -> None:
         """All of it, now: this life ends."""
-        self._begin()
-        while self._go_on():
+        self._round = None
+        for _ in self._steps():
             pass
 
-    def _begin(self) -> None:
-        self._round = iter(list(self._things()))
-        self._end = _HEAD.size
-        self._written = {}
-        self._write(0, bytes(_HEAD.size))  # whatever lies there is no longer whole
-
-    def _go_on(self) -> bool:
-        assert self._round is not None, "a round was begun"
-        thing = next(self._round, None)
-        if thing is None:
-            self._seal()
-            self._round = None
-            return False
-        former = self._places.get(thing.name)
-        if former is not None and former.version == thing.version:
-            record = self._half(self._sequence & 1)[former.begin : former.end].tobytes()
-        else:
-            record = _record(thing.name, thing.content_of(), pack=2 * self._end > self._half_bytes)
-        begin, end = self._end, self._end + len(record)
-        if record and end <= self._half_bytes:
-            self._write(begin, record)
-            self._written[thing.name] = _Place(thing.version, begin, end)
-            self._end = end
-        return True
-
-    def _seal(self) -> None:
-        """The half that was written is the one in use from now on."""
-        sequence, length = self._sequence + 1, self._end - _HEAD.size
-        checksum = _checksum(sequence, length, self._half(sequence & 1))
-        self._write(0, _HEAD.pack(sequence, length, checksum))
-        self._sequence = sequence
-        self._places = self._written
-
-    def _write(self, at: int, content: bytes) -> None:
-        """Into the half that is not in use."""
-        half = self._half((self._sequence + 1) & 1)
-        memoryview(half)[at : at + len(content)] = content  # type: ignore[arg-type]
+    def _steps(self) -> Iterator[None]:
+        """A round, in steps of less than a millisecond. It is whole once its head is written, with the last one."""
+        source, target = self._half(self._sequence & 1), self._half((self._sequence + 1) & 1)
+        _write(target, 0, bytes(_HEAD.size))  # whatever lies there is no longer whole
+        written: dict[str, _Place] = {}
+        end, digest = _HEAD.size, xxhash.xxh3_64()
+        for thing in self._things():
+            former = self._places.get(thing.name)
+            if former is not None and former.version == thing.version:
+                record = source[former.begin : former.end].tobytes()
+            else:
+                record = yield from _record(thing, pack=2 * end > self._half_bytes)
+            begin, after = end, end + len(record)
+            if record and after <= self._half_bytes:
+                _write(target, begin, record)
+                digest.update(record)
+                written[thing.name] = _Place(thing.version, begin, after)
+                end = after
+            yield
+            if end > self._half_bytes - self._half_bytes // FULL_SHARE:
+                break  # hardly anything more would fit, and to try it all costs as much as if it did
+        sequence, length = self._sequence + 1, end - _HEAD.size
+        digest.update(_HEAD.pack(sequence, length, 0))
+        _write(target, 0, _HEAD.pack(sequence, length, digest.intdigest()))
+        self._sequence, self._places = sequence, written
 
 
-def _record(name: str, content: bytes, *, pack: bool) -> bytes:
+def _write(half: Bytes, at: int, content: bytes) -> None:
+    memoryview(half)[at : at + len(content)] = content  # type: ignore[arg-type]
+
+
+def _record(thing: Thing, *, pack: bool) -> Generator[None, None, bytes]:
     """Nothing for what is not worth one, or too large."""
+    content = thing.content_of()
     if not content or len(content) > CONTENT_BYTES_MAX:
         return b""
-    title, written = name.encode(), zlib.compress(content, 1) if pack else content
+    title, written = thing.name.encode(), (yield from _packed(content)) if pack else content
     return _RECORD.pack(len(title), pack, len(written)) + title + written
 
 
-def _checksum(sequence: int, length: int, half: Bytes) -> int:
-    digest = xxhash.xxh3_64(_HEAD.pack(sequence, length, 0))
-    digest.update(half[_HEAD.size : _HEAD.size + length].data)
-    return digest.intdigest()
+def _packed(content: bytes) -> Generator[None, None, bytes]:
+    packer, parts = zlib.compressobj(1), []
+    for begin in range(0, len(content), PACKED_BYTES):
+        yield
+        parts.append(packer.compress(content[begin : begin + PACKED_BYTES]))
+    yield
+    return b"".join((*parts, packer.flush()))
 
 
 def _sequence_of(half: Bytes) -> int:
@@ -142,7 +140,9 @@ def _sequence_of(half: Bytes) -> int:
     sequence, length, checksum = _HEAD.unpack(half[: _HEAD.size].tobytes())
     if not sequence or length > half.size - _HEAD.size:
         return 0
-    return sequence if _checksum(sequence, length, half) == checksum else 0
+    digest = xxhash.xxh3_64(half[_HEAD.size : _HEAD.size + length].data)
+    digest.update(_HEAD.pack(sequence, length, 0))
+    return sequence if digest.intdigest() == checksum else 0
 
 
 def _read(half: Bytes) -> dict[str, bytes]:

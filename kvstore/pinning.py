@@ -75,6 +75,12 @@ def _nobody_hears(_rows: U4) -> None:
     pass
 
 
+def _each_once(rows: U4) -> U4:
+    """The same array where that is so: a chain names a block twice only if its client made it so."""
+    unique = np.unique(rows)
+    return rows if unique.size == rows.size else unique
+
+
 class Pinning:
     """All pins of a store."""
 
@@ -95,7 +101,7 @@ class Pinning:
         self._of: dict[Tenant, dict[int, Held]] = {}
         self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
         self._leased_ns: dict[int, int] = {}  # when that was leased last
-        self._ending: deque[Held] = deque()  # they are over, and what they cover is not let go yet
+        self._ending: dict[Tenant, deque[Held]] = {}  # they are over, and what they cover is not let go yet
         self._covers = np.zeros(tables.blocks.size, dtype=np.uint16)  # untouched pages cost nothing
         self._used: Counter[Tenant] = Counter()  # bytes
         self._due: Deadlines[Held] = Deadlines()
@@ -117,7 +123,7 @@ class Pinning:
 
         HBM counts as DRAM where there is no HBM tier. `owner` is who will end it, "" for a client.
         """
-        if max(len(self._of.get(tenant, ())), len(self._ending)) >= PINS_PER_TENANT:
+        if max(len(self._of.get(tenant, ())), len(self._ending.get(tenant, ()))) >= PINS_PER_TENANT:
             self.tally.over_budget += 1
             return Pinned(*_NOTHING, Partial.TOO_MANY)
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
@@ -133,7 +139,7 @@ class Pinning:
             tenant,
             namespace,
             rows,
-            np.unique(rows),
+            _each_once(rows),
             self._ends[:0],
             now_ns + ttl_ns,
             ttl_ns,
@@ -155,7 +161,7 @@ class Pinning:
         for pin in ended.values():
             self._end(pin)
         self.tally.ended += len(ended)
-        self._let_go_some()
+        self._let_go_some(tenant)
         return len(ended)
 
     def list_pins(self, tenant: Tenant, after: int, most: int) -> list[Pin]:
@@ -198,8 +204,8 @@ class Pinning:
         """How many blocks of the run that was just found the tenant's budget allows."""
         fresh = self._covers[self._run[:end]] == 0
         budget = self._budget(tenant)
-        if self._ending and self._used[tenant] + int(fresh.sum()) * namespace.slot_bytes > budget:
-            self._let_go_some()
+        if tenant in self._ending and self._used[tenant] + int(fresh.sum()) * namespace.slot_bytes > budget:
+            self._let_go_some(tenant)
             fresh = self._covers[self._run[:end]] == 0
         room = max(0, budget - self._used[tenant]) // namespace.slot_bytes
         return int(np.searchsorted(np.cumsum(fresh), room, side="right"))
@@ -249,18 +255,22 @@ class Pinning:
         del mine[pin.number]
         if not mine:
             del self._of[pin.tenant]
-        self._ending.append(pin)
+        self._ending.setdefault(pin.tenant, deque()).append(pin)
 
-    def _let_go_some(self) -> None:
-        """As many as a tick has time for."""
-        left = LET_GO
-        while self._ending and left > 0:
-            pin = self._ending.popleft()
+    def _let_go_some(self, tenant: Tenant) -> None:
+        """As many of a tenant's as there is time for at once."""
+        left, ending = LET_GO, self._ending.get(tenant)
+        while ending and left > 0:
+            pin = ending.popleft()
             left -= pin.rows.size + 64  # what each takes whatever it covers
             self._charge(pin, -1)
             self._let_go(pin)
-            if not self._used[pin.tenant]:
-                del self._used[pin.tenant]
+            if not self._used[tenant]:
+                del self._used[tenant]
+        if ending:
+            self._ending[tenant] = self._ending.pop(tenant)  # in `tick` it is the others' turn first
+        else:
+            self._ending.pop(tenant, None)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -277,7 +287,8 @@ class Pinning:
             self._end(pin)
             self.tally.expired += 1
         self._look(now_ns)
-        self._let_go_some()
+        if self._ending:
+            self._let_go_some(next(iter(self._ending)))
 
     def _look(self, _now_ns: int) -> None:
         """Were blocks dropped that pins cover? All pins are looked at that were there when something was."""
@@ -314,7 +325,7 @@ class Pinning:
         self._charge(pin, -1)
         self._let_go(pin)
         pin.rows = pin.rows[:count].copy()
-        pin.paid = np.unique(pin.rows)
+        pin.paid = _each_once(pin.rows)
         self._hold(pin)
         self._charge(pin, 1)
 
@@ -329,7 +340,8 @@ class Pinning:
     def held(self) -> Iterator[Held]:
         """Pins that hold blocks, those included that are over."""
         yield from self.pins.values()
-        yield from self._ending
+        for ending in self._ending.values():
+            yield from ending
 
     def held_rows(self) -> Sequence[int]:
         """Rows that pins hold, once for each hold."""

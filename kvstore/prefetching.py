@@ -4,7 +4,8 @@
                           -> in DRAM -> used, or wasted: evicted or left alone until some time after its deadline
 
 Bounds: one piece on its way at a time, so that a client's read waits for little; bytes a second; and what has been
-fetched for a tenant and not been used yet, or fetches would evict one another. Requests for the same chain are one.
+fetched for a tenant and not been used yet, or fetches would evict one another. Requests for the same chain are one,
+as urgent as the most urgent of them, which is over when the last of them is.
 """
 
 from collections import Counter
@@ -46,10 +47,12 @@ class Wanted:
     namespace: Namespace
     keys: U8
     count: int
-    by_ns: int
+    first_ns: int  # by when the most urgent of those who asked wants it: the queue goes by that
+    by_ns: int  # by when the most patient one does: then it is late, or in vain
     key: Key
     piece: U4  # what of it is on its way
-    kept: int  # so many pins want it: it counts against their budget, and is not wasted if nobody uses it
+    kept: bool  # pins want it: it counts against their budget, and is not wasted if nobody uses it
+    asked: int = 1  # so many want it, and have not taken that back
 
 
 @dataclass(slots=True, eq=False)
@@ -129,37 +132,37 @@ class Prefetching:
         key = (namespace.number, keys[at + 4 * (end - 1) : at + 4 * end].tobytes(), kept)
         same = self._by_key.get(key)
         if same is not None:
-            same.by_ns, same.kept = max(same.by_ns, by_ns), same.kept + kept
+            same.asked += 1
+            same.by_ns = max(same.by_ns, by_ns)
+            if by_ns < same.first_ns:
+                same.first_ns = by_ns
+                self._enqueue(same)
             self.tally.merged += 1
             return Fetching(same.number, end - on_disk, on_disk)
         if self._count[tenant] >= PREFETCHES_PER_TENANT:
             self.tally.refused += 1
             return Fetching(0, end - on_disk, 0)
         copied = keys[at : at + 4 * end].copy()
-        wanted = Wanted(self._next, tenant, namespace, copied, end, by_ns, key, self._run[:0], int(kept))
+        wanted = Wanted(self._next, tenant, namespace, copied, end, by_ns, by_ns, key, self._run[:0], kept)
         self._next += 1
         self._wanted[wanted.number] = self._by_key[key] = wanted
         self._count[tenant] += 1
-        if len(self._queue) > 2 * len(self._wanted) + PREFETCHES_PER_TENANT:  # mostly cancelled ones
-            self._queue = sorted((each.by_ns, each.number) for each in self._wanted.values() if each is not wanted)
-        heappush(self._queue, (by_ns, wanted.number))
+        self._enqueue(wanted)
         return Fetching(wanted.number, end - on_disk, on_disk)
 
     def cancel(self, tenant: Tenant, numbers: Iterable[int]) -> None:
-        """These are not wanted any more. A piece that is on its way comes all the same."""
-        for number in numbers:
+        """One request fewer wants each of these. A piece that is on its way comes all the same."""
+        for number in set(numbers):
             wanted = self._wanted.get(number)
             if wanted is not None and wanted.tenant is tenant and not wanted.kept:
-                self._forget(wanted)
-                self.tally.cancelled += 1
+                self._take_back(wanted)
+                self.tally.cancelled += not wanted.asked
 
     def let_go(self, number: int) -> None:
         """One pin fewer wants this."""
         wanted = self._wanted.get(number)
         if wanted is not None:
-            wanted.kept -= 1
-            if not wanted.kept:
-                self._forget(wanted)
+            self._take_back(wanted)
 
     def forget_namespace(self, namespace: Namespace) -> None:
         """Its number goes to another."""
@@ -169,6 +172,17 @@ class Prefetching:
     def waiting(self, tenant: Tenant) -> int:
         """Prefetches of a tenant that are not done."""
         return self._count[tenant]
+
+    def _enqueue(self, wanted: Wanted) -> None:
+        """It has a turn from now on; one that it had already does no harm."""
+        if len(self._queue) > 2 * len(self._wanted) + PREFETCHES_PER_TENANT:  # mostly such, or of cancelled ones
+            self._queue = sorted((each.first_ns, each.number) for each in self._wanted.values() if each is not wanted)
+        heappush(self._queue, (wanted.first_ns, wanted.number))
+
+    def _take_back(self, wanted: Wanted) -> None:
+        wanted.asked -= 1
+        if not wanted.asked:
+            self._forget(wanted)
 
     def _forget(self, wanted: Wanted) -> None:
         del self._wanted[wanted.number], self._by_key[wanted.key]
@@ -254,7 +268,7 @@ class Prefetching:
         if (states != blocks.RESIDENT).any():  # it cannot be read
             self._forget(wanted)
         else:
-            heappush(self._queue, (wanted.by_ns, wanted.number))
+            self._enqueue(wanted)
 
     # -- used, or not --------------------------------------------------------------------------------------------
 

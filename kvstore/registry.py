@@ -41,6 +41,7 @@ class Registry:
         self.pools: dict[tuple[Tenant, int], Pool] = {}  # by slot bytes
         self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}  # by digest
         self.by_number: dict[int, Namespace] = {}
+        self._of: dict[Tenant, dict[int, Namespace]] = {}  # by number
         self._limits = limits
         self._tables = tables
         self._arenas = arenas
@@ -108,9 +109,13 @@ class Registry:
         pool = self.pool(tenant, slot_bytes)
         return self._file(Namespace(self._free_number(tenant), tenant, identity, digest, slot_bytes, pool))
 
+    def of(self, tenant: Tenant) -> list[Namespace]:
+        """A tenant's namespaces, those that came first in front."""
+        return list(self._of.get(tenant, {}).values())
+
     def _free_number(self, tenant: Tenant) -> int:
         """A number that no block bears; past the tenant's limit, that of a namespace nobody uses any more."""
-        mine = [namespace for (owner, _), namespace in self.namespaces.items() if owner is tenant]
+        mine = self.of(tenant)
         if len(mine) < NAMESPACES_PER_TENANT:
             number = len(self.by_number) + 1
             while number in self.by_number:  # a former life may have left gaps
@@ -118,16 +123,21 @@ class Registry:
             return number
         for namespace in mine:
             if not namespace.sessions and not self._tables.census[namespace.number]:
-                del self.namespaces[tenant, namespace.digest]
+                self._unfile(namespace)
                 self._forget(namespace.number)
                 return namespace.number
         raise LimitError(f"more than {NAMESPACES_PER_TENANT} namespaces of one tenant in use")
 
     def _file(self, namespace: Namespace) -> Namespace:
         self.namespaces[namespace.tenant, namespace.digest] = namespace
-        self.by_number[namespace.number] = namespace
+        self.by_number[namespace.number] = self._of.setdefault(namespace.tenant, {})[namespace.number] = namespace
         self._journal.add(_as_record(namespace))
         return namespace
+
+    def _unfile(self, namespace: Namespace) -> None:
+        """Its number is about to be another one's."""
+        del self.namespaces[namespace.tenant, namespace.digest]
+        del self._of[namespace.tenant][namespace.number]
 
     # -- what a former life, or a disk, knows of -----------------------------------------------------------------
 
@@ -155,7 +165,7 @@ class Registry:
             raise LimitError(f"namespace {number}")
         former = self.by_number.get(number)
         if former is not None:  # its number was given to another one later
-            del self.namespaces[former.tenant, former.digest]
+            self._unfile(former)
         self._file(Namespace(number, tenant, identity, digest, slot_bytes, self.pool(tenant, slot_bytes)))
 
     # -- rules and quotas ----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ class TierReport:
     populated_bytes: int
     locked_bytes: int
     stale_bytes: int  # still held by clients in arenas that were given up
+    huge_bytes: int = 0  # of what this daemon populated, what the kernel gave it huge pages for
 
 
 @dataclass(frozen=True, slots=True)

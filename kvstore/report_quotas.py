@@ -18,6 +18,8 @@ class QuotaReport:
     pin_share: float  # of its memory that pins may hold
     pin_budget_bytes: int  # what that is now
     in_flight_max: int | None  # tickets, and LEASEs that wait, at a time; None: as many as its sessions may have
+    dram_max_asked_bytes: int | None  # before it came to whole arenas, and to no more than there are
+    disk_max_asked_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

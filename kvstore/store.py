@@ -140,6 +140,7 @@ class Store:
         self.costing.forget(self.registry.by_number[number])
         self.prefetching.forget_namespace(self.registry.by_number[number])
         self.disk.commits.forget(number)
+        self.watching.departures.forget_namespace(number)
 
     def _bind_verbs(self) -> None:
         """A verb that one room carries out alone is that room's own method: a frame pays for no call in between."""

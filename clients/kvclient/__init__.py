@@ -35,7 +35,6 @@ from kvclient.results import (
     PinResult,
     Reason,
     Refused,
-    Retention,
     Status,
     StoreResult,
     Tiers,
@@ -43,6 +42,7 @@ from kvclient.results import (
 from kvclient.steps import Step
 from kvproto.errors import ClosedError, ForkError, KvError, ProtocolError, RefusedError, UsageError
 from kvproto.frames import Role
+from kvproto.retention import Retention
 
 __all__ = [
     "connect", "Client", "Namespace", "Lease", "Role",

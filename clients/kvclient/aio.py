@@ -30,12 +30,13 @@ from kvclient.flows import Flow
 from kvclient.lease import Held
 from kvclient.namespace import Verbs
 from kvclient.policy import Prefetch
-from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Retention, Status, StoreResult
+from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Status, StoreResult
 from kvclient.steps import Steps
 from kvclient.stream import Part, arrive, lead_of
 from kvproto.errors import Code
 from kvproto.frames import Role
 from kvproto.identity import NamespaceIdentity
+from kvproto.retention import Retention
 
 _clock = time.monotonic_ns
 
@@ -93,7 +94,7 @@ class AsyncLease(Held):
     async def copy_to(self, targets: object) -> bool:
         """As `Lease.copy_to`, in a thread."""
         memory = self._writable(targets)
-        wanted = len(memory.addresses)
+        wanted = memory.blocks
         watch = self._stopwatch(wanted)
         first = 0
         while first < wanted:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from kvclient.calls import Call, HelloCall
-from kvclient.copying import copy
+from kvclient.copying import copy, copy_at_once
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
 from kvclient.ledger import Waiter, Watcher
@@ -48,7 +48,7 @@ class AsyncConnection(Endpoint):
         if isinstance(step, Call):
             await self._ask(step)
         elif isinstance(step, Copy):
-            await in_thread(partial(copy, step.moves))
+            await in_thread(partial(copy_at_once if step.at_once else copy, step.moves))
         elif isinstance(step, Commit):
             await self._commit(step)
         elif isinstance(step, Watcher):

@@ -6,21 +6,75 @@ Three kinds are understood, by what they can do and not by importing their maker
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from kvclient.copying import Move, moves_of
 from kvproto.errors import UsageError
 
 _from_buffer: Final[Callable[[Any], ctypes.c_char]] = ctypes.c_char.from_buffer
 _address_of: Final = ctypes.addressof
 
 
-class Memory(NamedTuple):
-    """Addresses of blocks of equal size. `owners` keeps what lies there alive and of fixed size."""
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """Blocks of which each lies in pieces, as in an engine that has memory of its own for every layer.
 
-    addresses: Sequence[int]
+    Block i is what lies at `addresses[i][0]`, `addresses[i][1]` and so on, one after another, piece j being
+    `lengths[j]` bytes. Nothing can be checked of plain addresses but their number: the caller vouches for them, and
+    `owner` keeps what lies there alive.
+    """
+
+    addresses: Sequence[Sequence[int]]
+    lengths: Sequence[int]
+    owner: object
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+
+class Memory(NamedTuple):
+    """Where blocks of equal size lie. `owners` keeps what lies there alive and of fixed size."""
+
+    addresses: Sequence[int]  # of each block; empty if they are scattered
     owners: object
+    scattered: Scattered | None = None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks."""
+        return len(self.addresses if self.scattered is None else self.scattered.addresses)
+
+    def moves_in(self, first: int, sources: Sequence[int], block_bytes: int) -> list[Move]:
+        """The moves that fill blocks from `first` on with what lies at `sources`."""
+        scattered = self.scattered
+        if scattered is None:
+            return moves_of(self.addresses[first : first + len(sources)], sources, block_bytes)
+        return [
+            (target, source + start, length)
+            for pieces, source in zip(scattered.addresses[first : first + len(sources)], sources, strict=True)
+            for target, start, length in zip(pieces, _starts(scattered.lengths), scattered.lengths, strict=True)
+        ]
+
+    def moves_out(self, indices: Sequence[int], targets: Sequence[int], block_bytes: int) -> list[Move]:
+        """The moves that bring these blocks to `targets`."""
+        scattered = self.scattered
+        if scattered is None:
+            return moves_of(targets, [self.addresses[index] for index in indices], block_bytes)
+        return [
+            (target + start, source, length)
+            for index, target in zip(indices, targets, strict=True)
+            for source, start, length in zip(
+                scattered.addresses[index], _starts(scattered.lengths), scattered.lengths, strict=True
+            )
+        ]
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *accumulate(lengths[:-1])]
 
 
 def readable(blocks: object, count: int, block_bytes: int) -> Memory:
@@ -31,14 +85,16 @@ def readable(blocks: object, count: int, block_bytes: int) -> Memory:
 def writable(blocks: object, most: int, block_bytes: int) -> Memory:
     """Where up to `most` blocks can be written: one object a block, or one array whose first dimension they are."""
     memory = _locate(blocks, None, block_bytes, writable=True)
-    if len(memory.addresses) > most:
-        raise UsageError(f"{len(memory.addresses)} targets for {most} blocks")
+    if memory.blocks > most:
+        raise UsageError(f"{memory.blocks} targets for {most} blocks")
     return memory
 
 
 def _locate(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:
     if isinstance(blocks, np.ndarray) or hasattr(blocks, "data_ptr"):
         return _split(blocks, count, block_bytes, writable=writable)
+    if isinstance(blocks, Scattered):
+        return _scattered(blocks, count, block_bytes)
     try:
         number = len(blocks)
     except TypeError as error:
@@ -57,6 +113,16 @@ def _locate(blocks: Any, count: int | None, block_bytes: int, *, writable: bool)
         addresses.append(address)
         owners.append(owner)
     return Memory(addresses, owners)
+
+
+def _scattered(blocks: Scattered, count: int | None, block_bytes: int) -> Memory:
+    if count is not None and len(blocks) != count:
+        raise UsageError(f"{len(blocks)} scattered blocks for {count} keys")
+    if any(length <= 0 for length in blocks.lengths) or sum(blocks.lengths) != block_bytes:
+        raise UsageError(f"pieces of {list(blocks.lengths)} bytes for blocks of {block_bytes}")
+    if any(len(pieces) != len(blocks.lengths) for pieces in blocks.addresses):
+        raise UsageError(f"a scattered block has other than {len(blocks.lengths)} pieces")
+    return Memory((), blocks.owner, blocks)
 
 
 def _split(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:

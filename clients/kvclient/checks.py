@@ -7,10 +7,10 @@ from numbers import Real
 from typing import Final
 
 from kvclient import flows
-from kvclient.results import Retention
 from kvproto.errors import UsageError
-from kvproto.limits import KEYS_PER_FRAME, PIN_TTL_NS_MAX
+from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PIN_TTL_NS_MAX
 from kvproto.policy_frames import UNKNOWN, Tier
+from kvproto.retention import Retention
 
 NAME_CHARS: Final = 128
 TIERS: Final = {tier.name.lower(): tier for tier in Tier}
@@ -78,7 +78,12 @@ def expectation_of(seconds: "float | str | None") -> tuple[int, float]:
 
 def hinted_keys(keys: Sequence[bytes]) -> bytes:
     """The keys that a hint has room for: the first 1,024."""
-    return flows.join_keys(keys[:KEYS_PER_FRAME])
+    try:
+        first = keys[:KEYS_PER_FRAME]
+    except (TypeError, KeyError) as error:  # of a set, a generator, a dict
+        what = f"keys must be a sequence of {KEY_BYTES}-byte bytes objects, not a {type(keys).__name__}"
+        raise UsageError(what) from error
+    return flows.join_keys(first)
 
 
 def pin_ttl_ns(ttl_s: float | None, retention: "Retention | str | None") -> int:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kvclient.calls import Call
-from kvclient.copying import copy
+from kvclient.copying import copy, copy_at_once
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
 from kvclient.ledger import Waiter, Watcher
@@ -65,7 +65,7 @@ class Connection(Endpoint):
         if isinstance(step, Call):
             self._ask(step)
         elif isinstance(step, Copy):
-            copy(step.moves)
+            (copy_at_once if step.at_once else copy)(step.moves)
         elif isinstance(step, Commit):
             self._commit(step)
         elif isinstance(step, Watcher):

@@ -16,7 +16,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from kvkernels import libc
+
 Move: TypeAlias = tuple[int, int, int]  # target address, source address, bytes
+
+SMALL_MANY: Final = 4  # moves from which on `copy_at_once` does not copy one by one
 
 _BASE: Final = 4096  # nothing is ever mapped below
 
@@ -64,6 +68,16 @@ def copy(moves: Iterable[Move]) -> None:
             bitwise_or(read, read, bytes_at[start : start + length])
         else:
             memmove(target, source, length)
+
+
+def copy_at_once(moves: list[Move]) -> None:
+    """The same in few calls, for many small moves while other threads are busy in Python.
+
+    After each of its moves `copy` asks for the GIL again, and waits up to 5 ms for it while another thread computes.
+    Where the kernel does not allow this, or stops half-way, it is `copy`.
+    """
+    if len(moves) < SMALL_MANY or not libc.copy_pieces(moves):
+        copy(moves)
 
 
 class Stopwatch:

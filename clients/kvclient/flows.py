@@ -45,12 +45,13 @@ class Commit:
 
 
 class Copy:
-    """Move bytes; the memory on both sides is kept alive by whoever yields this."""
+    """Move bytes; the memory on both sides is kept alive by whoever yields this. `at_once`: see `copy_at_once`."""
 
-    __slots__ = ("moves",)
+    __slots__ = ("at_once", "moves")
 
-    def __init__(self, moves: list[Move]) -> None:
+    def __init__(self, moves: list[Move], *, at_once: bool = False) -> None:
         self.moves = moves
+        self.at_once = at_once
 
 
 Step: TypeAlias = Call | Commit | Watcher | Pause | Copy

@@ -8,8 +8,9 @@
 
 Every word is sent at once if there is a session and room in its socket, and is dropped and counted otherwise
 (`Status.hints_dropped`). A daemon that restarts has heard of nothing, so what is spoken of is announced anew to each
-session before anything else is said of it: the program; the workflow and the run. What was bound, entered or named as
-context before is not repeated: the next turn says it anyway.
+session before anything else is said of it: the program; the workflow and the run. A daemon that has lived on knows them
+by their versions, and goes on with them. What was bound, entered or named as context before is not repeated: the next
+turn says it anyway.
 
 The two flavours differ in one thing: what names keys may have to open their namespace first, which waits.
 """
@@ -40,7 +41,9 @@ _VERSIONED: Final = frozenset({Event.BIND, Event.ENTER})
 
 
 class Subject:
-    """What hints are about. Any thread: words about it reach the daemon in the order of their versions."""
+    """What hints are about. Words about it reach the daemon in the order of their versions, from whatever thread; of an
+    asyncio client, only that of its loop may say any.
+    """
 
     _heard_by: "weakref.ref[Session] | None" = None  # the session that it was announced to
     _over = False
@@ -102,6 +105,8 @@ class Subject:
             self._tell(Hint(event, self.name))
             self._over = True
             self._heard_by = None  # a word after the end is one about a new beginning
+            if self._beginning is not None and self._beginning.version:
+                self._beginning = dataclasses.replace(self._beginning, version=time.monotonic_ns())
 
 
 class ProgramWords(Subject):
@@ -169,7 +174,7 @@ class RunWords(Subject):
         beginning = None
         if workflow is not None:
             seconds = duration_if_known("idle_s", idle_s)
-            beginning = Hint(Event.RUN, name, other=workflow.name, seconds=seconds)
+            beginning = Hint(Event.RUN, name, other=workflow.name, seconds=seconds, version=time.monotonic_ns())
         super().__init__(endpoint, name, beginning, workflow)
 
     def enter(self, step: str) -> None:
@@ -221,7 +226,7 @@ class WorkflowWords(Subject):
     def __init__(self, endpoint: Endpoint, name: str, given: Steps) -> None:
         name, steps = name_of("name", name), steps_of(given)
         self.steps = frozenset(step.name for step in steps)
-        # The version is that of the description, so that announcing it again does not oust a newer one.
+        # The version is that of the description, so that announcing it again neither ousts a newer one nor is refused.
         super().__init__(endpoint, name, Hint(Event.WORKFLOW, name, text=text_of(steps), version=time.monotonic_ns()))
 
 

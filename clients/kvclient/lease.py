@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from kvclient import buffers, flows
 from kvclient.connection import Connection
-from kvclient.copying import Move, Stopwatch, copy, moves_of
+from kvclient.copying import Move, Stopwatch, copy, copy_at_once
 from kvclient.endpoint import Endpoint
 from kvclient.mapping import Place
 from kvclient.results import Tiers
@@ -140,12 +140,11 @@ class Held:
 
     def _copying(self, memory: buffers.Memory, first: int, end: int) -> Callable[[], None]:
         """What copies blocks `first` to `end`, for any thread; it keeps alive what it needs."""
-        addresses = memory.addresses[first:] if first else memory.addresses
         places = self._places(first, end)
         if any(part.cold for part in self._parts):
-            return partial(self._copy_cold, addresses, places, memory)
+            return partial(self._copy_cold, memory, first, places)
         sources = [mapping.address + offset for mapping, offset in places]
-        moves = moves_of(addresses, sources, self._block_bytes)
+        moves = memory.moves_in(first, sources, self._block_bytes)
         return partial(_copy, moves, memory, places)
 
     def _stopwatch(self, blocks: int) -> Stopwatch | None:
@@ -169,14 +168,14 @@ class Held:
             report = Report(part.namespace, Kind.LOAD, Tier.DRAM, blocks * self._block_bytes, watch.ns / 1e9)
             self._endpoint.say(part.session, build_report(report))
 
-    def _copy_cold(self, addresses: Sequence[int], places: list[Place], *_kept_alive: object) -> None:
+    def _copy_cold(self, memory: buffers.Memory, first: int, places: list[Place]) -> None:
         """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
         populate = self._endpoint.memory.populate
         block_bytes = self._block_bytes
-        for target, (mapping, offset) in zip(addresses, places, strict=False):
+        for index, (mapping, offset) in enumerate(places, first):
             if mapping.cold:
                 populate(mapping, offset, block_bytes)
-            copy([(target, mapping.address + offset, block_bytes)])
+            _copy(memory.moves_in(index, [mapping.address + offset], block_bytes), memory, places)
 
     def _places(self, first: int, end: int) -> list[Place]:
         """Where blocks of the lead run lie; nowhere if the daemon named what does not exist: then the lease is void."""
@@ -233,7 +232,7 @@ class Lease(Held):
         targets from the front are good, otherwise none is.
         """
         memory = self._writable(targets)
-        wanted = len(memory.addresses)
+        wanted = memory.blocks
         watch = self._stopwatch(wanted)
         first = 0
         while first < wanted:
@@ -272,5 +271,5 @@ class Lease(Held):
         self.release()
 
 
-def _copy(moves: list[Move], *_kept_alive: object) -> None:
-    copy(moves)
+def _copy(moves: list[Move], memory: buffers.Memory, _kept_alive: list[Place]) -> None:
+    (copy if memory.scattered is None else copy_at_once)(moves)

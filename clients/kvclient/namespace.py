@@ -15,13 +15,14 @@ from kvclient.endpoint import Endpoint
 from kvclient.lease import Lease
 from kvclient.ledger import Ledger
 from kvclient.policy import PolicyVerbs, Prefetch
-from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Retention, StoreResult
+from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, StoreResult
 from kvclient.stream import Part
 from kvproto.errors import UsageError
 from kvproto.frames import RECOMPUTE_US_MAX, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import BlockKey
 from kvproto.keys import block_keys
+from kvproto.retention import Retention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from kvclient import flows, policy_flows
 from kvclient.checks import amount, duration, expectation_of, hinted_keys, name_of, pin_ttl_ns, tier_of, whole
 from kvclient.endpoint import Endpoint
-from kvclient.results import Advice, PinInfo, PinResult, Retention
+from kvclient.results import Advice, PinInfo, PinResult
 from kvproto import policy_frames
 from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import PREFETCH_NS_MAX
 from kvproto.policy_frames import UNKNOWN, Event, Fetching, Hint, Kind, Question, Report, Tier
+from kvproto.retention import Retention
 
 if TYPE_CHECKING:
     from kvclient.protocol import Session
@@ -41,7 +42,11 @@ class Prefetch:
         return f"Prefetch(there={self.there}, coming={self.coming})"
 
     def cancel(self) -> None:
-        """These blocks are not wanted any more: reads that have not begun are not made. Never waits. Any thread."""
+        """These blocks are not wanted here any more: reads that have not begun are not made, unless somebody else in
+        the tenant wants them. Never waits.
+
+        Any thread; of an asyncio client, only that of its loop.
+        """
         prefetches, self._prefetches = self._prefetches, []
         if prefetches:
             self._endpoint.say(self._session, policy_frames.build_cancel(prefetches))
@@ -68,7 +73,8 @@ class PolicyVerbs:
     def report_load(self, tier: str, load_bytes: int, seconds: float) -> None:
         """Loading so many bytes from a tier ("dram", "disk") took `seconds`. Never waits; else as `report_prefill`.
 
-        Leases report what they copy by themselves. This is for engines that read a lease's views into a device.
+        Of the copies of leases of 1 MiB and more one in 16 reports itself, unless it reads an arena that is new to this
+        process. This is for engines that read a lease's views into a device.
         """
         size = whole("load_bytes", load_bytes, least=1)
         self._report(Report(0, Kind.LOAD, tier_of(tier), size, duration("seconds", seconds)))

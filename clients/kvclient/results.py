@@ -103,18 +103,6 @@ class Match:
         return load_s is None or recompute_s is None or load_s <= recompute_s
 
 
-class Retention(StrEnum):
-    """How long a pin lasts, in the two classes that users of hosted models know."""
-
-    FIVE_MINUTES = "5m"
-    ONE_HOUR = "1h"
-
-    @property
-    def seconds(self) -> float:
-        """The same as a time."""
-        return 300.0 if self is Retention.FIVE_MINUTES else 3600.0
-
-
 class Partial(StrEnum):
     """Why a pin covers less than it was asked for; empty, and so false, where it covers all.
 
@@ -124,7 +112,6 @@ class Partial(StrEnum):
     NOTHING = ""
     ABSENT = "absent"  # the chain ends there, or what follows is still being written
     BUDGET = "budget"  # the tenant's pins have no room for more
-    NO_ROOM = "no_room"  # no room in that tier for what lies below it
     TOO_MANY = "too_many"  # the tenant has as many pins as it may
     REFUSED = "refused"  # the daemon does not take pins like this
     UNREACHABLE = "unreachable"  # no daemon, or it went away meanwhile

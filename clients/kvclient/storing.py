@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from kvclient.buffers import Memory
 from kvclient.calls import CommitCall, Opened, ReserveCall
-from kvclient.copying import moves_of
 from kvclient.flows import Clock, Commit, Copy, Flow, Target, open_namespace
 from kvclient.ledger import Ledger, Pause, Settled
 from kvclient.results import Reason, Refused, StoreResult
@@ -191,9 +190,9 @@ class Storing:
             self._session.memory.warm(places, opened.block_bytes)
         while self._grants and self._lost is None:
             batch = self._grants[:blocks]
-            sources = [self._source.addresses[index] for index, _, _ in batch]
             targets = [self._ring.address + page * PAGE_BYTES for _, page, _ in batch]
-            yield Copy(moves_of(targets, sources, opened.block_bytes))
+            moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
+            yield Copy(moves, at_once=self._source.scattered is not None)
             del self._grants[:blocks]
             self._batch = [ticket for _, _, ticket in batch]
             self._tickets += [(index, ticket) for index, _, ticket in batch]

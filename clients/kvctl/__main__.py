@@ -1,5 +1,5 @@
 """`python -m kvctl`: the same as the console script."""
 
-from kvctl.cli import main
+from kvctl.entry import main
 
 main()

@@ -39,6 +39,7 @@ from kvctl.host import Host, LinuxHost, Listener, package_version
 from kvctl.scope import PREFIX_DIGITS, Scope, parse
 from kvctl.scrub import follow, parse_rate
 from kvproto import control_pb2 as pb
+from kvproto.sizes import UNITS_SAID
 
 __all__ = ["app", "globals_first", "main"]
 
@@ -322,7 +323,10 @@ def scrub(
     ] = False,
     rate: Annotated[
         str | None,
-        typer.Option(metavar="BYTES", help="A second at most: 100MiB; 0: as fast as it goes. Else disk.scrub_rate."),
+        typer.Option(
+            metavar="BYTES",
+            help=f"A second at most: 100MiB ({UNITS_SAID}); 0: as fast as it goes. Else disk.scrub_rate.",
+        ),
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Start nothing: say how far it is.")] = False,
 ) -> None:
@@ -417,7 +421,7 @@ def pin(
     extra: Extra = "",
     namespace: Digest = None,
     tenant: Owner = None,
-    ttl: Annotated[pins.Retention, typer.Option(help="How long: five minutes or an hour.")] = pins.Retention.LONG,
+    ttl: Annotated[pins.Retention, typer.Option(help="How long: five minutes or an hour.")] = pins.Retention.ONE_HOUR,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Wherever it lies will do; otherwise in memory.")] = False,
     refresh: Annotated[bool, typer.Option("--refresh", help="A use begins the time anew.")] = False,
 ) -> None:

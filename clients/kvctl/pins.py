@@ -1,7 +1,6 @@
 """`kvctl pins`: what is kept, for whom, until when, and what of it the budgets allow; prefetches with it."""
 
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -12,27 +11,15 @@ from kvctl.insight import Miss
 from kvctl.render import _table, size, span
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
+from kvproto.retention import Retention
 
 __all__ = ["Retention", "pin", "pinned", "pins", "prefetch"]
 
 _WHY: Final = {
     "absent": "the chain ends there",
     "budget": "the tenant's pins have no room for more; kvctl quota TENANT set pin_share=...",
-    "no_room": "there is no room for what lies below",
     "too_many": "the tenant has as many pins as it may; kvctl pins lists them",
 }
-
-
-class Retention(StrEnum):
-    """Times that have a name."""
-
-    SHORT = "5m"
-    LONG = "1h"
-
-    @property
-    def seconds(self) -> float:
-        """So long it is."""
-        return 300.0 if self is Retention.SHORT else 3600.0
 
 
 def pin(client: ControlClient, chain: Miss, seconds: float, *, on_disk: bool, refresh: bool) -> list[pb.PinResponse]:

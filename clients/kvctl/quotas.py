@@ -1,7 +1,6 @@
 """`kvctl quota`: what tenants are promised of memory and disk, and the most that they may have."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final
 
 import typer
@@ -11,7 +10,7 @@ from rich.text import Text
 from kvctl.client import Exit, KvctlError, printable
 from kvctl.render import _table, size
 from kvproto import control_pb2 as pb
-from kvproto.limits import GIB, KIB, MIB
+from kvproto.sizes import UNITS_SAID, parse_bytes, quoted
 
 __all__ = ["KEYS", "quota_changes", "quotas", "tenants", "wish"]
 
@@ -25,15 +24,13 @@ KEYS: Final = {  # as the configuration has them
     "in_flight": "in_flight_max",
 }
 
-_SIZE: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))? ?(B|KiB|MiB|GiB|TiB)?")
-_UNITS: Final[dict[str | None, int]] = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": KIB * GIB}
-
 Tenant = Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Only this one.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[set KEY=VALUE ... | reset]",
-        help=f"Keys: {', '.join(KEYS)}. Sizes as 16GiB; {USUAL} for an equal share, or for no maximum.",
+        help=f"Keys: {', '.join(KEYS)}. Sizes as 16GiB ({UNITS_SAID}); {USUAL} for an equal share, or for no maximum. "
+        "What a tenant gets is in whole arenas of memory and segments of disk: the answer says how much.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
@@ -73,23 +70,9 @@ def _say(request: pb.SetQuotaRequest, pair: str) -> None:
         elif field == "in_flight_max":
             request.in_flight_max = int(text)
         else:
-            setattr(request, field, _bytes_of(text))
+            setattr(request, field, parse_bytes(text))
     except ValueError:
-        raise _usage(
-            f"{printable(text)!r} is no value of {key}; sizes are such as 16GiB, a share is from 0 to 1"
-        ) from None
-
-
-def _bytes_of(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    fraction = match[2] or ""
-    scaled = int(match[1] + fraction) * _UNITS[match[3]]
-    size_bytes, rest = divmod(scaled, int(10 ** len(fraction)))
-    if rest:
-        raise ValueError(text)
-    return size_bytes
+        raise _usage(f"{quoted(text)} is no value of {key}; sizes are such as 16GiB, a share is from 0 to 1") from None
 
 
 def quotas(reports: Iterable[pb.Quota]) -> Table:
@@ -105,7 +88,7 @@ def quotas(reports: Iterable[pb.Quota]) -> Table:
             f"{one.pin_share:.0%}\n{size(one.pin_budget_bytes)}",
             f"{one.in_flight_max:,}" if one.HasField("in_flight_max") else "-",
         )
-    table.caption = "* an equal share, as of now; guarantees are in whole arenas and segments"
+    table.caption = "* an equal share, as of now; what holds is in whole arenas and segments"
     table.caption_justify = "left"
     return table
 
@@ -121,14 +104,23 @@ def quota_changes(report: pb.SetQuotaResponse) -> Text:
     lines = [f"{printable(report.quota.tenant)} {verb}, by {_origin(report.quota)}:"]
     for name, text in now.items():
         lines.append(f"  {name}: {text}" + ("" if before[name] == text else f", until now {before[name]}"))
-    for name, asked, held in (
-        ("dram", report.quota.dram_asked_bytes, report.quota.dram_guaranteed_bytes),
-        ("disk", report.quota.disk_asked_bytes, report.quota.disk_guaranteed_bytes),
+    return Text("\n".join([*lines, *_less_than_asked(report.quota)]))
+
+
+def _less_than_asked(one: pb.Quota) -> Iterator[str]:
+    """What was really set where that is less."""
+    maximum = "and no more than there are"
+    for name, asked, held, why in (
+        ("dram_guaranteed", one.dram_asked_bytes, one.dram_guaranteed_bytes, "in whole arenas"),
+        ("dram_max", one.dram_max_asked_bytes, one.dram_max_bytes, f"in whole arenas, {maximum}"),
+        ("disk_guaranteed", one.disk_asked_bytes, one.disk_guaranteed_bytes, "in whole segments"),
+        ("disk_max", one.disk_max_asked_bytes, one.disk_max_bytes, f"in whole segments, {maximum}"),
     ):
         if asked > held:
-            unit = "arenas" if name == "dram" else "segments"
-            lines.append(f"  {name}_guaranteed is {size(held)} of {size(asked)}: it is in whole {unit}")
-    return Text("\n".join(lines))
+            shown = f"{size(held)} of the {size(asked)}"
+            if size(held) == size(asked):
+                shown = f"{held:,} of the {asked:,} bytes"
+            yield f"  {name} is {shown} asked for: it is {why}"
 
 
 def _in_words(one: pb.Quota) -> dict[str, str]:

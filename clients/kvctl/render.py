@@ -116,7 +116,12 @@ def _tiers(tiers: Iterable[pb.Tier]) -> Table:
 
 def _memory(tier: pb.Tier) -> Text:
     """What only tiers in memory have; nothing for disk."""
-    held = {"populated": tier.populated_bytes, "locked": tier.locked_bytes, "stale": tier.stale_bytes}
+    held = {
+        "populated": tier.populated_bytes,
+        "in huge pages": tier.huge_bytes,
+        "locked": tier.locked_bytes,
+        "stale": tier.stale_bytes,
+    }
     if tier.name == "disk":
         return Text(end="")
     return Text(f"{printable(tier.name)}: " + ", ".join(f"{size(of)} {name}" for name, of in held.items()))
@@ -197,7 +202,7 @@ def counters(report: pb.Counters) -> RenderableType:
 
 
 def tenants(reports: Iterable[pb.Tenant]) -> Table:
-    """`kvctl tenants`."""
+    """What each tenant holds, as `kvctl status` has it."""
     table = _table("tenant", "uids", ">assigned", ">used", ">stale", ">blocks", ">clients")
     for one in reports:
         held = (one.assigned_bytes, one.used_bytes, one.stale_bytes)

@@ -1,6 +1,5 @@
 """`kvctl scrub`: have all that lies on disk read and verified, and watch."""
 
-import re
 import time
 from typing import Final
 
@@ -9,24 +8,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.render import console, size
 from kvproto import control_pb2 as pb
-from kvproto.limits import GIB, KIB, MIB
+from kvproto.sizes import parse_bytes, quoted
 
 __all__ = ["follow", "parse_rate"]
 
 PAUSE_S: Final = 0.5  # between two looks
-
-_RATE: Final = re.compile(r"([0-9]{1,12}) ?([KMG]iB|B)?(?:/s)?")
-_UNITS: Final = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+RATE_MAX: Final = 1 << 62  # bytes a second; the daemon takes far less
 
 
 def parse_rate(text: str) -> int:
     """Bytes a second of "100MiB", "100MiB/s" or "104857600"; 0 for no limit. Raises KvctlError."""
-    match = _RATE.fullmatch(text.strip())
-    if match is None:
-        raise KvctlError(
-            Exit.USAGE, f"{text!r} is not a rate; --rate takes bytes a second, such as 100MiB, or 0 for no limit"
-        )
-    return int(match[1]) * _UNITS[match[2]]
+    try:
+        rate = parse_bytes(text.strip().removesuffix("/s"))
+    except ValueError:
+        rate = -1
+    if not 0 <= rate <= RATE_MAX:
+        what = "--rate takes bytes a second, such as 100MiB, or 0 for no limit"
+        raise KvctlError(Exit.USAGE, f"{quoted(text)} is not a rate; {what}")
+    return rate
 
 
 def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:

@@ -2,6 +2,6 @@
 
 import sys
 
-from kvstored.cli import main
+from kvstored.entry import main
 
 sys.exit(main())

@@ -190,6 +190,7 @@ class Admin:
             populated_bytes=memory.populated_bytes,
             locked_bytes=memory.locked_bytes,
             stale_bytes=store.arenas.stale_bytes(),
+            huge_bytes=memory.huge_bytes,
         )
 
     def _disk(self) -> DiskReport:
@@ -314,11 +315,17 @@ class Admin:
 
     def pin(self, wish: PrefixWish) -> Pinned:
         """See the port."""
-        return pin(self._store, wish)
+        try:
+            return pin(self._store, wish)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
 
     def prefetch(self, wish: PrefixWish) -> Fetching:
         """See the port."""
-        return prefetch(self._store, wish)
+        try:
+            return prefetch(self._store, wish)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
         """See the port."""

@@ -1,7 +1,7 @@
 """What operators wish of pins and prefetches, and what is answered.
 
 owner thread    `pin`, `prefetch`, `unpin`
-handler         `prefix_wish_of`, `ttl_ns_of`, `pinned_of`, `pins_of`     requests are checked, answers written down
+handler         `prefix_wish_of`, `pinned_of`, `pins_of`     requests are checked, answers written down
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def prefix_wish_of(
 
 
 def pin(store: Store, wish: PrefixWish) -> Pinned:
-    """Keep it. Raises KeyError(text) where it is not plain which namespace is meant."""
+    """Keep it. Raises KeyError(text): no such namespace; ValueError: several could be meant."""
     namespace, keys = _found(store, wish)
     return store.pinning.pin(
         namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, wish.tier, refresh=wish.refresh, owner="operator"
@@ -50,7 +50,7 @@ def pin(store: Store, wish: PrefixWish) -> Pinned:
 
 
 def prefetch(store: Store, wish: PrefixWish) -> Fetching:
-    """Have it read. Raises KeyError(text) where it is not plain which namespace is meant."""
+    """Have it read. Raises KeyError(text): no such namespace; ValueError: several could be meant."""
     namespace, keys = _found(store, wish)
     return store.prefetching.prefetch(namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, Tier.DRAM)
 
@@ -64,7 +64,7 @@ def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:
     if not found:
         raise KeyError("no such namespace holds blocks or is open")
     if len(found) > 1:
-        raise KeyError(f"{len(found)} namespaces could be meant; name one, and its tenant")
+        raise ValueError(f"{len(found)} namespaces could be meant; name one, and its tenant if several have it")
     return found[0], np.frombuffer(b"".join(wish.keys), dtype=np.uint64).copy()
 
 

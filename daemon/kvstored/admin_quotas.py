@@ -115,4 +115,6 @@ def _report(store: "Store", name: str) -> QuotaReport:
         pin_share=quota.pin_share,
         pin_budget_bytes=budget_bytes,
         in_flight_max=quota.in_flight,
+        dram_max_asked_bytes=quota.dram_max_bytes,
+        disk_max_asked_bytes=quota.disk_max_bytes,
     )

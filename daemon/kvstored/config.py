@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from kvproto import limits
+from kvproto.sizes import format_bytes, parse_bytes
 from kvstore.quotas import USUAL, Capacity, Quota
 from kvstore.report import ConfigValue
 from kvstore.rules import Tier
@@ -64,7 +65,7 @@ from kvstored.settings import (
     Setting,
     numbers_needed,
 )
-from kvstored.units import ConfigError, format_bytes, format_seconds, parse_bytes, parse_seconds
+from kvstored.units import ConfigError, format_seconds, parse_seconds
 
 __all__ = [
     "EX_CONFIG", "SETTINGS", "Config", "ConfigError", "Loaded", "Setting", "TenantConfig", "load",

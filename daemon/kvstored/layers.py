@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from kvproto import limits
+from kvproto.sizes import quoted
 from kvstore.quotas import USUAL, Quota
 from kvstore.report import ConfigValue
 from kvstored.quota_keys import QUOTA_KEYS, read_quota
 from kvstored.settings import SETTINGS, AnySetting
-from kvstored.units import ConfigError, TomlFile, dotted, quoted, toml_type_name
+from kvstored.units import ConfigError, TomlFile, dotted, toml_type_name
 
 UID_MAX: Final = 2**32 - 2  # (uid_t)-1 means "no change" to chown and setresuid
 UID_UNMAPPED: Final = 65534  # what the kernel shows for a uid that this user namespace does not map

@@ -39,6 +39,7 @@ class Region:
     region_bytes: int
     address: int
     view: Bytes
+    huge_bytes: int = 0  # made in huge pages
     gone: bool = False  # nobody needs it any more: not worth faulting in
 
     def unmap(self) -> None:
@@ -104,6 +105,7 @@ class HostMemory:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self.populated_bytes = 0
+        self.huge_bytes = 0  # of these, made in huge pages
         self.locked_bytes = 0
         self.faults: list[str] = []  # what status warns of
 
@@ -303,7 +305,12 @@ class HostMemory:
                 if not region.address:
                     return  # given up before it was ready
                 step_bytes = min(STEP_BYTES, region.region_bytes - start)
-                # Pages that are there are mapped sixteen at a time by reading, one by one by writing.
+                if counted and step_bytes % libc.HUGE_PAGE_BYTES == 0:
+                    huge_bytes = step_bytes if libc.make_huge(region.address + start, step_bytes) else 0
+                    region.huge_bytes += huge_bytes
+                    self.huge_bytes += huge_bytes
+                # The rest, in small pages. Those that are there are mapped sixteen at a time by reading, one by one
+                # by writing.
                 advice = libc.MADV_POPULATE_WRITE if counted else libc.MADV_POPULATE_READ
                 libc.advise(region.address + start, step_bytes, advice)
                 self.populated_bytes += step_bytes if counted else 0
@@ -348,6 +355,7 @@ class HostMemory:
         except OSError as error:
             self._fault(f"cannot give an arena back: {error}")
         self.populated_bytes = max(0, self.populated_bytes - region.region_bytes)
+        self.huge_bytes -= region.huge_bytes
         self.locked_bytes = max(0, self.locked_bytes - region.region_bytes)
         if self._prefault:
             self._spares_wanted.release()

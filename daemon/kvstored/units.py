@@ -15,14 +15,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from kvproto.limits import GIB, KIB, MIB
+from kvproto.limits import MIB
+from kvproto.sizes import format_bytes, parse_bytes, quoted
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
-# Binary units ascend, for format_bytes.
-BINARY_UNITS: Final = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": KIB * GIB}
-BYTE_UNITS: Final = BINARY_UNITS | {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SECOND_UNITS: Final = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 SWITCH_WORDS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
@@ -34,7 +32,6 @@ NO_FOLDERS: Final = "none"
 # Far above any sensible file, and small enough that a wrong path (a device, a log) costs nothing.
 FILE_BYTES: Final = MIB
 
-# Eighteen digits hold any size that fits a signed 64-bit file offset, and keep the conversion cheap.
 _QUANTITY: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
 _SYNTAX_ERROR: Final = re.compile(r"(.*) \(at (?:line ([0-9]+), column [0-9]+|end of document)\)", re.DOTALL)
@@ -68,30 +65,6 @@ class Kind(Generic[T]):
     bare: str | None = None
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as "1GiB", "1.5 MB" or "4096" (no unit means bytes).
-
-    Units are exact and case counts: "Gib" is a gigabit to some, a typing error to others. Raises ValueError.
-    """
-    match = _QUANTITY.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f'{quoted(text)} is not a size; write a number and a unit, such as "1GiB"')
-    unit_bytes = BYTE_UNITS.get(match[2] or "B")
-    if unit_bytes is None:
-        raise ValueError(f"{quoted(match[2])} is not a unit of size; one of {', '.join(BYTE_UNITS)}")
-    size_bytes = Fraction(match[1]) * unit_bytes
-    if size_bytes.denominator != 1:
-        raise ValueError(f"{quoted(text)} is not a whole number of bytes")
-    return size_bytes.numerator
-
-
-def format_bytes(size_bytes: int) -> str:
-    """The size in the largest binary unit that shows it exactly: 67108864 is "64MiB", 1000 is "1000B"."""
-    fitting = [unit for unit, unit_bytes in BINARY_UNITS.items() if size_bytes % unit_bytes == 0]
-    unit = fitting[-1] if size_bytes else "B"
-    return f"{size_bytes // BINARY_UNITS[unit]}{unit}"
-
-
 def parse_seconds(text: str) -> float:
     """Seconds of a duration such as "500ms", "30s", "5m" or "1h"; a unit is needed. Raises ValueError."""
     match = _QUANTITY.fullmatch(text.strip())
@@ -106,11 +79,6 @@ def parse_seconds(text: str) -> float:
 def format_seconds(duration_s: float) -> str:
     """The duration in seconds: 30.0 is "30s", 0.5 is "0.5s"."""
     return f"{int(duration_s) if duration_s.is_integer() else duration_s}s"
-
-
-def quoted(text: str) -> str:
-    """Text of an operator as it appears in a message: on one line, escaped, and not endless."""
-    return repr(text if len(text) <= 64 else f"{text[:61]}...")
 
 
 def size_kind(low_bytes: int, high_bytes: int, *, multiple_bytes: int = 1) -> Kind[int]:

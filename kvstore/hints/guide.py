@@ -183,13 +183,15 @@ class Guide:
         return self.workflows.define(hint.name, graph, hint.version, now_ns) or ()
 
     def _run(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
-        former = list(self._bound(hint.name))  # a run of that name is over, unless this one is refused
+        former = list(self._bound(hint.name))  # a run of that name is over, unless it is this one or this is refused
         ttl_s = RUN_TTL_S if isnan(hint.seconds) else hint.seconds
-        refused = self.workflows.start(hint.name, hint.other, now_ns, ttl_s)
-        if refused is None:
+        begun = self.workflows.start(hint.name, hint.other, hint.version, now_ns, ttl_s)
+        if isinstance(begun, Refused):
+            return begun
+        if begun:
             self._over(former)
             self._forget_run(hint.name)
-        return refused or ()
+        return ()
 
     def _bind(self, hint: Hint, now_ns: int, _: CostsOf) -> Heard:
         refused = self.workflows.bind(hint.name, hint.other, _chain(hint), hint.version, now_ns)

@@ -15,7 +15,8 @@ Only beginnings are told; which steps are over follows from them. A step that be
     all that run and could lead to it   if neither is so: what happened between was not told
 
 Updates carry a version, since an engine and an orchestrator may both tell of one run: what is not newer than what is
-known of the same thing is refused as OLD.
+known of the same thing is refused as OLD. But for what only says again what is so: clients do that whenever they have
+connected anew, as they cannot know whether the daemon has lived on.
 """
 
 from collections import Counter
@@ -148,6 +149,7 @@ class Run:
     workflow: str
     progress: Progress
     ttl_ns: int
+    begun: int  # the version with which it was begun
     version: int = -1  # of the last `enter`
     bound: dict[int, _Bound] = field(default_factory=dict)
     entered: set[int] = field(default_factory=set)
@@ -218,15 +220,23 @@ class Workflows:
             return Refused(Refusal.NAME, shown(name))
         known = self._workflows.get(name)
         if known is not None and version <= known.version:
-            return Refused(Refusal.OLD, shown(name))
+            if graph != known.graph:
+                return Refused(Refusal.OLD, shown(name))
+            self._use(name, now_ns)
+            return None
         self._workflows.pop(name, None)
         if len(self._workflows) >= WORKFLOWS:
             del self._workflows[next(iter(self._workflows))]
         self._workflows[name] = _Workflow(graph, version, now_ns)
         return None
 
-    def start(self, run: str, workflow: str, now_ns: int, ttl_s: float = RUN_TTL_S) -> Refused | None:
-        """Begin an execution; it is over once nothing was heard of it for `ttl_s`. A run of that name is ended."""
+    def start(
+        self, run: str, workflow: str, version: int, now_ns: int, ttl_s: float = RUN_TTL_S
+    ) -> bool | Refused:  # fmt: skip
+        """Begin an execution; it is over once nothing was heard of it for `ttl_s`. An older run of that name is ended.
+
+        False: it is the one that runs already, and goes on.
+        """
         if not is_name(run):
             return Refused(Refusal.NAME, shown(run))
         known = self._workflows.get(workflow)
@@ -235,14 +245,27 @@ class Workflows:
         ttl_ns = duration_ns(ttl_s, TTL_S_MAX)
         if ttl_ns is None:
             return Refused(Refusal.TIME, shown(run))
+        former = self._runs.get(run)
+        if former is not None and version <= former.begun:
+            return self._begun_again(former, workflow, version, now_ns)
         self.end(run)
         if len(self._runs) >= RUNS:
             return Refused(Refusal.FULL, shown(run))
-        self._workflows[workflow] = self._workflows.pop(workflow)
-        known.used_ns = now_ns
-        self._runs[run] = Run(run, workflow, Progress(known.graph), ttl_ns)
+        self._use(workflow, now_ns)
+        self._runs[run] = Run(run, workflow, Progress(known.graph), ttl_ns, version)
         self._heard(self._runs[run], now_ns)
-        return None
+        return True
+
+    def _begun_again(self, run: Run, workflow: str, version: int, now_ns: int) -> bool | Refused:
+        if (version, workflow) != (run.begun, run.workflow):
+            return Refused(Refusal.OLD, shown(run.name))
+        self._use(workflow, now_ns)
+        self._heard(run, now_ns)
+        return False
+
+    def _use(self, workflow: str, now_ns: int) -> None:
+        known = self._workflows[workflow] = self._workflows.pop(workflow)
+        known.used_ns = now_ns
 
     def enter(self, run: str, step: str, version: int, now_ns: int) -> tuple[Soon, ...] | Refused:
         """A step runs now. Answers what its run reads within a step, to be fetched."""

@@ -107,6 +107,10 @@ class Departures:
             word = cause_word(Cause.CLEARED)
             note_chain(self.table, keys, 0, keys.size // 4, namespace.number, word, now_ns)
 
+    def forget_namespace(self, number: int) -> None:
+        """It is another one's from now on, of which nothing was dropped yet."""
+        self._dropped_ns[number] = self._cleared_ns[number] = 0
+
     def row_left(self, row: int, cause: Cause, place: Place = Place.DRAM) -> None:
         """The block in a row is about to be dropped."""
         found = self._tables.blocks[row]

@@ -21,12 +21,13 @@ from kvstore.tier.segments import Segments
 
 COMMIT_NS = 50 * 10**6  # how long a write waits for others to be made durable with
 COMMIT_BYTES = 256 * MIB  # or so much of it
-TRIES = 4  # commits that a block waits for what it continues
+TRIES = 4  # commits that a block waits for what it continues, once nobody writes that any more
+AGAIN_NS = 5 * 10**6  # how long until a commit that only looks whether that has come
 RETRY_NS = 10**9
 CHUNKS = 1024  # a commit takes as many at most: 4 MiB for the index
 
 
-Written: TypeAlias = tuple[int, int, int, int]  # row, generation, place, commits that it waited for its parent
+Written: TypeAlias = tuple[int, int, int, int]  # row, generation, place, commits that it waited in vain
 
 
 class Commits:
@@ -170,11 +171,34 @@ class Commits:
         disks = np.array([one[2] for one in covered], dtype=np.uint32)
         left = np.zeros(rows.size, dtype=np.uint32)
         count = int(blocks.mark_durable(self._tables, rows, generations, disks, left))
-        again = [covered[i] for i in left[:count].tolist() if covered[i][3] < TRIES]
+        again = self._waiting([covered[i] for i in left[:count].tolist()])
         if again:
-            self._written += [(row, generation, disk, tries + 1) for row, generation, disk, tries in again]
-            self._since_ns = self._since_ns or now_ns
+            self._written += again
+            self._since_ns = self._since_ns or now_ns + AGAIN_NS
         return [one[0] for one in again]
+
+    def _waiting(self, orphans: list[Written]) -> list[Written]:
+        """Which of these, not durable for want of a parent, may yet be. A write can take longer than many commits."""
+        table = self._tables.blocks
+        rows = [one[0] for one in orphans]
+        parents = table["parent"][rows]
+        written = np.isin(parents, [one[0] for one in self._written])
+        comes = (table["flags"][parents] & (blocks.QUEUED | blocks.SAVING)) != 0
+        verdicts: dict[int, bool] = {
+            row: True for row, yes in zip(rows, (written | comes).tolist(), strict=True) if yes
+        }
+        parent_of = dict(zip(rows, parents.tolist(), strict=True))
+        for row in rows:  # else it comes if its parent does
+            path, at = [], row
+            while at in parent_of and at not in verdicts:
+                path.append(at)
+                at = parent_of[at]
+            verdicts.update(dict.fromkeys(path, verdicts.get(at, False)))
+        return [
+            (row, generation, disk, 0 if verdicts[row] else tries + 1)
+            for row, generation, disk, tries in orphans
+            if verdicts[row] or tries < TRIES
+        ]
 
     def _lose(self, one: "Written") -> None:
         """A sync failed: what was written there lately may not be there."""

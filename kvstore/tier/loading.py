@@ -19,9 +19,8 @@ from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import Load, Outcome
 from kvstore.tier.segments import Segments
 
-LOAD_BYTES = 4 * MIB  # one read of so many neighbouring slots at most
+LOAD_BYTES = 2 * MIB  # one read of so many neighbouring slots at most; so soon, too, has the client something to do
 TIMED_BYTES = 64 * MIB  # while reads never cease, they are timed so many bytes at a time
-FIRST_LOAD_BYTES = 2 * MIB  # the first of a stream, so that the client has something to do
 
 
 @dataclass(slots=True)
@@ -56,16 +55,15 @@ class Loading:
     def load(self, namespace: Namespace, rows: U4, now_ns: int) -> None:
         """Read blocks that have their place in DRAM already, in this order."""
         batch: list[Load] = []
-        most = FIRST_LOAD_BYTES
         for order in self._orders(namespace, rows):
             last = batch[-1] if batch else order
             if batch and (
                 order.segment != last.segment
                 or order.slot <= last.slot
-                or (len(batch) + 1) * (order.slot_bytes - HEADER_BYTES) > most
+                or (len(batch) + 1) * (order.slot_bytes - HEADER_BYTES) > LOAD_BYTES
             ):
                 self._begin(batch, now_ns)
-                batch, most = [], LOAD_BYTES
+                batch = []
             batch.append(order)
         self._begin(batch, now_ns)
 

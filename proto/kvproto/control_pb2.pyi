@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tier(_message.Message):
-    __slots__ = ("name", "capacity_bytes", "assigned_bytes", "used_bytes", "blocks", "arenas", "arena_bytes", "populated_bytes", "locked_bytes", "stale_bytes")
+    __slots__ = ("name", "capacity_bytes", "assigned_bytes", "used_bytes", "blocks", "arenas", "arena_bytes", "populated_bytes", "locked_bytes", "stale_bytes", "huge_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Tier(_message.Message):
     POPULATED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOCKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     capacity_bytes: int
     assigned_bytes: int
@@ -29,7 +30,8 @@ class Tier(_message.Message):
     populated_bytes: int
     locked_bytes: int
     stale_bytes: int
-    def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., arenas: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., populated_bytes: _Optional[int] = ..., locked_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ...) -> None: ...
+    huge_bytes: int
+    def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., arenas: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., populated_bytes: _Optional[int] = ..., locked_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., huge_bytes: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults", "lease_disk_hits")
@@ -674,7 +676,7 @@ class SetPolicyResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
-    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max")
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -686,6 +688,8 @@ class Quota(_message.Message):
     PIN_SHARE_FIELD_NUMBER: _ClassVar[int]
     PIN_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
+    DRAM_MAX_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_MAX_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     chosen: bool
     dram_guaranteed_bytes: int
@@ -697,7 +701,9 @@ class Quota(_message.Message):
     pin_share: float
     pin_budget_bytes: int
     in_flight_max: int
-    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ...) -> None: ...
+    dram_max_asked_bytes: int
+    disk_max_asked_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ...) -> None: ...
 
 class GetQuotasRequest(_message.Message):
     __slots__ = ("tenant",)

@@ -82,7 +82,8 @@ OUTBOX_FRAMES: Final = 256
 NAME_BYTES: Final = 64
 FIELD_BYTES: Final = 1024
 
-# Pins: a row of 4 bytes a block and about 1 KiB each, so 4 MiB for 4,096. They end after a day at most.
+# Pins: 4 bytes a block (8 of a chain that names one twice) and about 1 KiB each: 20 MiB for 4,096 of 1,024 blocks, at
+# worst 36. They end after a day at most.
 PINS_PER_TENANT: Final = 4096
 PIN_TTL_NS_MAX: Final = 24 * 3600 * 10**9
 

@@ -42,8 +42,7 @@ class Partial(IntEnum):
     NOTHING = 0  # it covers all
     ABSENT = 1  # the chain ends there, or what follows is still being written
     BUDGET = 2  # the tenant's pins have no room for more
-    NO_ROOM = 3  # no room in that tier for what lies below it
-    TOO_MANY = 4  # the tenant has as many pins as it may
+    TOO_MANY = 3  # the tenant has as many pins as it may
 
 
 class Event(IntEnum):
@@ -56,7 +55,7 @@ class Event(IntEnum):
     TURN_FINISHED = 5  # name
     PROGRAM_FINISHED = 6  # name
     WORKFLOW = 7  # name, version, text = description in JSON
-    RUN = 8  # name, other = workflow; seconds: over after so long a silence
+    RUN = 8  # name, other = workflow, version; seconds: over after so long a silence
     BIND = 9  # name = run, other = step, version, keys
     ENTER = 10  # name = run, other = step, version
     RUN_FINISHED = 11  # name

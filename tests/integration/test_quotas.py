@@ -124,7 +124,7 @@ def test_a_change_at_run_time_counts_and_survives_a_warm_restart(start_daemon: S
     assert quotas["flood"].in_flight_max == 64
     back = kvctl(later, "quota", "quiet", "reset")
     assert "dram_guaranteed: 5.0 MiB, until now 1.0 MiB" in back.stdout
-    assert "dram_guaranteed is 5.0 MiB of 5.5 MiB: it is in whole arenas" in back.stdout
+    assert "dram_guaranteed is 5.0 MiB of the 5.5 MiB asked for: it is in whole arenas" in back.stdout
     assert kvctl(later, "quota", "nobody").returncode == 4
 
 

@@ -29,7 +29,6 @@ MOST_FAULTY_NS = 3 * 10**9
 
 CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (recovery, "SLICE", (1, 5, 8192)),
-    (loading, "FIRST_LOAD_BYTES", (PAGE_BYTES, 4 * MIB)),
     (loading, "LOAD_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (disk, "DRAIN_STEPS", (1, 512)),
     (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),

@@ -412,9 +412,12 @@ class MemoryPort:
         quota = chosen or USUAL
         asked = quota.dram_guaranteed_bytes
         guaranteed = 512 * MIB if asked is None else asked // (64 * MIB) * 64 * MIB
+        most = quota.dram_max_bytes
         return QuotaReport(
-            name, chosen is not None, guaranteed, asked, quota.dram_max_bytes, 0, quota.disk_guaranteed_bytes,
-            quota.disk_max_bytes, quota.pin_share, int(quota.pin_share * guaranteed), quota.in_flight,
+            name, chosen is not None, guaranteed, asked,
+            None if most is None else min(most // (64 * MIB) * 64, 2048) * MIB, 0, quota.disk_guaranteed_bytes,
+            quota.disk_max_bytes, quota.pin_share, int(quota.pin_share * guaranteed), quota.in_flight, most,
+            quota.disk_max_bytes,
         )  # fmt: skip
 
     def _policy(self, tier: Tier, tenant: str) -> PolicyReport:

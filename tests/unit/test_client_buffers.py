@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvclient.buffers import readable, writable
-from kvclient.copying import copy, moves_of
+from kvclient.buffers import Scattered, readable, writable
+from kvclient.copying import copy, copy_at_once, moves_of
+from kvkernels import libc
 from kvproto.errors import UsageError
 
 BLOCK = 64
@@ -167,3 +168,59 @@ def test_arrays_of_objects_are_refused() -> None:
             readable([array], 1, 64)
         with pytest.raises(UsageError, match="objects"):
             writable([array], 1, 64)
+
+
+LENGTHS = (24, 8, 32)
+
+
+def scattered(layers: "list[np.ndarray[Any, Any]]", blocks: list[int]) -> Scattered:
+    """Blocks of which piece j lies in row b of layer j."""
+    addresses = [[int(layer[block].ctypes.data) for layer in layers] for block in blocks]
+    return Scattered(addresses, LENGTHS, layers)
+
+
+@pytest.mark.parametrize("move", [copy, copy_at_once], ids=["one by one", "at once"])
+def test_scattered_blocks_are_read_and_written_piece_by_piece(move: Any) -> None:
+    rng = np.random.default_rng(1)
+    layers = [rng.integers(0, 256, (5, length), dtype=np.uint8) for length in LENGTHS]
+    whole = np.zeros((3, BLOCK), dtype=np.uint8)
+    memory = readable(scattered(layers, [4, 0, 2]), 3, BLOCK)
+    move(memory.moves_out([0, 2], [int(row.ctypes.data) for row in whole[1:]], BLOCK))
+    assert whole[0].sum() == 0
+    assert whole[1].tobytes() == b"".join(layer[4].tobytes() for layer in layers)
+    assert whole[2].tobytes() == b"".join(layer[2].tobytes() for layer in layers)
+    back = [np.zeros_like(layer) for layer in layers]
+    memory = writable(scattered(back, [1, 3, 0]), 3, BLOCK)
+    move(memory.moves_in(1, [int(row.ctypes.data) for row in whole[1:]], BLOCK))
+    for new, old in zip(back, layers, strict=True):
+        assert np.array_equal(new[[3, 0]], old[[4, 2]])
+        assert new[[1, 2, 4]].sum() == 0, "and nowhere else"
+
+
+def test_many_pieces_are_copied_at_once_and_one_by_one_where_the_kernel_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = np.random.default_rng(2).integers(0, 256, (2, 3000, 16), dtype=np.uint8)
+    order = np.random.default_rng(3).permutation(3000)
+    moves = [(int(target[i].ctypes.data), int(source[j].ctypes.data), 16) for i, j in enumerate(order.tolist())]
+    assert not np.array_equal(target, source[order])
+    assert libc.copy_pieces(moves)
+    assert np.array_equal(target, source[order])
+    target[:] = 0
+    monkeypatch.setattr(libc, "copy_pieces", lambda moves: False)
+    copy_at_once(moves)
+    assert np.array_equal(target, source[order])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "why"),
+    [
+        (Scattered([[1, 2, 3]], (24, 8, 31), None), "pieces of"),
+        (Scattered([[1, 2, 3]], (32, 0, 32), None), "pieces of"),
+        (Scattered([[1, 2]], LENGTHS, None), "other than 3 pieces"),
+        (Scattered([[1, 2, 3]] * 2, LENGTHS, None), "2 scattered blocks for 1"),
+    ],
+)
+def test_scattered_blocks_that_do_not_add_up_are_refused(blocks: Scattered, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        readable(blocks, 1, BLOCK)

@@ -11,12 +11,13 @@ import pytest
 import kvclient
 from kvclient.lease import TIMED_EACH
 from kvclient.policy_flows import NOTHING_PINNED
-from kvclient.results import Choice, Match, Partial, PinResult, Retention, Tiers
+from kvclient.results import Choice, Match, Partial, PinResult, Tiers
 from kvproto import frames, policy_frames
 from kvproto.errors import ClosedError, UsageError
 from kvproto.frames import Head, Matched, Verb
 from kvproto.limits import KEYS_PER_FRAME, MIB
 from kvproto.policy_frames import Fetching, Kind, Pinned, Report, Tier
+from kvproto.retention import Retention
 from tests.peer import Peer
 from tests.unit.client_kit import Stopwatch, client_of, keys_of, namespace_of, wait_until
 from tests.unit.client_policy_kit import NAMESPACE, trio

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from kvproto.frames import Verb
 from kvproto.limits import HINT_TEXT_BYTES, KEY_BYTES, KEYS_PER_FRAME
 from kvproto.policy_frames import Event, Hint
 from kvstore.hints.graph import Graph
+from kvstore.hints.guide import FREE, Guide
+from kvstore.hints.refusal import Refused
 from tests.peer import PATIENCE_S, Peer
 from tests.unit.client_kit import Stopwatch, client_of, keys_of, namespace_of, pair, wait_until
 from tests.unit.client_policy_kit import NAMESPACE
@@ -229,6 +231,25 @@ def test_a_name_is_printable_and_short(tmp_path: Path, name: str) -> None:
         assert len(told(peer, 3)) == 3
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [set(KEYS), (key for key in KEYS), dict.fromkeys(KEYS), None, 7, JOINED, "keys", [b"short"], [*KEYS, "k"]],
+    ids=lambda keys: type(keys).__name__,
+)
+def test_keys_come_in_an_order_and_have_their_length(tmp_path: Path, keys: Sequence[bytes]) -> None:
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        ns, program, run = namespace_of(client), client.program("p"), client.workflow("w", STEPS).run("r")
+        attempts: list[Callable[[], object]] = [
+            lambda: program.context(ns, keys), lambda: run.bind("plan", ns, keys), lambda: ns.expect(keys, "soon"),
+        ]  # fmt: skip
+        for attempt in attempts:
+            with pytest.raises(UsageError, match="key"):
+                attempt()
+        for good in (KEYS, tuple(KEYS)):
+            program.context(ns, good)
+        told(peer, 5)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "2", True])
 def test_a_time_is_positive_and_finite(tmp_path: Path, seconds: float) -> None:
     with Peer(tmp_path) as peer, client_of(peer) as client:
@@ -334,6 +355,38 @@ def test_a_new_session_hears_of_workflow_and_run_before_their_steps(tmp_path: Pa
             (Event.RUN, "2"), (Event.ENTER, "2"), (Event.ENTER, "1"),
         ]  # fmt: skip
         assert peer.hints[0].version == version  # it is not newer than what somebody else may have defined since
+
+
+@pytest.mark.parametrize("lives", [True, False], ids=["the daemon lives on", "another daemon"])
+def test_a_daemon_that_has_lived_on_goes_on_with_the_run(tmp_path: Path, *, lives: bool) -> None:
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        ns = namespace_of(client)
+        run = client.workflow("w", STEPS).run("r")
+        run.bind("plan", ns, KEYS)
+        told(peer, 3)
+        guide = Guide()
+        hints = list(peer.hints)
+        forget_session(peer, client)
+        run.enter("search")
+        told(peer, 3)
+        hints += peer.hints
+    for number, hint in enumerate(hints):
+        if number == 3 and not lives:
+            guide = Guide()
+        heard = guide.hear(hint, number, lambda _: FREE)
+        assert not isinstance(heard, Refused), (hint.event, heard)
+    assert guide.workflows.bound_steps("r") == ((0,) if lives else ())
+    assert len(guide.workflows.running("r")) == 1
+
+
+def test_a_run_that_goes_on_after_its_end_is_a_new_one(tmp_path: Path) -> None:
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        run = client.workflow("w", STEPS).run("r")
+        run.finished()
+        run.enter("plan")
+        told(peer, 5)
+        first, second = (hint.version for hint in peer.hints if hint.event is Event.RUN)
+    assert 0 < first < second, "or it would be taken for the old one where its end was not heard"
 
 
 def test_a_run_that_another_client_began_is_not_begun_again(tmp_path: Path) -> None:

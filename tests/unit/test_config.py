@@ -100,7 +100,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_admission="second_touch",
         disk_write_rate=0,
         disk_codec="auto",
-        disk_readers=16,
+        disk_readers=8,
         disk_writers=2,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
@@ -666,6 +666,10 @@ def test_one_tenant_too_many_is_refused_with_its_line(tmp_path: Path) -> None:
         ("17B", 17),
         ("1KiB", 1024),
         ("1.5 MB", 1_500_000),
+        ("3kB", 3000),
+        ("3KB", 3000),
+        ("3K", 3072),
+        ("1.5 G", 3 << 29),
         (" 2TB ", 2 * 10**12),
         ("1TiB", 1 << 40),
     ],
@@ -674,7 +678,9 @@ def test_sizes_are_read_in_binary_and_decimal_units(text: str, size_bytes: int) 
     assert parse_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "1G", "1gib", "-1", "1e3", "0.3B", "1 2", "1  GiB", "٣B", "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "1g", "1gib", "1k", "1Ki", "1Mib", "-1", "1e3", "0.3B", "1 2", "1  GiB", "٣B", "1" * 5000]
+)
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a (size|unit of size|whole number of bytes)|is not a unit"):
         parse_bytes(text)

@@ -675,7 +675,7 @@ class Parts:
         self.hands = FoundHands()
         hot: Any = SimpleNamespace(clients=SimpleNamespace(connections={}))
         self.faults: list[str] = []
-        memory: Any = SimpleNamespace(faults=self.faults, populated_bytes=0, locked_bytes=0)
+        memory: Any = SimpleNamespace(faults=self.faults, populated_bytes=0, huge_bytes=0, locked_bytes=0)
         loaded = load(None, {"RUNTIME_DIRECTORY": "/run/kvstored"}, {"dram": "64MiB", "disk-scrub-rate": scrub_rate})
         self.admin = Admin(
             loaded, self.core.store, hot, memory, hands=self.hands if disk else None, keeper=NoKeeper(keeper_fault)

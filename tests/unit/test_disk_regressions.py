@@ -7,7 +7,7 @@ from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
-from kvstore.tier import demotion, recovery
+from kvstore.tier import commits, demotion, recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
@@ -179,7 +179,6 @@ def test_what_continues_a_block_that_was_written_again_elsewhere_is_found_after_
 
 
 def test_a_stream_whose_time_is_over_still_protects_what_it_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.tier.loading.FIRST_LOAD_BYTES", PAGE_BYTES)
     monkeypatch.setattr("kvstore.tier.loading.LOAD_BYTES", PAGE_BYTES)
     core, client, namespace = make()
     first, second = chain(6, "first"), chain(16, "second")
@@ -340,3 +339,40 @@ def test_a_row_that_took_the_place_of_a_kept_one_during_recovery_is_not_called_d
     while later.store.disk.opening:
         later.store.tick()
     assert not later.store.tables.blocks["flags"][row] & blocks.DURABLE
+
+
+def test_a_flush_waits_for_a_first_write_that_takes_longer_than_many_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    client.put(namespace, chain(6))
+    core.store.flush(client.session, namespace, 7, 60 * SECOND)
+    while not any(isinstance(batch[0], Save) for batch in core.drive.waiting):
+        core.pass_time(10 * MS)
+        if isinstance(core.drive.waiting[0][0], MakeSegment):
+            core.work()
+    slow = core.drive.waiting[0]
+    for _ in range(60):  # everything else goes on
+        for index, batch in reversed(list(enumerate(core.drive.waiting))):
+            if batch is not slow:
+                core.work(index)
+        core.pass_time(10 * MS)
+    assert core.store.disk.commits.commits > commits.TRIES + 2, "many commits have passed"
+    assert not core.outbox.flushed, "and nothing has failed"
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 7, (6, 0, 0, 0))]
+    core.audit()
+
+
+def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)
+    client.put(namespace, chain(6))
+    first = core.row(namespace, chain(1)[0])
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, Save) and order.row == first else None
+    core.store.flush(client.session, namespace, 7, 60 * SECOND)
+    begun_ns = core.clock.ns
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 7, (0, 6, 0, 0))]
+    assert core.clock.ns - begun_ns < SECOND
+    assert core.store.disk.commits.clean
+    core.audit()

@@ -10,6 +10,8 @@ from kvproto.errors import Grant
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier as PinTier
+from kvstore import registry
+from kvstore.insight import explain as explaining
 from kvstore.insight.departures import LOOKS, Turns
 from kvstore.insight.explain import Explanation, MissQuestion, explain
 from kvstore.report import ClearReport, ClearScope
@@ -316,6 +318,50 @@ class TestElsewhere:
             ("there", ("tenant: here / there",)),
         ]
         assert ask(core, namespace, [key_of("nothing")]).elsewhere == ()
+
+    def test_a_tenants_own_namespaces_are_looked_over_however_many_others_have(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(explaining, "LISTED", 2)
+        core = lru()
+        many, late = core.client("many"), core.client("late")
+        for number in range(3):
+            many.put(many.open(model=f"m{number}"), chain(1, number))
+        namespace, other = late.open(), late.open(model="other")
+        late.put(other, chain(2))
+        keys = tuple(map(BlockKey, chain(2)))
+        assert explain(core.store, MissQuestion("late", None, keys)).digest == other.digest.hex()
+        with pytest.raises(ValueError, match="2 namespaces could be meant"):
+            explain(core.store, MissQuestion(None, None, keys))  # nobody is named: the first two of all
+        said = ask(core, namespace, chain(2))
+        assert [one.digest for one in said.elsewhere] == [other.digest.hex()]
+        assert any("more namespaces than were searched" in sentence for sentence in said.sentences)
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_what_was_dropped_of_a_namespace_is_not_said_of_the_next_one_of_that_number(
+        self, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+    ) -> None:
+        monkeypatch.setattr(registry, "NAMESPACES_PER_TENANT", 2)
+        core = lru()
+        client = core.client()
+        gone, stays = client.open(model="gone"), client.open(model="stays")
+        client.put(gone, chain(2))
+        client.put(stays, chain(2))
+        core.store.delete(gone, words(chain(2)), 0, 2, lambda _: None)
+        for digest, keys in ((gone.digest, ()), (stays.digest, () if whole else (BlockKey(chain(2)[0]),))):
+            core.store.clear(ClearScope(digest=digest, keys=keys), lambda _: None, dry_run=False)
+            core.settle()
+        core.store.detach(client.session)
+        client = core.client()
+        assert client.open(model="stays") is stays
+        heir = client.open(model="heir")
+        assert heir.number == gone.number
+        assert core.store.registry.of(heir.tenant) == [stays, heir]
+        departures = core.store.watching.departures
+        assert (departures.cleared_ns(heir.number), departures.dropped_ns(heir.number)) == (0, 0)
+        assert (departures.cleared_ns if whole else departures.dropped_ns)(stays.number) > 0
+        said = ask(core, heir, [key_of("nothing")])
+        assert not any("may have been it" in sentence for sentence in said.sentences)
 
     def test_the_namespace_need_not_be_named_where_it_is_plain(self) -> None:
         core = lru()

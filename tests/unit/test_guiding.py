@@ -33,6 +33,7 @@ class Ports:
     pins: dict[int, int] = field(default_factory=dict)  # blocks, by number
     number: int = 0
     now_ns: int = 0
+    crowded: bool = False  # no fetch more is taken
 
     def pin(
         self, tenant: Tenant, namespace: Namespace, keys: U8, at: int, count: int, ttl_ns: int, tier: Tier,
@@ -63,6 +64,8 @@ class Ports:
         self, tenant: Tenant, namespace: Namespace, keys: U8, at: int, count: int, within_ns: int, tier: Tier
     ) -> Fetching:  # fmt: skip
         assert 0 < within_ns <= PREFETCH_NS_MAX
+        if self.crowded:
+            return Fetching(0, 0, count)
         self.number += 1
         self.done.append(("fetch", keys[:4].tobytes(), count, within_ns))
         return Fetching(self.number, 0, count)
@@ -181,6 +184,22 @@ def test_a_context_is_fetched_before_a_long_tool_is_expected_to_end() -> None:
     assert teller.ports.take() == [("fetch", chain(1, "a")[0], 4, 100 * SECOND)]
     teller.pass_time(HOUR)
     assert teller.ports.take() == []
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_fetch_takes_the_place_of_the_one_before_if_it_is_taken(*, crowded: bool) -> None:
+    teller = Teller()
+    teller.begin("a")
+    teller.say(Event.PROGRAM, seconds=24.0 * HOUR_S)
+    teller.say(Event.TOOL_STARTED, other="person", seconds=2.0 * HOUR_S)
+    teller.pass_time(2 * HOUR_S * SECOND)
+    assert [deed[0] for deed in teller.ports.take()] == ["fetch"]
+    first, teller.ports.crowded = teller.ports.number, crowded
+    teller.say(Event.TOOL_FINISHED)
+    assert [deed[0] for deed in teller.ports.take()] == (["pin"] if crowded else ["pin", "fetch", "cancel"])
+    last = first if crowded else teller.ports.number
+    teller.say(Event.PROGRAM_FINISHED)
+    assert ("cancel", last) in teller.ports.take()
 
 
 def test_a_silent_program_is_over() -> None:
@@ -342,7 +361,7 @@ def test_what_was_passed_over_meanwhile_is_not_fetched() -> None:
         (Event.WORKFLOW, {"text": '{"steps":[' + "{}," * 20_000 + "{}]}"}, Refusal.LARGE),
         (Event.WORKFLOW, {"text": '{"steps":[{"name":"a","next":[' + "1," * 20_000 + "1]}]}"}, Refusal.LARGE),
         (Event.WORKFLOW, {"name": "", "text": LINE}, Refusal.NAME),
-        (Event.WORKFLOW, {"name": "line", "text": LINE, "version": 1}, Refusal.OLD),
+        (Event.WORKFLOW, {"name": "line", "text": LINE.replace("c", "d"), "version": 1}, Refusal.OLD),
         (Event.RUN, {"name": "new", "other": "no workflow"}, Refusal.UNKNOWN),
         (Event.RUN, {"name": "", "other": "line"}, Refusal.NAME),
         (Event.RUN, {"name": "new", "other": "line", "seconds": 0.0}, Refusal.TIME),

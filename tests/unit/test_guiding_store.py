@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from kvproto.limits import PAGE_BYTES
-from kvproto.policy_frames import UNKNOWN, Event, Hint
+from kvproto.policy_frames import UNKNOWN, Event, Hint, Tier
 from kvstore import blocks
 from kvstore.hints.expectations import Expectation
 from kvstore.policies import Chosen
@@ -121,9 +121,13 @@ def test_a_run_that_is_over_leaves_what_no_other_run_reads() -> None:
 def test_a_run_that_begins_anew_under_its_name_is_over_first() -> None:
     core, client, namespace = listening()
     tell(client, Event.WORKFLOW, "line", text=LINE, version=1)
-    tell(client, Event.RUN, "r", other="line")
+    tell(client, Event.RUN, "r", other="line", version=1)
     tell(client, Event.BIND, "r", namespace, chain(3, "a"), other="b", version=1)
-    tell(client, Event.RUN, "r", other="line")
+    before = said(core, namespace, chain(3, "a"))
+    assert Expectation.HARDLY not in before
+    tell(client, Event.RUN, "r", other="line", version=1)
+    assert said(core, namespace, chain(3, "a")) == before, "it is the same one"
+    tell(client, Event.RUN, "r", other="line", version=2)
     assert said(core, namespace, chain(3, "a")) == [Expectation.HARDLY] * 3
 
 
@@ -273,6 +277,29 @@ def test_a_context_that_went_to_disk_during_a_tool_is_fetched_when_the_tool_ends
     flood(client, namespace)
     assert client.store.match(namespace, words(chain(4, "a")), 0, 4).dram == 4, "and it stays for the next turn"
     core.audit()
+
+
+@pytest.mark.parametrize("engine_wants_it", [False, True])
+def test_a_program_that_ends_takes_back_its_own_wishes_and_nobody_elses(*, engine_wants_it: bool) -> None:
+    core, client, namespace = with_disk()
+    client.put(namespace, chain(4, "a"))
+    core.work_all()
+    tell(client, Event.PROGRAM, "a", seconds=24 * 3600.0)
+    tell(client, Event.CONTEXT, "a", namespace, chain(4, "a"))
+    flood(client, namespace)
+    if engine_wants_it:
+        keys, tenant = words(chain(4, "a")), client.session.tenant
+        core.store.prefetching.prefetch(tenant, namespace, keys, 0, 4, 3 * 3600 * SECOND, Tier.DRAM)
+    tell(client, Event.TOOL_STARTED, "a", other="person", seconds=2 * 3600.0)
+    core.clock.advance(2 * 3600 * SECOND)
+    core.store.guiding.tick(core.clock.ns)
+    assert core.store.guiding.tally.fetches == 1, "the tool is about to end"
+    tell(client, Event.TOOL_FINISHED, "a")
+    assert core.store.guiding.tally.fetches == 2
+    tell(client, Event.PROGRAM_FINISHED, "a")
+    assert core.store.prefetching.waiting(client.session.tenant) == engine_wants_it
+    core.work_all()
+    assert client.store.match(namespace, words(chain(4, "a")), 0, 4).dram == (4 if engine_wants_it else 0)
 
 
 def test_a_context_stays_while_its_program_waits_for_a_short_tool() -> None:

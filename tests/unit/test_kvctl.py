@@ -421,7 +421,17 @@ class TestScrub:
 
     @pytest.mark.parametrize(
         ("rate", "bytes_per_s"),
-        [("0", 0), ("4096", 4096), ("1KiB", 1024), ("20 MiB", 20 << 20), ("2GiB/s", 2 << 30), ("7B", 7)],
+        [
+            ("0", 0),
+            ("4096", 4096),
+            ("1KiB", 1024),
+            ("20 MiB", 20 << 20),
+            ("2GiB/s", 2 << 30),
+            ("7B", 7),
+            ("1.5M", 3 << 19),
+            ("5MB/s", 5 * 10**6),
+            ("1kB", 1000),
+        ],
     )
     def test_rates_are_bytes_a_second(self, rate: str, bytes_per_s: int) -> None:
         assert scrub.parse_rate(rate) == bytes_per_s
@@ -431,7 +441,8 @@ class TestScrub:
         [
             (("--rate", "fast"), "'fast' is not a rate; --rate takes bytes a second"),
             (("--rate", "-1"), "'-1' is not a rate;"),
-            (("--rate", "1.5MiB"), "'1.5MiB' is not a rate;"),
+            (("--rate", "1.5B"), "'1.5B' is not a rate;"),
+            (("--rate", "9" * 18 + "TiB"), "TiB' is not a rate;"),
             (("--rate", "999999GiB"), "rate_bytes_per_s is at most"),
             (("--status", "--rate", "1"), "--status starts nothing"),
         ],

@@ -3,6 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
+import kvclient
 from kvctl import pins
 from kvctl.cli import app, globals_first
 from kvctl.client import ControlClient, Exit, KvctlError
@@ -10,7 +11,9 @@ from kvproto import control_pb2 as pb
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
+from kvstored.admin import Admin
 from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
+from kvstored.control import RefusedError
 from tests.core import SECOND, Core, chain, words
 from tests.unit.control_fakes import MIB, MemoryPort
 from tests.unit.test_kvctl_hints import client, shown
@@ -125,8 +128,16 @@ def test_the_owner_keeps_what_an_operator_names() -> None:
         with pytest.raises(KeyError):
             pin(core.store, other)
     client.open(5000)
-    with pytest.raises(KeyError, match="2 namespaces"):
-        prefetch(core.store, wish)
+    admin = Admin.__new__(Admin)
+    admin._store = core.store
+    for asked in (pin, prefetch):
+        with pytest.raises(ValueError, match="2 namespaces could be meant"):
+            asked(core.store, wish)
+    for refused in (admin.pin, admin.prefetch):  # that is no unknown name: there are too many
+        with pytest.raises(RefusedError, match="2 namespaces could be meant"):
+            refused(wish)
+        with pytest.raises(KeyError, match="no such namespace"):
+            refused(PrefixWish("nobody", None, wish.keys, 1))
     assert pin(core.store, PrefixWish("t", namespace.digest, wish.keys, 1)).blocks == 4
 
 
@@ -136,3 +147,14 @@ def test_what_could_not_be_pinned_is_an_error_to_a_script(
     monkeypatch.setattr(MemoryPort, "pin", lambda *_: Pinned(0, 0, 0, 0, Partial.ABSENT))
     code, text = run(client, "pin", "01" * 32)
     assert (code, "nothing was pinned" in text) == (Exit.REFUSED, True)
+
+
+def test_operators_and_clients_mean_the_same_times() -> None:
+    assert pins.Retention is kvclient.Retention
+    assert {one.value: one.seconds for one in pins.Retention} == {"5m": 300.0, "1h": 3600.0}
+
+
+def test_why_a_pin_is_short_is_said_in_the_same_words_everywhere() -> None:
+    words = {partial.name.lower() for partial in Partial if partial is not Partial.NOTHING}
+    assert words == set(pins._WHY)
+    assert words <= {partial.value for partial in kvclient.Partial}

@@ -1,9 +1,12 @@
 """What a store has learned outlives it, whole or not at all."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import xxhash
 
-from kvstore.learned import ROUND_NS, Learned, Thing
+from kvstore.learned import PACKED_BYTES, ROUND_NS, Learned, Thing
 from kvstore.ports import Bytes
 
 TABLE_BYTES = 1 << 16
@@ -96,3 +99,99 @@ def test_what_has_not_changed_is_copied_and_not_asked_for() -> None:
         versions["b"] += 1
     assert asked == ["a", "b", "b", "b"]
     assert Learned(kept, list).read() == {"a": b"a 1", "b": b"b 3"}
+
+
+def ticks_of_a_round(learned: Learned) -> int:
+    """How many there are until it is over."""
+    learned.tick(1)
+    for tick in range(1, 100_000):
+        learned.tick(2 * ROUND_NS)
+        if learned._round is None:
+            return tick
+    raise AssertionError("a round never ends")
+
+
+def test_a_tick_names_no_more_than_a_thing_however_many_there_are() -> None:
+    named = 0
+
+    def many() -> Iterator[Thing]:
+        nonlocal named
+        for number in range(1000):
+            named += 1
+            yield Thing(f"{number}", 1, lambda: b"x")
+
+    learned = Learned(table(), many)
+    learned.tick(1)
+    for tick in range(1, 1001):
+        learned.tick(2 * ROUND_NS)
+        assert named == tick
+    learned.tick(2 * ROUND_NS)
+    assert len(learned.read()) == 1000
+
+
+def test_what_is_large_is_packed_in_many_ticks() -> None:
+    noise = np.random.default_rng(1).bytes(TABLE_BYTES // 4 + 100)
+    parts = 40 * PACKED_BYTES
+    contents = {"raw": noise, "long": b"a" * parts, "short": b"b"}
+    kept = table()
+    taken = ticks_of_a_round(Learned(kept, lambda: of(contents)))
+    assert taken >= len(contents) + parts // PACKED_BYTES
+    assert Learned(kept, list).read() == contents
+    unpacked = ticks_of_a_round(Learned(table(), lambda: of({"long": b"a" * 5000, "short": b"b"})))
+    assert unpacked == 3, "two things, and the head"
+
+
+def test_a_tick_looks_at_no_more_bytes_than_its_thing_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    real = xxhash.xxh3_64
+
+    class Digest:
+        def __init__(self) -> None:
+            self.real = real()
+
+        def update(self, content: bytes) -> None:
+            looked_at.append(len(content))
+            self.real.update(content)
+
+        def intdigest(self) -> int:
+            return self.real.intdigest()
+
+    kept, contents = table(), {f"{number}": bytes([number]) * 1000 for number in range(20)}
+    learned = Learned(kept, lambda: of(contents))
+    monkeypatch.setattr("kvstore.learned.xxhash.xxh3_64", Digest)
+    for _ in range(2):  # the second time all of it is copied
+        learned.save()
+        assert len(looked_at) == 21
+        assert 0 < max(looked_at) < 1100
+        looked_at.clear()
+    monkeypatch.undo()
+    assert Learned(kept, list).read() == contents
+
+
+def test_who_stops_in_the_middle_of_a_round_saves_all_the_same() -> None:
+    kept, contents = table(), {"a": b"1", "b": b"2"}
+    learned = Learned(kept, lambda: of(contents))
+    learned.tick(1)
+    learned.tick(2 * ROUND_NS)
+    contents["a"] = b"3"
+    learned.save()
+    assert Learned(kept, list).read() == contents
+    learned.tick(2 * ROUND_NS)
+    assert Learned(kept, list).read() == contents, "that a new round has begun spoils nothing"
+
+
+def test_a_round_is_over_once_hardly_anything_more_fits() -> None:
+    asked, random = [], np.random.default_rng(1)
+
+    def thing(number: int) -> Thing:
+        def content() -> bytes:
+            asked.append(number)
+            return random.bytes(1000)
+
+        return Thing(f"{number}", 1, content)
+
+    learned = Learned(table(), lambda: map(thing, range(1000)))
+    learned.save()
+    assert asked == [*range(len(asked))]
+    assert TABLE_BYTES // 2 // 1000 * 7 // 8 <= len(asked) <= TABLE_BYTES // 2 // 1000
+    assert len(learned.read()) == len(asked)

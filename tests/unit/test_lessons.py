@@ -42,6 +42,7 @@ def test_a_successor_knows_what_was_learned() -> None:
     namespace, former = (next(iter(store.namespaces.values())) for store in (later.store, before))
     assert former.profile is not None
     assert namespace.profile is not None
+    former.profile.settle()  # a successor goes by all reports from the start
     assert namespace.profile.seconds(2048, 512) == former.profile.seconds(2048, 512)
     assert gaps(later) == gaps(core) != b""
     pool = former.pool.number
@@ -85,3 +86,21 @@ def test_what_cannot_be_is_not_taken(bend: str) -> None:
     assert np.array_equal(core.store.tables.reuse[pool]["again"], before)
     assert REUSE["again"].shape == before.shape
     assert int(core.store.tables.pools[pool]["rule"]) == blocks.DENSITY
+
+
+def test_tenants_and_pools_that_come_and_go_during_a_round_disturb_nothing() -> None:
+    core = Core(arenas=4)
+    learn(core)
+    learned = core.client("a")
+    learned.open(5000)
+    things = core.store.lessons.things()
+    names = [next(things).name]
+    for number in range(3):
+        core.client(f"late {number}").open(5000 + 4096 * number)
+    core.store.costing.report_prefill(next(iter(core.store.namespaces.values())), 0, 512, 0.1)
+    names += [next(things).name, next(things).name]
+    core.store.choose_rule(Chosen(Tier.DRAM, None, Rule.LRU))
+    names += [thing.name for thing in things]
+    pool = next(iter(core.store.namespaces.values())).pool.number
+    assert names == ["gaps/a", "profile/1", f"reuse/{pool}"], "the other pools go by another rule by now"
+    assert len(list(core.store.lessons.things())) == 5

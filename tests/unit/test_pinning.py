@@ -7,6 +7,7 @@ from kvproto.limits import PAGE_BYTES, PINS_PER_TENANT
 from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore import blocks
 from kvstore.pinning import LET_GO, LOOK_AT
+from kvstore.quotas import Quota
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier.codec import Wish
@@ -314,3 +315,62 @@ def test_a_list_says_when_a_pin_will_end_after_its_last_use() -> None:
     core.store.leasing.account()
     (listed,) = core.store.pinning.list_pins(client.session.tenant, 0, 10)
     assert listed.expires_ns == core.clock.ns + 10 * SECOND
+
+
+def large(*tenants: str) -> tuple[Core, list[Client], list[bytes]]:
+    """A store of 512 slots an arena, two for each tenant, each of which has stored 200 blocks."""
+    core = Core(arenas=2 * len(tenants), arena_bytes=512 * PAGE_BYTES)
+    clients, keys = [core.client(name, ring_pages=600) for name in tenants], chain(200)
+    for client in clients:
+        client.put(client.open(), keys)
+    return core, clients, keys
+
+
+def end_many(client: Client, keys: list[bytes]) -> None:
+    """More pins than a tenant may have are over and not let go yet."""
+    pinning, tenant, namespace = client.store.pinning, client.session.tenant, client.open()
+    for count in (PINS_PER_TENANT, 100):
+        for _ in range(count):
+            pinning.pin(tenant, namespace, words(keys), 0, len(keys), A_WHILE, Tier.DRAM)
+        assert pinning.unpin(tenant, list(pinning._of[tenant])) == count
+    refused = pinning.pin(tenant, namespace, words(keys), 0, len(keys), A_WHILE, Tier.DRAM)
+    assert refused.partial is Partial.TOO_MANY
+
+
+def test_who_has_ended_many_pins_leaves_others_theirs() -> None:
+    core, (many, few), keys = large("many", "few")
+    namespace, pinning, tenant = few.open(), core.store.pinning, few.session.tenant
+    core.store.choose_quota("few", Quota(pin_share=200 * PAGE_BYTES / core.store.quotas.memory_bytes(tenant)))
+    first = pinning.pin(tenant, namespace, words(keys), 0, 200, A_WHILE, Tier.DRAM)
+    assert (first.blocks, first.partial) == (200, Partial.NOTHING)
+    end_many(many, keys)
+    pinning.unpin(tenant, [first.pin])
+    assert pinning.used_bytes(tenant) == 0, "what it pinned is let go at once, whoever waits"
+    again = pinning.pin(tenant, namespace, words(keys), 0, 200, A_WHILE, Tier.DRAM)
+    assert (again.blocks, again.partial) == (200, Partial.NOTHING)
+    core.audit()
+
+
+def test_tenants_take_turns_in_letting_go() -> None:
+    core, (many, few), keys = large("many", "few")
+    namespace, pinning = few.open(), core.store.pinning
+    end_many(many, keys)
+    one = pinning.pin(few.session.tenant, namespace, words(keys), 0, 200, SECOND, Tier.DRAM)
+    core.pass_time(2 * SECOND)
+    core.store.tick()
+    assert one.pin not in pinning.pins
+    assert pinning.used_bytes(few.session.tenant) == 0
+    assert pinning.used_bytes(many.session.tenant) == 200 * PAGE_BYTES, "many wait still"
+    core.audit()
+    for _ in range(PINS_PER_TENANT * 200 // LET_GO * 2):
+        core.store.tick()
+    assert (pinning.used_bytes(many.session.tenant), pinning.next_ns()) == (0, None)
+    core.audit()
+
+
+def test_a_pin_keeps_one_number_for_each_block() -> None:
+    core, (client,), keys = large("t")
+    pinned = core.store.pinning.pin(client.session.tenant, client.open(), words(keys), 0, 200, A_WHILE, Tier.DRAM)
+    held = core.store.pinning.pins[pinned.pin]
+    assert held.rows is held.paid, "nothing is kept twice"
+    assert held.rows.nbytes == 4 * 200

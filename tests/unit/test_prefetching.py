@@ -215,3 +215,74 @@ def test_cancelled_ones_do_not_pile_up() -> None:
         core.store.tick()
     core.work_all()
     assert in_dram(client, namespace, chain(3)) == 3
+
+
+def test_what_others_still_want_is_fetched_after_one_has_taken_it_back() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3), chain(3, "lonely"))
+    prefetching, tenant, colleague = core.store.prefetching, client.session.tenant, core.client()
+    one, two = prefetch(client, namespace, chain(3)), prefetch(colleague, colleague.open(), chain(3))
+    assert one.prefetch == two.prefetch, "it is fetched once"
+    lonely = prefetch(client, namespace, chain(3, "lonely"))
+    prefetching.cancel(tenant, [one.prefetch, one.prefetch, lonely.prefetch])
+    assert (prefetching.waiting(tenant), prefetching.tally.cancelled) == (1, 1)
+    core.work_all()
+    assert in_dram(client, namespace, chain(3)) == 3
+    assert in_dram(client, namespace, chain(3, "lonely")) == 0
+
+
+def test_what_all_have_taken_back_is_fetched_no_more() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3))
+    prefetching, tenant = core.store.prefetching, client.session.tenant
+    for asked in (prefetch(client, namespace, chain(3)), prefetch(client, namespace, chain(3))):
+        prefetching.cancel(tenant, [asked.prefetch])
+    core.work_all()
+    assert in_dram(client, namespace, chain(3)) == 0
+    assert (prefetching.waiting(tenant), prefetching.tally.cancelled) == (0, 1)
+
+
+def first_to_come(client: Client, namespace: Namespace, *names: str) -> str:
+    """Which of some chains of 3 on disk is the first to be in DRAM."""
+    client.store.tick()
+    client.core.work()
+    (first,) = [name for name in names if in_dram(client, namespace, chain(3, name))]
+    return first
+
+
+def test_an_urgent_repeat_makes_a_patient_request_urgent_and_not_the_other_way_around() -> None:
+    for repeat_ns, first in ((SECOND, "patient"), (20 * SECOND, "between")):
+        core, client, namespace = begin()
+        to_disk(client, namespace, chain(3, "patient"), chain(3, "between"))
+        prefetch(client, namespace, chain(3, "patient"), within_ns=9 * SECOND)
+        prefetch(client, namespace, chain(3, "between"), within_ns=5 * SECOND)
+        prefetch(client, namespace, chain(3, "patient"), within_ns=repeat_ns)
+        assert first_to_come(client, namespace, "patient", "between") == first
+        core.work_all()
+        assert in_dram(client, namespace, chain(3, "patient")) == in_dram(client, namespace, chain(3, "between")) == 3
+
+
+def test_who_asked_for_longest_says_when_it_is_too_late_and_when_it_was_in_vain() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3))
+    prefetch(client, namespace, chain(3), within_ns=9 * SECOND)
+    prefetch(client, namespace, chain(3), within_ns=10 * MS)
+    core.clock.advance(20 * MS)
+    core.work_all()
+    tally = core.store.prefetching.tally
+    assert (in_dram(client, namespace, chain(3)), tally.late) == (3, 0), "one of them has time"
+    core.pass_time(8 * SECOND + GRACE_NS)
+    assert tally.wasted_bytes == 0
+    core.pass_time(2 * SECOND)
+    assert tally.wasted_bytes == 3 * PAGE_BYTES
+
+
+def test_ever_more_urgent_repeats_do_not_pile_up() -> None:
+    core, client, namespace = begin()
+    to_disk(client, namespace, chain(3))
+    for number in range(5000):
+        prefetch(client, namespace, chain(3), within_ns=9 * SECOND - number * 1000)
+    assert len(core.store.prefetching._queue) < 1000
+    assert core.store.prefetching.waiting(client.session.tenant) == 1
+    core.work_all()
+    assert in_dram(client, namespace, chain(3)) == 3

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from kvctl import quotas as quota_words
 from kvctl.client import Exit
+from kvctl.scrub import parse_rate
 from kvproto import control_pb2 as pb
 from kvproto.limits import GIB, MIB
+from kvproto.sizes import UNITS_SAID
 from kvstore.quotas import USUAL, Quota, QuotaError
 from kvstore.report_quotas import QuotaReport
 from kvstored.admin_quotas import quota_reports, set_quota, wish_of
+from kvstored.config import parse_bytes
 from tests.core import ARENA_BYTES, Core
 from tests.unit.test_config import loaded, refusal, written
 from tests.unit.test_kvctl import Daemon, Run, ask, daemon, kvctl  # noqa: F401  fixtures
@@ -88,8 +92,8 @@ def test_a_change_keeps_what_it_does_not_speak_of() -> None:
     wish = wish_of(pb.SetQuotaRequest(tenant="t", dram_max_bytes=3 * ARENA_BYTES, pin_share=0.0, in_flight_max=9))
     change = set_quota(store, KNOWN, wish, dry_run=False)
     two, three = 2 * ARENA_BYTES, 3 * ARENA_BYTES
-    assert change.quota == QuotaReport("t", True, two, two, three, 0, None, None, 0.0, 0, 9)
-    assert change.former == QuotaReport("t", False, two, two, None, 0, None, None, 0.5, ARENA_BYTES, None)
+    assert change.quota == QuotaReport("t", True, two, two, three, 0, None, None, 0.0, 0, 9, three, None)
+    assert change.former == QuotaReport("t", False, two, two, None, 0, None, None, 0.5, ARENA_BYTES, None, None, None)
     assert store.quotas.of("t") == Quota(two, three, None, None, 0.0, 9)
     usual = wish_of(pb.SetQuotaRequest(tenant="t", usual=["dram_guaranteed_bytes", "pin_share"]))
     assert set_quota(store, KNOWN, usual, dry_run=False).quota.dram_asked_bytes is None
@@ -126,7 +130,8 @@ def test_a_tenant_that_is_configured_and_was_never_seen_has_a_quota_and_others_a
     store = core().store
     assert [one.tenant for one in quota_reports(store, KNOWN, None)] == ["later", "t"]
     (later,) = quota_reports(store, KNOWN, "later")
-    assert later == QuotaReport("later", False, 2 * ARENA_BYTES, None, None, 0, None, None, 0.5, ARENA_BYTES, None)
+    nothing_said = (None, None, 0.5, ARENA_BYTES, None, None, None)
+    assert later == QuotaReport("later", False, 2 * ARENA_BYTES, None, None, 0, *nothing_said)
     with pytest.raises(KeyError, match="no tenant is called nobody"):
         quota_reports(store, KNOWN, "nobody")
     with pytest.raises(KeyError, match="no tenant is called nobody"):
@@ -186,7 +191,7 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
         "  disk_max: no maximum",
         "  pin_share: 25%, 32.0 MiB now, until now 50%, 256.0 MiB now",
         "  in_flight: 9, until now as many as sessions may have",
-        "  dram_guaranteed is 128.0 MiB of 130.0 MiB: it is in whole arenas",
+        "  dram_guaranteed is 128.0 MiB of the 130.0 MiB asked for: it is in whole arenas",
     ]
     assert daemon.port.chosen == {"web": Quota(130 * MIB, 3 * GIB // 2, None, None, 0.25, 9)}
     lines = rows(ask("quota", "web").out)
@@ -197,6 +202,59 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
     assert daemon.port.chosen["web"].dram_max_bytes is None
     assert ask("quota", "web", "reset", "-o", "json").json["quota"]["quota"]["chosen"] is False
     assert not daemon.port.chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "told"),
+    [
+        ("128MiB", "128.0 MiB", ""),
+        ("100MB", "64.0 MiB", "dram_max is 64.0 MiB of the 95.4 MiB asked for: it is"),
+        ("134217729", "128.0 MiB", "dram_max is 134,217,728 of the 134,217,729 bytes asked for: it is"),
+        ("3T", "2.0 GiB", "dram_max is 2.0 GiB of the 3.0 TiB asked for"),
+    ],
+)
+def test_quota_says_what_was_really_set(ask: Run, asked: str, held: str, told: str) -> None:  # noqa: F811
+    answer = ask("quota", "web", "set", f"dram_max={asked}")
+    assert f"  dram_max: {held}, until now no maximum\n" in answer.out
+    said = " ".join(answer.out.split())
+    assert told in said
+    assert ("asked for" in said) == bool(told)
+    assert not told or said.endswith("it is in whole arenas, and no more than there are")
+
+
+def test_what_a_maximum_comes_to_is_said_beside_what_was_asked() -> None:
+    store = core().store
+    wanted = wish_of(pb.SetQuotaRequest(tenant="t", dram_max_bytes=3 * ARENA_BYTES + 1))
+    quota = set_quota(store, KNOWN, wanted, dry_run=False).quota
+    assert (quota.dram_max_bytes, quota.dram_max_asked_bytes) == (3 * ARENA_BYTES, 3 * ARENA_BYTES + 1)
+    wanted = wish_of(pb.SetQuotaRequest(tenant="t", dram_max_bytes=9 * ARENA_BYTES))
+    quota = set_quota(store, KNOWN, wanted, dry_run=False).quota
+    assert (quota.dram_max_bytes, quota.dram_max_asked_bytes) == (4 * ARENA_BYTES, 9 * ARENA_BYTES), "there are four"
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("3", 3),
+        ("3B", 3),
+        ("3K", 3072),
+        ("3KiB", 3072),
+        ("3kB", 3000),
+        ("3M", 3 * MIB),
+        ("3MB", 3 * 10**6),
+        ("1.5G", 3 * GIB // 2),
+    ],
+)
+def test_a_size_means_the_same_in_the_configuration_a_quota_and_a_rate(text: str, size_bytes: int) -> None:
+    request = quota_words.wish("t", ["set", f"dram_max={text}"], dry_run=False)
+    assert request is not None
+    assert request.dram_max_bytes == parse_rate(text) == parse_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize("command", ["quota", "scrub"])
+def test_what_units_mean_is_said_in_the_help(kvctl: Run, command: str) -> None:  # noqa: F811
+    said = "".join(part.strip(" \u2502") for part in kvctl(command, "--help").out.split())
+    assert UNITS_SAID.replace(" ", "") in said
 
 
 def test_quota_with_dry_run_changes_nothing(ask: Run, daemon: Daemon) -> None:  # noqa: F811
@@ -213,10 +271,10 @@ def test_quota_with_dry_run_changes_nothing(ask: Run, daemon: Daemon) -> None:  
         (("web", "raise"), Exit.USAGE, "after the tenant comes"),
         (("web", "set", "dram"), Exit.USAGE, "'dram' is not KEY=VALUE"),
         (("web", "set", "ram=1GiB"), Exit.USAGE, "a key is one of dram_guaranteed,"),
-        (("web", "set", "dram_max=1GB"), Exit.USAGE, "'1GB' is no value of dram_max"),
+        (("web", "set", "dram_max=1Gb"), Exit.USAGE, "'1Gb' is no value of dram_max"),
         (("web", "set", "dram_max=-1"), Exit.USAGE, "'-1' is no value of dram_max"),
         (("web", "set", "dram_max=0.3B"), Exit.USAGE, "'0.3B' is no value of dram_max"),
-        (("web", "set", "dram_max=" + 15 * "9" + "TiB"), Exit.USAGE, "is no value of dram_max"),
+        (("web", "set", "dram_max=" + 18 * "9" + "TiB"), Exit.USAGE, "is no value of dram_max"),
         (("web", "set", "in_flight=-1"), Exit.USAGE, "'-1' is no value of in_flight"),
         (("web", "set", "pin_share=half"), Exit.USAGE, "'half' is no value of pin_share"),
         (("web", "set", "pin_share=2"), Exit.USAGE, "pin_share: a share is from 0 to 1"),

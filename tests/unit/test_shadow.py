@@ -7,7 +7,7 @@ import pytest
 
 from kvproto.limits import PAGE_BYTES
 from kvstore.blocks import U1, U4, Rows
-from kvstore.insight.curves import SECOND_NS, Drained
+from kvstore.insight.curves import LEAST_THRESHOLD, SECOND_NS, Drained
 from kvstore.insight.shadow import Lru, Shadows
 from kvstore.insight.tap import ACCESS
 
@@ -94,6 +94,35 @@ def test_more_accesses_than_allowed_halve_the_keys_and_the_size_with_them() -> N
     assert shadows.rate < 0.5
     assert shadows.reports()[0].blocks <= SIZE * shadows.rate
     assert shadows.reports()[0].hit.share == pytest.approx(really(numbers), abs=0.06)
+
+
+@pytest.mark.parametrize("first_rate", [1.0, LEAST_THRESHOLD / 2.0**64])
+@pytest.mark.parametrize("blocks", [2, 1 << 16], ids=["few", "more than a shadow may have"])
+def test_one_key_that_is_asked_for_over_and_over_is_played_no_more_often_than_allowed(
+    monkeypatch: pytest.MonkeyPatch, first_rate: float, blocks: int
+) -> None:
+    turns = 0
+    tighten = Shadows._tighten
+
+    def counted(self: Shadows, threshold: int) -> None:
+        nonlocal turns
+        turns += 1
+        assert turns < 1000, "the keys are thinned out for ever"
+        tighten(self, threshold)
+
+    monkeypatch.setattr(Shadows, "_tighten", counted)
+    rows: Rows = np.zeros(5000, dtype=ACCESS)  # of a hash that no share of the keys leaves out
+    rows["pages"], rows["run"] = 1, np.arange(rows.size)
+    capacity_bytes = blocks * PAGE_BYTES * (2**64 // LEAST_THRESHOLD)  # so that so many are left with the fewest keys
+    shadows = Shadows([Lru], [capacity_bytes], 0, first_rate=first_rate, accesses_per_s=100)
+    for part in range(10):
+        shadows.add(Drained(rows, 1.0, rows.size, 100.0), part)
+        assert part == 0 or shadows.waiting == 100
+        while shadows.step(part):
+            pass
+        assert shadows.waiting == 0
+        shadows.shadows[0].rule.play(rows[:1], np.zeros(1, dtype=np.uint8), part)  # so that none begins anew
+    assert shadows.reports()[0].blocks == 1
 
 
 def test_shadows_never_play_keys_that_their_source_no_longer_samples() -> None:

@@ -1,7 +1,13 @@
 """Which program is at which step: what its context begins with tells, and what is remembered is bounded."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
 from kvproto.ids import NamespaceNumber
-from kvstore.hints.chains import Chain, marks_of
+from kvproto.limits import KEYS_PER_FRAME
+from kvstore.hints.chains import Chain, Mark, marks_of
 from kvstore.hints.limits import PROGRAMS
 from kvstore.hints.visits import Visit, Visits
 from tests.core import chain
@@ -35,6 +41,56 @@ def test_of_two_that_wait_for_the_same_the_first_is_served_first() -> None:
     for program in "pq":
         visits.began(program, of(4, "a"))
     assert [visits.left(run, 0) for run in "rs"] == ["p", "q"]
+
+
+def test_who_is_at_another_step_by_now_does_not_leave_the_one_before() -> None:
+    visits = Visits()
+    ends = [marks_of(of(2, name))[-1] for name in "ab"]
+    for step, end in enumerate(ends):
+        visits.entered(Visit("r", step, "ab"[step], 2), end)
+    visits.began("p", of(4, "a"))
+    visits.began("p", of(5, "b"))
+    assert visits.left("r", 0) is None, "or what it is doing now would be forgotten"
+    assert visits.beginning("p", 5) == 2
+    assert visits.left("r", 1) == "p"
+    visits.entered(Visit("s", 0, "a", 2), ends[0])
+    visits.began("q", of(4, "a"))
+    visits.forget("q")
+    assert visits.left("s", 0) is None, "it is over"
+
+
+class Counted(list[Mark]):
+    """Marks, and how many of them were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[Mark]:
+        for mark in super().__iter__():
+            self.looked_at += 1
+            yield mark
+
+    def __reversed__(self) -> Iterator[Mark]:
+        for mark in super().__reversed__():
+            self.looked_at += 1
+            yield mark
+
+    def index(self, *arguments: Any) -> int:
+        found = super().index(*arguments)
+        self.looked_at += found + 1
+        return found
+
+
+def test_a_context_of_which_every_block_is_waited_for_is_looked_through_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits, context = Visits(), of(KEYS_PER_FRAME, "a")
+    marks = Counted(marks_of(context))
+    for number, mark in enumerate(marks):
+        visits.entered(Visit("r", number, f"{number}", number + 1), mark)
+    monkeypatch.setattr("kvstore.hints.visits.marks_of", lambda _: marks)
+    marks.looked_at = 0
+    visits.began("p", context)
+    assert marks.looked_at <= 2 * KEYS_PER_FRAME
+    assert visits.beginning("p", KEYS_PER_FRAME) == KEYS_PER_FRAME, "the longest one"
+    assert visits.left("r", KEYS_PER_FRAME - 1) == "p"
 
 
 def test_whether_turns_go_on_is_learned_by_step_and_can_change() -> None:

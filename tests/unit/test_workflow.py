@@ -278,7 +278,7 @@ def running(*runs: str) -> Workflows:
     workflows = Workflows(Chains())
     assert workflows.define("w", PLAN, 1, 0) is None
     for run in runs:
-        assert workflows.start(run, "w", 0) is None
+        assert workflows.start(run, "w", 1, 0) is True
     return workflows
 
 
@@ -323,8 +323,30 @@ def test_an_older_version_is_refused_by_step_and_by_run() -> None:
     assert workflows.define("w", graph(Step("only")), 1, 0) == Refused(Refusal.OLD, "w")
     assert workflows.define("w", graph(Step("only")), 2, 0) is None
     assert not isinstance(workflows.enter("run", "plan", 3, 0), Refused), "a run keeps the graph it began with"
-    workflows.start("new", "w", 0)
+    workflows.start("new", "w", 1, 0)
     assert workflows.enter("new", "plan", 1, 0) == Refused(Refusal.UNKNOWN, "plan")
+
+
+def test_what_is_said_again_by_who_cannot_know_that_it_was_heard_changes_nothing() -> None:
+    workflows = running("run")
+    workflows.bind("run", "plan", chain("p"), 1, 0)
+    workflows.enter("run", "plan", 1, 0)
+    for version in (1, 0):
+        assert workflows.define("w", PLAN, version, HOUR_NS - 1) is None, "it says what is so"
+        assert workflows.define("w", graph(Step("only")), version, 0) == Refused(Refusal.OLD, "w")
+    assert workflows.start("run", "w", 1, HOUR_NS - 1) is False
+    assert worth(workflows, "p") == [0]
+    assert workflows.running("run") == {PLAN.number("plan")}
+    workflows.due(HOUR_NS)
+    assert len(workflows) == 1, "it was heard of"
+    assert workflows.start("run", "w", 0, 0) == Refused(Refusal.OLD, "run"), "a later one has taken its place"
+    workflows.define("v", PLAN, 1, 0)
+    assert workflows.start("run", "v", 1, 0) == Refused(Refusal.OLD, "run"), "it is another one"
+    assert worth(workflows, "p") == [0]
+    assert workflows.start("run", "w", 2, 0) is True
+    assert worth(workflows, "p") == [None]
+    workflows.end("run")
+    assert workflows.start("run", "w", 1, 0) is True, "nothing is known of what is over"
 
 
 def test_what_is_within_a_step_is_to_be_fetched_the_nearest_and_likeliest_first() -> None:
@@ -362,13 +384,27 @@ def test_a_workflow_that_is_not_used_is_forgotten_and_too_many_oust_the_longest_
     workflows = running()
     for number in range(WORKFLOWS - 1):
         assert workflows.define(f"more {number}", PLAN, 1, 1) is None
-    assert workflows.start("run", "w", 2) is None
+    assert workflows.start("run", "w", 1, 2) is True
     assert workflows.define("too many", PLAN, 1, 3) is None
-    assert workflows.start("run", "more 0", 3) == Refused(Refusal.UNKNOWN, "more 0")
-    assert workflows.start("run", "w", 3) is None
+    assert workflows.start("run", "more 0", 1, 3) == Refused(Refusal.UNKNOWN, "more 0")
+    assert workflows.start("run", "w", 2, 3) is True
     workflows.due(WORKFLOW_TTL_S * SECOND_NS + 1)
-    assert workflows.start("run", "more 1", 3) == Refused(Refusal.UNKNOWN, "more 1")
-    assert workflows.start("run", "w", 3) is None
+    assert workflows.start("run", "more 1", 1, 3) == Refused(Refusal.UNKNOWN, "more 1")
+    assert workflows.start("run", "w", 3, 3) is True
+
+
+@pytest.mark.parametrize("again", ["nothing", "workflow", "run"])
+def test_what_is_said_again_is_used(again: str) -> None:
+    workflows = running("run")
+    for number in range(WORKFLOWS - 1):
+        assert workflows.define(f"more {number}", PLAN, 1, 1) is None
+    if again == "workflow":
+        assert workflows.define("w", PLAN, 1, 2) is None
+    elif again == "run":
+        assert workflows.start("run", "w", 1, 2) is False
+    workflows.define("too many", PLAN, 1, 3)
+    names = {each.workflow for each in workflows.standings()}
+    assert ("w" in names, "more 0" in names) == ((False, True) if again == "nothing" else (True, False))
 
 
 def test_hints_about_what_is_not_known_are_refused() -> None:
@@ -376,9 +412,9 @@ def test_hints_about_what_is_not_known_are_refused() -> None:
     for run, step, what in (("who", "plan", "who"), ("run", "what", "what"), ("\ud800", "plan", "\\ud800")):
         assert workflows.enter(run, step, 1, 0) == Refused(Refusal.UNKNOWN, what)
         assert workflows.bind(run, step, chain("a"), 1, 0) == Refused(Refusal.UNKNOWN, what)
-    assert workflows.start("new", "who", 0) == Refused(Refusal.UNKNOWN, "who")
+    assert workflows.start("new", "who", 1, 0) == Refused(Refusal.UNKNOWN, "who")
     assert workflows.end("who") == Refused(Refusal.UNKNOWN, "who")
-    assert workflows.start("", "w", 0) == Refused(Refusal.NAME)
+    assert workflows.start("", "w", 1, 0) == Refused(Refusal.NAME)
     assert workflows.define("a\nb", PLAN, 1, 0) == Refused(Refusal.NAME, "a\\nb")
     assert workflows.bind("run", "plan", Chain(NAMESPACE, b"short"), 1, 0) == Refused(Refusal.FORM, "plan")
     assert not isinstance(workflows.enter("run", "plan", 1, 0), Refused)
@@ -387,16 +423,16 @@ def test_hints_about_what_is_not_known_are_refused() -> None:
 @pytest.mark.parametrize("seconds", BAD_TIMES)
 def test_a_patience_that_is_none_is_refused(seconds: float) -> None:
     workflows = running()
-    assert workflows.start("run", "w", 0, ttl_s=seconds) == Refused(Refusal.TIME, "run")
+    assert workflows.start("run", "w", 1, 0, ttl_s=seconds) == Refused(Refusal.TIME, "run")
     assert len(workflows) == 0
 
 
 def test_a_million_runs_are_refused_until_others_are_over() -> None:
     workflows = running(*map(str, range(RUNS)))
-    assert workflows.start("more", "w", 0) == Refused(Refusal.FULL, "more")
-    assert workflows.start("7", "w", 0) is None, "it takes the place of the one of that name"
+    assert workflows.start("more", "w", 1, 0) == Refused(Refusal.FULL, "more")
+    assert workflows.start("7", "w", 2, 0) is True, "it takes the place of the one of that name"
     workflows.due(HOUR_NS)
-    assert workflows.start("more", "w", HOUR_NS) is None
+    assert workflows.start("more", "w", 1, HOUR_NS) is True
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -411,7 +447,7 @@ def test_the_worth_of_a_block_is_the_nearest_bound_step_of_all_runs(moves: list[
     progress = {"x": Progress(PLAN), "y": Progress(PLAN)}
     for version, (verb, run, step, path) in enumerate(moves):
         if verb in ("start", "end"):
-            workflows.start(run, "w", 0)
+            assert workflows.start(run, "w", version + 2, 0) is True
             progress[run] = Progress(PLAN)
             bound = {at: path for at, path in bound.items() if at[0] != run}
         elif verb == "enter":
