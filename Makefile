@@ -8,7 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-long engines test-engines check bench stubs clean
+# Two things side by side, and what each says when it is over.
+BOTH := $(MAKE) --no-print-directory --jobs=2 --output-sync=target
+
+.PHONY: demo test test-around test-inside test-long compiled engines test-engines check bench stubs clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,8 +29,20 @@ check: $(STAMP)
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
 
-test: check
-	@$(BIN)/python -m pytest -m 'not long and not engines'
+# What a first start compiles, so that no test waits for it.
+compiled: $(STAMP)
+	@$(BIN)/python -c 'from kvstored.warmup import warm_up; warm_up()'
+
+# Each half takes about as long, and waits for processes and drives a good part of that.
+test: $(STAMP)
+	@$(BOTH) check compiled
+	@$(BOTH) test-around test-inside
+
+test-around: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not long and not engines' tests/integration
+
+test-inside: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not long and not engines' --ignore=tests/integration
 
 test-long: check
 	@$(BIN)/python -m pytest -m 'not engines' --figures bench/results/test_long.json

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from bench.harness import Bytes, timed
 from kvkernels import libc
 from kvproto.limits import MIB, PAGE_BYTES

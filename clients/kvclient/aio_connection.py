@@ -48,7 +48,7 @@ class AsyncConnection(Endpoint):
         if isinstance(step, Call):
             await self._ask(step)
         elif isinstance(step, Copy):
-            await in_thread(partial(copy_at_once if step.at_once else copy, step.moves))
+            await in_thread(partial(_carry_out, step))
         elif isinstance(step, Commit):
             await self._commit(step)
         elif isinstance(step, Watcher):
@@ -246,3 +246,8 @@ async def in_thread(copying_verb: Callable[[], None]) -> None:
             except asyncio.CancelledError:
                 continue
         raise
+
+
+def _carry_out(step: Copy) -> None:
+    with step.gate:
+        (copy_at_once if step.at_once else copy)(step.moves)

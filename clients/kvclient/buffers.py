@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from kvclient.copying import Move, moves_of
+from kvclient.copying import Gate, Move, moves_of
 from kvproto.errors import UsageError
 
 _from_buffer: Final[Callable[[Any], ctypes.c_char]] = ctypes.c_char.from_buffer
@@ -25,12 +25,13 @@ class Scattered:
 
     Block i is what lies at `addresses[i][0]`, `addresses[i][1]` and so on, one after another, piece j being
     `lengths[j]` bytes. Nothing can be checked of plain addresses but their number: the caller vouches for them, and
-    `owner` keeps what lies there alive.
+    `owner` keeps what lies there alive. `store` reads within `gate` only: WithdrawnError once that is closed.
     """
 
     addresses: Sequence[Sequence[int]]
     lengths: Sequence[int]
     owner: object
+    gate: Gate | None = None
 
     def __len__(self) -> int:
         return len(self.addresses)

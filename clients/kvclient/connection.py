@@ -65,7 +65,8 @@ class Connection(Endpoint):
         if isinstance(step, Call):
             self._ask(step)
         elif isinstance(step, Copy):
-            (copy_at_once if step.at_once else copy)(step.moves)
+            with step.gate:
+                (copy_at_once if step.at_once else copy)(step.moves)
         elif isinstance(step, Commit):
             self._commit(step)
         elif isinstance(step, Watcher):

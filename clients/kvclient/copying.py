@@ -10,6 +10,7 @@ Slots and spans begin at pages, NumPy's large arrays 16 bytes after one, torch's
 """
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
@@ -78,6 +79,35 @@ def copy_at_once(moves: list[Move]) -> None:
     """
     if len(moves) < SMALL_MANY or not libc.copy_pieces(moves):
         copy(moves)
+
+
+class WithdrawnError(Exception):
+    """The memory that was to be copied is for something else now."""
+
+
+class Gate:
+    """Whether memory may still be read. A context manager for whoever reads; any thread may close it, once for all.
+
+    `close` returns when nobody reads any more: at most a batch's copy later. Raises WithdrawnError for who comes after.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody reads from here on."""
+        with self._lock:
+            self._closed = True
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._closed:
+            self._lock.release()
+            raise WithdrawnError("the memory was withdrawn before it was copied")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Stopwatch:

@@ -13,11 +13,12 @@ No flow waits past the deadline in its step, so none can hang; none raises becau
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from kvclient.calls import Call, DeleteCall, FlushCall, LeaseCall, MatchCall, OpenCall, Opened, PingCall, RenewCall
-from kvclient.copying import Move
+from kvclient.copying import Gate, Move
 from kvclient.ledger import Ledger, Pause, Settled, Watcher
 from kvclient.results import Match, Reason, Tiers
 from kvclient.stream import Part
@@ -45,13 +46,17 @@ class Commit:
 
 
 class Copy:
-    """Move bytes; the memory on both sides is kept alive by whoever yields this. `at_once`: see `copy_at_once`."""
+    """Move bytes; the memory on both sides is kept alive by whoever yields this, and may be read while in `gate`.
 
-    __slots__ = ("at_once", "moves")
+    `at_once`: see `copy_at_once`.
+    """
 
-    def __init__(self, moves: list[Move], *, at_once: bool = False) -> None:
+    __slots__ = ("at_once", "gate", "moves")
+
+    def __init__(self, moves: list[Move], *, at_once: bool = False, gate: Gate | None = None) -> None:
         self.moves = moves
         self.at_once = at_once
+        self.gate = gate or nullcontext()
 
 
 Step: TypeAlias = Call | Commit | Watcher | Pause | Copy

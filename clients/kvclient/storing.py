@@ -188,11 +188,12 @@ class Storing:
         if self._ring.cold and self._grants:
             places = [(self._ring, page * PAGE_BYTES) for _, page, _ in self._grants]
             self._session.memory.warm(places, opened.block_bytes)
+        scattered = self._source.scattered
         while self._grants and self._lost is None:
             batch = self._grants[:blocks]
             targets = [self._ring.address + page * PAGE_BYTES for _, page, _ in batch]
             moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
-            yield Copy(moves, at_once=self._source.scattered is not None)
+            yield Copy(moves, at_once=scattered is not None, gate=scattered.gate if scattered else None)
             del self._grants[:blocks]
             self._batch = [ticket for _, _, ticket in batch]
             self._tickets += [(index, ticket) for index, _, ticket in batch]

@@ -107,4 +107,4 @@ def _request(prompt: list[int], salt: str | None = None) -> dict[str, Any]:
 
 def _difference(one: dict[str, Any], two: dict[str, Any]) -> float:
     """The largest of any logprob."""
-    return max(abs(a - b) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))
+    return max(abs(float(a) - float(b)) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))

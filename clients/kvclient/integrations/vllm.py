@@ -1,0 +1,344 @@
+"""vLLM: KV blocks that were computed once come out of the daemon's memory, for every engine of this host.
+
+    vllm serve MODEL --kv-transfer-config '{"kv_connector": "KvstoredConnector",
+      "kv_connector_module_path": "kvclient.integrations.vllm", "kv_role": "kv_both",
+      "kv_load_failure_policy": "recompute"}'
+
+`kv_connector_extra_config` takes what `vllm_settings.Settings` lists, `kv_transfer_params={"kvstored": {...}}` of a
+request what `vllm_settings.Wishes` lists. A daemon that is absent, or goes away, is a miss: the engine computes.
+
+    scheduler process                                      worker processes, one a rank
+    ------------------------------------------------       ----------------------------------------------------
+    vllm_scheduler.py    MATCH, PREFETCH                    vllm_worker.py   LEASE, copy; RESERVE, copy, COMMIT
+    what to load and save        ---- Plan, each step ----> vllm_layout.py   where the engine's blocks lie
+                                 <--- Progress, each step --
+    namespaces of all ranks      <--- Shard, once -----------
+
+Keys are vLLM's own block hashes (tokens, adapter, images, salt); the namespace says the rest: model, weights, version
+of vLLM, layout and type of the memory, rank.
+"""
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import vllm
+from huggingface_hub import snapshot_download
+from vllm.distributed import parallel_state
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.v1.core import kv_cache_utils
+
+from kvclient.client import Client, connect, identity_of
+from kvclient.integrations.transformers_model import config_digest
+from kvclient.integrations.vllm_jobs import Plan, Progress, Shard
+from kvclient.integrations.vllm_layout import Layout, layout_of, weights_mark
+from kvclient.integrations.vllm_scheduler import Scheduler
+from kvclient.integrations.vllm_settings import Settings, version_trouble
+from kvclient.integrations.vllm_worker import Worker
+from kvproto.errors import UsageError
+from kvproto.frames import Role
+from kvproto.identity import NamespaceIdentity
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_log = logging.getLogger(__name__)
+
+
+class _Meta(KVConnectorMetadata):
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+
+class _Done(KVConnectorWorkerMetadata):
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        assert isinstance(other, _Done)
+        return _Done(self.progress.joined(other.progress))
+
+
+class _Hello(KVConnectorHandshakeMetadata):
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+
+
+class KvstoredStats(KVConnectorStats):
+    """Totals of an interval, by name."""
+
+    data: dict[str, Any]
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.data = {}
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """Both together."""
+        names = self.data | other.data
+        return KvstoredStats({name: self.data.get(name, 0) + other.data.get(name, 0) for name in names})
+
+    def reduce(self) -> dict[str, int | float]:
+        """For vLLM's log line."""
+        shown: dict[str, int | float] = {}
+        for name, value in self.data.items():
+            if name.endswith("_bytes"):
+                shown[f"{name.removesuffix('_bytes')} MiB"] = round(value / (1 << 20), 1)
+            elif name.endswith("_seconds"):
+                shown[f"{name.removesuffix('_seconds')} ms"] = round(value * 1e3, 2)
+            else:
+                shown[name.replace("_", " ")] = int(value)
+        return shown
+
+    def is_empty(self) -> bool:
+        """Did nothing happen?"""
+        return not self.data
+
+
+class KvstoredConnector(KVConnectorBase_V1):
+    """See the module. vLLM makes one for its scheduler and one for each worker. Raises UsageError at start."""
+
+    def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config, **kwargs)
+        transfer = self._kv_transfer_config
+        self._settings = Settings.parse(transfer.kv_connector_extra_config)
+        if trouble := _trouble(vllm_config, kv_cache_config, self._settings):
+            raise UsageError(trouble)
+        self._block_tokens = int(vllm_config.cache_config.block_size)
+        self._scheduler: Scheduler | None = None
+        self._worker: Worker | None = None
+        self._layout: Layout | None = None
+        self._shard: Shard | None = None
+        self._clients: list[Client] = []
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A save that is dropped is a later miss, and nothing else."""
+        return False
+
+    def _client(self, name: str, *, timeout_s: float, stores: bool) -> Client:
+        client = connect(
+            self._settings.runtime_dir, name=f"vllm {name}", tenant=self._settings.tenant, timeout_s=timeout_s,
+            role=Role.ENGINE if stores else Role.TOOL,
+        )  # fmt: skip
+        self._clients.append(client)
+        return client
+
+    # -- worker --------------------------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """The engine's memory is there."""
+        settings = self._settings
+        layout = layout_of(kv_caches, int(self._kv_cache_config.num_blocks))
+        identity = _identity(self._vllm_config, layout, kv_caches, settings, self._block_tokens)
+        self._shard = Shard(identity)
+        quick = self._client("worker lookups", timeout_s=settings.lookup_timeout_ms / 1000, stores=False)
+        patient = self._client("worker", timeout_s=1.0, stores=True)
+        self._worker = Worker(
+            _namespace(quick, identity), _namespace(patient, identity), layout, disk_wait_s=settings.disk_wait_s
+        )
+        _log.info("kvstored: blocks of %d tokens and %d bytes", self._block_tokens, layout.block_bytes)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """What this rank stores, for the scheduler."""
+        return _Hello(self._shard) if self._shard is not None else None
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Before anything of a step is written."""
+        if self._worker is not None:
+            self._worker.fence(_plan_of(kv_connector_metadata))
+
+    def start_load_kv(self, forward_context: Any, **_: Any) -> None:
+        """Load what this step needs, and begin to load what later ones do."""
+        if self._worker is not None:
+            self._worker.begin(_plan_of(self._get_connector_metadata()))
+            if forward_context.attn_metadata is None:
+                self._worker.idle()
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: what a forward needs was loaded before it."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Whole blocks of all layers are saved behind the forward."""
+
+    def wait_for_save(self) -> None:
+        """The forward is over."""
+        if self._worker is not None:
+            self._worker.end(_plan_of(self._get_connector_metadata()))
+
+    def get_finished(self, _finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose blocks may be freed, and requests whose loads have ended."""
+        if self._worker is None:
+            return None, None
+        return self._worker.take_closed() or None, self._worker.take_received() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """To be computed anew."""
+        return self._worker.take_bad_blocks() if self._worker is not None else set()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """Saves that have ended."""
+        progress = self._worker.take_progress() if self._worker is not None else None
+        return _Done(progress) if progress is not None else None
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """Of either half, since the last time."""
+        half = self._worker or self._scheduler
+        counts = half.take_counts() if half is not None else {}
+        return KvstoredStats(dict(counts)) if counts else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        """For vLLM's logger."""
+        return KvstoredStats(data or {})
+
+    def shutdown(self) -> None:
+        """The engine goes away."""
+        if self._worker is not None:
+            self._worker.stop()
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+
+    # -- scheduler -----------------------------------------------------------------------------------------------
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """All ranks have said what they store: lookups begin."""
+        shards = [hello.shard for hello in metadata.values() if isinstance(hello, _Hello)]
+        client = self._client("scheduler", timeout_s=self._settings.lookup_timeout_ms / 1000, stores=False)
+        namespaces = [_namespace(client, shard.identity) for shard in shards]
+        block_bytes = max(shard.identity.block_bytes for shard in shards)
+        self._scheduler = Scheduler(client, namespaces, self._block_tokens, block_bytes, self._settings)
+
+    def on_new_request(self, request: Any) -> None:
+        """A request has come."""
+        if self._scheduler is not None:
+            self._scheduler.on_new_request(request)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """How much of it is in the store."""
+        return (0, False) if self._scheduler is None else self._scheduler.matched(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Its memory is set aside."""
+        if self._scheduler is not None:
+            self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """What the workers do in this step."""
+        if self._scheduler is None:
+            return _Meta(Plan())
+        state = scheduler_output.kv_connector_block_state
+        return _Meta(
+            self._scheduler.plan(scheduler_output.num_scheduled_tokens, lambda request: state.get_block_ids(request)[0])
+        )
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """What the workers have done."""
+        if self._scheduler is not None:
+            done = connector_output.kv_connector_worker_meta
+            progress = done.progress if isinstance(done, _Done) else None
+            self._scheduler.heard(progress, connector_output.finished_recving or ())
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Whether its blocks must stay for now."""
+        return (False if self._scheduler is None else self._scheduler.finished(request, block_ids)), None
+
+
+def _plan_of(metadata: KVConnectorMetadata) -> Plan:
+    assert isinstance(metadata, _Meta), f"metadata of another connector: {metadata}"
+    return metadata.plan
+
+
+def _namespace(client: Client, identity: NamespaceIdentity) -> Any:
+    fields: Mapping[str, Any] = asdict(identity)
+    tp, pp = (fields["tp_rank"], fields["tp_size"]), (fields["pp_rank"], fields["pp_size"])
+    plain = {name: value for name, value in fields.items() if name[:3] not in {"tp_", "pp_"}}
+    return client.namespace(**plain, tp=tp, pp=pp)
+
+
+def _trouble(config: "VllmConfig", kv_cache_config: Any, settings: Settings) -> str:
+    """Why this engine cannot use the store, or nothing."""
+    if trouble := version_trouble(vllm.__version__, any_version=settings.any_version):
+        return trouble
+    if config.kv_transfer_config.kv_load_failure_policy != "recompute":
+        return (
+            'kv_load_failure_policy must be "recompute" in the kv-transfer-config: '
+            "otherwise a block that is gone when it is to be loaded fails the request instead of being computed"
+        )
+    algorithm = config.cache_config.prefix_caching_hash_algo
+    if algorithm not in {"sha256", "sha256_cbor"}:
+        return f"block hashes by {algorithm!r} can collide: use --prefix-caching-hash-algo sha256_cbor"
+    return _memory_trouble(config, [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
+
+
+def _memory_trouble(config: "VllmConfig", specs: Sequence[Any]) -> str:
+    if len(specs) != 1:
+        return f"{len(specs)} groups of KV memory (a hybrid model) are not supported yet"
+    kind = type(specs[0]).__name__
+    if "FullAttention" not in kind and "MLA" not in kind:
+        return f"KV memory of the kind {kind} is not supported: only full attention is"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(config.parallel_config, name, 1) != 1:
+            return f"{name} is not supported yet"
+    return ""
+
+
+def _identity(
+    config: "VllmConfig", layout: Layout, caches: Mapping[str, torch.Tensor], settings: Settings, block_tokens: int
+) -> NamespaceIdentity:
+    """What the bytes of this rank depend on besides tokens."""
+    model, parallel = config.model_config, config.parallel_config
+    revision = settings.revision or _weights(config)
+    if not revision:
+        raise UsageError(
+            f"the weights of {model.model!r} cannot be told from others: "
+            'name them, with kv_connector_extra_config={"revision": "..."}'
+        )
+    cache = config.cache_config
+    hashes = f"{cache.prefix_caching_hash_algo} {kv_cache_utils.get_none_hash_seed()}"
+    kinds = (next(iter(caches.values())).dtype, cache.cache_dtype, model.dtype, model.quantization)
+    return identity_of(
+        model=f"{' '.join(model.architectures)} {config_digest(model.hf_config)}",
+        engine=f"vllm {vllm.__version__} torch {torch.__version__} {hashes}",
+        layout=f"{layout.words} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        dtype=" ".join(map(str, kinds)).replace("torch.", ""),
+        block_tokens=block_tokens,
+        block_bytes=layout.block_bytes,
+        revision=revision,
+        adapter="",
+        tp=(_rank("tp"), int(parallel.tensor_parallel_size)),
+        pp=(_rank("pp"), int(parallel.pipeline_parallel_size)),
+    )
+
+
+def _rank(axis: str) -> int:
+    group = parallel_state.get_tp_group() if axis == "tp" else parallel_state.get_pp_group()
+    return int(group.rank_in_group)
+
+
+def _weights(config: "VllmConfig") -> str:
+    """What tells the weights from others; empty if nothing does."""
+    model, load_format = config.model_config, str(config.load_config.load_format)
+    if load_format == "dummy":
+        return f"dummy {model.seed}"
+    folder = Path(model.model)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+        except (OSError, ValueError):
+            return ""
+    return weights_mark(folder)

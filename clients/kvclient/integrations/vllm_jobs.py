@@ -1,0 +1,67 @@
+"""What the scheduler's half of the vLLM connector tells the worker's half, and the other way round. Plain data."""
+
+from dataclasses import dataclass, field
+
+from kvproto.identity import NamespaceIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class LoadJob:
+    """Blocks `first` to `first + len(block_ids)` of a chain, into the engine's memory."""
+
+    request: str
+    keys: tuple[bytes, ...]  # exactly the blocks to load
+    block_ids: tuple[int, ...]  # of the engine, one a key
+    at_once: bool  # before the forward of this step, in the engine's own thread; else behind it, in another
+
+
+@dataclass(frozen=True, slots=True)
+class SaveJob:
+    """Blocks of a chain that this step completes, out of the engine's memory."""
+
+    number: int
+    request: str
+    keys: tuple[bytes, ...]
+    parent: bytes | None
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PinJob:
+    """Keep the blocks of a chain, once all that was to be saved of it is."""
+
+    keys: tuple[bytes, ...]
+    ttl_s: float | None
+    retention: str | None
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a worker does in one step."""
+
+    loads: list[LoadJob] = field(default_factory=list)
+    saves: list[SaveJob] = field(default_factory=list)
+    pins: list[PinJob] = field(default_factory=list)
+    fences: set[int] = field(default_factory=set)  # saves whose blocks this step uses for something else
+    closing: set[str] = field(default_factory=set)  # finished requests whose blocks wait for their saves
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one worker stores: told to the scheduler once the engine's memory is known."""
+
+    identity: NamespaceIdentity
+
+
+@dataclass(slots=True)
+class Progress:
+    """What workers have done since they last said so: saves by number, and by how many workers."""
+
+    saved: dict[int, int] = field(default_factory=dict)
+
+    def joined(self, other: "Progress") -> "Progress":
+        """Both together."""
+        saved = dict(self.saved)
+        for number, workers in other.saved.items():
+            saved[number] = saved.get(number, 0) + workers
+        return Progress(saved)

@@ -1,0 +1,114 @@
+"""Where a block of vLLM's paged memory lies, and what its bytes depend on.
+
+vLLM gives one tensor a layer, its first dimension the engine's blocks (`register_kv_caches`). A block of ours is that
+block of all layers, one after another, as the engine's kernels keep it: nothing inside is looked at or moved about.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kvclient.buffers import Scattered
+from kvproto.errors import UsageError
+
+SAMPLES: Final = 16  # of a weight file
+SAMPLE_BYTES: Final = 4096
+WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The pieces that a block consists of: piece j of block b is `lengths[j]` bytes at `bases[j] + b * strides[j]`."""
+
+    blocks: int
+    bases: tuple[int, ...]
+    strides: tuple[int, ...]
+    lengths: tuple[int, ...]
+    words: str  # for the namespace
+    owner: object  # keeps the memory alive
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block of all layers."""
+        return sum(self.lengths)
+
+    def scattered(self, block_ids: Sequence[int]) -> Scattered:
+        """These blocks of the engine. Raises UsageError for one that it does not have."""
+        if block_ids and not 0 <= min(block_ids) <= max(block_ids) < self.blocks:
+            raise UsageError(f"blocks {min(block_ids)} to {max(block_ids)} of an engine that has {self.blocks}")
+        pieces = list(zip(self.bases, self.strides, strict=True))
+        return Scattered(
+            [[base + block * stride for base, stride in pieces] for block in block_ids], self.lengths, self.owner
+        )
+
+
+def layout_of(caches: Mapping[str, Any], blocks: int) -> Layout:
+    """Of the tensors by the names of their layers. Raises UsageError for memory that cannot be copied by blocks."""
+    if not caches:
+        raise UsageError("the engine has no KV memory")
+    pieces: list[tuple[int, int, int]] = []
+    said: list[str] = []
+    seen: set[int] = set()
+    for name, tensor in caches.items():
+        if not hasattr(tensor, "data_ptr"):
+            raise UsageError(f"{name}: {type(tensor).__name__} is no tensor; such models are not supported yet")
+        if tensor.device.type != "cpu":
+            raise UsageError(f"{name} is on {tensor.device}: only memory of the CPU is supported yet")
+        if tensor.shape[0] != blocks:
+            raise UsageError(f"{name} has shape {tuple(tensor.shape)}, which does not begin with the {blocks} blocks")
+        if not _is_dense(tensor.shape[1:], tensor.stride()[1:]):
+            raise UsageError(f"{name}: a block of shape {tuple(tensor.shape[1:])} does not lie in one piece")
+        address, size = int(tensor.data_ptr()), int(tensor.element_size())
+        said.append(f"{name} {tuple(tensor.shape[1:])} {tuple(tensor.stride()[1:])} {tensor.dtype}")
+        if address in seen:  # a layer that shares another's memory
+            continue
+        seen.add(address)
+        pieces.append((address, int(tensor.stride(0)) * size, math.prod(tensor.shape[1:]) * size))
+    merged = list(_merged(pieces))
+    digest = hashlib.sha256("\n".join(said).encode()).hexdigest()[:32]
+    bases, strides, lengths = zip(*merged, strict=True)
+    return Layout(
+        blocks, bases, strides, lengths, f"{len(seen)} layers, whole blocks as the kernels keep them {digest}", caches
+    )
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Do so many elements lie in a row, in whatever order?"""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _merged(pieces: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbours as one: layers whose memory is interleaved by blocks."""
+    base, stride, length = pieces[0]
+    for next_base, next_stride, next_length in pieces[1:]:
+        if next_base == base + length and next_stride == stride and length + next_length <= stride:
+            length += next_length
+        else:
+            yield base, stride, length
+            base, stride, length = next_base, next_stride, next_length
+    yield base, stride, length
+
+
+def weights_mark(folder: Path) -> str:
+    """What tells these weights from others: names, sizes, times of change and samples of their files; 64 hex digits.
+
+    Reading all of a large model would take as long as loading it. Empty without a file of weights.
+    """
+    whole = hashlib.sha256()
+    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+    for path in files:
+        state = path.stat()
+        whole.update(f"{path.name} {state.st_size} {state.st_mtime_ns} ".encode())
+        with path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(number * max(0, state.st_size - SAMPLE_BYTES) // max(1, SAMPLES - 1))
+                whole.update(file.read(SAMPLE_BYTES))
+    return whole.hexdigest() if files else ""

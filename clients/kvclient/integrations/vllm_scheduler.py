@@ -1,0 +1,325 @@
+"""The scheduler's half of the vLLM connector: what is in the store, what to load, what to save, in no time.
+
+    on_new_request        MATCH; blocks on disk: PREFETCH
+    matched               MATCH again; None while blocks are on their way; how many tokens to load
+    allocated             the load is planned for this step
+    plan                  every step: saves of what it computes, fences, pins
+    finished              whether the engine must keep its blocks until the last save
+
+A lookup is one round trip through shared memory's socket, bounded by the client's timeout; a daemon that does not
+answer in time is not asked again for a while. This half moves no bytes and imports nothing of vLLM: requests are read
+by the attributes that all tested versions have.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kvclient.client import Client
+from kvclient.hints import Program
+from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob
+from kvclient.integrations.vllm_settings import Settings, Wishes, wishes_of
+from kvclient.namespace import Namespace
+from kvclient.policy import Prefetch
+from kvproto.errors import KvError
+
+_log = logging.getLogger(__name__)
+_clock = time.monotonic
+
+SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
+AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
+SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
+PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of one request of the engine."""
+
+    request: Any
+    wishes: Wishes
+    stored: int = 0  # blocks from the front that are in the store, or will be
+    planned: tuple[int, int, bool] | None = None  # a load that was promised: from, to, and whether beside the forward
+    wait_until: float = 0.0  # for what is on its way from disk, or is being loaded by another request
+    look_again: float = 0.0
+    prefetch: Prefetch | None = None
+    loading: tuple[bytes, ...] = ()  # keys of a load that runs
+    blocks: list[int] = field(default_factory=list)
+    outstanding: set[int] = field(default_factory=set)  # saves
+    gone: bool = False  # the engine has finished it
+
+
+class Scheduler:
+    """One engine's. All methods on the scheduler's thread; none waits longer than the client's timeout."""
+
+    def __init__(
+        self, client: Client, shards: Sequence[Namespace], block_tokens: int, block_bytes: int, settings: Settings
+    ) -> None:
+        """`shards`: the namespace of every rank: a block is there if all of them have it."""
+        self._client = client
+        self._shards = shards
+        self._block_tokens = block_tokens
+        self._block_bytes = block_bytes
+        self._settings = settings
+        self._known: dict[str, Known] = {}
+        self._loading: dict[bytes, str] = {}  # keys that some request is loading beside the forward
+        self._plan = Plan()
+        self._next_save = 0
+        self._saves: dict[int, tuple[str, tuple[int, ...], int]] = {}  # request, the engine's blocks, workers to come
+        self._silent_until = 0.0
+        self._programs: dict[str, Program] = {}
+        self._step: tuple[float, int, int] | None = None  # begun; tokens cached and new of its only prefill
+        self.counts: dict[str, float] = {}
+
+    # -- requests come -------------------------------------------------------------------------------------------
+
+    def on_new_request(self, request: Any) -> None:
+        """As early as anything is known of it: fetch from disk what it will need."""
+        known = self._known[request.request_id] = Known(
+            request, wishes_of(getattr(request, "kv_transfer_params", None))
+        )
+        if known.wishes.program:
+            self._program_of(known)
+        keys = self._keys(known)
+        if not known.wishes.load or not keys:
+            return
+        found = self._match(keys)
+        if found is not None and found[1]:  # some on disk
+            self._prefetch(known, keys[: found[0]])
+
+    def matched(self, request: Any, computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens to load behind those that the engine has; None: ask again. And whether beside the forward."""
+        known = self._known.get(request.request_id)
+        if known is None:  # an engine that does not call `on_new_request`
+            self.on_new_request(request)
+            known = self._known[request.request_id]
+        known.planned = None
+        keys = self._keys(known)
+        first = computed_tokens // self._block_tokens
+        if not known.wishes.load or len(keys) <= first:
+            return 0, False
+        now = _clock()
+        if now < known.look_again or self._waits_for_another(known, keys[first], now):
+            return None, False
+        blocks, on_disk, pays = self._match(keys) or (0, 0, False)
+        known.stored = max(known.stored, blocks)
+        if blocks <= first or not pays:
+            return 0, False
+        if on_disk and self._waits_for_disk(known, keys[:blocks], now):
+            return None, False
+        count = blocks - first
+        beside = bool(on_disk) or count * self._block_bytes > self._settings.at_once_bytes
+        known.planned = (first, blocks, beside)
+        self._count("hit_tokens", count * self._block_tokens)
+        return count * self._block_tokens, beside
+
+    def allocated(self, request: Any, block_ids: Sequence[int], external_tokens: int) -> None:
+        """The engine has set memory aside; `external_tokens` of it are to be loaded."""
+        known = self._known.get(request.request_id)
+        if known is None:
+            return
+        planned, known.planned = known.planned, None
+        known.prefetch = None
+        if planned is None or not external_tokens:
+            known.blocks = list(block_ids)
+            return
+        first, stop, beside = planned
+        stop = min(stop, first + external_tokens // self._block_tokens)
+        keys = tuple(self._keys(known)[first:stop])
+        self._plan.loads.append(LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside))
+        self._fence(block_ids[first:])
+        known.blocks = list(block_ids)
+        if beside:
+            known.loading = keys
+            self._loading.update(dict.fromkeys(keys, request.request_id))
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def plan(self, scheduled: dict[str, int], blocks_of: Callable[[str], Sequence[int]]) -> Plan:
+        """What the workers do in this step. `scheduled`: tokens of each request in it."""
+        plan, self._plan = self._plan, Plan()
+        for request_id, tokens in scheduled.items():
+            known = self._known.get(request_id)
+            if known is None:
+                continue
+            computed = known.request.num_computed_tokens
+            block_ids = blocks_of(request_id)
+            self._fence_into(plan, block_ids[computed // self._block_tokens :])
+            self._save_into(plan, known, block_ids, computed + tokens)
+        self._note_step(scheduled)
+        return plan
+
+    def finished(self, request: Any, block_ids: Sequence[int]) -> bool:
+        """A request is over. Whether its blocks must stay until its saves have ended."""
+        known = self._known.get(request.request_id)
+        if known is None:
+            return False
+        known.gone = True
+        self._end_load(known)
+        if known.prefetch is not None:
+            known.prefetch.cancel()
+            known.prefetch = None
+        self._save_into(self._plan, known, block_ids, request.num_computed_tokens)
+        wishes = known.wishes
+        keys = tuple(request.block_hashes[: known.stored])
+        if keys and (wishes.pin_ttl_s is not None or wishes.retention):
+            self._plan.pins.append(PinJob(keys, None if wishes.retention else wishes.pin_ttl_s, wishes.retention))
+        if wishes.program:
+            self._end_turn(known, keys)
+        if known.outstanding:
+            self._plan.closing.add(request.request_id)
+            return True
+        del self._known[request.request_id]
+        return False
+
+    def heard(self, progress: Progress | None, received: Iterable[str]) -> None:
+        """What the workers have done."""
+        self._report_step()
+        for request_id in received:
+            known = self._known.get(request_id)
+            if known is not None:
+                self._end_load(known)
+        if progress is None:
+            return
+        for number, workers in progress.saved.items():
+            request_id, block_ids, left = self._saves.get(number, ("", (), 0))
+            if left > workers:
+                self._saves[number] = (request_id, block_ids, left - workers)
+                continue
+            self._saves.pop(number, None)
+            known = self._known.get(request_id)
+            if known is not None:
+                known.outstanding.discard(number)
+                if known.gone and not known.outstanding:
+                    del self._known[request_id]
+
+    # -- below them ----------------------------------------------------------------------------------------------
+
+    def _keys(self, known: Known) -> Sequence[bytes]:
+        """Of the blocks that may be loaded: at least one token of the prompt is left to compute."""
+        request = known.request
+        return list(request.block_hashes[: max(0, request.num_tokens - 1) // self._block_tokens])
+
+    def _match(self, keys: Sequence[bytes]) -> tuple[int, int, bool] | None:
+        """Blocks from the front that every rank has, how many of those on disk, and whether loading pays."""
+        if _clock() < self._silent_until:
+            return None
+        blocks, on_disk, pays = len(keys), 0, True
+        began = _clock()
+        try:
+            for shard in self._shards:
+                found = shard.match(keys)
+                blocks = min(blocks, found.blocks)
+                on_disk = max(on_disk, found.tiers.disk)
+                pays = pays and found.worth_loading
+        except KvError as error:
+            _log.warning("lookup failed: %s", error)
+            return None
+        took = _clock() - began
+        self._count("lookups", 1)
+        self._count("lookup_seconds", took)
+        if took >= self._settings.lookup_timeout_ms / 1000:
+            self._silent_until = _clock() + SILENCE_S
+        return blocks, on_disk, pays
+
+    def _waits_for_another(self, known: Known, key: bytes, now: float) -> bool:
+        """Is another request loading what this one needs next? Then that will be there without a second load."""
+        owner = self._loading.get(key)
+        if owner is None or owner == known.request.request_id:
+            return False
+        known.wait_until = known.wait_until or now + SAME_S
+        return now < known.wait_until
+
+    def _waits_for_disk(self, known: Known, keys: Sequence[bytes], now: float) -> bool:
+        if not known.wait_until:
+            known.wait_until = now + self._settings.disk_wait_s
+            if known.prefetch is None:
+                self._prefetch(known, keys)
+        known.look_again = now + AGAIN_S
+        return now < known.wait_until
+
+    def _prefetch(self, known: Known, keys: Sequence[bytes]) -> None:
+        for shard in self._shards:
+            known.prefetch = shard.prefetch(keys, deadline_s=max(0.001, self._settings.disk_wait_s))
+
+    def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int], computed_tokens: int) -> None:
+        """Save the blocks that are full once so many tokens are computed, and whose keys are known."""
+        hashes = known.request.block_hashes
+        full = min(computed_tokens // self._block_tokens, len(hashes), len(block_ids))
+        first = known.stored
+        if full <= first or not (self._settings.store and known.wishes.store):
+            return
+        number, self._next_save = self._next_save, self._next_save + 1
+        ids = tuple(block_ids[first:full])
+        parent = bytes(hashes[first - 1]) if first else None
+        plan.saves.append(SaveJob(number, known.request.request_id, tuple(hashes[first:full]), parent, ids))
+        known.stored = full
+        known.outstanding.add(number)
+        self._saves[number] = (known.request.request_id, ids, len(self._shards))
+
+    def _fence(self, written: Sequence[int]) -> None:
+        self._fence_into(self._plan, written)
+
+    def _fence_into(self, plan: Plan, written: Sequence[int]) -> None:
+        """Blocks that are written in this step must not be read by a save of what they held."""
+        if not self._saves:
+            return
+        about = set(written)
+        for number, (_, block_ids, _) in self._saves.items():
+            if not about.isdisjoint(block_ids):
+                plan.fences.add(number)
+
+    def _end_load(self, known: Known) -> None:
+        for key in known.loading:
+            self._loading.pop(key, None)
+        known.loading = ()
+
+    def _note_step(self, scheduled: dict[str, int]) -> None:
+        """Is this step one prefill and nothing else? Then it tells what computing costs."""
+        self._step = None
+        if len(scheduled) == 1:
+            ((request_id, tokens),) = scheduled.items()
+            known = self._known.get(request_id)
+            if known is not None and tokens >= PROFILED_TOKENS:
+                self._step = (_clock(), int(known.request.num_computed_tokens), tokens)
+
+    def _report_step(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            began, cached, new = step
+            for shard in self._shards:
+                shard.report_prefill(cached, new, _clock() - began)
+
+    def _program_of(self, known: Known) -> Program:
+        name = known.wishes.program
+        program = self._programs.get(name)
+        if program is None:
+            program = self._programs[name] = self._client.program(name)
+        else:
+            program.tool_finished()  # a turn has begun
+        return program
+
+    def _end_turn(self, known: Known, keys: Sequence[bytes]) -> None:
+        wishes = known.wishes
+        program = self._programs.get(wishes.program)
+        if program is None:
+            return
+        if keys:
+            program.context(self._shards[0], keys)
+        if wishes.tool:
+            program.tool_started(wishes.tool, wishes.tool_expected_s)
+        elif wishes.program_finished:
+            program.finished()
+            del self._programs[wishes.program]
+        else:
+            program.turn_finished()
+
+    def _count(self, name: str, value: float) -> None:
+        self.counts[name] = self.counts.get(name, 0) + value
+
+    def take_counts(self) -> dict[str, float]:
+        """Totals since the last time."""
+        counts, self.counts = self.counts, {}
+        return counts

@@ -1,0 +1,146 @@
+"""What a user says of the vLLM connector: `kv_connector_extra_config` once, `kv_transfer_params` for each request.
+
+Both are parsed here and nowhere else. Of the first a mistake stops the engine's start with a sentence; of the second it
+is logged once and that entry is left out, because a request must not fail for it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from kvproto.errors import UsageError
+from kvproto.limits import MIB
+from kvproto.retention import Retention
+
+_log = logging.getLogger(__name__)
+
+TESTED: Final = ((0, 32), (0, 33))  # versions of vLLM, from the first to the last
+PARAMS_KEY: Final = "kvstored"  # of `kv_transfer_params`
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`kv_connector_extra_config`."""
+
+    runtime_dir: str | None = None  # of the daemon; None looks where `kvclient` does
+    tenant: str = ""
+    revision: str = ""  # a name that no other weights of this model have; empty: found out from their files
+    lookup_timeout_ms: float = 20.0  # how long the scheduler may wait for an answer
+    at_once_mib: float = 32.0  # loads up to this size are done before the forward, larger ones beside it
+    disk_wait_s: float = 5.0  # how long a request may wait for blocks that come from disk
+    store: bool = True  # False: only load
+    hold_share: float = 0.25  # of the engine's blocks that finished requests may hold at a time (`hold_s`)
+    any_version: bool = False  # try other versions of vLLM than the tested ones
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> "Settings":
+        """Raises UsageError for an unknown name or an impossible value."""
+        known = {each.name: each for each in fields(cls)}
+        for name, value in given.items():
+            if name not in known:
+                raise UsageError(f"kv_connector_extra_config has no {name!r}: one of {', '.join(sorted(known))}")
+            _check(name, value, getattr(cls(), name))
+        return cls(**given)
+
+    @property
+    def at_once_bytes(self) -> int:
+        """Of a load, at most, to be done before the forward."""
+        return int(self.at_once_mib * MIB)
+
+
+def _check(name: str, value: object, default: object) -> None:
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 86400
+    else:
+        fits = isinstance(value, str) or (value is None and default is None)
+    if not fits:
+        kind = (
+            "true or false" if isinstance(default, bool) else "a number" if isinstance(default, float) else "a string"
+        )
+        raise UsageError(f"kv_connector_extra_config {name!r} must be {kind}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """`kv_transfer_params["kvstored"]` of one request."""
+
+    load: bool = True
+    store: bool = True
+    pin_ttl_s: float | None = None  # keep its whole context for so long after it has finished
+    retention: str | None = None  # the same as "5m" or "1h"
+    hold_s: float = 0.0  # keep its blocks in the engine's own memory for so long after it has finished
+    program: str = ""  # the agent or conversation it is a turn of
+    tool: str = ""  # a tool that the program calls once this request has finished
+    tool_expected_s: float | None = None
+    program_finished: bool = False
+
+
+_PLAIN: Final = Wishes()
+
+
+def wishes_of(params: object) -> Wishes:
+    """Those of a request. Never raises."""
+    given = params.get(PARAMS_KEY) if isinstance(params, Mapping) else None
+    if given is None:
+        return _PLAIN
+    if not isinstance(given, Mapping):
+        _log.warning("kv_transfer_params[%r] must be an object, not %r", PARAMS_KEY, given)
+        return _PLAIN
+    taken: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            taken[name] = _READERS.get(name, _unknown)(value)
+        except (TypeError, ValueError) as error:
+            _log.warning("kv_transfer_params[%r][%r] = %r is left out: %s", PARAMS_KEY, name, value, error)
+    return Wishes(**taken)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false was expected")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
+        raise ValueError("seconds were expected, a day at most")
+    return float(value)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value or len(value.encode()) > 128:
+        raise ValueError("a name of at most 128 bytes was expected")
+    return value
+
+
+def _unknown(_value: object) -> None:
+    raise ValueError(f"one of {', '.join(sorted(_READERS))} was expected")
+
+
+def _retention(value: object) -> str:
+    return str(Retention(str(value)).value)
+
+
+_READERS: Final = {
+    "load": _flag, "store": _flag, "pin_ttl_s": _seconds, "retention": _retention, "hold_s": _seconds,
+    "program": _name, "tool": _name, "tool_expected_s": _seconds, "program_finished": _flag,
+}  # fmt: skip
+
+
+def version_trouble(version: str, *, any_version: bool) -> str:
+    """Why this version of vLLM is refused, or nothing."""
+    parts = version.split(".")
+    try:
+        found = int(parts[0]), int(parts[1])
+    except (IndexError, ValueError):
+        found = (-1, -1)
+    first, last = TESTED
+    if first <= found <= last or any_version:
+        return ""
+    return (
+        f"the connector was tested with vLLM {first[0]}.{first[1]} to {last[0]}.{last[1]}, and this is {version}; "
+        'kv_connector_extra_config={"any_version": true} tries it all the same'
+    )
