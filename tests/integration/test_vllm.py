@@ -1,6 +1,5 @@
 """A real vLLM says the same twice, and notices other weights: what the tests of our connector stand on."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.engines import VllmProcess, find_vllm, why_not
+from bench.engines import VllmProcess
 from bench.engines.model import SIZES, write_model
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
@@ -23,17 +22,6 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 8,
     "num_gpu_blocks_override": 128,
 }
-
-
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """Of the environment with vLLM."""
-    found = find_vllm()
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail(why_not())
-    if found is None:
-        pytest.skip(why_not())
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,229 @@
+"""vLLM with the connector: real engines, a real daemon, and what becomes of them when the other one goes away.
+
+Every engine computes the same model. `cold` is what it says without the store; an engine that loads must say the same,
+and one whose loads are spoilt (`vllm_lying`) must not.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from bench.engines import EngineGoneError, VllmProcess
+from bench.engines.model import SIZES, write_model
+from tests.node import Node
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+
+BLOCK = 128
+SAME = 0.03  # of a logprob where a hit splits the prefill otherwise; spoilt blocks are off by tenths and more
+ENGINE: dict[str, Any] = {
+    "enable_prefix_caching": False,
+    "max_model_len": 4096,
+    "max_num_batched_tokens": 4096,
+    "max_num_seqs": 8,
+    "num_gpu_blocks_override": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A daemon with a disk."""
+    with Node(dram="256MiB", size="1GiB", segment="64MiB") as node:
+        node.start("--disk-admission", "all")
+        yield node
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that all engines run."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, SIZES["tiny"], seed=0)
+    return folder
+
+
+def start(
+    python: Path, model: Path, run: Path, log: Path, *, lie: str = "", policy: str = "recompute", **engine: Any
+) -> VllmProcess:
+    """An engine with the connector; with `lie` the one that lies."""
+    transfer = {
+        "kv_connector": "LyingConnector" if lie else "KvstoredConnector",
+        "kv_connector_module_path": "tests.integration.vllm_lying" if lie else "kvclient.integrations.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": policy,
+        "kv_connector_extra_config": {"runtime_dir": str(run)} | ({"lie": lie} if lie else {}),
+    }
+    return VllmProcess(python, ENGINE | {"model": str(model), "kv_transfer_config": transfer} | engine, log_file=log)
+
+
+@pytest.fixture(scope="module")
+def first(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
+    """Computes everything first."""
+    with start(python, model, node.run, tmp_path_factory.mktemp("first") / "log") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def second(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
+    """Another engine of this host, at the same time."""
+    with start(python, model, node.run, tmp_path_factory.mktemp("second") / "log") as engine:
+        yield engine
+
+
+def prompt_of(name: object, tokens: int) -> list[int]:
+    """Tokens that no other name has."""
+    random = Random(str(name))
+    return [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(tokens)]
+
+
+def ask(engine: VllmProcess, *prompts: list[int], **more: Any) -> list[dict[str, Any]]:
+    """Run these together, and whatever is to be saved of them."""
+    answers = engine.generate(*({"prompt": prompt, "max_tokens": 4} | more for prompt in prompts))
+    assert engine.ask(do="settle")["settled"]
+    return answers
+
+
+def difference(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """The largest of any logprob; large where the tokens differ."""
+    if one["tokens"] != two["tokens"]:
+        return 10.0
+    return max(abs(a - b) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))
+
+
+def test_what_one_engine_computed_another_loads(first: VllmProcess, second: VllmProcess) -> None:
+    prompt = prompt_of("shared", 7 * BLOCK + 50)
+    (cold,) = ask(first, prompt)
+    (warm,) = ask(second, prompt)
+    assert (cold["cached_tokens"], warm["cached_tokens"]) == (0, 7 * BLOCK)
+    assert difference(warm, cold) <= SAME
+    suffixed = prompt[: 5 * BLOCK] + prompt_of("suffix", 300)
+    (mixed,) = ask(second, suffixed)
+    (alone,) = ask(first, suffixed, kv_transfer_params={"kvstored": {"load": False}})
+    assert (mixed["cached_tokens"], alone["cached_tokens"]) == (5 * BLOCK, 0)
+    assert difference(mixed, alone) <= SAME
+
+
+def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, second: VllmProcess) -> None:
+    prompt = prompt_of("whole", 4 * BLOCK)
+    (cold,) = ask(first, prompt)
+    (warm,) = ask(second, prompt)
+    assert warm["cached_tokens"] == 3 * BLOCK
+    assert difference(warm, cold) <= SAME
+
+
+def test_what_an_engine_decodes_is_stored_too(first: VllmProcess, second: VllmProcess) -> None:
+    prompt = prompt_of("decoded", BLOCK - 10)
+    (answer,) = first.generate({"prompt": prompt, "max_tokens": BLOCK})
+    first.ask(do="settle")
+    longer = prompt + answer["tokens"]
+    (warm,) = ask(second, longer)
+    assert warm["cached_tokens"] == BLOCK
+    (cold,) = ask(first, longer, kv_transfer_params={"kvstored": {"load": False}})
+    assert difference(warm, cold) <= SAME
+
+
+def test_salts_and_no_store_keep_apart(first: VllmProcess, second: VllmProcess) -> None:
+    prompt = prompt_of("salted", 3 * BLOCK + 9)
+    ask(first, prompt, salt="mine")
+    (theirs,) = ask(second, prompt, salt="theirs")
+    (mine,) = ask(second, prompt, salt="mine")
+    assert (theirs["cached_tokens"], mine["cached_tokens"]) == (0, 3 * BLOCK)
+    secret = prompt_of("secret", 3 * BLOCK + 9)
+    ask(first, secret, kv_transfer_params={"kvstored": {"store": False}})
+    (unknown,) = ask(second, secret, kv_transfer_params={"kvstored": {"stor": False}})
+    assert unknown["cached_tokens"] == 0
+    assert "is left out" in second.log()
+
+
+def test_a_request_can_pin_its_context(first: VllmProcess) -> None:
+    first.ask(do="stats")
+    ask(first, prompt_of("pinned", 2 * BLOCK + 9), kv_transfer_params={"kvstored": {"pin_ttl_s": 60}})
+    ask(first, prompt_of("after", 9))
+    counts = first.ask(do="stats")["connector"]
+    assert counts["saved blocks"] == 2
+    assert counts["pinned MiB"] == 1.0
+
+
+def test_spoilt_loads_change_what_the_model_says_and_failed_ones_do_not(
+    python: Path, model: Path, node: Node, first: VllmProcess, tmp_path: Path
+) -> None:
+    prompt = prompt_of("spoilt", 6 * BLOCK + 20)
+    (cold,) = ask(first, prompt)
+    with start(python, model, node.run, tmp_path / "zeros", lie="zeros") as liar:
+        (spoilt,) = ask(liar, prompt)
+    assert spoilt["cached_tokens"] == 6 * BLOCK
+    assert difference(spoilt, cold) > 10 * SAME, "the control: zeros for KV must be noticed"
+    with start(python, model, node.run, tmp_path / "short", lie="short") as liar:
+        (short,) = ask(liar, prompt)
+        counts = liar.ask(do="stats")["connector"]
+    assert difference(short, cold) <= SAME, "what was not loaded is computed"
+    assert counts["failed blocks"] == 3
+
+
+def test_few_blocks_and_small_chunks_change_nothing(
+    python: Path, model: Path, node: Node, first: VllmProcess, tmp_path: Path
+) -> None:
+    prompts = [prompt_of(f"churn {number % 6}", 6 * BLOCK) + prompt_of(f"tail {number}", 90) for number in range(18)]
+    cold = [ask(first, prompt, kv_transfer_params={"kvstored": {"load": False}})[0] for prompt in prompts]
+    small = {
+        "num_gpu_blocks_override": 30,
+        "max_model_len": 2048,
+        "max_num_batched_tokens": 256,
+        "enable_prefix_caching": True,
+    }
+    with start(python, model, node.run, tmp_path / "small", **small) as engine:
+        for turn in range(3):
+            answers = engine.generate(*({"prompt": prompt, "max_tokens": 140} for prompt in prompts))
+            assert engine.ask(do="settle")["settled"]
+            for answer, expected in zip(answers, cold, strict=True):
+                cut = answer | {"tokens": answer["tokens"][:4], "logprobs": answer["logprobs"][:4]}
+                assert difference(cut, expected) <= SAME, f"turn {turn}"
+            assert engine.ask(do="reset_prefix_cache")["reset"]
+        stats = engine.ask(do="stats")
+    assert stats["preempted"] > 0, "so many do not fit at a time"
+    assert stats["external"]["found"] > 0
+
+
+def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess) -> None:
+    prompt = prompt_of("disk", 5 * BLOCK + 30)
+    (cold,) = ask(first, prompt)
+    filler = [prompt_of(f"filler {number}", 3900) for number in range(20)]
+    for one in filler:  # 300 MiB through 256
+        ask(first, one)
+    (warm,) = ask(second, prompt)
+    assert warm["cached_tokens"] == 5 * BLOCK
+    assert difference(warm, cold) <= SAME
+
+
+def test_a_daemon_that_dies_is_a_miss_and_one_that_comes_back_serves(
+    node: Node, first: VllmProcess, second: VllmProcess
+) -> None:
+    prompts = [prompt_of(f"dying {number}", 5 * BLOCK + 30) for number in range(4)]
+    cold = ask(first, *prompts)
+    second.tell(do="generate", requests=[{"prompt": prompt, "max_tokens": 4} for prompt in prompts * 4])
+    node.kill()
+    answers = second.hear()["answers"]
+    for answer, expected in zip(answers, cold * 4, strict=True):
+        assert difference(answer, expected) <= SAME
+    assert second.ask(do="settle")["settled"]
+    (absent,) = ask(second, prompts[0])
+    assert absent["cached_tokens"] == 0
+    assert difference(absent, cold[0]) <= SAME
+    node.start("--disk-admission", "all")
+    for turn in range(200):  # a client comes back by itself
+        (again,) = ask(second, prompt_of("again", 2 * BLOCK + 5))
+        if again["cached_tokens"]:
+            break
+    assert again["cached_tokens"] == 2 * BLOCK, f"after {turn} requests"
+
+
+def test_an_engine_starts_without_a_daemon_and_refuses_a_policy_that_fails_requests(
+    python: Path, model: Path, tmp_path: Path
+) -> None:
+    with start(python, model, tmp_path / "nowhere", tmp_path / "log") as engine:
+        (answer,) = ask(engine, prompt_of("alone", 300))
+        assert answer["cached_tokens"] == 0
+    with pytest.raises(EngineGoneError, match='must be "recompute"'):
+        start(python, model, tmp_path / "nowhere", tmp_path / "log2", policy="fail")
