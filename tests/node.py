@@ -65,7 +65,8 @@ class Node:
         self.log_file = self.home / "log"
         self.run = self.home / "run"
         self.disks = [self.home / f"disk{number}" for number in range(disks)]
-        self.arguments = ["--dram", dram, "--arena", "4MiB", "--lock", "false"]
+        # By age alone: what was learned of one-shot blocks would evict some before they are flushed.
+        self.arguments = ["--dram", dram, "--arena", "4MiB", "--lock", "false", "--policy-dram", "lru"]
         if disks:
             self.arguments += ["--disk", ":".join(map(str, self.disks)), "--disk-size", size, "--disk-segment", segment]
         self.daemon: DaemonProcess | None = None

@@ -1,11 +1,48 @@
-"""What the tests with real engines share."""
+"""Real daemons for tests: one a module (`daemon`), or as many as a test wants (`start_daemon`)."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import kvclient
 from bench.engines import find_vllm, why_not
+from bench.process import DaemonProcess
+
+StartDaemon = Callable[..., DaemonProcess]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """A serving daemon with 256 MiB, shared by the tests of a module, killed after them."""
+    folder = tmp_path_factory.mktemp("daemon")
+    with DaemonProcess(folder / "run", "--dram", "256MiB", log_file=folder / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
+    """Call it with arguments of the command to have a daemon in `tmp_path / "run"`; all are killed after the test.
+
+    A second call starts a successor in the same directory, once the first one is dead.
+    """
+    with ExitStack() as daemons:
+
+        def start(*arguments: str) -> DaemonProcess:
+            process = DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log")
+            return daemons.enter_context(process)
+
+        yield start
+
+
+@pytest.fixture
+def client(daemon: DaemonProcess) -> Iterator[kvclient.Client]:
+    """A connected client of the module's daemon."""
+    with kvclient.connect(daemon.runtime_dir) as connected:
+        assert connected.wait_connected(10.0), connected.status
+        yield connected
 
 
 @pytest.fixture(scope="session")
