@@ -30,8 +30,22 @@ _clock = time.monotonic
 
 SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
+STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
 PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What every rank has of a chain, in blocks."""
+
+    blocks: int  # from the front
+    on_disk: int  # of these
+    coming: int  # from the front, with those that are just being stored
+    pays: bool  # is loading no slower than computing, as far as is known?
+
+
+NOTHING: Final = Found(0, 0, 0, pays=False)
 
 
 @dataclass(slots=True)
@@ -43,6 +57,7 @@ class Known:
     stored: int = 0  # blocks from the front that are in the store, or will be
     planned: tuple[int, int, bool] | None = None  # a load that was promised: from, to, and whether beside the forward
     wait_until: float = 0.0  # for what is on its way from disk, or is being loaded by another request
+    stored_until: float = 0.0  # for what is just being stored
     look_again: float = 0.0
     prefetch: Prefetch | None = None
     loading: tuple[bytes, ...] = ()  # keys of a load that runs
@@ -86,8 +101,8 @@ class Scheduler:
         if not known.wishes.load or not keys:
             return
         found = self._match(keys)
-        if found is not None and found[1]:  # some on disk
-            self._prefetch(known, keys[: found[0]])
+        if found.on_disk:
+            self._prefetch(known, keys[: found.blocks])
 
     def matched(self, request: Any, computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens to load behind those that the engine has; None: ask again. And whether beside the forward."""
@@ -103,10 +118,13 @@ class Scheduler:
         now = _clock()
         if now < known.look_again or self._waits_for_another(known, keys[first], now):
             return None, False
-        blocks, on_disk, pays = self._match(keys) or (0, 0, False)
-        known.stored = max(known.stored, blocks)
-        if blocks <= first or not pays:
+        found = self._match(keys)
+        known.stored = max(known.stored, found.blocks)
+        if self._waits_for_store(known, found, first, now):
+            return None, False
+        if found.blocks <= first or not found.pays:
             return 0, False
+        blocks, on_disk = found.blocks, found.on_disk
         if on_disk and self._waits_for_disk(known, keys[:blocks], now):
             return None, False
         count = blocks - first
@@ -202,27 +220,38 @@ class Scheduler:
         request = known.request
         return list(request.block_hashes[: max(0, request.num_tokens - 1) // self._block_tokens])
 
-    def _match(self, keys: Sequence[bytes]) -> tuple[int, int, bool] | None:
-        """Blocks from the front that every rank has, how many of those on disk, and whether loading pays."""
+    def _match(self, keys: Sequence[bytes]) -> Found:
+        """What every rank has of this chain."""
         if _clock() < self._silent_until:
-            return None
-        blocks, on_disk, pays = len(keys), 0, True
+            return NOTHING
+        found = Found(len(keys), 0, len(keys), pays=True)
         began = _clock()
         try:
             for shard in self._shards:
-                found = shard.match(keys)
-                blocks = min(blocks, found.blocks)
-                on_disk = max(on_disk, found.tiers.disk)
-                pays = pays and found.worth_loading
+                match = shard.match(keys)
+                found = Found(
+                    min(found.blocks, match.blocks),
+                    max(found.on_disk, match.tiers.disk),
+                    min(found.coming, match.blocks + match.pending),
+                    pays=found.pays and match.worth_loading,
+                )
         except KvError as error:
             _log.warning("lookup failed: %s", error)
-            return None
+            return NOTHING
         took = _clock() - began
         self._count("lookups", 1)
         self._count("lookup_seconds", took)
         if took >= self._settings.lookup_timeout_ms / 1000:
             self._silent_until = _clock() + SILENCE_S
-        return blocks, on_disk, pays
+        return found
+
+    def _waits_for_store(self, known: Known, found: Found, first: int, now: float) -> bool:
+        """Is more of it just being stored? That is over in a moment."""
+        if found.coming <= max(found.blocks, first):
+            return False
+        known.stored_until = known.stored_until or now + STORE_S
+        known.look_again = now + AGAIN_S
+        return now < known.stored_until
 
     def _waits_for_another(self, known: Known, key: bytes, now: float) -> bool:
         """Is another request loading what this one needs next? Then that will be there without a second load."""
