@@ -22,6 +22,7 @@ from kvclient.integrations.vllm_settings import Settings
 from kvproto.frames import Role
 
 PROMPT = 3000
+KILLED = 700  # tokens: steps of half a second, whose noise is less than what would be a stall
 BLOCK = 128
 ENGINE: dict[str, Any] = {
     "enable_prefix_caching": True, "max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 8,
@@ -140,17 +141,22 @@ def lookups(run_dir: Path, rounds: int) -> Findings:
 
 
 def kill(native: VllmProcess, ours: VllmProcess, daemon: DaemonProcess) -> Findings:
-    """Requests that are all there, and the daemon dies: the longest step against the longest of computing them."""
-    prompts = [prompt_of(f"kill {number}") for number in range(8)]
-    ask(ours, *prompts)
+    """Requests that are all there, one after another, and the daemon dies: the longest step against computing them."""
+    prompts = [prompt_of(f"kill {number}", KILLED) for number in range(16)]
+    for prompt in prompts:
+        ask(ours, prompt)
+        ask(native, prompt)
     for engine in (ours, native):
         assert engine.ask(do="reset_prefix_cache")["reset"]
         engine.ask(do="steps")
-    expected = ask(native, *prompts)
+    expected = [ask(native, prompt)[0] for prompt in prompts]
     normal = native.ask(do="steps")
-    ours.tell(do="generate", requests=[{"prompt": prompt, "max_tokens": 1} for prompt in prompts])
+    for prompt in prompts:
+        ours.tell(do="generate", requests=[{"prompt": prompt, "max_tokens": 1}])
+    answers = [ours.hear()["answers"][0] for _ in range(4)]
     daemon.kill()
-    answers = ours.hear()["answers"]
+    answers += [ours.hear()["answers"][0] for _ in range(len(prompts) - len(answers))]
+    assert answers[0]["cached_tokens"] > answers[-1]["cached_tokens"] == 0, "it died between"
     assert [answer["tokens"] for answer in answers] == [answer["tokens"] for answer in expected]
     steps = ours.ask(do="steps")
     longest = max(steps["steps"] + steps["idle"])

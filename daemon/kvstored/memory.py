@@ -336,6 +336,10 @@ class HostMemory:
         if region.gone:
             return
         try:
+            for start in range(0, region.region_bytes, STEP_BYTES):
+                step_bytes = min(STEP_BYTES, region.region_bytes - start)
+                if step_bytes % libc.HUGE_PAGE_BYTES == 0:
+                    libc.make_huge(region.address + start, step_bytes)
             os.posix_fallocate(region.fd, 0, region.region_bytes)
         except OSError as error:  # the session may be over, or memory short: the client faults it in itself
             log.info("ring not faulted in: %s", error)
