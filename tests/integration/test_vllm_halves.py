@@ -218,7 +218,7 @@ def test_a_block_is_there_if_every_rank_has_it(daemon: DaemonProcess) -> None:
     engine.save(request, [0, 1, 2, 3, 4, 5, 6])
     shards = engine.scheduler._shards
     assert [shard.match(request.block_hashes).blocks for shard in shards] == [6, 6]
-    assert engine.workers[1].worker._patient.delete(request.block_hashes[4:]) == 2  # noqa: SLF001
+    assert engine.workers[1].worker._patient.delete(request.block_hashes[4:]) == 2
     assert load(engine, again(request, "b"), [10, 11, 12, 13, 14, 15, 16]) == 4
     for rank in engine.workers:
         for cache in rank.caches.values():
