@@ -51,7 +51,11 @@ class Engine:
         assert self.lookups.wait_connected(5)
         shards = [self._namespace(self.lookups, rank, each.layout) for rank, each in enumerate(self.workers)]
         block_bytes = self.workers[0].layout.block_bytes
-        self.scheduler = Scheduler(self.lookups, shards, TOKENS, block_bytes, self.settings)
+        self.free = BLOCKS
+        self.scheduler = Scheduler(
+            self.lookups, shards, TOKENS, block_bytes, self.settings,
+            engine_blocks=BLOCKS, free_blocks=lambda: self.free,
+        )  # fmt: skip
         self.saved = 0
 
     def _rank(self, rank: int) -> Rank:
@@ -267,3 +271,24 @@ def test_a_load_of_what_is_gone_says_which_blocks_are_bad(daemon: DaemonProcess,
     daemon.kill()
     engine.step({"b": 1}, {"b": [10, 11, 12, 13, 14]})
     assert engine.workers[0].worker.take_bad_blocks() == {10, 11, 12, 13}
+
+
+def finish(engine: Engine, name: str, block_ids: list[int], hold_s: float) -> bool:
+    """A request is over and wishes its blocks held; whether they are."""
+    request = request_of(name, len(block_ids) - 1, params={"kvstored": {"hold_s": hold_s, "store": False}})
+    engine.scheduler.on_new_request(request)
+    request.num_computed_tokens = request.num_tokens
+    return engine.scheduler.finished(request, block_ids)
+
+
+def test_a_finished_request_may_hold_its_blocks_within_a_budget(engine: Engine) -> None:
+    scheduler = engine.scheduler
+    assert finish(engine, "a", [0, 1, 2, 3], hold_s=3600)
+    assert finish(engine, "b", [4, 5, 6, 7], hold_s=1e-9)
+    assert not finish(engine, "c", [8], hold_s=3600), "8 of 32 blocks are held, a quarter"
+    assert scheduler.plan({}, lambda _: []).closing == {"b"}, "its time is over"
+    assert finish(engine, "c", [8], hold_s=3600)
+    assert scheduler.plan({}, lambda _: []).closing == set()
+    engine.free = 2
+    assert scheduler.plan({}, lambda _: []).closing == {"a", "c"}, "the engine is short of memory"
+    assert not scheduler._known

@@ -120,6 +120,7 @@ class KvstoredConnector(KVConnectorBase_V1):
         self._worker: Worker | None = None
         self._layout: Layout | None = None
         self._shard: Shard | None = None
+        self._pool: Any = None
         self._clients: list[Client] = []
 
     @property
@@ -221,7 +222,17 @@ class KvstoredConnector(KVConnectorBase_V1):
         client = self._client("scheduler", timeout_s=self._settings.lookup_timeout_ms / 1000, stores=False)
         namespaces = [_namespace(client, shard.identity) for shard in shards]
         block_bytes = max(shard.identity.block_bytes for shard in shards)
-        self._scheduler = Scheduler(client, namespaces, self._block_tokens, block_bytes, self._settings)
+        self._scheduler = Scheduler(
+            client, namespaces, self._block_tokens, block_bytes, self._settings,
+            engine_blocks=int(self._kv_cache_config.num_blocks), free_blocks=self._free_blocks,
+        )  # fmt: skip
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """The engine's own bookkeeping of its memory."""
+        self._pool = gpu_block_pool
+
+    def _free_blocks(self) -> int:
+        return int(self._pool.get_num_free_blocks()) if self._pool is not None else 0
 
     def on_new_request(self, request: Any) -> None:
         """A request has come."""

@@ -32,6 +32,8 @@ SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
+SHORT_SHARE: Final = 0.1  # of the engine's blocks: with fewer free ones nothing is held
+PROGRAMS: Final = 1024  # that are remembered; of the oldest the daemon hears no more
 PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
 
 
@@ -56,12 +58,12 @@ class Known:
     wishes: Wishes
     stored: int = 0  # blocks from the front that are in the store, or will be
     planned: tuple[int, int, bool] | None = None  # a load that was promised: from, to, and whether beside the forward
-    wait_until: float = 0.0  # for what is on its way from disk, or is being loaded by another request
-    stored_until: float = 0.0  # for what is just being stored
+    disk_until: float = 0.0  # how long it waits for what is on its way from disk,
+    same_until: float = 0.0  # for what another request is loading,
+    stored_until: float = 0.0  # and for what is just being stored
     look_again: float = 0.0
-    prefetch: Prefetch | None = None
+    prefetches: list[Prefetch] = field(default_factory=list)  # one a rank
     loading: tuple[bytes, ...] = ()  # keys of a load that runs
-    blocks: list[int] = field(default_factory=list)
     outstanding: set[int] = field(default_factory=set)  # saves
     gone: bool = False  # the engine has finished it
 
@@ -70,9 +72,20 @@ class Scheduler:
     """One engine's. All methods on the scheduler's thread; none waits longer than the client's timeout."""
 
     def __init__(
-        self, client: Client, shards: Sequence[Namespace], block_tokens: int, block_bytes: int, settings: Settings
+        self,
+        client: Client,
+        shards: Sequence[Namespace],
+        block_tokens: int,
+        block_bytes: int,
+        settings: Settings,
+        *,
+        engine_blocks: int = 0,
+        free_blocks: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`shards`: the namespace of every rank: a block is there if all of them have it."""
+        """`shards`: the namespace of every rank: a block is there if all of them have it.
+
+        `engine_blocks`: how many the engine has in all; `free_blocks` says how many of them are not in use.
+        """
         self._client = client
         self._shards = shards
         self._block_tokens = block_tokens
@@ -84,6 +97,9 @@ class Scheduler:
         self._next_save = 0
         self._saves: dict[int, tuple[str, tuple[int, ...], int]] = {}  # request, the engine's blocks, workers to come
         self._silent_until = 0.0
+        self._engine_blocks = engine_blocks
+        self._free_blocks = free_blocks
+        self._held: dict[str, tuple[float, int]] = {}  # finished requests: until when, and how many blocks
         self._programs: dict[str, Program] = {}
         self._step: tuple[float, int, int] | None = None  # begun; tokens cached and new of its only prefill
         self.counts: dict[str, float] = {}
@@ -139,16 +155,14 @@ class Scheduler:
         if known is None:
             return
         planned, known.planned = known.planned, None
-        known.prefetch = None
+        known.prefetches.clear()
         if planned is None or not external_tokens:
-            known.blocks = list(block_ids)
             return
         first, stop, beside = planned
         stop = min(stop, first + external_tokens // self._block_tokens)
         keys = tuple(self._keys(known)[first:stop])
         self._plan.loads.append(LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside))
-        self._fence(block_ids[first:])
-        known.blocks = list(block_ids)
+        self._fence_into(self._plan, block_ids[first:])
         if beside:
             known.loading = keys
             self._loading.update(dict.fromkeys(keys, request.request_id))
@@ -166,7 +180,8 @@ class Scheduler:
             block_ids = blocks_of(request_id)
             self._fence_into(plan, block_ids[computed // self._block_tokens :])
             self._save_into(plan, known, block_ids, computed + tokens)
-        self._note_step(scheduled)
+        self._let_go(plan)
+        self._note_step(scheduled, loads=bool(plan.loads))
         return plan
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> bool:
@@ -176,9 +191,8 @@ class Scheduler:
             return False
         known.gone = True
         self._end_load(known)
-        if known.prefetch is not None:
-            known.prefetch.cancel()
-            known.prefetch = None
+        for prefetch in known.prefetches:
+            prefetch.cancel()
         self._save_into(self._plan, known, block_ids, request.num_computed_tokens)
         wishes = known.wishes
         keys = tuple(request.block_hashes[: known.stored])
@@ -186,6 +200,9 @@ class Scheduler:
             self._plan.pins.append(PinJob(keys, None if wishes.retention else wishes.pin_ttl_s, wishes.retention))
         if wishes.program:
             self._end_turn(known, keys)
+        if self._may_hold(wishes, block_ids):
+            self._held[request.request_id] = (_clock() + wishes.hold_s, len(block_ids))
+            return True
         if known.outstanding:
             self._plan.closing.add(request.request_id)
             return True
@@ -210,7 +227,7 @@ class Scheduler:
             known = self._known.get(request_id)
             if known is not None:
                 known.outstanding.discard(number)
-                if known.gone and not known.outstanding:
+                if known.gone and not known.outstanding and request_id not in self._held:
                     del self._known[request_id]
 
     # -- below them ----------------------------------------------------------------------------------------------
@@ -258,20 +275,20 @@ class Scheduler:
         owner = self._loading.get(key)
         if owner is None or owner == known.request.request_id:
             return False
-        known.wait_until = known.wait_until or now + SAME_S
-        return now < known.wait_until
+        known.same_until = known.same_until or now + SAME_S
+        return now < known.same_until
 
     def _waits_for_disk(self, known: Known, keys: Sequence[bytes], now: float) -> bool:
-        if not known.wait_until:
-            known.wait_until = now + self._settings.disk_wait_s
-            if known.prefetch is None:
+        if not known.disk_until:
+            known.disk_until = now + self._settings.disk_wait_s
+            if not known.prefetches:
                 self._prefetch(known, keys)
         known.look_again = now + AGAIN_S
-        return now < known.wait_until
+        return now < known.disk_until
 
     def _prefetch(self, known: Known, keys: Sequence[bytes]) -> None:
-        for shard in self._shards:
-            known.prefetch = shard.prefetch(keys, deadline_s=max(0.001, self._settings.disk_wait_s))
+        deadline_s = max(0.001, self._settings.disk_wait_s)
+        known.prefetches += [shard.prefetch(keys, deadline_s=deadline_s) for shard in self._shards]
 
     def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int], computed_tokens: int) -> None:
         """Save the blocks that are full once so many tokens are computed, and whose keys are known."""
@@ -288,9 +305,6 @@ class Scheduler:
         known.outstanding.add(number)
         self._saves[number] = (known.request.request_id, ids, len(self._shards))
 
-    def _fence(self, written: Sequence[int]) -> None:
-        self._fence_into(self._plan, written)
-
     def _fence_into(self, plan: Plan, written: Sequence[int]) -> None:
         """Blocks that are written in this step must not be read by a save of what they held."""
         if not self._saves:
@@ -300,15 +314,33 @@ class Scheduler:
             if not about.isdisjoint(block_ids):
                 plan.fences.add(number)
 
+    def _may_hold(self, wishes: Wishes, block_ids: Sequence[int]) -> bool:
+        """May a finished request keep its blocks in the engine's own memory, where the next turn finds them?"""
+        held = sum(blocks for _, blocks in self._held.values())
+        most = self._settings.hold_share * self._engine_blocks
+        return wishes.hold_s > 0 and bool(block_ids) and held + len(block_ids) <= most
+
+    def _let_go(self, plan: Plan) -> None:
+        """Free what has been held long enough; all of it while the engine is short of memory."""
+        if not self._held:
+            return
+        now, short = _clock(), self._free_blocks() < SHORT_SHARE * self._engine_blocks
+        for request_id in [name for name, (until, _) in self._held.items() if short or until <= now]:
+            del self._held[request_id]
+            plan.closing.add(request_id)
+            known = self._known.get(request_id)
+            if known is not None and not known.outstanding:
+                del self._known[request_id]
+
     def _end_load(self, known: Known) -> None:
         for key in known.loading:
             self._loading.pop(key, None)
         known.loading = ()
 
-    def _note_step(self, scheduled: dict[str, int]) -> None:
+    def _note_step(self, scheduled: dict[str, int], *, loads: bool) -> None:
         """Is this step one prefill and nothing else? Then it tells what computing costs."""
         self._step = None
-        if len(scheduled) == 1:
+        if len(scheduled) == 1 and not loads:
             ((request_id, tokens),) = scheduled.items()
             known = self._known.get(request_id)
             if known is not None and tokens >= PROFILED_TOKENS:
@@ -321,14 +353,17 @@ class Scheduler:
             for shard in self._shards:
                 shard.report_prefill(cached, new, _clock() - began)
 
-    def _program_of(self, known: Known) -> Program:
+    def _program_of(self, known: Known) -> None:
+        """A turn of a program begins."""
         name = known.wishes.program
-        program = self._programs.get(name)
+        program = self._programs.pop(name, None)
         if program is None:
-            program = self._programs[name] = self._client.program(name)
+            program = self._client.program(name)
         else:
-            program.tool_finished()  # a turn has begun
-        return program
+            program.tool_finished()
+        self._programs[name] = program
+        if len(self._programs) > PROGRAMS:
+            del self._programs[next(iter(self._programs))]
 
     def _end_turn(self, known: Known, keys: Sequence[bytes]) -> None:
         wishes = known.wishes
