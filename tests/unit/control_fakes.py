@@ -57,6 +57,7 @@ class ThreadOwner:
 
     def __init__(self, port: AdminPort) -> None:
         self.asked = threading.Event()
+        self.gave_up = threading.Event()  # somebody who asked does not wait any more
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._port = port
         self._thread = threading.Thread(target=self._run, name="owner")
@@ -78,6 +79,7 @@ class ThreadOwner:
             return answer.result(timeout_s)
         except TimeoutError:
             answer.cancel()
+            self.gave_up.set()
             raise
 
     @contextlib.contextmanager
