@@ -104,9 +104,10 @@ class Engine:
         self.scheduler.on_new_request(request)
         self.step({request.request_id: request.num_tokens}, {request.request_id: block_ids})
         request.num_computed_tokens = request.num_tokens
-        wanted = self.scheduler.finished(request, block_ids)
+        self.scheduler.finished(request, block_ids)
         assert until(lambda: self.listen() is not None and not self.scheduler._saves), "it never ends"
-        del wanted
+        for rank in self.workers:
+            rank.worker._patient.flush(5.0)  # visible, too
 
     def stop(self) -> None:
         """End it."""
