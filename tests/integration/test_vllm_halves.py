@@ -102,9 +102,11 @@ class Engine:
     def save(self, request: Any, block_ids: list[int]) -> None:
         """Compute all of a request, save it, and let it be over."""
         self.scheduler.on_new_request(request)
-        self.step({request.request_id: request.num_tokens}, {request.request_id: block_ids})
+        plan = self.step({request.request_id: request.num_tokens}, {request.request_id: block_ids})
+        assert not plan.saves, "of a step that has not ended"
         request.num_computed_tokens = request.num_tokens
         self.scheduler.finished(request, block_ids)
+        self.step({}, {})
         assert until(lambda: self.listen() is not None and not self.scheduler._saves), "it never ends"
         for rank in self.workers:
             rank.worker._patient.flush(5.0)  # visible, too
@@ -182,10 +184,15 @@ def test_a_save_whose_blocks_are_written_again_is_never_stored(daemon: DaemonPro
     engine.scheduler._known.clear()
     engine.scheduler.on_new_request(request)
     engine.step({"a": request.num_tokens}, {"a": [0, 1, 2, 3, 4]})
+    request.num_computed_tokens = request.num_tokens
+    assert len(engine.step({"a": 1}, {"a": [0, 1, 2, 3, 4]}).saves) == 1
     other = request_of("b", 4)
     engine.scheduler.on_new_request(other)
     plan = engine.step({"b": other.num_tokens}, {"b": [3, 2, 1, 0, 5]})
     assert plan.fences == {0}
+    other.num_computed_tokens = other.num_tokens
+    engine.scheduler.finished(other, [3, 2, 1, 0, 5])
+    engine.step({}, {})
     for cache in engine.workers[0].caches.values():
         cache[:4] = 7.0  # what "b" computes there
     os.kill(daemon.process.pid, signal.SIGCONT)

@@ -264,6 +264,12 @@ class KvstoredConnector(KVConnectorBase_V1):
             progress = done.progress if isinstance(done, _Done) else None
             self._scheduler.heard(progress, connector_output.finished_recving or ())
 
+    def reset_cache(self) -> bool | None:
+        """Asked for when weights have changed: what is stored belongs to the old ones."""
+        if self._scheduler is not None:
+            self._scheduler.reset()
+        return True
+
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Whether its blocks must stay for now."""
         return (False if self._scheduler is None else self._scheduler.finished(request, block_ids)), None
@@ -300,11 +306,13 @@ def _memory_trouble(config: "VllmConfig", specs: Sequence[Any]) -> str:
     if len(specs) != 1:
         return f"{len(specs)} groups of KV memory (a hybrid model) are not supported yet"
     kind = type(specs[0]).__name__
-    if "FullAttention" not in kind and "MLA" not in kind:
-        return f"KV memory of the kind {kind} is not supported: only full attention is"
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+    if kind not in {"FullAttentionSpec", "MLAAttentionSpec"} or getattr(specs[0], "non_causal", False):
+        return f"KV memory of the kind {kind} is not supported: only causal full attention is"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size", "pipeline_parallel_size"):
         if getattr(config.parallel_config, name, 1) != 1:
             return f"{name} is not supported yet"
+    if config.speculative_config is not None:
+        return "speculative decoding is not supported yet"
     return ""
 
 
@@ -322,10 +330,13 @@ def _identity(
     cache = config.cache_config
     hashes = f"{cache.prefix_caching_hash_algo} {kv_cache_utils.get_none_hash_seed()}"
     kinds = (next(iter(caches.values())).dtype, cache.cache_dtype, model.dtype, model.quantization)
+    # With this kind of positions, which factors they take depends on how long a prompt may be.
+    longest = f" {model.max_model_len}" if "longrope" in str(model.hf_config.to_dict()) else ""
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return identity_of(
-        model=f"{' '.join(model.architectures)} {config_digest(model.hf_config)}",
+        model=f"{' '.join(model.architectures)} {config_digest(model.hf_config)}{longest}",
         engine=f"vllm {vllm.__version__} torch {torch.__version__} {hashes}",
-        layout=f"{layout.words} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        layout=f"{layout.words} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {tiles}",
         dtype=" ".join(map(str, kinds)).replace("torch.", ""),
         block_tokens=block_tokens,
         block_bytes=layout.block_bytes,

@@ -14,7 +14,7 @@ by the attributes that all tested versions have.
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kvclient.client import Client
@@ -97,6 +97,8 @@ class Scheduler:
         self._next_save = 0
         self._saves: dict[int, tuple[str, tuple[int, ...], int]] = {}  # request, the engine's blocks, workers to come
         self._silent_until = 0.0
+        self._off = False  # for good: see `reset`
+        self._at_once_bytes = 0  # of loads that are planned before the forward of the next step
         self._engine_blocks = engine_blocks
         self._free_blocks = free_blocks
         self._held: dict[str, tuple[float, int]] = {}  # finished requests: until when, and how many blocks
@@ -108,9 +110,11 @@ class Scheduler:
 
     def on_new_request(self, request: Any) -> None:
         """As early as anything is known of it: fetch from disk what it will need."""
-        known = self._known[request.request_id] = Known(
-            request, wishes_of(getattr(request, "kv_transfer_params", None))
-        )
+        wishes = wishes_of(getattr(request, "kv_transfer_params", None))
+        if getattr(request, "mm_features", None) or getattr(request, "lora_request", None):
+            # Images and adapters are known to vLLM by names that others may have, too.
+            wishes = replace(wishes, load=False, store=False)
+        known = self._known[request.request_id] = Known(request, wishes)
         if known.wishes.program:
             self._program_of(known)
         keys = self._keys(known)
@@ -129,7 +133,7 @@ class Scheduler:
         known.planned = None
         keys = self._keys(known)
         first = computed_tokens // self._block_tokens
-        if not known.wishes.load or len(keys) <= first:
+        if self._off or not known.wishes.load or len(keys) <= first:
             return 0, False
         now = _clock()
         if now < known.look_again or self._waits_for_another(known, keys[first], now):
@@ -144,7 +148,8 @@ class Scheduler:
         if on_disk and self._waits_for_disk(known, keys[:blocks], now):
             return None, False
         count = blocks - first
-        beside = bool(on_disk) or count * self._block_bytes > self._settings.at_once_bytes
+        at_once_bytes = self._at_once_bytes + count * self._block_bytes  # of all requests of this step
+        beside = bool(on_disk) or at_once_bytes > self._settings.at_once_bytes
         known.planned = (first, blocks, beside)
         self._count("hit_tokens", count * self._block_tokens)
         return count * self._block_tokens, beside
@@ -159,6 +164,7 @@ class Scheduler:
         if planned is None or not external_tokens:
             return
         first, stop, beside = planned
+        self._at_once_bytes += 0 if beside else (stop - first) * self._block_bytes
         stop = min(stop, first + external_tokens // self._block_tokens)
         keys = tuple(self._keys(known)[first:stop])
         self._plan.loads.append(LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside))
@@ -172,17 +178,22 @@ class Scheduler:
     def plan(self, scheduled: dict[str, int], blocks_of: Callable[[str], Sequence[int]]) -> Plan:
         """What the workers do in this step. `scheduled`: tokens of each request in it."""
         plan, self._plan = self._plan, Plan()
-        for request_id, tokens in scheduled.items():
+        self._at_once_bytes = 0
+        for request_id in scheduled:
             known = self._known.get(request_id)
             if known is None:
                 continue
-            computed = known.request.num_computed_tokens
             block_ids = blocks_of(request_id)
-            self._fence_into(plan, block_ids[computed // self._block_tokens :])
-            self._save_into(plan, known, block_ids, computed + tokens)
+            self._fence_into(plan, block_ids[known.request.num_computed_tokens // self._block_tokens :])
+            self._save_into(plan, known, block_ids)
         self._let_go(plan)
         self._note_step(scheduled, loads=bool(plan.loads))
         return plan
+
+    def reset(self) -> None:
+        """The engine's weights may be others from now on, and nobody can tell: load and store nothing any more."""
+        self._off = True
+        _log.warning("the store is not used any more by this engine: its caches were reset, perhaps for other weights")
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> bool:
         """A request is over. Whether its blocks must stay until its saves have ended."""
@@ -190,10 +201,13 @@ class Scheduler:
         if known is None:
             return False
         known.gone = True
-        self._end_load(known)
+        if known.loading:  # the engine frees its blocks when the load has ended
+            self._end_load(known)
+            del self._known[request.request_id]
+            return False
         for prefetch in known.prefetches:
             prefetch.cancel()
-        self._save_into(self._plan, known, block_ids, request.num_computed_tokens)
+        self._save_into(self._plan, known, block_ids)
         wishes = known.wishes
         keys = tuple(request.block_hashes[: known.stored])
         if keys and (wishes.pin_ttl_s is not None or wishes.retention):
@@ -242,9 +256,12 @@ class Scheduler:
         if _clock() < self._silent_until:
             return NOTHING
         found = Found(len(keys), 0, len(keys), pays=True)
-        began = _clock()
+        began, patience = _clock(), self._settings.lookup_timeout_ms / 1000
         try:
             for shard in self._shards:
+                if _clock() - began >= patience:
+                    found = NOTHING
+                    break
                 match = shard.match(keys)
                 found = Found(
                     min(found.blocks, match.blocks),
@@ -258,7 +275,7 @@ class Scheduler:
         took = _clock() - began
         self._count("lookups", 1)
         self._count("lookup_seconds", took)
-        if took >= self._settings.lookup_timeout_ms / 1000:
+        if took >= patience:
             self._silent_until = _clock() + SILENCE_S
         return found
 
@@ -287,15 +304,21 @@ class Scheduler:
         return now < known.disk_until
 
     def _prefetch(self, known: Known, keys: Sequence[bytes]) -> None:
-        deadline_s = max(0.001, self._settings.disk_wait_s)
-        known.prefetches += [shard.prefetch(keys, deadline_s=deadline_s) for shard in self._shards]
+        if _clock() >= self._silent_until:
+            deadline_s = max(0.001, self._settings.disk_wait_s)
+            known.prefetches += [shard.prefetch(keys, deadline_s=deadline_s) for shard in self._shards]
 
-    def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int], computed_tokens: int) -> None:
-        """Save the blocks that are full once so many tokens are computed, and whose keys are known."""
+    def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int]) -> None:
+        """Save the blocks that are full and whose keys are known, of the steps that the engine has heard the end of.
+
+        Not those of the step that begins: a load before it may fail, and the engine then computes it once more.
+        """
+        request = known.request
+        computed_tokens = request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)
         hashes = known.request.block_hashes
         full = min(computed_tokens // self._block_tokens, len(hashes), len(block_ids))
         first = known.stored
-        if full <= first or not (self._settings.store and known.wishes.store):
+        if full <= first or self._off or not (self._settings.store and known.wishes.store):
             return
         number, self._next_save = self._next_save, self._next_save + 1
         ids = tuple(block_ids[first:full])

@@ -53,7 +53,7 @@ def _check(name: str, value: object, default: object) -> None:
     if isinstance(default, bool):
         fits = isinstance(value, bool)
     elif isinstance(default, float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 86400
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 3600
     else:
         fits = isinstance(value, str) or (value is None and default is None)
     if not fits:
@@ -111,8 +111,8 @@ def _seconds(value: object) -> float:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not value or len(value.encode()) > 128:
-        raise ValueError("a name of at most 128 bytes was expected")
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.encode()) <= 128:
+        raise ValueError("a printable name of at most 128 bytes was expected")
     return value
 
 

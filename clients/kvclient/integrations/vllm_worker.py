@@ -27,6 +27,7 @@ from kvproto.errors import KvError
 _log = logging.getLogger(__name__)
 
 AT_ONCE_WAIT_S: Final = 0.02  # what was there a moment ago and is not now is computed anew
+AT_ONCE_S: Final = 0.04  # and what is left of a step's loads after so long, as well
 READ_S: Final = 30.0  # how long a lease is held for copying
 SPACE_S: Final = 2.0  # how long a save waits for room in the ring
 CLOSE_S: Final = 2.0  # how long a finished request's blocks wait for their saves
@@ -85,9 +86,14 @@ class Worker:
 
     def begin(self, plan: Plan) -> None:
         """Start the loads of a step."""
+        until = time.monotonic() + AT_ONCE_S
         for job in plan.loads:
-            if job.at_once:
+            if job.at_once and time.monotonic() < until:
                 self._load(job, self._quick, AT_ONCE_WAIT_S)
+            elif job.at_once:  # a daemon that hangs must not hold up the engine once a request
+                with self._lock:
+                    self._bad_blocks.update(job.block_ids)
+                    self.counts["failed_blocks"] += len(job.keys)
             else:
                 with self._lock:
                     self._loading += 1
