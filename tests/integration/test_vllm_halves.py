@@ -300,3 +300,17 @@ def test_a_finished_request_may_hold_its_blocks_within_a_budget(engine: Engine) 
     engine.free = 2
     assert scheduler.plan({}, lambda _: []).closing == {"a", "c"}, "the engine is short of memory"
     assert not scheduler._known
+
+
+@pytest.mark.parametrize("at_once_mib", [32.0, 0.0], ids=["before the forward", "beside it"])
+def test_a_load_that_fails_as_nobody_foresaw_is_told_like_any_other(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch, at_once_mib: float
+) -> None:
+    engine = Engine(daemon.runtime_dir, Settings(at_once_mib=at_once_mib))
+    request = request_of("a", 3)
+    engine.save(request, [0, 1, 2, 3])
+    worker = engine.workers[0].worker
+    monkeypatch.setattr(worker, "_copy", lambda *_: 1 // 0)
+    assert load(engine, again(request, "b"), [10, 11, 12, 13]) == 3
+    assert worker.take_bad_blocks() == {10, 11, 12}
+    engine.stop()

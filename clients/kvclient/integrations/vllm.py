@@ -21,7 +21,7 @@ of vLLM, layout and type of the memory, rank.
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,10 @@ class KvstoredConnector(KVConnectorBase_V1):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config, **kwargs)
         transfer = self._kv_transfer_config
         self._settings = Settings.parse(transfer.kv_connector_extra_config)
+        if getattr(vllm_config.scheduler_config, "async_scheduling", False):
+            # The next step is planned before this one's failed loads are known, and what it computes on them would be
+            # taken: a request must not run before its blocks are known to be there.
+            self._settings = replace(self._settings, at_once_mib=0.0)
         if trouble := _trouble(vllm_config, kv_cache_config, self._settings):
             raise UsageError(trouble)
         self._block_tokens = int(vllm_config.cache_config.block_size)

@@ -22,7 +22,6 @@ from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, Sav
 from kvclient.integrations.vllm_layout import Layout
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
-from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
 
@@ -181,8 +180,8 @@ class Worker:
         good = 0
         try:
             good = self._copy(job, namespace, wait_s)
-        except KvError as error:
-            _log.warning("load of %d blocks failed: %s", len(job.keys), error)
+        except Exception:  # noqa: BLE001 -- whatever it was, the engine must hear that the blocks are bad
+            _log.exception("load of %d blocks failed", len(job.keys))
         with self._lock:
             self._bad_blocks.update(job.block_ids[good:])
             self.counts["loaded_blocks"] += good
