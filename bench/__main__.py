@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.harness import record, say
 
-NAMES = ("hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm")
+NAMES = ("hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec")
 
 
 def main() -> None:

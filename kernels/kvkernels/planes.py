@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from kvkernels.aligned import Bytes, aligned
+from kvkernels.encodings import Values
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
@@ -86,11 +87,22 @@ def unpack(stored: Bytes, target: Bytes) -> None:
     high = _grow(high_form, stored[HEAD.size : split], pairs)
     low = _grow(low_form, stored[split:], pairs)
     values = target[: 2 * pairs].view(np.uint16)
+    join(high, low, values)
+    if odd:
+        target[-1] = last
+
+
+def split(values: Values, high: Bytes, low: Bytes) -> None:
+    """High and low bytes of 16-bit values apart; all three are equally long."""
+    np.right_shift(values, 8, out=high, casting="unsafe")
+    np.bitwise_and(values, 0xFF, out=low, casting="unsafe")
+
+
+def join(high: Bytes, low: Bytes, values: Values) -> None:
+    """Together again."""
     np.copyto(values, high)
     np.left_shift(values, 8, out=values)
     np.bitwise_or(values, low, out=values)
-    if odd:
-        target[-1] = last
 
 
 def pack_reference(source: bytes) -> tuple[bytes, bytes, bytes]:

@@ -35,11 +35,13 @@ class Commits:
 
     def __init__(
         self, tables: Tables, segments: Segments, workers: Workers, namespaces: dict[int, Namespace],
-        wall_s: Callable[[], int],
+        wall_s: Callable[[], int], writing: Callable[[], bool],
     ) -> None:  # fmt: skip
+        """`writing`: are writes on their way?"""
         self._tables = tables
         self._segments = segments
         self._workers = workers
+        self._writing = writing
         self._namespaces = namespaces
         self._wall_s = wall_s
         self._names: U4 = np.zeros(tables.census.size, dtype=np.uint32)  # the index's number by ours
@@ -100,12 +102,14 @@ class Commits:
         """When `pump` has something to do; None if only an event can help."""
         if self._running is not None or not self._since_ns:
             return None
-        return self._since_ns if self.urgent or self._bytes >= COMMIT_BYTES else self._since_ns + COMMIT_NS
+        # Who waits, waits for the last write: commits beside writes make each of those slower (5 ms -> 6 for 8 MiB).
+        now = self._bytes >= COMMIT_BYTES or (self.urgent and not self._writing())
+        return self._since_ns if now else self._since_ns + COMMIT_NS
 
-    def pump(self, now_ns: int, *, now: bool = False) -> None:
+    def pump(self, now_ns: int) -> None:
         """Begin a commit if one is due."""
         due_ns = self.next_ns()
-        if due_ns is None or (due_ns > now_ns and not now):
+        if due_ns is None or due_ns > now_ns:
             return
         self._taken = list(self._dirty)[:CHUNKS]
         for place in self._taken:

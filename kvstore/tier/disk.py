@@ -100,7 +100,7 @@ class Disk:
             most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,
             costing=costing,
         )  # fmt: skip
-        self.commits = Commits(tables, self.segments, workers, namespaces, wall_s)
+        self.commits = Commits(tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running))
         self.erasure = Erasure(tables, self.segments, workers)
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
@@ -281,8 +281,7 @@ class Disk:
             self._drain(now_ns)
         self.demotion.pump(now_ns)
         self.scrub.tick(now_ns)
-        idle = self.commits.urgent and not self.demotion.running
-        self.commits.pump(now_ns, now=idle)
+        self.commits.pump(now_ns)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do, 0 for at once."""
