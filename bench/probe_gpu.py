@@ -3,8 +3,8 @@
 Answers what decides between the transfer modes (ARCHITECTURE.md): may memory that is only mapped for reading be
 registered, may two processes register one arena, can one process open another's allocation by IPC handle and by
 descriptor, what registering costs, and what it costs a daemon to have a CUDA context. It speaks with the driver by
-ctypes: a failed call of the runtime API would stay behind as an error in every later one. A question whose call fails is
-answered with the driver's name for the failure.
+ctypes: a failed call of the runtime API would stay behind as an error in every later one. A question whose call fails
+is answered with the driver's name for the failure.
 """
 
 import argparse
