@@ -139,6 +139,10 @@ class Arenas:
         kept = tenant is not None and tenant is not asking and tenant.sessions and now_ns < self._promised_until_ns
         return 1 if kept else 0
 
+    def kept_for_another(self, asking: Tenant, now_ns: int) -> bool:
+        """Is there a free position that only another tenant may take, for the moment?"""
+        return len(self.free) > self._withheld() and self._promised(asking, now_ns) > 0
+
     def charged(self, tenant: Tenant) -> int:
         """Arenas that count against a tenant's share: its own, and what it still holds of those that were given up."""
         return tenant.arenas + self.stale_bytes(tenant) // self.arena_bytes

@@ -33,6 +33,7 @@ from kvstore.blocks import (
     RESIDENT,
     WRITING,
 )  # fmt: skip
+from kvstore.classes import PinClass
 from kvstore.sessions import Tenant, Ticket, TicketState
 from kvstore.store import Store
 from kvstore.sweeps import Clear, Count, Each, Job, Sweep
@@ -484,6 +485,8 @@ class _Audit:
             {lease: lease.deadline_ns + LEASE_MARGIN_NS for lease in store.leases.values()},
             "leases",
         )
+        streams = [lease.stream for lease in store.leases.values() if lease.stream is not None]
+        _check_wheel(store.streams._wheel, {stream: stream.due_ns for stream in streams}, "streams")
         of_sessions = [lease for session in store.sessions.values() for lease in session.leases.values()]
         assert len(of_sessions) == len(store.leases), "sessions and store disagree on leases"
         for number, lease in store.leases.items():
@@ -513,6 +516,26 @@ class _Audit:
         for tenant, rows_of in used.items():
             assert pinning.used_bytes(tenant) == sum(rows_of.values()), f"{tenant.name} pays for other blocks"
         assert set(pinning._used) == set(used), "a tenant without pins pays for some"
+        self.check_pin_classes()
+
+    def check_pin_classes(self) -> None:
+        """By class too pins pay for what they cover, once; and the book says of each what a successor must know."""
+        pinning = self.store.pinning
+        used: dict[tuple[Tenant, PinClass], dict[int, int]] = {}
+        for pin in pinning.held():
+            rows = dict.fromkeys(pin.rows.tolist(), pin.namespace.slot_bytes)
+            used.setdefault((pin.tenant, pin.kind), {}).update(rows)
+        paid = {whose: sum(rows.values()) for whose, rows in used.items()}
+        assert dict(pinning._classes._used) == paid, "a class pays for other blocks"
+        listed = {number for pins in pinning._classes._pins.values() for number in pins}
+        assert listed == set(pinning.pins), "classes have other pins"
+        written = {saved.number: saved for saved in pinning._book._whole(pinning._book._used)}
+        assert set(pinning.pins) <= set(written), "a pin is not written down"
+        for number, pin in pinning.pins.items():
+            saved, key = written[number], self.store.tables.blocks["key"][pin.rows[-1]].tobytes()
+            said = (saved.place, saved.key, saved.count)
+            assert said == (pin.place, key, pin.rows.size), f"pin {number} is written down otherwise"
+            assert saved.deadline_ns >= pin.deadline_ns, f"pin {number} would end too early"
 
     def check_sessions(self) -> None:
         """Counts of sessions, their limits, and that none is kept for nothing."""

@@ -60,6 +60,9 @@ _HEAD: Final = struct.Struct("<8sIIQII")  # magic, version, tokens a block, repo
 _CELL: Final = struct.Struct("<HHI")  # cell, timings, age; then the timings, oldest first
 _TIMING: Final = struct.Struct("<fff")  # cached, new, seconds
 _SUM: Final = struct.Struct("<Q")
+_WAY_MAGIC: Final = b"KVWAY  1"
+_WAY_HEAD: Final = struct.Struct("<8sQI")  # magic, reports, cells
+_LOAD_CELLS: Final = 51
 
 
 class Refusal(StrEnum):
@@ -300,6 +303,53 @@ class Bandwidth:
         timed = self._timings.table(cells, self.reports)
         costs = fit_costs(timed, _loads(timed.size), _loads(2.0 ** np.array(cells))).costs
         self.call_seconds, self.byte_seconds = float(costs[0]), float(costs[1])
+
+    def to_bytes(self) -> bytes:
+        """The timings that it goes by, with a checksum."""
+        cells = sorted(self._timings.rows)
+        parts = [_WAY_HEAD.pack(_WAY_MAGIC, self.reports, len(cells))]
+        for cell, (count, timings) in zip(cells, self._timings.packed(cells), strict=True):
+            parts += (_CELL.pack(cell, count, min(self.reports - self._timings.last(cell), 0xFFFFFFFF)), timings)
+        content = b"".join(parts)
+        return content + _SUM.pack(xxhash.xxh3_64_intdigest(content))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Bandwidth":
+        """What `to_bytes` gave. Raises FormatError for anything else, down to each timing."""
+        body = content[: -_SUM.size]
+        if len(content) < _WAY_HEAD.size + _SUM.size:
+            raise FormatError(f"a way of {len(content)} bytes")
+        if _SUM.unpack_from(content, len(body)) != (xxhash.xxh3_64_intdigest(body),):
+            raise FormatError("a way fails its checksum")
+        magic, reports, cells = _WAY_HEAD.unpack_from(body)
+        if magic != _WAY_MAGIC or not 1 <= cells <= min(_LOAD_CELLS, reports):
+            raise FormatError(f"magic {magic!r}, {cells} cells, {reports} reports: no way of this version")
+        way, at = cls(), _WAY_HEAD.size
+        way.reports = reports
+        for _ in range(cells):
+            at = way._take_cell(body, at)
+        if at != len(body):
+            raise FormatError("a way is longer than its cells")
+        way._late = cells
+        way.settle()
+        return way
+
+    def _take_cell(self, body: bytes, at: int) -> int:
+        """One cell from `at` on; returns where the next begins."""
+        if len(body) - at < _CELL.size:
+            raise FormatError("a way ends before its cells do")
+        cell, count, age = _CELL.unpack_from(body, at)
+        begin = at + _CELL.size
+        end: int = begin + count * _TIMING.size
+        if not 1 <= count <= WINDOW or age >= self.reports or end > len(body) or cell in self._timings.rows:
+            raise FormatError(f"cell {cell} of a way: {count} timings, {age} old")
+        for nothing, load_bytes, seconds in _TIMING.iter_unpack(body[begin:end]):
+            if nothing or not 1 <= load_bytes <= LOAD_BYTES_MAX or not 0.0 < seconds <= LOAD_SECONDS_MAX:
+                raise FormatError(f"a load of {load_bytes} bytes in {seconds} s")
+            if abs(log2(load_bytes) - cell) > 0.5 + 1e-6:  # sizes are kept in 24 bits
+                raise FormatError(f"a load of {load_bytes} bytes in cell {cell}")
+            self._timings.add(cell, (0.0, load_bytes, seconds), self.reports - age)
+        return end
 
     def load_seconds(self, load_bytes: float) -> float | None:
         """Seconds for one call of so many bytes; nothing takes none. None: nothing was loaded yet."""

@@ -8,8 +8,8 @@
 Whatever a tenant reports moves its own answers and nobody else's: profiles are of its namespaces, ways are its own,
 and only the daemon's own reads decide what is worth its disk.
 
-Ways are learned anew by each life of the daemon, in its first seconds of work. What blocks cost stays with their rows,
-over a warm restart too, and profiles may be told to a successor (`take_over`).
+What blocks cost stays with their rows, over a warm restart too; profiles and ways are told to a successor (`take_over`,
+`take_over_way`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -134,6 +134,19 @@ class Costing:
                 if way.reports:
                     yield tenant, tier, way
 
+    def take_over_way(self, tenant: Tenant | None, tier: Tier, way: Bandwidth) -> bool:
+        """What a former life had measured, as `ways` gives it. False, and not taken: this life has measured it."""
+        if tenant is None:
+            taken = tier is Tier.DISK and not self.disk.reports
+            self.disk = way if taken else self.disk
+        else:
+            ways = self._ways.get(tenant, (Bandwidth(), Bandwidth(), Bandwidth()))
+            taken = not ways[tier].reports
+            if taken:
+                self._ways[tenant] = (*ways[:tier], way, *ways[tier + 1 :])  # type: ignore[assignment]
+        self.heard |= taken
+        return taken
+
     # -- MATCH ---------------------------------------------------------------------------------------------------
 
     def estimate(self, namespace: Namespace, run: U4, found: int, on_disk: int) -> tuple[int, int]:
@@ -181,6 +194,7 @@ class Costing:
 
     def leased(self, namespace: Namespace, run: U4, found: int) -> None:
         """A run was leased from DRAM: nobody computes it again."""
+        namespace.tenant.saved.dram_bytes += found * namespace.identity.block_bytes
         seconds = self._run_seconds(run, found)
         if seconds is None:
             if namespace.profile is None:
@@ -203,6 +217,9 @@ class Costing:
             seconds = np.where(known, seconds, first + slope * np.arange(rows.size))
         unpriced = 0 if namespace.profile else int(rows.size - np.count_nonzero(known))
         disk_seconds = float(seconds[on_disk != 0].sum())
+        block_bytes, from_disk = namespace.identity.block_bytes, int(np.count_nonzero(on_disk))
+        namespace.tenant.saved.disk_bytes += from_disk * block_bytes
+        namespace.tenant.saved.dram_bytes += (int(rows.size) - from_disk) * block_bytes
         dram_seconds = float(seconds.sum()) - disk_seconds
         for saved in (namespace.saved, namespace.tenant.saved):
             saved.dram_seconds += dram_seconds

@@ -38,6 +38,7 @@ class Dropping:
         self._sweeper = sweeper
         self._jobs = sweeper.jobs
         self._disk = disk
+        self.pinned_arena: Callable[[Pool], int | None] = lambda _pool: None  # `PinnedArenas.one_for`
 
     # -- blocks that a client names ------------------------------------------------------------------------------
 
@@ -141,6 +142,10 @@ class Dropping:
         """
         now_ns = self._clock.now_ns()
         room, position = make_room(self._arenas, self._tables, self._shares, pool, now_ns, exhausted=exhausted)
+        if room in {Room.FULL, Room.QUOTA}:
+            pinned = self.pinned_arena(pool)
+            if pinned is not None:
+                room, position = Room.RECYCLE, pinned
         if room not in {Room.RECYCLE, Room.RETURN}:
             return room
         if room is Room.RETURN:  # it may hold what the caller has in hand, so it is drained later

@@ -67,6 +67,12 @@ class Learned:
         """What the former life left, by name. Nothing of a table that is not whole."""
         return _read(self._half(self._sequence & 1)) if self._sequence else {}
 
+    @property
+    def damaged(self) -> bool:
+        """Did a former life leave something, and nothing of that is whole?"""
+        begun = any(_HEAD.unpack(self._half(half)[: _HEAD.size].tobytes())[0] for half in (0, 1))
+        return begun and not self._sequence
+
     def tick(self, now_ns: int) -> None:
         """One step more of a round; a new round once the last is old."""
         if self._round is None:

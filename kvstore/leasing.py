@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
 from kvproto.limits import KEYS_PER_FRAME, LEASE_MARGIN_NS, LEASES_PER_SESSION, PARKED_PER_SESSION
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
@@ -21,7 +20,7 @@ from kvstore.dropping import Dropping
 from kvstore.ports import Clock, Outbox, Workers
 from kvstore.registry import Registry
 from kvstore.sessions import Lease, Namespace, Parked, Session, Stream
-from kvstore.streams import Streams
+from kvstore.streams import Streams, promise_ns
 from kvstore.sweeps import Sweeper
 from kvstore.tables import Limits
 from kvstore.tally import Tally
@@ -84,31 +83,6 @@ class Leasing:
         self._answered: _Answered | None = None
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
-
-    # -- asking --------------------------------------------------------------------------------------------------
-
-    def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
-        """How long the lead run is. Takes nothing, touches nothing. `keys[at:]` are 4 words a key."""
-        self.account()
-        index = namespace.tenant.index
-        found, stop = blocks.match_run(self._tables.blocks, *index, namespace.number, keys, at, count, self._run)
-        pending = on_disk = 0
-        if stop and self._tables.blocks["state"][stop] != blocks.WRITING:
-            found, on_disk, stop = blocks.extend_run(
-                self._tables, index, namespace.number, keys, at, count, found, self._run
-            )
-        if stop:
-            pending = blocks.pending_run(self._tables, index, namespace.number, keys, at, count, found)
-        tally = self._tally
-        tally.matches += 1
-        tally.match_hits += found
-        tally.match_misses += count - found
-        if not found and not pending:
-            return NOTHING_MATCHED
-        if not self._costing.heard:
-            return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
-        load_ns, recompute_ns = self._costing.estimate(namespace, self._run, found, on_disk)
-        return Matched(0, found - on_disk, on_disk, pending, load_ns, recompute_ns)
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -196,7 +170,7 @@ class Leasing:
         rows = run[:found].copy()
         there, _ = blocks.ready_until(tables, rows, 0)
         coming_ns = wait_ns if there < found else 0  # the run may end at what there was no room for
-        deadline_ns = now_ns + min(coming_ns + ttl_ns, self._limits.lease_ttl_ns_max)
+        deadline_ns = now_ns + min(promise_ns(ttl_ns, coming_ns), self._limits.lease_ttl_ns_max)
         held, fresh = blocks.lease_run(
             tables, run, found, now_ns, deadline_ns, locations, locations_at, session.given, self._ends
         )
@@ -209,7 +183,7 @@ class Leasing:
             lease.count, lease.stream = there, stream
             self._tally.lease_disk_hits += int(on_disk.sum())
             self._costing.leased_beyond(namespace, rows, on_disk)
-            self.streams.begin(stream)
+            self.streams.begin(stream, now_ns)
         return lease
 
     def hold(self, session: Session, rows: Sequence[int], until_ns: int) -> None:

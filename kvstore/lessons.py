@@ -2,7 +2,10 @@
 
     gaps/TENANT          `hints/gaps.py`, by tool
     profile/NAMESPACE    `cost.py`, by number: a successor goes on with the same ones
+    way/TIER/TENANT      `cost.py`: what loads of a tier took, by a tenant's reports
+    reads                the same of the daemon's own reads of disk
     reuse/POOL           of a pool in DRAM that goes by DENSITY: counts by class and age, and the mean cost of a block
+    turns                `insight/departures.py`: when there had been how many evictions
 
 Every one of them checks what it is given; what it refuses is learned anew.
 """
@@ -15,12 +18,14 @@ from typing import Final
 import numpy as np
 
 from kvproto.limits import POOLS
+from kvproto.policy_frames import Tier
 from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import REUSE, Tables
-from kvstore.cost import PrefillProfile
+from kvstore.cost import Bandwidth, PrefillProfile
 from kvstore.costing import Costing
 from kvstore.guiding import Guiding
+from kvstore.insight.departures import Turns
 from kvstore.learned import Thing
 from kvstore.registry import Registry
 from kvstore.tier.format import FormatError
@@ -29,6 +34,7 @@ _REUSE_HEAD: Final = struct.Struct(
     "<dII"
 )  # mean cost of a block in seconds' code, counts since they were halved, layout
 _LAYOUT: Final = 1  # what the queues mean: 32 classes without words, 10 for each of 7
+_TIERS: Final = {f"{tier:d}": tier for tier in Tier}
 _COUNTS: Final = REUSE["again"].shape
 _COUNT_MAX: Final = 1e9  # far beyond what is ever counted
 
@@ -37,13 +43,14 @@ class Lessons:
     """Those of one store. Owner thread."""
 
     def __init__(
-        self, tables: Tables, registry: Registry, arenas: Arenas, costing: Costing, guiding: Guiding
-    ) -> None:  # fmt: skip
+        self, tables: Tables, registry: Registry, arenas: Arenas, costing: Costing, guiding: Guiding, turns: Turns
+    ) -> None:
         self._tables = tables
         self._registry = registry
         self._arenas = arenas
         self._costing = costing
         self._guiding = guiding
+        self._turns = turns
 
     def things(self) -> Iterator[Thing]:
         """All that was learned so far, each looked up when it is its turn: tenants and pools come and go meanwhile.
@@ -56,11 +63,18 @@ class Lessons:
                 profile = namespace.profile
                 if profile is not None:
                     yield Thing(f"profile/{namespace.number}", (namespace, profile.reports), profile.to_bytes)
+            for whose, tier, way in self._costing.ways([tenant]):
+                if whose is not None:
+                    yield Thing(f"way/{tier:d}/{tenant.name}", way.reports, way.to_bytes)
         pools = self._tables.pools[:POOLS]
         for number in np.flatnonzero(pools["rule"] == blocks.DENSITY).tolist():
             if number in self._arenas.by_number and int(pools["rule"][number]) == blocks.DENSITY:
                 version = (float(pools["clock"][number]), int(pools["news"][number]))
                 yield Thing(f"reuse/{number}", version, partial(self._reuse, number))
+        if self._costing.disk.reports:
+            yield Thing("reads", self._costing.disk.reports, self._costing.disk.to_bytes)
+        if self._turns.seen:
+            yield Thing("turns", self._turns.seen, self._turns.to_bytes)
 
     def take_over(self, learned: Mapping[str, bytes]) -> int:
         """Go on from what a former life had learned. Returns how much of it was taken."""
@@ -68,6 +82,10 @@ class Lessons:
 
     def _take(self, kind: str, whose: str, content: bytes) -> bool:
         """One thing, by the parts of its name."""
+        if kind in {"way", "reads"}:
+            return self._take_way(kind, whose, content)
+        if kind == "turns":
+            return self._turns.take_over(content)
         if kind == "gaps":
             tenant = self._registry.tenants.get(whose)
             return tenant is not None and self._guiding.take_over(tenant, content) is None
@@ -87,6 +105,18 @@ class Lessons:
         if profile.block_tokens != namespace.identity.block_tokens:
             return False
         return self._costing.take_over(namespace, profile)
+
+    def _take_way(self, kind: str, whose: str, content: bytes) -> bool:
+        """`whose` of a "way": a tier and a tenant."""
+        number, _, name = whose.partition("/")
+        tenant = self._registry.tenants.get(name)
+        if kind == "way" and (tenant is None or number not in _TIERS):
+            return False
+        try:
+            way = Bandwidth.from_bytes(content)
+        except FormatError:
+            return False
+        return self._costing.take_over_way(tenant, _TIERS[number] if tenant else Tier.DISK, way)
 
     def _reuse(self, number: int) -> bytes:
         pool, reuse = self._tables.pools[number], self._tables.reuse[number]

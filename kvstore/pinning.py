@@ -10,21 +10,27 @@ The budget is counted in slots, each once however many pins cover it. `covers` c
 number is nobody else's as long as a pin holds what continues it.
 
 What lies on disk is held there, and with `tier` DRAM it is brought in (`prefetching.py`) and held in DRAM from then
-on. Pins do not survive a restart of the daemon.
+on. Where the budget is used up, pins of a class that has more than it is sure of end for one that has less
+(`pin_classes.py`). A successor that starts warm goes on with all of them (`pin_book.py`, `repinning.py`).
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kvproto.limits import KEYS_PER_FRAME, PINS_PER_TENANT
 from kvproto.policy_frames import Partial, Pin, Pinned, Tier
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
+from kvstore.classes import PinClass, class_of
 from kvstore.hints.deadlines import Deadlines
+from kvstore.pin_book import PinBook, Saved
+from kvstore.pin_classes import Classes
+from kvstore.pins import Held, Tally
 from kvstore.ports import Clock, Randomness
 from kvstore.prefetching import Prefetching
 from kvstore.sessions import Namespace, Tenant
@@ -37,38 +43,11 @@ FIRST_NUMBER: Final = 10**6
 LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped: 0.2 ms,
 SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
 DUE: Final = 8  # end: 1 ms if each covers 1,024 blocks,
+NOTED: Final = 64  # of their uses are written down: 0.3 ms,
 LET_GO: Final = 8192  # and so many of the blocks that they cover are let go: 0.3 ms
+NOTE_NS: Final = 10**9  # how often uses are
 
 _NOTHING: Final = (0, 0, 0, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """One pin."""
-
-    number: int
-    tenant: Tenant
-    namespace: Namespace
-    rows: U4  # of all blocks that it covers, in order
-    paid: U4  # the same, each once
-    ends: U4  # those that it holds: the deepest one, and the deepest one in DRAM
-    deadline_ns: int
-    ttl_ns: int
-    refresh: bool
-    owner: str
-    fetch: int = 0  # the prefetch of what it covers
-
-
-@dataclass(slots=True)
-class Tally:
-    """Totals."""
-
-    pinned: int = 0
-    ended: int = 0  # by UNPIN or by who owns them
-    expired: int = 0
-    refreshed: int = 0
-    dropped: int = 0  # since their blocks were
-    over_budget: int = 0  # asked for, and cut short or refused for the budget
 
 
 def _nobody_hears(_rows: U4) -> None:
@@ -86,7 +65,7 @@ class Pinning:
 
     def __init__(
         self, tables: Tables, clock: Clock, randomness: Randomness, watch: Watch, budget: Callable[[Tenant], int],
-        prefetching: Prefetching, jobs: Jobs,
+        classes: Classes, book: PinBook, prefetching: Prefetching, jobs: Jobs,
     ) -> None:  # fmt: skip
         """`budget`: bytes of slots that a tenant may pin; `jobs` drop blocks."""
         self.tally = Tally()
@@ -96,11 +75,16 @@ class Pinning:
         self._clock = clock
         self._watch = watch
         self._budget = budget
+        self._classes = classes
+        self._book = book
+        self._too_much: dict[Tenant, None] = {}  # their budgets became smaller
         self._prefetching = prefetching
         self._next = 1 + randomness.word() % FIRST_NUMBER
         self._of: dict[Tenant, dict[int, Held]] = {}
         self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
         self._leased_ns: dict[int, int] = {}  # when that was leased last
+        self._not_noted: dict[int, int] = {}  # those of which the book does not say it yet
+        self._note_ns = 0  # when it does next
         self._ending: dict[Tenant, deque[Held]] = {}  # they are over, and what they cover is not let go yet
         self._covers = np.zeros(tables.blocks.size, dtype=np.uint16)  # untouched pages cost nothing
         self._used: Counter[Tenant] = Counter()  # bytes
@@ -126,26 +110,19 @@ class Pinning:
         if max(len(self._of.get(tenant, ())), len(self._ending.get(tenant, ()))) >= PINS_PER_TENANT:
             self.tally.over_budget += 1
             return Pinned(*_NOTHING, Partial.TOO_MANY)
+        kind = class_of(ttl_ns, owner)
+        ttl_ns = tenant.quota.terms(kind).lasts_ns(ttl_ns)
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
-        covered = self._affordable(tenant, namespace, end)
+        covered = self._affordable(tenant, namespace, end, kind)
         partial = Partial.NOTHING if covered == count else Partial.ABSENT if covered == end else Partial.BUDGET
         self.tally.over_budget += partial is Partial.BUDGET
         if not covered:
             return Pinned(*_NOTHING, partial)
-        now_ns = self._clock.now_ns()
-        rows = self._run[:covered].copy()
+        rows, deadline_ns, place = self._run[:covered].copy(), self._clock.now_ns() + ttl_ns, self._book.take()
         pin = Held(
-            self._next,
-            tenant,
-            namespace,
-            rows,
-            _each_once(rows),
-            self._ends[:0],
-            now_ns + ttl_ns,
-            ttl_ns,
-            refresh,
-            owner,
-        )
+            self._next, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, ttl_ns, refresh, owner,
+            kind, place,
+        )  # fmt: skip
         self._next += 1
         self._begin(pin)
         self.tally.pinned += 1
@@ -153,6 +130,25 @@ class Pinning:
             fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, ttl_ns, tier, kept=True)
             pin.fetch = fetching.prefetch
         return Pinned(pin.number, covered * namespace.identity.block_bytes, pin.deadline_ns, covered, partial)
+
+    def resume(self, saved: Saved, namespace: Namespace, rows: U4, deadline_ns: int) -> bool:
+        """Go on with a pin of a former life that covers these rows; False: the budget does not allow it any more."""
+        tenant, kind = namespace.tenant, class_of(saved.ttl_ns, saved.owner)
+        fresh_bytes = int((self._covers[rows] == 0).sum()) * namespace.slot_bytes
+        room = self._used[tenant] + fresh_bytes <= self._budget(tenant)
+        if not room or len(self._of.get(tenant, ())) >= PINS_PER_TENANT:
+            return False
+        self._begin(
+            Held(
+                saved.number, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, saved.ttl_ns,
+                saved.refresh, saved.owner, kind, saved.place,
+            )
+        )  # fmt: skip
+        return True
+
+    def number_after(self, number: int) -> None:
+        """New pins get numbers above this one."""
+        self._next = max(self._next, number + 1)
 
     def unpin(self, tenant: Tenant, numbers: Iterable[int]) -> int:
         """End pins of a tenant; how many there were. Others' numbers, and those that are over, are no news."""
@@ -182,14 +178,31 @@ class Pinning:
         """What a tenant's pins cover, in slots, each once."""
         return self._used[tenant]
 
+    def class_bytes(self, tenant: Tenant, kind: PinClass) -> int:
+        """What a tenant's pins of one class cover, in slots, each once."""
+        return self._classes.used_bytes(tenant, kind)
+
+    def covered(self, rows: U4) -> npt.NDArray[np.bool_]:
+        """Which of these rows do pins cover?"""
+        covers: npt.NDArray[np.bool_] = self._covers[rows] != 0
+        return covers
+
+    def trim(self, tenant: Tenant) -> None:
+        """Its quota has changed: what is pinned beyond its budget is let go of soon."""
+        self._too_much[tenant] = None
+
     def leased(self, rows: U4) -> None:
         """Rows that `Watch` marks as ends of pins were leased. What that means for each pin is seen when it is due."""
-        self._leased_ns.update(dict.fromkeys(rows.tolist(), self._clock.now_ns()))
+        leased = dict.fromkeys(rows.tolist(), self._clock.now_ns())
+        self._leased_ns.update(leased)
+        self._not_noted.update(leased)
 
     def expires_ns(self, pin: Held) -> int:
         """When it is over, as things are."""
         leased_ns = self._leased_ns.get(int(pin.rows[-1])) if pin.refresh else None
-        return pin.deadline_ns if leased_ns is None else max(pin.deadline_ns, leased_ns + pin.ttl_ns)
+        if leased_ns is None:
+            return pin.deadline_ns
+        return max(pin.deadline_ns, leased_ns + pin.tenant.quota.terms(pin.kind).lasts_ns(pin.ttl_ns))
 
     def _described(self, pin: Held) -> Pin:
         """As clients are told."""
@@ -200,21 +213,51 @@ class Pinning:
 
     # -- holding -------------------------------------------------------------------------------------------------
 
-    def _affordable(self, tenant: Tenant, namespace: Namespace, end: int) -> int:
+    def _affordable(self, tenant: Tenant, namespace: Namespace, end: int, kind: PinClass) -> int:
         """How many blocks of the run that was just found the tenant's budget allows."""
         fresh = self._covers[self._run[:end]] == 0
         budget = self._budget(tenant)
-        if tenant in self._ending and self._used[tenant] + int(fresh.sum()) * namespace.slot_bytes > budget:
-            self._let_go_some(tenant)
+        wanted_bytes = int(fresh.sum()) * namespace.slot_bytes
+        if self._used[tenant] + wanted_bytes > budget:
+            if tenant in self._ending:
+                self._let_go_some(tenant)
+            sure_bytes = self._classes.left_bytes(tenant, kind)
+            if sure_bytes > 0:
+                self._make_way(tenant, min(wanted_bytes, sure_bytes))
             fresh = self._covers[self._run[:end]] == 0
         room = max(0, budget - self._used[tenant]) // namespace.slot_bytes
         return int(np.searchsorted(np.cumsum(fresh), room, side="right"))
 
+    def _make_way(self, tenant: Tenant, wanted_bytes: int) -> None:
+        """Pins end until there is so much room, as long as a class has more than it is sure of."""
+        left, budget = LET_GO, self._budget(tenant)
+        while left > 0 and budget - self._used[tenant] < wanted_bytes:
+            pin = self._classes.first_to_go(tenant)
+            if pin is None:
+                return
+            left -= pin.rows.size + 64
+            self._end(pin)
+            self.tally.gave_way += 1
+            self._let_go_some(tenant)
+
     def _begin(self, pin: Held) -> None:
+        self._note(pin)
+        self._classes.begin(pin)
         self._hold(pin)
         self.pins[pin.number] = self._of.setdefault(pin.tenant, {})[pin.number] = pin
         self._due.set(pin, pin.deadline_ns)
         self._charge(pin, 1)
+
+    def _note(self, pin: Held) -> None:
+        """Write down for a successor what it covers, and until when."""
+        key = self._tables.blocks["key"][pin.rows[-1]].tobytes()
+        self._book.write(
+            pin.place,
+            Saved(
+                pin.place, pin.number, self.expires_ns(pin), pin.ttl_ns, key, pin.namespace.number, pin.rows.size,
+                pin.refresh, pin.owner,
+            ),
+        )  # fmt: skip
 
     def _hold(self, pin: Held) -> None:
         """Hold the deepest block; and the deepest one in DRAM, or those before it could leave DRAM meanwhile."""
@@ -245,10 +288,13 @@ class Pinning:
         changed = int((covers == (0 if by > 0 else 1)).sum())
         self._covers[pin.paid] = covers + np.uint16(1) if by > 0 else covers - np.uint16(1)
         self._used[pin.tenant] += by * changed * pin.namespace.slot_bytes
+        self._classes.charge(pin, by)
 
     def _end(self, pin: Held) -> None:
         """It is over; what it covers is let go soon."""
         self._prefetching.let_go(pin.fetch)
+        self._book.wipe(pin.place)
+        self._classes.end(pin)
         self._due.drop(pin)
         del self.pins[pin.number]
         mine = self._of[pin.tenant]
@@ -280,6 +326,8 @@ class Pinning:
             expires_ns = self.expires_ns(pin)
             if expires_ns > now_ns:
                 pin.deadline_ns = expires_ns
+                self._note(pin)
+                self._classes.begin(pin)
                 self._due.set(pin, expires_ns)
                 self.tally.refreshed += 1
                 continue
@@ -287,8 +335,26 @@ class Pinning:
             self._end(pin)
             self.tally.expired += 1
         self._look(now_ns)
+        if self._not_noted and now_ns >= self._note_ns:
+            self._note_uses(now_ns)
+        if self._too_much:
+            self._trim_some(next(iter(self._too_much)))
         if self._ending:
             self._let_go_some(next(iter(self._ending)))
+
+    def _note_uses(self, now_ns: int) -> None:
+        """Write down for a successor which pins were refreshed."""
+        for row in list(islice(self._not_noted, NOTED)):
+            del self._not_noted[row]
+            for pin in self._by_end.get(row, {}).values():
+                if pin.refresh and pin.number in self.pins:
+                    self._note(pin)
+        self._note_ns = now_ns + NOTE_NS
+
+    def _trim_some(self, tenant: Tenant) -> None:
+        self._make_way(tenant, 0)
+        if self._used[tenant] <= self._budget(tenant) or self._classes.first_to_go(tenant) is None:
+            del self._too_much[tenant]
 
     def _look(self, _now_ns: int) -> None:
         """Were blocks dropped that pins cover? All pins are looked at that were there when something was."""
@@ -326,14 +392,17 @@ class Pinning:
         self._let_go(pin)
         pin.rows = pin.rows[:count].copy()
         pin.paid = _each_once(pin.rows)
+        self._note(pin)
         self._hold(pin)
         self._charge(pin, 1)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if there are no pins."""
-        if self._ending or self._to_look_at:
+        if self._ending or self._to_look_at or self._too_much:
             return 0
         due_ns = self._due.next_ns()
+        if self._not_noted and due_ns is not None:
+            due_ns = min(due_ns, self._note_ns)
         unseen = self._again or self._jobs_seen != self._jobs.begun
         return 0 if due_ns is not None and unseen and not self._jobs.waiting else due_ns
 

@@ -89,7 +89,7 @@ class Outbox(Protocol):
         """The answer to a LEASE that had to wait. `locations` is (arena, slot) pairs."""
 
     def ready(self, stream: "Stream", first: int, stop: int, left: int) -> None:
-        """Blocks `first..stop` of a stream can be read; `left` more will come."""
+        """Blocks `first..stop` of a stream can be read, and all of its lease for longer; `left` more will come."""
 
     def durable(self, session: "Session", request: int, counts: "tuple[int, int, int, int]") -> None:
         """The answer to FLUSH: durable, failed, evicted, pending."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
+from kvstore.classes import PIN_TTL_S_MAX, PIN_TTL_S_MIN, UNUSED_TTL_S_MAX, UNUSED_TTL_S_MIN, PinClass, Terms
 from kvstore.rules import Tier
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PIN_SHARE: Final = 0.5
 IN_FLIGHT_MAX: Final = 1 << 20  # of one tenant: far above what all of its sessions may have
 BYTES_MAX: Final = 1 << 62  # no tier is as large
+_ROUNDING: Final = 1e-9  # of sums of shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,13 @@ class Quota:
     disk_max_bytes: int | None = None
     pin_share: float = PIN_SHARE  # of its memory that pins may hold, 0 to 1
     in_flight: int | None = None  # tickets, and LEASEs that wait, at a time
+    pin_5m_ttl_s: float | None = None  # by class (`classes.py`): longest time, and share that it is sure of
+    pin_5m_share: float | None = None
+    pin_1h_ttl_s: float | None = None
+    pin_1h_share: float | None = None
+    pin_tool_ttl_s: float | None = None
+    pin_tool_share: float | None = None
+    unused_ttl_s: float | None = None  # what is not pinned is dropped once nobody has used it for so long
 
     def guaranteed_bytes(self, tier: Tier) -> int | None:
         """Promised by name, before it is rounded down to whole arenas."""
@@ -46,6 +55,14 @@ class Quota:
     def max_bytes(self, tier: Tier) -> int | None:
         """At most, before it is rounded down to whole arenas."""
         return self.dram_max_bytes if tier is Tier.DRAM else self.disk_max_bytes
+
+    def terms(self, kind: PinClass) -> Terms:
+        """What is said of a class of pins."""
+        if kind is PinClass.SHORT:
+            return Terms(self.pin_5m_ttl_s, self.pin_5m_share)
+        if kind is PinClass.LONG:
+            return Terms(self.pin_1h_ttl_s, self.pin_1h_share)
+        return Terms(self.pin_tool_ttl_s, self.pin_tool_share)
 
 
 USUAL: Final = Quota()
@@ -78,6 +95,7 @@ def check_quotas(quotas: Mapping[str, Quota], capacities: Iterable[Capacity]) ->
     """Can all of this be kept at a time? Raises QuotaError at the first value that cannot."""
     for name, quota in quotas.items():
         check_numbers(name, quota)
+        _check_shares(name, quota)
     for capacity in capacities:
         left = capacity.units
         for name, quota in quotas.items():
@@ -99,6 +117,27 @@ def check_numbers(name: str, quota: Quota) -> None:
         for which, size_bytes in (("guaranteed", quota.guaranteed_bytes(tier)), ("max", quota.max_bytes(tier))):
             if size_bytes is not None and not 0 <= size_bytes <= BYTES_MAX:
                 raise QuotaError(name, f"{tier}_{which}_bytes", f"must be from 0 to {BYTES_MAX} bytes")
+    for kind in PinClass:
+        terms = quota.terms(kind)
+        if terms.share is not None and not 0.0 <= terms.share <= 1.0:
+            raise QuotaError(name, f"pin_{kind}_share", "a share is from 0 to 1")
+        if terms.ttl_s is not None and not PIN_TTL_S_MIN <= terms.ttl_s <= PIN_TTL_S_MAX:
+            raise QuotaError(name, f"pin_{kind}_ttl_s", f"must be from {PIN_TTL_S_MIN:g} to {PIN_TTL_S_MAX:g} seconds")
+    unused_s = quota.unused_ttl_s
+    if unused_s is not None and not UNUSED_TTL_S_MIN <= unused_s <= UNUSED_TTL_S_MAX:
+        reason = f"must be from {UNUSED_TTL_S_MIN:g} to {UNUSED_TTL_S_MAX:g} seconds"
+        raise QuotaError(name, "unused_ttl_s", reason)
+
+
+def _check_shares(name: str, quota: Quota) -> None:
+    """What classes of pins are sure of must be there for all of them at a time. Raises QuotaError."""
+    left = quota.pin_share
+    for kind in PinClass:
+        share = quota.terms(kind).share or 0.0
+        if share > left + _ROUNDING:
+            reason = f"is more than pin_share, {quota.pin_share:g}, leaves beside the other classes"
+            raise QuotaError(name, f"pin_{kind}_share", reason)
+        left -= share
 
 
 def _check_bounds(name: str, quota: Quota, capacity: Capacity) -> int:
@@ -230,6 +269,10 @@ class Quotas:
         """What holds for a tenant, by its name."""
         return self._chosen.get(name) or self._configured.get(name, USUAL)
 
+    def of_all(self) -> Iterable[Quota]:
+        """All that anybody said: configured and not chosen otherwise, or chosen."""
+        return {**self._configured, **self._chosen}.values()
+
     def configured(self, name: str) -> Quota:
         """What the configuration says of a tenant."""
         return self._configured.get(name, USUAL)
@@ -284,12 +327,21 @@ class Quotas:
         """
         return int(tenant.quota.pin_share * self.memory_bytes(tenant))
 
+    def class_bytes(self, tenant: "Tenant", kind: PinClass) -> int:
+        """Bytes of DRAM that one class of a tenant's pins is sure of: its share of `memory_bytes`."""
+        share = tenant.quota.terms(kind).share
+        return int(share * self.memory_bytes(tenant)) if share else 0
+
     def _renew(self) -> None:
         everybody = {**self._configured, **self._chosen}
         self.dram.renew(everybody)
         self.disk.renew(everybody)
         for tenant in self.tenants:
             tenant.quota = self.of(tenant.name)
+
+
+_BEFORE_CLASSES: Final = 6  # fields that a choice had before there were classes: the same, in the same order
+_WHOLE: Final = frozenset(one.name for one in fields(Quota) if one.name.endswith("_bytes") or one.name == "in_flight")
 
 
 def quota_as_record(name: str, quota: Quota | None) -> list[int | str]:
@@ -307,15 +359,12 @@ def quota_of_record(rest: "list[int | str]") -> tuple[str, Quota | None]:
     name, *texts = map(str, rest)
     if not texts:
         return name, None
-    if len(texts) != len(fields(Quota)):
+    if len(texts) not in {_BEFORE_CLASSES, len(fields(Quota))}:
         raise ValueError("a quota of another version")
-    dram, dram_max, disk, disk_max, pin_share, in_flight = texts
-    quota = Quota(
-        _number(dram), _number(dram_max), _number(disk), _number(disk_max), float(pin_share), _number(in_flight)
-    )
+    said: dict[str, int | float] = {}
+    for one, text in zip(fields(Quota), texts, strict=False):
+        if text:
+            said[one.name] = int(text) if one.name in _WHOLE else float(text)
+    quota = Quota(**said)  # type: ignore[arg-type]  # each is of its field's type
     check_numbers(name, quota)
     return name, quota
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text else None

@@ -4,7 +4,8 @@ A number is given once and journalled, so that a successor gives it to the same 
 uses any more goes to another when its tenant has no more of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -72,18 +73,22 @@ class Registry:
             raise NamespaceError(f"namespace {number} was not opened in this session")
         return namespace
 
-    def tenant(self, name: str) -> Tenant:
-        """A tenant by name. Raises LimitError past the number of tenants."""
+    def tenant(self, name: str, seeds: Sequence[int] = ()) -> Tenant:
+        """A tenant by name; of a new one the index begins with these seeds, or with secret ones.
+
+        Raises LimitError past the number of tenants.
+        """
         tenant = self.tenants.get(name)
         if tenant is None:
             if len(self.tenants) >= TENANTS:
                 raise LimitError(f"more than {TENANTS} tenants")
             number = len(self.tenants)
             heads = self._memory.table(f"index-{number}", 4 * index_buckets(self._limits), lasting=False)
-            shape = np.array([8, 0, 0, self._randomness.word(), self._randomness.word()], dtype=np.uint64)
+            seeds = seeds or (self._randomness.word(), self._randomness.word())
+            shape = np.array([8, 0, 0, *seeds], dtype=np.uint64)
             tenant = self.tenants[name] = Tenant(name, number, Index(heads.view(np.uint32), shape))
             self._quotas.begin(tenant)
-            self._journal.add(["tenant", name])
+            self._journal.add(_tenant_as_record(tenant))
         return tenant
 
     def pool(self, tenant: Tenant, slot_bytes: int) -> Pool:
@@ -148,6 +153,12 @@ class Registry:
         except LimitError:
             return None
 
+    def restore_tenant(self, name: str, seeds: Sequence[int]) -> None:
+        """A tenant of the former life; what its ghosts lie by goes on, if it was written down."""
+        whole = len(seeds) == 2 and all(0 <= seed < 1 << 64 for seed in seeds)
+        with suppress(LimitError):
+            self.tenant(name, seeds if whole else ())
+
     def known_namespace(self, tenant_name: str, identity: NamespaceIdentity) -> Namespace | None:
         """A namespace that somebody left something of; None if it does not fit any more."""
         tenant = self.known_tenant(tenant_name)
@@ -203,10 +214,15 @@ class Registry:
         records: list[Record] = [self._head]
         records += map(_rule_as_record, self._policies.chosen())
         records += [quota_as_record(name, quota) for name, quota in self._quotas.chosen()]
-        records += [["tenant", name] for name in self.tenants]
+        records += map(_tenant_as_record, self.tenants.values())
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
         return records
+
+
+def _tenant_as_record(tenant: Tenant) -> Record:
+    """With the seeds of its index: what is remembered of its evicted blocks lies where these say."""
+    return ["tenant", tenant.name, *map(int, tenant.index.shape[3:5])]
 
 
 def _as_record(namespace: Namespace) -> Record:

@@ -106,6 +106,10 @@ class TenantReport:
     pinned_bytes: int = 0
     in_flight: int = 0  # tickets, and LEASEs that wait
     refused: int = 0  # blocks for which there was no room, and LEASEs that were not let wait, since the start
+    pinned_5m_bytes: int = 0  # of `pinned_bytes`, by class; what pins of several classes cover is in each of these
+    pinned_1h_bytes: int = 0
+    pinned_tool_bytes: int = 0
+    unused_dropped: int = 0  # blocks dropped since nobody had used them for longer than its quota says
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from heapq import nsmallest
 
-from kvstore.pinning import Held
+from kvstore.pins import Held
 from kvstore.store import Store
 
 PINS_LISTED = 512
@@ -51,6 +51,7 @@ class PinCounters:
     prefetched_bytes: int
     prefetched_used_bytes: int
     prefetched_wasted_bytes: int
+    gave_way: int = 0  # pins that ended for a class which is sure of what they had, or for a smaller budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +95,5 @@ def _counters(store: Store) -> PinCounters:
     return PinCounters(
         pins.pinned, pins.ended, pins.expired, pins.refreshed, pins.dropped, pins.over_budget, fetches.asked,
         fetches.refused, fetches.merged, fetches.cancelled, fetches.late, fetches.fetched_bytes, fetches.used_bytes,
-        fetches.wasted_bytes,
+        fetches.wasted_bytes, pins.gave_way,
     )  # fmt: skip

@@ -1,6 +1,12 @@
 """What the store says of quotas: plain values, safe to hand to another thread."""
 
 from dataclasses import dataclass
+from typing import Final
+
+# Of a Quota, reported as they are.
+CLASS_FIELDS: Final = (
+    "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,13 @@ class QuotaReport:
     in_flight_max: int | None  # tickets, and LEASEs that wait, at a time; None: as many as its sessions may have
     dram_max_asked_bytes: int | None  # before it came to whole arenas, and to no more than there are
     disk_max_asked_bytes: int | None
+    pin_5m_ttl_s: float | None = None  # by class of pins: longest time, and share of its memory that it is sure of
+    pin_5m_share: float | None = None
+    pin_1h_ttl_s: float | None = None
+    pin_1h_share: float | None = None
+    pin_tool_ttl_s: float | None = None
+    pin_tool_share: float | None = None
+    unused_ttl_s: float | None = None  # what is not pinned is dropped once nobody has used it for so long
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ and nothing else. What is kept is KEPT: verified before it is served, on demand 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES
 from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
+from kvstore.ghosts import keep_ghosts
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
 from kvstore.ports import FormerMemory
 from kvstore.quotas import quota_of_record
 from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Tenant
-from kvstore.tables import Limits, lasting_tables
+from kvstore.tables import Limits, former_rows, lasting_tables
 
 FORMAT = 2  # of rows, seals and journal; another one starts cold
 
@@ -38,6 +39,7 @@ class Former:
     arenas: Rows
     unused: int
     generation: int
+    turn: int  # evictions
     records: Sequence[Record]
 
 
@@ -50,6 +52,9 @@ class Kept:
     blocks: int = 0  # kept
     lost: int = 0  # in the tables, and not whole or without what they continue
     withheld: int = 0  # slots that somebody may still be reading
+    pins: int = 0  # gone on with
+    pins_lost: int = 0  # their blocks are not there any more, or their tenant's budget is smaller
+    faults: list[str] = field(default_factory=list)  # what of the rest is learned anew, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,10 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
         return None, "it was left by another version or configuration"
     words = book.view(np.uint64)
     rows = sizes["blocks"] // BLOCK.itemsize
-    unused = min(int(words[blocks.UNUSED_ROW]), rows)
-    return Former(arenas.view(ARENA).copy(), unused, int(words[blocks.GENERATION]), records[1:]), ""
+    unused = min(former_rows(words), rows)
+    return Former(
+        arenas.view(ARENA).copy(), unused, int(words[blocks.GENERATION]), int(words[blocks.TURN]), records[1:]
+    ), ""
 
 
 def take_over(
@@ -134,10 +141,8 @@ class _TakeOver:
         for record in former.records:  # rules begin with a look at all rows: not at these, which may be torn
             self._know(record)
         self._registry.settle_quotas()
-        # Before any arena is taken: were this life to end in between, the next one would look at no row, and write
-        # over what somebody may still be reading.
         tables.book[blocks.UNUSED_ROW] = former.unused
-        tables.book[blocks.GENERATION] = max(int(tables.book[blocks.GENERATION]), former.generation)
+        tables.book[blocks.TURN] = former.turn
         slots_of = self._take_arenas()
         pool_of = np.zeros(NAMESPACES, dtype=np.uint32)
         for namespace in self._registry.namespaces.values():
@@ -155,8 +160,11 @@ class _TakeOver:
         queues[tables.blocks["state"][: former.unused] == blocks.FREE] = blocks.NO_QUEUE
         for position in np.flatnonzero(slots_of).tolist():
             blocks.free_slots(tables, position, int(slots_of[position]))
+        damaged = keep_ghosts(tables, self._arenas.by_number.keys())
+        if damaged:
+            self._kept.faults.append(f"ghosts: {damaged} are of no pool, or damaged")
         left = self._settle(rows)
-        self._kept.withheld = len(withheld)
+        self._kept.withheld = sum(len(chain) for chain, _ in withheld)
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
@@ -167,7 +175,7 @@ class _TakeOver:
         try:
             kind, *rest = record
             if kind == "tenant":
-                registry.known_tenant(str(rest[0]))
+                registry.restore_tenant(str(rest[0]), [int(word) for word in rest[1:]])
             elif kind == "pool":
                 tenant = registry.known_tenant(str(rest[0]))
                 if tenant is not None:
@@ -194,6 +202,7 @@ class _TakeOver:
             row = self._former.arenas[position]
             number, pool = int(row["id"]), int(row["pool"]) - 1
             arenas.next_id = max(arenas.next_id, number + 1)
+            self._tables.arenas[position] = np.zeros((), dtype=ARENA)
             if pool < 0 or pool >= len(arenas.pools) or number not in there or number in arenas.positions_by_id:
                 continue
             self._memory.take_arena(number)

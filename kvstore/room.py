@@ -47,6 +47,8 @@ def make_room(
         position = _foreign_arena(arenas, shares, pool, now_ns)
     if position is None:
         position = _sibling_arena(arenas, tables, pool, oldest, now_ns)
+    if position is None and otherwise is Room.FULL and arenas.kept_for_another(pool.tenant, now_ns):
+        otherwise = Room.BUSY
     return (otherwise, 0) if position is None else (Room.RECYCLE, position)
 
 

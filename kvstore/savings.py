@@ -34,6 +34,8 @@ class Saved:
     disk_seconds: float = 0.0
     blocks: int = 0  # that were leased
     unpriced_blocks: int = 0  # of them: nobody has said what computing them takes
+    dram_bytes: int = 0  # of blocks that were leased, by where they were; of tenants only
+    disk_bytes: int = 0
 
     @property
     def seconds(self) -> float:

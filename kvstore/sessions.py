@@ -127,6 +127,7 @@ class Stream:
     announced: int  # so many of them the client knows of
     ttl_ns: int
     until_ns: int  # what has not come by then does not come any more
+    due_ns: int = 0  # when to look at it again; `Streams` sets it
 
 
 @dataclass(slots=True, eq=False)

@@ -5,9 +5,11 @@
     pin, unpin                                   pinning.py      pins
     prefetch, cancel                             prefetching.py  prefetches
     hear (HINT)                                  guiding.py      what clients say of programs, tools and workflows
-    match, lease, renew, release                 leasing.py      leases, LEASEs that wait; by way of streams.py what is
+    match, match_all                             matching.py     nothing
+    lease, renew, release                        leasing.py      leases, LEASEs that wait; by way of streams.py what is
                                                                  on its way into DRAM
     delete, clear                                dropping.py     nothing; sweeps.py has the jobs
+    (what nobody uses)                           ageing.py       nothing
     (what passed, and what left)                 watching.py     curves of reuse, traces of blocks that are gone
     open, namespace                              registry.py     tenants, pools, namespaces, their journal
     flush, and all of the disk                   tier/disk.py    what lies there, and what is on its way there
@@ -23,20 +25,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvstore import blocks
+from kvstore.ageing import Ageing
 from kvstore.arenas import Arenas
 from kvstore.blocks import U4, U8
 from kvstore.costing import Costing
 from kvstore.dropping import Dropping
 from kvstore.guiding import Guiding
+from kvstore.insight.departures import TRACE_WORDS
 from kvstore.learned import LEARNED_BYTES, Learned
 from kvstore.leasing import Leasing
 from kvstore.lessons import Lessons
+from kvstore.matching import Matching
+from kvstore.pin_book import BOOK_BYTES, PinBook
+from kvstore.pin_classes import Classes
+from kvstore.pinned_arenas import PinnedArenas
 from kvstore.pinning import Pinning
 from kvstore.policies import Chosen, Policies
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
 from kvstore.prefetching import Prefetching
 from kvstore.quotas import Quota, Quotas
 from kvstore.registry import Registry
+from kvstore.repinning import Repinning
 from kvstore.report import ClearReport, ClearScope
 from kvstore.reserving import ITEM, Reserving
 from kvstore.restart import Kept, find_former, journal_head, take_over
@@ -80,7 +89,14 @@ class Store:
             self.kept = taken.kept
             self._hold_for_the_past(taken.withheld)
             self.verifying.begin(taken.kept, taken.left, self.disk)
-            self.lessons.take_over(self.learned.read())
+            self.repinning.begin(taken.kept, self.disk)
+            damaged = self.watching.departures.take_over()
+            taken.kept.faults += [damaged] if damaged else []
+            taken.kept.faults += ["all lessons: what was kept of them is damaged"] if self.learned.damaged else []
+            learned = self.learned.read()
+            refused = len(learned) - self.lessons.take_over(learned)
+            taken.kept.faults += [f"lessons: {refused} of {len(learned)} do not fit any more"] if refused else []
+        self.ageing.renew(self.quotas.of_all(), clock.now_ns())
         self.registry.begin_journal()
 
     def _make_rooms(
@@ -106,21 +122,28 @@ class Store:
             limits, tables, clock, outbox, workers, self.tally, registry, sweeper, disk, dropping, costing, watch,
             self._forget,
         )  # fmt: skip
+        self.matching = Matching(tables, self.tally, costing, self.leasing.account)
         self.reserving = Reserving(limits, tables, clock, self.tally, sweeper, disk, dropping, costing, self._forget)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
         self.prefetching = Prefetching(tables, clock, randomness, self.streams, watch, quotas.memory_bytes)
-        self.pinning = Pinning(
-            tables, clock, randomness, watch, quotas.pin_budget_bytes, self.prefetching, sweeper.jobs
-        )
+        book = PinBook(memory.table("pins", BOOK_BYTES))
+        self.pinning = pinning = Pinning(
+            tables, clock, randomness, watch, quotas.pin_budget_bytes, Classes(tables.blocks.size, quotas.class_bytes),
+            book, self.prefetching, sweeper.jobs,
+        )  # fmt: skip
+        self.repinning = Repinning(tables, clock, registry, pinning, book)
+        dropping.pinned_arena = PinnedArenas(tables, clock, arenas, pinning).one_for
+        self.ageing = Ageing(tables, sweeper, registry.namespaces.values, pinning.covered)
         self.watching = watching = Watching(
-            tables, clock, randomness, limits.dram_bytes, registry.tenants, on=limits.curves
-        )
+            tables, clock, randomness, limits.dram_bytes, registry.tenants, on=limits.curves,
+            traces=memory.table("traces", 8 * TRACE_WORDS).view(np.uint64),
+        )  # fmt: skip
         self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
         self.reserving.abandoned = watching.abandoned
-        self.pinning.expired = watching.departures.unpinned
+        self.pinning.expired, self.ageing.dropping = watching.departures.unpinned, watching.departures.unused
         self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
-        self.lessons = Lessons(tables, registry, arenas, costing, self.guiding)
+        self.lessons = Lessons(tables, registry, arenas, costing, self.guiding, watching.departures.turns)
         self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)
 
     def choose_rule(self, chosen: Chosen) -> None:
@@ -135,6 +158,9 @@ class Store:
         It counts at the next allocation. Raises QuotaError, and changes nothing, where it cannot be.
         """
         self.registry.choose_quota(tenant, quota)
+        self.ageing.renew(self.quotas.of_all(), self._clock.now_ns())
+        if tenant in self.tenants:
+            self.pinning.trim(self.tenants[tenant])
 
     def _forget_namespace(self, number: int) -> None:
         self.costing.forget(self.registry.by_number[number])
@@ -145,7 +171,8 @@ class Store:
     def _bind_verbs(self) -> None:
         """A verb that one room carries out alone is that room's own method: a frame pays for no call in between."""
         self.open, self.namespace = self.registry.open, self.registry.namespace
-        self.match, self.lease, self.renew = self.leasing.match, self.leasing.lease, self.leasing.renew
+        self.match, self.match_all = self.matching.match, self.matching.match_all
+        self.lease, self.renew = self.leasing.lease, self.leasing.renew
         self.release, self.release_riding = self.leasing.release, self.leasing.release_riding
         self.reserve, self.commit = self.reserving.reserve, self.reserving.commit
         self.copied, self.abort = self.reserving.copied, self.reserving.abort
@@ -155,6 +182,7 @@ class Store:
             self.leasing.expiring.next_ns, self.leasing.parked.next_ns, self.reserving.lapsing.next_ns,
             self.streams.next_ns, self.disk.next_ns, self.verifying.next_ns, self.sweeper.next_ns,
             self.pinning.next_ns, self.prefetching.next_ns, self.guiding.next_ns, self.watching.next_ns,
+            self.ageing.next_ns,
         )  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -239,9 +267,9 @@ class Store:
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
-        self.dropping.clear(scope, done, dry_run=dry_run)
         if not dry_run:
             self.watching.cleared(scope, self.namespaces.values())
+        self.dropping.clear(scope, done, dry_run=dry_run)
 
     # -- arenas --------------------------------------------------------------------------------------------------
 
@@ -321,11 +349,11 @@ class Store:
     def tick(self) -> None:
         """Whatever time has brought: lapsed tickets and leases, waits that are over, a slice of sweeping."""
         now_ns = self._clock.now_ns()
+        self.streams.tick(now_ns)  # before leases end: those that wait are promised more
         self.leasing.expire(now_ns)
         self.pinning.tick(now_ns)
         for ticket in self.reserving.lapse(now_ns):
             self.leasing.look_again(ticket.session, now_ns)
-        self.streams.tick(now_ns)
         self.verifying.go_on()
         self.prefetching.tick(now_ns)
         self.guiding.tick(now_ns)
@@ -333,6 +361,7 @@ class Store:
         self.disk.flushing.tick(now_ns)
         self.leasing.answer_due(now_ns)
         self.sweeper.tick(now_ns)
+        self.ageing.tick(now_ns)
         self.learned.tick(now_ns)
         self.watching.tick(now_ns)
 

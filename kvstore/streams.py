@@ -6,6 +6,9 @@
 
 The lease holds the deepest block of the whole run from the start, so that nothing of it can go; what clients were not
 told of may still fail. Concurrent leases of one block share its read. Owner thread.
+
+However long a client would wait, it is promised little at a time, and that again and again: a successor must keep what
+was promised, also to a client that is dead by then, and could not use that memory for so long.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +23,19 @@ from kvstore.room import Room
 from kvstore.sessions import Lease, Namespace, Pool, Stream, Tenant
 from kvstore.tier.loading import Loading
 from kvstore.tier.orders import Load, Outcome, Verify
-from kvstore.wheel import Wheel
+from kvstore.wheel import BUCKET_NS, Wheel
 
 VERIFY_BYTES = 8 << 20  # hashed at a time
+PROMISE_NS = 2 * 10**9  # to a client that waits, however briefly it wants to read
 
 MakeRoom = Callable[[Pool, bool], Room]
 Sweeper = Callable[[Tenant, int], None]
 Renew = Callable[[Lease, int], None]
+
+
+def promise_ns(ttl_ns: int, wait_ns: int) -> int:
+    """How far ahead a lease is promised whose blocks may be coming for `wait_ns` more."""
+    return min(ttl_ns + wait_ns, max(ttl_ns, PROMISE_NS))
 
 
 class Streams:
@@ -151,11 +160,19 @@ class Streams:
         """Rows that a verification holds, once for each."""
         return [order.row for batch in self._verifying.values() for order in batch]
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, stream: Stream, now_ns: int) -> None:
         """A lease with blocks that are on their way."""
-        self._wheel.add(stream, stream.until_ns)
+        self._look_again(stream, now_ns)
         stream.lease.session.tenant.in_flight += 1
         self._wait(stream)
+
+    def _look_again(self, stream: Stream, now_ns: int) -> None:
+        """When its time is over, or half of what is promised if that ends before."""
+        promised_ns = stream.lease.deadline_ns - now_ns
+        stream.due_ns = stream.until_ns
+        if promised_ns < stream.until_ns - now_ns:
+            stream.due_ns = min(stream.until_ns, now_ns + max(promised_ns // 2, BUCKET_NS))
+        self._wheel.add(stream, stream.due_ns)
 
     def _wait(self, stream: Stream) -> None:
         self._waiting.setdefault(int(stream.rows[stream.announced]), []).append(stream)
@@ -197,8 +214,10 @@ class Streams:
 
     def _shorten(self, stream: Stream, count: int) -> None:
         """Only the first `count` blocks of a lease count from now on: it holds their ends and no others."""
-        lease = stream.lease
+        lease, table = stream.lease, self._tables.blocks
         held = blocks.hold_ends(self._tables, stream.rows, count, np.uint64(lease.deadline_ns), self._ends)
+        alone = lease.ends[table["holds"][lease.ends] == 1]  # a successor need not withhold what nobody was told of
+        table["lease_until_ns"][alone] = 0
         blocks.unhold_rows(self._tables, lease.ends, 0, lease.ends.size)
         lease.ends = self._ends[:held].copy()
         stream.rows = stream.rows[:count]
@@ -213,12 +232,12 @@ class Streams:
             self._end(stream, first)
             return
         if stop > first:
-            self._renew(stream.lease, stream.ttl_ns)
+            self._renew(stream.lease, promise_ns(stream.ttl_ns, stream.until_ns - now_ns))
             self._outbox.ready(stream, first, stop, stream.rows.size - stop)
         self._wait(stream)
 
     def _end(self, stream: Stream, first: int) -> None:
-        self._wheel.remove(stream, stream.until_ns)
+        self._wheel.remove(stream, stream.due_ns)
         stream.lease.stream = None
         stream.lease.session.tenant.in_flight -= 1
         stream.lease.count = stream.announced
@@ -229,7 +248,7 @@ class Streams:
 
     def forget(self, stream: Stream) -> None:
         """The lease is over."""
-        self._wheel.remove(stream, stream.until_ns)
+        self._wheel.remove(stream, stream.due_ns)
         waiting = self._waiting.get(int(stream.rows[stream.announced])) if stream.announced < stream.rows.size else None
         if waiting is not None and stream in waiting:
             waiting.remove(stream)
@@ -239,13 +258,26 @@ class Streams:
     # -- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
-        """What has not come in time does not come any more."""
+        """What has not come in time does not come any more; who still waits for it is promised more."""
         for stream in self._wheel.due(now_ns):
-            if stream.lease.stream is stream:
-                self.forget(stream)
-                stop, _ = blocks.ready_until(self._tables, stream.rows, stream.announced)
-                first, stream.announced = stream.announced, stop
-                self._end(stream, first)
+            if stream.lease.stream is not stream:
+                continue
+            if now_ns < stream.until_ns:
+                self._promise(stream, now_ns)
+                continue
+            self.forget(stream)
+            stop, _ = blocks.ready_until(self._tables, stream.rows, stream.announced)
+            first, stream.announced = stream.announced, stop
+            self._end(stream, first)
+
+    def _promise(self, stream: Stream, now_ns: int) -> None:
+        """Nothing may have come, but the client can go on reading what has come before."""
+        lease = stream.lease
+        before_ns = lease.deadline_ns
+        self._renew(lease, promise_ns(stream.ttl_ns, stream.until_ns - now_ns))
+        if lease.deadline_ns > before_ns:
+            self._outbox.ready(stream, stream.announced, stream.announced, stream.rows.size - stream.announced)
+        self._look_again(stream, now_ns)
 
     def next_ns(self) -> int | None:
         """When to look again."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from kvstore import blocks
+from kvstore.classes import PinClass
 from kvstore.report import DiskCounters, NamespaceReport, PolicyReport, RestartReport, TenantReport, TierReport
 from kvstore.rules import Tier
 from kvstore.sessions import Namespace, Pool, Tenant
@@ -107,6 +108,10 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
                 pinned_bytes=store.pinning.used_bytes(tenant) if tenant else 0,
                 in_flight=tenant.in_flight if tenant else 0,
                 refused=tenant.refused if tenant else 0,
+                pinned_5m_bytes=store.pinning.class_bytes(tenant, PinClass.SHORT) if tenant else 0,
+                pinned_1h_bytes=store.pinning.class_bytes(tenant, PinClass.LONG) if tenant else 0,
+                pinned_tool_bytes=store.pinning.class_bytes(tenant, PinClass.TOOL) if tenant else 0,
+                unused_dropped=store.ageing.dropped[tenant] if tenant else 0,
             )
         )
     return tuple(reports)

@@ -25,7 +25,7 @@ from kvproto.limits import (
 )
 from kvstore import blocks
 from kvstore.arenas import slot_shift
-from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, Tables
+from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, U8, Tables
 from kvstore.policies import Rules
 from kvstore.ports import Memory
 from kvstore.quotas import Capacity, Quota
@@ -33,6 +33,9 @@ from kvstore.rules import Tier
 from kvstore.sweeps import SLICE_STEPS
 from kvstore.tier.disk import NO_DISK, DiskLimits
 
+KEPT_ROWS = (
+    blocks.BOOK_WORDS
+)  # one more word of `book`: UNUSED_ROW of a former life, which `take_over` has yet to come to
 GHOSTS_A_BLOCK = 6  # of those that DRAM holds: no rule looks further back than four, and sets fill unevenly
 
 assert BLOCK["key"].itemsize == KEY_BYTES
@@ -96,10 +99,15 @@ def lasting_tables(limits: Limits) -> dict[str, int]:
     """Bytes of the tables that a successor goes on with, by name."""
     geometry = geometry_of(limits)
     return {
-        "book": 8 * blocks.BOOK_WORDS,
+        "book": 8 * (KEPT_ROWS + 1),
         "blocks": geometry.rows * BLOCK.itemsize,
         "arenas": (geometry.limbo + 1) * ARENA.itemsize,
     }
+
+
+def former_rows(book: U8) -> int:
+    """How many rows a former life had begun to use, as far as its book is true."""
+    return max(int(book[blocks.UNUSED_ROW]), int(book[KEPT_ROWS]))
 
 
 def make_tables(limits: Limits, memory: Memory) -> Tables:
@@ -110,8 +118,17 @@ def make_tables(limits: Limits, memory: Memory) -> Tables:
     ghosts = GHOSTS_A_BLOCK * blocks.GHOST_WAYS * -(-dram_rows // blocks.GHOST_WAYS)
     book = memory.table("book", lasting["book"]).view(np.uint64)
     arenas = memory.table("arenas", lasting["arenas"]).view(ARENA)
-    book[:] = 0
-    arenas[:] = 0
+    # `take_over` puts to use what a former life left; were this life to end before, the next one must know how much is
+    # there. Until then nobody may look at those rows, which may be torn. A life that begins cold is given new tables.
+    begun = np.zeros_like(book)
+    begun[KEPT_ROWS] = former_rows(book)
+    begun[blocks.UNUSED_ROW] = 1  # row 0 is nobody
+    begun[blocks.GENERATION] = max(limits.first_generation, 1, int(book[blocks.GENERATION]))
+    begun[blocks.SHIFT] = shift
+    begun[blocks.ON_DISK] = limits.positions
+    begun[blocks.LIMBO] = limbo
+    book[:] = begun
+    arenas[limits.positions :] = 0
     tables = Tables(
         memory.table("blocks", lasting["blocks"]).view(BLOCK),
         memory.table("slots", ((limbo + 1) << shift) * SLOT.itemsize, lasting=False).view(SLOT),
@@ -120,14 +137,9 @@ def make_tables(limits: Limits, memory: Memory) -> Tables:
         memory.table("census", NAMESPACES * 4, lasting=False).view(np.uint32),
         book,
         memory.table("ranks", 8 * geometry.rows, lasting=False).view(np.float64),
-        memory.table("ghosts", ghosts * GHOST.itemsize, lasting=False).view(GHOST),
+        memory.table("ghosts", ghosts * GHOST.itemsize).view(GHOST),
         memory.table("reuse", (POOLS + DISK_POOLS + 1) * REUSE.itemsize, lasting=False).view(REUSE),
     )
-    book[blocks.UNUSED_ROW] = 1  # row 0 is nobody
-    book[blocks.SHIFT] = shift
-    book[blocks.GENERATION] = max(limits.first_generation, 1)
-    book[blocks.ON_DISK] = limits.positions
-    book[blocks.LIMBO] = limbo
     tables.arenas[limbo]["pool"] = tables.pools.size
     return tables
 

@@ -49,6 +49,10 @@ _LOST: Final = {Outcome.DAMAGED: Cause.CORRUPT, Outcome.GONE: Cause.DISK_LOST}
 PRICE_NS: Final = SECOND_NS  # one namespace after the other: what its blocks cost may have changed
 
 
+def _nobody_hears(*_: object) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What was observed of one tenant, or of all (empty), as it was at one moment."""
@@ -78,11 +82,15 @@ class Watching:
 
     def __init__(
         self, tables: Tables, clock: Clock, randomness: Randomness, dram_bytes: int, known: Mapping[str, Tenant], *,
-        on: bool = True, limits: Limits | None = None, tenants: int = TENANTS,
+        on: bool = True, limits: Limits | None = None, tenants: int = TENANTS, traces: U8 | None = None,
     ) -> None:  # fmt: skip
-        """`known`: all tenants; `tenants`: so many of them are observed, the first that came; `on` False: nobody is."""
+        """`known`: all tenants; `tenants`: so many of them are observed, the first that came; `on` False: nobody is.
+
+        `traces`: as `Departures` has them.
+        """
         self.on = on
-        self.departures = Departures(tables, clock, randomness)
+        self.missed: Callable[[Namespace, U8, int, int], None] = _nobody_hears  # `Misses`, of each LEASE that missed
+        self.departures = Departures(tables, clock, randomness, traces)
         self.limits = limits or Limits()
         self.curves = Curves([randomness.word() for _ in range(SEED_WORDS)], tenants, clock.now_ns(), self.limits)
         self.shadows = Shadows(
@@ -111,6 +119,8 @@ class Watching:
 
     def asked(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
         """A LEASE asked for these keys, in order, and got the first `found` of them."""
+        if found < count:
+            self.missed(namespace, keys, at + 4 * found, count - found)
         if self._followed.get(namespace.number) is not namespace and not self._follow(namespace):
             return
         really = self._really[namespace.tenant.number + 1]

@@ -270,6 +270,11 @@ class Client:
         matched = self.store.match(namespace, words(keys), 0, len(keys))
         return matched.dram + matched.disk
 
+    def match_all(self, namespaces: Sequence[Namespace], keys: Sequence[bytes]) -> int:
+        """Length of the run that all of these have."""
+        matched = self.store.match_all(namespaces, words(keys), 0, len(keys))
+        return matched.dram + matched.disk
+
     def ask(
         self, namespace: Namespace, keys: Sequence[bytes], ttl_ns: int = SECOND, wait_ns: int = 0, request: int = 1
     ) -> Held | Parked | None:

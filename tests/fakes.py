@@ -72,11 +72,11 @@ class FakeMemory:
     # -- kvstore.ports.FormerMemory ------------------------------------------------------------------------------
 
     def successor(self) -> "FakeMemory":
-        """What the keeper gives the next life."""
+        """What the keeper gives the next life: also what this one had not taken yet."""
         later = FakeMemory(self._refuses)
-        later.kept_tables = {name: self.tables[name] for name in self.lasting}
+        later.kept_tables = self.kept_tables | {name: self.tables[name] for name in self.lasting}
         gone = self.punched | set(self.punching)
-        later.kept = {arena: content for arena, content in self.arenas.items() if arena not in gone}
+        later.kept = {arena: content for arena, content in (self.kept | self.arenas).items() if arena not in gone}
         return later
 
     def kept_table(self, name: str) -> Bytes | None:

@@ -190,10 +190,12 @@ def end_keeper(run: Path) -> None:
 
 
 @contextmanager
-def managed(node: Node, *arguments: str, command: Sequence[str] = ("-m", "kvstored")) -> Iterator[ServiceManager]:
+def managed(
+    node: Node, *arguments: str, command: Sequence[str] = ("-m", "kvstored"), watchdog_s: float = 0.0
+) -> Iterator[ServiceManager]:
     """A service manager that plays systemd for daemons of this node. Start it; it kills on the way out."""
     line = [sys.executable, *command, "--runtime-dir", str(node.run), *node.arguments, *arguments]
-    with ServiceManager(line, os.environ, node.home, log_file=node.log_file) as manager:
+    with ServiceManager(line, os.environ, node.home, log_file=node.log_file, watchdog_s=watchdog_s) as manager:
         yield manager
 
 

@@ -55,6 +55,7 @@ class Peer:
         self.arena_bytes = arena_bytes
         self.ring_bytes = ring_bytes
         self.clock_offset_ns = 0
+        self.version = PROTOCOL_VERSION
         self.lease_ttl_ns_max = 60 * 10**9
         self.instead: dict[Verb, Answerer] = {}
         self.grants: list[Grant] = []  # taken from the front for the keys of RESERVE, GRANTED when empty
@@ -321,7 +322,7 @@ class Peer:
             self._page = 0
         clock_ns = time.monotonic_ns() + self.clock_offset_ns
         welcome = Welcome(
-            PROTOCOL_VERSION, Mode.COPY, self.hellos, clock_ns, ring_bytes, self.lease_ttl_ns_max, 30 * 10**9,
+            self.version, Mode.COPY, self.hellos, clock_ns, ring_bytes, self.lease_ttl_ns_max, 30 * 10**9,
             KEYS_PER_FRAME, hello.tenant or "default", "",
         )  # fmt: skip
         self.send(frames.build_welcome(head.request, welcome), fds)
@@ -352,7 +353,17 @@ class Peer:
 
     def match(self, head: Head, frame: bytes) -> None:
         """MATCHED."""
-        keys = _keys(frame, frames.require_keys(head, frames.KEYS_HEAD.size), head)
+        self._matched(head, _keys(frame, frames.require_keys(head, frames.KEYS_HEAD.size), head))
+
+    def match_all(self, head: Head, frame: bytes) -> None:
+        """MATCHED: every namespace has all blocks. Unknown to a daemon before version 4."""
+        if self.version < 4:
+            self.send(frames.build_failure(Verb.GOAWAY, 0, Code.UNKNOWN_VERB, "verb 22"))
+            self._hang_up()
+            return
+        self._matched(head, _keys(frame, frames.parse_match_all(frame, head)[1], head))
+
+    def _matched(self, head: Head, keys: list[bytes]) -> None:
         matched = Matched(0, len(self.lead(keys)), 0, 0, 1000, frames.UNKNOWN_NS)
         body = frames.MATCHED_BODY.pack(
             matched.hbm, matched.dram, matched.disk, matched.pending, matched.load_ns, matched.recompute_ns
@@ -506,6 +517,7 @@ _ANSWERS: dict[Verb, Answerer] = {
     Verb.HELLO: Peer.hello,
     Verb.OPEN: Peer.open,
     Verb.MATCH: Peer.match,
+    Verb.MATCH_ALL: Peer.match_all,
     Verb.LEASE: Peer.lease,
     Verb.RELEASE: Peer.release,
     Verb.RENEW: Peer.renew,

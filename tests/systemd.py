@@ -1,13 +1,15 @@
-"""A service manager for one service, as far as systemd's descriptor store goes: its real protocol, without systemd.
+"""A service manager for one service, without systemd: readiness, watchdog, a socket unit, and the descriptor store.
 
-Like systemd it believes the main process only (NotifyAccess=main), keeps what was stored until the service is removed,
-stores one and the same file once, adds under a name that is there already, and handles what a process said before it
-died before it starts the next one.
+Like systemd it passes the socket of `listen` to every life of the service, beside what is stored, and goes on
+listening when there is none. It believes the main process only (NotifyAccess=main), keeps what was stored until the
+service is removed, stores one and the same file once, adds under a name that is there already, and handles what a
+process said before it died before it starts the next one.
 """
 
 import array
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 STOP_S = 10.0
 # Puts the passed descriptors at 3 and on, says for which process they are, and becomes the service.
@@ -30,6 +32,8 @@ for number, fd in enumerate(fds):
     os.dup2(fd, 3 + number)
 if fds:
     os.environ["LISTEN_PID"] = str(os.getpid())
+if "WATCHDOG_USEC" in os.environ:
+    os.environ["WATCHDOG_PID"] = str(os.getpid())
 os.closerange(3 + int(count), 65536)
 command = rest[int(count):]
 os.execvp(command[0], command)
@@ -62,6 +66,7 @@ class ServiceManager:
         announce: bool = True,
         abstract: bool = False,
         log_file: Path | None = None,
+        watchdog_s: float = 0.0,
     ) -> None:
         self.command = list(command)
         self.environ = dict(environ)
@@ -71,6 +76,8 @@ class ServiceManager:
         self.said: list[str] = []  # whatever the service said that is no matter of descriptors
         self.refused = 0  # stores beyond fds_max, and messages of strangers
         self.process: subprocess.Popen[bytes] | None = None
+        self.sockets: list[tuple[str, socket.socket | BinaryIO]] = []  # of socket units, with FileDescriptorName=
+        self._watchdog_s = watchdog_s
         self._log_file = log_file
         self._changed = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -90,8 +97,18 @@ class ServiceManager:
         with self._changed:
             return {stored.name: stored.fd for stored in self.stored}
 
+    def listen(self, path: Path, name: str = "hot") -> socket.socket:
+        """As a socket unit does, from now on: ListenSequentialPacket=, FileDescriptorName=."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(4096)
+        self.sockets.append((name, listener))
+        return listener
+
     def start(self) -> None:
-        """Start the service with all that is stored."""
+        """Start the service with all that is stored, and the sockets."""
         assert self.process is None or self.process.poll() is not None
         with self._changed:
             stored = list(self.stored)
@@ -99,9 +116,12 @@ class ServiceManager:
         environ = self.environ | {"NOTIFY_SOCKET": self.address}
         if self.announce and self.fds_max:
             environ["FDSTORE"] = str(self.fds_max)
-        if stored:
-            environ |= {"LISTEN_FDS": str(len(stored)), "LISTEN_FDNAMES": ":".join(one.name for one in stored)}
-        numbers = [one.fd for one in stored]
+        if self._watchdog_s:
+            environ["WATCHDOG_USEC"] = str(round(self._watchdog_s * 1e6))
+        passed = [(name, one.fileno()) for name, one in self.sockets] + [(one.name, one.fd) for one in stored]
+        if passed:
+            environ |= {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": ":".join(name for name, _ in passed)}
+        numbers = [fd for _, fd in passed]
         shim = [sys.executable, "-S", "-c", SHIM, str(len(numbers)), *map(str, numbers), *self.command]
         # Under the lock: no message of the new process is read before its pid is known.
         with (self._log_file or Path(os.devnull)).open("ab") as log, self._changed:
@@ -124,6 +144,27 @@ class ServiceManager:
                     log = self._log_file.read_text()[-2000:] if self._log_file else ""
                     raise RuntimeError(f"exit code {self.process.poll()}, said {self.said}\n{log}")
 
+    def count(self, line: str) -> int:
+        """How often the service has said that line since its start."""
+        with self._changed:
+            return self.said.count(line)
+
+    def watch(self) -> None:
+        """What WatchdogSec= does: wait until the service is silent for so long, and abort it, until it is gone."""
+        assert self.process is not None
+        with self._changed:
+            while self._changed.wait_for(lambda: "WATCHDOG=1" in self.said, self._watchdog_s):
+                self.said.remove("WATCHDOG=1")
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait(STOP_S)
+        self._catch_up()
+
+    def wait_count(self, line: str, count: int, deadline_s: float = 60.0) -> None:
+        """Until it has said it so often. Raises RuntimeError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.said.count(line) >= count, deadline_s):
+                raise RuntimeError(f"said {self.said}")
+
     def kill(self) -> None:
         """`kill -9`, until it is gone and all that it said is heard. Any number of times."""
         if self.process is not None:
@@ -138,6 +179,12 @@ class ServiceManager:
         code = self.process.wait(STOP_S)
         self._catch_up()
         return code
+
+    def forget(self) -> None:
+        """What a stop does without FileDescriptorStorePreserve=: the store is empty."""
+        with self._changed:
+            _close([one.fd for one in self.stored])
+            self.stored.clear()
 
     def restart(self) -> None:
         """What Restart=always does after a crash."""
@@ -155,6 +202,8 @@ class ServiceManager:
         for stored in self.stored:
             os.close(stored.fd)
         self.stored.clear()
+        for _, listener in self.sockets:
+            listener.close()
 
     def __enter__(self) -> Self:
         return self

@@ -28,7 +28,7 @@ from kvclient.checks import name_of
 from kvclient.client import hello_of, identity_of
 from kvclient.flows import Flow
 from kvclient.lease import Held
-from kvclient.namespace import Verbs
+from kvclient.namespace import Verbs, matching
 from kvclient.policy import Prefetch
 from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Status, StoreResult
 from kvclient.steps import Steps
@@ -290,6 +290,10 @@ class AsyncClient:
         namespace = AsyncNamespace(self._connection, identity)
         await namespace.open()
         return namespace
+
+    async def match(self, namespaces: Sequence[AsyncNamespace], keys: Sequence[bytes]) -> Match:
+        """As `Client.match`."""
+        return await self._connection.run(matching(self._connection, namespaces, keys))
 
     def program(self, id: str, idle_s: float | None = None) -> AsyncProgram:  # noqa: A002
         """As `Client.program`."""

@@ -20,7 +20,7 @@ from kvclient.stream import Part
 from kvproto import frames
 from kvproto.errors import Grant, KvError, ProtocolError, RefusedError
 from kvproto.frames import Durable, Flag, Head, Hello, Matched, Reserved, Role, Verb, Welcome
-from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES, PROTOCOL_VERSION
+from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES
 
 if TYPE_CHECKING:
     from kvclient.protocol import Session
@@ -95,7 +95,8 @@ class HelloCall(Call):
         self.session.welcome = welcome
 
     def _check(self, welcome: Welcome) -> None:
-        if welcome.version != PROTOCOL_VERSION or welcome.mode not in self.hello.modes:
+        hello = self.hello
+        if not hello.version_low <= welcome.version <= hello.version_high or welcome.mode not in hello.modes:
             raise RefusedError(f"the daemon chose version {welcome.version}, mode {welcome.mode.name}")
         if not self.sent_ns <= welcome.clock_ns <= self.session.heard_ns:
             # Leases are deadlines on a clock that both sides must share (another host, or a time namespace).
@@ -150,6 +151,17 @@ class MatchCall(Call):
         ):
             raise ProtocolError("MATCHED says more blocks than were asked for")
         self.matched = matched
+
+
+class MatchAllCall(MatchCall):
+    """MATCH_ALL -> MATCHED. A daemon before version 4 would end the session for it."""
+
+    def __init__(self, session: "Session", namespaces: Sequence[int], keys: bytes, deadline_ns: int) -> None:
+        super().__init__(session, namespaces[0], keys, deadline_ns)
+        self.namespaces = namespaces
+
+    def build(self, request: int, releases: Sequence[int]) -> bytes:
+        return frames.build_match_all(request, self.namespaces, self.keys, releases)
 
 
 class LeaseCall(Call):

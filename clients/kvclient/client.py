@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -9,8 +10,8 @@ from kvclient import flows
 from kvclient.checks import name_of
 from kvclient.connection import Connection
 from kvclient.hints import Program, Run, Workflow
-from kvclient.namespace import Namespace
-from kvclient.results import Status
+from kvclient.namespace import Namespace, matching
+from kvclient.results import Match, Status
 from kvclient.steps import Steps
 from kvproto.errors import Code, UsageError
 from kvproto.frames import Hello, Role
@@ -90,6 +91,16 @@ class Client:
         namespace = Namespace(self._connection, identity)
         namespace.open()
         return namespace
+
+    def match(self, namespaces: Sequence[Namespace], keys: Sequence[bytes]) -> Match:
+        """What all of these namespaces (1 to 64 of this client, one a rank) have of a chain, in one round trip.
+
+        `blocks`: the run that each of them has; `tiers.disk`: of these, what lies on disk alone in any of them;
+        `pending`: blocks right after the run that each has or is about to have. `load_seconds` and `recompute_seconds`
+        are those of the slowest, since ranks work side by side. Takes no lease: it may be gone at once. Of a daemon
+        that is older than this question, one round trip a namespace. Raises UsageError.
+        """
+        return self._connection.run(matching(self._connection, namespaces, keys))
 
     def program(self, id: str, idle_s: float | None = None) -> Program:  # noqa: A002
         """A program (an agent, a conversation) that uses prefixes again and again, for hints: a context manager.

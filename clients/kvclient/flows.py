@@ -17,14 +17,25 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from kvclient.calls import Call, DeleteCall, FlushCall, LeaseCall, MatchCall, OpenCall, Opened, PingCall, RenewCall
+from kvclient.calls import (
+    Call,
+    DeleteCall,
+    FlushCall,
+    LeaseCall,
+    MatchAllCall,
+    MatchCall,
+    OpenCall,
+    Opened,
+    PingCall,
+    RenewCall,
+)
 from kvclient.copying import Gate, Move
 from kvclient.ledger import Ledger, Pause, Settled, Watcher
 from kvclient.results import Match, Reason, Tiers
 from kvclient.stream import Part
 from kvproto.errors import Code, UsageError
 from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Durable
-from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
+from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX, MATCHES_PER_FRAME
 
 if TYPE_CHECKING:
     from kvclient.protocol import Session
@@ -167,12 +178,35 @@ def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: i
     opened = session.namespaces.get(target.canonical) or (yield from open_namespace(session, target, deadline_ns))
     if opened is None:
         return NO_MATCH
+    return (yield from _match(session, [opened.number], keys, deadline_ns))
+
+
+def match_all(session: "Session | None", targets: Sequence[Target], keys: bytes, deadline_ns: int) -> Flow[Match]:
+    """What all of these namespaces have of a chain."""
+    if session is None or not keys:
+        return NO_MATCH
+    if not session.matches_all:
+        return (yield from _match_each(session, targets, keys, deadline_ns))
+    numbers: list[int] = []
+    for target in targets:
+        opened = session.namespaces.get(target.canonical) or (yield from open_namespace(session, target, deadline_ns))
+        if opened is None:
+            return NO_MATCH
+        numbers.append(opened.number)
+    return (yield from _match(session, numbers, keys, deadline_ns))
+
+
+def _match(session: "Session", numbers: Sequence[int], keys: bytes, deadline_ns: int) -> Flow[Match]:
     hbm = dram = disk = pending = 0
     load_ns: int | None = 0
     recompute_ns: int | None = 0
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        chunk = keys[start : start + FRAME_KEYS_BYTES]
-        call = MatchCall(session, opened.number, chunk, deadline_ns)
+    step = KEY_BYTES * min(KEYS_PER_FRAME, MATCHES_PER_FRAME // len(numbers))
+    for start in range(0, len(keys), step):
+        chunk = keys[start : start + step]
+        if len(numbers) == 1:
+            call = MatchCall(session, numbers[0], chunk, deadline_ns)
+        else:
+            call = MatchAllCall(session, numbers, chunk, deadline_ns)
         yield call
         if call.matched is None or not call.answered:
             if start == 0:
@@ -188,6 +222,26 @@ def match(session: "Session | None", target: Target, keys: bytes, deadline_ns: i
             break
     tiers = Tiers(hbm, dram, disk)
     return Match(hbm + dram + disk, tiers, pending, _seconds(load_ns), _seconds(recompute_ns))
+
+
+def _match_each(session: "Session", targets: Sequence[Target], keys: bytes, deadline_ns: int) -> Flow[Match]:
+    """As `match_all`, with a daemon of before: one MATCH after the other, each as far as all before it reach. What
+    loading takes is not known then, unless all have as much.
+    """
+    found: list[Match] = []
+    for target in targets:
+        found.append((yield from match(session, target, keys, deadline_ns)))
+        keys = keys[: (found[-1].blocks + found[-1].pending) * KEY_BYTES]
+        if not keys:
+            return NO_MATCH
+    blocks = min(some.blocks for some in found)
+    disk = min(blocks, max(some.tiers.disk for some in found))
+    load_s = recompute_s = None
+    if all(some.blocks == blocks for some in found):
+        load_s = _longest([some.load_seconds for some in found])
+        recompute_s = _longest([some.recompute_seconds for some in found])
+    pending = len(keys) // KEY_BYTES - blocks
+    return Match(blocks, Tiers(0, blocks - disk, disk), pending, load_s, recompute_s)
 
 
 def delete(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[int]:
@@ -262,6 +316,11 @@ def ping(session: "Session | None", deadline_ns: int) -> Flow[float | None]:
 
 def _add(total_ns: int | None, more_ns: int) -> int | None:
     return None if total_ns is None or more_ns == UNKNOWN_NS else total_ns + more_ns
+
+
+def _longest(seconds: Sequence[float | None]) -> float | None:
+    known = [some for some in seconds if some is not None]
+    return max(known) if len(known) == len(seconds) else None
 
 
 def _seconds(total_ns: int | None) -> float | None:

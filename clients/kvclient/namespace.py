@@ -22,6 +22,7 @@ from kvproto.frames import RECOMPUTE_US_MAX, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import BlockKey
 from kvproto.keys import block_keys
+from kvproto.limits import NAMESPACES_PER_MATCH
 from kvproto.retention import Retention
 
 if TYPE_CHECKING:
@@ -100,6 +101,12 @@ class Verbs(PolicyVerbs):
             evicted=disk.evicted,
         )
 
+    def target_for(self, endpoint: Endpoint) -> flows.Target:
+        """As flows of a client need it. Raises UsageError in the hands of another client."""
+        if endpoint is not self._endpoint:
+            raise UsageError("a client can only ask about namespaces of its own")
+        return self._target
+
     def _matching(self, session: "Session | None", keys: Sequence[bytes]) -> flows.Flow[Match]:
         return flows.match(session, self._target, flows.join_keys(keys), _clock() + self._timeout_ns)
 
@@ -110,6 +117,17 @@ class Verbs(PolicyVerbs):
         if session is None:
             return None
         return (yield from flows.open_namespace(session, self._target, _clock() + self._timeout_ns))
+
+
+def matching(endpoint: Endpoint, namespaces: Sequence[Verbs], keys: Sequence[bytes]) -> flows.Flow[Match]:
+    """`Client.match` as a flow, arguments checked."""
+    joined = flows.join_keys(keys)
+    if not isinstance(namespaces, Sequence) or not all(isinstance(namespace, Verbs) for namespace in namespaces):
+        raise UsageError(f"namespaces must be a sequence of namespaces, not {namespaces!r:.200}")
+    if not 1 <= len(namespaces) <= NAMESPACES_PER_MATCH:
+        raise UsageError(f"a chain is looked up in 1 to {NAMESPACES_PER_MATCH} namespaces, not {len(namespaces)}")
+    targets = [namespace.target_for(endpoint) for namespace in namespaces]
+    return flows.match_all(endpoint.session(), targets, joined, _clock() + endpoint.timeout_ns)
 
 
 class Namespace(Verbs):

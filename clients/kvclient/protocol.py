@@ -27,6 +27,7 @@ from kvproto.errors import Code, ProtocolError, error_for
 from kvproto.frames import Head, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
 
+_MATCH_ALL_SINCE = 4  # version of the wire
 _FAILED = int(Verb.FAILED)  # enum members compare slowly
 _REQUEST_MAX = (1 << 32) - 1
 ABANDONED_CALLS = 1024  # a correct daemon answers everything sooner or later; each keeps a few hundred bytes
@@ -124,6 +125,11 @@ class Session:
     def clamp_ttl(self, ttl_ns: int) -> int:
         """A lease's length that the daemon accepts."""
         return min(ttl_ns, self.welcome.lease_ttl_ns_max) if self.welcome is not None else ttl_ns
+
+    @property
+    def matches_all(self) -> bool:
+        """Does this daemon know MATCH_ALL? Needs no guard."""
+        return self.welcome is not None and self.welcome.version >= _MATCH_ALL_SINCE
 
     @property
     def has_chores(self) -> bool:

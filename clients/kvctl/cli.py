@@ -31,7 +31,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from kvctl import costs as cost_tables
-from kvctl import hints, insight, pins, render
+from kvctl import hints, insight, pins, render, service
 from kvctl import quotas as quota_tables
 from kvctl.client import ControlClient, Exit, KvctlError, find_socket
 from kvctl.doctor import Check, DaemonFacts, Verdict, examine
@@ -59,6 +59,8 @@ app = typer.Typer(
 
 policy_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(policy_app, name="policy")
+service_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The daemon as a service of systemd.")
+app.add_typer(service_app, name="service")
 
 
 class Output(StrEnum):
@@ -471,7 +473,7 @@ def unpin(
         raise KvctlError(Exit.USAGE, "a pin is a number from 1 to 2^64 - 1; kvctl pins lists them")
     with chosen.connect() as client:
         report = client.unpin(pb.UnpinRequest(tenant=tenant, pins=numbers or ()))
-    chosen.show("unpin", render.plain(report), Text(f"{report.ended:,} pins ended"))
+    chosen.show("unpin", render.plain(report), Text(f"{report.ended:,} pin{'' if report.ended == 1 else 's'} ended"))
 
 
 @command("programs")
@@ -535,6 +537,30 @@ def set_policy(
     with chosen.connect() as client:
         report = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=dry_run))
     chosen.show("policy", render.plain(report), render.policy_changes(report))
+
+
+@command("install", on=service_app)
+def install_service(
+    context: typer.Context,
+    *,
+    disk: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder of the disk tier, to be made writable. Repeatable."),
+    ] = None,
+    start: Annotated[bool, typer.Option("--now", help="Enable and (re)start it, too; memory is kept.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For packages: below this folder, and run nothing.")
+    ] = None,
+    daemon: Annotated[Path | None, typer.Option(metavar="PATH", help="Else the kvstored beside this kvctl.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Put units, user, folders and configuration in place. Once more after an upgrade.
+
+    Configuration that is there is kept; units are replaced: what this host wants otherwise belongs into a drop-in.
+    """
+    chosen = _globals(context)
+    done = service.install(root=root, daemon=daemon, disks=disk or (), start=start, dry_run=dry_run)
+    chosen.show("service", *service.shown(*done, dry_run=dry_run))
 
 
 @command("ping")

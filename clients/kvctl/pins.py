@@ -80,6 +80,7 @@ def pins(report: pb.ListPinsResponse) -> RenderableType:
 
 def _counted(counts: pb.PinCounters) -> str:
     ended = f"{counts.unpinned:,} unpinned, {counts.expired:,} expired, {counts.dropped:,} lost blocks"
+    ended += f", {counts.gave_way:,} gave way" if counts.gave_way else ""
     fetched = f"{size(counts.prefetched_bytes)} fetched, {size(counts.prefetched_used_bytes)} used"
     return (
         f"since the daemon started: {counts.pinned:,} pins, {counts.refreshed:,} refreshed, {ended}, "

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final
 
 import typer
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvctl.client import Exit, KvctlError, printable
-from kvctl.render import _table, size
+from kvctl.render import _table, size, span
 from kvproto import control_pb2 as pb
-from kvproto.sizes import UNITS_SAID, parse_bytes, quoted
+from kvproto.sizes import UNITS_SAID, parse_bytes, parse_seconds, quoted
 
 __all__ = ["KEYS", "quota_changes", "quotas", "tenants", "wish"]
 
@@ -22,14 +22,24 @@ KEYS: Final = {  # as the configuration has them
     "disk_max": "disk_max_bytes",
     "pin_share": "pin_share",
     "in_flight": "in_flight_max",
+    "pin_5m_ttl": "pin_5m_ttl_s",
+    "pin_5m_share": "pin_5m_share",
+    "pin_1h_ttl": "pin_1h_ttl_s",
+    "pin_1h_share": "pin_1h_share",
+    "pin_tool_ttl": "pin_tool_ttl_s",
+    "pin_tool_share": "pin_tool_share",
+    "unused_ttl": "unused_ttl_s",
 }
+CLASSES: Final = {"5m": "pins up to 5m", "1h": "longer pins", "tool": "pins for tools"}
+_OF_CLASSES: Final = frozenset(key for key in KEYS if key.endswith(("_ttl", "_share")) and key != "pin_share")
 
 Tenant = Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Only this one.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[set KEY=VALUE ... | reset]",
-        help=f"Keys: {', '.join(KEYS)}. Sizes as 16GiB ({UNITS_SAID}); {USUAL} for an equal share, or for no maximum. "
+        help=f"Keys: {', '.join(KEYS)}. Sizes as 16GiB ({UNITS_SAID}), times as 30m; {USUAL} for an equal share, or "
+        "for no maximum. Pins are of three classes: up to five minutes, longer, and those made for waiting programs. "
         "What a tenant gets is in whole arenas of memory and segments of disk: the answer says how much.",
     ),
 ]
@@ -65,19 +75,23 @@ def _say(request: pb.SetQuotaRequest, pair: str) -> None:
     try:
         if text == USUAL:
             request.usual.append(field)
-        elif field == "pin_share":
-            request.pin_share = float(text)
+        elif field.endswith("_share"):
+            setattr(request, field, float(text))
+        elif field.endswith("_ttl_s"):
+            setattr(request, field, parse_seconds(text))
         elif field == "in_flight_max":
             request.in_flight_max = int(text)
         else:
             setattr(request, field, parse_bytes(text))
     except ValueError:
-        raise _usage(f"{quoted(text)} is no value of {key}; sizes are such as 16GiB, a share is from 0 to 1") from None
+        such = "sizes are such as 16GiB, times such as 30m, a share is from 0 to 1"
+        raise _usage(f"{quoted(text)} is no value of {key}; {such}") from None
 
 
-def quotas(reports: Iterable[pb.Quota]) -> Table:
+def quotas(reports: Iterable[pb.Quota]) -> RenderableType:
     """`kvctl quota`."""
     table = _table("tenant\nfrom", ">dram guaranteed\nmaximum", ">disk guaranteed\nmaximum", ">pins\nof", ">in flight")
+    lines: list[str] = []
     for one in reports:
         dram_max = size(one.dram_max_bytes) if one.HasField("dram_max_bytes") else "-"
         disk_max = size(one.disk_max_bytes) if one.HasField("disk_max_bytes") else "-"
@@ -88,9 +102,32 @@ def quotas(reports: Iterable[pb.Quota]) -> Table:
             f"{one.pin_share:.0%}\n{size(one.pin_budget_bytes)}",
             f"{one.in_flight_max:,}" if one.HasField("in_flight_max") else "-",
         )
+        lines += (f"{printable(one.tenant)}, {line}" for line in _class_lines(one))
     table.caption = "* an equal share, as of now; what holds is in whole arenas and segments"
     table.caption_justify = "left"
-    return table
+    return Group(table, *map(Text, lines))
+
+
+def _class_lines(one: pb.Quota) -> Iterator[str]:
+    """What is said of classes, if anything."""
+    for kind, name in CLASSES.items():
+        said = [text for text in (_most(one, f"pin_{kind}_ttl_s"), _sure(one, f"pin_{kind}_share")) if text]
+        if said:
+            yield f"{name}: {', '.join(said)}"
+    if one.HasField("unused_ttl_s"):
+        yield f"unused: dropped after {span(one.unused_ttl_s)}"
+
+
+def _is_said(one: pb.Quota, key: str) -> bool:
+    return one.HasField(KEYS[key])
+
+
+def _most(one: pb.Quota, field: str) -> str:
+    return f"at most {span(getattr(one, field))}" if one.HasField(field) else ""
+
+
+def _sure(one: pb.Quota, field: str) -> str:
+    return f"sure of {getattr(one, field):.0%}" if one.HasField(field) else ""
 
 
 def _origin(one: pb.Quota) -> str:
@@ -103,6 +140,8 @@ def quota_changes(report: pb.SetQuotaResponse) -> Text:
     verb = "would have" if report.dry_run else "has"
     lines = [f"{printable(report.quota.tenant)} {verb}, by {_origin(report.quota)}:"]
     for name, text in now.items():
+        if name in _OF_CLASSES and not (_is_said(report.quota, name) or _is_said(report.former, name)):
+            continue  # of most tenants nothing is said of classes
         lines.append(f"  {name}: {text}" + ("" if before[name] == text else f", until now {before[name]}"))
     return Text("\n".join([*lines, *_less_than_asked(report.quota)]))
 
@@ -134,15 +173,23 @@ def _in_words(one: pb.Quota) -> dict[str, str]:
         "disk_max": size(one.disk_max_bytes) if one.HasField("disk_max_bytes") else "no maximum",
         "pin_share": f"{one.pin_share:.0%}, {size(one.pin_budget_bytes)} now",
         "in_flight": f"{one.in_flight_max:,}" if one.HasField("in_flight_max") else "as many as sessions may have",
+        **dict(pair for kind in CLASSES for pair in _class_in_words(one, kind)),
+        "unused_ttl": span(one.unused_ttl_s) if one.HasField("unused_ttl_s") else "never dropped for that",
     }
 
 
-def tenants(reports: Iterable[pb.Tenant]) -> Table:
+def _class_in_words(one: pb.Quota, kind: str) -> Iterator[tuple[str, str]]:
+    yield f"pin_{kind}_ttl", _most(one, f"pin_{kind}_ttl_s") or "as long as they ask for"
+    yield f"pin_{kind}_share", _sure(one, f"pin_{kind}_share") or "sure of nothing"
+
+
+def tenants(reports: Iterable[pb.Tenant]) -> RenderableType:
     """`kvctl tenants`: what each has of what it may have."""
     table = _table(
         "tenant\nuids", ">clients\nin flight", ">dram used\nassigned", ">guaranteed\nmaximum", ">disk\nguaranteed, max",
         ">pinned\nrefused",
     )  # fmt: skip
+    lines: list[str] = []
     for one in reports:
         dram_max = size(one.dram_max_bytes) if one.HasField("dram_max_bytes") else "-"
         disk_max = size(one.disk_max_bytes) if one.HasField("disk_max_bytes") else "-"
@@ -154,7 +201,13 @@ def tenants(reports: Iterable[pb.Tenant]) -> Table:
             f"{size(one.disk_assigned_bytes)}\n{size(one.disk_guaranteed_bytes)}, {disk_max}",
             f"{size(one.pinned_bytes)}\n{one.refused:,}",
         )
-    return table
+        if one.pinned_bytes:
+            classes = zip(CLASSES, (one.pinned_5m_bytes, one.pinned_1h_bytes, one.pinned_tool_bytes), strict=True)
+            by_class = ", ".join(f"{kind} {size(part)}" for kind, part in classes if part)
+            lines.append(f"{printable(one.name)}, pinned: {by_class}")
+        if one.unused_dropped:
+            lines.append(f"{printable(one.name)}, dropped since nobody used them: {one.unused_dropped:,} blocks")
+    return Group(table, *map(Text, lines))
 
 
 def _usage(text: str) -> KvctlError:

@@ -100,6 +100,8 @@ def _restart(report: pb.Restart) -> str:
     kept = f"began warm: {report.kept_blocks:,} of {report.found_blocks:,} blocks kept"
     if report.unverified_blocks:
         kept += f", {report.unverified_blocks:,} not verified yet"
+    if report.withheld_slots:
+        kept += f", {report.withheld_slots:,} slots withheld at first for leases of before"
     if report.verify_faults:
         kept += f", {report.verify_faults:,} found damaged"
     return f"{kept}; memory is {keeper}"

@@ -14,6 +14,7 @@ from kvproto.limits import MIB
 from kvproto.policy_frames import Fetching, Pinned
 from kvstore import survey
 from kvstore.hints.report import GuidingReport
+from kvstore.insight.misses import Misses
 from kvstore.quotas import QuotaError
 from kvstore.report import (
     ClearReport,
@@ -46,12 +47,13 @@ from kvstored.admin_pins import PrefixWish, pin, prefetch, unpin
 from kvstored.admin_quotas import QuotaWish, quota_reports, set_quota
 from kvstored.config import Loaded
 from kvstored.connection import Connection
-from kvstored.control import RefusedError
+from kvstored.control import AmbiguousError, RefusedError
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.hot import HotServer
 from kvstored.index import State
 from kvstored.keep import FdKeeper, Keeper, NoKeeper
 from kvstored.memory import HostMemory
+from kvstored.metrics_snapshot import Snapshot, take_snapshot
 from kvstored.notify import SystemdKeeper
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,12 @@ class Admin:
             disk=disk,
             restart=survey.restart_report(self._store, _keeper_kind(self._keeper)),
         )
+
+    def snapshot(self, misses: Misses) -> Snapshot:
+        """What the metrics are made of: as `status`, without what takes long where there are many namespaces."""
+        disk = self._disk() if self._store.limits.disk.disk_bytes else None
+        tiers = (self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store))
+        return take_snapshot(self._store, misses, self._configured, tiers, disk, len(list(self._warnings(disk))))
 
     def _isolation(self) -> str:
         peers = [connection.peer.isolation for connection in self._hot.clients.connections.values()]
@@ -307,7 +315,7 @@ class Admin:
         try:
             return explain_miss(self._store, question)
         except ValueError as error:
-            raise RefusedError(str(error)) from None
+            raise AmbiguousError(str(error)) from None
 
     def pins(self, tenant: str | None) -> PinsReport:
         """See the port."""
@@ -318,14 +326,14 @@ class Admin:
         try:
             return pin(self._store, wish)
         except ValueError as error:
-            raise RefusedError(str(error)) from None
+            raise AmbiguousError(str(error)) from None
 
     def prefetch(self, wish: PrefixWish) -> Fetching:
         """See the port."""
         try:
             return prefetch(self._store, wish)
         except ValueError as error:
-            raise RefusedError(str(error)) from None
+            raise AmbiguousError(str(error)) from None
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
         """See the port."""

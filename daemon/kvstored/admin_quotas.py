@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvproto import control_pb2 as pb
 from kvstore.quotas import USUAL, Quota, QuotaError, check_numbers
-from kvstore.report_quotas import QuotaChange, QuotaReport
+from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 
 if TYPE_CHECKING:
     from kvstore.store import Store
@@ -23,6 +23,7 @@ _FIELDS: Final = {  # of a SetQuotaRequest, and of `Quota`
     "disk_max_bytes": "disk_max_bytes",
     "pin_share": "pin_share",
     "in_flight_max": "in_flight",
+    **{name: name for name in CLASS_FIELDS},
 }
 
 
@@ -86,9 +87,10 @@ def set_quota(store: "Store", configured: Collection[str], wish: QuotaWish, *, d
     store.choose_quota(wish.tenant, quota)
     after = _report(store, wish.tenant)
     log.info(
-        "quota: tenant=%s dram=%s..%s disk=%s..%s pin_share=%g in_flight=%s chosen=%s",
+        "quota: tenant=%s dram=%s..%s disk=%s..%s pin_share=%g in_flight=%s classes=%s chosen=%s",
         after.tenant, after.dram_guaranteed_bytes, after.dram_max_bytes, after.disk_guaranteed_bytes,
-        after.disk_max_bytes, after.pin_share, after.in_flight_max, after.chosen,
+        after.disk_max_bytes, after.pin_share, after.in_flight_max,
+        ",".join(f"{name}:{getattr(after, name)}" for name in CLASS_FIELDS), after.chosen,
     )  # fmt: skip
     return QuotaChange(after, former)
 
@@ -117,4 +119,5 @@ def _report(store: "Store", name: str) -> QuotaReport:
         in_flight_max=quota.in_flight,
         dram_max_asked_bytes=quota.dram_max_bytes,
         disk_max_asked_bytes=quota.disk_max_bytes,
+        **{name: getattr(quota, name) for name in CLASS_FIELDS},
     )

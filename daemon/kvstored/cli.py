@@ -5,6 +5,7 @@ Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_byt
 from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
+from kvstored.service import HOT_SOCKET, service_of
 
 EX_TEMPFAIL = 75
 EX_INTERRUPTED = 130
@@ -112,6 +114,13 @@ def _run(loaded: Loaded) -> int:
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     _choose_numba_cache(config.runtime_dir)
+    faulthandler.enable(2)  # a watchdog's SIGABRT then says where each thread was
+    try:
+        service = service_of(os.environ, os.getpid(), config.runtime_dir / HOT_SOCKET)
+    except ConfigError as error:
+        print(f"kvstored: {error}", file=sys.stderr)
+        return EX_CONFIG
+    service.notifier.status("starting: loading compiled code; the first start after an installation compiles it")
 
     def announce() -> None:
         arenas = config.dram_bytes // config.arena_bytes
@@ -131,7 +140,8 @@ def _run(loaded: Loaded) -> int:
                 announce()
                 rest.start()
 
-            Daemon(loaded, loop, index).serve(ready)
+            service.notifier.status("starting: taking over what a former life has left")
+            Daemon(loaded, loop, index, service).serve(ready)
             rest.cancel()
     except (AlreadyRunningError, DirectoryHeldError) as error:
         print(f"kvstored: {error}", file=sys.stderr)

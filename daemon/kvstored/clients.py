@@ -24,6 +24,7 @@ from kvstored.connection import Connection
 from kvstored.loop import READABLE, Loop
 from kvstored.memory import HostMemory
 from kvstored.peer import Peer, peer_of
+from kvstored.service import listen
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +45,18 @@ class Clients:
         self.by_session: dict[Session, Connection] = {}
         self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
         self._listener: socket.socket | None = None
+        self._outlives_us = False  # the listener: it is the service manager's
         self._deaf = False  # not listening until the next look around
 
     # -- they come -----------------------------------------------------------------------------------------------
 
-    def listen(self, path: Path) -> None:
-        """Serve. Who may connect is up to the directory; who a client is, up to its uid."""
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        listener.bind(str(path))
-        path.chmod(0o666)
-        listener.listen(128)
-        self._listener = listener
-        self._loop.watch(listener.fileno(), READABLE, self._on_connect)
+    def listen(self, path: Path, passed: socket.socket | None = None) -> None:
+        """Serve. Who may connect is up to the directory; who a client is, up to its uid.
+
+        `passed`: a socket that listens there already, and goes on doing so for a successor.
+        """
+        self._listener, self._outlives_us = listen(path, passed), passed is not None
+        self._loop.watch(self._listener.fileno(), READABLE, self._on_connect)
 
     def _on_connect(self, _events: int) -> None:
         assert self._listener is not None
@@ -104,7 +104,8 @@ class Clients:
         """Tell everybody, and hang up."""
         if self._listener is not None:
             self._loop.unwatch(self._listener.fileno())
-            Path(self._listener.getsockname()).unlink(missing_ok=True)
+            if not self._outlives_us:
+                Path(self._listener.getsockname()).unlink(missing_ok=True)
             self._listener.close()
         for connection in list(self.connections.values()):
             connection.say_goodbye(code, text)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from kvproto import limits
-from kvproto.sizes import format_bytes, parse_bytes
+from kvproto.sizes import format_bytes, parse_bytes, parse_seconds
 from kvstore.quotas import USUAL, Capacity, Quota
 from kvstore.report import ConfigValue
 from kvstore.rules import Tier
@@ -53,6 +53,7 @@ from kvstored.settings import (
     LEASE_TTL_MAX,
     LOCK,
     LOG_LEVEL,
+    METRICS_LISTEN,
     NUMBERS,
     POLICY_DISK,
     POLICY_DRAM,
@@ -60,12 +61,13 @@ from kvstored.settings import (
     RING,
     RUNTIME_DIR,
     SETTINGS,
+    STOP_WITHIN,
     TICKET_TTL,
     Basis,
     Setting,
     numbers_needed,
 )
-from kvstored.units import ConfigError, format_seconds, parse_seconds
+from kvstored.units import ConfigError, format_seconds
 
 __all__ = [
     "EX_CONFIG", "SETTINGS", "Config", "ConfigError", "Loaded", "Setting", "TenantConfig", "load",
@@ -94,6 +96,7 @@ class Config:
     log_level: str
     keep: bool
     keep_patience_s: float
+    stop_within_s: float
     disk_directories: tuple[Path, ...]  # empty: no disk tier
     disk_bytes: int  # in all of them; 0 without any
     segment_bytes: int
@@ -107,6 +110,7 @@ class Config:
     policy_dram: str  # one of RULES
     policy_disk: str  # one of RULES
     insight_curves: bool
+    metrics_listen: str  # "off", a loopback address, or a path (`http_address.py`)
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
@@ -171,6 +175,7 @@ def load(
         log_level=chooser.choose(LOG_LEVEL, basis),
         keep=chooser.choose(KEEP, basis),
         keep_patience_s=chooser.choose(KEEP_PATIENCE, basis),
+        stop_within_s=chooser.choose(STOP_WITHIN, basis),
         disk_directories=chooser.choose(DISK, basis),
         disk_bytes=(disk_bytes := chooser.choose(DISK_SIZE, basis)),
         segment_bytes=chooser.choose(DISK_SEGMENT, replace(basis, disk_bytes=disk_bytes)),
@@ -184,6 +189,7 @@ def load(
         policy_dram=chooser.choose(POLICY_DRAM, basis),
         policy_disk=chooser.choose(POLICY_DISK, basis),
         insight_curves=chooser.choose(INSIGHT_CURVES, basis),
+        metrics_listen=chooser.choose(METRICS_LISTEN, basis),
         tenants=tuple(tenant for tenant, _ in layers.tenants),
     )
     _check_directories(config, chooser)

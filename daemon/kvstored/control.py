@@ -56,7 +56,7 @@ from kvstored.admin_pins import PrefixWish, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import QuotaWish, wish_of
 from kvstored.requests import digest_of, keys_of, named, namespace_of, tenant_of
 
-__all__ = ["SOCKET_NAME", "AdminPort", "ControlServer", "Owner", "RefusedError"]
+__all__ = ["SOCKET_NAME", "AdminPort", "AmbiguousError", "ControlServer", "Owner", "RefusedError"]
 
 SOCKET_NAME: Final = "control.sock"
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
@@ -81,6 +81,10 @@ Answer = TypeVar("Answer")
 
 class RefusedError(Exception):
     """Not as things are. Says why and, after a semicolon, what to do."""
+
+
+class AmbiguousError(RefusedError):
+    """The request names less than it must: several things could be meant."""
 
 
 class AdminPort(Protocol):
@@ -173,7 +177,7 @@ class AdminPort(Protocol):
     def explain_miss(self, question: MissQuestion) -> Explanation:
         """What became of the first block of a chain that is not there.
 
-        Raises KeyError(text): unknown tenant or namespace; RefusedError: several namespaces could be meant.
+        Raises KeyError(text): unknown tenant or namespace; AmbiguousError: several namespaces could be meant.
         """
 
 
@@ -197,6 +201,7 @@ class ControlServer:
         self._health = health.HealthServicer()
         self._server: grpc.Server | None = None
         self._inode = 0
+        self.serving = False  # as the health service says
 
     def start(self) -> None:
         """Serve. The socket appears under its name once calls are answered, and its mode is never but 0600.
@@ -219,6 +224,7 @@ class ControlServer:
     def announce(self, *, serving: bool) -> None:
         """What the health service says from now on: SERVING or NOT_SERVING."""
         state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        self.serving = serving
         for service in (health.OVERALL_HEALTH, SERVICE):
             self._health.set(service, state)
 
@@ -460,6 +466,8 @@ class _Control:
             )
         except unknown as error:
             code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
+        except AmbiguousError as error:
+            code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except RefusedError as error:
             code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         except Exception as error:  # noqa: BLE001  one broken answer must not take the control socket along

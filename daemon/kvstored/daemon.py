@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from kvproto.errors import Code
+from kvstore.insight.misses import Misses, loaded
 from kvstore.rules import Rule, Rules
 from kvstore.store import Limits, Store
 from kvstore.tier.codec import Wish
@@ -22,11 +23,15 @@ from kvstored.admin import Admin
 from kvstored.config import Config, Loaded
 from kvstored.control import AdminPort, ControlServer
 from kvstored.hot import SOCKET_NAME, HotServer
+from kvstored.http_address import address_of
 from kvstored.index import Index
-from kvstored.keep import RETRY_S, kept_descriptors, notifier_of
+from kvstored.keep import RETRY_S, kept_descriptors
 from kvstored.leaf import LeafThreads
 from kvstored.loop import Loop
 from kvstored.memory import HostMemory
+from kvstored.metrics import Metrics
+from kvstored.service import LINGER_S, Pulse, Service
+from kvstored.standing import Ending, standing, unfinished
 from kvstored.workers import HostWorkers
 
 log = logging.getLogger(__name__)
@@ -64,16 +69,19 @@ class HostRandomness:
 class Daemon:
     """One daemon's life: `serve` returns when `stop` was called or a termination signal came."""
 
-    def __init__(self, loaded: Loaded, loop: Loop, index: Index | None = None) -> None:
+    def __init__(self, loaded: Loaded, loop: Loop, index: Index | None = None, service: Service | None = None) -> None:
         """`index` is running already, so that it reads while the rest is being loaded. Raises OSError."""
+        service = service or Service()
         config = loaded.config
         self._config = config
         self._loop = loop
         _raise_descriptor_limit(config.dram_bytes // config.arena_bytes, config.disk_bytes // config.segment_bytes)
-        self._notifier = notifier_of(os.environ)
+        self._listener = service.listener
+        self._notifier = service.notifier
         kept, self._keeper = kept_descriptors(
-            config.runtime_dir, os.environ, self._notifier, keep=config.keep, patience_s=config.keep_patience_s
-        )
+            config.runtime_dir, os.environ, self._notifier, keep=config.keep, patience_s=config.keep_patience_s,
+            passed=service.kept,
+        )  # fmt: skip
         self._leaf = LeafThreads(config.leaf_threads, self._loop.wake)
         self._memory = HostMemory(
             config.dram_bytes // config.arena_bytes,
@@ -103,21 +111,50 @@ class Daemon:
             self._store.kept.warm, self._store.kept.blocks, self._store.kept.lost, self._store.kept.withheld,
             self._store.kept.reason,
         )  # fmt: skip
+        if self._store.kept.pins or self._store.kept.pins_lost:
+            log.info("pins: kept=%d lost=%d", self._store.kept.pins, self._store.kept.pins_lost)
+        for fault in self._store.kept.faults:
+            log.warning("learned anew after a warm restart: %s", fault)
         if self._store.quotas.forgotten:
             names = ",".join(self._store.quotas.forgotten)
             log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
         self._hot.store = self._hot.clients.store = self._store
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._control = ControlServer(self, config.runtime_dir)
+        self._metrics = self._make_metrics(config)
         self._look_around_ns = 0
+        self._pulse = Pulse(service, self._standing)
+        self._stop_asked = 0  # times
+        self._ending: Ending | None = None
+
+    def _make_metrics(self, config: Config) -> Metrics | None:
+        """None: nobody is to be told. Raises OSError."""
+        address = address_of(config.metrics_listen)
+        if address is None:
+            return None
+        misses = Misses(self._store, loaded)
+        metrics = Metrics(
+            address, self._loop, lambda: self._admin.snapshot(misses), lambda: self._control.serving
+        )  # fmt: skip
+        self._store.watching.missed = misses.missed
+        self._hot.notes = metrics.timings.by_verb()
+        self._workers.timings = metrics.timings
+        return metrics
 
     def ask(self, question: Callable[[AdminPort], T], timeout_s: float) -> T:
         """`kvstored.control.Owner`. Any other thread."""
         return self._loop.ask(lambda: question(self._admin), timeout_s)
 
     def stop(self) -> None:
-        """End `serve`. Any thread, and signal handlers."""
-        self._loop.stop()
+        """End `serve` once what has begun is finished, or `daemon.stop_within` is over; asked again, now.
+
+        Any thread, and signal handlers.
+        """
+        self._stop_asked += 1
+        if self._stop_asked > 1:
+            self._loop.stop()
+        else:
+            self._loop.wake()
 
     def serve(self, announce: Callable[[], None]) -> None:
         """Serve until told to stop; `announce` is called once clients can connect. The caller holds `only_one`.
@@ -134,21 +171,22 @@ class Daemon:
             stack.callback(self._leaf.stop)
             self._workers.start()
             stack.callback(self._workers.stop)
-            self._hot.clients.listen(self._config.runtime_dir / SOCKET_NAME)
+            self._hot.clients.listen(self._config.runtime_dir / SOCKET_NAME, self._listener)
             stack.callback(self._hot.clients.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
             self._control.start()
             stack.callback(self._control.stop, CONTROL_GRACE_S)
+            if self._metrics is not None:
+                self._metrics.start()
+                stack.callback(self._metrics.stop)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
             self._keeper.flush(SAY_S)
             announce()
             self._notifier.notify("READY=1")
             self._loop.run(self._turn)
-            self._notifier.notify("STOPPING=1")
             self._store.learned.save()
             self._keeper.flush(SAY_S)  # nothing is forgotten: a successor takes it
             self._notifier.flush(SAY_S)
-            self._control.announce(serving=False)
 
     def _turn(self) -> int:
         """What events have brought about, what time has, and when to look again (ns)."""
@@ -162,13 +200,39 @@ class Daemon:
         if self._look_around_ns <= now_ns:
             self._hot.clients.look_around(now_ns)
             self._workers.look_around()
+            if self._metrics is not None:
+                self._metrics.look_around()
             self._keeper.flush()  # this is how a dead keeper is noticed
             self._look_around_ns = now_ns + LOOK_AROUND_NS
+        if self._pulse.due_ns <= now_ns:
+            self._pulse.beat(now_ns)
+        if self._stop_asked:
+            end_ns = self._end(now_ns)
+            soonest_ns = end_ns if soonest_ns is None else min(soonest_ns, end_ns)
         if self._keeper.pending or self._notifier.pending:
             self._keeper.flush()
             self._notifier.flush()
             soonest_ns = min(soonest_ns or 1 << 62, now_ns + int(RETRY_S * 1e9))
-        return self._look_around_ns if soonest_ns is None else min(soonest_ns, self._look_around_ns)
+        alone_ns = min(self._look_around_ns, self._pulse.due_ns)
+        return alone_ns if soonest_ns is None else min(soonest_ns, alone_ns)
+
+    def _standing(self) -> str:
+        """For `systemctl status`."""
+        if self._ending is not None:
+            return f"stopping: {unfinished(self._store) or 'everything is finished'}"
+        return standing(self._store, len(self._hot.clients.connections))
+
+    def _end(self, now_ns: int) -> int:
+        """Go on with a stop; when to look at it again (ns) at the latest."""
+        if self._ending is None:
+            wait_s = self._config.stop_within_s
+            self._ending = Ending(self._store, wait_s, now_ns)
+            self._control.announce(serving=False)
+            self._notifier.notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round((wait_s + LINGER_S) * 1e6)}")
+            self._pulse.say(self._standing())
+        if self._ending.over(now_ns):
+            self._loop.stop()
+        return self._ending.deadline_ns
 
 
 def _disk_limits(config: Config) -> DiskLimits:

@@ -31,6 +31,7 @@ from kvstored.drive_health import Directory, DriveState, DriveStatus
 from kvstored.drive_queues import Batch, Lanes, Piece, cut_evenly, cut_loads, cut_saves
 from kvstored.drive_segments import Segment, remove_unfinished
 from kvstored.drive_work import Scratch
+from kvstored.metrics_timing import Timings
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Drives:
     def __init__(
         self, directories: Sequence[Path], segment_bytes: int, store: bytes, view: Callable[[int], Bytes],
         wake: Callable[[], None], *, readers: int, writers: int, packers: int, files: Files | None = None,
-        now_ns: Callable[[], int] = time.monotonic_ns,
+        now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None,
     ) -> None:  # fmt: skip
         """`readers` and `writers` are threads of each directory, `packers` of all.
 
@@ -74,6 +75,7 @@ class Drives:
         whenever `take_done`, `gone_segments` or `status` may have news.
         """
         self._segment_bytes = segment_bytes
+        self._timings = timings
         self._store = store
         self._view = view
         self._wake = wake
@@ -307,6 +309,7 @@ class Drives:
             piece.verdict = drive_work.drop_segment(segment)
             return
         directory.enter()
+        began_ns = time.monotonic_ns()
         try:
             if isinstance(first, Erase):
                 drive_work.erase(segment, cast("Sequence[Erase]", piece.orders))
@@ -318,6 +321,9 @@ class Drives:
                 drive_work.save(segment, cast("Sequence[Save]", piece.orders), piece.arenas, scratch)
         finally:
             directory.leave()
+            if self._timings is not None and isinstance(first, Load | Save):
+                timing = self._timings.read if isinstance(first, Load) else self._timings.write
+                timing.note(time.monotonic_ns() - began_ns)
 
     def _finish(self, piece: Piece) -> None:
         verdict = Outcome.FAILED if piece.verdict is Outcome.OPEN else piece.verdict

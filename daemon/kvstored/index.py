@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -255,6 +256,9 @@ class Index:
     # -- index thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if find_spec("lmdb") is None:  # every child would say so at length, and end
+            self._lose("the package lmdb is not installed; it comes with kvstored[daemon]")
+            return
         reason = ""
         for _ in range(1 + REBUILDS):
             try:

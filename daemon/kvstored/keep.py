@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -100,16 +100,23 @@ class NoKeeper:
 
 
 def kept_descriptors(
-    runtime_dir: Path, environ: MutableMapping[str, str], notifier: Notifier, *, keep: bool, patience_s: float
+    runtime_dir: Path,
+    environ: MutableMapping[str, str],
+    notifier: Notifier,
+    *,
+    keep: bool,
+    patience_s: float,
+    passed: Sequence[tuple[str, int]] | None = None,
 ) -> tuple[dict[str, int], Keeper]:
     """What a predecessor left, the caller's now; and who keeps it for a successor. At start; may wait some seconds.
 
     The caller is the only daemon of `runtime_dir` and has raised its limit of descriptors. Never raises for want of a
-    keeper: the daemon then serves without, and `faults` says so. Takes LISTEN_* out of `environ`.
+    keeper: the daemon then serves without, and `faults` says so. `passed`: what the service manager kept, the callee's
+    now; None: it is still to be taken out of `environ`, LISTEN_* and all.
 
     Raises AlreadyRunningError if the fd-keeper knows of a daemon that still lives.
     """
-    passed = inherited(environ, os.getpid())
+    passed = inherited(environ, os.getpid()) if passed is None else passed
     fdstore = environ.get("FDSTORE", "")  # systemd 254 and later: how many it would keep
     fds_max = int(fdstore) if _NUMBER.fullmatch(fdstore) else 0
     if notifier.present and (fds_max or passed or (keep and not fdstore)):

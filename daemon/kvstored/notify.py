@@ -1,6 +1,6 @@
 """The service manager: what it is told over NOTIFY_SOCKET, and the descriptors it keeps for us.
 
-    us -> systemd   READY=1 | STOPPING=1 | STATUS=text
+    us -> systemd   READY=1 | STOPPING=1 | STATUS=text | WATCHDOG=1 | EXTEND_TIMEOUT_USEC=n
                     FDSTORE=1\nFDNAME=name\nFDPOLL=0  + descriptor   held while the unit restarts, `kill -9` included
                     FDSTOREREMOVE=1\nFDNAME=name
     systemd -> us   LISTEN_PID=ours LISTEN_FDS=n LISTEN_FDNAMES=a:b:..., descriptors 3 to 2 + n, at the next start
@@ -26,13 +26,14 @@ from kvstored import fd_keeper
 log = logging.getLogger(__name__)
 
 QUEUE_MAX: Final = 2 * fd_keeper.HELD_MAX  # messages: forget and keep, for all that may be held
+WATCHDOG: Final = "WATCHDOG=1"
 RETRY_S: Final = 0.005  # while something is pending: a datagram queue of 10, 200 times a second
 BUSY: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM})
 
 _AWAY: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})  # the service manager is re-executing
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _LISTEN: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
-_NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+NUMBER: Final = re.compile(r"[0-9]{1,12}", re.ASCII)  # of descriptors, of microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,12 @@ class Notifier:
             self.queue.cancel(lambda message: message.text.startswith("STATUS="))
             self.notify("STATUS=" + text.replace("\n", " "))
 
+    def alive(self) -> None:
+        """`WATCHDOG=1`, at most one of which is pending: what a manager has not read yet says it as well."""
+        if self.present:
+            self.queue.cancel(lambda message: message.text == WATCHDOG)
+            self.notify(WATCHDOG)
+
     def flush(self, wait_s: float = 0.0) -> None:
         """See `kvstored.keep.Keeper`."""
         self.queue.flush(wait_s)
@@ -198,7 +205,7 @@ def inherited(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, in
     given_pid, count, names, _ = (environ.pop(name, "") for name in _LISTEN)
     if given_pid != str(pid):  # meant for a process that started us, if for anybody
         return []
-    if not _NUMBER.fullmatch(count) or int(count) > 2 * fd_keeper.HELD_MAX:
+    if not NUMBER.fullmatch(count) or int(count) > 2 * fd_keeper.HELD_MAX:
         log.warning("LISTEN_FDS %r is not a number of descriptors", count[:40])
         return []
     fds = [fd for fd in range(_FIRST_FD, _FIRST_FD + int(count)) if _is_open(fd)]

@@ -8,15 +8,19 @@ disk_guaranteed = "200GiB"
 disk_max = "1TiB"
 pin_share = 0.5                 # of its memory that pins may hold
 in_flight = 4096                # tickets, and leases that wait, at a time; without: what sessions may have
+pin_1h_ttl = "30m"              # pins for more than five minutes last so long at most; also pin_5m_ttl, pin_tool_ttl
+pin_1h_share = 0.25             # of its memory that such pins are sure of; also pin_5m_share, pin_tool_share
+unused_ttl = "24h"              # what is not pinned is dropped once nobody has used it for so long
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kvstore.classes import PIN_TTL_S_MAX, PIN_TTL_S_MIN, UNUSED_TTL_S_MAX, UNUSED_TTL_S_MIN, PinClass
 from kvstore.quotas import BYTES_MAX, IN_FLIGHT_MAX, PIN_SHARE, Capacity, Quota, QuotaError, check_quotas
 from kvstore.report import ConfigValue
-from kvstored.units import ConfigError, Kind, TomlFile, count_kind, dotted, size_kind, toml_type_name
+from kvstored.units import ConfigError, Kind, TomlFile, count_kind, dotted, duration_kind, size_kind, toml_type_name
 
 
 def share_kind() -> Kind[float]:
@@ -44,7 +48,19 @@ class QuotaKey:
     reason: str
 
 
+def _class_keys(kind: PinClass, pins: str) -> "dict[str, QuotaKey]":
+    """Of one class of pins."""
+    return {
+        f"pin_{kind}_ttl": QuotaKey(f"pin_{kind}_ttl_s", _PIN_TTL, "seconds", f"{pins} last so long at most"),
+        f"pin_{kind}_share": QuotaKey(
+            f"pin_{kind}_share", share_kind(), "share", f"of its memory that {pins} are sure of"
+        ),
+    }
+
+
 _SIZE: Final = size_kind(0, BYTES_MAX)
+_PIN_TTL: Final = duration_kind(PIN_TTL_S_MIN, PIN_TTL_S_MAX)
+_UNUSED_TTL: Final = duration_kind(UNUSED_TTL_S_MIN, UNUSED_TTL_S_MAX)
 QUOTA_KEYS: Final = {
     "dram_guaranteed": QuotaKey("dram_guaranteed_bytes", _SIZE, "bytes", "memory that no other tenant can take"),
     "dram_max": QuotaKey("dram_max_bytes", _SIZE, "bytes", "memory that it never has more of"),
@@ -54,6 +70,10 @@ QUOTA_KEYS: Final = {
     "in_flight": QuotaKey(
         "in_flight", count_kind(1, IN_FLIGHT_MAX), "requests", "tickets, and leases that wait, at a time"
     ),
+    **_class_keys(PinClass.SHORT, "pins for up to five minutes"),
+    **_class_keys(PinClass.LONG, "pins for more than five minutes"),
+    **_class_keys(PinClass.TOOL, "pins for programs that wait for tools"),
+    "unused_ttl": QuotaKey("unused_ttl_s", _UNUSED_TTL, "seconds", "what nobody has used for so long is dropped"),
 }
 _KEY_OF: Final = {key.field: name for name, key in QUOTA_KEYS.items()}
 

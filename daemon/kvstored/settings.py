@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from kvproto import limits
 from kvstore.rules import Rule
+from kvstored.http_address import OFF, listen_kind
 from kvstored.units import (
     Kind,
     count_kind,
@@ -160,6 +161,10 @@ KEEP_PATIENCE: Final = Setting(
     "keep_patience_s", "daemon.keep_patience", "KVSTORED_KEEP_PATIENCE", "--keep-patience",
     duration_kind(1.0, 86_400.0), lambda _: 600.0, "seconds",
     "how long that process holds all of DRAM for a successor that may never come")
+STOP_WITHIN: Final = Setting(
+    "stop_within_s", "daemon.stop_within", "KVSTORED_STOP_WITHIN", "--stop-within",
+    duration_kind(0.0, 3600.0), lambda _: 5.0, "seconds",
+    "how long a stop waits for what is being stored, written and erased; new blocks are refused meanwhile")
 DISK: Final = Setting(
     "disk_directories", "disk.directories", "KVSTORED_DISK", "--disk",
     folders_kind(DISK_PATH_BYTES, DISK_DIRECTORIES), lambda _: (), "paths",
@@ -213,6 +218,10 @@ INSIGHT_CURVES: Final = Setting(
     "insight_curves", "insight.curves", "KVSTORED_INSIGHT_CURVES", "--insight-curves",
     switch_kind(), lambda _: True, "switch",
     "watches what is asked for, so that `kvctl advise` can say what more memory would bring; under 1 % of a core")
+METRICS_LISTEN: Final = Setting(
+    "metrics_listen", "metrics.listen", "KVSTORED_METRICS_LISTEN", "--metrics-listen",
+    listen_kind(), lambda _: OFF, "address",
+    "serves /metrics, /healthz and /readyz; only to this host, since nobody is asked who they are")
 # fmt: on
 
 AnySetting: TypeAlias = (
@@ -220,6 +229,7 @@ AnySetting: TypeAlias = (
 )
 SETTINGS: Final[tuple[AnySetting, ...]] = (
     DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
-    KEEP, KEEP_PATIENCE, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS,
-    DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE, POLICY_DRAM, POLICY_DISK, INSIGHT_CURVES,
+    KEEP, KEEP_PATIENCE, STOP_WITHIN, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC,
+    DISK_READERS, DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE, POLICY_DRAM, POLICY_DISK, INSIGHT_CURVES,
+    METRICS_LISTEN,
 )  # fmt: skip

@@ -11,17 +11,15 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from kvproto.limits import MIB
-from kvproto.sizes import format_bytes, parse_bytes, quoted
+from kvproto.sizes import format_bytes, parse_bytes, parse_seconds, quoted
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
-SECOND_UNITS: Final = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 SWITCH_WORDS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -32,7 +30,6 @@ NO_FOLDERS: Final = "none"
 # Far above any sensible file, and small enough that a wrong path (a device, a log) costs nothing.
 FILE_BYTES: Final = MIB
 
-_QUANTITY: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
 _SYNTAX_ERROR: Final = re.compile(r"(.*) \(at (?:line ([0-9]+), column [0-9]+|end of document)\)", re.DOTALL)
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -63,17 +60,6 @@ class Kind(Generic[T]):
     expects: str
     range: str
     bare: str | None = None
-
-
-def parse_seconds(text: str) -> float:
-    """Seconds of a duration such as "500ms", "30s", "5m" or "1h"; a unit is needed. Raises ValueError."""
-    match = _QUANTITY.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f'{quoted(text)} is not a duration; write a number and a unit, such as "30s"')
-    unit_s = SECOND_UNITS.get(match[2])
-    if unit_s is None:
-        raise ValueError(f"{quoted(match[2])} is not a unit of time; one of {', '.join(SECOND_UNITS)}")
-    return float(Fraction(match[1]) * unit_s)
 
 
 def format_seconds(duration_s: float) -> str:

@@ -21,6 +21,7 @@ from kvstored.index import Index, Loaded, State
 from kvstored.index_scan import segment_number
 from kvstored.leaf import Check, LeafThreads
 from kvstored.memory import HostMemory
+from kvstored.metrics_timing import Timings
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class HostWorkers:
         self._ticks = _processor_ticks()
         self._idle = 1.0
         self.index = index
+        self.timings: Timings | None = None  # of reads and writes, once the disk is open
         self.drives: Drives | None = None
         self.loaded: Loaded | None = None
 
@@ -112,6 +114,7 @@ class HostWorkers:
         self.drives = Drives(
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
+            timings=self.timings,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():

@@ -21,13 +21,25 @@ from kvproto.limits import NAMESPACES
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
 from kvstore.insight import reasons
-from kvstore.insight.reasons import SEED_WORDS, Cause, Departure, Place, cause_word, note_chain, note_refused
+from kvstore.insight.reasons import (
+    SEED_WORDS,
+    Cause,
+    Departure,
+    Place,
+    cause_word,
+    note_below,
+    note_chain,
+    note_refused,
+)
 from kvstore.ports import Clock, Randomness
 from kvstore.sessions import Namespace, Tenant
 
 ENTRIES: Final = 1 << 20  # 8 MiB of which only what is noted is touched
+# By namespace, when blocks were dropped last and when all of it was; then the table of causes.
+TRACE_WORDS: Final = 2 * NAMESPACES + reasons.words_for(ENTRIES)
 LOOK_NS: Final = 10**9  # how often evictions are counted
 LOOKS: Final = 4096  # of those counts; when there are so many, every second one is forgotten
+BELOW: Final = 2048  # blocks that continue what one DELETE names: 0.2 ms
 EVENTS: Final = 256  # rules chosen, arenas given away
 
 _BY_GRANT: Final[U8] = np.zeros(max(Grant) + 1, dtype=np.uint64)
@@ -44,6 +56,34 @@ class Turns:
     def __init__(self, now_ns: int) -> None:
         self._turns, self._first_ns, self._last_ns = [0], [now_ns], [now_ns]
         self._step_ns = LOOK_NS
+
+    @property
+    def seen(self) -> int:
+        """How many evictions there had been at the last look."""
+        return self._turns[-1]
+
+    def begin_at(self, turn: int, now_ns: int) -> None:
+        """There have been so many in former lives, and nobody knows when."""
+        self._turns, self._first_ns, self._last_ns = [turn], [now_ns], [now_ns]
+
+    def to_bytes(self) -> bytes:
+        """For a successor."""
+        return np.array([self._turns, self._first_ns, self._last_ns], dtype="<i8").tobytes()
+
+    def take_over(self, content: bytes) -> bool:
+        """Go on from what a former life had written down, which `begin_at` has been told the end of."""
+        if len(content) % 24 or not 24 <= len(content) <= 24 * LOOKS:
+            return False
+        words = np.frombuffer(content, dtype="<i8").reshape(3, -1)
+        turns, first, last = words
+        grows = bool((np.diff(words) >= 0).all() and (first <= last).all() and (last[:-1] <= first[1:]).all())
+        if not grows or turns[0] < 0 or first[0] < 0 or turns[-1] > self._turns[0] or last[-1] > self._first_ns[0]:
+            return False
+        self._turns, self._first_ns, self._last_ns = (
+            before + now
+            for before, now in zip(words.tolist(), (self._turns, self._first_ns, self._last_ns), strict=True)
+        )
+        return True
 
     def look(self, turn: int, now_ns: int) -> int:
         """Write down a count, and say when to look again."""
@@ -67,21 +107,38 @@ class Turns:
 class Departures:
     """All that is known of blocks that are not there."""
 
-    def __init__(self, tables: Tables, clock: Clock, randomness: Randomness) -> None:
+    def __init__(self, tables: Tables, clock: Clock, randomness: Randomness, traces: U8 | None = None) -> None:
+        """`traces`: `TRACE_WORDS` that may outlive this life; whatever they hold, it is a new one until `take_over`."""
         self.began_ns = now_ns = clock.now_ns()
         self.turns = Turns(now_ns)
-        self.table: U8 = np.zeros(reasons.words_for(ENTRIES), dtype=np.uint64)
+        words = np.zeros(TRACE_WORDS, dtype=np.uint64) if traces is None else traces
+        self._dropped_ns, self._cleared_ns, self.table = np.split(words, [NAMESPACES, 2 * NAMESPACES])  # views
         self._tables = tables
         self._clock = clock
         self._look_ns = 0
-        self._dropped_ns: U8 = np.zeros(NAMESPACES, dtype=np.uint64)  # by namespace: when blocks were dropped last
-        self._cleared_ns: U8 = np.zeros(NAMESPACES, dtype=np.uint64)  # by namespace: when all of it was
         self._rules: deque[tuple[int, int, str]] = deque(maxlen=EVENTS)  # until when, pool, which rule it had
         self._given: deque[tuple[int, int, int, int]] = deque(maxlen=EVENTS)  # evictions before, after, when, tenant
         self._turn = 0  # evictions at the last look
         self._arenas: dict[int, int] = {}
         self._key: U8 = np.zeros(4, dtype=np.uint64)
-        reasons.begin(self.table, [randomness.word() for _ in range(SEED_WORDS)], now_ns, cold=False)
+        self._seed = [randomness.word() for _ in range(SEED_WORDS)]
+        self._foreign = bool(self.table[0]) and not reasons.usable(self.table)
+        if not reasons.usable(self.table):
+            self._begin()
+
+    def _begin(self) -> None:
+        self._dropped_ns[:] = self._cleared_ns[:] = 0
+        reasons.begin(self.table, self._seed, self.began_ns, cold=False)
+
+    def take_over(self) -> str:
+        """Go on with the traces of a former life, of which the tables have come back. Why not; empty if so."""
+        self._turn = int(self._tables.book[blocks.TURN])
+        self.turns.begin_at(self._turn, self.began_ns)
+        late = (self._dropped_ns > self.began_ns).any() or (self._cleared_ns > self.began_ns).any()
+        if late or self._foreign or not reasons.tidy(self.table, self.began_ns):
+            self._begin()
+            return "traces of blocks that left: what was kept is not ours, or damaged"
+        return ""
 
     # -- noting --------------------------------------------------------------------------------------------------
 
@@ -95,6 +152,7 @@ class Departures:
         now_ns = self._clock.now_ns()
         self._dropped_ns[namespace.number] = now_ns
         note_chain(self.table, keys, at, count, namespace.number, cause_word(Cause.DELETED), now_ns)
+        self._note_below(namespace, keys, at, count, cause_word(Cause.DELETED))
 
     def cleared(self, namespaces: Iterable[Namespace], keys: U8 | None = None) -> None:
         """An operator drops all of some namespaces, or some keys and what continues them."""
@@ -106,10 +164,29 @@ class Departures:
             self._dropped_ns[namespace.number] = now_ns
             word = cause_word(Cause.CLEARED)
             note_chain(self.table, keys, 0, keys.size // 4, namespace.number, word, now_ns)
+            self._note_below(namespace, keys, 0, keys.size // 4, word)
+
+    def _note_below(self, namespace: Namespace, keys: U8, at: int, count: int, word: int) -> None:
+        """What continues the lead run of these, before it is dropped; its own keys, noted already, count towards it."""
+        run: U4 = np.zeros(count, dtype=np.uint32)
+        index, left, now_ns = namespace.tenant.index, BELOW, self._clock.now_ns()
+        found, _, _ = blocks.extend_run(self._tables, index, namespace.number, keys, at, count, 0, run)
+        tops = run[:found][~np.isin(self._tables.blocks["parent"][run[:found]], run[:found])]
+        for row in tops.tolist():
+            left -= int(note_below(self.table, self._tables.blocks, row, word, now_ns, left))
+            if left <= 0:
+                return
 
     def forget_namespace(self, number: int) -> None:
         """It is another one's from now on, of which nothing was dropped yet."""
         self._dropped_ns[number] = self._cleared_ns[number] = 0
+
+    def unused(self, rows: Iterable[int]) -> None:
+        """These, and what continues them, are about to be dropped since nobody has used them."""
+        left, now_ns = BELOW, self._clock.now_ns()
+        for row in rows:
+            self.row_left(row, Cause.UNUSED)
+            left -= int(note_below(self.table, self._tables.blocks, row, cause_word(Cause.UNUSED), now_ns, left))
 
     def row_left(self, row: int, cause: Cause, place: Place = Place.DRAM) -> None:
         """The block in a row is about to be dropped."""

@@ -36,6 +36,7 @@ _SAID: Final = {
     Cause.REFUSED: "Refused when it came: there was no room",
     Cause.ABANDONED: "Never whole: its writer left or took too long",
     Cause.DRAINING: "Refused when it came: the daemon was draining",
+    Cause.UNUSED: "Dropped, because nobody had used it for longer than its tenant's quota says",
     Cause.LIMIT: "Refused when it came: it was more than its tenant, or its client's ring, may have",
 }
 _BECAUSE: Final = {
@@ -211,6 +212,12 @@ def _differs(here: Namespace, there: Namespace) -> tuple[str, ...]:
 
 
 # -- how it left ------------------------------------------------------------------------------------------------
+
+
+def why_gone(store: Store, namespace: Namespace, key: U8) -> tuple[Cause, str]:
+    """How a key (four words) that is not there left, and which tier; `NEVER` and "" where nobody knows."""
+    left, _ = _why(store, namespace, key)
+    return (left.cause, left.tier) if left else (Cause.NEVER, "")
 
 
 def _why(store: Store, namespace: Namespace, key: U8) -> tuple[_Left | None, int]:

@@ -28,7 +28,7 @@ from typing import Final
 
 import numpy as np
 
-from kvstore.blocks import U4, U8, Number, compiled
+from kvstore.blocks import U4, U8, Number, Rows, compiled
 
 WAYS: Final = 8
 HEAD_WORDS: Final = 16
@@ -62,6 +62,7 @@ class Cause(IntEnum):
     ABANDONED = 11  # its writer left before it was whole
     DRAINING = 12  # nothing new was taken when it came
     LIMIT = 13  # more than its tenant, or its client's ring, may have
+    UNUSED = 14  # nobody had used it for longer than its tenant's quota says
 
 
 class Place(IntEnum):
@@ -111,6 +112,18 @@ def usable(table: U8) -> bool:
     return table.size > HEAD_WORDS and int(table[0]) == _NAME and int(table[_SETS]) == sets
 
 
+def tidy(table: U8, now_ns: int) -> bool:
+    """Forget entries of a usable table that nobody can have noted. False if it is not usable, or of another time."""
+    if not usable(table) or int(table[_SINCE]) > now_ns // STEP_NS:
+        return False
+    if not table[_NOTED]:
+        return True
+    entries = table[HEAD_WORDS:]
+    cause, place = (entries >> np.uint64(8)) & np.uint64(0xF), (entries >> np.uint64(5)) & np.uint64(7)
+    entries[(cause == 0) | (cause > max(Cause)) | (place > max(Place))] = 0
+    return True
+
+
 @compiled
 def _hash(table: U8, w0: Number, w1: Number, w2: Number, w3: Number, namespace: Number) -> Number:
     seed = table[_SEEDS : _SEEDS + SEED_WORDS]
@@ -158,6 +171,23 @@ def note_chain(
     for i in range(count):
         k = at + 4 * i
         note(table, keys[k], keys[k + 1], keys[k + 2], keys[k + 3], namespace, cause, now_ns)
+
+
+@compiled
+def note_below(table: U8, rows: Rows, top: Number, cause: Number, now_ns: Number, most: Number) -> Number:
+    """`note` for what continues the block in row `top`, up to `most` of it, depth first. Returns how many."""
+    noted, row = 0, np.int64(rows[top]["first_child"])
+    while row and noted < most:
+        key = rows[row]["key"]
+        note(table, key[0], key[1], key[2], key[3], rows[row]["namespace"], cause, now_ns)
+        noted += 1
+        if rows[row]["first_child"]:
+            row = np.int64(rows[row]["first_child"])
+            continue
+        while row != top and not rows[row]["next_sibling"]:
+            row = np.int64(rows[row]["parent"])
+        row = np.int64(0) if row == top else np.int64(rows[row]["next_sibling"])
+    return noted
 
 
 @compiled
@@ -228,6 +258,7 @@ _SAID: Final = {
     Cause.NOT_WORTH: "not written to disk, since computing it is faster",
     Cause.ABANDONED: "never whole: its writer left, or took too long",
     Cause.DRAINING: "refused: the daemon was draining",
+    Cause.UNUSED: "dropped: nobody had used it for longer than its tenant's quota says",
     Cause.LIMIT: "refused: more than its tenant, or its client's ring, may have",
 }
 

@@ -146,6 +146,11 @@ class Demotion:
         """Chains in the queue."""
         return len(self._queue)
 
+    @property
+    def behind_bytes(self) -> int:
+        """What clients have stored since the chain was queued that waits longest; 0 if none waits."""
+        return self._published_bytes - self._queue[0][2] if self._queue else 0
+
     # -- the pump ------------------------------------------------------------------------------------------------
 
     def pump(self, now_ns: int) -> None:

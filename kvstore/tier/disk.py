@@ -32,7 +32,6 @@ from kvstore.tier.segments import Segments
 
 DRAIN_STEPS = 512
 RECOVERY_SLICES = 1
-REVIVE_NS = 10 * 10**9
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class Namespace(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused")
+    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UIDS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +285,10 @@ class Tenant(_message.Message):
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_5M_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_1H_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_TOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_DROPPED_FIELD_NUMBER: _ClassVar[int]
     name: str
     uids: _containers.RepeatedScalarFieldContainer[int]
     assigned_bytes: int
@@ -303,7 +307,11 @@ class Tenant(_message.Message):
     pinned_bytes: int
     in_flight: int
     refused: int
-    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
+    pinned_5m_bytes: int
+    pinned_1h_bytes: int
+    pinned_tool_bytes: int
+    unused_dropped: int
+    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ..., pinned_5m_bytes: _Optional[int] = ..., pinned_1h_bytes: _Optional[int] = ..., pinned_tool_bytes: _Optional[int] = ..., unused_dropped: _Optional[int] = ...) -> None: ...
 
 class Client(_message.Message):
     __slots__ = ("session", "name", "role", "mode", "tenant", "pid", "uid", "isolation", "connected_s", "ring_bytes", "ring_used_bytes", "tickets", "leases", "arenas_mapped", "namespaces", "requests")
@@ -676,7 +684,7 @@ class SetPolicyResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
-    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes")
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -690,6 +698,13 @@ class Quota(_message.Message):
     IN_FLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
     DRAM_MAX_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_MAX_ASKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIN_5M_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_5M_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PIN_1H_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_1H_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PIN_TOOL_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     chosen: bool
     dram_guaranteed_bytes: int
@@ -703,7 +718,14 @@ class Quota(_message.Message):
     in_flight_max: int
     dram_max_asked_bytes: int
     disk_max_asked_bytes: int
-    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ...) -> None: ...
+    pin_5m_ttl_s: float
+    pin_5m_share: float
+    pin_1h_ttl_s: float
+    pin_1h_share: float
+    pin_tool_ttl_s: float
+    pin_tool_share: float
+    unused_ttl_s: float
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ...) -> None: ...
 
 class GetQuotasRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -718,7 +740,7 @@ class GetQuotasResponse(_message.Message):
     def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping[str, object]]]] = ...) -> None: ...
 
 class SetQuotaRequest(_message.Message):
-    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run")
+    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -729,6 +751,13 @@ class SetQuotaRequest(_message.Message):
     USUAL_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    PIN_5M_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_5M_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PIN_1H_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_1H_SHARE_FIELD_NUMBER: _ClassVar[int]
+    PIN_TOOL_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     dram_guaranteed_bytes: int
     dram_max_bytes: int
@@ -739,7 +768,14 @@ class SetQuotaRequest(_message.Message):
     usual: _containers.RepeatedScalarFieldContainer[str]
     reset: bool
     dry_run: bool
-    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    pin_5m_ttl_s: float
+    pin_5m_share: float
+    pin_1h_ttl_s: float
+    pin_1h_share: float
+    pin_tool_ttl_s: float
+    pin_tool_share: float
+    unused_ttl_s: float
+    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ...) -> None: ...
 
 class SetQuotaResponse(_message.Message):
     __slots__ = ("quota", "former", "dry_run")
@@ -1054,7 +1090,7 @@ class PinBudget(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., pins: _Optional[int] = ..., used_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ...) -> None: ...
 
 class PinCounters(_message.Message):
-    __slots__ = ("pinned", "unpinned", "expired", "refreshed", "dropped", "over_budget", "prefetches", "prefetches_refused", "prefetches_merged", "prefetches_cancelled", "prefetches_late", "prefetched_bytes", "prefetched_used_bytes", "prefetched_wasted_bytes")
+    __slots__ = ("pinned", "unpinned", "expired", "refreshed", "dropped", "over_budget", "prefetches", "prefetches_refused", "prefetches_merged", "prefetches_cancelled", "prefetches_late", "prefetched_bytes", "prefetched_used_bytes", "prefetched_wasted_bytes", "gave_way")
     PINNED_FIELD_NUMBER: _ClassVar[int]
     UNPINNED_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
@@ -1069,6 +1105,7 @@ class PinCounters(_message.Message):
     PREFETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PREFETCHED_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PREFETCHED_WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GAVE_WAY_FIELD_NUMBER: _ClassVar[int]
     pinned: int
     unpinned: int
     expired: int
@@ -1083,7 +1120,8 @@ class PinCounters(_message.Message):
     prefetched_bytes: int
     prefetched_used_bytes: int
     prefetched_wasted_bytes: int
-    def __init__(self, pinned: _Optional[int] = ..., unpinned: _Optional[int] = ..., expired: _Optional[int] = ..., refreshed: _Optional[int] = ..., dropped: _Optional[int] = ..., over_budget: _Optional[int] = ..., prefetches: _Optional[int] = ..., prefetches_refused: _Optional[int] = ..., prefetches_merged: _Optional[int] = ..., prefetches_cancelled: _Optional[int] = ..., prefetches_late: _Optional[int] = ..., prefetched_bytes: _Optional[int] = ..., prefetched_used_bytes: _Optional[int] = ..., prefetched_wasted_bytes: _Optional[int] = ...) -> None: ...
+    gave_way: int
+    def __init__(self, pinned: _Optional[int] = ..., unpinned: _Optional[int] = ..., expired: _Optional[int] = ..., refreshed: _Optional[int] = ..., dropped: _Optional[int] = ..., over_budget: _Optional[int] = ..., prefetches: _Optional[int] = ..., prefetches_refused: _Optional[int] = ..., prefetches_merged: _Optional[int] = ..., prefetches_cancelled: _Optional[int] = ..., prefetches_late: _Optional[int] = ..., prefetched_bytes: _Optional[int] = ..., prefetched_used_bytes: _Optional[int] = ..., prefetched_wasted_bytes: _Optional[int] = ..., gave_way: _Optional[int] = ...) -> None: ...
 
 class ListPinsRequest(_message.Message):
     __slots__ = ("tenant",)

@@ -16,8 +16,11 @@ from kvproto.limits import (
     FRAME_BYTES,
     KEY_BYTES,
     KEYS_PER_FRAME,
+    MATCHES_PER_FRAME,
     NAME_BYTES,
+    NAMESPACES_PER_MATCH,
     PROTOCOL_VERSION,
+    PROTOCOL_VERSION_OLDEST,
     RIDERS_PER_FRAME,
 )
 
@@ -30,6 +33,7 @@ WELCOME_HEAD: Final = struct.Struct(
     "<HBBIQQQQQ"
 )  # version, mode, pad, keys a frame, session, clock, ring, ttl max, ticket ttl
 KEYS_HEAD: Final = struct.Struct("<I4x")  # namespace (MATCH, DELETE)
+MATCH_ALL_HEAD: Final = struct.Struct("<I4x")  # how many namespaces; then these (u32, filled up to 8 bytes), then keys
 MATCH_FRAME: Final = struct.Struct("<BBHIHHII4x")  # HEAD and KEYS_HEAD in one
 LEASE_HEAD: Final = struct.Struct("<I4xQQ")  # namespace, lease ttl ns, wait ns
 RESERVE_HEAD: Final = struct.Struct("<II32s")  # namespace, recompute us a block (0: unknown), parent key
@@ -77,6 +81,7 @@ class Verb(IntEnum):
     HINT = 19
     REPORT = 20
     ADVISE = 21
+    MATCH_ALL = 22
 
     WELCOME = 128
     OPENED = 129
@@ -152,7 +157,7 @@ class Hello:
     role: Role = Role.ENGINE
     modes: tuple[Mode, ...] = (Mode.COPY,)
     ring_bytes: int = 0  # 0: the daemon's default
-    version_low: int = PROTOCOL_VERSION
+    version_low: int = PROTOCOL_VERSION_OLDEST
     version_high: int = PROTOCOL_VERSION
 
 
@@ -329,6 +334,27 @@ def build_match(request: int, namespace: int, keys: bytes, releases: Sequence[in
     if not releases:  # the common case, packed in one go
         return MATCH_FRAME.pack(Verb.MATCH, 0, count, request, 0, 0, KEYS_HEAD.size + len(keys), namespace) + keys
     return build(Verb.MATCH, request, KEYS_HEAD.pack(namespace) + keys, count=count, releases=releases)
+
+
+def build_match_all(request: int, namespaces: Sequence[int], keys: bytes, releases: Sequence[int] = ()) -> bytes:
+    """MATCH_ALL: how much of this chain is there in all of these namespaces?"""
+    odd = len(namespaces) % 2
+    numbers = struct.pack(f"<{len(namespaces)}I{4 * odd}x", *namespaces)
+    body = MATCH_ALL_HEAD.pack(len(namespaces)) + numbers + keys
+    return build(Verb.MATCH_ALL, request, body, count=len(keys) // KEY_BYTES, releases=releases)
+
+
+def parse_match_all(frame: bytes | bytearray | memoryview, head: Head) -> tuple[tuple[int, ...], int]:
+    """`(namespaces, offset of the keys)` of MATCH_ALL."""
+    if head.body_bytes < MATCH_ALL_HEAD.size:
+        raise ProtocolError("MATCH_ALL is cut short")
+    (namespaces,) = MATCH_ALL_HEAD.unpack_from(frame, head.body)
+    if not 1 <= namespaces <= NAMESPACES_PER_MATCH:
+        raise LimitError(f"{namespaces} namespaces in a frame that holds 1 to {NAMESPACES_PER_MATCH}")
+    if head.count * namespaces > MATCHES_PER_FRAME:
+        raise LimitError(f"{head.count} keys in {namespaces} namespaces are more than {MATCHES_PER_FRAME} to look up")
+    keys_at = require_keys(head, MATCH_ALL_HEAD.size + 4 * (namespaces + namespaces % 2))
+    return struct.unpack_from(f"<{namespaces}I", frame, head.body + MATCH_ALL_HEAD.size), keys_at
 
 
 def build_delete(request: int, namespace: int, keys: bytes, releases: Sequence[int] = ()) -> bytes:

@@ -6,7 +6,9 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-PROTOCOL_VERSION: Final = 3  # 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE
+# 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE; 4: MATCH_ALL, and nothing else is new
+PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION_OLDEST: Final = 3  # that both sides still speak
 
 # Frames. A default-size SEQPACKET message holds 212,960 bytes (net.core.wmem_default less overhead); larger
 # ones fail with EMSGSIZE. 1,024 keys of 32 bytes plus 1,024 commits and 1,024 releases of 8 bytes and 64 bytes
@@ -15,6 +17,10 @@ KEY_BYTES: Final = 32
 KEYS_PER_FRAME: Final = 1024
 RIDERS_PER_FRAME: Final = 1024
 FRAME_BYTES: Final = 64 * KIB
+
+# MATCH_ALL: namespaces (ranks of one model), and keys times namespaces: four times the work of the largest MATCH.
+NAMESPACES_PER_MATCH: Final = 64
+MATCHES_PER_FRAME: Final = 4 * KEYS_PER_FRAME
 
 # A page is the unit of slots and spans: DMA, O_DIRECT and mmap all want 4 KiB.
 PAGE_BYTES: Final = 4 * KIB

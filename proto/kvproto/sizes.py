@@ -1,4 +1,4 @@
-"""Sizes as operators write and read them: in the configuration, its environment and flags, and for kvctl.
+"""Sizes and durations as operators write and read them: in the configuration, its environment and flags, for kvctl.
 
     KiB, MiB, GiB, TiB    powers of 1,024; so are bare K, M, G, T
     kB, MB, GB, TB        powers of 1,000
@@ -20,10 +20,11 @@ BYTE_UNITS: Final = (
     | {"K": KIB, "M": MIB, "G": GIB, "T": KIB * GIB}
     | {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 )
+SECOND_UNITS: Final = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 UNITS_SAID: Final = "1K is 1KiB, 1,024 bytes; 1kB is 1,000; so with M, G and T"  # for help
 
-# Eighteen digits hold any size that fits a signed 64-bit file offset, and keep the conversion cheap.
-_SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
+# A number and a unit. Eighteen digits hold any size that fits a signed 64-bit file offset, and convert cheaply.
+_QUANTITY: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
@@ -32,7 +33,7 @@ def parse_bytes(text: str) -> int:
     Case counts, but for kB: "Gib" is a gigabit to some, a typing error to others. Raises ValueError with a reason fit
     for an operator.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _QUANTITY.fullmatch(text.strip())
     if match is None:
         raise ValueError(f'{quoted(text)} is not a size; write a number and a unit, such as "1GiB"')
     unit_bytes = BYTE_UNITS.get(match[2] or "B")
@@ -42,6 +43,17 @@ def parse_bytes(text: str) -> int:
     if size_bytes.denominator != 1:
         raise ValueError(f"{quoted(text)} is not a whole number of bytes")
     return size_bytes.numerator
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration such as "500ms", "30s", "5m" or "1h"; a unit is needed. Raises ValueError."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'{quoted(text)} is not a duration; write a number and a unit, such as "30s"')
+    unit_s = SECOND_UNITS.get(match[2])
+    if unit_s is None:
+        raise ValueError(f"{quoted(match[2])} is not a unit of time; one of {', '.join(SECOND_UNITS)}")
+    return float(Fraction(match[1]) * unit_s)
 
 
 def format_bytes(size_bytes: int) -> str:

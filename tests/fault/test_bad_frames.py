@@ -58,7 +58,7 @@ def test_an_unknown_version_is_refused(daemon: DaemonProcess) -> None:
     client.send(frames.build_hello(1, later))
     code, text = client.goodbye()
     assert code is Code.REFUSED
-    assert f"version {PROTOCOL_VERSION}" in text
+    assert f"to {PROTOCOL_VERSION}, client {PROTOCOL_VERSION + 1}" in text
     client.close()
 
 

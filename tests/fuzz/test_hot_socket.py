@@ -12,7 +12,15 @@ from kvproto import frames, policy_frames
 from kvproto.errors import KvError, UsageError
 from kvproto.frames import Head, Hello, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import FRAME_BYTES, HINT_NAME_BYTES, KEYS_PER_FRAME, NAME_BYTES
+from kvproto.limits import (
+    FRAME_BYTES,
+    HINT_NAME_BYTES,
+    KEY_BYTES,
+    KEYS_PER_FRAME,
+    MATCHES_PER_FRAME,
+    NAME_BYTES,
+    NAMESPACES_PER_MATCH,
+)
 from kvproto.policy_frames import Question, Report
 from tests.raw import RawClient, dial, identity, key, raw_client, real_daemon
 
@@ -57,6 +65,32 @@ def test_any_body_is_a_hint_or_a_typed_error(body: bytes, count: int) -> None:
             continue
         assert policy_frames.build_hint(hint) == frame or damaged[2:4] != bytes(2) or hint.seconds != hint.seconds
         assert len(hint.name.encode()) <= HINT_NAME_BYTES
+
+
+@derandomized
+@given(st.binary(max_size=200), st.integers(0, 5), st.integers(0, 70))
+def test_any_body_is_a_match_all_or_a_typed_error(body: bytes, count: int, namespaces: int) -> None:
+    for damaged in (body, frames.MATCH_ALL_HEAD.pack(namespaces) + body):
+        frame = frames.build(Verb.MATCH_ALL, 1, damaged, count=count)
+        try:
+            numbers, keys_at = frames.parse_match_all(frame, frames.parse_head(frame, len(frame)))
+        except KvError:
+            continue
+        assert 1 <= len(numbers) <= NAMESPACES_PER_MATCH
+        assert keys_at % 8 == 0
+        assert keys_at + count * KEY_BYTES == len(frame)
+
+
+@derandomized
+@given(st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=NAMESPACES_PER_MATCH), st.data())
+def test_match_all_travels_unchanged(numbers: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, min(40, MATCHES_PER_FRAME // len(numbers))))
+    keys, releases = os.urandom(KEY_BYTES * count), data.draw(st.lists(st.integers(0, (1 << 64) - 1), max_size=3))
+    frame = frames.build_match_all(7, numbers, keys, releases)
+    head = frames.parse_head(frame, len(frame))
+    parsed, keys_at = frames.parse_match_all(frame, head)
+    assert (list(parsed), frame[keys_at:]) == (numbers, keys)
+    assert frames.riders(frame, head)[0] == tuple(releases)
 
 
 @derandomized
@@ -182,6 +216,7 @@ def _body(generator: random.Random, count: int) -> bytes:
             times,
             namespace + keys,
             namespace + times + keys,
+            _namespaces(generator) + keys,
             namespace + key(generator.randrange(64)) + keys,
             namespace[:4] + bytes([generator.randrange(4)]) + bytes(3) + times[:8] + keys,
             _words(generator, keys),
@@ -192,6 +227,14 @@ def _body(generator: random.Random, count: int) -> bytes:
             os.urandom(generator.randrange(200)),
         ]
     )
+
+
+def _namespaces(generator: random.Random) -> bytes:
+    """Of a MATCH_ALL: mostly as many as it says, and mostly of this session."""
+    count = generator.choice([0, 1, 1, 2, 3, 4, 64, 65, generator.randrange(1 << 32)])
+    there = min(count, 65) + (generator.random() < 0.1)
+    numbers = [generator.choice([1, 1, 1, 2, generator.randrange(1 << 32)]) for _ in range(there + there % 2)]
+    return frames.MATCH_ALL_HEAD.pack(count) + b"".join(number.to_bytes(4, "little") for number in numbers)
 
 
 def _words(generator: random.Random, keys: bytes) -> bytes:

@@ -169,8 +169,9 @@ class Actor:
         """Do one thing."""
         deeds = (
             (self.store, 8), (self.commit, 10), (self.abort, 1), (self.fetch, 10), (self.read, 6), (self.release, 4),
-            (self.renew, 2), (self.match, 2), (self.delete, 1), (self.scribble, 2), (self.read_stale_map, 3),
-            (self.flush, 2), (self.pin, 2), (self.unpin, 1), (self.prefetch, 2), (self.expect, 2),
+            (self.renew, 2), (self.match, 2), (self.match_all, 1), (self.delete, 1), (self.scribble, 2),
+            (self.read_stale_map, 3), (self.flush, 2), (self.pin, 2), (self.unpin, 1), (self.prefetch, 2),
+            (self.expect, 2),
         )  # fmt: skip
         self.rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()
 
@@ -456,6 +457,15 @@ class Actor:
         namespace, keys = self.rng.choice(self.namespaces), path(self.rng)
         for key in keys[: self.client.match(namespace, keys)]:
             self.model.known(namespace, key)
+
+    def match_all(self) -> None:
+        """MATCH_ALL: what all have is what each says for itself."""
+        namespaces, keys = self.rng.choices(self.namespaces, k=self.rng.randrange(1, 4)), path(self.rng)
+        there = self.client.match_all(namespaces, keys)
+        assert there == min(self.client.match(namespace, keys) for namespace in namespaces)
+        for namespace in namespaces:
+            for key in keys[:there]:
+                self.model.known(namespace, key)
 
     # -- dropping ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,12 @@ from tests.core import Core
 from tests.sim.actor import Seen
 
 
+def shares_fit(quota: Quota) -> bool:
+    """Is what classes of pins are sure of no more than may be pinned?"""
+    shares = (quota.pin_5m_share, quota.pin_1h_share, quota.pin_tool_share)
+    return sum(share or 0.0 for share in shares) <= quota.pin_share
+
+
 class QuotaEvents:
     """What an operator does to quotas, and a watch on what memory and disk do about them."""
 
@@ -40,7 +46,7 @@ class QuotaEvents:
         wanted = {key: value for key, value in self._chosen.items() if key != name}
         if quota is not None:
             wanted[name] = quota
-        fits = all(self._fits(tier, wanted) for tier in Tier)
+        fits = all(self._fits(tier, wanted) for tier in Tier) and (quota is None or shares_fit(quota))
         try:
             store.choose_quota(name, quota)
         except QuotaError:
@@ -64,7 +70,16 @@ class QuotaEvents:
         def some(size_bytes: int) -> int | None:
             return None if rng.random() < 0.5 else rng.randrange(size_bytes + 1)
 
-        return Quota(some(dram), some(dram), some(disk), some(disk), rng.random(), rng.choice((None, 2, 30)))
+        def share() -> float | None:
+            return None if rng.random() < 0.6 else rng.random() / 2
+
+        def seconds() -> float | None:
+            return None if rng.random() < 0.6 else 1.0 + 30.0 * rng.random()
+
+        return Quota(
+            some(dram), some(dram), some(disk), some(disk), rng.random(), rng.choice((None, 2, 30)),
+            seconds(), share(), seconds(), share(), seconds(), share(), rng.choice((None, None, 60.0)),
+        )  # fmt: skip
 
     def _fits(self, tier: Tier, quotas: dict[str, Quota]) -> bool:
         unit_bytes, units = self._tier(tier)

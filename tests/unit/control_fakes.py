@@ -36,7 +36,7 @@ from kvstore.report import (
 )
 from kvstore.report_costs import CostsReport, NamespaceCosts, PrefillReport, RunReport, WayReport
 from kvstore.report_pins import PinBudget, PinCounters, PinReport, PinsReport
-from kvstore.report_quotas import QuotaChange, QuotaReport
+from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstore.watching import Observed
 from kvstored.admin_pins import PrefixWish
@@ -345,7 +345,7 @@ class MemoryPort:
             PinReport(7, "research", "ab" * 32, 40, 40 * BLOCK_BYTES, 12.5, True, "program:agent-1"),
             PinReport(9, "research", "cd" * 32, 3, 3 * BLOCK_BYTES, 3000.0, False, ""),
         )
-        counters = PinCounters(11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22 * MIB, 23 * MIB, 24 * MIB)
+        counters = PinCounters(11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22 * MIB, 23 * MIB, 24 * MIB, 25)
         return PinsReport(pins, 600, (PinBudget("research", 600, 64 * MIB, 128 * MIB),), counters)
 
     def pin(self, wish: PrefixWish) -> Pinned:
@@ -419,7 +419,7 @@ class MemoryPort:
             name, chosen is not None, guaranteed, asked,
             None if most is None else min(most // (64 * MIB) * 64, 2048) * MIB, 0, quota.disk_guaranteed_bytes,
             quota.disk_max_bytes, quota.pin_share, int(quota.pin_share * guaranteed), quota.in_flight, most,
-            quota.disk_max_bytes,
+            quota.disk_max_bytes, **{name: getattr(quota, name) for name in CLASS_FIELDS},
         )  # fmt: skip
 
     def _policy(self, tier: Tier, tenant: str) -> PolicyReport:

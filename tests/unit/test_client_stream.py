@@ -224,6 +224,20 @@ def test_a_later_deadline_replaces_the_first_and_an_earlier_one_does_not(tmp_pat
         assert lease.deadline_ns == before_ns + 10**9
 
 
+def test_a_ready_without_blocks_keeps_what_has_come_for_longer(tmp_path: Path) -> None:
+    with streaming(tmp_path, 1, 3) as (peer, ns, keys, blocks), ns.fetch(keys, wait_s=60, ttl_s=30) as lease:
+        before_ns = lease.deadline_ns
+        copier = Copier(lease, 3)
+        wait_until(lambda: copier.has(blocks, 1))
+        peer.ready(1, 0, deadline_ns=before_ns + 10**9)
+        wait_until(lambda: lease.deadline_ns == before_ns + 10**9)
+        assert lease.tiers == Tiers(dram=1)
+        assert not copier.results, "it still waits"
+        peer.ready(1, 2)
+        assert copier.result()
+        assert copier.has(blocks, 3)
+
+
 def test_a_lease_that_lapses_between_two_chunks_is_a_miss(tmp_path: Path) -> None:
     with streaming(tmp_path, 1, 3) as (peer, ns, keys, blocks), ns.fetch(keys, wait_s=60, ttl_s=SHORT_S) as lease:
         copier = Copier(lease, 3)

@@ -94,6 +94,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         log_level="info",
         keep=False,
         keep_patience_s=600.0,
+        stop_within_s=5.0,
         disk_directories=(),
         disk_bytes=0,
         segment_bytes=8 * MIB,
@@ -107,6 +108,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         policy_dram=Rule.DENSITY.value,
         policy_disk=Rule.LRU.value,
         insight_curves=True,
+        metrics_listen="off",
         tenants=(),
     )
 

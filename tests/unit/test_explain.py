@@ -171,7 +171,8 @@ class TestDropped:
         core.settle()
         said = ask(core, namespace, chain(6))
         assert (said.found, said.cause, said.key) == (3, "deleted", chain(6)[3].hex())
-        alone = ask(core, namespace, chain(6)[4:])  # of what continued it nobody knows more than that
+        assert ask(core, namespace, chain(6)[4:]).cause == "deleted", "what continued it went with it"
+        alone = ask(core, namespace, [key_of("other")])
         assert alone.cause == "never"
         assert any("that may have been it" in sentence for sentence in alone.sentences)
 

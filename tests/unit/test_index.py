@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 
@@ -47,6 +48,28 @@ def test_a_new_directory_gets_a_store_and_holds_nothing(tmp_path: Path) -> None:
     with opened(tmp_path / "new") as second:
         assert second.loaded.store == first.loaded.store == read_store(tmp_path / "new")
         assert second.loaded.rebuilt == ""
+
+
+def test_without_lmdb_the_index_is_lost_at_once_and_no_child_dies_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvstored.index.find_spec", lambda name: None if name == "lmdb" else find_spec(name))
+    began: list[object] = []
+    monkeypatch.setattr("kvstored.index.Child", lambda *_, **__: began.append(1))
+    changed = Event()
+    index = Index([tmp_path], changed.set)
+    index.start()
+    try:
+        assert changed.wait(PATIENCE_S)
+        assert index.state is State.LOST
+        assert "lmdb is not installed" in index.reason
+        loaded = index.take_loaded()
+        assert loaded is not None
+        assert loaded.store == b"", "nothing of the disk is used"
+        assert not began
+    finally:
+        index.stop()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_was_committed_comes_back(tmp_path: Path) -> None:

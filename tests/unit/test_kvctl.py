@@ -167,7 +167,10 @@ class TestAnswers:
         assert "disk: opening, index rebuilding (25% of 1,200 slots), made anew at this start (the index was" in out
 
     def test_status_says_how_this_life_began(self, ask: Run, daemon: Daemon) -> None:
-        warm = "began warm: 1,200 of 1,234 blocks kept, 300 not verified yet; memory is kept by systemd"
+        warm = (
+            "began warm: 1,200 of 1,234 blocks kept, 300 not verified yet, "
+            "3 slots withheld at first for leases of before; memory is kept by systemd"
+        )
         assert warm in " ".join(ask("status").out.split())
         daemon.port.restart = replace(
             restart_report(), began="cold", reason="the configuration has changed", keeper="none"

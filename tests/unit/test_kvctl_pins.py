@@ -13,7 +13,7 @@ from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
 from kvstored.admin import Admin
 from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
-from kvstored.control import RefusedError
+from kvstored.control import AmbiguousError
 from tests.core import SECOND, Core, chain, words
 from tests.unit.control_fakes import MIB, MemoryPort
 from tests.unit.test_kvctl_hints import client, shown
@@ -29,7 +29,7 @@ def test_pins_come_over_the_socket_field_by_field(client: ControlClient) -> None
     (budget,) = report.budgets
     assert (budget.pins, budget.used_bytes, budget.budget_bytes) == (600, 64 * MIB, 128 * MIB)
     counts = [getattr(report.counters, field.name) for field in pb.PinCounters.DESCRIPTOR.fields]
-    assert counts == [*range(11, 22), 22 * MIB, 23 * MIB, 24 * MIB]
+    assert counts == [*range(11, 22), 22 * MIB, 23 * MIB, 24 * MIB, 25]
     text = shown(pins.pins(report))
     for part in ("program:agent-1", "a client", "64.0 MiB", "128.0 MiB", "and 598 more", "in vain"):
         assert part in text
@@ -134,7 +134,7 @@ def test_the_owner_keeps_what_an_operator_names() -> None:
         with pytest.raises(ValueError, match="2 namespaces could be meant"):
             asked(core.store, wish)
     for refused in (admin.pin, admin.prefetch):  # that is no unknown name: there are too many
-        with pytest.raises(RefusedError, match="2 namespaces could be meant"):
+        with pytest.raises(AmbiguousError, match="2 namespaces could be meant"):
             refused(wish)
         with pytest.raises(KeyError, match="no such namespace"):
             refused(PrefixWish("nobody", None, wish.keys, 1))

@@ -63,6 +63,8 @@ def test_where_nothing_whole_is_left_a_successor_learns_anew() -> None:
     assert later.store.kept.warm
     assert all(namespace.profile is None for namespace in later.store.namespaces.values())
     assert gaps(later) == b""
+    assert any("lessons" in fault for fault in later.store.kept.faults)
+    assert not successor(Core(arenas=2)).store.kept.faults, "who left nothing left nothing damaged"
 
 
 @pytest.mark.parametrize("bend", ["nan", "negative", "huge", "short", "clock", "unknown", "text"])

@@ -30,7 +30,8 @@ def test_quotas_are_read_with_where_they_stand(tmp_path: Path) -> None:
     text = (
         f'{SIZES}[tenants.a]\nuids = [1]\ndram_guaranteed = "4GiB"\ndram_max = "8 GiB"\ndisk_guaranteed = 1073741824\n'
         'disk_max = "2GiB"\npin_share = 0.25\nin_flight = 4096\n[tenants.b]\nuids = [2]\npin_share = 1\n'
-        "[tenants.c]\nuids = [3]\n"
+        '[tenants.c]\nuids = [3]\n[tenants.d]\nuids = [4]\npin_1h_ttl = "30m"\npin_1h_share = 0.25\n'
+        'pin_5m_ttl = "90s"\npin_tool_share = 0.125\nunused_ttl = "24h"\n'
     )
     file = written(tmp_path, text)
     result = loaded(file=file)
@@ -38,7 +39,10 @@ def test_quotas_are_read_with_where_they_stand(tmp_path: Path) -> None:
     assert quotas["a"] == Quota(4 * GIB, 8 * GIB, GIB, 2 * GIB, 0.25, 4096)
     assert quotas["b"] == Quota(pin_share=1.0)
     assert quotas["c"] == USUAL
-    assert result.config.quotas().keys() == {"a", "b"}
+    assert quotas["d"] == Quota(
+        pin_5m_ttl_s=90.0, pin_1h_ttl_s=1800.0, pin_1h_share=0.25, pin_tool_share=0.125, unused_ttl_s=86400.0
+    )
+    assert result.config.quotas().keys() == {"a", "b", "d"}
     values = {value.name: (value.value, value.origin) for value in result.values}
     assert values["tenants.a.dram_max"] == ("8GiB", f"file {file}:11")
     assert values["tenants.b.pin_share"] == ("1.0", f"file {file}:18")
@@ -59,6 +63,10 @@ def test_quotas_are_read_with_where_they_stand(tmp_path: Path) -> None:
         ("pin_share = 'half'", "kvstored.toml:10: tenants.a.pin_share: must be a share, such as 0.5, not a string"),
         ("in_flight = 0", "kvstored.toml:10: tenants.a.in_flight: 0 is out of range"),
         ("in_flight = -1", "kvstored.toml:10: tenants.a.in_flight: '-1' is not a whole number"),
+        ("pin_1h_ttl = '25h'", "kvstored.toml:10: tenants.a.pin_1h_ttl: 90000s is out of range"),
+        ("pin_1h_ttl = 30", 'kvstored.toml:10: tenants.a.pin_1h_ttl: must be a duration such as "30s", not an integer'),
+        ("unused_ttl = '30s'", "kvstored.toml:10: tenants.a.unused_ttl: 30s is out of range"),
+        ("pin_5m_share = 0.3\npin_1h_share = 0.3", "kvstored.toml:11: tenants.a.pin_1h_share: is more than pin_share"),
         ("dram_guarantee = 1", "unknown key tenants.a.dram_guarantee; did you mean tenants.a.dram_guaranteed?"),
     ],
 )
@@ -202,6 +210,31 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
     assert daemon.port.chosen["web"].dram_max_bytes is None
     assert ask("quota", "web", "reset", "-o", "json").json["quota"]["quota"]["chosen"] is False
     assert not daemon.port.chosen
+
+
+def test_quota_says_what_holds_for_classes_only_where_something_is_said(ask: Run, daemon: Daemon) -> None:  # noqa: F811
+    answer = ask("quota", "web", "set", "pin_1h_ttl=30m", "pin_5m_share=0.1", "unused_ttl=24h")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.splitlines()[-3:] == [
+        "  pin_5m_share: sure of 10%, until now sure of nothing",
+        "  pin_1h_ttl: at most 30 min 0 s, until now as long as they ask for",
+        "  unused_ttl: 1 d 0 h, until now never dropped for that",
+    ]
+    assert daemon.port.chosen == {"web": Quota(pin_1h_ttl_s=1800.0, pin_5m_share=0.1, unused_ttl_s=86400.0)}
+    assert ask("quota", "web", "set", "pin_1h_ttl=none").code == 0
+    assert daemon.port.chosen == {"web": Quota(pin_5m_share=0.1, unused_ttl_s=86400.0)}
+    lines = ask("quota", "web").out.splitlines()
+    assert "web, pins up to 5m: sure of 10%" in lines
+    assert "web, unused: dropped after 1 d 0 h" in lines
+    assert not any("longer pins" in line for line in lines)
+    for bad, why in (
+        ("pin_1h_ttl=30", "'30' is no value of pin_1h_ttl"),
+        ("unused_ttl=1s", "must be from 60"),
+        ("pin_x_ttl=1h", "a key is one"),
+    ):
+        refused = ask("quota", "web", "set", bad)
+        assert refused.code == Exit.USAGE
+        assert why in " ".join(refused.err.split())
 
 
 @pytest.mark.parametrize(

@@ -311,18 +311,22 @@ def test_choices_that_the_configuration_leaves_no_room_for_are_forgotten() -> No
 
 
 def test_a_record_says_a_choice_whole() -> None:
-    for quota in (CHOSEN, USUAL, None, Quota(pin_share=1 / 3)):
+    classes = Quota(None, 3, None, 4, 0.6, 7, 60.5, 0.1, 61.5, 0.2, 62.5, 0.3, 600.0)
+    for quota in (CHOSEN, USUAL, None, Quota(pin_share=1 / 3), classes):
         kind, *rest = quota_as_record("t", quota)
         assert kind == "quota"
         assert quota_of_record(rest) == ("t", quota)
     assert quota_of_record(quota_as_record("t", CHOSEN)[1:]) != ("t", USUAL)
+    older = quota_as_record("t", CHOSEN)[1:8]
+    assert quota_of_record(older) == ("t", CHOSEN), "as it was written before there were classes"
 
 
 @pytest.mark.parametrize(
     "rest",
     [
         [], ["t", "1"], ["t", "x", "", "", "", "0.5", ""], ["t", "", "", "", "", "2", ""],
-        ["t", "-1", "", "", "", "0", ""], ["t", "", "", "", "", "0", "0"],
+        ["t", "-1", "", "", "", "0", ""], ["t", "", "", "", "", "0", "0"], ["t", *[""] * 14],
+        ["t", *[""] * 4, "0.5", "", "0", *[""] * 6], ["t", *[""] * 4, "0.5", "", "", "2", *[""] * 5],
     ],
 )  # fmt: skip
 def test_what_no_daemon_has_written_is_no_choice(rest: list[int | str]) -> None:
@@ -339,6 +343,12 @@ DRAM, DISK = Capacity(Tier.DRAM, 100, 8), Capacity(Tier.DISK, 1000, 4)
     ("quotas", "tenant", "field", "reason"),
     [
         ({"a": Quota(dram_guaranteed_bytes=900)}, "a", "dram_guaranteed_bytes", "more than the tier has"),
+        ({"a": Quota(pin_5m_share=0.3, pin_1h_share=0.3)}, "a", "pin_1h_share", "more than pin_share, 0.5, leaves"),
+        ({"a": Quota(pin_share=0.1, pin_tool_share=0.2)}, "a", "pin_tool_share", "more than pin_share, 0.1, leaves"),
+        ({"a": Quota(pin_5m_share=float("nan"))}, "a", "pin_5m_share", "from 0 to 1"),
+        ({"a": Quota(pin_1h_ttl_s=0.5)}, "a", "pin_1h_ttl_s", "from 1 to 86400 seconds"),
+        ({"a": Quota(pin_tool_ttl_s=float("inf"))}, "a", "pin_tool_ttl_s", "from 1 to 86400 seconds"),
+        ({"a": Quota(unused_ttl_s=59.0)}, "a", "unused_ttl_s", "from 60 to"),
         (
             {"a": Quota(dram_guaranteed_bytes=500), "b": Quota(dram_guaranteed_bytes=400)},
             "b", "dram_guaranteed_bytes", "3 of 8 arenas",

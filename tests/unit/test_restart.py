@@ -8,7 +8,9 @@ import pytest
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks, restart
+from kvstore.arenas import Arenas
 from kvstore.registry import Registry
+from kvstore.store import Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
@@ -24,7 +26,7 @@ def successor(core: Core, *, memory: bool = True, **changes: int) -> Core:
     later = Core(
         changes.get("arenas", limits.dram_bytes // limits.arena_bytes), disk=limits.disk,
         drive=core.drive.successor(), memory=kept, clock=core.clock,
-        first_generation=int(core.store.tables.book[blocks.GENERATION]) + 1,
+        first_generation=int(core.store.tables.book[blocks.GENERATION]) + 1, seed=changes.get("seed", 1),
     )  # fmt: skip
     if limits.disk.disk_bytes:
         later.open_disk()
@@ -133,7 +135,7 @@ def test_slots_that_somebody_may_be_reading_are_withheld_until_the_deadline() ->
     before = [client.read(namespace, held, i) for i in range(8)]
     later = successor(core)
     later.audit()
-    assert later.store.kept.withheld == 1
+    assert later.store.kept.withheld == 8
     newcomer = later.client()
     namespace = newcomer.open()
     grants = newcomer.put(namespace, chain(12, "new"))
@@ -266,6 +268,21 @@ def killed_before(step: str, owner: type, core: Core, patch: pytest.MonkeyPatch)
             Core(limits.positions, memory=core.memory, clock=core.clock)
 
 
+def killed_after(step: str, owner: type, core: Core, patch: pytest.MonkeyPatch) -> None:
+    """As `killed_before`, right after this step."""
+    done = getattr(owner, step)
+
+    def die_then(*arguments: object) -> None:
+        done(*arguments)
+        raise KilledError
+
+    core.memory = core.memory.successor()
+    with patch.context() as until_it_dies:
+        until_it_dies.setattr(owner, step, die_then)
+        with pytest.raises(KilledError):
+            Core(core.store.limits.positions, memory=core.memory, clock=core.clock)
+
+
 def test_a_successor_that_dies_before_it_has_said_who_is_who_leaves_what_was_said_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -312,6 +329,38 @@ def test_what_is_leased_from_two_lives_ago_is_not_written_over_though_the_life_b
     later.pass_time(11 * SECOND)
     later.work_all()
     assert newcomer.put(newcomer.open(), chain(16, "new")).count(Grant.GRANTED) == 8
+    later.audit()
+
+
+@pytest.mark.parametrize(
+    ("step", "owner"),
+    [("_make_rooms", Store), ("add_pool", Arenas), ("settle_quotas", Registry), ("_take_arenas", restart._TakeOver),
+     ("_hold_for_the_past", Store)],
+)  # fmt: skip
+def test_a_successor_may_die_anywhere_on_the_way_and_costs_the_next_one_nothing(
+    step: str, owner: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(8, "leased"))
+    client.put(namespace, chain(12))
+    held = client.lease(namespace, chain(8, "leased"), ttl_ns=10 * SECOND)
+    before = [client.read(namespace, held, i) for i in range(8)]
+    for _ in range(2):
+        if step == "_make_rooms":
+            killed_after(step, owner, core, monkeypatch)
+        else:
+            killed_before(step, owner, core, monkeypatch)
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.warm, later.store.kept.reason
+    assert (later.store.kept.blocks, later.store.kept.lost) == (20, 0)
+    newcomer = later.client()
+    newcomer.put(newcomer.open(), chain(32, "new"))
+    assert [client.read(namespace, held, i) for i in range(8)] == before
+    later.pass_time(11 * SECOND)
+    later.work_all()
     later.audit()
 
 

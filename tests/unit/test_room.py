@@ -3,6 +3,7 @@
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
+from kvstore.quotas import Quota
 from kvstore.report import ClearScope
 from tests.core import ARENA_BYTES, BLOCK_BYTES, MS, SECOND, Client, Core, Held, chain, value_of
 from tests.fakes import FakeMemory
@@ -249,6 +250,23 @@ def test_others_are_told_busy_or_evict_their_own_while_one_arena_is_on_its_way()
     assert third.put(third.open(), chain(2, "third")) == [Grant.BUSY] * 2
     assert rich.put(rich.open(), chain(2, "rich again")) == [Grant.GRANTED] * 2
     assert core.store.arenas.recycled == 1
+    core.settle()
+    core.audit()
+
+
+def test_while_the_only_free_arena_waits_for_another_tenant_one_may_ask_again() -> None:
+    nothing = Quota(dram_guaranteed_bytes=0)
+    quotas = {"rich": Quota(dram_guaranteed_bytes=ARENA_BYTES), "poor": nothing, "third": nothing}
+    core = Core(arenas=3, quotas=quotas)
+    rich, poor, third = core.client("rich", 256), core.client("poor"), core.client("third")
+    put_apart(core, rich, 3 * SLOTS, "rich")
+    assert poor.put(poor.open(), chain(2, "poor")) == [Grant.BUSY] * 2
+    core.settle()
+    assert core.store.arenas.serving() == 2
+    assert third.put(third.open(), chain(2, "third")) == [Grant.BUSY] * 2, "not FULL: whom it waits for may not come"
+    core.pass_time(2 * SECOND)
+    assert third.put(third.open(), chain(2, "third")) == [Grant.GRANTED] * 2
+    assert poor.put(poor.open(), chain(2, "poor"))[0] in {Grant.FULL, Grant.BUSY}
     core.settle()
     core.audit()
 

@@ -37,11 +37,13 @@ def test_impossible_settings_stop_the_start(given: dict[str, Any], why: str) -> 
 def test_wishes_of_a_request_are_taken_one_by_one_and_never_fail_it(caplog: pytest.LogCaptureFixture) -> None:
     assert wishes_of(None) == wishes_of({}) == wishes_of({"other": {"load": False}}) == Wishes()
     good = {"load": False, "pin_ttl_s": 60, "retention": "1h", "program": "p", "tool": "t", "tool_expected_s": 2.5}
+    assert wishes_of({"kvstored": {"priority": "low"}}) == Wishes(priority="low")
     assert wishes_of({"kvstored": good}) == Wishes(
         load=False, pin_ttl_s=60.0, retention="1h", program="p", tool="t", tool_expected_s=2.5
     )
     assert not caplog.records
-    bad = {"load": "no", "pin_ttl_s": 0, "retention": "2h", "program": "", "tool": "x" * 200, "stor": True}
+    bad = {"load": "no", "pin_ttl_s": 0, "retention": "2h", "program": "", "tool": "x" * 200, "stor": True,
+           "priority": 3}  # fmt: skip
     assert wishes_of({"kvstored": bad | {"store": False}}) == Wishes(store=False)
     assert len(caplog.records) == len(bad)
     assert wishes_of({"kvstored": "all"}) == Wishes()
@@ -67,7 +69,21 @@ def test_layers_that_lie_next_to_each_other_are_one_piece() -> None:
     turned = layout_of({f"layer {number}": torch.zeros((8, 16, 2, 4)).transpose(1, 2) for number in range(3)}, 8)
     assert turned.words != layout.words, "other strides within a block"
     shared = torch.zeros((8, 2, 16, 4))
-    assert len(layout_of({"one": shared, "two": shared}, 8).lengths) == 1
+    twins = layout_of({"one": shared, "two": shared}, 8)
+    assert len(twins.lengths) == 1
+    assert twins.layers["one"] == twins.layers["two"]
+
+
+def test_layers_lie_one_after_another_in_a_block_whichever_way_the_engine_keeps_them() -> None:
+    whole = torch.zeros((8, 3, 2, 16, 4))
+    together = layout_of({f"layer {number}": whole[:, number] for number in range(3)}, 8)
+    apart = layout_of({f"layer {number}": torch.zeros((8, 2, 16, 4)) for number in range(3)}, 8)
+    size = 2 * 16 * 4 * 4
+    for layout, stride in ((together, 3 * size), (apart, size)):
+        assert [(each.start, each.stride, each.length) for each in layout.layers.values()] == [
+            (0, stride, size), (size, stride, size), (2 * size, stride, size)
+        ]  # fmt: skip
+    assert [each.base - whole.data_ptr() for each in together.layers.values()] == [0, size, 2 * size]
 
 
 @pytest.mark.parametrize(
@@ -104,4 +120,9 @@ def test_weights_are_told_apart_by_what_is_in_their_files(tmp_path: Path) -> Non
     changed[-1] = 1
     file.write_bytes(changed)
     os.utime(file, ns=times)
-    assert weights_mark(tmp_path) != first
+    second = weights_mark(tmp_path)
+    assert second != first
+    (tmp_path / "modeling.py").write_text("scale = 1")
+    third = weights_mark(tmp_path)
+    (tmp_path / "modeling.py").write_text("scale = 2")
+    assert len({second, third, weights_mark(tmp_path)}) == 3, "the code of a model says what its weights mean"

@@ -1,0 +1,106 @@
+"""MATCH: how much of a chain is there? Takes nothing, touches nothing. Owner thread.
+
+match        in one namespace
+match_all    in each of several: the ranks of an engine store the same chain into one namespace each, and what one
+             of them lacks is of no use to the others
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Matched
+from kvproto.limits import KEYS_PER_FRAME, MATCHES_PER_FRAME
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.costing import Costing
+from kvstore.sessions import Namespace
+from kvstore.tally import Tally
+
+
+class Matching:
+    """Answers MATCH and MATCH_ALL. `keys[at:]` are 4 words a key."""
+
+    def __init__(self, tables: Tables, tally: Tally, costing: Costing, account: Callable[[], None]) -> None:
+        """`account` has the last LEASE noted (`Leasing.account`): it waits no longer than until the next verb."""
+        self._tables = tables
+        self._tally = tally
+        self._costing = costing
+        self._account = account
+        self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._runs = np.zeros(MATCHES_PER_FRAME, dtype=np.uint32)
+
+    def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
+        """How long the lead run is, and what loading and computing it take."""
+        self._account()
+        found, on_disk, pending = self._look(namespace, keys, at, count, self._run)
+        self._note(count, found)
+        if not found and not pending:
+            return NOTHING_MATCHED
+        if not self._costing.heard:
+            return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
+        load_ns, recompute_ns = self._costing.estimate(namespace, self._run, found, on_disk)
+        return Matched(0, found - on_disk, on_disk, pending, load_ns, recompute_ns)
+
+    def match_all(self, namespaces: Sequence[Namespace], keys: U8, at: int, count: int) -> Matched:
+        """How long the run is that all of these namespaces have; at most `MATCHES_PER_FRAME` look-ups.
+
+        A block counts as on disk if one of them has it there alone, and as pending if each has it or is about to. Ranks
+        load side by side and compute side by side, so the slowest says how long either takes.
+        """
+        self._account()
+        runs: list[tuple[Namespace, U4, int]] = []
+        there = coming = count
+        for namespace in namespaces:
+            first = len(runs) * count
+            run = self._runs[first : first + count]
+            found, on_disk, pending = self._look(namespace, keys, at, coming, run)
+            runs.append((namespace, run, on_disk))
+            there, coming = min(there, found), min(coming, found + pending)
+            if not coming:
+                break
+        self._note(count, there)
+        if not coming:
+            return NOTHING_MATCHED
+        if not there:
+            return Matched(0, 0, 0, coming, UNKNOWN_NS, UNKNOWN_NS)
+        on_disk, load_ns, recompute_ns = self._slowest(runs, there)
+        return Matched(0, there - on_disk, on_disk, coming - there, load_ns, recompute_ns)
+
+    def _look(self, namespace: Namespace, keys: U8, at: int, count: int, run: U4) -> tuple[int, int, int]:
+        """(Blocks of the lead run, how many of them lie on disk, how many after it are on their way)."""
+        index = namespace.tenant.index
+        found, stop = blocks.match_run(self._tables.blocks, *index, namespace.number, keys, at, count, run)
+        on_disk = 0
+        if stop and self._tables.blocks["state"][stop] != blocks.WRITING:
+            found, on_disk, stop = blocks.extend_run(self._tables, index, namespace.number, keys, at, count, found, run)
+        if not stop:
+            return found, on_disk, 0
+        pending = blocks.pending_run(self._tables, index, namespace.number, keys, at, count, found)
+        return found, on_disk, pending
+
+    def _note(self, count: int, found: int) -> None:
+        tally = self._tally
+        tally.matches += 1
+        tally.match_hits += found
+        tally.match_misses += count - found
+
+    def _slowest(self, runs: Sequence[tuple[Namespace, U4, int]], there: int) -> tuple[int, int, int]:
+        """Of the first `there` blocks: how many some namespace has on disk alone; the longest times of any. Where one
+        is not known the longest is not either: `UNKNOWN_NS` is more than any other.
+        """
+        states = self._tables.blocks["state"]
+        heard = self._costing.heard
+        load_ns = recompute_ns = 0 if heard else UNKNOWN_NS
+        away = np.zeros(there, dtype=np.bool_)
+        for namespace, run, on_disk in runs:
+            mine = 0
+            if on_disk:
+                state = states[run[:there]]
+                lies = (state == blocks.DISK) | (state == blocks.LOADING)
+                mine = int(np.count_nonzero(lies))
+                away |= lies
+            if heard:
+                load, recompute = self._costing.estimate(namespace, run, there, mine)
+                load_ns, recompute_ns = max(load_ns, load), max(recompute_ns, recompute)
+        return int(np.count_nonzero(away)), load_ns, recompute_ns

@@ -1,0 +1,81 @@
+"""Pins of a former life, taken up again at a warm start. Owner thread.
+
+Deadlines are of CLOCK_MONOTONIC, which went on while no daemon ran: what is left of a pin is what would be left of it
+had nobody restarted. What lies on disk is not known before its index has been read, so such pins follow then; until
+they do, their records stay where they are.
+"""
+
+import numpy as np
+
+from kvproto.limits import PIN_TTL_NS_MAX
+from kvstore import blocks
+from kvstore.blocks import U4, Tables
+from kvstore.pin_book import PinBook, Saved
+from kvstore.pinning import Pinning
+from kvstore.ports import Clock
+from kvstore.registry import Registry
+from kvstore.restart import Kept
+from kvstore.sessions import Namespace
+from kvstore.tier.disk import Disk
+
+
+class Repinning:
+    """Those of one store."""
+
+    def __init__(self, tables: Tables, clock: Clock, registry: Registry, pinning: Pinning, book: PinBook) -> None:
+        self._tables = tables
+        self._clock = clock
+        self._registry = registry
+        self._pinning = pinning
+        self._book = book
+
+    def begin(self, kept: Kept, disk: Disk) -> None:
+        """Go on with all that can be found; the rest once the disk serves. `kept` counts what became of them."""
+        saved = self._book.read()
+        if saved is None:
+            kept.faults.append("pins: what was kept of them is not ours, or damaged")
+            return
+        self._pinning.number_after(max((one.number for one in saved), default=0))
+        absent = [one for one in saved if not self._take(one, kept)]
+        if not absent or not disk.when_serving(lambda: self._give_up(absent, kept)):
+            self._give_up(absent, kept)
+
+    def _give_up(self, absent: list[Saved], kept: Kept) -> None:
+        """This is the last chance for those whose blocks were not there."""
+        for one in absent:
+            if not self._take(one, kept):
+                self._book.wipe(one.place)
+                kept.pins_lost += 1
+
+    def _take(self, saved: Saved, kept: Kept) -> bool:
+        """Pin it again. False: its block is not there, or not yet."""
+        namespace = self._registry.by_number.get(saved.namespace)
+        row = self._row(namespace, saved) if namespace is not None else 0
+        if not row or namespace is None:
+            return False
+        now_ns = self._clock.now_ns()
+        deadline_ns = min(saved.deadline_ns, now_ns + PIN_TTL_NS_MAX)
+        rows = self._rows(row, saved.count)
+        if deadline_ns <= now_ns:
+            self._book.wipe(saved.place)  # it would be over by now
+        elif self._pinning.resume(saved, namespace, rows, deadline_ns):
+            kept.pins += 1
+        else:
+            self._book.wipe(saved.place)
+            kept.pins_lost += 1
+        return True
+
+    def _row(self, namespace: Namespace, saved: Saved) -> int:
+        key = np.frombuffer(saved.key, dtype=np.uint64).copy()
+        row = int(blocks.find_one(self._tables, namespace.tenant.index, namespace.number, key, 0))
+        return 0 if row and int(self._tables.blocks["state"][row]) == blocks.WRITING else row
+
+    def _rows(self, row: int, count: int) -> U4:
+        """The block in `row` and those before it, `count` in all, in order."""
+        parents, chain = self._tables.blocks["parent"], [row]
+        while len(chain) < count:
+            row = int(parents[row])
+            if not row:
+                break
+            chain.append(row)
+        return np.array(chain[::-1], dtype=np.uint32)
