@@ -1,7 +1,8 @@
 # make demo   see a model's KV cache leave one process and come back in another
 # make test   everything that guards main: types, style, layers, stubs, tests
 # Both create .venv on first use and need neither root nor anything installed for all users.
-# make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB)
+# make deb    a Debian package of the daemon in dist/ (systemd/debian/build says what is in it)
+# make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB) and .venv-sglang (1.4 GB)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Two things side by side, and what each says when it is over.
 BOTH := $(MAKE) --no-print-directory --jobs=2 --output-sync=target
 
-.PHONY: demo test test-around test-inside test-long compiled engines test-engines check bench stubs clean
+.PHONY: demo test test-around test-inside test-long compiled engines test-engines test-engines-long check bench stubs deb clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,7 +52,10 @@ engines: $(STAMP)
 	@$(BIN)/python -m bench.engines.setup
 
 test-engines: $(STAMP)
-	@$(BIN)/python -m pytest -m engines
+	@$(BIN)/python -m pytest -m 'engines and not long'
+
+test-engines-long: $(STAMP)
+	@$(BIN)/python -m pytest -m 'engines and long'
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench hot --json bench/results/hot.json
@@ -63,5 +67,8 @@ bench: $(STAMP)
 stubs: $(STAMP)
 	@$(BIN)/python proto/generate.py
 
+deb:
+	@systemd/debian/build
+
 clean:
-	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-sglang build dist *.egg-info
