@@ -487,3 +487,67 @@ def test_blocks_larger_than_the_arenas_are_an_error_at_once_and_a_miss_when_a_sm
         answer = kv.generate(prompt, max_new_tokens=4, **GREEDY)
         assert "arena" in answer.why_not
         assert same_logits(answer, plain(model, prompt))
+
+
+# -- load or compute --------------------------------------------------------------------------------------------
+
+
+def known(namespace: kvclient.Namespace, prefix: Any, *, prefill_s: float, load_s: float) -> kvclient.Match:
+    """Tell the daemon what a token costs and what 1 MiB costs, until it answers by that."""
+    for tokens in range(16, 512, 16):
+        namespace.report_prefill(0, tokens, tokens * prefill_s)
+    for _ in range(64):
+        namespace.report_load("dram", 1 << 20, load_s)
+    match = namespace.match(prefix)
+    for _ in range(1000):
+        if match.load_s is not None and match.recompute_s is not None:
+            break
+        match = namespace.match(prefix)
+    return match
+
+
+@pytest.mark.parametrize(
+    ("prefill_s", "load_s", "cached"), [(1e-6, 10.0, 0), (1.0, 1e-4, DOCUMENT)], ids=["compute", "load"]
+)
+def test_what_is_computed_faster_than_loaded_is_computed(
+    start_daemon: StartDaemon, model: Any, prefill_s: float, load_s: float, cached: int
+) -> None:
+    prompt = prompt_of(DOCUMENT + REST)
+    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir) as client:
+        assert client.wait_connected(10.0)
+        kv = TransformersKV(client, model)
+        assert kv.namespace is not None
+        kv.save(prompt[:, :DOCUMENT], computed_cache(model, prompt[:, :DOCUMENT]), wait=True)
+        match = known(kv.namespace, kv.namespace.keys(prompt[0, :DOCUMENT].numpy()), prefill_s=prefill_s, load_s=load_s)
+        assert match.blocks == DOCUMENT // BLOCK
+        assert match.worth_loading is (cached > 0)
+        answer = kv.generate(prompt, max_new_tokens=4, **GREEDY)
+        assert answer.cached_tokens == cached
+        assert answer.why_not == ("" if cached else adapter.SLOWER)
+        assert same_logits(answer, plain(model, prompt))
+        tried = [kv.load(prompt).tokens for _ in range(2 * adapter.TRIED_ANYWAY)]
+        assert tried.count(DOCUMENT) == (len(tried) if cached else 2), "now and then a load is tried all the same"
+
+
+def test_prefills_teach_the_daemon_what_computing_costs(start_daemon: StartDaemon, model: Any) -> None:
+    prompt = prompt_of(DOCUMENT + REST)
+    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir) as client:
+        assert client.wait_connected(10.0)
+        kv = TransformersKV(client, model)
+        assert kv.namespace is not None
+        stops: list[int] = []
+
+        def stop(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            stops.append(ids.shape[1])
+            return torch.zeros(1, dtype=torch.bool)
+
+        kv.generate(prompt[:, : adapter.PROFILED_TOKENS - 1], max_new_tokens=1)
+        assert client.ping() is not None
+        keys = kv.namespace.keys(prompt[0, :DOCUMENT].numpy())
+        assert kv.namespace.match(keys).recompute_s is None, "too short to say anything"
+        kv.generate(prompt, max_new_tokens=2, stopping_criteria=[stop])
+        assert stops == [DOCUMENT + REST + 1, DOCUMENT + REST + 2], "what the caller wants is asked too"
+        kv.flush(10.0)
+        cost_s = kv.namespace.match(keys).recompute_s
+        assert cost_s is not None
+        assert 0 < cost_s < 60

@@ -4,129 +4,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-import kvclient
 from bench.process import DaemonProcess
-from kvclient import Role
-from kvclient.integrations.vllm_jobs import Plan, Progress
-from kvclient.integrations.vllm_layout import Layout, layout_of
-from kvclient.integrations.vllm_scheduler import Scheduler
 from kvclient.integrations.vllm_settings import Settings
-from kvclient.integrations.vllm_worker import Worker
 from tests.integration.conftest import StartDaemon
+from tests.integration.vllm_halves import BLOCKS, TOKENS, Engine, again, load, patient, request_of
 from tests.node import until
-
-BLOCKS, TOKENS, LAYERS = 32, 16, 3
-INNER = (2, 16, 8)  # heads, tokens, keys and values
-
-
-@dataclass
-class Rank:
-    """One worker: its memory, its clients."""
-
-    caches: dict[str, torch.Tensor]
-    layout: Layout
-    worker: Worker
-    clients: list[kvclient.Client]
-
-
-@dataclass
-class Engine:
-    """Scheduler and workers, stepped by hand."""
-
-    run: Path
-    settings: Settings = field(default_factory=Settings)
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        self.workers = [self._rank(rank) for rank in range(self.ranks)]
-        self.lookups = kvclient.connect(self.run, role=Role.TOOL, timeout_s=self.settings.lookup_timeout_ms / 1000)
-        assert self.lookups.wait_connected(5)
-        shards = [self._namespace(self.lookups, rank, each.layout) for rank, each in enumerate(self.workers)]
-        block_bytes = self.workers[0].layout.block_bytes
-        self.free = BLOCKS
-        self.scheduler = Scheduler(
-            self.lookups, shards, TOKENS, block_bytes, self.settings,
-            engine_blocks=BLOCKS, free_blocks=lambda: self.free,
-        )  # fmt: skip
-        self.saved = 0
-
-    def _rank(self, rank: int) -> Rank:
-        generator = torch.Generator().manual_seed(rank)
-        caches = {
-            f"layer {number}": torch.rand((BLOCKS, *INNER), generator=generator, dtype=torch.float32)
-            for number in range(LAYERS)
-        }
-        layout = layout_of(caches, BLOCKS)
-        quick = kvclient.connect(self.run, role=Role.TOOL, timeout_s=0.05)
-        patient = kvclient.connect(self.run, timeout_s=5.0)
-        assert quick.wait_connected(5)
-        assert patient.wait_connected(5)
-        names = (self._namespace(quick, rank, layout), self._namespace(patient, rank, layout))
-        return Rank(caches, layout, Worker(*names, layout, disk_wait_s=2.0), [quick, patient])
-
-    def _namespace(self, client: kvclient.Client, rank: int, layout: Layout) -> kvclient.Namespace:
-        return client.namespace(
-            model="m", engine="vllm", layout=layout.words, dtype="float32", block_tokens=TOKENS,
-            block_bytes=layout.block_bytes, tp=(rank, self.ranks),
-        )  # fmt: skip
-
-    def step(self, scheduled: dict[str, int], blocks: dict[str, list[int]]) -> Plan:
-        """As vLLM does: plan, fence, load, compute, save, and what became of it."""
-        plan = self.scheduler.plan(scheduled, blocks.__getitem__)
-        for rank in self.workers:
-            rank.worker.fence(plan)
-            rank.worker.begin(plan)
-            rank.worker.end(plan)
-        self.listen()
-        return plan
-
-    def listen(self) -> set[str]:
-        """What the workers say; requests whose loads have ended."""
-        progress = Progress()
-        received: set[str] = set()
-        for rank in self.workers:
-            progress = progress.joined(rank.worker.take_progress() or Progress())
-            received |= rank.worker.take_received()
-        self.saved += len(progress.saved)
-        self.scheduler.heard(progress, received)
-        return received
-
-    def save(self, request: Any, block_ids: list[int]) -> None:
-        """Compute all of a request, save it, and let it be over."""
-        self.scheduler.on_new_request(request)
-        plan = self.step({request.request_id: request.num_tokens}, {request.request_id: block_ids})
-        assert not plan.saves, "of a step that has not ended"
-        request.num_computed_tokens = request.num_tokens
-        self.scheduler.finished(request, block_ids)
-        self.step({}, {})
-        assert until(lambda: self.listen() is not None and not self.scheduler._saves), "it never ends"
-        for rank in self.workers:
-            rank.worker._patient.flush(5.0)  # visible, too
-
-    def stop(self) -> None:
-        """End it."""
-        for rank in self.workers:
-            rank.worker.stop()
-            for client in rank.clients:
-                client.close()
-        self.lookups.close()
-
-
-def request_of(name: str, blocks: int, *, tokens: int = 0, params: object = None) -> Any:
-    """What the halves read of a request of vLLM."""
-    hashes = [f"{name} {number}".encode().ljust(32, b".") for number in range(blocks)]
-    tokens = tokens or blocks * TOKENS + 1
-    return SimpleNamespace(
-        request_id=name, block_hashes=hashes, num_tokens=tokens, num_computed_tokens=0, kv_transfer_params=params
-    )
 
 
 @pytest.fixture
@@ -143,27 +29,12 @@ def engine(daemon: DaemonProcess) -> Iterator[Engine]:
     engine.stop()
 
 
-def again(request: Any, name: str) -> Any:
-    """Another request with the same tokens."""
-    return SimpleNamespace(**(vars(request) | {"request_id": name, "num_computed_tokens": 0}))
-
-
-def load(engine: Engine, request: Any, block_ids: list[int]) -> int:
-    """Look up, load, and step; blocks that were loaded."""
-    engine.scheduler.on_new_request(request)
-    tokens, beside = engine.scheduler.matched(request, 0)
-    assert tokens is not None
-    engine.scheduler.allocated(request, block_ids, tokens)
-    request.num_computed_tokens = tokens
-    engine.step({} if beside else {request.request_id: request.num_tokens - tokens}, {request.request_id: block_ids})
-    if beside:
-        assert until(lambda: request.request_id in engine.listen())
-    return tokens // TOKENS
-
-
-@pytest.mark.parametrize("at_once_mib", [32.0, 0.0], ids=["before the forward", "beside it"])
-def test_what_is_saved_from_some_blocks_is_loaded_into_others(daemon: DaemonProcess, at_once_mib: float) -> None:
-    engine = Engine(daemon.runtime_dir, Settings(at_once_mib=at_once_mib))
+@pytest.mark.parametrize(
+    "settings", [patient(), patient(at_once_mib=0.0), patient(layerwise=True)],
+    ids=["before the forward", "beside it", "layer by layer"],
+)  # fmt: skip
+def test_what_is_saved_from_some_blocks_is_loaded_into_others(daemon: DaemonProcess, settings: Settings) -> None:
+    engine = Engine(daemon.runtime_dir, settings)
     request = request_of("a", 5)
     engine.save(request, [3, 1, 4, 15, 9, 2])
     caches = engine.workers[0].caches
@@ -239,7 +110,8 @@ def test_a_block_is_there_if_every_rank_has_it(daemon: DaemonProcess) -> None:
     engine.stop()
 
 
-def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(daemon: DaemonProcess, engine: Engine) -> None:
+def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(daemon: DaemonProcess) -> None:
+    engine = Engine(daemon.runtime_dir, Settings(lookup_timeout_ms=100.0))
     request = request_of("a", 3)
     engine.save(request, [0, 1, 2, 3])
     os.kill(daemon.process.pid, signal.SIGSTOP)
@@ -250,10 +122,11 @@ def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(daemon: Da
         assert engine.scheduler.matched(one, 0) == (0, False)
     assert engine.scheduler.take_counts()["lookups"] == 1
     os.kill(daemon.process.pid, signal.SIGCONT)
+    engine.stop()
 
 
 def test_a_second_request_waits_for_the_load_of_the_first(daemon: DaemonProcess) -> None:
-    engine = Engine(daemon.runtime_dir, Settings(at_once_mib=0.0))
+    engine = Engine(daemon.runtime_dir, patient(at_once_mib=0.0))
     request = request_of("a", 4)
     engine.save(request, [0, 1, 2, 3, 4])
     one, two = again(request, "one"), again(request, "two")
@@ -306,7 +179,7 @@ def test_a_finished_request_may_hold_its_blocks_within_a_budget(engine: Engine) 
 def test_a_load_that_fails_as_nobody_foresaw_is_told_like_any_other(
     daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch, at_once_mib: float
 ) -> None:
-    engine = Engine(daemon.runtime_dir, Settings(at_once_mib=at_once_mib))
+    engine = Engine(daemon.runtime_dir, patient(at_once_mib=at_once_mib))
     request = request_of("a", 3)
     engine.save(request, [0, 1, 2, 3])
     worker = engine.workers[0].worker

@@ -6,26 +6,16 @@ and one whose loads are spoilt (`vllm_lying`) must not.
 
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from bench.engines import EngineGoneError, VllmProcess
 from bench.engines.model import SIZES, write_model
+from tests.integration.vllm_kit import BLOCK, SAME, ask, difference, prompt_of, start
 from tests.node import Node
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
-
-BLOCK = 128
-SAME = 0.03  # of a logprob where a hit splits the prefill otherwise; spoilt blocks are off by tenths and more
-ENGINE: dict[str, Any] = {
-    "enable_prefix_caching": False,
-    "max_model_len": 4096,
-    "max_num_batched_tokens": 4096,
-    "max_num_seqs": 8,
-    "num_gpu_blocks_override": 128,
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(
-    python: Path, model: Path, run: Path, log: Path, *, lie: str = "", policy: str = "recompute", **engine: Any
-) -> VllmProcess:
-    """An engine with the connector; with `lie` the one that lies."""
-    transfer = {
-        "kv_connector": "LyingConnector" if lie else "KvstoredConnector",
-        "kv_connector_module_path": "tests.integration.vllm_lying" if lie else "kvclient.integrations.vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": policy,
-        "kv_connector_extra_config": {"runtime_dir": str(run)} | ({"lie": lie} if lie else {}),
-    }
-    return VllmProcess(python, ENGINE | {"model": str(model), "kv_transfer_config": transfer} | engine, log_file=log)
-
-
 @pytest.fixture(scope="module")
 def first(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
     """Computes everything first."""
@@ -70,26 +46,6 @@ def second(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempP
     """Another engine of this host, at the same time."""
     with start(python, model, node.run, tmp_path_factory.mktemp("second") / "log") as engine:
         yield engine
-
-
-def prompt_of(name: object, tokens: int) -> list[int]:
-    """Tokens that no other name has."""
-    random = Random(str(name))
-    return [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(tokens)]
-
-
-def ask(engine: VllmProcess, *prompts: list[int], **more: Any) -> list[dict[str, Any]]:
-    """Run these together, and whatever is to be saved of them."""
-    answers = engine.generate(*({"prompt": prompt, "max_tokens": 4} | more for prompt in prompts))
-    assert engine.ask(do="settle")["settled"]
-    return answers
-
-
-def difference(one: dict[str, Any], two: dict[str, Any]) -> float:
-    """The largest of any logprob; large where the tokens differ."""
-    if one["tokens"] != two["tokens"]:
-        return 10.0
-    return max(abs(float(a) - float(b)) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))
 
 
 def test_what_one_engine_computed_another_loads(first: VllmProcess, second: VllmProcess) -> None:

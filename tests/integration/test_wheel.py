@@ -29,6 +29,7 @@ def test_a_wheel_holds_every_package_and_the_client_imports_nothing_heavy(tmp_pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         held = {name.removesuffix("/__init__.py") for name in archive.namelist() if name.endswith("/__init__.py")}
+        assert "kvctl/systemd/kvstored.service" in archive.namelist(), "`kvctl service install` has nothing to install"
     assert {"kvstore/tier", "kvclient/integrations", "kvproto", "kvkernels", "kvstored", "kvctl"} <= packages()
     assert held == packages()
     script = f"""

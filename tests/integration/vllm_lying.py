@@ -1,17 +1,31 @@
-"""A connector that lies, for the controls of equality tests: what it loads is not what was stored.
+"""A connector that lies, for the controls of equality tests: what it loads is not what was stored, or comes too late.
 
-`kv_connector_extra_config` says how: `lie = "zeros"` fills every loaded block with zeros and calls it good, `lie =
-"short"` says that only the first half of what was asked for was there.
+`kv_connector_extra_config` says how, in `lie`:
+
+    zeros      every loaded block is filled with zeros and called good, layer by layer too
+    short      the second half of what was asked for is filled with zeros, and said not to be there
+    lapse      no block is copied before its lease is over
+    late       layer by layer: the last layer is zeros, and filled when the lease is over, in the middle of the forward
+    held PATH  half of the blocks are copied, PATH is made, and nothing more is copied while PATH is there
 """
 
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from kvclient.copying import Move
 from kvclient.integrations import vllm as real
 from kvclient.integrations.vllm_jobs import LoadJob
 from kvclient.integrations.vllm_worker import Worker
+from kvclient.lease import Lease
 from kvclient.namespace import Namespace
+
+PATIENCE_S = 30.0
+PAUSE_S = 0.001
 
 
 class LyingConnector(real.KvstoredConnector):
@@ -26,17 +40,72 @@ class LyingConnector(real.KvstoredConnector):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """As it is, and the worker's copying spoilt."""
         super().register_kv_caches(kv_caches)
-        worker, lie = self._worker, self._lie
-        assert worker is not None
-        honest = worker._copy
-
-        def copy(job: LoadJob, namespace: Namespace, wait_s: float) -> int:
-            good = honest(job, namespace, wait_s)
-            if lie == "short":
-                return good // 2
-            for tensor in kv_caches.values():
-                tensor[list(job.block_ids)] = 0
-            return good
-
+        worker = self._worker
         assert isinstance(worker, Worker)
-        worker._copy = copy  # type: ignore[method-assign]
+        lie, _, path = str(self._lie).partition(" ")
+        if lie in {"zeros", "short"}:
+            worker._copy = _spoilt(worker._copy, list(kv_caches.values()), lie)  # type: ignore[method-assign]
+        elif lie == "lapse":
+            _before_copying(lambda lease, _: _until(lambda: time.monotonic_ns() > lease.deadline_ns))
+        elif lie == "held":
+            _before_copying(lambda lease, targets: _half(lease, targets, Path(path)))
+        if worker._layers is not None:
+            _spoil_layers(worker._layers, lie)
+
+
+def _spoilt(honest: Callable[[LoadJob, Namespace, float], int], caches: list[torch.Tensor], lie: str) -> Any:
+    def copy(job: LoadJob, namespace: Namespace, wait_s: float) -> int:
+        good = honest(job, namespace, wait_s)
+        kept = good // 2 if lie == "short" else 0
+        for tensor in caches:
+            tensor[list(job.block_ids[kept:])] = 0
+        return kept or good
+
+    return copy
+
+
+def _spoil_layers(layers: Any, lie: str) -> None:
+    honest, fill = layers.copy, layers._fill
+
+    def copy(moves: list[Move]) -> None:
+        honest(moves)
+        layers.lie_copied += 1
+        last = layers.lie_copied == len(layers._order)
+        if lie == "late" and last:
+            _until(lambda: time.monotonic_ns() > layers.lie_until_ns)
+        if lie == "zeros" or (lie == "late" and last):
+            for target, _, length in moves:
+                ctypes.memset(target, 0, length)
+
+    def filled(loads: Any) -> None:
+        layers.lie_copied, layers.lie_until_ns = 0, max(each.lease.deadline_ns for each in loads)
+        fill(loads)
+
+    layers.copy, layers._fill = copy, filled
+
+
+def _before_copying(act: Callable[[Lease, Any], None]) -> None:
+    honest = Lease.copy_to
+
+    def copy_to(lease: Lease, targets: Any) -> bool:
+        act(lease, targets)
+        return honest(lease, targets)
+
+    Lease.copy_to = copy_to  # type: ignore[method-assign, assignment]
+
+
+def _half(lease: Lease, targets: Any, path: Path) -> None:
+    views = lease.views_of(range(len(targets) // 2))
+    for view, pieces in zip(views, targets.addresses, strict=False):
+        start = 0
+        for address, length in zip(pieces, targets.lengths, strict=True):
+            ctypes.memmove(address, bytes(view[start : start + length]), length)
+            start += length
+    path.touch()
+    _until(lambda: not path.exists())
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(PAUSE_S)

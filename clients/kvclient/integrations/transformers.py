@@ -22,10 +22,12 @@ whatever rows stand beside it: so with 32 tokens left to compute on every instru
 takes another routine, and blocks that decoding filled differ from a prefill's by rounding, as in any prefix cache.
 """
 
+import itertools
 import logging
 import math
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -41,6 +43,7 @@ from kvclient.integrations.transformers_model import (
     model_trouble,
     probe,
     processors,
+    request_trouble,
     weight_marks,
     weights_digest,
 )
@@ -53,28 +56,10 @@ from kvproto.limits import MIB
 
 STAGING_BYTES: Final = 32 * MIB  # what `save` gathers before it hands blocks over: half a default ring
 
-# Options of `generate` that would change the batch, the cache or which tokens it holds, with the values that do not.
-_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "use_cache": (None, True),
-    "cache_implementation": (None,),
-    "token_healing": (None, False),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_early_exit": (None,),
-    "is_assistant": (None, False),
-    "use_mtp": (None, False),
-    "prefill_chunk_size": (None,),  # some versions of transformers then compute the cached part once more, on top
-    "penalty_alpha": (None,),
-    "dola_layers": (None,),
-    "output_attentions": (None, False),  # of the whole prompt, which is not computed
-    "output_hidden_states": (None, False),
-}
-# Other arguments of `generate` that leave the cache alone; whatever is neither here nor a generation option may not.
-_HARMLESS: Final = frozenset({
-    "attention_mask", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
-    "streamer", "synced_gpus", "tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask",
-})  # fmt: skip
+PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
+PROFILED_BYTES: Final = MIB  # and a load of fewer little about memory
+TRIED_ANYWAY: Final = 16  # of so many loads that do not pay one is done, so that what is known of them stays true
+SLOWER: Final = "computing is faster than loading, as far as is known"
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +73,7 @@ class Prefix:
     )
     tokens: int  # length of the cache, always less than the prompt
     tiers: Tiers = field(default_factory=Tiers)  # its blocks by the tier that they were read from
-    why_not: str = ""  # why nothing could be looked up; empty for a hit and for a plain miss
+    why_not: str = ""  # why nothing could be looked up, or was not loaded; empty for a hit and for a plain miss
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.cache, self.tokens))
@@ -154,6 +139,7 @@ class TransformersKV:
         self._client = client
         self._model = model
         self._block_tokens = block_tokens
+        self._declined = itertools.count(1)  # loads that do not pay
         kept = self._examine(adapter, revision)
         self._kept: _Kept | None = None
         self.why_not = ""  # why this model is bypassed; empty: it is not
@@ -175,14 +161,20 @@ class TransformersKV:
         cannot answer for runs as plain `model.generate` and says `why_not`. Raises what the model raises.
         """
         options["return_dict_in_generate"] = True
-        why_not = self.why_not or self._request_trouble(input_ids, options)
+        why_not = self.why_not or request_trouble(self._model.generation_config, input_ids, options)
         if why_not:
             _log.debug("bypass request why=%r", why_not)
             output = self._model.generate(input_ids, **options)
             return Generated(output, saved=Saved(why_not=why_not), why_not=why_not)
         prefix = self.load(input_ids, salt=salt)
         options["attention_mask"] = torch.ones_like(input_ids)
+        first = _FirstToken()
+        options["stopping_criteria"] = transformers.StoppingCriteriaList(
+            [*(options.get("stopping_criteria") or ()), first]
+        )
+        began = time.monotonic()
         output = self._model.generate(input_ids, past_key_values=prefix.cache, **options)
+        self._report_prefill(prefix.tokens, input_ids.shape[1] - prefix.tokens, first.at - began)
         saved = self.save(output.sequences, output.past_key_values, salt=salt)
         return Generated(output, prefix.tokens, prefix.tiers, saved, prefix.why_not)
 
@@ -194,7 +186,7 @@ class TransformersKV:
         `input_ids`: [1, tokens] or [tokens]. `salt`: whatever the KV depends on besides the tokens (image digests), or
         a secret that keeps users apart. Blocks that this client has stored and that are not visible yet, or that
         come from disk, are waited for up to `wait_s` seconds. The bytes must be read within `ttl_s` seconds of that,
-        else it is a miss.
+        else it is a miss. What the daemon knows to be computed faster than loaded is left to be computed (`SLOWER`).
         """
         tokens, why_not = self._tokens(input_ids)
         if tokens is None:
@@ -204,12 +196,17 @@ class TransformersKV:
         # A cache as long as the prompt leaves nothing to compute logits from, and generate() is wrong without a word.
         usable = max(0, len(tokens) - 1) // self._block_tokens
         keys = kept.namespace.keys(tokens[: usable * self._block_tokens], extra=salt)
+        if not kept.namespace.match(keys).worth_loading and next(self._declined) % TRIED_ANYWAY:
+            return Prefix(self._empty_cache(), 0, why_not=SLOWER)
         with kept.namespace.fetch(keys, wait_s=wait_s, ttl_s=ttl_s) as lease:
+            began = time.monotonic()
             layers = _read_blocks(lease, kept.shape, self._block_tokens)
+            seconds = time.monotonic() - began
             if layers is None:
                 return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
             if not lease.valid():
                 return Prefix(self._empty_cache(), 0, why_not="the lease lapsed while the blocks were read")
+        self._report_load(lease, seconds)
         cache = self._empty_cache()
         for index, (layer, device) in enumerate(zip(layers, kept.shape.devices, strict=True)):
             keys_of_layer, values_of_layer = layer.to(device)
@@ -250,6 +247,18 @@ class TransformersKV:
         return FlushResult(0, 0, 0, 0) if self._kept is None else self._kept.namespace.flush(timeout_s)
 
     # -- below them ---------------------------------------------------------------------------------------------
+
+    def _report_prefill(self, cached: int, new: int, seconds: float) -> None:
+        """So that the daemon learns what computing costs here."""
+        if self._kept is not None and new >= PROFILED_TOKENS and seconds > 0:
+            self._kept.namespace.report_prefill(cached, new, seconds)
+
+    def _report_load(self, lease: Lease, seconds: float) -> None:
+        """And what loading does; of its own drives it knows better."""
+        assert self._kept is not None
+        load_bytes = lease.blocks * self._kept.namespace.identity.block_bytes
+        if load_bytes >= PROFILED_BYTES and seconds > 0 and lease.tiers.dram == lease.blocks:
+            self._kept.namespace.report_load("dram", load_bytes, seconds)
 
     def _examine(self, adapter: str, revision: str) -> _Kept | str:
         """The namespace of this model's KV, or why there is none."""
@@ -335,34 +344,17 @@ class TransformersKV:
             return str(error)
         return ""
 
-    def _request_trouble(self, input_ids: torch.Tensor, options: Mapping[str, Any]) -> str:
-        """Why this call of `generate` cannot use the store; empty if it can."""
-        if input_ids.ndim != 2 or len(input_ids) != 1:
-            return f"input_ids of shape {tuple(input_ids.shape)}; only [1, tokens] is cached"
-        defaults = self._model.generation_config
-        for name, value in options.items():
-            if value is not None and name not in _HARMLESS and not hasattr(defaults, name):
-                return f"generate() was given {name}"
-        sources = (options, _attributes(options.get("generation_config")), _attributes(defaults))
-        for name, neutral in _NEUTRAL.items():
-            if (value := _effective(name, sources)) not in neutral:
-                return f"generate() is to run with {name}={value!r}"
-        mask = options.get("attention_mask")
-        if mask is None:
-            # generate() then takes pad tokens in the prompt for padding, unless they are also the end token.
-            pad, end = _effective("pad_token_id", sources), _effective("eos_token_id", sources)
-            pads = pad is not None and pad not in (end if isinstance(end, list) else [end])
-            return "the prompt holds the pad token" if pads and bool((input_ids == pad).any()) else ""
-        return "" if mask.shape == input_ids.shape and bool((mask == 1).all()) else "the attention mask hides tokens"
 
+class _FirstToken:
+    """A stopping criterion of `generate` that notes when the first token is there, and never stops it."""
 
-def _attributes(config: Any) -> Mapping[str, Any]:
-    return {} if config is None else vars(config)
+    at = 0.0
 
-
-def _effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
-    """The first value that is given, as generate() looks for it."""
-    return next((source[name] for source in sources if source.get(name) is not None), None)
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        if not self.at:
+            input_ids[0, -1].item()  # an accelerator may still be computing it
+            self.at = time.monotonic()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tensor | None:

@@ -1,13 +1,14 @@
 """What `kvclient.integrations.transformers` has to know of a model before it may store anything for it.
 
-Two questions, both answered on the safe side. Can its cache be kept at all (`model_trouble`, `probe`)? And what names
-its bytes, so that nobody else's are taken for them (`config_digest`, `weights_digest`, `processors`)?
+Three questions, all answered on the safe side. Can its cache be kept at all (`model_trouble`, `probe`)? Can that of
+this request (`request_trouble`)? And what names its bytes, so that nobody else's are taken for them (`config_digest`,
+`weights_digest`, `processors`)?
 Sentences that are returned say why not; an empty one means that all is well.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -19,6 +20,29 @@ from transformers.cache_utils import DynamicLayer
 
 # Entries of a configuration that do not touch what the model computes.
 _VOLATILE: Final = frozenset({"transformers_version", "_name_or_path"})
+
+# Options of `generate` that would change the batch, the cache or which tokens it holds, with the values that do not.
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "use_cache": (None, True),
+    "cache_implementation": (None,),
+    "token_healing": (None, False),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "is_assistant": (None, False),
+    "use_mtp": (None, False),
+    "prefill_chunk_size": (None,),  # some versions of transformers then compute the cached part once more, on top
+    "penalty_alpha": (None,),
+    "dola_layers": (None,),
+    "output_attentions": (None, False),  # of the whole prompt, which is not computed
+    "output_hidden_states": (None, False),
+}
+# Other arguments of `generate` that leave the cache alone; whatever is neither here nor a generation option may not.
+_HARMLESS: Final = frozenset({
+    "attention_mask", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "streamer", "synced_gpus", "tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,35 @@ def cache_trouble(cache: Any, shape: KVShape) -> str:
     if found != expected or len(cache.layers) != shape.layers:
         return f"{len(cache.layers)} layers of {sorted(map(str, found))}, not {shape.layers} of {expected}"
     return ""
+
+
+def request_trouble(defaults: Any, input_ids: torch.Tensor, options: Mapping[str, Any]) -> str:
+    """Why this call of `generate` cannot use the store; empty if it can. `defaults`: the generation config."""
+    if input_ids.ndim != 2 or len(input_ids) != 1:
+        return f"input_ids of shape {tuple(input_ids.shape)}; only [1, tokens] is cached"
+    for name, value in options.items():
+        if value is not None and name not in _HARMLESS and not hasattr(defaults, name):
+            return f"generate() was given {name}"
+    sources = (options, _attributes(options.get("generation_config")), _attributes(defaults))
+    for name, neutral in _NEUTRAL.items():
+        if (value := _effective(name, sources)) not in neutral:
+            return f"generate() is to run with {name}={value!r}"
+    mask = options.get("attention_mask")
+    if mask is None:
+        # generate() then takes pad tokens in the prompt for padding, unless they are also the end token.
+        pad, end = _effective("pad_token_id", sources), _effective("eos_token_id", sources)
+        pads = pad is not None and pad not in (end if isinstance(end, list) else [end])
+        return "the prompt holds the pad token" if pads and bool((input_ids == pad).any()) else ""
+    return "" if mask.shape == input_ids.shape and bool((mask == 1).all()) else "the attention mask hides tokens"
+
+
+def _attributes(config: Any) -> Mapping[str, Any]:
+    return {} if config is None else vars(config)
+
+
+def _effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
+    """The first value that is given, as generate() looks for it."""
+    return next((source[name] for source in sources if source.get(name) is not None), None)
 
 
 def config_digest(config: Any) -> str:

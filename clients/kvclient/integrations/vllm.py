@@ -19,15 +19,11 @@ of vLLM, layout and type of the memory, rank.
 """
 
 import logging
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import vllm
-from huggingface_hub import snapshot_download
 from vllm.distributed import parallel_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -36,15 +32,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorWorkerMetadata,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
-from vllm.v1.core import kv_cache_utils
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-from kvclient.client import Client, connect, identity_of
-from kvclient.integrations.transformers_model import config_digest
+from kvclient.client import Client, connect
+from kvclient.integrations.vllm_identity import engine_identity, engine_trouble, namespace_of
 from kvclient.integrations.vllm_jobs import Plan, Progress, Shard
-from kvclient.integrations.vllm_layout import Layout, layout_of, weights_mark
+from kvclient.integrations.vllm_layout import Layout, layout_of
+from kvclient.integrations.vllm_metrics import KvstoredMetrics, KvstoredStats
+from kvclient.integrations.vllm_saves import EngineMemory
 from kvclient.integrations.vllm_scheduler import Scheduler
-from kvclient.integrations.vllm_settings import Settings, version_trouble
+from kvclient.integrations.vllm_settings import Settings
 from kvclient.integrations.vllm_worker import Worker
 from kvproto.errors import UsageError
 from kvproto.frames import Role
@@ -73,37 +70,6 @@ class _Done(KVConnectorWorkerMetadata):
 class _Hello(KVConnectorHandshakeMetadata):
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-
-
-class KvstoredStats(KVConnectorStats):
-    """Totals of an interval, by name."""
-
-    data: dict[str, Any]
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.data = {}
-
-    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """Both together."""
-        names = self.data | other.data
-        return KvstoredStats({name: self.data.get(name, 0) + other.data.get(name, 0) for name in names})
-
-    def reduce(self) -> dict[str, int | float]:
-        """For vLLM's log line."""
-        shown: dict[str, int | float] = {}
-        for name, value in self.data.items():
-            if name.endswith("_bytes"):
-                shown[f"{name.removesuffix('_bytes')} MiB"] = round(value / (1 << 20), 1)
-            elif name.endswith("_seconds"):
-                shown[f"{name.removesuffix('_seconds')} ms"] = round(value * 1e3, 2)
-            else:
-                shown[name.replace("_", " ")] = int(value)
-        return shown
-
-    def is_empty(self) -> bool:
-        """Did nothing happen?"""
-        return not self.data
 
 
 class KvstoredConnector(KVConnectorBase_V1):
@@ -151,8 +117,9 @@ class KvstoredConnector(KVConnectorBase_V1):
         quick = self._client("worker lookups", timeout_s=settings.lookup_timeout_ms / 1000, stores=False)
         patient = self._client("worker", timeout_s=1.0, stores=True)
         self._worker = Worker(
-            _namespace(quick, identity), _namespace(patient, identity), layout, disk_wait_s=settings.disk_wait_s
-        )
+            namespace_of(quick, identity), namespace_of(patient, identity), layout,
+            disk_wait_s=settings.disk_wait_s, layerwise=settings.layerwise and settings.at_once_bytes > 0,
+        )  # fmt: skip
         _log.info("kvstored: blocks of %d tokens and %d bytes", self._block_tokens, layout.block_bytes)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -172,7 +139,14 @@ class KvstoredConnector(KVConnectorBase_V1):
                 self._worker.idle()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: what a forward needs was loaded before it."""
+        """Until this layer's memory may be read: at once, unless loads are layer by layer."""
+        if self._worker is not None:
+            self._worker.wait_for_layer(layer_name)
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Inside a whole CUDA graph nobody would wait for a layer."""
+        return Settings.parse(extra_config).layerwise
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Whole blocks of all layers are saved behind the forward."""
@@ -208,6 +182,18 @@ class KvstoredConnector(KVConnectorBase_V1):
         """For vLLM's logger."""
         return KvstoredStats(data or {})
 
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: "VllmConfig", metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> KVConnectorPromMetrics | None:
+        """For vLLM's metrics."""
+        return KvstoredMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    @property
+    def saving(self) -> int:
+        """Saves of this worker that have not ended."""
+        return self._worker.saving if self._worker is not None else 0
+
     def shutdown(self) -> None:
         """The engine goes away."""
         if self._worker is not None:
@@ -224,11 +210,14 @@ class KvstoredConnector(KVConnectorBase_V1):
         """All ranks have said what they store: lookups begin."""
         shards = [hello.shard for hello in metadata.values() if isinstance(hello, _Hello)]
         client = self._client("scheduler", timeout_s=self._settings.lookup_timeout_ms / 1000, stores=False)
-        namespaces = [_namespace(client, shard.identity) for shard in shards]
+        namespaces = [namespace_of(client, shard.identity) for shard in shards]
         block_bytes = max(shard.identity.block_bytes for shard in shards)
         self._scheduler = Scheduler(
             client, namespaces, self._block_tokens, block_bytes, self._settings,
-            engine_blocks=int(self._kv_cache_config.num_blocks), free_blocks=self._free_blocks,
+            memory=EngineMemory(
+                int(self._kv_cache_config.num_blocks), self._free_blocks, self._forget_blocks,
+                reuses_oldest=bool(self._vllm_config.cache_config.enable_prefix_caching),
+            ),
         )  # fmt: skip
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
@@ -237,6 +226,10 @@ class KvstoredConnector(KVConnectorBase_V1):
 
     def _free_blocks(self) -> int:
         return int(self._pool.get_num_free_blocks()) if self._pool is not None else 0
+
+    def _forget_blocks(self, block_ids: set[int]) -> None:
+        if self._pool is not None:
+            self._pool.evict_blocks(block_ids)  # out of vLLM's prefix cache; whoever has them keeps them
 
     def on_new_request(self, request: Any) -> None:
         """A request has come."""
@@ -266,7 +259,8 @@ class KvstoredConnector(KVConnectorBase_V1):
         if self._scheduler is not None:
             done = connector_output.kv_connector_worker_meta
             progress = done.progress if isinstance(done, _Done) else None
-            self._scheduler.heard(progress, connector_output.finished_recving or ())
+            bad_blocks = connector_output.invalid_block_ids or ()
+            self._scheduler.heard(progress, connector_output.finished_recving or (), bad_blocks)
 
     def reset_cache(self) -> bool | None:
         """Asked for when weights have changed: what is stored belongs to the old ones."""
@@ -284,39 +278,24 @@ def _plan_of(metadata: KVConnectorMetadata) -> Plan:
     return metadata.plan
 
 
-def _namespace(client: Client, identity: NamespaceIdentity) -> Any:
-    fields: Mapping[str, Any] = asdict(identity)
-    tp, pp = (fields["tp_rank"], fields["tp_size"]), (fields["pp_rank"], fields["pp_size"])
-    plain = {name: value for name, value in fields.items() if name[:3] not in {"tp_", "pp_"}}
-    return client.namespace(**plain, tp=tp, pp=pp)
-
-
 def _trouble(config: "VllmConfig", kv_cache_config: Any, settings: Settings) -> str:
     """Why this engine cannot use the store, or nothing."""
-    if trouble := version_trouble(vllm.__version__, any_version=settings.any_version):
+    if trouble := engine_trouble(config, any_version=settings.any_version):
         return trouble
     if config.kv_transfer_config.kv_load_failure_policy != "recompute":
         return (
             'kv_load_failure_policy must be "recompute" in the kv-transfer-config: '
             "otherwise a block that is gone when it is to be loaded fails the request instead of being computed"
         )
-    algorithm = config.cache_config.prefix_caching_hash_algo
-    if algorithm not in {"sha256", "sha256_cbor"}:
-        return f"block hashes by {algorithm!r} can collide: use --prefix-caching-hash-algo sha256_cbor"
-    return _memory_trouble(config, [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
+    return _memory_trouble([group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
 
 
-def _memory_trouble(config: "VllmConfig", specs: Sequence[Any]) -> str:
+def _memory_trouble(specs: Sequence[Any]) -> str:
     if len(specs) != 1:
-        return f"{len(specs)} groups of KV memory (a hybrid model) are not supported yet"
+        return f"{len(specs)} groups of KV memory (a hybrid model): kvclient.integrations.vllm_tier is for those"
     kind = type(specs[0]).__name__
     if kind not in {"FullAttentionSpec", "MLAAttentionSpec"} or getattr(specs[0], "non_causal", False):
         return f"KV memory of the kind {kind} is not supported: only causal full attention is"
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size", "pipeline_parallel_size"):
-        if getattr(config.parallel_config, name, 1) != 1:
-            return f"{name} is not supported yet"
-    if config.speculative_config is not None:
-        return "speculative decoding is not supported yet"
     return ""
 
 
@@ -324,28 +303,14 @@ def _identity(
     config: "VllmConfig", layout: Layout, caches: Mapping[str, torch.Tensor], settings: Settings, block_tokens: int
 ) -> NamespaceIdentity:
     """What the bytes of this rank depend on besides tokens."""
-    model, parallel = config.model_config, config.parallel_config
-    revision = settings.revision or _weights(config)
-    if not revision:
-        raise UsageError(
-            f"the weights of {model.model!r} cannot be told from others: "
-            'name them, with kv_connector_extra_config={"revision": "..."}'
-        )
-    cache = config.cache_config
-    hashes = f"{cache.prefix_caching_hash_algo} {kv_cache_utils.get_none_hash_seed()}"
-    kinds = (next(iter(caches.values())).dtype, cache.cache_dtype, model.dtype, model.quantization)
-    # With this kind of positions, which factors they take depends on how long a prompt may be.
-    longest = f" {model.max_model_len}" if "longrope" in str(model.hf_config.to_dict()) else ""
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return identity_of(
-        model=f"{' '.join(model.architectures)} {config_digest(model.hf_config)}{longest}",
-        engine=f"vllm {vllm.__version__} torch {torch.__version__} {hashes}",
-        layout=f"{layout.words} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {tiles}",
-        dtype=" ".join(map(str, kinds)).replace("torch.", ""),
+    parallel = config.parallel_config
+    return engine_identity(
+        config,
+        layout=layout.words,
+        dtype=next(iter(caches.values())).dtype,
         block_tokens=block_tokens,
         block_bytes=layout.block_bytes,
-        revision=revision,
-        adapter="",
+        revision=settings.revision,
         tp=(_rank("tp"), int(parallel.tensor_parallel_size)),
         pp=(_rank("pp"), int(parallel.pipeline_parallel_size)),
     )
@@ -354,17 +319,3 @@ def _identity(
 def _rank(axis: str) -> int:
     group = parallel_state.get_tp_group() if axis == "tp" else parallel_state.get_pp_group()
     return int(group.rank_in_group)
-
-
-def _weights(config: "VllmConfig") -> str:
-    """What tells the weights from others; empty if nothing does."""
-    model, load_format = config.model_config, str(config.load_config.load_format)
-    if load_format == "dummy":
-        return f"dummy {model.seed}"
-    folder = Path(model.model)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
-        except (OSError, ValueError):
-            return ""
-    return weights_mark(folder)

@@ -35,14 +35,23 @@ class PinJob:
     retention: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class WordJob:
+    """Say of the blocks of a chain when they are needed next, once all that was to be saved of it is."""
+
+    keys: tuple[bytes, ...]
+    expectation: str  # of `Namespace.expect`
+
+
 @dataclass(slots=True)
 class Plan:
     """What a worker does in one step."""
 
     loads: list[LoadJob] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)  # requests that are over: loads that have not begun are not wanted
     saves: list[SaveJob] = field(default_factory=list)
-    pins: list[PinJob] = field(default_factory=list)
-    fences: set[int] = field(default_factory=set)  # saves whose blocks this step uses for something else
+    pins: list[PinJob | WordJob] = field(default_factory=list)
+    fences: set[int] = field(default_factory=set)  # saves, new ones too, whose blocks this step uses for something else
     closing: set[str] = field(default_factory=set)  # finished requests whose blocks wait for their saves
 
 
@@ -58,10 +67,11 @@ class Progress:
     """What workers have done since they last said so: saves by number, and by how many workers."""
 
     saved: dict[int, int] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)  # of these, the saves of which a worker could not store every block
 
     def joined(self, other: "Progress") -> "Progress":
         """Both together."""
         saved = dict(self.saved)
         for number, workers in other.saved.items():
             saved[number] = saved.get(number, 0) + workers
-        return Progress(saved)
+        return Progress(saved, self.refused | other.refused)

@@ -9,14 +9,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kvclient.buffers import Scattered
 from kvproto.errors import UsageError
 
 SAMPLES: Final = 16  # of a weight file
 SAMPLE_BYTES: Final = 4096
+CODE_FILES: Final = "*.py"
 WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+
+
+class LayerPiece(NamedTuple):
+    """What one layer has of every block: `length` bytes at `base + b * stride`, from `start` on in a block of ours."""
+
+    base: int
+    stride: int
+    length: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,7 @@ class Layout:
     lengths: tuple[int, ...]
     words: str  # for the namespace
     owner: object  # keeps the memory alive
+    layers: Mapping[str, LayerPiece]  # by name, in the order in which they lie in a block of ours
 
     @property
     def block_bytes(self) -> int:
@@ -51,7 +62,9 @@ def layout_of(caches: Mapping[str, Any], blocks: int) -> Layout:
         raise UsageError("the engine has no KV memory")
     pieces: list[tuple[int, int, int]] = []
     said: list[str] = []
-    seen: set[int] = set()
+    seen: dict[int, LayerPiece] = {}  # by address
+    layers: dict[str, LayerPiece] = {}
+    start = 0  # of the next layer in a block of ours
     for name, tensor in caches.items():
         if not hasattr(tensor, "data_ptr"):
             raise UsageError(f"{name}: {type(tensor).__name__} is no tensor; such models are not supported yet")
@@ -63,16 +76,17 @@ def layout_of(caches: Mapping[str, Any], blocks: int) -> Layout:
             raise UsageError(f"{name}: a block of shape {tuple(tensor.shape[1:])} does not lie in one piece")
         address, size = int(tensor.data_ptr()), int(tensor.element_size())
         said.append(f"{name} {tuple(tensor.shape[1:])} {tuple(tensor.stride()[1:])} {tensor.dtype}")
-        if address in seen:  # a layer that shares another's memory
-            continue
-        seen.add(address)
-        pieces.append((address, int(tensor.stride(0)) * size, math.prod(tensor.shape[1:]) * size))
+        if address not in seen:  # else it shares another's memory
+            stride, length = int(tensor.stride(0)) * size, math.prod(tensor.shape[1:]) * size
+            seen[address] = LayerPiece(address, stride, length, start)
+            pieces.append((address, stride, length))
+            start += length
+        layers[name] = seen[address]
     merged = list(_merged(pieces))
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()[:32]
     bases, strides, lengths = zip(*merged, strict=True)
-    return Layout(
-        blocks, bases, strides, lengths, f"{len(seen)} layers, whole blocks as the kernels keep them {digest}", caches
-    )
+    words = f"{len(seen)} layers, whole blocks as the kernels keep them {digest}"
+    return Layout(blocks, bases, strides, lengths, words, caches, layers)
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -100,7 +114,8 @@ def _merged(pieces: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
 def weights_mark(folder: Path) -> str:
     """What tells these weights from others: names, sizes, times of change and samples of their files; 64 hex digits.
 
-    Reading all of a large model would take as long as loading it. Empty without a file of weights.
+    Reading all of a large model would take as long as loading it. A model's own code, which computes with them if vLLM
+    is told to trust it, is read whole. Empty without a file of weights.
     """
     whole = hashlib.sha256()
     files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
@@ -111,4 +126,6 @@ def weights_mark(folder: Path) -> str:
             for number in range(SAMPLES):
                 file.seek(number * max(0, state.st_size - SAMPLE_BYTES) // max(1, SAMPLES - 1))
                 whole.update(file.read(SAMPLE_BYTES))
+    for path in sorted(folder.glob(CODE_FILES)):
+        whole.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest() if files else ""

@@ -4,6 +4,7 @@
     matched               MATCH again; None while blocks are on their way; how many tokens to load
     allocated             the load is planned for this step
     plan                  every step: saves of what it computes, fences, pins
+    heard                 what became of it; what was refused is saved again, and no bad block stays in vLLM's cache
     finished              whether the engine must keep its blocks until the last save
 
 A lookup is one round trip through shared memory's socket, bounded by the client's timeout; a daemon that does not
@@ -13,16 +14,19 @@ by the attributes that all tested versions have.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kvclient.client import Client
-from kvclient.hints import Program
-from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob
+from kvclient.flows import NO_MATCH
+from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, WordJob
+from kvclient.integrations.vllm_programs import Programs
+from kvclient.integrations.vllm_saves import EngineMemory, Saves
 from kvclient.integrations.vllm_settings import Settings, Wishes, wishes_of
 from kvclient.namespace import Namespace
 from kvclient.policy import Prefetch
+from kvclient.results import Match
 from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
@@ -32,22 +36,10 @@ SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
+REFUSED_S: Final = 1.0  # how long a request's blocks are not saved again once some were refused
 SHORT_SHARE: Final = 0.1  # of the engine's blocks: with fewer free ones nothing is held
-PROGRAMS: Final = 1024  # that are remembered; of the oldest the daemon hears no more
+ROOMY_SHARE: Final = 0.25  # with so many free ones, what is freed last is not used again before it is saved
 PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What every rank has of a chain, in blocks."""
-
-    blocks: int  # from the front
-    on_disk: int  # of these
-    coming: int  # from the front, with those that are just being stored
-    pays: bool  # is loading no slower than computing, as far as is known?
-
-
-NOTHING: Final = Found(0, 0, 0, pays=False)
 
 
 @dataclass(slots=True)
@@ -57,6 +49,7 @@ class Known:
     request: Any
     wishes: Wishes
     stored: int = 0  # blocks from the front that are in the store, or will be
+    save_after: float = 0.0  # not again before, as some were refused
     planned: tuple[int, int, bool] | None = None  # a load that was promised: from, to, and whether beside the forward
     disk_until: float = 0.0  # how long it waits for what is on its way from disk,
     same_until: float = 0.0  # for what another request is loading,
@@ -79,13 +72,9 @@ class Scheduler:
         block_bytes: int,
         settings: Settings,
         *,
-        engine_blocks: int = 0,
-        free_blocks: Callable[[], int] = lambda: 0,
+        memory: EngineMemory | None = None,
     ) -> None:
-        """`shards`: the namespace of every rank: a block is there if all of them have it.
-
-        `engine_blocks`: how many the engine has in all; `free_blocks` says how many of them are not in use.
-        """
+        """`shards`: the namespace of every rank, made by `client`: a block is there if all of them have it."""
         self._client = client
         self._shards = shards
         self._block_tokens = block_tokens
@@ -94,15 +83,15 @@ class Scheduler:
         self._known: dict[str, Known] = {}
         self._loading: dict[bytes, str] = {}  # keys that some request is loading beside the forward
         self._plan = Plan()
-        self._next_save = 0
-        self._saves: dict[int, tuple[str, tuple[int, ...], int]] = {}  # request, the engine's blocks, workers to come
+        self._saves = Saves(len(shards))
         self._silent_until = 0.0
         self._off = False  # for good: see `reset`
-        self._at_once_bytes = 0  # of loads that are planned before the forward of the next step
-        self._engine_blocks = engine_blocks
-        self._free_blocks = free_blocks
+        self._at_once: set[bytes] = set()  # keys of loads that are planned before the forward of the next step
+        self._at_once_blocks = 0
+        self._unsure: dict[str, tuple[int, ...]] = {}  # requests with such loads in the last step: their blocks
+        self._memory = memory or EngineMemory()
         self._held: dict[str, tuple[float, int]] = {}  # finished requests: until when, and how many blocks
-        self._programs: dict[str, Program] = {}
+        self._programs = Programs(client, shards[0])
         self._step: tuple[float, int, int] | None = None  # begun; tokens cached and new of its only prefill
         self.counts: dict[str, float] = {}
 
@@ -116,12 +105,12 @@ class Scheduler:
             wishes = replace(wishes, load=False, store=False)
         known = self._known[request.request_id] = Known(request, wishes)
         if known.wishes.program:
-            self._program_of(known)
+            self._programs.begin_turn(known.wishes)
         keys = self._keys(known)
-        if not known.wishes.load or not keys:
+        if not known.wishes.load or not keys or known.wishes.priority == "low":
             return
         found = self._match(keys)
-        if found.on_disk:
+        if found.tiers.disk:
             self._prefetch(known, keys[: found.blocks])
 
     def matched(self, request: Any, computed_tokens: int) -> tuple[int | None, bool]:
@@ -133,8 +122,15 @@ class Scheduler:
         known.planned = None
         keys = self._keys(known)
         first = computed_tokens // self._block_tokens
+        if self._at_once and not self._at_once.isdisjoint(known.request.block_hashes[:first]):
+            # vLLM's cache gives it what another request loads in this very step. If that load fails, whatever this
+            # one computes is wrong, and vLLM would not make good all of it.
+            return None, False
         if self._off or not known.wishes.load or len(keys) <= first:
             return 0, False
+        return self._look_up(known, keys, first)
+
+    def _look_up(self, known: Known, keys: Sequence[bytes], first: int) -> tuple[int | None, bool]:
         now = _clock()
         if now < known.look_again or self._waits_for_another(known, keys[first], now):
             return None, False
@@ -142,13 +138,13 @@ class Scheduler:
         known.stored = max(known.stored, found.blocks)
         if self._waits_for_store(known, found, first, now):
             return None, False
-        if found.blocks <= first or not found.pays:
+        if found.blocks <= first or not found.worth_loading:
             return 0, False
-        blocks, on_disk = found.blocks, found.on_disk
+        blocks, on_disk = found.blocks, found.tiers.disk
         if on_disk and self._waits_for_disk(known, keys[:blocks], now):
             return None, False
         count = blocks - first
-        at_once_bytes = self._at_once_bytes + count * self._block_bytes  # of all requests of this step
+        at_once_bytes = (self._at_once_blocks + count) * self._block_bytes  # of all requests of this step
         beside = bool(on_disk) or at_once_bytes > self._settings.at_once_bytes
         known.planned = (first, blocks, beside)
         self._count("hit_tokens", count * self._block_tokens)
@@ -164,28 +160,35 @@ class Scheduler:
         if planned is None or not external_tokens:
             return
         first, stop, beside = planned
-        self._at_once_bytes += 0 if beside else (stop - first) * self._block_bytes
         stop = min(stop, first + external_tokens // self._block_tokens)
         keys = tuple(self._keys(known)[first:stop])
         self._plan.loads.append(LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside))
-        self._fence_into(self._plan, block_ids[first:])
+        self._plan.fences |= self._saves.readers(block_ids[first:])
         if beside:
             known.loading = keys
             self._loading.update(dict.fromkeys(keys, request.request_id))
+        else:
+            self._at_once.update(keys)
+            self._at_once_blocks += len(keys)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def plan(self, scheduled: dict[str, int], blocks_of: Callable[[str], Sequence[int]]) -> Plan:
         """What the workers do in this step. `scheduled`: tokens of each request in it."""
         plan, self._plan = self._plan, Plan()
-        self._at_once_bytes = 0
+        self._at_once.clear()
+        self._at_once_blocks = 0
+        self._unsure = {job.request: tuple(blocks_of(job.request)) for job in plan.loads if job.at_once}
+        now = _clock()
         for request_id in scheduled:
             known = self._known.get(request_id)
-            if known is None:
-                continue
+            is_due = known is not None and now >= known.save_after and self._to_save(known) > known.stored
+            if known is None or not (is_due or self._saves):
+                continue  # most steps of most requests; vLLM makes the list of its blocks when it is asked for
             block_ids = blocks_of(request_id)
-            self._fence_into(plan, block_ids[known.request.num_computed_tokens // self._block_tokens :])
-            self._save_into(plan, known, block_ids)
+            plan.fences |= self._saves.readers(block_ids[known.request.num_computed_tokens // self._block_tokens :])
+            if is_due:
+                self._save_into(plan, known, block_ids)
         self._let_go(plan)
         self._note_step(scheduled, loads=bool(plan.loads))
         return plan
@@ -202,6 +205,7 @@ class Scheduler:
             return False
         known.gone = True
         if known.loading:  # the engine frees its blocks when the load has ended
+            self._plan.dropped.add(request.request_id)
             self._end_load(known)
             del self._known[request.request_id]
             return False
@@ -212,37 +216,40 @@ class Scheduler:
         keys = tuple(request.block_hashes[: known.stored])
         if keys and (wishes.pin_ttl_s is not None or wishes.retention):
             self._plan.pins.append(PinJob(keys, None if wishes.retention else wishes.pin_ttl_s, wishes.retention))
+        if keys and wishes.priority:
+            self._plan.pins.append(WordJob(keys, "soon" if wishes.priority == "high" else "hardly"))
         if wishes.program:
-            self._end_turn(known, keys)
+            self._programs.end_turn(wishes, keys)
         if self._may_hold(wishes, block_ids):
             self._held[request.request_id] = (_clock() + wishes.hold_s, len(block_ids))
             return True
+        if known.outstanding and self._is_roomy():
+            return False  # its blocks are not written again for a while, and if they are, the save is withdrawn
         if known.outstanding:
             self._plan.closing.add(request.request_id)
             return True
         del self._known[request.request_id]
         return False
 
-    def heard(self, progress: Progress | None, received: Iterable[str]) -> None:
-        """What the workers have done."""
+    def heard(self, progress: Progress | None, received: Iterable[str], bad_blocks: Collection[int] = ()) -> None:
+        """What the workers have done. `bad_blocks`: of the engine, that they could not fill."""
         self._report_step()
+        if bad_blocks:
+            self._forget(bad_blocks)
         for request_id in received:
             known = self._known.get(request_id)
             if known is not None:
                 self._end_load(known)
-        if progress is None:
-            return
-        for number, workers in progress.saved.items():
-            request_id, block_ids, left = self._saves.get(number, ("", (), 0))
-            if left > workers:
-                self._saves[number] = (request_id, block_ids, left - workers)
+        for heard in self._saves.heard(progress) if progress is not None else ():
+            known = self._known.get(heard.request)
+            if known is None:
                 continue
-            self._saves.pop(number, None)
-            known = self._known.get(request_id)
-            if known is not None:
-                known.outstanding.discard(number)
-                if known.gone and not known.outstanding and request_id not in self._held:
-                    del self._known[request_id]
+            if heard.refused:
+                known.stored, known.save_after = 0, _clock() + REFUSED_S
+            if heard.over:
+                known.outstanding.discard(heard.number)
+                if known.gone and not known.outstanding and heard.request not in self._held:
+                    del self._known[heard.request]
 
     # -- below them ----------------------------------------------------------------------------------------------
 
@@ -251,27 +258,16 @@ class Scheduler:
         request = known.request
         return list(request.block_hashes[: max(0, request.num_tokens - 1) // self._block_tokens])
 
-    def _match(self, keys: Sequence[bytes]) -> Found:
+    def _match(self, keys: Sequence[bytes]) -> Match:
         """What every rank has of this chain."""
         if _clock() < self._silent_until:
-            return NOTHING
-        found = Found(len(keys), 0, len(keys), pays=True)
+            return NO_MATCH
         began, patience = _clock(), self._settings.lookup_timeout_ms / 1000
         try:
-            for shard in self._shards:
-                if _clock() - began >= patience:
-                    found = NOTHING
-                    break
-                match = shard.match(keys)
-                found = Found(
-                    min(found.blocks, match.blocks),
-                    max(found.on_disk, match.tiers.disk),
-                    min(found.coming, match.blocks + match.pending),
-                    pays=found.pays and match.worth_loading,
-                )
+            found = self._client.match(self._shards, keys)
         except KvError as error:
             _log.warning("lookup failed: %s", error)
-            return NOTHING
+            return NO_MATCH
         took = _clock() - began
         self._count("lookups", 1)
         self._count("lookup_seconds", took)
@@ -279,9 +275,9 @@ class Scheduler:
             self._silent_until = _clock() + SILENCE_S
         return found
 
-    def _waits_for_store(self, known: Known, found: Found, first: int, now: float) -> bool:
+    def _waits_for_store(self, known: Known, found: Match, first: int, now: float) -> bool:
         """Is more of it just being stored? That is over in a moment."""
-        if found.coming <= max(found.blocks, first):
+        if found.blocks + found.pending <= max(found.blocks, first):
             return False
         known.stored_until = known.stored_until or now + STORE_S
         known.look_again = now + AGAIN_S
@@ -308,46 +304,58 @@ class Scheduler:
             deadline_s = max(0.001, self._settings.disk_wait_s)
             known.prefetches += [shard.prefetch(keys, deadline_s=deadline_s) for shard in self._shards]
 
-    def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int]) -> None:
-        """Save the blocks that are full and whose keys are known, of the steps that the engine has heard the end of.
+    def _to_save(self, known: Known) -> int:
+        """Blocks that are full and whose keys are known, of the steps that the engine has heard the end of.
 
         Not those of the step that begins: a load before it may fail, and the engine then computes it once more.
         """
+        if self._off or not (self._settings.store and known.wishes.store):
+            return 0
         request = known.request
         computed_tokens = request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)
-        hashes = known.request.block_hashes
-        full = min(computed_tokens // self._block_tokens, len(hashes), len(block_ids))
-        first = known.stored
-        if full <= first or self._off or not (self._settings.store and known.wishes.store):
-            return
-        number, self._next_save = self._next_save, self._next_save + 1
-        ids = tuple(block_ids[first:full])
-        parent = bytes(hashes[first - 1]) if first else None
-        plan.saves.append(SaveJob(number, known.request.request_id, tuple(hashes[first:full]), parent, ids))
-        known.stored = full
-        known.outstanding.add(number)
-        self._saves[number] = (known.request.request_id, ids, len(self._shards))
+        return min(int(computed_tokens) // self._block_tokens, len(request.block_hashes))
 
-    def _fence_into(self, plan: Plan, written: Sequence[int]) -> None:
-        """Blocks that are written in this step must not be read by a save of what they held."""
-        if not self._saves:
+    def _save_into(self, plan: Plan, known: Known, block_ids: Sequence[int]) -> None:
+        """Save what there is to save and is not in the store yet."""
+        hashes = known.request.block_hashes
+        first, full = known.stored, min(self._to_save(known), len(block_ids))
+        if full <= first:
             return
-        about = set(written)
-        for number, (_, block_ids, _) in self._saves.items():
-            if not about.isdisjoint(block_ids):
-                plan.fences.add(number)
+        parent = bytes(hashes[first - 1]) if first else None
+        job = self._saves.begin(known.request.request_id, hashes[first:full], parent, block_ids[first:full])
+        plan.saves.append(job)
+        known.stored = full
+        known.outstanding.add(job.number)
+
+    def _forget(self, bad_blocks: Collection[int]) -> None:
+        """What was computed on bad blocks is computed again, bit by bit; until then vLLM must not give it to others.
+
+        It found its way into vLLM's cache when it was planned, and stays there if the request is aborted now.
+        """
+        for request_id, block_ids in self._unsure.items():
+            first = next((at for at, block in enumerate(block_ids) if block in bad_blocks), len(block_ids))
+            if first < len(block_ids):
+                self._memory.forget(set(block_ids[first:]))
+                known = self._known.get(request_id)
+                if known is not None:
+                    known.stored = 0  # whatever the lookup said
+
+    def _is_roomy(self) -> bool:
+        """Do blocks that are freed now keep what they hold for a while?"""
+        memory = self._memory
+        return memory.reuses_oldest and memory.free() >= ROOMY_SHARE * memory.blocks
 
     def _may_hold(self, wishes: Wishes, block_ids: Sequence[int]) -> bool:
         """May a finished request keep its blocks in the engine's own memory, where the next turn finds them?"""
         held = sum(blocks for _, blocks in self._held.values())
-        most = self._settings.hold_share * self._engine_blocks
+        most = self._settings.hold_share * self._memory.blocks
         return wishes.hold_s > 0 and bool(block_ids) and held + len(block_ids) <= most
 
     def _let_go(self, plan: Plan) -> None:
         """Free what has been held long enough; all of it while the engine is short of memory."""
         if not self._held:
             return
-        now, short = _clock(), self._free_blocks() < SHORT_SHARE * self._engine_blocks
+        now, short = _clock(), self._memory.free() < SHORT_SHARE * self._memory.blocks
         for request_id in [name for name, (until, _) in self._held.items() if short or until <= now]:
             del self._held[request_id]
             plan.closing.add(request_id)
@@ -375,33 +383,6 @@ class Scheduler:
             began, cached, new = step
             for shard in self._shards:
                 shard.report_prefill(cached, new, _clock() - began)
-
-    def _program_of(self, known: Known) -> None:
-        """A turn of a program begins."""
-        name = known.wishes.program
-        program = self._programs.pop(name, None)
-        if program is None:
-            program = self._client.program(name)
-        else:
-            program.tool_finished()
-        self._programs[name] = program
-        if len(self._programs) > PROGRAMS:
-            del self._programs[next(iter(self._programs))]
-
-    def _end_turn(self, known: Known, keys: Sequence[bytes]) -> None:
-        wishes = known.wishes
-        program = self._programs.get(wishes.program)
-        if program is None:
-            return
-        if keys:
-            program.context(self._shards[0], keys)
-        if wishes.tool:
-            program.tool_started(wishes.tool, wishes.tool_expected_s)
-        elif wishes.program_finished:
-            program.finished()
-            del self._programs[wishes.program]
-        else:
-            program.turn_finished()
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0) + value

@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 
 TESTED: Final = ((0, 32), (0, 33))  # versions of vLLM, from the first to the last
 PARAMS_KEY: Final = "kvstored"  # of `kv_transfer_params`
+PRIORITIES: Final = ("high", "low")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Settings:
     revision: str = ""  # a name that no other weights of this model have; empty: found out from their files
     lookup_timeout_ms: float = 20.0  # how long the scheduler may wait for an answer
     at_once_mib: float = 32.0  # loads up to this size are done before the forward, larger ones beside it
+    layerwise: bool = False  # these fill layer after layer while the forward runs; on a GPU it costs full CUDA graphs
     disk_wait_s: float = 5.0  # how long a request may wait for blocks that come from disk
     store: bool = True  # False: only load
     hold_share: float = 0.25  # of the engine's blocks that finished requests may hold at a time (`hold_s`)
@@ -72,6 +74,7 @@ class Wishes:
     pin_ttl_s: float | None = None  # keep its whole context for so long after it has finished
     retention: str | None = None  # the same as "5m" or "1h"
     hold_s: float = 0.0  # keep its blocks in the engine's own memory for so long after it has finished
+    priority: str = ""  # "high": its context is needed again soon; "low": hardly, and is not fetched ahead
     program: str = ""  # the agent or conversation it is a turn of
     tool: str = ""  # a tool that the program calls once this request has finished
     tool_expected_s: float | None = None
@@ -116,6 +119,12 @@ def _name(value: object) -> str:
     return value
 
 
+def _priority(value: object) -> str:
+    if value not in PRIORITIES:
+        raise ValueError(f"one of {', '.join(PRIORITIES)} was expected")
+    return str(value)
+
+
 def _unknown(_value: object) -> None:
     raise ValueError(f"one of {', '.join(sorted(_READERS))} was expected")
 
@@ -126,7 +135,7 @@ def _retention(value: object) -> str:
 
 _READERS: Final = {
     "load": _flag, "store": _flag, "pin_ttl_s": _seconds, "retention": _retention, "hold_s": _seconds,
-    "program": _name, "tool": _name, "tool_expected_s": _seconds, "program_finished": _flag,
+    "priority": _priority, "program": _name, "tool": _name, "tool_expected_s": _seconds, "program_finished": _flag,
 }  # fmt: skip
 
 

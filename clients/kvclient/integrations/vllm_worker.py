@@ -1,8 +1,9 @@
 """The worker's half of the vLLM connector: bytes between the engine's memory and the daemon's.
 
-    at once    LEASE and copy in the engine's thread, before the forward: for what takes no longer than a few ms
-    loads      one thread: LEASE, copy each chunk while the daemon reads the next
-    saves      one thread, in order: RESERVE, copy into the ring, COMMIT; pins behind the saves that they need
+    at once    LEASE and copy in the engine's thread, before the forward: for what takes no longer than a few ms;
+               if so wished LEASE alone, and copy layer by layer while the forward runs (`vllm_layerwise`)
+    loads      two threads: LEASE, copy each chunk while the daemon reads the next
+    saves      one thread, in order: RESERVE, copy into the ring, COMMIT; pins and words behind the saves they need
 
 Whatever cannot be loaded is told to the engine block by block, and computed anew. Whatever cannot be stored is not.
 The engine's thread waits for these threads in one case only: when blocks that are being saved are about to be used for
@@ -15,13 +16,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from kvclient.copying import Gate, WithdrawnError
-from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob
+from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob, WordJob
+from kvclient.integrations.vllm_layerwise import Layerwise, Leased, leased
 from kvclient.integrations.vllm_layout import Layout
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
+from kvclient.results import Reason
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +34,13 @@ READ_S: Final = 30.0  # how long a lease is held for copying
 SPACE_S: Final = 2.0  # how long a save waits for room in the ring
 CLOSE_S: Final = 2.0  # how long a finished request's blocks wait for their saves
 IDLE_S: Final = 0.001  # how long a step without a forward leaves the processor to the threads here
+LOADERS: Final = 2  # threads; one that waits for disk does not hold up a load out of memory
+SOURCE: Final = "vllm priority"  # of words on blocks
 SAVES_WAITING: Final = 256  # jobs; past that the daemon is too slow, and the newest are dropped
 
 
-Job = TypeVar("Job", LoadJob, SaveJob | PinJob)
+AfterSaves: TypeAlias = SaveJob | PinJob | WordJob
+Job = TypeVar("Job", LoadJob, AfterSaves)
 
 
 @dataclass(slots=True)
@@ -46,9 +52,11 @@ class Saving:
 
 
 class Worker:
-    """One rank's. Methods on the engine's thread, but for the two loops."""
+    """One rank's. Methods on the engine's thread, but for the loops."""
 
-    def __init__(self, quick: Namespace, patient: Namespace, layout: Layout, *, disk_wait_s: float) -> None:
+    def __init__(
+        self, quick: Namespace, patient: Namespace, layout: Layout, *, disk_wait_s: float, layerwise: bool = False
+    ) -> None:
         """`quick`: a namespace of a client that waits for no answer longer than a scheduler may; `patient`: any."""
         self._quick = quick
         self._patient = patient
@@ -56,20 +64,26 @@ class Worker:
         self._disk_wait_s = disk_wait_s
         self._lock = threading.Condition()
         self._loads: SimpleQueue[LoadJob | None] = SimpleQueue()
-        self._saves: SimpleQueue[SaveJob | PinJob | None] = SimpleQueue()
+        self._saves: SimpleQueue[AfterSaves | None] = SimpleQueue()
+        self._queued: set[str] = set()  # requests whose load has not begun
         self._received: set[str] = set()  # requests whose load has ended and that the engine does not know of yet
         self._bad_blocks: set[int] = set()  # of the engine, which it does not know of yet
         self._loading = 0
+        self._layers = Layerwise(layout) if layerwise else None
         self._saving: dict[int, Saving] = {}  # by number
         self._saved: dict[int, int] = {}
+        self._refused: set[int] = set()  # of these
         self._closing: dict[str, float] = {}  # requests, and until when their blocks wait for saves
         self.counts: dict[str, float] = dict.fromkeys(
-            ("loaded_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "saved_blocks", "known_blocks",
-             "saved_bytes", "save_seconds", "refused_blocks", "pinned_bytes"), 0)  # fmt: skip
+            ("loaded_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks", "saved_blocks",
+             "known_blocks", "saved_bytes", "save_seconds", "refused_blocks", "pinned_bytes"), 0)  # fmt: skip
         self._threads = [
-            threading.Thread(target=self._run, name="kvstored-load", args=(self._loads, self._load_aside), daemon=True),
-            threading.Thread(target=self._run, name="kvstored-save", args=(self._saves, self._store), daemon=True),
+            threading.Thread(target=self._run, name="kvstored-load", args=(self._loads, self._load_aside), daemon=True)
+            for _ in range(LOADERS)
         ]
+        self._threads.append(
+            threading.Thread(target=self._run, name="kvstored-save", args=(self._saves, self._store), daemon=True)
+        )
         for thread in self._threads:
             thread.start()
 
@@ -85,26 +99,41 @@ class Worker:
 
     def begin(self, plan: Plan) -> None:
         """Start the loads of a step."""
+        if plan.dropped:
+            with self._lock:
+                self._queued -= plan.dropped
         until = time.monotonic() + AT_ONCE_S
+        layer_by_layer: list[Leased] = []
         for job in plan.loads:
-            if job.at_once and time.monotonic() < until:
-                self._load(job, self._quick, AT_ONCE_WAIT_S)
-            elif job.at_once:  # a daemon that hangs must not hold up the engine once a request
-                with self._lock:
-                    self._bad_blocks.update(job.block_ids)
-                    self.counts["failed_blocks"] += len(job.keys)
-            else:
+            if not job.at_once:
                 with self._lock:
                     self._loading += 1
+                    self._queued.add(job.request)
                 self._loads.put(job)
+            elif time.monotonic() >= until:  # a daemon that hangs must not hold up the engine longer
+                self._note(job, 0, 0.0)
+            elif self._layers is None:
+                self._load(job, self._quick, AT_ONCE_WAIT_S)
+            elif (held := self._lease(job)) is not None:
+                layer_by_layer.append(held)
+        if self._layers is not None:
+            self._layers.begin(layer_by_layer)
+
+    def wait_for_layer(self, layer: str) -> None:
+        """Before this layer's memory is read."""
+        if self._layers is not None:
+            self._layers.wait(layer)
 
     def end(self, plan: Plan) -> None:
-        """The forward is over: save what it has computed."""
+        """The forward is over: hear what it was loaded with, and save what earlier ones have computed."""
+        for held in self._layers.end() if self._layers is not None else ():
+            self._note(held.job, held.blocks if held.good else 0, held.seconds)
         for job in plan.saves:
             with self._lock:
-                crowded = len(self._saving) >= SAVES_WAITING
+                # What a request had that is over may have been written by this very step: then it is a fence, too.
+                crowded = len(self._saving) >= SAVES_WAITING or job.number in plan.fences
                 if crowded:
-                    self._end_save(job)
+                    self._end_save(job, refused=True)
                     self.counts["refused_blocks"] += len(job.keys)
                 else:
                     self._saving[job.number] = Saving(job, Gate())
@@ -152,7 +181,13 @@ class Worker:
         """Saves that have ended since the last time."""
         with self._lock:
             saved, self._saved = self._saved, {}
-        return Progress(saved) if saved else None
+            refused, self._refused = self._refused, set()
+        return Progress(saved, refused) if saved else None
+
+    @property
+    def saving(self) -> int:
+        """Saves that have not ended."""
+        return len(self._saving)
 
     def take_counts(self) -> dict[str, float]:
         """Totals since the last time; empty if nothing happened."""
@@ -162,13 +197,18 @@ class Worker:
         return counts
 
     def stop(self) -> None:
-        """End both threads, and read and write the engine's memory no more."""
+        """End all threads, and read and write the engine's memory no more."""
         with self._lock:
             savings = list(self._saving.values())
         for saving in savings:
             saving.gate.close()
-        self._loads.put(None)
+        with self._lock:
+            self._queued.clear()
+        for _ in range(LOADERS):
+            self._loads.put(None)
         self._saves.put(None)
+        if self._layers is not None:
+            self._layers.stop()
         for thread in self._threads:
             thread.join(timeout=10)
 
@@ -182,12 +222,16 @@ class Worker:
             good = self._copy(job, namespace, wait_s)
         except Exception:  # noqa: BLE001 -- whatever it was, the engine must hear that the blocks are bad
             _log.exception("load of %d blocks failed", len(job.keys))
+        self._note(job, good, time.monotonic() - began)
+
+    def _note(self, job: LoadJob, good: int, seconds: float) -> None:
+        """So many blocks from the front were filled, and are right."""
         with self._lock:
             self._bad_blocks.update(job.block_ids[good:])
             self.counts["loaded_blocks"] += good
             self.counts["loaded_bytes"] += good * self._layout.block_bytes
             self.counts["failed_blocks"] += len(job.keys) - good
-            self.counts["load_seconds"] += time.monotonic() - began
+            self.counts["load_seconds"] += seconds
 
     def _copy(self, job: LoadJob, namespace: Namespace, wait_s: float) -> int:
         """How many blocks from the front are filled and right."""
@@ -198,8 +242,24 @@ class Worker:
                 return lease.expected
             return _what_is_left(lease)
 
+    def _lease(self, job: LoadJob) -> Leased | None:
+        """Hold the blocks of a job, to be copied layer by layer; what is not there is bad already."""
+        try:
+            held = leased(job, self._quick.fetch(job.keys, wait_s=AT_ONCE_WAIT_S, ttl_s=READ_S))
+        except Exception:  # noqa: BLE001 -- as above
+            _log.exception("lease of %d blocks failed", len(job.keys))
+            self._note(job, 0, 0.0)
+            return None
+        return held
+
     def _load_aside(self, job: LoadJob) -> None:
-        self._load(job, self._patient, self._disk_wait_s)
+        with self._lock:
+            wanted = job.request in self._queued
+            self._queued.discard(job.request)
+            if not wanted:
+                self.counts["dropped_blocks"] += len(job.keys)
+        if wanted:
+            self._load(job, self._patient, self._disk_wait_s)
         with self._lock:
             self._loading -= 1
             self._received.add(job.request)
@@ -207,34 +267,41 @@ class Worker:
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def _store(self, job: SaveJob | PinJob) -> None:
+    def _store(self, job: AfterSaves) -> None:
         if isinstance(job, PinJob):
             pinned = self._patient.pin(job.keys, ttl_s=job.ttl_s, retention=job.retention)
             with self._lock:
                 self.counts["pinned_bytes"] += pinned.bytes_pinned
             return
+        if isinstance(job, WordJob):
+            self._patient.expect(job.keys, job.expectation, SOURCE)
+            return
         began = time.monotonic()
         saving = self._saving[job.number]
+        accepted = known = 0
+        short = True
         try:
             source = replace(self._layout.scattered(job.block_ids), gate=saving.gate)
             result = self._patient.store(job.keys, source, parent=job.parent, space_s=SPACE_S)
-            with self._lock:
-                self.counts["saved_blocks"] += result.accepted
-                self.counts["known_blocks"] += result.known
-                self.counts["refused_blocks"] += len(result.refused)
-                self.counts["saved_bytes"] += result.accepted * self._layout.block_bytes
+            accepted, known = result.accepted, result.known
+            short = any(one.reason is not Reason.PENDING for one in result.refused)  # that one somebody else stores
         except WithdrawnError:
-            with self._lock:
-                self.counts["refused_blocks"] += len(job.keys)
+            pass
         finally:
             with self._lock:
+                self.counts["saved_blocks"] += accepted
+                self.counts["known_blocks"] += known
+                self.counts["refused_blocks"] += len(job.keys) - accepted - known
+                self.counts["saved_bytes"] += accepted * self._layout.block_bytes
                 self.counts["save_seconds"] += time.monotonic() - began
-                self._end_save(job)
+                self._end_save(job, refused=short)
                 self._lock.notify_all()
 
-    def _end_save(self, job: SaveJob) -> None:
+    def _end_save(self, job: SaveJob, *, refused: bool) -> None:
         self._saving.pop(job.number, None)
         self._saved[job.number] = 1
+        if refused:
+            self._refused.add(job.number)
 
     @staticmethod
     def _run(queue: "SimpleQueue[Job | None]", work: Callable[[Job], None]) -> None:

@@ -1,0 +1,97 @@
+"""What the bytes of a vLLM engine depend on besides tokens, for both ways into it: connector and second tier."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import vllm
+from huggingface_hub import snapshot_download
+from vllm.v1.core import kv_cache_utils
+
+from kvclient.client import Client, identity_of
+from kvclient.integrations.transformers_model import config_digest
+from kvclient.integrations.vllm_layout import weights_mark
+from kvclient.integrations.vllm_settings import version_trouble
+from kvproto.errors import UsageError
+from kvproto.identity import NamespaceIdentity
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def engine_trouble(config: "VllmConfig", *, any_version: bool) -> str:
+    """Why no engine set up like this can use the store, or nothing."""
+    if trouble := version_trouble(vllm.__version__, any_version=any_version):
+        return trouble
+    algorithm = config.cache_config.prefix_caching_hash_algo
+    if algorithm not in {"sha256", "sha256_cbor"}:
+        return f"block hashes by {algorithm!r} can collide: use --prefix-caching-hash-algo sha256_cbor"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size", "pipeline_parallel_size"):
+        if getattr(config.parallel_config, name, 1) != 1:
+            return f"{name} is not supported yet"
+    if config.speculative_config is not None:
+        return "speculative decoding is not supported yet"
+    return ""
+
+
+def engine_identity(
+    config: "VllmConfig",
+    *,
+    layout: str,
+    dtype: object,
+    block_tokens: int,
+    block_bytes: int,
+    revision: str,
+    tp: tuple[int, int],
+    pp: tuple[int, int] = (0, 1),
+) -> NamespaceIdentity:
+    """What blocks of these bytes depend on. `layout`: how they lie; `dtype`: of what; `revision`: as a user named it.
+
+    `tp` and `pp` are (rank, size). Raises UsageError where the weights cannot be told from others.
+    """
+    model, cache = config.model_config, config.cache_config
+    revision = revision or _weights(config)
+    if not revision:
+        raise UsageError(f'the weights of {model.model!r} cannot be told from others: name them, with "revision"')
+    hashes = f"{cache.prefix_caching_hash_algo} {kv_cache_utils.get_none_hash_seed()}"
+    kinds = (dtype, cache.cache_dtype, model.dtype, model.quantization)
+    # With this kind of positions, which factors they take depends on how long a prompt may be.
+    longest = f" {model.max_model_len}" if "longrope" in str(model.hf_config.to_dict()) else ""
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return identity_of(
+        model=f"{' '.join(model.architectures)} {config_digest(model.hf_config)}{longest}",
+        engine=f"vllm {vllm.__version__} torch {torch.__version__} {hashes}",
+        layout=f"{layout} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {tiles}",
+        dtype=" ".join(map(str, kinds)).replace("torch.", ""),
+        block_tokens=block_tokens,
+        block_bytes=block_bytes,
+        revision=revision,
+        adapter="",
+        tp=tp,
+        pp=pp,
+    )
+
+
+def namespace_of(client: Client, identity: NamespaceIdentity) -> Any:
+    """That namespace, of this client. Raises UsageError if the daemon finds it impossible."""
+    fields: Mapping[str, Any] = asdict(identity)
+    tp, pp = (fields["tp_rank"], fields["tp_size"]), (fields["pp_rank"], fields["pp_size"])
+    plain = {name: value for name, value in fields.items() if name[:3] not in {"tp_", "pp_"}}
+    return client.namespace(**plain, tp=tp, pp=pp)
+
+
+def _weights(config: "VllmConfig") -> str:
+    """What tells the weights from others; empty if nothing does."""
+    model, load_format = config.model_config, str(config.load_config.load_format)
+    if load_format == "dummy":
+        return f"dummy {model.seed}"
+    folder = Path(model.model)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+        except (OSError, ValueError):
+            return ""
+    return weights_mark(folder)

@@ -1,0 +1,218 @@
+"""vLLM with the connector, when what it loads is bad, late, or gone: it computes, and stores nothing that is wrong."""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.engines import VllmProcess
+from bench.engines.model import SIZES, write_model
+from kvctl.client import ControlClient
+from kvstore.tier.format import HEADER_BYTES
+from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start
+from tests.node import Node, until
+from tests.segments import flip
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+
+NUMBERS = itertools.count()
+LEASE = ("--lease-ttl-max", "200ms")  # the shortest
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A daemon with a disk, and leases that are soon over."""
+    with Node(dram="256MiB", size="1GiB", segment="64MiB") as node:
+        node.start("--disk-admission", "all", *LEASE)
+        yield node
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that all engines run."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, SIZES["tiny"], seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def honest(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
+    """Stores, and says what is right."""
+    with start(python, model, node.run, tmp_path_factory.mktemp("honest") / "log", async_scheduling=False) as engine:
+        yield engine
+
+
+def test_what_is_computed_on_a_load_that_failed_is_neither_stored_nor_given_to_others(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
+) -> None:
+    base = prompt_of("one step", 7 * BLOCK)
+    prompts = [base + prompt_of(name, 40) for name in "abcd"]
+    ask(honest, base[: 4 * BLOCK + 10])
+    cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
+    # Two requests of one step: vLLM's cache gives the second what the first is loading.
+    chunks: dict[str, Any] = {"async_scheduling": False, "enable_prefix_caching": True, "max_num_batched_tokens": 1024}
+    with start(python, model, node.run, tmp_path / "short", lie="short", **chunks) as liar:
+        answers = ask(liar, *prompts[:2]) + ask(liar, prompts[2])
+        assert counts(liar)["failed blocks"] >= 2
+    for answer, right in zip(answers, cold, strict=False):
+        assert difference(answer, right) <= SAME
+    (warm,) = ask(honest, prompts[3])
+    assert warm["cached_tokens"] == 7 * BLOCK, "what was computed anew is stored"
+    assert difference(warm, cold[3]) <= SAME, "and nothing else"
+
+
+def test_layers_are_loaded_while_the_forward_runs(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
+) -> None:
+    base = prompt_of("layers", 6 * BLOCK)
+    prompts = [base + prompt_of(name, 60) for name in ("one", "two", "three", "four")]
+    ask(honest, [*base, 3])
+    cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
+    by_layer: dict[str, Any] = {"extra": {"layerwise": True}, "async_scheduling": False}
+    with start(python, model, node.run, tmp_path / "log", **by_layer) as engine:
+        for prompt, right in zip(prompts, cold, strict=True):
+            (warm,) = ask(engine, prompt)
+            assert warm["cached_tokens"] == 6 * BLOCK
+            assert difference(warm, right) <= SAME
+        both = ask(engine, *prompts[:2])
+        assert [difference(*pair) <= SAME for pair in zip(both, cold, strict=False)] == [True, True]
+        assert counts(engine)["loaded blocks"] == 36
+    with start(python, model, node.run, tmp_path / "zeros", lie="zeros", **by_layer) as liar:
+        (spoilt,) = ask(liar, prompts[0], kv_transfer_params={"kvstored": {"store": False}})
+        assert difference(spoilt, cold[0]) > 10 * SAME, "the control: zeros for KV must be noticed"
+    with start(python, model, node.run, tmp_path / "late", lie="late", **by_layer) as liar:
+        longer = base + prompt_of("longer", 3 * BLOCK)
+        (right,) = ask(honest, longer, kv_transfer_params=APART)
+        (late,) = ask(liar, longer)
+        assert counts(liar)["failed blocks"] == 6, "known in the middle of the forward"
+        assert difference(late, right) <= SAME
+    (warm,) = ask(honest, longer)
+    assert warm["cached_tokens"] == 8 * BLOCK
+    assert difference(warm, right) <= SAME, "nothing is stored of the forward that was thrown away"
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["before the forward", "beside it"])
+def test_a_lease_that_lapses_is_a_miss(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path, *, overlap: bool
+) -> None:
+    prompt = prompt_of(f"lapses {overlap}", 5 * BLOCK + 20)
+    (cold,) = ask(honest, prompt)
+    (warm,) = ask(honest, prompt)
+    assert warm["cached_tokens"] == 5 * BLOCK, "the control: in time it is there"
+    with start(python, model, node.run, tmp_path / "log", lie="lapse", async_scheduling=overlap) as liar:
+        (late,) = ask(liar, prompt)
+        assert counts(liar)["failed blocks"] == 5
+    assert difference(late, cold) <= SAME
+
+
+def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
+) -> None:
+    prompt = prompt_of("mid-load", 6 * BLOCK + 20)
+    (cold,) = ask(honest, prompt)
+    held = tmp_path / "held"
+    for dies in (False, True):
+        with start(python, model, node.run, tmp_path / "log", lie=f"held {held}", async_scheduling=True) as liar:
+            liar.tell(do="generate", requests=[{"prompt": prompt, "max_tokens": 4}])
+            assert until(held.exists), "half of the blocks are copied"
+            if dies:
+                node.kill()
+            held.unlink()
+            (answer,) = liar.hear()["answers"]
+            assert difference(answer, cold) <= SAME
+            assert liar.ask(do="settle")["settled"]
+            loads = counts(liar)
+            assert loads.get("loaded blocks", 0) + loads.get("failed blocks", 0) == 6
+    node.start("--disk-admission", "all", *LEASE)
+    assert until(lambda: _serves(honest))
+
+
+def test_bits_that_flip_on_disk_are_computed_anew(python: Path, model: Path, tmp_path: Path) -> None:
+    spoilt, sound = prompt_of("flipped", 5 * BLOCK + 30), prompt_of("sound", 5 * BLOCK + 30)
+    load_only = {"kv_transfer_params": {"kvstored": {"store": False}}}
+    with Node(size="1GiB", segment="64MiB") as node:
+        node.start("--disk-admission", "all")
+        with start(python, model, node.run, tmp_path / "log") as engine:
+            (cold,) = ask(engine, spoilt)
+            assert until(lambda: len(node.slots()) == 5), "written behind"
+            blocks = set(node.slots())
+            ask(engine, sound)
+            assert until(lambda: len(node.slots()) == 10)
+            node.stop()
+            node.start("--disk-admission", "all")  # what was in memory is gone
+            for key in blocks:
+                slot = node.slots()[key]
+                flip(slot.path, 8 * (slot.offset + HEADER_BYTES + 12345) + 3)
+            control = f"the control: sound ones come\n{node.log()[-2000:]}"
+            assert until(lambda: ask(engine, sound, **load_only)[0]["cached_tokens"] == 5 * BLOCK), control
+            (anew,) = ask(engine, spoilt, **load_only)
+        assert anew["cached_tokens"] == 0
+        assert difference(anew, cold) <= SAME
+        with ControlClient(node.run / "control.sock", 20.0) as operator:
+            assert operator.status().disk.counters.damaged >= 1, "the flip was really met"
+
+
+def test_a_prefix_cache_is_reset_although_a_daemon_hangs(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
+) -> None:
+    prompt = prompt_of("reset", 5 * BLOCK + 20)
+    (cold,) = ask(honest, prompt, kv_transfer_params=APART)
+    with start(python, model, node.run, tmp_path / "log", enable_prefix_caching=True) as engine:
+        assert node.daemon is not None
+        os.kill(node.daemon.process.pid, signal.SIGSTOP)
+        (first,) = engine.generate({"prompt": prompt, "max_tokens": 4})
+        assert engine.ask(do="reset_prefix_cache")["reset"], "no block waits for a save"
+        os.kill(node.daemon.process.pid, signal.SIGCONT)
+        assert engine.ask(do="settle")["settled"]
+        (forgotten,) = ask(engine, prompt_of("other", 20))
+        assert forgotten["cached_tokens"] == 0
+        (second,) = ask(engine, prompt, kv_transfer_params={"kvstored": {"load": False}})
+        assert second["cached_tokens"] == 0, "forgotten by vLLM"
+        answers = [first, second]
+
+        def stored() -> bool:
+            assert engine.ask(do="reset_prefix_cache")["reset"]
+            answers.extend(ask(engine, prompt))
+            return bool(answers[-1]["cached_tokens"] == 5 * BLOCK)
+
+        assert until(stored), "the store has not forgotten it, and is asked again soon"
+    for answer in answers:
+        assert difference(answer, cold) <= SAME
+
+
+def test_what_the_connector_counts_is_among_vllms_metrics(
+    python: Path, model: Path, node: Node, honest: VllmProcess
+) -> None:
+    def metrics() -> dict[tuple[str, str], float]:
+        counters = honest.ask(do="metrics", prefix="vllm:kvstored_")["metrics"]
+        return {
+            (name[len("vllm:kvstored_") : -len("_total")], _label(labels)): value for name, labels, value in counters
+        }
+
+    before = metrics()
+    prompt = prompt_of("metrics", 3 * BLOCK + 20)
+    for _ in range(2):
+        ask(honest, prompt)
+    ask(honest, prompt_of("heard", 20))  # totals come with the next step
+    after = metrics()
+    grown = {name: after[name] - before[name] for name in before}
+    assert len(grown) == 14, "all are there from the start"
+    assert grown["save_blocks", "saved"] == grown["load_blocks", "loaded"] == 3
+    assert grown["load_blocks", "failed"] == grown["save_blocks", "refused"] == 0
+    assert grown["transfer_bytes", "load"] == grown["transfer_bytes", "save"] == 3 * BLOCK * SIZES["tiny"].token_bytes
+    assert grown["hit_tokens", ""] == 3 * BLOCK
+    assert min(grown["lookup_seconds", ""], grown["transfer_seconds", "save"], grown["transfer_seconds", "load"]) > 0
+
+
+def _label(labels: dict[str, str]) -> str:
+    return labels.get("outcome") or labels.get("direction") or ""
+
+
+def _serves(engine: VllmProcess) -> bool:
+    """Has this engine found its daemon again?"""
+    prompt = prompt_of(f"again {next(NUMBERS)}", BLOCK + 5)
+    return bool([ask(engine, prompt)[0]["cached_tokens"] for _ in range(2)][1] == BLOCK)

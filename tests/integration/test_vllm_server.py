@@ -1,0 +1,147 @@
+"""vLLM's own OpenAI-compatible server with the connector: what one life of it computed, the next one loads.
+
+Steps overlap there (asynchronous scheduling), and scheduler and worker live in processes of their own.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+
+from bench.engines import VllmProcess, transfer_config
+from bench.engines.model import SIZES, write_model
+from bench.engines.server import Completion, ServerError, ServerProcess
+from bench.vllm import clear
+from bench.vllm_steps import BLOCKS, steps_beside_transfers
+from bench.vllm_talks import Traffic, talk
+from kvproto import control_pb2, control_pb2_grpc
+from tests.node import Node, until
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+
+BLOCK = 128
+ENGINE: dict[str, Any] = {
+    "enable_prefix_caching": False,
+    "max_model_len": 2048,
+    "max_num_batched_tokens": 2048,
+    "max_num_seqs": 8,
+    "num_gpu_blocks_override": 96,
+}
+UNLOADED = {"kv_transfer_params": {"kvstored": {"load": False, "store": False}}}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A daemon."""
+    with Node(dram="256MiB", disks=0) as node:
+        node.start()
+        yield node
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that all servers run."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, SIZES["tiny"], seed=0)
+    return folder
+
+
+def start(python: Path, model: Path, node: Node, name: str, *, lie: str = "") -> ServerProcess:
+    """A server on its way up; with `lie` one whose loads are spoilt."""
+    transfer = transfer_config(node.run)
+    transfer["kv_connector_extra_config"] |= {"lookup_timeout_ms": 3000}  # this is not about a host that is busy
+    if lie:
+        transfer |= {"kv_connector": "LyingConnector", "kv_connector_module_path": "tests.integration.vllm_lying"}
+        transfer["kv_connector_extra_config"] |= {"lie": lie}
+    engine = ENGINE | {"model": model, "kv_transfer_config": transfer}
+    return ServerProcess(python, engine, socket_file=node.home / f"{name}.sock", log_file=node.home / f"{name}.log")
+
+
+def stored_blocks(node: Node) -> int:
+    """How many the daemon has."""
+    with grpc.insecure_channel(f"unix:{node.run}/control.sock") as channel:
+        listed = control_pb2_grpc.ControlStub(channel).ListNamespaces(control_pb2.ListNamespacesRequest())
+    return sum(namespace.blocks for namespace in listed.namespaces)
+
+
+def prompts_of(name: str, count: int) -> list[list[int]]:
+    """Prompts of five blocks and some tokens, that share two blocks and nothing else."""
+    random = Random(name)
+    tokens = [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(2 * BLOCK)]
+    return [
+        tokens + [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(3 * BLOCK + 40)] for _ in range(count)
+    ]
+
+
+def said(completions: list[Completion]) -> list[list[int]]:
+    """The tokens of each."""
+    return [completion.tokens for completion in completions]
+
+
+def test_a_server_that_was_restarted_loads_what_the_one_before_has_computed(
+    python: Path, model: Path, node: Node
+) -> None:
+    prompts = prompts_of("restarted", 6)
+    with start(python, model, node, "liar", lie="zeros") as liar:
+        with start(python, model, node, "first") as first:
+            first.await_ready()
+            cold = [first.complete(prompt, 4) for prompt in prompts]
+            assert cold[0].cached_tokens == 0
+            assert all(each.cached_tokens in {0, 2 * BLOCK} for each in cold), "they share no more"
+            assert until(lambda: stored_blocks(node) == 2 + 6 * 3), stored_blocks(node)
+            with pytest.raises(ServerError, match="status 400"):
+                first.complete([2] * 3000, 4)
+            assert first.stop() == 0
+        with start(python, model, node, "second") as second:
+            second.await_ready()
+            warm = [second.complete(prompt, 4) for prompt in prompts]
+            alone = [second.complete(prompt, 4, **UNLOADED) for prompt in prompts]
+            assert {each.cached_tokens for each in warm} == {5 * BLOCK}, second.log()[-3000:]
+            assert {each.cached_tokens for each in alone} == {0}
+            assert said(warm) == said(alone) == said(cold)
+
+            conversations = Traffic(conversations=6, turns=3, clients=3, answer=16, pause_s=0, vocabulary=512)
+            measured = talk(second.complete, conversations, seed=1)
+            turns = sorted(measured.turns)
+            found = [turn.cached_tokens for turn in turns if turn.prompt_tokens > turns[0].prompt_tokens]
+            assert min(found) >= 3 * BLOCK, "later turns find the earlier ones"
+            assert second.stop() == 0
+        liar.await_ready()
+        spoilt = [liar.complete(prompt, 4) for prompt in prompts]
+        assert {each.cached_tokens for each in spoilt} == {5 * BLOCK}, liar.log()[-3000:]
+        assert said(spoilt) != said(cold), "the control: zeros for KV must be noticed"
+
+
+def test_steps_are_measured_while_something_is_really_stored_and_loaded(
+    python: Path, model: Path, node: Node, tmp_path: Path
+) -> None:
+    """With one thread of arithmetic nothing else is said of the times: this host may be busy."""
+
+    def prompt_of(name: object, tokens: int) -> list[int]:
+        random = Random(str(name))
+        return [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(tokens)]
+
+    transfer = transfer_config(node.run)
+    transfer["kv_connector_extra_config"] |= {"lookup_timeout_ms": 3000}
+    engine = ENGINE | {"model": str(model), "max_model_len": 8192, "enable_prefix_caching": True}
+    with VllmProcess(python, engine | {"kv_transfer_config": transfer}, log_file=tmp_path / "log") as ours:
+        clear(node.run)
+        figures = steps_beside_transfers(ours, prompt_of, lambda: clear(node.run), BLOCK, rounds=1)
+        assert {name for name, value in figures.items() if isinstance(value, float)} == figures.keys()
+        with pytest.raises(AssertionError, match="0 blocks were stored"):
+            steps_beside_transfers(ours, prompt_of, lambda: 0, BLOCK, rounds=1)
+        assert clear(node.run) == BLOCKS, "the control: they were"
+
+        ours.ask(do="steps")
+        early = {"prompt": prompt_of("early", 20), "max_tokens": 6}
+        late = {"prompt": prompt_of("late", 20), "max_tokens": 6}
+        ours.generate(early, late)
+        together = ours.ask(do="steps")["steps"]
+        answers = ours.generate(early, late | {"after_steps": 4})
+        apart = ours.ask(do="steps")["steps"]
+    assert (len(together), len(apart)) == (6, 10)
+    assert all(0 < answer["first_token_s"] < answer["all_s"] for answer in answers)
+    assert answers[1]["all_s"] < sum(apart), "it counts from when it entered"

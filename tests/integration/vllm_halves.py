@@ -1,0 +1,154 @@
+"""Both halves of the vLLM connector with plain tensors and no vLLM: an engine that is stepped by hand, for tests."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import kvclient
+from kvclient import Role
+from kvclient.integrations.vllm_jobs import Plan, Progress
+from kvclient.integrations.vllm_layout import Layout, layout_of
+from kvclient.integrations.vllm_saves import EngineMemory
+from kvclient.integrations.vllm_scheduler import Scheduler
+from kvclient.integrations.vllm_settings import Settings
+from kvclient.integrations.vllm_worker import Worker
+from tests.node import until
+
+BLOCKS, TOKENS, LAYERS = 32, 16, 3
+INNER = (2, 16, 8)  # heads, tokens, keys and values
+
+
+def patient(**settings: Any) -> Settings:
+    """Settings for a host that may be busy."""
+    return Settings(lookup_timeout_ms=2000.0, **settings)
+
+
+@dataclass
+class Rank:
+    """One worker: its memory, its clients."""
+
+    caches: dict[str, torch.Tensor]
+    layout: Layout
+    worker: Worker
+    clients: list[kvclient.Client]
+
+
+@dataclass
+class Engine:
+    """Scheduler and workers, stepped by hand."""
+
+    run: Path
+    settings: Settings = field(default_factory=patient)
+    ranks: int = 1
+    caches_prefixes: bool = False
+
+    def __post_init__(self) -> None:
+        self.workers = [self._rank(rank) for rank in range(self.ranks)]
+        self.lookups = kvclient.connect(self.run, role=Role.TOOL, timeout_s=self.settings.lookup_timeout_ms / 1000)
+        assert self.lookups.wait_connected(5)
+        shards = [self._namespace(self.lookups, rank, each.layout) for rank, each in enumerate(self.workers)]
+        block_bytes = self.workers[0].layout.block_bytes
+        self.free = BLOCKS
+        self.forgotten: list[set[int]] = []
+        self.scheduler = Scheduler(
+            self.lookups, shards, TOKENS, block_bytes, self.settings,
+            memory=EngineMemory(BLOCKS, lambda: self.free, self.forgotten.append, reuses_oldest=self.caches_prefixes),
+        )  # fmt: skip
+        self.saved = 0
+        self.plans: list[Plan] = []
+
+    def _rank(self, rank: int) -> Rank:
+        generator = torch.Generator().manual_seed(rank)
+        caches = {
+            f"layer {number}": torch.rand((BLOCKS, *INNER), generator=generator, dtype=torch.float32)
+            for number in range(LAYERS)
+        }
+        layout = layout_of(caches, BLOCKS)
+        quick = kvclient.connect(self.run, role=Role.TOOL, timeout_s=2.0)
+        patient = kvclient.connect(self.run, timeout_s=5.0)
+        assert quick.wait_connected(5)
+        assert patient.wait_connected(5)
+        names = (self._namespace(quick, rank, layout), self._namespace(patient, rank, layout))
+        return Rank(
+            caches, layout, Worker(*names, layout, disk_wait_s=2.0, layerwise=self.settings.layerwise), [quick, patient]
+        )
+
+    def _namespace(self, client: kvclient.Client, rank: int, layout: Layout) -> kvclient.Namespace:
+        return client.namespace(
+            model="m", engine="vllm", layout=layout.words, dtype="float32", block_tokens=TOKENS,
+            block_bytes=layout.block_bytes, tp=(rank, self.ranks),
+        )  # fmt: skip
+
+    def step(self, scheduled: dict[str, int], blocks: dict[str, list[int]]) -> Plan:
+        """As vLLM does: plan, fence, load, compute, save, and what became of it."""
+        plan = self.scheduler.plan(scheduled, blocks.__getitem__)
+        self.plans.append(plan)
+        for rank in self.workers:
+            rank.worker.fence(plan)
+            rank.worker.begin(plan)
+            for name in rank.caches:
+                rank.worker.wait_for_layer(name)
+            rank.worker.end(plan)
+        self.listen()
+        return plan
+
+    def listen(self) -> set[str]:
+        """What the workers say; requests whose loads have ended."""
+        progress = Progress()
+        received: set[str] = set()
+        for rank in self.workers:
+            progress = progress.joined(rank.worker.take_progress() or Progress())
+            received |= rank.worker.take_received()
+        self.saved += len(progress.saved)
+        self.scheduler.heard(progress, received)
+        return received
+
+    def save(self, request: Any, block_ids: list[int]) -> None:
+        """Compute all of a request, save it, and let it be over."""
+        self.scheduler.on_new_request(request)
+        plan = self.step({request.request_id: request.num_tokens}, {request.request_id: block_ids})
+        assert not plan.saves, "of a step that has not ended"
+        request.num_computed_tokens = request.num_tokens
+        self.scheduler.finished(request, block_ids)
+        self.step({}, {})
+        assert until(lambda: self.listen() is not None and not self.scheduler._saves), "it never ends"
+        for rank in self.workers:
+            rank.worker._patient.flush(5.0)  # visible, too
+
+    def stop(self) -> None:
+        """End it."""
+        for rank in self.workers:
+            rank.worker.stop()
+            for client in rank.clients:
+                client.close()
+        self.lookups.close()
+
+
+def request_of(name: str, blocks: int, *, tokens: int = 0, params: object = None) -> Any:
+    """What the halves read of a request of vLLM."""
+    hashes = [f"{name} {number}".encode().ljust(32, b".") for number in range(blocks)]
+    tokens = tokens or blocks * TOKENS + 1
+    return SimpleNamespace(
+        request_id=name, block_hashes=hashes, num_tokens=tokens, num_computed_tokens=0, kv_transfer_params=params
+    )
+
+
+def again(request: Any, name: str) -> Any:
+    """Another request with the same tokens."""
+    return SimpleNamespace(**(vars(request) | {"request_id": name, "num_computed_tokens": 0}))
+
+
+def load(engine: Engine, request: Any, block_ids: list[int]) -> int:
+    """Look up, load, and step; blocks that were loaded."""
+    engine.scheduler.on_new_request(request)
+    tokens, beside = engine.scheduler.matched(request, 0)
+    assert tokens is not None
+    engine.scheduler.allocated(request, block_ids, tokens)
+    request.num_computed_tokens = tokens
+    engine.step({} if beside else {request.request_id: request.num_tokens - tokens}, {request.request_id: block_ids})
+    if beside:
+        assert until(lambda: request.request_id in engine.listen())
+    return tokens // TOKENS

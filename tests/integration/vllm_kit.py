@@ -1,0 +1,72 @@
+"""Real vLLM engines with the connector, for tests: how one is started, asked, and compared with another."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench.engines import VllmProcess
+from bench.engines.model import SIZES
+
+BLOCK = 128
+SAME = 0.03  # of a logprob where a hit splits the prefill otherwise; spoilt blocks are off by tenths and more
+BLOCK_BYTES = BLOCK * SIZES["tiny"].token_bytes
+APART: dict[str, Any] = {"kvstored": {"load": False, "store": False}}  # neither loads nor stores: what is right
+PATIENT = {"lookup_timeout_ms": 2000.0}  # the host may be busy
+ENGINE: dict[str, Any] = {
+    "enable_prefix_caching": False,
+    "max_model_len": 4096,
+    "max_num_batched_tokens": 4096,
+    "max_num_seqs": 8,
+    "num_gpu_blocks_override": 128,
+}
+
+
+def start(
+    python: Path,
+    model: Path,
+    run: Path,
+    log: Path,
+    *,
+    lie: str = "",
+    policy: str = "recompute",
+    extra: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+    **engine: Any,
+) -> VllmProcess:
+    """An engine with the connector; with `lie` the one that lies (`vllm_lying`)."""
+    given = {"runtime_dir": str(run), "lie": lie} if lie else {"runtime_dir": str(run)}
+    transfer = {
+        "kv_connector": "LyingConnector" if lie else "KvstoredConnector",
+        "kv_connector_module_path": "tests.integration.vllm_lying" if lie else "kvclient.integrations.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": policy,
+        "kv_connector_extra_config": PATIENT | given | (extra or {}),
+    }
+    arguments = ENGINE | {"model": str(model), "kv_transfer_config": transfer} | engine
+    return VllmProcess(python, arguments, log_file=log, environment=environment)
+
+
+def prompt_of(name: object, tokens: int) -> list[int]:
+    """Tokens that no other name has."""
+    random = Random(str(name))
+    return [random.randrange(2, SIZES["tiny"].vocabulary) for _ in range(tokens)]
+
+
+def ask(engine: VllmProcess, *prompts: list[int], **more: Any) -> list[dict[str, Any]]:
+    """Run these together, and whatever is to be saved of them."""
+    answers = engine.generate(*({"prompt": prompt, "max_tokens": 4} | more for prompt in prompts))
+    assert engine.ask(do="settle")["settled"]
+    return answers
+
+
+def difference(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """The largest of any logprob; large where the tokens differ."""
+    if one["tokens"] != two["tokens"]:
+        return 10.0
+    return max(abs(float(a) - float(b)) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))
+
+
+def counts(engine: VllmProcess) -> dict[str, float]:
+    """What the connector counted since the last time."""
+    taken: dict[str, float] = engine.ask(do="stats")["connector"]
+    return taken
