@@ -1,66 +1,111 @@
 """Time to the first token of a real vLLM: computed, out of its own prefix cache, out of the daemon.
 
-Two engines run all the time, one as it comes and one with the connector, both with one thread of arithmetic so that a
-core is left to the daemon; they take turns, each round another first. What is not measured is None, with a reason.
+Engines run all the time, one as it comes, one with the connector and two with LMCache's, all with one thread of
+arithmetic so that a core is left to the daemon; they take turns, each round another first. `vllm_steps` measures what
+an engine's steps lose beside transfers, `vllm_serve` whole servers. What is not measured is None, with a reason.
 """
 
+import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
+
 import kvclient
-from bench.engines import VllmProcess, find_vllm, why_not
+from bench.engines import VllmProcess, find_vllm, transfer_config, why_not
 from bench.engines.model import SIZES, write_model
 from bench.harness import Findings, say
 from bench.process import DaemonProcess
+from bench.vllm_peer import LmcacheServer, install
+from bench.vllm_serve import serve
+from bench.vllm_steps import steps_beside_transfers
 from kvclient.integrations.vllm_scheduler import Scheduler
 from kvclient.integrations.vllm_settings import Settings
+from kvproto import control_pb2, control_pb2_grpc
 from kvproto.frames import Role
 
 PROMPT = 3000
 KILLED = 700  # tokens: steps of half a second, whose noise is less than what would be a stall
 BLOCK = 128
+BEST = "lmcache"  # of the two, the faster one
+CHUNKS = {BEST: BLOCK, "lmcache_default": 256}  # LMCache's, in tokens; the second is what it takes by itself
 ENGINE: dict[str, Any] = {
-    "enable_prefix_caching": True, "max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 8,
+    "enable_prefix_caching": True, "max_model_len": 8192, "max_num_batched_tokens": 4096, "max_num_seqs": 8,
     "num_gpu_blocks_override": 400,
 }  # fmt: skip
 
 
 def run(*, quick: bool) -> Findings:
-    """All figures of `vllm`. Needs `make engines`, 4 GiB of memory."""
+    """All figures of `vllm`. Needs `make engines`, 12 GiB of memory, and PyPI for LMCache's."""
     python = find_vllm()
     if python is None:
         raise RuntimeError(why_not())
     with tempfile.TemporaryDirectory(prefix="kvstored-bench-") as folder:
         home = Path(folder)
         write_model(home / "model", SIZES["bench"], seed=0)
-        arguments = ("--dram", "2GiB", "--lock", "false", "--log-level", "warning")
-        with DaemonProcess(home / "run", *arguments, log_file=home / "log") as daemon:
-            daemon.await_memory()
-            transfer = {
-                "kv_connector": "KvstoredConnector", "kv_connector_module_path": "kvclient.integrations.vllm",
-                "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": {"runtime_dir": str(home / "run")},
-            }  # fmt: skip
-            plain = ENGINE | {"model": str(home / "model")}
-            connected = plain | {"kv_transfer_config": transfer}
-            with (
-                VllmProcess(python, plain, log_file=home / "plain", threads=1) as native,
-                VllmProcess(python, connected, log_file=home / "ours", threads=1) as ours,
-            ):
-                say("both engines are ready")
-                results = first_tokens(native, ours, 3 if quick else 15)
-                results |= misses(native, ours, 3 if quick else 12)
-                results |= lookups(home / "run", 500 if quick else 5000)
-                results |= kill(native, ours, daemon)
-    return results | {
-        "ttft_lmcache_ms": None, "ttft_over_lmcache": None, "step_extra_over_copy_time": None,
-        "not_measured": "LMCache's connector and steps beside transfers",
-    }  # fmt: skip
+        peer, findings = _install(python, home / "lmcache")
+        findings |= _engines(home, python, peer, quick=quick)
+        return findings | serve(home, python, home / "model", peer, quick=quick)
+
+
+def _install(python: Path, folder: Path) -> tuple[Path | None, Findings]:
+    """LMCache's interpreter, or why there is none."""
+    try:
+        return install(python, folder), {}
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        say(f"LMCache cannot be installed: {error}")
+        return None, {"lmcache_why_not": str(error)[-500:]}
+
+
+def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Findings:
+    """Everything that is measured of engines whose steps are driven by themselves."""
+    run_dir = home / "run"
+    arguments = ("--dram", "2GiB", "--lock", "false", "--log-level", "warning")
+    with DaemonProcess(run_dir, *arguments, log_file=home / "log") as daemon, ExitStack() as stack:
+        daemon.await_memory()
+        native = stack.enter_context(_engine(home, "native", python))
+        ours = stack.enter_context(_engine(home, "ours", python, transfer_config(run_dir)))
+        with ExitStack() as beside:  # LMCache's are gone before anything else is measured
+            peers, findings = _peers(beside, home, peer)
+            say(f"engines that are ready: {', '.join(('native', 'ours', *peers))}")
+            findings |= first_tokens(native, ours, peers, 3 if quick else 12)
+        findings |= steps_beside_transfers(ours, prompt_of, lambda: clear(run_dir), BLOCK, 4 if quick else 30)
+        findings |= misses(native, ours, 3 if quick else 12)
+        findings |= lookups(run_dir, 500 if quick else 5000)
+        return findings | kill(native, ours, daemon)
+
+
+def _engine(home: Path, name: str, python: Path, transfer: dict[str, Any] | None = None) -> VllmProcess:
+    """An engine of one thread."""
+    engine = ENGINE | {"model": str(home / "model")} | ({"kv_transfer_config": transfer} if transfer else {})
+    return VllmProcess(python, engine, log_file=home / f"engine-{name}", threads=1)
+
+
+def _peers(stack: ExitStack, home: Path, python: Path | None) -> tuple[dict[str, VllmProcess], Findings]:
+    """An engine with a server of LMCache for each of CHUNKS; none, and why, if one does not start."""
+    peers: dict[str, VllmProcess] = {}
+    try:
+        for name, chunk in CHUNKS.items() if python is not None else ():
+            assert python is not None
+            server = stack.enter_context(LmcacheServer(python, chunk, log_file=home / f"server-{name}"))
+            peers[name] = stack.enter_context(_engine(home, name, python, server.transfer()))
+    except (OSError, RuntimeError) as error:  # EngineGoneError too
+        say(f"LMCache does not run: {error}")
+        return {}, {"lmcache_why_not": str(error)[-500:]}
+    return peers, {}
+
+
+def clear(run_dir: Path) -> int:
+    """Empty a daemon; how many blocks it had."""
+    with grpc.insecure_channel(f"unix:{run_dir}/control.sock") as channel:
+        everything = control_pb2.ClearRequest(everything=control_pb2.ClearRequest.Everything())
+        return int(control_pb2_grpc.ControlStub(channel).Clear(everything).blocks)
 
 
 def prompt_of(name: object, tokens: int = PROMPT) -> list[int]:
@@ -76,27 +121,60 @@ def ask(engine: VllmProcess, *prompts: list[int]) -> list[dict[str, Any]]:
     return answers
 
 
-def first_tokens(native: VllmProcess, ours: VllmProcess, rounds: int) -> Findings:
-    """One prompt a round: computed, cached by the engine, and by the daemon."""
-    seconds: dict[str, list[float]] = {"recompute": [], "native": [], "kvstored": []}
-    hit = (PROMPT - 1) // BLOCK * BLOCK
+def first_tokens(native: VllmProcess, ours: VllmProcess, peers: dict[str, VllmProcess], rounds: int) -> Findings:
+    """One prompt a round: computed, cached by the engine, by the daemon, and by LMCache in chunks of CHUNKS.
+
+    A peer that does not find what it has stored, or fails, is left out from then on, and has no figures.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ("recompute", "native", "kvstored", *peers)}
+    lost: dict[str, str] = {}  # peers, and why
+
+    def store(name: str, engine: VllmProcess, prompt: list[int]) -> None:
+        if name != "native":
+            ask(engine, prompt)
+        assert engine.ask(do="reset_prefix_cache")["reset"]
+
+    def first_token(name: str, engine: VllmProcess, prompt: list[int]) -> None:
+        chunk = CHUNKS.get(name, BLOCK)
+        expected = 0 if name == "recompute" else (PROMPT - 1) // BLOCK * BLOCK // chunk * chunk
+        (answer,) = ask(engine, prompt)
+        if answer["cached_tokens"] != expected:
+            raise RuntimeError(f"{name} found {answer['cached_tokens']} of {expected} tokens")
+        seconds[name].append(answer["first_token_s"])
+
     for number in range(rounds + 1):
         prompt = prompt_of(f"first {number}")
-        ask(ours, prompt)  # stores it
-        assert ours.ask(do="reset_prefix_cache")["reset"]
-        assert native.ask(do="reset_prefix_cache")["reset"]
-        turns = {"recompute": native, "native": native, "kvstored": ours}
-        for name in turns if number % 2 else ("kvstored", "recompute", "native"):
-            (answer,) = ask(turns[name], prompt)
-            assert answer["cached_tokens"] == (0 if name == "recompute" else hit), (name, answer["cached_tokens"])
-            if number:  # the first one warms up
-                seconds[name].append(answer["first_token_s"])
+        asked = {name: engine for name, engine in peers.items() if name == BEST or number % 3 == 1}
+        turns = [("recompute", native), ("native", native), *asked.items()]
+        turns.insert(len(turns) if number % 2 else 0, ("kvstored", ours))
+        for work in (store, first_token):
+            for name, engine in turns:
+                if name in lost or (work is store and name == "recompute"):
+                    continue
+                try:
+                    work(name, engine, prompt)
+                except RuntimeError as error:
+                    if name not in peers:
+                        raise
+                    say(f"{name}: {error}")
+                    lost[name] = str(error)[-500:]
+        if number == 0:  # the first one warms up
+            seconds = {name: [] for name in seconds}
         say(f"first tokens: {number} of {rounds}")
-    times = {f"ttft_{name}_ms": median(each) * 1e3 for name, each in seconds.items()}
-    return {
-        **times,
-        "ttft_over_native": times["ttft_kvstored_ms"] / times["ttft_native_ms"],
-        "ttft_over_recompute": times["ttft_kvstored_ms"] / times["ttft_recompute_ms"],
+    times = {name: median(each) * 1e3 for name, each in seconds.items() if name not in lost}
+    return _over_peers(times) | {f"{name}_why_not": reason for name, reason in lost.items()}
+
+
+def _over_peers(times: dict[str, float]) -> Findings:
+    """Of medians in ms."""
+    findings: Findings = {f"ttft_{name}_ms": time_ms for name, time_ms in times.items()}
+    findings |= {f"ttft_over_{name}": times["kvstored"] / times[name] for name in ("native", "recompute")}
+    if BEST not in times:
+        return findings | {"ttft_lmcache_ms": None, "ttft_over_lmcache": None}
+    added = {name: times[name] - times["native"] for name in ("kvstored", BEST)}
+    return findings | {
+        "ttft_over_lmcache": times["kvstored"] / times[BEST],
+        "ttft_added_over_lmcache": added["kvstored"] / added[BEST],
     }
 
 

@@ -55,6 +55,17 @@ def stamp_text() -> str:
     return "".join(f"{name}=={version}\n" for name, version in VERSIONS.items())
 
 
+def transfer_config(runtime_dir: Path) -> dict[str, Any]:
+    """`kv_transfer_config` of an engine with our connector, which stores in the daemon of this directory."""
+    return {
+        "kv_connector": "KvstoredConnector",
+        "kv_connector_module_path": "kvclient.integrations.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"runtime_dir": str(runtime_dir)},
+    }
+
+
 class VllmProcess:
     """vLLM in a process of its own. Ready once made; a context manager that kills it on the way out.
 
@@ -63,6 +74,8 @@ class VllmProcess:
     process's own and ENVIRONMENT. Raises EngineGoneError, with the end of the log, if it is not ready within
     `deadline_s`, or if vLLM refuses what it was given.
     """
+
+    program = "bench.engines.program"  # another one speaks the same way: `hicache`
 
     def __init__(
         self,
@@ -80,7 +93,7 @@ class VllmProcess:
         own = os.environ | ENVIRONMENT | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)} | (environment or {})
         with log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [python, "-m", "bench.engines.program"],
+                [python, "-m", self.program],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own, cwd=ROOT,
             )  # fmt: skip
         try:

@@ -1,4 +1,4 @@
-"""Writes small Llama models: `python -m bench.engines.model FOLDER tiny|bench [--seed N]`.
+"""Writes small Llama models: `python -m bench.engines.model FOLDER tiny|hybrid|bench [--seed N]`.
 
 The weights are random, but what a model says depends on every layer's KV: its projections have gain. In a model with
 the usual small weights attention is an average over nothing, and all KV set to zero gives the same answers to the
@@ -31,6 +31,7 @@ class Size:
     heads: int
     kv_heads: int
     vocabulary: int
+    window: int = 0  # tokens that every other layer looks back at; 0: all layers look at everything
 
     @property
     def token_bytes(self) -> int:
@@ -40,6 +41,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(layers=4, hidden=256, intermediate=512, heads=4, kv_heads=4, vocabulary=512),
+    "hybrid": Size(layers=4, hidden=256, intermediate=512, heads=4, kv_heads=4, vocabulary=512, window=256),
     "bench": Size(layers=8, hidden=768, intermediate=2048, heads=12, kv_heads=4, vocabulary=2048),
 }
 
@@ -52,7 +54,11 @@ def write_model(folder: Path, size: Size, seed: int = 0) -> None:
 
 
 def _config(size: Size) -> dict[str, object]:
-    return {
+    sliding = {
+        "sliding_window": size.window,
+        "layer_types": ["full_attention", "sliding_attention"] * (size.layers // 2),
+    }
+    return (sliding if size.window else {}) | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "torch_dtype": "bfloat16",

@@ -9,16 +9,20 @@ Commands and their answers:
 
     {"do": "generate", "requests": [{"prompt": [ids], "max_tokens": n, "salt": s, "kv_transfer_params": {...}}, ...]}
         {"answers": [{"tokens", "logprobs", "cached_tokens", "first_token_s", "all_s", "kv_transfer_params"}, ...]}
-        Requests enter together; only `prompt` must be there. Greedy, and the end token does not end. Seconds are
-        counted from the moment at which the first request enters.
+        Requests enter together, but one with `after_steps` enters once so many steps of this command are over; only
+        `prompt` must be there. Greedy, and the end token does not end. Seconds are counted from the moment at which
+        the request enters; of those that enter together, from that of the first one.
     {"do": "settle", "within_s": 5}   {"settled": true}
-        Steps on until vLLM has nothing left to do, such as to free what a connector was saving from.
+        Steps on until vLLM has nothing left to do, such as to free what a connector was saving from, and until a
+        connector that says how much it is `saving` has saved it.
     {"do": "steps"}                   {"steps": [s, ...], "idle": [s, ...]}
         How long each step since the last ask took: those in which the model ran, and those in which it did not.
     {"do": "reset_prefix_cache", "connector": false}   {"reset": true}
     {"do": "stats"}                   {"connector": {...}, "local": {...}, "external": {...}, "preempted": n}
         Since the last ask. `connector` is what the connector's own stats reduce to; `local` and `external` count the
         tokens that were looked up and found in vLLM's prefix cache and the connector.
+    {"do": "metrics", "prefix": p}    {"metrics": [[name, {label: value}, value], ...]}
+        Those of vLLM's counters whose names begin so, since the start.
     {"do": "stop"}                    {"stopped": true}
 
 An error ends the process; it is on standard error, where all that vLLM says goes as well.
@@ -30,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 YIELD_S = 0.001  # what a served vLLM sleeps when it had nothing to run, so that threads of a connector get on
@@ -140,23 +145,31 @@ class Engine:
 
     def generate(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
         """Run requests to their ends."""
-        started = time.perf_counter()
-        answers = {}
-        for request in requests:
-            name = str(next(self._names))
-            answers[name] = Answer()
-            self._engine.add_request(name, _prompt(request), _sampling(request))
-        while self._engine.has_unfinished_requests():
+        names = [str(next(self._names)) for _ in requests]
+        answers = {name: Answer() for name in names}
+        coming = dict(zip(names, requests, strict=True))
+        entered: dict[str, float] = {}
+        for number in count():
+            now = time.perf_counter()
+            for name in [name for name in coming if coming[name].get("after_steps", 0) <= number]:
+                request = coming.pop(name)
+                entered[name] = now
+                self._engine.add_request(name, _prompt(request), _sampling(request))
+            if not coming and not self._engine.has_unfinished_requests():
+                break
             for output in self._step():
-                answers[output.request_id].take(output, time.perf_counter() - started)
+                name = output.request_id
+                answers[name].take(output, time.perf_counter() - entered[name])
         return {"answers": [answer.line() for answer in answers.values()]}
 
     def settle(self, within_s: float = 5.0) -> dict[str, Any]:
         """Step on until nothing is left."""
         deadline = time.monotonic() + within_s
-        while self._core.scheduler.has_requests() and time.monotonic() < deadline:
-            self._step()
-        return {"settled": not self._core.scheduler.has_requests()}
+        while (stepping := self._core.scheduler.has_requests()) or _saving():
+            if time.monotonic() >= deadline:
+                return {"settled": False}
+            self._step() if stepping else time.sleep(YIELD_S)
+        return {"settled": True}
 
     def steps(self) -> dict[str, Any]:
         """Durations, and forget them."""
@@ -173,6 +186,14 @@ class Engine:
         line = self._counts.line()
         self._counts.clear()
         return line
+
+    def metrics(self, prefix: str) -> dict[str, Any]:
+        """Totals in the registry that vLLM shows to Prometheus."""
+        from prometheus_client import REGISTRY
+
+        samples = [sample for family in REGISTRY.collect() for sample in family.samples]
+        counted = [each for each in samples if each.name.startswith(prefix) and each.name.endswith("_total")]
+        return {"metrics": [[each.name, each.labels, each.value] for each in counted]}
 
     def shutdown(self) -> None:
         """End it, and with it the connector."""
@@ -199,6 +220,12 @@ class Engine:
             return outputs, self._ran
 
         return noted
+
+
+def _saving() -> bool:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    return has_kv_transfer_group() and bool(getattr(get_kv_transfer_group(), "saving", 0))
 
 
 def _prompt(request: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +269,7 @@ def main() -> None:
         verb = command.pop("do")
         if verb == "stop":
             break
-        assert verb in {"generate", "settle", "steps", "reset_prefix_cache", "stats"}, verb
+        assert verb in {"generate", "settle", "steps", "reset_prefix_cache", "stats", "metrics"}, verb
         say(getattr(engine, verb)(**command))
     engine.shutdown()
     say({"stopped": True})
