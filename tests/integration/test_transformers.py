@@ -525,8 +525,8 @@ def test_what_is_computed_faster_than_loaded_is_computed(
         assert answer.cached_tokens == cached
         assert answer.why_not == ("" if cached else adapter.SLOWER)
         assert same_logits(answer, plain(model, prompt))
-        tried = [kv.load(prompt).tokens for _ in range(2 * adapter.TRIED_ANYWAY)]
-        assert tried.count(DOCUMENT) == (len(tried) if cached else 2), "now and then a load is tried all the same"
+        tried = [kv.load(prompt).tokens > 0 for _ in range(2 * adapter.TRIED_ANYWAY)]
+        assert sum(tried) == (len(tried) if cached else 2), "now and then a load is tried all the same"
 
 
 def test_prefills_teach_the_daemon_what_computing_costs(start_daemon: StartDaemon, model: Any) -> None:
