@@ -5,7 +5,9 @@ second tier that lies, for the controls of equality tests: `lie = "zeros"` fills
 good, `lie = "short"` does so with every other chunk, and says that it was not there.
 """
 
+import atexit
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ class CPUWorker(OffloadingWorker):  # type: ignore[misc]
 
     def __init__(self, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion) -> None:
         self._region = region
+        atexit.register(self._unlink)  # of an engine that refuses to start
         self._groups = kv_caches.group_data_refs
         self._engine = [each.tensor for each in kv_caches.tensors]
         self._tier = [region.create_next_worker_view(each.page_size_bytes) for each in kv_caches.tensors]
@@ -71,8 +74,12 @@ class CPUWorker(OffloadingWorker):  # type: ignore[misc]
 
     def get_finished(self) -> list[TransferResult]:
         """Since the last time."""
+        self._unlink()  # a step is over, so both halves have mapped it: one that is killed must leave no file behind
         finished, self._finished = self._finished, []
         return finished
+
+    def _unlink(self) -> None:
+        Path(self._region.mmap_path).unlink(missing_ok=True)
 
     def wait(self, job_ids: set[int]) -> None:
         """Everything is over as soon as it is told."""

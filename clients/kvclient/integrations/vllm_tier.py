@@ -210,7 +210,7 @@ class KvstoredTier(SecondaryTierManager):
 
     def leave(self) -> None:
         """The engine's weights may be others from now on, and nobody can tell: load and store nothing any more."""
-        self._off = False
+        self._off = True
         _log.warning("the store is not used any more by this engine: its caches were reset, perhaps for other weights")
 
     def on_request_finished(self, req_context: Any) -> None:
