@@ -7,7 +7,7 @@ from kvproto.identity import NamespaceIdentity
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """Blocks `first` to `first + len(block_ids)` of a chain, into the engine's memory."""
+    """Neighbouring blocks of a chain, into the engine's memory."""
 
     request: str
     keys: tuple[bytes, ...]  # exactly the blocks to load
