@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.process import DaemonProcess
-from kvclient.integrations import vllm_scheduler
+from kvclient.integrations import vllm_scheduler, vllm_worker
 from kvclient.integrations.vllm_jobs import LoadJob, WordJob
 from kvclient.namespace import Namespace
 from kvctl.client import ControlClient
@@ -154,6 +154,38 @@ def test_loads_run_side_by_side_and_one_that_nobody_wants_any_more_does_not_run(
         assert torch.equal(cache[[16, 17]], before[name][[16, 17]]), "an aborted one"
         assert torch.equal(cache[[19, 20]], cache[[3, 4]]), "the control: one behind it"
         assert not torch.equal(cache[[19, 20]], before[name][[19, 20]])
+    engine.stop()
+
+
+def test_a_large_load_is_shared_and_told_when_its_last_part_has_ended(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_worker, "SHARED_BYTES", 1)
+    engine = Engine(daemon.runtime_dir, BESIDE)
+    request = request_of("a", 5)
+    engine.save(request, [0, 1, 2, 3, 4, 5])
+    worker = engine.workers[0].worker
+    go_on, honest, parts = threading.Event(), worker._copy, []
+
+    def copy(job: LoadJob, namespace: Namespace, wait_s: float) -> int:
+        parts.append(job.block_ids)
+        if 10 not in job.block_ids:
+            assert go_on.wait(30)
+            return honest(job, namespace, wait_s) - 1  # the last one of all is bad
+        return honest(job, namespace, wait_s)
+
+    monkeypatch.setattr(worker, "_copy", copy)
+    assert plan_load(engine, again(request, "b"), [10, 11, 12, 13, 14, 15])
+    engine.step({}, {})
+    caches = list(engine.workers[0].caches.values())
+    assert until(lambda: torch.equal(caches[-1][10:13], caches[-1][:3]))
+    assert engine.listen() == set(), "the other part has not ended"
+    go_on.set()
+    assert until(lambda: "b" in engine.listen())
+    assert sorted(parts) == [(10, 11, 12), (13, 14)]
+    assert worker.take_bad_blocks() == {14}
+    assert all(torch.equal(cache[10:15], cache[:5]) for cache in caches)
+    assert not torch.equal(caches[0][10:15], caches[0][1:6]), "the control"
     engine.stop()
 
 
