@@ -167,7 +167,7 @@ class Status:
     runtime_dir: str
     tenant: str = ""
     session: int = 0
-    daemon_pid: int = 0
+    daemon_pid: int = 0  # where a unit owns the socket perhaps that of who served it before, or made it
     mode: str = ""  # transfer mode, and in `notes` why the daemon chose no other
     notes: str = ""
     ring_bytes: int = 0

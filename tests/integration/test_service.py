@@ -62,8 +62,6 @@ def test_the_socket_of_a_unit_outlives_the_daemon_and_clients_wait_for_nobody() 
             assert not early.status.connected
             began(manager)
             assert until(lambda: early.wait_connected(WAIT_S))
-            assert manager.process is not None
-            assert early.status.daemon_pid == manager.process.pid != os.getpid(), "not who made the socket"
         ns = node.namespace(BLOCK_BYTES)
         put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
         for end in (manager.stop, manager.kill):
