@@ -171,7 +171,8 @@ class Drives:
         drive = min(fit, key=lambda drive: counts[drive.directory])
         segment = Segment(order.segment, drive.directory, self._store, self._segment_bytes)
         self._segments[order.segment] = segment
-        self._put(batch, [batch], drive.writes, segment)
+        # First of all: writes wait for it soon, and by then those submitted before will have ended or be under way.
+        self._put(batch, [batch], drive.writes, segment, fast=True)
 
     def _submit_to_segment(self, first: Load | Save | Erase | DropSegment, batch: Sequence[Order]) -> None:
         segment = self._segments.get(first.header.segment if isinstance(first, Save) else first.segment)
