@@ -5,6 +5,7 @@ arithmetic so that a core is left to the daemon; they take turns, each round ano
 an engine's steps lose beside transfers, `vllm_serve` whole servers. What is not measured is None, with a reason.
 """
 
+import os
 import subprocess
 import tempfile
 import time
@@ -28,13 +29,22 @@ from bench.vllm_steps import steps_beside_transfers
 from kvclient.integrations.vllm_scheduler import Scheduler
 from kvclient.integrations.vllm_settings import Settings
 from kvproto import control_pb2, control_pb2_grpc
+from kvproto.control_token import token_metadata
 from kvproto.frames import Role
 
 PROMPT = 3000
 KILLED = 700  # tokens: steps of half a second, whose noise is less than what would be a stall
 BLOCK = 128
+WARM = 100  # tokens of the request before each that is timed: no whole block, so that nobody stores it
 BEST = "lmcache"  # of the two, the faster one
 CHUNKS = {BEST: BLOCK, "lmcache_default": 256}  # LMCache's, in tokens; the second is what it takes by itself
+LARGE, SMALL = "bench", "small"  # models
+SMALL_DRAM, MAPPED = (
+    "256MiB",
+    13,
+)  # after so many prompts an engine has mapped all of it, as one that has run for a while
+DAEMON = ("--lock", "false", "--log-level", "warning")
+TRUSTING = f"[tenants.default]\nuids = [{os.getuid()}]\ntrusting = true\n"  # a host with one user: mode direct
 ENGINE: dict[str, Any] = {
     "enable_prefix_caching": True, "max_model_len": 8192, "max_num_batched_tokens": 4096, "max_num_seqs": 8,
     "num_gpu_blocks_override": 400,
@@ -48,10 +58,13 @@ def run(*, quick: bool) -> Findings:
         raise RuntimeError(why_not())
     with tempfile.TemporaryDirectory(prefix="kvstored-bench-") as folder:
         home = Path(folder)
-        write_model(home / "model", SIZES["bench"], seed=0)
+        (home / "kvstored.toml").write_text(TRUSTING)
+        for size in (LARGE, SMALL):
+            write_model(home / size, SIZES[size], seed=0)
         peer, findings = _install(python, home / "lmcache")
+        findings |= _small(home, python, peer, 3 if quick else 20)
         findings |= _engines(home, python, peer, quick=quick)
-        return findings | serve(home, python, home / "model", peer, quick=quick)
+        return findings | serve(home, python, home / LARGE, peer, quick=quick)
 
 
 def _install(python: Path, folder: Path) -> tuple[Path | None, Findings]:
@@ -63,38 +76,67 @@ def _install(python: Path, folder: Path) -> tuple[Path | None, Findings]:
         return None, {"lmcache_why_not": str(error)[-500:]}
 
 
+def _small(home: Path, python: Path, peer: Path | None, rounds: int) -> Findings:
+    """First tokens of an engine that spends about as much in the model as the one of the peers' own figures does."""
+    run_dir = home / "run-small"
+    with _daemon(home, "run-small", SMALL_DRAM) as daemon, ExitStack() as stack:
+        daemon.await_memory()
+        native = stack.enter_context(_engine(home, "native-small", python, size=SMALL))
+        ours = stack.enter_context(_engine(home, "ours-small", python, transfer_config(run_dir), size=SMALL))
+        peers, findings = _peers(stack, home, peer, SMALL)
+        return findings | first_tokens(native, ours, peers, rounds, MAPPED)
+
+
 def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Findings:
     """Everything that is measured of engines whose steps are driven by themselves."""
     run_dir = home / "run"
-    arguments = ("--dram", "2GiB", "--lock", "false", "--log-level", "warning")
-    with DaemonProcess(run_dir, *arguments, log_file=home / "log") as daemon, ExitStack() as stack:
+    with _daemon(home, "run", "2GiB") as daemon, ExitStack() as stack:
         daemon.await_memory()
         native = stack.enter_context(_engine(home, "native", python))
         ours = stack.enter_context(_engine(home, "ours", python, transfer_config(run_dir)))
         with ExitStack() as beside:  # LMCache's are gone before anything else is measured
-            peers, findings = _peers(beside, home, peer)
+            peers, findings = _peers(beside, home, peer, LARGE)
             say(f"engines that are ready: {', '.join(('native', 'ours', *peers))}")
-            findings |= first_tokens(native, ours, peers, 3 if quick else 12)
+            larger = first_tokens(native, ours, peers, 3 if quick else 12)
+            findings |= {f"larger_{name}": value for name, value in larger.items()}
         findings |= steps_beside_transfers(ours, prompt_of, lambda: clear(run_dir), BLOCK, 4 if quick else 30)
+        findings |= _steps_in_mode_copy(home, python, run_dir, 4 if quick else 12)
         findings |= misses(native, ours, 3 if quick else 12)
         findings |= lookups(run_dir, 500 if quick else 5000)
         return findings | kill(native, ours, daemon)
 
 
-def _engine(home: Path, name: str, python: Path, transfer: dict[str, Any] | None = None) -> VllmProcess:
+def _steps_in_mode_copy(home: Path, python: Path, run_dir: Path, rounds: int) -> Findings:
+    """The same of an engine whose tenant is not trusting: its stores go through the ring, and are copied twice."""
+    transfer = transfer_config(run_dir)
+    transfer["kv_connector_extra_config"]["mode"] = "copy"
+    with _engine(home, "copy", python, transfer) as engine:
+        found = steps_beside_transfers(engine, prompt_of, lambda: clear(run_dir), BLOCK, rounds)
+    return {f"mode_copy_{name}": value for name, value in found.items()}
+
+
+def _daemon(home: Path, name: str, dram: str) -> DaemonProcess:
+    """One with a tenant that is trusting."""
+    arguments = ("--dram", dram, *DAEMON, "--config", str(home / "kvstored.toml"))
+    return DaemonProcess(home / name, *arguments, log_file=home / f"log-{name}")
+
+
+def _engine(
+    home: Path, name: str, python: Path, transfer: dict[str, Any] | None = None, size: str = LARGE
+) -> VllmProcess:
     """An engine of one thread."""
-    engine = ENGINE | {"model": str(home / "model")} | ({"kv_transfer_config": transfer} if transfer else {})
+    engine = ENGINE | {"model": str(home / size)} | ({"kv_transfer_config": transfer} if transfer else {})
     return VllmProcess(python, engine, log_file=home / f"engine-{name}", threads=1)
 
 
-def _peers(stack: ExitStack, home: Path, python: Path | None) -> tuple[dict[str, VllmProcess], Findings]:
+def _peers(stack: ExitStack, home: Path, python: Path | None, size: str) -> tuple[dict[str, VllmProcess], Findings]:
     """An engine with a server of LMCache for each of CHUNKS; none, and why, if one does not start."""
     peers: dict[str, VllmProcess] = {}
     try:
         for name, chunk in CHUNKS.items() if python is not None else ():
             assert python is not None
-            server = stack.enter_context(LmcacheServer(python, chunk, log_file=home / f"server-{name}"))
-            peers[name] = stack.enter_context(_engine(home, name, python, server.transfer()))
+            server = stack.enter_context(LmcacheServer(python, chunk, log_file=home / f"server-{size}-{name}"))
+            peers[name] = stack.enter_context(_engine(home, f"{size}-{name}", python, server.transfer(), size))
     except (OSError, RuntimeError) as error:  # EngineGoneError too
         say(f"LMCache does not run: {error}")
         return {}, {"lmcache_why_not": str(error)[-500:]}
@@ -105,7 +147,8 @@ def clear(run_dir: Path) -> int:
     """Empty a daemon; how many blocks it had."""
     with grpc.insecure_channel(f"unix:{run_dir}/control.sock") as channel:
         everything = control_pb2.ClearRequest(everything=control_pb2.ClearRequest.Everything())
-        return int(control_pb2_grpc.ControlStub(channel).Clear(everything).blocks)
+        stub = control_pb2_grpc.ControlStub(channel)
+        return int(stub.Clear(everything, metadata=token_metadata(run_dir)).blocks)
 
 
 def prompt_of(name: object, tokens: int = PROMPT) -> list[int]:
@@ -121,9 +164,12 @@ def ask(engine: VllmProcess, *prompts: list[int]) -> list[dict[str, Any]]:
     return answers
 
 
-def first_tokens(native: VllmProcess, ours: VllmProcess, peers: dict[str, VllmProcess], rounds: int) -> Findings:
+def first_tokens(
+    native: VllmProcess, ours: VllmProcess, peers: dict[str, VllmProcess], rounds: int, warm_up: int = 1
+) -> Findings:
     """One prompt a round: computed, cached by the engine, by the daemon, and by LMCache in chunks of CHUNKS.
 
+    `warm_up` rounds come before those that count.
     A peer that does not find what it has stored, or fails, is left out from then on, and has no figures.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ("recompute", "native", "kvstored", *peers)}
@@ -137,12 +183,13 @@ def first_tokens(native: VllmProcess, ours: VllmProcess, peers: dict[str, VllmPr
     def first_token(name: str, engine: VllmProcess, prompt: list[int]) -> None:
         chunk = CHUNKS.get(name, BLOCK)
         expected = 0 if name == "recompute" else (PROMPT - 1) // BLOCK * BLOCK // chunk * chunk
+        ask(engine, prompt_of(f"warm {name} {len(seconds[name])}", WARM))  # as warm as one that serves is
         (answer,) = ask(engine, prompt)
         if answer["cached_tokens"] != expected:
             raise RuntimeError(f"{name} found {answer['cached_tokens']} of {expected} tokens")
         seconds[name].append(answer["first_token_s"])
 
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         prompt = prompt_of(f"first {number}")
         asked = {name: engine for name, engine in peers.items() if name == BEST or number % 3 == 1}
         turns = [("recompute", native), ("native", native), *asked.items()]
@@ -158,9 +205,9 @@ def first_tokens(native: VllmProcess, ours: VllmProcess, peers: dict[str, VllmPr
                         raise
                     say(f"{name}: {error}")
                     lost[name] = str(error)[-500:]
-        if number == 0:  # the first one warms up
+        if number == warm_up - 1:
             seconds = {name: [] for name in seconds}
-        say(f"first tokens: {number} of {rounds}")
+        say(f"first tokens: {number + 1} of {rounds + warm_up}")
     times = {name: median(each) * 1e3 for name, each in seconds.items() if name not in lost}
     return _over_peers(times) | {f"{name}_why_not": reason for name, reason in lost.items()}
 

@@ -1,4 +1,4 @@
-"""Writes small Llama models: `python -m bench.engines.model FOLDER tiny|hybrid|bench [--seed N]`.
+"""Writes small Llama models: `python -m bench.engines.model FOLDER tiny|hybrid|small|bench [--seed N]`.
 
 The weights are random, but what a model says depends on every layer's KV: its projections have gain. In a model with
 the usual small weights attention is an average over nothing, and all KV set to zero gives the same answers to the
@@ -42,6 +42,7 @@ class Size:
 SIZES = {
     "tiny": Size(layers=4, hidden=256, intermediate=512, heads=4, kv_heads=4, vocabulary=512),
     "hybrid": Size(layers=4, hidden=256, intermediate=512, heads=4, kv_heads=4, vocabulary=512, window=256),
+    "small": Size(layers=7, hidden=256, intermediate=512, heads=4, kv_heads=4, vocabulary=2048),
     "bench": Size(layers=8, hidden=768, intermediate=2048, heads=12, kv_heads=4, vocabulary=2048),
 }
 

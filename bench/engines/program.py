@@ -18,6 +18,10 @@ Commands and their answers:
     {"do": "steps"}                   {"steps": [s, ...], "idle": [s, ...]}
         How long each step since the last ask took: those in which the model ran, and those in which it did not.
     {"do": "reset_prefix_cache", "connector": false}   {"reset": true}
+    {"do": "pause"}                   {"paused": true}
+        As before other weights are loaded: every request ends, and all caches are cleared. It resumes at once.
+    {"do": "memory"}                  {"blocks": n, "free": n, "busy": false}
+        Blocks that requests may have, how many nobody has, and whether vLLM has anything to do.
     {"do": "stats"}                   {"connector": {...}, "local": {...}, "external": {...}, "preempted": n}
         Since the last ask. `connector` is what the connector's own stats reduce to; `local` and `external` count the
         tokens that were looked up and found in vLLM's prefix cache and the connector.
@@ -37,6 +41,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+VERBS = {"generate", "settle", "steps", "reset_prefix_cache", "pause", "memory", "stats", "metrics"}
 YIELD_S = 0.001  # what a served vLLM sleeps when it had nothing to run, so that threads of a connector get on
 DEFAULTS = {
     "disable_log_stats": False,
@@ -181,6 +186,19 @@ class Engine:
         """What is not in use is forgotten."""
         return {"reset": self._engine.reset_prefix_cache(reset_connector=connector)}
 
+    def pause(self) -> dict[str, Any]:
+        """And resume."""
+        self._core.pause_scheduler(mode="abort", clear_cache=True)
+        self._core.resume_scheduler()
+        return {"paused": True}
+
+    def memory(self) -> dict[str, Any]:
+        """Of vLLM's own."""
+        scheduler = self._core.scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        blocks = pool.num_gpu_blocks - 1  # one stands for no block
+        return {"blocks": blocks, "free": pool.get_num_free_blocks(), "busy": scheduler.has_requests()}
+
     def stats(self) -> dict[str, Any]:
         """Counts, and forget them."""
         line = self._counts.line()
@@ -269,7 +287,7 @@ def main() -> None:
         verb = command.pop("do")
         if verb == "stop":
             break
-        assert verb in {"generate", "settle", "steps", "reset_prefix_cache", "stats", "metrics"}, verb
+        assert verb in VERBS, verb
         say(getattr(engine, verb)(**command))
     engine.shutdown()
     say({"stopped": True})

@@ -1,19 +1,24 @@
 """Addresses of memory that the caller owns, checked before a byte moves.
 
 Three kinds are understood, by what they can do and not by importing their makers: NumPy arrays, tensors with
-`data_ptr` (torch), and anything with the buffer protocol. Errors are UsageError. Any thread.
+`data_ptr` (torch), and anything with the buffer protocol. Tensors on a GPU go by `devices.py`, which is only imported
+for them. Errors are UsageError. Any thread.
 """
 
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from kvclient.copying import Gate, Move, moves_of
+from kvkernels import libc
 from kvproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvclient.devices import Side
 
 _from_buffer: Final[Callable[[Any], ctypes.c_char]] = ctypes.c_char.from_buffer
 _address_of: Final = ctypes.addressof
@@ -32,6 +37,7 @@ class Scattered:
     lengths: Sequence[int]
     owner: object
     gate: Gate | None = None
+    device: "Side | None" = None  # whose memory it is, if not the host's; then for one call (devices.paged_blocks)
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -43,6 +49,7 @@ class Memory(NamedTuple):
     addresses: Sequence[int]  # of each block; empty if they are scattered
     owners: object
     scattered: Scattered | None = None
+    device: "Side | None" = None  # whose memory it is, if not the host's
 
     @property
     def blocks(self) -> int:
@@ -58,6 +65,22 @@ class Memory(NamedTuple):
             (target, source + start, length)
             for pieces, source in zip(scattered.addresses[first : first + len(sources)], sources, strict=True)
             for target, start, length in zip(pieces, _starts(scattered.lengths), scattered.lengths, strict=True)
+        ]
+
+    def pieces_in(self, sources: Sequence[int], each: int) -> list[libc.Pieces]:
+        """The same for the first blocks, if they are scattered, as the kernel takes it: so many blocks at a time."""
+        scattered = self.scattered
+        if scattered is None or not sources:
+            return []
+        lengths = np.array(scattered.lengths, dtype=np.uint64)
+        targets = np.empty((len(sources), lengths.size, 2), dtype=np.uint64)
+        found = np.empty_like(targets)
+        targets[:, :, 0] = scattered.addresses[: len(sources)]
+        found[:, :, 0] = np.array(sources, dtype=np.uint64)[:, None] + (np.cumsum(lengths) - lengths)
+        targets[:, :, 1] = found[:, :, 1] = lengths
+        return [
+            libc.Pieces(targets[first : first + each].reshape(-1, 2), found[first : first + each].reshape(-1, 2))
+            for first in range(0, len(sources), each)
         ]
 
     def moves_out(self, indices: Sequence[int], targets: Sequence[int], block_bytes: int) -> list[Move]:
@@ -78,20 +101,28 @@ def _starts(lengths: Sequence[int]) -> list[int]:
     return [0, *accumulate(lengths[:-1])]
 
 
-def readable(blocks: object, count: int, block_bytes: int) -> Memory:
-    """Where `count` blocks of `block_bytes` bytes can be read: one object a block, or one array of all of them."""
-    return _locate(blocks, count, block_bytes, writable=False)
+def readable(blocks: object, count: int, block_bytes: int, stream: object = None) -> Memory:
+    """Where `count` blocks of `block_bytes` bytes can be read: one object a block, or one array of all of them.
+
+    `stream`: of a device's tensors, whose work so far comes first.
+    """
+    return _locate(blocks, count, block_bytes, stream, writable=False)
 
 
-def writable(blocks: object, most: int, block_bytes: int) -> Memory:
+def writable(blocks: object, most: int, block_bytes: int, stream: object = None) -> Memory:
     """Where up to `most` blocks can be written: one object a block, or one array whose first dimension they are."""
-    memory = _locate(blocks, None, block_bytes, writable=True)
+    memory = _locate(blocks, None, block_bytes, stream, writable=True)
     if memory.blocks > most:
         raise UsageError(f"{memory.blocks} targets for {most} blocks")
     return memory
 
 
-def _locate(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:
+def _locate(blocks: Any, count: int | None, block_bytes: int, stream: object, *, writable: bool) -> Memory:
+    on_device = _first_on_device(blocks)
+    if on_device is not None:
+        return _on_device(blocks, on_device, count, block_bytes, stream)
+    if stream is not None:
+        raise UsageError("a stream is for tensors on a device, and these are not")
     if isinstance(blocks, np.ndarray) or hasattr(blocks, "data_ptr"):
         return _split(blocks, count, block_bytes, writable=writable)
     if isinstance(blocks, Scattered):
@@ -123,7 +154,42 @@ def _scattered(blocks: Scattered, count: int | None, block_bytes: int) -> Memory
         raise UsageError(f"pieces of {list(blocks.lengths)} bytes for blocks of {block_bytes}")
     if any(len(pieces) != len(blocks.lengths) for pieces in blocks.addresses):
         raise UsageError(f"a scattered block has other than {len(blocks.lengths)} pieces")
-    return Memory((), blocks.owner, blocks)
+    return Memory((), blocks.owner, blocks, blocks.device)
+
+
+def _first_on_device(blocks: Any) -> Any:
+    """A tensor that is not the host's, if the first is."""
+    if isinstance(blocks, list | tuple):
+        blocks = blocks[0] if blocks else None
+    if not hasattr(blocks, "data_ptr") or getattr(blocks, "is_cpu", False):
+        return None
+    return None if blocks.device.type == "cpu" else blocks
+
+
+def _on_device(blocks: Any, first: Any, count: int | None, block_bytes: int, stream: object) -> Memory:
+    """As the others, for tensors of one device."""
+    from kvclient import devices  # noqa: PLC0415  # an engine on CPU never needs it
+
+    side = devices.side_of(first.device, stream)
+    if blocks is first:
+        number = first.shape[0] if first.shape else None
+        if number is None or (count is not None and number != count):
+            raise UsageError(f"a tensor of shape {tuple(first.shape)} for {count} blocks")
+        if number == 0:
+            return Memory((), first, None, side)
+        address = devices.address_of(side, first, number * block_bytes)
+        return Memory(range(address, address + number * block_bytes, block_bytes), first, None, side)
+    if count is not None and len(blocks) != count:
+        raise UsageError(f"{len(blocks)} buffers for {count} keys")
+    addresses = []
+    for index, block in enumerate(blocks):
+        if not hasattr(block, "data_ptr") or block.device != first.device:
+            raise UsageError(f"block {index}: not on {first.device}, as the first is")
+        try:
+            addresses.append(devices.address_of(side, block, block_bytes))
+        except UsageError as error:
+            raise UsageError(f"block {index}: {error}") from error
+    return Memory(addresses, tuple(blocks), None, side)
 
 
 def _split(blocks: Any, count: int | None, block_bytes: int, *, writable: bool) -> Memory:

@@ -13,18 +13,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from kvclient import buffers, flows
 from kvclient.connection import Connection
-from kvclient.copying import Move, Stopwatch, copy, copy_at_once
+from kvclient.copying import Bounce, Move, Stopwatch, copy, copy_at_once
 from kvclient.endpoint import Endpoint
 from kvclient.mapping import Place
 from kvclient.results import Tiers
-from kvclient.stream import Part, arrive, lead_of
+from kvclient.stream import Part, Renewals, arrive, lead_of
+from kvkernels import libc
 from kvproto.errors import ProtocolError, UsageError
+from kvproto.frames import Mode
 from kvproto.limits import MIB
 from kvproto.policy_frames import Kind, Report, Tier, build_report
+
+if TYPE_CHECKING:
+    from kvclient.devices import DeviceCopy, Uses
 
 TIMED_BYTES: Final = MIB  # a copy smaller than this says more about its overhead than about memory
 TIMED_EACH: Final = 16  # one in so many is timed, and reported in a frame of its own
@@ -35,6 +40,8 @@ class Held:
     """What a lease is, whichever way it waits and copies. Threads may share one."""
 
     _disk = 0
+    _uses: "Uses | None" = None  # by copies to a device
+    _renewals: Renewals | None = None
 
     def __init__(self, endpoint: Endpoint, parts: Sequence[Part], block_bytes: int) -> None:
         self._endpoint = endpoint
@@ -50,6 +57,10 @@ class Held:
                 self._streaming = True
         self.expected = expected  # blocks that were promised: these are there, or on their way from disk
         self._blocks = expected  # length of the lead run; counts only once nothing is streaming
+        if self._streaming and len(parts) > 1:
+            self._renewals = Renewals(parts, _clock())
+            with endpoint.guard():
+                parts[0].session.keep(self._renewals)
 
     @property
     def tiers(self) -> Tiers:
@@ -87,17 +98,39 @@ class Held:
     def valid(self) -> bool:
         """Whether everything read so far was read in time: not released, and no deadline passed."""
         self._endpoint.check_fork()
+        if self._released:
+            return False
+        if self._lapsed():
+            self._endpoint.catch_up()  # it may have been renewed, by what has just not been read
+            return not self._released and not self._lapsed()
+        return True
+
+    def _lapsed(self) -> bool:
         now_ns = _clock()
-        return not self._released and all(now_ns < part.deadline_ns or not part.blocks for part in self._parts)
+        return any(part.blocks and now_ns >= part.deadline_ns for part in self._parts)
+
+    def give_up(self) -> None:
+        """What has come is all: whoever waits for more waits no longer. Any thread, any number of times."""
+        if self._streaming:
+            self._end()
 
     def release(self) -> None:
-        """Give the blocks back, those still coming too, with the next frame this client sends. Any number of times."""
+        """Give the blocks back, those still coming too, with the next frame this client sends. Any number of times.
+
+        Where a device still copies from them, when it does no more.
+        """
         if self._released:
             return
         if self._streaming:
             self._end()
         self._released = True
-        parts, self._parts = self._parts, ()
+        if self._uses is None:
+            self._let_go()
+        else:
+            self._uses.after(self._let_go)
+
+    def _let_go(self) -> None:
+        parts, self._parts, self._renewals = self._parts, (), None
         for part in parts:
             part.session.releases.append(part.lease)
         for view in self._views:
@@ -134,18 +167,42 @@ class Held:
 
     # -- copying ------------------------------------------------------------------------------------------------
 
-    def _writable(self, targets: object) -> buffers.Memory:
-        """The memory of `targets`. Raises UsageError for unfit ones."""
-        return buffers.writable(targets, self.expected, self._block_bytes)
+    def _writable(self, targets: object, stream: object = None) -> buffers.Memory:
+        """The memory of `targets`; what a device's is for must end with `_ended`. Raises UsageError for unfit ones."""
+        memory = buffers.writable(targets, self.expected, self._block_bytes, stream)
+        if memory.device is not None:
+            from kvclient.devices import Uses  # noqa: PLC0415  # an engine on CPU never needs it
+
+            with self._endpoint.guard():
+                self._uses = self._uses or Uses()
+            self._uses.begin()
+        return memory
+
+    def _ended(self, memory: buffers.Memory) -> bool:
+        """The last byte of a copy to a device has arrived, if any will; whether all have. Waits."""
+        if memory.device is None:
+            return True
+        try:
+            return memory.device.finish()
+        finally:
+            assert self._uses is not None
+            self._uses.end()
 
     def _copying(self, memory: buffers.Memory, first: int, end: int) -> Callable[[], None]:
         """What copies blocks `first` to `end`, for any thread; it keeps alive what it needs."""
         places = self._places(first, end)
+        if memory.device is not None:
+            places = _writable_maps(places, self._parts)
         if any(part.cold for part in self._parts):
             return partial(self._copy_cold, memory, first, places)
         sources = [mapping.address + offset for mapping, offset in places]
         moves = memory.moves_in(first, sources, self._block_bytes)
-        return partial(_copy, moves, memory, places)
+        return partial(self._mover(), moves, memory, places)
+
+    def _mover(self) -> Callable[[list[Move], buffers.Memory, list[Place]], None]:
+        """In mode ring a copy goes by way of the session's own buffer."""
+        session = self._parts[0].session if self._parts else None
+        return partial(_copy_through, session.bounce) if session and session.mode is Mode.RING else _copy
 
     def _stopwatch(self, blocks: int) -> Stopwatch | None:
         """For a copy of so many blocks, if it is one of those that are timed."""
@@ -171,11 +228,17 @@ class Held:
     def _copy_cold(self, memory: buffers.Memory, first: int, places: list[Place]) -> None:
         """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
         populate = self._endpoint.memory.populate
-        block_bytes = self._block_bytes
+        block_bytes, move = self._block_bytes, self._mover()
+        if memory.device is not None:  # which copies better in one piece
+            for mapping, offset in places:
+                populate(mapping, offset, block_bytes)
+            sources = [mapping.address + offset for mapping, offset in places]
+            move(memory.moves_in(first, sources, block_bytes), memory, places)
+            return
         for index, (mapping, offset) in enumerate(places, first):
             if mapping.cold:
                 populate(mapping, offset, block_bytes)
-            _copy(memory.moves_in(index, [mapping.address + offset], block_bytes), memory, places)
+            move(memory.moves_in(index, [mapping.address + offset], block_bytes), memory, places)
 
     def _places(self, first: int, end: int) -> list[Place]:
         """Where blocks of the lead run lie; nowhere if the daemon named what does not exist: then the lease is void."""
@@ -222,16 +285,44 @@ class Lease(Held):
             yield range(first, end)
             first = end
 
-    def copy_to(self, targets: object) -> bool:
+    def copy_to(self, targets: object, stream: object = None) -> bool:
         """Copy the first blocks into `targets`; whether all of them were filled, and while the lease was valid.
 
-        `targets`: one writable C-contiguous object of exactly `block_bytes` a block (ndarray, CPU tensor, buffer), at
+        `targets`: one writable C-contiguous object of exactly `block_bytes` a block (ndarray, tensor, buffer), at
         most `expected` of them, or one array or tensor whose first dimension is the blocks. Raises UsageError, before
         the first byte moves, for anything else. Copies what is there while more is coming, and waits only for blocks
         that have a target. After False, `blocks` says how many there are; if the lease is still `valid()`, so many
         targets from the front are good, otherwise none is.
+
+        Tensors may be on a GPU, all on one. Then `stream` is the one whose work so far must be over before they are
+        written to; they are written when this returns.
         """
-        memory = self._writable(targets)
+        memory = self._writable(targets, stream)
+        if memory.device is None:
+            return self._fill(memory)
+        return self._fill_device(memory)
+
+    def start_copy(self, targets: object, stream: object = None) -> "DeviceCopy":
+        """As `copy_to` for tensors on a GPU, without waiting: it goes on behind, and the result tells how far it is.
+
+        The lease may be released meanwhile, which makes a miss of it; the daemon hears of that when nothing reads any
+        more. `targets` are the copy's until it is `done`.
+        """
+        from kvclient.devices import DeviceCopy  # noqa: PLC0415  # an engine on CPU never needs it
+
+        memory = self._writable(targets, stream)
+        if memory.device is None:
+            raise UsageError("start_copy is for tensors on a device: copy_to fills these")
+        return DeviceCopy(memory.device, partial(self._fill_device, memory))
+
+    def _fill_device(self, memory: buffers.Memory) -> bool:
+        try:
+            filled = self._fill(memory)
+        finally:
+            arrived = self._ended(memory)
+        return arrived and filled and self.valid()
+
+    def _fill(self, memory: buffers.Memory) -> bool:
         wanted = memory.blocks
         watch = self._stopwatch(wanted)
         first = 0
@@ -245,6 +336,35 @@ class Lease(Held):
         if watch is not None:
             self._report(watch, wanted)
         return self.valid()
+
+    def copyings(self, targets: object, parts: int = 1) -> list[Callable[[], None]]:
+        """What copies the blocks into `targets`, in about so many parts for any threads; none while blocks are coming.
+
+        `targets` as for `copy_to`. Once all have run ask `valid()`: only then what they filled is good. Raises
+        UsageError for unfit ones.
+        """
+        memory = self._writable(targets)
+        if self._streaming:
+            return []
+        stop = memory.blocks
+        each = max(1, -(-stop // max(1, parts)))
+        ranges = [(first, min(first + each, stop)) for first in range(0, stop, each)]
+        plain = memory.device is None and self._mover() is _copy and not any(part.cold for part in self._parts)
+        places = self._places(0, stop) if plain else []
+        pieces = memory.pieces_in([mapping.address + offset for mapping, offset in places], each)
+        if not pieces:
+            return [self._copying(memory, *each_range) for each_range in ranges]
+        return [
+            partial(self._copy_pieces, some, memory, *each_range, places)
+            for some, each_range in zip(pieces, ranges, strict=True)
+        ]
+
+    def _copy_pieces(
+        self, pieces: libc.Pieces, memory: buffers.Memory, first: int, end: int, _kept_alive: list[Place]
+    ) -> None:
+        """Whoever calls it asks for the GIL once, and needs it for nothing before."""
+        if not pieces.copy():
+            self._copying(memory, first, end)()
 
     def renew(self, ttl_s: float) -> bool:
         """Keep the blocks for `ttl_s` seconds from now; False if they may be gone already, or no answer comes."""
@@ -271,5 +391,26 @@ class Lease(Held):
         self.release()
 
 
-def _copy(moves: list[Move], memory: buffers.Memory, _kept_alive: list[Place]) -> None:
+def _writable_maps(places: list[Place], parts: Sequence[Part]) -> list[Place]:
+    """The same places in the maps that stores of mode direct go by, where there are some: GPUs reach those only."""
+    twins = {
+        id(mapping): part.session.writable.get(number)
+        for part in parts
+        if part.session.writable
+        for number, mapping in part.session.arenas.items()
+    }
+    return [(twins.get(id(mapping)) or mapping, offset) for mapping, offset in places]
+
+
+def _copy(moves: list[Move], memory: buffers.Memory, kept_alive: list[Place]) -> None:
+    if memory.device is not None:
+        memory.device.fill(moves, [mapping for mapping, _ in kept_alive])
+        return
     (copy if memory.scattered is None else copy_at_once)(moves)
+
+
+def _copy_through(bounce: Bounce, moves: list[Move], memory: buffers.Memory, kept_alive: list[Place]) -> None:
+    if memory.device is not None:  # which has a buffer of its own, pinned
+        _copy(moves, memory, kept_alive)
+        return
+    bounce.copy(moves)

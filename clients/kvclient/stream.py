@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvclient.flows import Flow
     from kvclient.mapping import Mapping, Place
 
+AHEAD_NS: Final = 2 * 10**9  # a part is promised for so long at a time while others may still come
 _LOCATIONS_AT: Final = frames.HEAD_BYTES + frames.LEASED_HEAD.size
 
 
@@ -46,6 +47,7 @@ class Part:
         self.session = session
         self._namespace = call.namespace
         self.lease = lease
+        self.ttl_ns = call.ttl_ns
         self.deadline_ns = deadline_ns  # CLOCK_MONOTONIC; 0 once it is gone
         self.blocks = self.promised = blocks  # that have come; that were promised with LEASED
         self._frame = frame
@@ -172,6 +174,32 @@ class Lead(NamedTuple):
     disk: int  # of them, how many were read from disk
     parts: int  # how many parts have a share in it
     coming: Part | None  # which of them has more to come; None: this is all
+
+
+class Renewals:
+    """Keeps the parts of one fetch while one of them streams: the daemon renews that one, and cannot tell whose the
+    others are.
+
+    A third of its time after it was promised a part is promised anew; once more when nothing is coming any more, so
+    that the caller has all of them for as long as it asked. Guarded like the session.
+    """
+
+    def __init__(self, parts: Sequence[Part], now_ns: int) -> None:
+        self._parts = parts
+        self._due_ns = now_ns
+        self.over = False
+
+    def due(self, now_ns: int) -> "list[Part]":
+        """Those to be renewed now, for their `ttl_ns` each. Nothing follows after what is due when this is `over`."""
+        self.over = not any(part.coming for part in self._parts)
+        if now_ns < self._due_ns and not self.over:
+            return []
+        self._due_ns = now_ns + min(part.ttl_ns for part in self._parts) // 3
+        return [part for part in self._parts if self._wants(part, now_ns)]
+
+    def _wants(self, part: Part, now_ns: int) -> bool:
+        left_ns = part.deadline_ns - now_ns
+        return bool(part.deadline_ns and not part.coming and left_ns < part.ttl_ns - part.ttl_ns // 4)
 
 
 def lead_of(parts: Sequence[Part]) -> Lead:

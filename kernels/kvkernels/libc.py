@@ -3,11 +3,14 @@
 import ctypes
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvkernels.aligned import PAGE_BYTES
+
+Addresses: TypeAlias = NDArray[np.uint64]
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -113,21 +116,33 @@ def punch(fd: int, map_bytes: int) -> None:
         raise _error("fallocate")
 
 
-def copy_pieces(moves: Sequence[tuple[int, int, int]]) -> bool:
-    """Copy (target address, source address, bytes) within this process with the GIL released once; whether it is done.
+class Pieces:
+    """What is to be copied within this process, with all set up for the kernel (process_vm_readv(2) of oneself).
 
-    It is the kernel that copies (process_vm_readv(2) of oneself), at 0.8 of the speed of memmove. False where that is
-    not allowed; some may have been copied then.
+    It copies at 0.8 of the speed of memmove, but takes and gives the GIL once for all pieces.
     """
+
+    def __init__(self, targets: Addresses, sources: Addresses) -> None:
+        """Shape (pieces, 2) each, C-contiguous: addresses and bytes, the same bytes in both."""
+        self._targets = targets
+        self._sources = sources
+
+    def copy(self) -> bool:
+        """Whether it is done. False where that is not allowed; some may have been copied then. Any thread."""
+        for first in range(0, len(self._targets), PIECES_PER_CALL):
+            targets = self._targets[first : first + PIECES_PER_CALL]
+            sources, count = self._sources[first : first + PIECES_PER_CALL], len(targets)
+            copied = _libc.process_vm_readv(os.getpid(), targets.ctypes.data, count, sources.ctypes.data, count, 0)
+            if copied != int(targets[:, 1].sum()):
+                return False
+        return True
+
+
+def copy_pieces(moves: Sequence[tuple[int, int, int]]) -> bool:
+    """`Pieces` of (target address, source address, bytes), at once."""
     pieces = np.array(moves, dtype=np.uint64).reshape(-1, 3)
-    for first in range(0, len(pieces), PIECES_PER_CALL):
-        some = pieces[first : first + PIECES_PER_CALL]
-        targets, sources = np.ascontiguousarray(some[:, [0, 2]]), np.ascontiguousarray(some[:, [1, 2]])
-        count = len(some)
-        copied = _libc.process_vm_readv(os.getpid(), targets.ctypes.data, count, sources.ctypes.data, count, 0)
-        if copied != int(some[:, 2].sum()):
-            return False
-    return True
+    targets, sources = np.ascontiguousarray(pieces[:, [0, 2]]), np.ascontiguousarray(pieces[:, [1, 2]])
+    return Pieces(targets, sources).copy()
 
 
 def _error(call: str) -> OSError:

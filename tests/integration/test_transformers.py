@@ -4,6 +4,7 @@ Equality is to the last bit and every such test has its control: `test_a_corrupt
 """
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -20,6 +21,7 @@ from bench.process import DaemonProcess
 from kvclient import Reason
 from kvclient.integrations import transformers as adapter
 from kvclient.integrations.transformers import TransformersKV
+from kvclient.integrations.trials import TRIED_ANYWAY
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -525,8 +527,34 @@ def test_what_is_computed_faster_than_loaded_is_computed(
         assert answer.cached_tokens == cached
         assert answer.why_not == ("" if cached else adapter.SLOWER)
         assert same_logits(answer, plain(model, prompt))
-        tried = [kv.load(prompt).tokens > 0 for _ in range(2 * adapter.TRIED_ANYWAY)]
+        tried = [kv.load(prompt).tokens > 0 for _ in range(2 * TRIED_ANYWAY)]
         assert sum(tried) == (len(tried) if cached else 2), "now and then a load is tried all the same"
+
+
+def test_a_daemon_that_hangs_costs_a_load_one_wait(
+    start_daemon: StartDaemon, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of(DOCUMENT + REST)
+    daemon = start_daemon("--dram", "64MiB")
+    with kvclient.connect(daemon.runtime_dir, timeout_s=0.3) as client:
+        assert client.wait_connected(10.0)
+        kv = TransformersKV(client, model)
+        assert kv.namespace is not None
+        fetches: list[int] = []
+        honest = kvclient.Namespace.fetch
+
+        def fetch(namespace: kvclient.Namespace, keys: Any, **given: Any) -> Any:
+            fetches.append(len(keys))
+            return honest(namespace, keys, **given)
+
+        monkeypatch.setattr(kvclient.Namespace, "fetch", fetch)
+        assert kv.load(prompt).tokens == 0
+        assert len(fetches) == 1, "the control: what is not there is asked for"
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        hung = kv.load(prompt)
+        os.kill(daemon.process.pid, signal.SIGCONT)
+        assert (hung.tokens, hung.why_not) == (0, "the daemon has not answered in time")
+        assert len(fetches) == 1
 
 
 def test_prefills_teach_the_daemon_what_computing_costs(start_daemon: StartDaemon, model: Any) -> None:

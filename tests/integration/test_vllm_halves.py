@@ -154,27 +154,6 @@ def test_a_load_of_what_is_gone_says_which_blocks_are_bad(daemon: DaemonProcess,
     assert engine.workers[0].worker.take_bad_blocks() == {10, 11, 12, 13}
 
 
-def finish(engine: Engine, name: str, block_ids: list[int], hold_s: float) -> bool:
-    """A request is over and wishes its blocks held; whether they are."""
-    request = request_of(name, len(block_ids) - 1, params={"kvstored": {"hold_s": hold_s, "store": False}})
-    engine.scheduler.on_new_request(request)
-    request.num_computed_tokens = request.num_tokens
-    return engine.scheduler.finished(request, block_ids)
-
-
-def test_a_finished_request_may_hold_its_blocks_within_a_budget(engine: Engine) -> None:
-    scheduler = engine.scheduler
-    assert finish(engine, "a", [0, 1, 2, 3], hold_s=3600)
-    assert finish(engine, "b", [4, 5, 6, 7], hold_s=1e-9)
-    assert not finish(engine, "c", [8], hold_s=3600), "8 of 32 blocks are held, a quarter"
-    assert scheduler.plan({}, lambda _: []).closing == {"b"}, "its time is over"
-    assert finish(engine, "c", [8], hold_s=3600)
-    assert scheduler.plan({}, lambda _: []).closing == set()
-    engine.free = 2
-    assert scheduler.plan({}, lambda _: []).closing == {"a", "c"}, "the engine is short of memory"
-    assert not scheduler._known
-
-
 @pytest.mark.parametrize("at_once_mib", [32.0, 0.0], ids=["before the forward", "beside it"])
 def test_a_load_that_fails_as_nobody_foresaw_is_told_like_any_other(
     daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch, at_once_mib: float

@@ -1,14 +1,20 @@
 """The second tier's blocks against a real daemon, without vLLM: which are there, and what comes back of them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import kvclient
+from kvclient.integrations import vllm_tier_chunks
 from kvclient.integrations.vllm_tier_chunks import Chunk, Chunks, Group
+from kvclient.results import Match, Tiers
 
 ROW = 8192
 TOKENS = 128
@@ -117,3 +123,32 @@ def test_without_a_daemon_nothing_is_there(tmp_path: object) -> None:
             set(),
             0,
         )
+
+
+def test_a_job_waits_for_disk_as_long_as_one_request_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waits = [1000.0], []
+
+    class SlowDisk:
+        """Has everything, and none of it comes in time."""
+
+        def match(self, keys: list[bytes]) -> Match:
+            return Match(len(keys), Tiers(disk=len(keys)), 0, None, None)
+
+        @contextmanager
+        def fetch(self, keys: list[bytes], wait_s: float, ttl_s: float) -> Iterator[SimpleNamespace]:
+            def copy_to(_targets: object) -> bool:
+                waits.append(wait_s)
+                now[0] += min(wait_s, 0.5)
+                return False
+
+            assert ttl_s > 0
+            yield SimpleNamespace(expected=len(keys), copy_to=copy_to, blocks=0, valid=lambda: True)
+
+    monkeypatch.setattr(vllm_tier_chunks, "_clock", lambda: now[0])
+    disk: Any = SlowDisk()
+    groups = {number: Group(disk, disk, TOKENS, number == WHOLE) for number in (WHOLE, WINDOW)}
+    chunks = Chunks(groups, np.zeros((32, ROW), np.int8), disk_wait_s=0.75, patience_s=0.02)
+    assert chunks.load(chain(WHOLE, 12) + chain(WINDOW, 12)) == set()
+    assert waits[:2] == [0.75, 0.25]
+    assert not any(waits[2:])
+    assert now[0] == 1000.75

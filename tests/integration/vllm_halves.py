@@ -1,5 +1,7 @@
 """Both halves of the vLLM connector with plain tensors and no vLLM: an engine that is stepped by hand, for tests."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,8 @@ class Engine:
     settings: Settings = field(default_factory=patient)
     ranks: int = 1
     caches_prefixes: bool = False
+    name: str = "m"  # engines of one name share what they store
+    near: bool = False  # its scheduler tells its only worker of loads as soon as they are planned
 
     def __post_init__(self) -> None:
         self.workers = [self._rank(rank) for rank in range(self.ranks)]
@@ -51,14 +55,26 @@ class Engine:
         assert self.lookups.wait_connected(5)
         shards = [self._namespace(self.lookups, rank, each.layout) for rank, each in enumerate(self.workers)]
         block_bytes = self.workers[0].layout.block_bytes
-        self.free = BLOCKS
+        self.free = BLOCKS  # but for those that are held
+        self.held: Counter[int] = Counter()  # references of each block
         self.forgotten: list[set[int]] = []
         self.scheduler = Scheduler(
             self.lookups, shards, TOKENS, block_bytes, self.settings,
-            memory=EngineMemory(BLOCKS, lambda: self.free, self.forgotten.append, reuses_oldest=self.caches_prefixes),
+            memory=EngineMemory(
+                BLOCKS, lambda: self.free - len(self.held), self.forgotten.append, self._hold, self._let_go,
+                reuses_oldest=self.caches_prefixes,
+            ),
+            begin_early=self.workers[0].worker.begin_early if self.near else None,
         )  # fmt: skip
         self.saved = 0
         self.plans: list[Plan] = []
+
+    def _hold(self, block_ids: Sequence[int]) -> Sequence[int]:
+        self.held.update(block_ids)
+        return block_ids
+
+    def _let_go(self, block_ids: Sequence[int]) -> None:
+        self.held -= Counter(block_ids)
 
     def _rank(self, rank: int) -> Rank:
         generator = torch.Generator().manual_seed(rank)
@@ -78,7 +94,7 @@ class Engine:
 
     def _namespace(self, client: kvclient.Client, rank: int, layout: Layout) -> kvclient.Namespace:
         return client.namespace(
-            model="m", engine="vllm", layout=layout.words, dtype="float32", block_tokens=TOKENS,
+            model=self.name, engine="vllm", layout=layout.words, dtype="float32", block_tokens=TOKENS,
             block_bytes=layout.block_bytes, tp=(rank, self.ranks),
         )  # fmt: skip
 

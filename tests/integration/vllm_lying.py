@@ -44,7 +44,9 @@ class LyingConnector(real.KvstoredConnector):
         assert isinstance(worker, Worker)
         lie, _, path = str(self._lie).partition(" ")
         if lie in {"zeros", "short"}:
-            worker._copy = _spoilt(worker._copy, list(kv_caches.values()), lie)  # type: ignore[method-assign]
+            caches = list(kv_caches.values())
+            worker._copy = _spoilt(worker._copy, caches, lie)  # type: ignore[method-assign]
+            worker._early.end = _spoilt_early(worker._early.end, caches, lie)  # type: ignore[method-assign]
         elif lie == "lapse":
             _before_copying(lambda lease, _: _until(lambda: time.monotonic_ns() > lease.deadline_ns))
         elif lie == "held":
@@ -55,13 +57,25 @@ class LyingConnector(real.KvstoredConnector):
 
 def _spoilt(honest: Callable[[LoadJob, Namespace, float], int], caches: list[torch.Tensor], lie: str) -> Any:
     def copy(job: LoadJob, namespace: Namespace, wait_s: float) -> int:
-        good = honest(job, namespace, wait_s)
-        kept = good // 2 if lie == "short" else 0
-        for tensor in caches:
-            tensor[list(job.block_ids[kept:])] = 0
-        return kept or good
+        return _spoil(job, honest(job, namespace, wait_s), caches, lie)
 
     return copy
+
+
+def _spoilt_early(honest: Callable[[LoadJob], tuple[int, float] | None], caches: list[torch.Tensor], lie: str) -> Any:
+    def end(job: LoadJob) -> tuple[int, float] | None:
+        ended = honest(job)
+        return None if ended is None else (_spoil(job, ended[0], caches, lie), ended[1])
+
+    return end
+
+
+def _spoil(job: LoadJob, good: int, caches: list[torch.Tensor], lie: str) -> int:
+    """How many blocks are said to be good."""
+    kept = good // 2 if lie == "short" else 0
+    for tensor in caches:
+        tensor[list(job.block_ids[kept:])] = 0
+    return kept or good
 
 
 def _spoil_layers(layers: Any, lie: str) -> None:
@@ -85,13 +99,17 @@ def _spoil_layers(layers: Any, lie: str) -> None:
 
 
 def _before_copying(act: Callable[[Lease, Any], None]) -> None:
-    honest = Lease.copy_to
+    honest, honest_parts = Lease.copy_to, Lease.copyings
 
     def copy_to(lease: Lease, targets: Any) -> bool:
         act(lease, targets)
         return honest(lease, targets)
 
-    Lease.copy_to = copy_to  # type: ignore[method-assign, assignment]
+    def copyings(lease: Lease, targets: Any, parts: int = 1) -> list[Callable[[], None]]:
+        act(lease, targets)
+        return honest_parts(lease, targets, parts)
+
+    Lease.copy_to, Lease.copyings = copy_to, copyings  # type: ignore[method-assign, assignment]
 
 
 def _half(lease: Lease, targets: Any, path: Path) -> None:

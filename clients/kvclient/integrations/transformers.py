@@ -22,7 +22,6 @@ whatever rows stand beside it: so with 32 tokens left to compute on every instru
 takes another routine, and blocks that decoding filled differ from a prefill's by rounding, as in any prefix cache.
 """
 
-import itertools
 import logging
 import math
 import time
@@ -47,6 +46,7 @@ from kvclient.integrations.transformers_model import (
     weight_marks,
     weights_digest,
 )
+from kvclient.integrations.trials import Trials
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
 from kvclient.results import FlushResult, Reason, Tiers
@@ -58,7 +58,6 @@ STAGING_BYTES: Final = 32 * MIB  # what `save` gathers before it hands blocks ov
 
 PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
 PROFILED_BYTES: Final = MIB  # and a load of fewer little about memory
-TRIED_ANYWAY: Final = 16  # of so many loads that do not pay one is done, so that what is known of them stays true
 SLOWER: Final = "computing is faster than loading, as far as is known"
 
 _log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ class TransformersKV:
         self._client = client
         self._model = model
         self._block_tokens = block_tokens
-        self._declined = itertools.count(1)  # loads that do not pay
+        self._trials = Trials()
         kept = self._examine(adapter, revision)
         self._kept: _Kept | None = None
         self.why_not = ""  # why this model is bypassed; empty: it is not
@@ -196,7 +195,12 @@ class TransformersKV:
         # A cache as long as the prompt leaves nothing to compute logits from, and generate() is wrong without a word.
         usable = max(0, len(tokens) - 1) // self._block_tokens
         keys = kept.namespace.keys(tokens[: usable * self._block_tokens], extra=salt)
-        if not kept.namespace.match(keys).worth_loading and next(self._declined) % TRIED_ANYWAY:
+        began = time.monotonic()
+        found = kept.namespace.match(keys)
+        if not found.blocks and time.monotonic() - began >= self._client.timeout_s:
+            # A daemon that hangs costs one wait and not two: whoever asked had better compute.
+            return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
+        if not found.worth_loading and not self._trials.due():
             return Prefix(self._empty_cache(), 0, why_not=SLOWER)
         with kept.namespace.fetch(keys, wait_s=wait_s, ttl_s=ttl_s) as lease:
             began = time.monotonic()

@@ -68,8 +68,12 @@ class _Done(KVConnectorWorkerMetadata):
 
 
 class _Hello(KVConnectorHandshakeMetadata):
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, worker: Worker) -> None:
         self.shard = shard
+        self.worker: Worker | None = worker  # for a scheduler in the same process: it does not travel
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shard": self.shard, "worker": None}
 
 
 class KvstoredConnector(KVConnectorBase_V1):
@@ -101,7 +105,7 @@ class KvstoredConnector(KVConnectorBase_V1):
     def _client(self, name: str, *, timeout_s: float, stores: bool) -> Client:
         client = connect(
             self._settings.runtime_dir, name=f"vllm {name}", tenant=self._settings.tenant, timeout_s=timeout_s,
-            role=Role.ENGINE if stores else Role.TOOL,
+            role=Role.ENGINE if stores else Role.TOOL, mode=self._settings.mode,
         )  # fmt: skip
         self._clients.append(client)
         return client
@@ -124,7 +128,9 @@ class KvstoredConnector(KVConnectorBase_V1):
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """What this rank stores, for the scheduler."""
-        return _Hello(self._shard) if self._shard is not None else None
+        if self._shard is None or self._worker is None:
+            return None
+        return _Hello(self._shard, self._worker)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Before anything of a step is written."""
@@ -208,7 +214,9 @@ class KvstoredConnector(KVConnectorBase_V1):
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
         """All ranks have said what they store: lookups begin."""
-        shards = [hello.shard for hello in metadata.values() if isinstance(hello, _Hello)]
+        hellos = [hello for hello in metadata.values() if isinstance(hello, _Hello)]
+        shards = [hello.shard for hello in hellos]
+        near = self._near(hellos)
         client = self._client("scheduler", timeout_s=self._settings.lookup_timeout_ms / 1000, stores=False)
         namespaces = [namespace_of(client, shard.identity) for shard in shards]
         block_bytes = max(shard.identity.block_bytes for shard in shards)
@@ -216,13 +224,34 @@ class KvstoredConnector(KVConnectorBase_V1):
             client, namespaces, self._block_tokens, block_bytes, self._settings,
             memory=EngineMemory(
                 int(self._kv_cache_config.num_blocks), self._free_blocks, self._forget_blocks,
+                self._hold_blocks, self._let_go_of_blocks,
                 reuses_oldest=bool(self._vllm_config.cache_config.enable_prefix_caching),
             ),
+            begin_early=near.begin_early if near is not None else None,
         )  # fmt: skip
+
+    def _near(self, hellos: "Sequence[_Hello]") -> Worker | None:
+        """The only worker, if it is in this process and nothing writes into new blocks before a step's forward."""
+        settings = self._settings
+        zeroes = bool(getattr(self._kv_cache_config, "needs_kv_cache_zeroing", True))
+        if len(hellos) != 1 or settings.layerwise or not settings.at_once_bytes or zeroes:
+            return None
+        return hellos[0].worker
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """The engine's own bookkeeping of its memory."""
-        self._pool = gpu_block_pool
+        self._pool, reset = gpu_block_pool, gpu_block_pool.reset_prefix_cache
+
+        def reset_prefix_cache() -> bool:
+            # vLLM resets nothing while a block is in use, and asks no connector before it looks.
+            self.has_pending_block_frees()
+            return bool(reset())
+
+        gpu_block_pool.reset_prefix_cache = reset_prefix_cache
+
+    def has_pending_block_frees(self) -> bool:
+        """A running request finds no memory: free what is held, so that it has some with the next step."""
+        return self._scheduler is not None and self._scheduler.holds.end_all()
 
     def _free_blocks(self) -> int:
         return int(self._pool.get_num_free_blocks()) if self._pool is not None else 0
@@ -230,6 +259,18 @@ class KvstoredConnector(KVConnectorBase_V1):
     def _forget_blocks(self, block_ids: set[int]) -> None:
         if self._pool is not None:
             self._pool.evict_blocks(block_ids)  # out of vLLM's prefix cache; whoever has them keeps them
+
+    def _hold_blocks(self, block_ids: Sequence[int]) -> list[int]:
+        if self._pool is None:
+            return []
+        blocks = [self._pool.blocks[block] for block in block_ids]
+        found = [block for block in blocks if block.block_hash is not None and not block.is_null]
+        self._pool.touch(found)
+        return [int(block.block_id) for block in found]
+
+    def _let_go_of_blocks(self, block_ids: Sequence[int]) -> None:
+        # As vLLM frees a request: the end of a chain is used again first.
+        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(block_ids)])
 
     def on_new_request(self, request: Any) -> None:
         """A request has come."""

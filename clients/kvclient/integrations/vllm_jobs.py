@@ -13,6 +13,8 @@ class LoadJob:
     keys: tuple[bytes, ...]  # exactly the blocks to load
     block_ids: tuple[int, ...]  # of the engine, one a key
     at_once: bool  # before the forward of this step, in the engine's own thread; else behind it, in another
+    from_disk: bool = False  # some of it was not in memory when it was looked up
+    tried: bool = False  # although computing is said to be faster: how long it took is to be reported
 
 
 @dataclass(frozen=True, slots=True)

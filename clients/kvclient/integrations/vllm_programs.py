@@ -33,7 +33,7 @@ class Programs:
             del self._programs[next(iter(self._programs))]
 
     def end_turn(self, wishes: Wishes, keys: Sequence[bytes]) -> None:
-        """It is over; `keys`: its context."""
+        """It is over, if it was a program's; `keys`: its context."""
         program = self._programs.get(wishes.program)
         if program is None:
             return

@@ -14,6 +14,8 @@ class EngineMemory:
     blocks: int = 0  # in all
     free: Callable[[], int] = lambda: 0  # how many are not in use
     forget: Callable[[set[int]], None] = lambda _: None  # nobody finds these by what they held from here on
+    hold: Callable[[Sequence[int]], Sequence[int]] = lambda _: ()  # those of these that can be found stay; which
+    let_go: Callable[[Sequence[int]], None] = lambda _: None  # they need not, as far as `hold` is concerned
     reuses_oldest: bool = False  # among free blocks, the one that was freed first; else the last one
 
 

@@ -5,7 +5,7 @@
     allocated             the load is planned for this step
     plan                  every step: saves of what it computes, fences, pins
     heard                 what became of it; what was refused is saved again, and no bad block stays in vLLM's cache
-    finished              whether the engine must keep its blocks until the last save
+    finished              whether the engine must keep its blocks until the last save; what is held (`vllm_holds`)
 
 A lookup is one round trip through shared memory's socket, bounded by the client's timeout; a daemon that does not
 answer in time is not asked again for a while. This half moves no bytes and imports nothing of vLLM: requests are read
@@ -20,10 +20,13 @@ from typing import Any, Final
 
 from kvclient.client import Client
 from kvclient.flows import NO_MATCH
+from kvclient.integrations.trials import Trials
+from kvclient.integrations.vllm_holds import Holds
 from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, WordJob
 from kvclient.integrations.vllm_programs import Programs
 from kvclient.integrations.vllm_saves import EngineMemory, Saves
 from kvclient.integrations.vllm_settings import Settings, Wishes, wishes_of
+from kvclient.integrations.vllm_steps import Steps
 from kvclient.namespace import Namespace
 from kvclient.policy import Prefetch
 from kvclient.results import Match
@@ -33,13 +36,12 @@ _log = logging.getLogger(__name__)
 _clock = time.monotonic
 
 SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
+FRESH_S: Final = 0.002  # how long a lookup of a request that comes is good for its first step
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
 REFUSED_S: Final = 1.0  # how long a request's blocks are not saved again once some were refused
-SHORT_SHARE: Final = 0.1  # of the engine's blocks: with fewer free ones nothing is held
 ROOMY_SHARE: Final = 0.25  # with so many free ones, what is freed last is not used again before it is saved
-PROFILED_TOKENS: Final = 64  # a prefill of fewer says little about what computing costs
 
 
 @dataclass(slots=True)
@@ -50,7 +52,9 @@ class Known:
     wishes: Wishes
     stored: int = 0  # blocks from the front that are in the store, or will be
     save_after: float = 0.0  # not again before, as some were refused
-    planned: tuple[int, int, bool] | None = None  # a load that was promised: from, to, and whether beside the forward
+    planned: tuple[int, int, bool, bool] | None = None  # a load: from, to, whether beside the forward, and from disk
+    tried: bool | None = None  # loaded although computing is faster, decided once; None: it did not come to that
+    found: tuple[float, Match] | None = None  # when it was looked up as it came, and what was there
     disk_until: float = 0.0  # how long it waits for what is on its way from disk,
     same_until: float = 0.0  # for what another request is loading,
     stored_until: float = 0.0  # and for what is just being stored
@@ -73,10 +77,15 @@ class Scheduler:
         settings: Settings,
         *,
         memory: EngineMemory | None = None,
+        begin_early: Callable[[LoadJob, Collection[int]], None] | None = None,
     ) -> None:
-        """`shards`: the namespace of every rank, made by `client`: a block is there if all of them have it."""
+        """`shards`: the namespace of every rank, made by `client`: a block is there if all of them have it.
+
+        `begin_early`: of the only worker, if it is in this process and may begin a load while its step is planned.
+        """
         self._client = client
         self._shards = shards
+        self._begin_early = begin_early
         self._block_tokens = block_tokens
         self._block_bytes = block_bytes
         self._settings = settings
@@ -90,9 +99,11 @@ class Scheduler:
         self._at_once_blocks = 0
         self._unsure: dict[str, tuple[int, ...]] = {}  # requests with such loads in the last step: their blocks
         self._memory = memory or EngineMemory()
-        self._held: dict[str, tuple[float, int]] = {}  # finished requests: until when, and how many blocks
+        self.holds = Holds(self._memory, share=settings.hold_share, longest_s=settings.hold_longest_s)
+        self._ready: set[str] = set()  # requests whose load beside the forward has ended, and that have not run since
+        self._trials = Trials()
         self._programs = Programs(client, shards[0])
-        self._step: tuple[float, int, int] | None = None  # begun; tokens cached and new of its only prefill
+        self._steps = Steps(shards)
         self.counts: dict[str, float] = {}
 
     # -- requests come -------------------------------------------------------------------------------------------
@@ -110,6 +121,7 @@ class Scheduler:
         if not known.wishes.load or not keys or known.wishes.priority == "low":
             return
         found = self._match(keys)
+        known.found = (_clock(), found)
         if found.tiers.disk:
             self._prefetch(known, keys[: found.blocks])
 
@@ -122,6 +134,8 @@ class Scheduler:
         known.planned = None
         keys = self._keys(known)
         first = computed_tokens // self._block_tokens
+        if self.holds:
+            self.holds.make_room(request.num_tokens // self._block_tokens + 1 - first)
         if self._at_once and not self._at_once.isdisjoint(known.request.block_hashes[:first]):
             # vLLM's cache gives it what another request loads in this very step. If that load fails, whatever this
             # one computes is wrong, and vLLM would not make good all of it.
@@ -134,11 +148,11 @@ class Scheduler:
         now = _clock()
         if now < known.look_again or self._waits_for_another(known, keys[first], now):
             return None, False
-        found = self._match(keys)
+        found = self._found_just_now(known, now) or self._match(keys)
         known.stored = max(known.stored, found.blocks)
         if self._waits_for_store(known, found, first, now):
             return None, False
-        if found.blocks <= first or not found.worth_loading:
+        if found.blocks <= first or not self._is_to_load(known, found):
             return 0, False
         blocks, on_disk = found.blocks, found.tiers.disk
         if on_disk and self._waits_for_disk(known, keys[:blocks], now):
@@ -146,7 +160,7 @@ class Scheduler:
         count = blocks - first
         at_once_bytes = (self._at_once_blocks + count) * self._block_bytes  # of all requests of this step
         beside = bool(on_disk) or at_once_bytes > self._settings.at_once_bytes
-        known.planned = (first, blocks, beside)
+        known.planned = (first, blocks, beside, bool(on_disk))
         self._count("hit_tokens", count * self._block_tokens)
         return count * self._block_tokens, beside
 
@@ -159,11 +173,15 @@ class Scheduler:
         known.prefetches.clear()
         if planned is None or not external_tokens:
             return
-        first, stop, beside = planned
+        first, stop, beside, from_disk = planned
         stop = min(stop, first + external_tokens // self._block_tokens)
         keys = tuple(self._keys(known)[first:stop])
-        self._plan.loads.append(LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside))
-        self._plan.fences |= self._saves.readers(block_ids[first:])
+        job = LoadJob(request.request_id, keys, tuple(block_ids[first:stop]), not beside, from_disk, bool(known.tried))
+        fences = self._saves.readers(block_ids[first:])
+        self._plan.loads.append(job)
+        self._plan.fences |= fences
+        if self._begin_early is not None and not beside:
+            self._begin_early(job, fences)
         if beside:
             known.loading = keys
             self._loading.update(dict.fromkeys(keys, request.request_id))
@@ -182,20 +200,28 @@ class Scheduler:
         now = _clock()
         for request_id in scheduled:
             known = self._known.get(request_id)
-            is_due = known is not None and now >= known.save_after and self._to_save(known) > known.stored
-            if known is None or not (is_due or self._saves):
+            if known is None:  # whatever it writes, a save may read
+                if self._saves:
+                    plan.fences |= self._saves.readers(blocks_of(request_id))
+                continue
+            is_due = now >= known.save_after and self._to_save(known) > known.stored
+            if not (is_due or self._saves):
                 continue  # most steps of most requests; vLLM makes the list of its blocks when it is asked for
             block_ids = blocks_of(request_id)
             plan.fences |= self._saves.readers(block_ids[known.request.num_computed_tokens // self._block_tokens :])
             if is_due:
                 self._save_into(plan, known, block_ids)
-        self._let_go(plan)
-        self._note_step(scheduled, loads=bool(plan.loads))
+        self.holds.end_old()
+        self._ready.difference_update(scheduled)
+        if self._ready and not scheduled:  # they wait for memory, and nobody who runs will give it back
+            self.holds.end_all()
+        self._steps.begin(scheduled, self._known, loads=bool(plan.loads))
         return plan
 
     def reset(self) -> None:
         """The engine's weights may be others from now on, and nobody can tell: load and store nothing any more."""
         self._off = True
+        self.holds.end_all()
         _log.warning("the store is not used any more by this engine: its caches were reset, perhaps for other weights")
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> bool:
@@ -204,9 +230,11 @@ class Scheduler:
         if known is None:
             return False
         known.gone = True
+        self._ready.discard(request.request_id)
         if known.loading:  # the engine frees its blocks when the load has ended
             self._plan.dropped.add(request.request_id)
             self._end_load(known)
+            self._programs.end_turn(known.wishes, ())
             del self._known[request.request_id]
             return False
         for prefetch in known.prefetches:
@@ -218,12 +246,9 @@ class Scheduler:
             self._plan.pins.append(PinJob(keys, None if wishes.retention else wishes.pin_ttl_s, wishes.retention))
         if keys and wishes.priority:
             self._plan.pins.append(WordJob(keys, "soon" if wishes.priority == "high" else "hardly"))
-        if wishes.program:
-            self._programs.end_turn(wishes, keys)
-        if self._may_hold(wishes, block_ids):
-            self._held[request.request_id] = (_clock() + wishes.hold_s, len(block_ids))
-            return True
-        if known.outstanding and self._is_roomy():
+        self._programs.end_turn(wishes, keys)
+        held = wishes.hold_s > 0 and self.holds.add(block_ids, wishes.hold_s)
+        if known.outstanding and (held or self._is_roomy()):
             return False  # its blocks are not written again for a while, and if they are, the save is withdrawn
         if known.outstanding:
             self._plan.closing.add(request.request_id)
@@ -233,13 +258,14 @@ class Scheduler:
 
     def heard(self, progress: Progress | None, received: Iterable[str], bad_blocks: Collection[int] = ()) -> None:
         """What the workers have done. `bad_blocks`: of the engine, that they could not fill."""
-        self._report_step()
+        self._steps.end()
         if bad_blocks:
             self._forget(bad_blocks)
         for request_id in received:
             known = self._known.get(request_id)
             if known is not None:
                 self._end_load(known)
+                self._ready.add(request_id)
         for heard in self._saves.heard(progress) if progress is not None else ():
             known = self._known.get(heard.request)
             if known is None:
@@ -248,7 +274,7 @@ class Scheduler:
                 known.stored, known.save_after = 0, _clock() + REFUSED_S
             if heard.over:
                 known.outstanding.discard(heard.number)
-                if known.gone and not known.outstanding and heard.request not in self._held:
+                if known.gone and not known.outstanding:
                     del self._known[heard.request]
 
     # -- below them ----------------------------------------------------------------------------------------------
@@ -274,6 +300,20 @@ class Scheduler:
         if took >= patience:
             self._silent_until = _clock() + SILENCE_S
         return found
+
+    def _is_to_load(self, known: Known, found: Match) -> bool:
+        """Does loading pay, as far as is known? Now and then it is done anyway; a request asks again while it waits."""
+        if known.tried is None and not found.worth_loading:
+            known.tried = self._trials.due()
+        return found.worth_loading or bool(known.tried)
+
+    @staticmethod
+    def _found_just_now(known: Known, now: float) -> Match | None:
+        """What `on_new_request` found, if the engine asks straight afterwards and there is nothing to wait for."""
+        looked, known.found = known.found, None
+        if looked is None or now - looked[0] > FRESH_S or looked[1].tiers.disk or looked[1].pending:
+            return None
+        return looked[1]
 
     def _waits_for_store(self, known: Known, found: Match, first: int, now: float) -> bool:
         """Is more of it just being stored? That is over in a moment."""
@@ -345,44 +385,10 @@ class Scheduler:
         memory = self._memory
         return memory.reuses_oldest and memory.free() >= ROOMY_SHARE * memory.blocks
 
-    def _may_hold(self, wishes: Wishes, block_ids: Sequence[int]) -> bool:
-        """May a finished request keep its blocks in the engine's own memory, where the next turn finds them?"""
-        held = sum(blocks for _, blocks in self._held.values())
-        most = self._settings.hold_share * self._memory.blocks
-        return wishes.hold_s > 0 and bool(block_ids) and held + len(block_ids) <= most
-
-    def _let_go(self, plan: Plan) -> None:
-        """Free what has been held long enough; all of it while the engine is short of memory."""
-        if not self._held:
-            return
-        now, short = _clock(), self._memory.free() < SHORT_SHARE * self._memory.blocks
-        for request_id in [name for name, (until, _) in self._held.items() if short or until <= now]:
-            del self._held[request_id]
-            plan.closing.add(request_id)
-            known = self._known.get(request_id)
-            if known is not None and not known.outstanding:
-                del self._known[request_id]
-
     def _end_load(self, known: Known) -> None:
         for key in known.loading:
             self._loading.pop(key, None)
         known.loading = ()
-
-    def _note_step(self, scheduled: dict[str, int], *, loads: bool) -> None:
-        """Is this step one prefill and nothing else? Then it tells what computing costs."""
-        self._step = None
-        if len(scheduled) == 1 and not loads:
-            ((request_id, tokens),) = scheduled.items()
-            known = self._known.get(request_id)
-            if known is not None and tokens >= PROFILED_TOKENS:
-                self._step = (_clock(), int(known.request.num_computed_tokens), tokens)
-
-    def _report_step(self) -> None:
-        step, self._step = self._step, None
-        if step is not None:
-            began, cached, new = step
-            for shard in self._shards:
-                shard.report_prefill(cached, new, _clock() - began)
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0) + value

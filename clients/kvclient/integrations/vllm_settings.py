@@ -26,6 +26,7 @@ class Settings:
 
     runtime_dir: str | None = None  # of the daemon; None looks where `kvclient` does
     tenant: str = ""
+    mode: str = "auto"  # how bytes come and go, as of `kvclient.connect`: one copy less where the tenant is trusting
     revision: str = ""  # a name that no other weights of this model have; empty: found out from their files
     lookup_timeout_ms: float = 20.0  # how long the scheduler may wait for an answer
     at_once_mib: float = 32.0  # loads up to this size are done before the forward, larger ones beside it
@@ -33,6 +34,7 @@ class Settings:
     disk_wait_s: float = 5.0  # how long a request may wait for blocks that come from disk
     store: bool = True  # False: only load
     hold_share: float = 0.25  # of the engine's blocks that finished requests may hold at a time (`hold_s`)
+    hold_longest_s: float = 60.0  # that a request may hold its blocks at most, whatever its `hold_s` says
     any_version: bool = False  # try other versions of vLLM than the tested ones
 
     @classmethod
@@ -73,7 +75,7 @@ class Wishes:
     store: bool = True
     pin_ttl_s: float | None = None  # keep its whole context for so long after it has finished
     retention: str | None = None  # the same as "5m" or "1h"
-    hold_s: float = 0.0  # keep its blocks in the engine's own memory for so long after it has finished
+    hold_s: float = 0.0  # keep its blocks in the engine's own memory for so long after it has finished, room permitting
     priority: str = ""  # "high": its context is needed again soon; "low": hardly, and is not fetched ahead
     program: str = ""  # the agent or conversation it is a turn of
     tool: str = ""  # a tool that the program calls once this request has finished

@@ -116,20 +116,24 @@ class Chunks:
     # -- loads ---------------------------------------------------------------------------------------------------
 
     def load(self, chunks: Iterable[Chunk]) -> set[bytes]:
-        """Fill their rows. The names of those that are filled and right; the rows of others may hold anything."""
+        """Fill their rows. The names of those that are filled and right; the rows of others may hold anything.
+
+        All of it waits for disk no longer than one request may.
+        """
+        until = _clock() + self._disk_wait_s
         good: set[bytes] = set()
         for number, mine in _by_group(chunks):
             wanted = mine
             for _ in range(HOLES):
                 if not wanted:
                     break
-                filled = self._fill(self._groups[number], wanted)
+                filled = self._fill(self._groups[number], wanted, until)
                 good.update(chunk.name for chunk in wanted[:filled])
                 wanted = wanted[filled + 1 :]
         return good
 
-    def _fill(self, group: Group, chunks: Sequence[Chunk]) -> int:
-        """How many of these from the front are filled."""
+    def _fill(self, group: Group, chunks: Sequence[Chunk], until: float) -> int:
+        """How many of these from the front are filled; what is on disk is waited for `until` then."""
         if self.silent:
             return 0
         keys = [chunk.key for chunk in chunks]
@@ -139,7 +143,7 @@ class Chunks:
             self._note(_clock() - began >= self._patience_s)
             if not match.blocks:
                 return 0
-            wait_s = self._disk_wait_s if match.tiers.disk else SOON_S
+            wait_s = max(0.0, until - _clock()) if match.tiers.disk else SOON_S
             with group.patient.fetch(keys[: match.blocks], wait_s=wait_s, ttl_s=READ_S) as lease:
                 if lease.expected == 0:
                     return 0

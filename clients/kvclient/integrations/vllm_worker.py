@@ -1,8 +1,9 @@
 """The worker's half of the vLLM connector: bytes between the engine's memory and the daemon's.
 
-    at once    LEASE and copy in the engine's thread, before the forward: for what takes no longer than a few ms;
+    at once    LEASE and copy in the engine's thread, before the forward: for what takes no longer than a few ms; where
+               both halves share a process it begins while the step is being planned (`vllm_early`);
                if so wished LEASE alone, and copy layer by layer while the forward runs (`vllm_layerwise`)
-    loads      two threads: LEASE, copy each chunk while the daemon reads the next
+    loads      two threads: LEASE, copy; a third one for what comes from disk: copy each chunk while the daemon reads on
     saves      one thread, in order: RESERVE, copy into the ring, COMMIT; pins and words behind the saves they need
 
 Whatever cannot be loaded is told to the engine block by block, and computed anew. Whatever cannot be stored is not.
@@ -10,21 +11,24 @@ The engine's thread waits for these threads in one case only: when blocks that a
 something else, it withdraws them (`Gate`), and waits for the copy that runs, a few ms at most.
 """
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Final, TypeAlias, TypeVar
 
 from kvclient.copying import Gate, WithdrawnError
+from kvclient.integrations.vllm_early import EarlyLoads
 from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob, WordJob
 from kvclient.integrations.vllm_layerwise import Layerwise, Leased, leased
 from kvclient.integrations.vllm_layout import Layout
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
 from kvclient.results import Reason
+from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
 
@@ -35,14 +39,22 @@ SPACE_S: Final = 2.0  # how long a save waits for room in the ring
 CLOSE_S: Final = 2.0  # how long a finished request's blocks wait for their saves
 IDLE_S: Final = 0.001  # how long a step without a forward leaves the processor to the threads here
 LOAD_S: Final = 0.005  # and while something is loaded: the time of some 50 MiB, after which the next step can run it
-LOADERS: Final = 2  # threads; one that waits for disk does not hold up a load out of memory
+LOADERS: Final = 2  # threads that load out of memory; what waits for disk has a thread of its own
 SHARED_BYTES: Final = 8 << 20  # loads of more are shared between them: one core copies half as fast as two
 SOURCE: Final = "vllm priority"  # of words on blocks
 SAVES_WAITING: Final = 256  # jobs; past that the daemon is too slow, and the newest are dropped
 
 
 AfterSaves: TypeAlias = SaveJob | PinJob | WordJob
-Job = TypeVar("Job", LoadJob, AfterSaves)
+Job = TypeVar("Job", "Loading", AfterSaves)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A load beside the forward, or a part of one."""
+
+    job: LoadJob
+    until: float  # how long it waits for disk; those before it in the queue may have waited for the same
 
 
 @dataclass(slots=True)
@@ -64,11 +76,14 @@ class Worker:
         self._patient = patient
         self._layout = layout
         self._disk_wait_s = disk_wait_s
+        self._early = EarlyLoads(quick, layout, wait_s=AT_ONCE_WAIT_S, ttl_s=READ_S)
         self._lock = threading.Condition()
-        self._loads: SimpleQueue[LoadJob | None] = SimpleQueue()
+        self._loads: SimpleQueue[Loading | None] = SimpleQueue()
+        self._disk_loads: SimpleQueue[Loading | None] = SimpleQueue()
         self._saves: SimpleQueue[AfterSaves | None] = SimpleQueue()
         self._parts: dict[str, int] = {}  # of each request's load, how many have not ended
-        self._dropped: set[str] = set()  # requests that are gone: parts of theirs that have not begun never do
+        self._dropped: set[str] = set()  # requests that are gone: parts of theirs that have not begun never do,
+        self._leases: dict[str, list[Lease]] = {}  # and those that run wait for nothing more
         self._received: set[str] = set()  # requests whose load has ended and that the engine does not know of yet
         self._bad_blocks: set[int] = set()  # of the engine, which it does not know of yet
         self._layers = Layerwise(layout) if layerwise else None
@@ -80,8 +95,8 @@ class Worker:
             ("loaded_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks", "saved_blocks",
              "known_blocks", "saved_bytes", "save_seconds", "refused_blocks", "pinned_bytes"), 0)  # fmt: skip
         self._threads = [
-            threading.Thread(target=self._run, name="kvstored-load", args=(self._loads, self._load_aside), daemon=True)
-            for _ in range(LOADERS)
+            threading.Thread(target=self._run, name="kvstored-load", args=(queue, self._load_aside), daemon=True)
+            for queue in (*[self._loads] * LOADERS, self._disk_loads)
         ]
         self._threads.append(
             threading.Thread(target=self._run, name="kvstored-save", args=(self._saves, self._store), daemon=True)
@@ -91,9 +106,17 @@ class Worker:
 
     # -- the engine's thread -------------------------------------------------------------------------------------
 
+    def begin_early(self, job: LoadJob, fences: Collection[int]) -> None:
+        """Start a load of the step that is being planned. Nothing runs that could read or write its blocks."""
+        self._withdraw(fences)
+        self._early.begin(job)
+
     def fence(self, plan: Plan) -> None:
         """Withdraw blocks that are about to be written again from saves that have not copied them yet."""
-        for number in plan.fences:
+        self._withdraw(plan.fences)
+
+    def _withdraw(self, fences: Collection[int]) -> None:
+        for number in fences:
             with self._lock:
                 saving = self._saving.get(number)
             if saving is not None:
@@ -102,8 +125,7 @@ class Worker:
     def begin(self, plan: Plan) -> None:
         """Start the loads of a step."""
         if plan.dropped:
-            with self._lock:
-                self._dropped |= plan.dropped & self._parts.keys()
+            self._drop(plan.dropped)
         until = time.monotonic() + AT_ONCE_S
         layer_by_layer: list[Leased] = []
         for job in plan.loads:
@@ -112,7 +134,10 @@ class Worker:
                 with self._lock:
                     self._parts[job.request] = self._parts.get(job.request, 0) + len(parts)
                 for part in parts:
-                    self._loads.put(part)
+                    queue = self._disk_loads if part.from_disk else self._loads
+                    queue.put(Loading(part, time.monotonic() + self._disk_wait_s))
+            elif (early := self._early.end(job)) is not None:
+                self._note(job, *early)
             elif time.monotonic() >= until:  # a daemon that hangs must not hold up the engine longer
                 self._note(job, 0, 0.0)
             elif self._layers is None:
@@ -207,11 +232,11 @@ class Worker:
             savings = list(self._saving.values())
         for saving in savings:
             saving.gate.close()
-        with self._lock:
-            self._dropped |= self._parts.keys()
-        for _ in range(LOADERS):
-            self._loads.put(None)
+        self._drop(self._parts)
+        for queue in (*[self._loads] * LOADERS, self._disk_loads):
+            queue.put(None)
         self._saves.put(None)
+        self._early.stop()
         if self._layers is not None:
             self._layers.stop()
         for thread in self._threads:
@@ -231,17 +256,23 @@ class Worker:
 
     def _note(self, job: LoadJob, good: int, seconds: float) -> None:
         """So many blocks from the front were filled, and are right."""
+        if job.tried and good == len(job.keys) and seconds > 0 and not job.from_disk:
+            with contextlib.suppress(KvError):  # such as of a client that is being closed
+                namespace = self._quick if job.at_once else self._patient
+                namespace.report_load("dram", good * self._layout.block_bytes, seconds)
         with self._lock:
-            self._bad_blocks.update(job.block_ids[good:])
+            dropped = job.request in self._dropped  # nobody asks for these
+            if not dropped:
+                self._bad_blocks.update(job.block_ids[good:])
             self.counts["loaded_blocks"] += good
             self.counts["loaded_bytes"] += good * self._layout.block_bytes
-            self.counts["failed_blocks"] += len(job.keys) - good
+            self.counts["dropped_blocks" if dropped else "failed_blocks"] += len(job.keys) - good
             self.counts["load_seconds"] += seconds
 
     def _copy(self, job: LoadJob, namespace: Namespace, wait_s: float) -> int:
         """How many blocks from the front are filled and right."""
         with namespace.fetch(job.keys, wait_s=wait_s, ttl_s=READ_S) as lease:
-            if lease.expected == 0:
+            if lease.expected == 0 or not self._goes_on(job, lease):
                 return 0
             if lease.copy_to(self._layout.scattered(job.block_ids[: lease.expected])):
                 return lease.expected
@@ -258,8 +289,8 @@ class Worker:
         return held
 
     def _shared(self, job: LoadJob) -> list[LoadJob]:
-        """A job in as many parts as there are threads, if it is large."""
-        if len(job.keys) * self._layout.block_bytes < SHARED_BYTES:
+        """A job in as many parts as there are threads, if it is large and lies in memory."""
+        if job.from_disk or len(job.keys) * self._layout.block_bytes < SHARED_BYTES:
             return [job]
         each = -(-len(job.keys) // LOADERS)
         return [
@@ -267,18 +298,35 @@ class Worker:
             for at in range(0, len(job.keys), each)
         ]
 
-    def _load_aside(self, part: LoadJob) -> None:
+    def _goes_on(self, job: LoadJob, lease: Lease) -> bool:
+        """Is this load still wanted? If it is beside the forward, `_drop` can end it from here on."""
+        if job.at_once:
+            return True
         with self._lock:
-            wanted = part.request not in self._dropped
-            if not wanted:
-                self.counts["dropped_blocks"] += len(part.keys)
-        if wanted:
-            self._load(part, self._patient, self._disk_wait_s)
+            self._leases.setdefault(job.request, []).append(lease)
+            return job.request not in self._dropped
+
+    def _drop(self, requests: Collection[str]) -> None:
+        """Nobody wants these loads any more: what has not begun never does, what runs waits for no more blocks."""
+        with self._lock:
+            dropped = [request for request in requests if request in self._parts]
+            self._dropped.update(dropped)
+            leases = [lease for request in dropped for lease in self._leases.get(request, ())]
+        for lease in leases:
+            lease.give_up()
+
+    def _load_aside(self, loading: Loading) -> None:
+        part = loading.job
+        if part.request in self._dropped:
+            self._note(part, 0, 0.0)
+        else:
+            self._load(part, self._patient, max(0.0, loading.until - time.monotonic()))
         with self._lock:
             self._parts[part.request] -= 1
             if self._parts[part.request]:
                 return
             del self._parts[part.request]
+            self._leases.pop(part.request, None)
             self._dropped.discard(part.request)
             self._received.add(part.request)
             self._lock.notify_all()
