@@ -1,6 +1,7 @@
 // Every kernel as a function of a shared library: `g++ -shared -fPIC -std=c++17 -O1 -ffp-contract=off emulated.cpp`.
 #define KV_EMULATED
 #include "encodings.cu"
+#include "moves.cu"
 #include "paged.cu"
 
 #define RUN(name, parameters, ...)                                                        \
@@ -25,3 +26,8 @@ RUN(decode_int4, WITH(const char *encoded, int64_t stride, int64_t count, int ha
 RUN(make_codebooks, WITH(char *encoded, int64_t stride, int64_t count), encoded, stride, count)
 RUN(encode_fixed, WITH(char *encoded, int64_t stride, int64_t count, uint32_t *unfit), encoded, stride, count, unfit)
 RUN(decode_fixed, WITH(const char *encoded, int64_t stride, int64_t count, uint32_t *bad), encoded, stride, count, bad)
+
+extern "C" void run_move_pieces(unsigned grid, unsigned block, const uint64_t *targets, const uint64_t *sources,
+                                const int64_t *lengths, int64_t longest, int64_t count) {
+    emulated::launch(grid, block, [=] { move_pieces(targets, sources, lengths, longest, count); });
+}

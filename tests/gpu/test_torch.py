@@ -1,0 +1,86 @@
+"""torch's tensors on a GPU through a real daemon, ordered with torch's streams."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import kvclient
+from bench.process import DaemonProcess
+from kvclient import devices
+from kvkernels.device.cuda import Cuda
+from kvkernels.device.pages import pages_of
+
+BLOCK, COUNT = 64 << 10, 200
+
+
+@pytest.fixture(scope="module")
+def torch(gpu: Cuda) -> Any:
+    """torch, if it can use the GPU."""
+    module = pytest.importorskip("torch")
+    if not module.cuda.is_available():
+        pytest.skip("no GPU: this torch is built without CUDA")
+    return module
+
+
+@pytest.fixture(scope="module")
+def namespace(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvclient.Namespace]:
+    """Of a real daemon."""
+    folder = tmp_path_factory.mktemp("daemon")
+    with (
+        DaemonProcess(folder / "run", "--dram", "256MiB", log_file=folder / "log") as daemon,
+        kvclient.connect(daemon.runtime_dir) as client,
+    ):
+        assert client.wait_connected(30)
+        yield client.namespace(
+            model="m", engine="gpu", layout="flat", dtype="uint8", block_tokens=4, block_bytes=BLOCK
+        )  # fmt: skip
+
+
+def test_blocks_go_from_the_gpu_and_back(torch: Any, namespace: kvclient.Namespace) -> None:
+    keys = namespace.keys(list(range(4 * COUNT)))
+    source = torch.randint(0, 256, (COUNT, BLOCK), dtype=torch.uint8, device="cuda")
+    assert namespace.store(keys, source, wait=True, stream=torch.cuda.current_stream()).accepted == COUNT
+    for _ in range(2):  # the second time the ring is registered
+        target = torch.zeros_like(source)
+        with namespace.fetch(keys) as lease:
+            assert lease.copy_to(target, stream=torch.cuda.current_stream())
+        assert torch.equal(target, source)
+        target[3, 5] ^= 1
+        assert not torch.equal(target, source)
+
+
+def test_the_callers_stream_comes_first_and_waits(torch: Any, namespace: kvclient.Namespace) -> None:
+    keys = namespace.keys(list(range(4 * COUNT)), extra=b"order")
+    compute = torch.cuda.Stream()
+    source = torch.zeros((COUNT, BLOCK), dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(compute):
+        torch.cuda._sleep(200_000_000)  # 0.1 s of the GPU's time
+        source += 7
+    assert namespace.store(keys, source, wait=True, stream=compute).accepted == COUNT
+    target = torch.zeros_like(source)
+    torch.cuda.synchronize()
+    with namespace.fetch(keys) as lease:
+        copying = lease.start_copy(target, stream=compute)
+        copying.order(compute)
+        with torch.cuda.stream(compute):
+            doubled = target * 2
+        assert copying.result(30)
+    compute.synchronize()
+    assert bool((doubled == 14).all())
+
+
+def test_a_tensor_on_another_device_is_told(torch: Any, gpu: Cuda) -> None:
+    side = devices.side_of(torch.device("cuda", 0), None)
+    with pytest.raises(kvclient.UsageError):
+        devices.address_of(side, torch.zeros(16), 64)
+
+
+@pytest.mark.parametrize("layout", ["nhd", "hnd", "stacked"])
+def test_layers_of_torch_are_pages(torch: Any, gpu: Cuda, layout: str) -> None:
+    shape = {"nhd": (8, 16, 4, 64), "hnd": (8, 4, 16, 64), "stacked": (2, 8, 16, 4, 64)}[layout]
+    layers = [torch.zeros(shape, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+    pages = pages_of(gpu, layers, block_axis=1 if layout == "stacked" else 0)
+    assert pages.blocks == 8
+    assert pages.block_bytes == 3 * layers[0].numel() // 8 * 2
