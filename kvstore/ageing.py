@@ -20,7 +20,8 @@ from kvstore.sessions import Namespace, Tenant
 from kvstore.sweeps import Sweep, Sweeper
 
 SLICE: Final = 8192  # rows a tick: 0.1 ms
-STEPS: Final = 512  # up chains that go, in it: 0.5 ms; the slice is looked at again
+STEPS: Final = 512  # in it, of what goes: 0.5 ms; the slice is looked at again
+STEPS_A_TOP: Final = 20  # what cutting a chain off takes, however short it is; a block further up it is one
 ROUND_NS_MIN: Final = 10**9
 _STAYING: Final = (blocks.RESIDENT, blocks.DISK, blocks.KEPT)  # others are on their way
 _ROUNDS: Final = 16  # in the shortest time
@@ -87,7 +88,7 @@ class Ageing:
         if ends.size:
             tops, left = [], STEPS
             for row in ends.tolist():
-                top, left = self._top(row, left, now_ns)
+                top, left = self._top(row, left - STEPS_A_TOP, now_ns)
                 tops.append(top)
                 if left <= 0:
                     break

@@ -15,6 +15,7 @@ one position is drained or punched at a time: who asks meanwhile and has no leaf
 the owner thread waits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,9 +68,13 @@ class Arenas:
         self.punching: int | None = None  # id of the arena
         self.recycled = 0
         self._wanted_by: Pool | None = None  # who asked for the position that drains
+        self._written_to = False  # somebody may still write to the one that drains
         self._promised_to: Tenant | None = None  # who asked for the position drained last
         self._promised_until_ns = 0
         self.next_id = 1
+        self.stranded_at: Callable[[int], int] = lambda _position: 0  # `Writers`: slots that are out of use
+        self.let_go: Callable[[int], None] = lambda _position: None  # `Writers`: these are to be free
+        self.is_read: Callable[[int], bool] = lambda _position: False  # `Scrubbing`, by a leaf thread right now
 
     @property
     def busy(self) -> bool:
@@ -191,15 +196,26 @@ class Arenas:
         For None it becomes free for everybody: its tenant has more than it may have.
         """
         assert not self.busy, "one position at a time"
-        self._wanted_by = wanted_by
+        self._wanted_by, self._written_to = wanted_by, False
         blocks.close_arena(self._tables, position)
         self._tables.arenas[position]["draining"] = 1
         self.draining = position
 
     def settle(self, now_ns: int) -> None:
-        """If the drained position is empty, hand it on: at once within a tenant, else by way of the system."""
-        if self.draining is None or self._tables.arenas[self.draining]["used"]:
+        """If the drained position is empty, hand it on: at once within a tenant, else by way of the system.
+
+        Where slots are out of use since somebody may still write there, the tenant gets another arena for it, too.
+        """
+        if self.draining is None or self.is_read(self.draining):
             return
+        row, stranded = self._tables.arenas[self.draining], self.stranded_at(self.draining)
+        if row["used"] > stranded:
+            return
+        if stranded:
+            self._written_to = True
+            self.let_go(self.draining)
+            if row["used"]:  # what continued them is still on its way out
+                return
         wanted_by, position = self._wanted_by, self.draining
         pool = self.pools[int(self._tables.arenas[position]["pool"]) - 1]
         self.draining = self._wanted_by = None
@@ -208,7 +224,7 @@ class Arenas:
         pool.tenant.arenas -= 1
         if wanted_by is None:
             self._give_back(position, pool.tenant, now_ns)
-        elif pool.tenant is wanted_by.tenant:
+        elif pool.tenant is wanted_by.tenant and not self._written_to:
             self._assign(position, int(self._tables.arenas[position]["id"]), wanted_by, now_ns)
         else:
             self._promised_to, self._promised_until_ns = wanted_by.tenant, now_ns + PROMISE_NS
@@ -225,7 +241,8 @@ class Arenas:
         del self.positions_by_id[arena]
         self.stale[arena] = Stale(tenant, now_ns, holders)
         for session in holders:
-            session.given[session.arenas[arena]] = 0
+            if arena in session.arenas:
+                session.given[session.arenas[arena]] = 0
             self._outbox.arena_gone(session, arena)
         self._memory.punch_arena(arena)
 
@@ -243,6 +260,21 @@ class Arenas:
         session.given[position] = 1
         self.holders[arena][session] = None
 
+    def gave_writable(self, session: Session, arena: int) -> None:
+        """A session was given a descriptor through which it can write."""
+        session.writable[arena] = self.positions_by_id[arena]
+        self.holders[arena][session] = None
+
+    def lost_to_writers(self, tenant: Tenant) -> int | None:
+        """A position of a tenant that holds nothing but slots that are out of use: a new arena would be worth more."""
+        if self.busy or self.hoards(tenant):
+            return None
+        for position in self.positions_by_id.values():
+            row, stranded = self._tables.arenas[position], self.stranded_at(position)
+            if stranded and int(row["used"]) == stranded and self.pools[int(row["pool"]) - 1].tenant is tenant:
+                return position
+        return None
+
     def dropped(self, session: Session, arena: int) -> None:
         """A session says that it maps nothing of an arena any more; of one that still serves, it will be sent anew."""
         if session not in self.holders.get(arena, ()):
@@ -250,30 +282,36 @@ class Arenas:
             if stale is None or session not in stale.holders:
                 return
             del stale.holders[session]
-            del session.arenas[arena]
+            session.arenas.pop(arena, None)
+            session.writable.pop(arena, None)
             self._forget_if_unheld(arena)
             return
         del self.holders[arena][session]
-        session.given[session.arenas.pop(arena)] = 0
+        session.writable.pop(arena, None)
+        if arena in session.arenas:
+            session.given[session.arenas.pop(arena)] = 0
 
     def bequeath(self, session: Session, heir: Session) -> None:
         """What a closed session may still map, another closed session of the same process stands for from now on."""
-        for arena, position in session.arenas.items():
+        for arena in session.arenas.keys() | session.writable.keys():
             holders = self.stale[arena].holders if arena in self.stale else self.holders[arena]
             del holders[session]
             holders[heir] = None
-            heir.arenas[arena] = position
+        heir.arenas.update(session.arenas)
+        heir.writable.update(session.writable)
         session.arenas.clear()
+        session.writable.clear()
 
     def exited(self, session: Session) -> None:
         """A process is gone, and all its maps with it."""
-        for arena in session.arenas:
+        for arena in session.arenas.keys() | session.writable.keys():
             if arena in self.stale:
                 self.stale[arena].holders.pop(session, None)
                 self._forget_if_unheld(arena)
             else:
                 self.holders[arena].pop(session, None)
         session.arenas.clear()
+        session.writable.clear()
 
     def _forget_if_unheld(self, arena: int) -> None:
         stale = self.stale[arena]

@@ -89,6 +89,7 @@ class _Audit:
         self.check_leaf_lists()
         self.check_holds()
         self.check_tickets()
+        self.check_writers()
         self.check_leases()
         self.check_pins()
         self.check_sessions()
@@ -423,6 +424,7 @@ class _Audit:
         expected.update(self.store.disk.held_rows())
         expected.update(self.store.streams.held_rows())
         expected.update(self.store.pinning.held_rows())
+        expected.update(self.store.writers.held_rows())
         swept = set()
         for job in self.store.sweeper.jobs._jobs:
             held = list(self.held_by(job))
@@ -476,6 +478,29 @@ class _Audit:
             assert session.ring.free_pages == session.ring.pages - len(pages), "pages of a ring are lost"
             for start, size in zip(session.ring._starts, session.ring._sizes, strict=True):
                 assert not set(pages) & set(range(start, start + size)), "a span in use is free"
+
+    def check_writers(self) -> None:
+        """What clients may be writing themselves is written down for a successor, and nothing else is."""
+        writers = self.store.writers
+        written = {int(record["row"]): record for record in writers._records[: writers._used] if record["row"]}
+        opened = {
+            ticket.block
+            for ticket in self.tickets
+            if ticket.session.owner is not None and ticket.state is TicketState.OPEN
+        }
+        stranded = set(writers.held_rows())
+        assert not opened & stranded, "a slot is out of use and its ticket is open"
+        assert set(written) == opened | stranded == set(writers._places), "other slots are written down"
+        for row, record in written.items():
+            position = int(self.column["slot"][row]) >> self.shift
+            said = (int(record["slot"]), int(record["arena"]))
+            assert said == (self.column["slot"][row], self.serving(position)), f"row {row} is written down elsewhere"
+        for row in stranded:
+            assert self.state[row] == DOOMED, f"row {row} is out of use and was not dropped"
+            ticket = writers._stranded[row].ticket
+            assert ticket is None or ticket.block == row, f"row {row} waits for another ticket"
+        taken = [*writers._places.values(), *writers._free]
+        assert len(set(taken)) == len(taken) == writers._used, "places for records are lost"
 
     def check_leases(self) -> None:
         """Leases are known to store, session and wheel; their blocks are withheld until their deadline."""
@@ -561,11 +586,14 @@ class _Audit:
             ending = any(isinstance(job, Each) for job in store.sweeper.jobs._jobs)
             assert ending or len(session.tickets) == copying, f"session {number} is closed and still has tickets"
             assert not session.parked, f"session {number} is closed and something waits for it"
-            kept = ending or session.tickets or (not session.exited and (session.leases or session.arenas))
+            mapped = session.arenas or session.writable
+            waited_for = session.leases or mapped or store.writers.has(session)
+            kept = ending or session.tickets or (not session.exited and waited_for)
             assert kept, f"session {number} is kept for nothing"
             if session.exited:
                 assert not session.leases, f"session {number} has exited and holds leases"
-                assert not session.arenas, f"session {number} has exited and holds arenas"
+                assert not mapped, f"session {number} has exited and holds arenas"
+                assert not store.writers.has(session), f"session {number} has exited and keeps slots out of use"
         for tenant in store.tenants.values():
             assert tenant.sessions == attached[tenant], f"sessions of {tenant.name} are miscounted"
             assert tenant.in_flight == flying[tenant], f"what {tenant.name} has in flight is miscounted"
@@ -583,7 +611,11 @@ class _Audit:
 
     def check_holders(self) -> None:
         """Sessions and arenas agree on who was given which descriptor."""
-        given = {(session.number, arena) for session in self.store.sessions.values() for arena in session.arenas}
+        given = {
+            (session.number, arena)
+            for session in self.store.sessions.values()
+            for arena in session.arenas.keys() | session.writable.keys()
+        }
         held = {
             (session.number, arena)
             for arena, holders in [

@@ -29,6 +29,7 @@ from kvstore.savings import Prices, prices_of, root_seconds, seconds_of_code, se
 from kvstore.sessions import Namespace, Tenant
 
 READ_BYTES: Final = 4 * MIB  # of one call to disk (tier/loading.py): blocks share what a call costs
+BELIEVED: Final = 3  # reports of a tenant's loads from which on MATCH goes by them: one slow one alone says nothing
 QUEUED: Final = 16  # reports after which most of the mean is theirs
 _NOBODY_KNOWS: Final = (UNKNOWN_NS, UNKNOWN_NS)
 _NO_PROFILE: Final = PrefillProfile(1)  # that of a namespace nobody has reported on; never reported to
@@ -158,7 +159,8 @@ class Costing:
             dram, disk = _NO_WAY, self.disk
         else:
             _, dram, disk = ways
-            disk = disk if disk.reports else self.disk
+            dram = dram if dram.reports >= BELIEVED else _NO_WAY
+            disk = disk if disk.reports >= BELIEVED else self.disk
         block_bytes = namespace.identity.block_bytes
         load_s = load_seconds(dram, (found - on_disk) * block_bytes, disk, on_disk * block_bytes)
         profile = namespace.profile

@@ -1,10 +1,12 @@
 """DELETE, clear, and arenas that change hands: what the store forgets because somebody says so. Owner thread.
 
 The top of what is dropped is cut off index and tree at once, so that none of it hits again; what hangs below follows in
-slices (`sweeps.py`). The answer comes when nothing is left, on disk neither (`tier/erasure.py`).
+slices (`sweeps.py`). The answer comes when nothing is left, on disk neither (`tier/erasure.py`), and pins that covered
+some of it have been cut short: otherwise a successor would look for them in vain.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from kvstore.quotas import Shares
 from kvstore.registry import Registry
 from kvstore.report import ClearReport, ClearScope
 from kvstore.room import Room, make_room
-from kvstore.sessions import Namespace, Pool
+from kvstore.sessions import Namespace, Pool, Tenant
 from kvstore.sweeps import Clear, Count, Done, Sweep, Sweeper
 from kvstore.tier.disk import Disk
 
@@ -39,6 +41,7 @@ class Dropping:
         self._jobs = sweeper.jobs
         self._disk = disk
         self.pinned_arena: Callable[[Pool], int | None] = lambda _pool: None  # `PinnedArenas.one_for`
+        self.when_cut: Callable[[Tenant | None, Callable[[], None]], None] = lambda _tenant, act: act()  # `Pinning`
 
     # -- blocks that a client names ------------------------------------------------------------------------------
 
@@ -66,9 +69,14 @@ class Dropping:
                 tops.append(block)
 
         def swept(dropped: int) -> None:
-            self._jobs.when_swept(tenant, lambda: self._disk.when_erased(lambda: answer(dropped)))
+            self._when_gone(tenant, lambda: answer(dropped))
 
         self._sweeper.begin(Sweep(self._tables, tenant, tops, swept))
+
+    def _when_gone(self, tenant: Tenant | None, answer: Callable[[], None]) -> None:
+        """Answer when nothing is left of what was dropped: in the tables, on disk, and in what is written of pins."""
+        erased = partial(self._disk.when_erased, partial(self.when_cut, tenant, answer))
+        self._jobs.when_swept(tenant, erased)
 
     # -- whatever an operator names ------------------------------------------------------------------------------
 
@@ -85,7 +93,7 @@ class Dropping:
             report = ClearReport(counted, counted_bytes, leased, pending, dry_run)
 
             def answer(_dropped: int = 0) -> None:
-                self._jobs.when_swept(None, lambda: self._disk.when_erased(lambda: done(report)))
+                self._when_gone(None, lambda: done(report))
 
             if dry_run:
                 done(report)
@@ -143,9 +151,10 @@ class Dropping:
         now_ns = self._clock.now_ns()
         room, position = make_room(self._arenas, self._tables, self._shares, pool, now_ns, exhausted=exhausted)
         if room in {Room.FULL, Room.QUOTA}:
-            pinned = self.pinned_arena(pool)
-            if pinned is not None:
-                room, position = Room.RECYCLE, pinned
+            given_up = self._arenas.lost_to_writers(pool.tenant)
+            given_up = self.pinned_arena(pool) if given_up is None else given_up
+            if given_up is not None:
+                room, position = Room.RECYCLE, given_up
         if room not in {Room.RECYCLE, Room.RETURN}:
             return room
         if room is Room.RETURN:  # it may hold what the caller has in hand, so it is drained later

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PREFETCH_NS_MAX
-from kvproto.policy_frames import Fetching, Hint, Partial, Pinned, Tier
+from kvproto.policy_frames import Event, Fetching, Hint, Partial, Pinned, Tier
 from kvstore import blocks
 from kvstore.blocks import U1, U8, Tables
 from kvstore.hints.chains import Chain
@@ -67,6 +67,9 @@ class Pins(Protocol):
 
     def used_bytes(self, tenant: Tenant) -> int:
         """Of the tenant's budget."""
+
+    def adopt(self, tenant: Tenant, program: str) -> Pinned | None:
+        """What a former life of the daemon had pinned for a program; None: nothing, or it was asked for already."""
 
 
 class Fetches(Protocol):
@@ -158,8 +161,13 @@ class Guiding:
         told.absent_ns, told.ending = None, False
         heard = told.guide.hear(hint, now_ns, lambda chain: self._costs(session.tenant, chain))
         refused = heard if isinstance(heard, Refused) else None
+        over = hint.event is Event.PROGRAM_FINISHED
+        if Event.PROGRAM <= hint.event <= Event.PROGRAM_FINISHED and (over or refused is None):
+            self._adopt(told, hint.name)
         if not isinstance(heard, Refused):
             self._do(told, heard, now_ns)
+        elif over:  # it began in a former life, which may have left it a pin
+            self._let_go(told, LetGo(hint.name))
         self.tally.refused += refused is not None
         soonest_ns = told.next_ns()
         if self._next_ns is None or soonest_ns < self._next_ns:
@@ -171,6 +179,12 @@ class Guiding:
         told = self._told[tenant] = _Told(tenant, guide, now_ns + LOOK_S * SECOND_NS)
         self._turns.append(told)
         return told
+
+    def _adopt(self, told: _Told, program: str) -> None:
+        """A program goes on that a former life knew: its pin ends as any other of its pins."""
+        former = self._pinning.adopt(told.tenant, program)
+        if former is not None and told.pins.setdefault(program, former) is not former:
+            self._unpin(told, [former.pin])
 
     def _costs(self, tenant: Tenant, chain: Chain) -> Costs:
         namespace = self._namespace(tenant, chain)

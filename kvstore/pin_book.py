@@ -6,8 +6,10 @@
              refreshed by use? u1; owner 128 bytes; XXH3-64 of all that u8                       number 0: nobody's
 
 A record is written when its pin begins, moves its deadline or is cut short, and wiped when it is over: whenever the
-daemon ends, the table says what was pinned then, or does not say it at all. Whoever holds the table is the same host
-since the same boot, so its clock goes on. A record that is torn or not of ours is nobody's.
+daemon ends, the table says what was pinned then, or does not say it at all. Where the deepest block was dropped and the
+daemon is killed before it has looked at its pins, a few ticks later, a successor cannot find the pin, and what comes
+before that block is pinned no more; once DELETE or clear is answered, it has looked. Whoever holds the table is the
+same host since the same boot, so its clock goes on. A record that is torn or not of ours is nobody's.
 """
 
 import struct
@@ -75,7 +77,7 @@ class PinBook:
                 continue
             if _SUM.unpack_from(self._view, at + _RECORD.size) != (self._sum(at),):
                 continue
-            name = owner.rstrip(b"\0").decode("utf-8", errors="replace")
+            name = _read_owner(owner)
             yield Saved(place, number, deadline_ns, ttl_ns, key, namespace, count, bool(refresh), name)
 
     def write(self, place: int, saved: Saved) -> None:
@@ -104,6 +106,15 @@ class PinBook:
 
     def _sum(self, at: int) -> int:
         return xxhash.xxh3_64_intdigest(self._view[at : at + _RECORD.size])
+
+
+def written_owner(owner: str) -> str:
+    """As `Saved` has it when it is read again: a long one is cut."""
+    return _read_owner(owner.encode()[:OWNER_BYTES])
+
+
+def _read_owner(written: bytes) -> str:
+    return written.rstrip(b"\0").decode("utf-8", errors="replace")
 
 
 def _at(place: int) -> int:

@@ -16,7 +16,6 @@ on. Where the budget is used up, pins of a class that has more than it is sure o
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -26,10 +25,11 @@ from kvproto.limits import KEYS_PER_FRAME, PINS_PER_TENANT
 from kvproto.policy_frames import Partial, Pin, Pinned, Tier
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
-from kvstore.classes import PinClass, class_of
+from kvstore.classes import PROGRAM, PinClass, class_of
 from kvstore.hints.deadlines import Deadlines
-from kvstore.pin_book import PinBook, Saved
+from kvstore.pin_book import PinBook, Saved, written_owner
 from kvstore.pin_classes import Classes
+from kvstore.pin_notes import Notes
 from kvstore.pins import Held, Tally
 from kvstore.ports import Clock, Randomness
 from kvstore.prefetching import Prefetching
@@ -43,9 +43,7 @@ FIRST_NUMBER: Final = 10**6
 LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped: 0.2 ms,
 SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
 DUE: Final = 8  # end: 1 ms if each covers 1,024 blocks,
-NOTED: Final = 64  # of their uses are written down: 0.3 ms,
 LET_GO: Final = 8192  # and so many of the blocks that they cover are let go: 0.3 ms
-NOTE_NS: Final = 10**9  # how often uses are
 
 _NOTHING: Final = (0, 0, 0, 0)
 
@@ -71,6 +69,7 @@ class Pinning:
         self.tally = Tally()
         self.pins: dict[int, Held] = {}
         self.expired: Callable[[U4], None] = _nobody_hears  # `Departures`, of rows that are not pinned any more
+        self.unpin_absent: Callable[[Tenant, int], bool] = lambda _tenant, _number: False  # `Repinning`
         self._tables = tables
         self._clock = clock
         self._watch = watch
@@ -83,8 +82,8 @@ class Pinning:
         self._of: dict[Tenant, dict[int, Held]] = {}
         self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
         self._leased_ns: dict[int, int] = {}  # when that was leased last
-        self._not_noted: dict[int, int] = {}  # those of which the book does not say it yet
-        self._note_ns = 0  # when it does next
+        self._notes = Notes(tables, book, self.pins, self._ending_at, self.expires_ns)
+        self._of_programs: dict[tuple[Tenant, str], list[int]] = {}  # resumed ones, by owner, until `adopt`
         self._ending: dict[Tenant, deque[Held]] = {}  # they are over, and what they cover is not let go yet
         self._covers = np.zeros(tables.blocks.size, dtype=np.uint16)  # untouched pages cost nothing
         self._used: Counter[Tenant] = Counter()  # bytes
@@ -93,6 +92,8 @@ class Pinning:
         self._jobs_seen = 0
         self._again = False  # may something have been dropped since the last look at all pins began?
         self._to_look_at: deque[Held] = deque()
+        self._when_cut: list[Callable[[], None]] = []  # to be called once all pins have been looked at from now on,
+        self._when_looked: list[Callable[[], None]] = []  # and those for whom that has begun
         self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._ends: U4 = np.zeros(KEYS_PER_FRAME + 1, dtype=np.uint32)
         watch.tell(PIN_END, self.leased)
@@ -111,14 +112,14 @@ class Pinning:
             self.tally.over_budget += 1
             return Pinned(*_NOTHING, Partial.TOO_MANY)
         kind = class_of(ttl_ns, owner)
-        ttl_ns = tenant.quota.terms(kind).lasts_ns(ttl_ns)
+        lasts_ns = tenant.quota.terms(kind).lasts_ns(ttl_ns)
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
-        covered = self._affordable(tenant, namespace, end, kind)
+        covered = self._affordable(tenant, namespace, self._run[:end], kind)
         partial = Partial.NOTHING if covered == count else Partial.ABSENT if covered == end else Partial.BUDGET
         self.tally.over_budget += partial is Partial.BUDGET
         if not covered:
             return Pinned(*_NOTHING, partial)
-        rows, deadline_ns, place = self._run[:covered].copy(), self._clock.now_ns() + ttl_ns, self._book.take()
+        rows, deadline_ns, place = self._run[:covered].copy(), self._clock.now_ns() + lasts_ns, self._book.take()
         pin = Held(
             self._next, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, ttl_ns, refresh, owner,
             kind, place,
@@ -127,24 +128,40 @@ class Pinning:
         self._begin(pin)
         self.tally.pinned += 1
         if on_disk and tier is not Tier.DISK:
-            fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, ttl_ns, tier, kept=True)
+            fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, lasts_ns, tier, kept=True)
             pin.fetch = fetching.prefetch
         return Pinned(pin.number, covered * namespace.identity.block_bytes, pin.deadline_ns, covered, partial)
 
     def resume(self, saved: Saved, namespace: Namespace, rows: U4, deadline_ns: int) -> bool:
-        """Go on with a pin of a former life that covers these rows; False: the budget does not allow it any more."""
+        """Go on with a pin of a former life that covers these rows, or as many of them as the budget still allows.
+
+        False: that is none.
+        """
         tenant, kind = namespace.tenant, class_of(saved.ttl_ns, saved.owner)
-        fresh_bytes = int((self._covers[rows] == 0).sum()) * namespace.slot_bytes
-        room = self._used[tenant] + fresh_bytes <= self._budget(tenant)
-        if not room or len(self._of.get(tenant, ())) >= PINS_PER_TENANT:
+        full = len(self._of.get(tenant, ())) >= PINS_PER_TENANT
+        covered = 0 if full else self._affordable(tenant, namespace, rows, kind)
+        if not covered:
             return False
+        rows = rows[:covered].copy()
         self._begin(
             Held(
                 saved.number, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, saved.ttl_ns,
                 saved.refresh, saved.owner, kind, saved.place,
             )
         )  # fmt: skip
+        if kind is PinClass.TOOL:
+            self._of_programs.setdefault((tenant, saved.owner), []).append(saved.number)
         return True
+
+    def adopt(self, tenant: Tenant, program: str) -> Pinned | None:
+        """The pin that was resumed for a program, from now on its guide's; None: there is none, or not any more."""
+        owner = written_owner(PROGRAM + program)
+        numbers = [number for number in self._of_programs.pop((tenant, owner), ()) if number in self.pins]
+        if not numbers:
+            return None
+        self.unpin(tenant, numbers[:-1])  # the former life ended while one took the place of another
+        pin = self._described(self.pins[numbers[-1]])
+        return Pinned(pin.pin, pin.bytes, pin.expires_ns, pin.blocks, Partial.NOTHING)
 
     def number_after(self, number: int) -> None:
         """New pins get numbers above this one."""
@@ -152,23 +169,20 @@ class Pinning:
 
     def unpin(self, tenant: Tenant, numbers: Iterable[int]) -> int:
         """End pins of a tenant; how many there were. Others' numbers, and those that are over, are no news."""
-        mine = self._of.get(tenant, {})
-        ended = {number: mine[number] for number in numbers if number in mine}
-        for pin in ended.values():
+        mine, numbers = self._of.get(tenant, {}), dict.fromkeys(numbers)
+        ended = [mine[number] for number in numbers if number in mine]
+        for pin in ended:
             self._end(pin)
-        self.tally.ended += len(ended)
+        count = len(ended) + sum(self.unpin_absent(tenant, number) for number in numbers)
+        self.tally.ended += count
         self._let_go_some(tenant)
-        return len(ended)
+        return count
 
     def list_pins(self, tenant: Tenant, after: int, most: int) -> list[Pin]:
         """A tenant's pins with numbers above `after`, in their order, up to `most`."""
-        pins: list[Pin] = []
-        for number, pin in self._of.get(tenant, {}).items():  # in the order of their numbers
-            if len(pins) == most:
-                break
-            if number > after:
-                pins.append(self._described(pin))
-        return pins
+        mine = self._of.get(tenant, {})
+        numbers = sorted(number for number in mine if number > after)  # resumed ones may have come after new ones
+        return [self._described(mine[number]) for number in numbers[:most]]
 
     def count(self, tenant: Tenant) -> int:
         """Pins of a tenant."""
@@ -187,15 +201,32 @@ class Pinning:
         covers: npt.NDArray[np.bool_] = self._covers[rows] != 0
         return covers
 
+    def covering(self, rows: U4) -> npt.NDArray[np.uint16]:
+        """How many pins cover each of these rows?"""
+        return self._covers[rows]
+
     def trim(self, tenant: Tenant) -> None:
         """Its quota has changed: what is pinned beyond its budget is let go of soon."""
         self._too_much[tenant] = None
 
     def leased(self, rows: U4) -> None:
         """Rows that `Watch` marks as ends of pins were leased. What that means for each pin is seen when it is due."""
-        leased = dict.fromkeys(rows.tolist(), self._clock.now_ns())
-        self._leased_ns.update(leased)
-        self._not_noted.update(leased)
+        leased = rows.tolist()
+        self._leased_ns.update(dict.fromkeys(leased, self._clock.now_ns()))
+        self._notes.used(leased)
+
+    def note_all(self) -> None:
+        """This life ends: a successor is to know of all uses."""
+        self._notes.finish()
+
+    def when_cut(self, tenant: Tenant | None, answer: Callable[[], None]) -> None:
+        """Blocks of a tenant (None: of all) were dropped: answer once a successor would be told that no pin covers
+        them any more.
+        """
+        if self._of.get(tenant) if tenant else self.pins:
+            self._when_cut.append(answer)
+        else:
+            answer()
 
     def expires_ns(self, pin: Held) -> int:
         """When it is over, as things are."""
@@ -203,6 +234,9 @@ class Pinning:
         if leased_ns is None:
             return pin.deadline_ns
         return max(pin.deadline_ns, leased_ns + pin.tenant.quota.terms(pin.kind).lasts_ns(pin.ttl_ns))
+
+    def _ending_at(self, row: int) -> Iterable[Held]:
+        return self._by_end.get(row, {}).values()
 
     def _described(self, pin: Held) -> Pin:
         """As clients are told."""
@@ -213,9 +247,9 @@ class Pinning:
 
     # -- holding -------------------------------------------------------------------------------------------------
 
-    def _affordable(self, tenant: Tenant, namespace: Namespace, end: int, kind: PinClass) -> int:
-        """How many blocks of the run that was just found the tenant's budget allows."""
-        fresh = self._covers[self._run[:end]] == 0
+    def _affordable(self, tenant: Tenant, namespace: Namespace, run: U4, kind: PinClass) -> int:
+        """How many blocks of a run the tenant's budget allows."""
+        fresh = self._covers[run] == 0
         budget = self._budget(tenant)
         wanted_bytes = int(fresh.sum()) * namespace.slot_bytes
         if self._used[tenant] + wanted_bytes > budget:
@@ -224,7 +258,7 @@ class Pinning:
             sure_bytes = self._classes.left_bytes(tenant, kind)
             if sure_bytes > 0:
                 self._make_way(tenant, min(wanted_bytes, sure_bytes))
-            fresh = self._covers[self._run[:end]] == 0
+            fresh = self._covers[run] == 0
         room = max(0, budget - self._used[tenant]) // namespace.slot_bytes
         return int(np.searchsorted(np.cumsum(fresh), room, side="right"))
 
@@ -241,23 +275,12 @@ class Pinning:
             self._let_go_some(tenant)
 
     def _begin(self, pin: Held) -> None:
-        self._note(pin)
+        self._notes.write(pin)
         self._classes.begin(pin)
         self._hold(pin)
         self.pins[pin.number] = self._of.setdefault(pin.tenant, {})[pin.number] = pin
         self._due.set(pin, pin.deadline_ns)
         self._charge(pin, 1)
-
-    def _note(self, pin: Held) -> None:
-        """Write down for a successor what it covers, and until when."""
-        key = self._tables.blocks["key"][pin.rows[-1]].tobytes()
-        self._book.write(
-            pin.place,
-            Saved(
-                pin.place, pin.number, self.expires_ns(pin), pin.ttl_ns, key, pin.namespace.number, pin.rows.size,
-                pin.refresh, pin.owner,
-            ),
-        )  # fmt: skip
 
     def _hold(self, pin: Held) -> None:
         """Hold the deepest block; and the deepest one in DRAM, or those before it could leave DRAM meanwhile."""
@@ -326,7 +349,7 @@ class Pinning:
             expires_ns = self.expires_ns(pin)
             if expires_ns > now_ns:
                 pin.deadline_ns = expires_ns
-                self._note(pin)
+                self._notes.write(pin)
                 self._classes.begin(pin)
                 self._due.set(pin, expires_ns)
                 self.tally.refreshed += 1
@@ -335,21 +358,11 @@ class Pinning:
             self._end(pin)
             self.tally.expired += 1
         self._look(now_ns)
-        if self._not_noted and now_ns >= self._note_ns:
-            self._note_uses(now_ns)
+        self._notes.tick(now_ns)
         if self._too_much:
             self._trim_some(next(iter(self._too_much)))
         if self._ending:
             self._let_go_some(next(iter(self._ending)))
-
-    def _note_uses(self, now_ns: int) -> None:
-        """Write down for a successor which pins were refreshed."""
-        for row in list(islice(self._not_noted, NOTED)):
-            del self._not_noted[row]
-            for pin in self._by_end.get(row, {}).values():
-                if pin.refresh and pin.number in self.pins:
-                    self._note(pin)
-        self._note_ns = now_ns + NOTE_NS
 
     def _trim_some(self, tenant: Tenant) -> None:
         self._make_way(tenant, 0)
@@ -360,11 +373,16 @@ class Pinning:
         """Were blocks dropped that pins cover? All pins are looked at that were there when something was."""
         if self._jobs_seen != self._jobs.begun or self._jobs.waiting:
             self._jobs_seen, self._again = self._jobs.begun, True
-        if self._again and not self._to_look_at:
+        if (self._again or self._when_cut) and not self._to_look_at:
             self._to_look_at.extend(self.pins.values())
             self._again = False
+            self._when_looked, self._when_cut = self._when_cut, []
         if self._to_look_at:
             self._leave_dropped()
+        if self._when_looked and not self._to_look_at:
+            looked, self._when_looked = self._when_looked, []
+            for answer in looked:
+                answer()
 
     def _leave_dropped(self) -> None:
         """Let go of what was deleted, damaged or had to give way; what comes before it stays pinned."""
@@ -392,17 +410,17 @@ class Pinning:
         self._let_go(pin)
         pin.rows = pin.rows[:count].copy()
         pin.paid = _each_once(pin.rows)
-        self._note(pin)
+        self._notes.write(pin)
         self._hold(pin)
         self._charge(pin, 1)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if there are no pins."""
-        if self._ending or self._to_look_at or self._too_much:
+        if self._ending or self._to_look_at or self._too_much or self._when_cut:
             return 0
-        due_ns = self._due.next_ns()
-        if self._not_noted and due_ns is not None:
-            due_ns = min(due_ns, self._note_ns)
+        due_ns, note_ns = self._due.next_ns(), self._notes.next_ns()
+        if note_ns is not None and due_ns is not None:
+            due_ns = min(due_ns, note_ns)
         unseen = self._again or self._jobs_seen != self._jobs.begun
         return 0 if due_ns is not None and unseen and not self._jobs.waiting else due_ns
 

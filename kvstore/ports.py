@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kvstore.blocks import U4
-    from kvstore.sessions import Lease, Parked, Session, Stream
+    from kvstore.sessions import Lease, Parked, Process, Session, Stream
     from kvstore.tier.orders import Order
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
@@ -67,6 +67,13 @@ class FormerMemory(Protocol):
 
     def drop_kept(self) -> None:
         """Give up whatever has not been taken."""
+
+
+class Processes(Protocol):
+    """Processes of this host that a former life's clients ran in."""
+
+    def watch(self, process: "Process", gone: "Callable[[], None]") -> bool:
+        """Is it there? If so `gone` is called once, on the owner thread, when it has exited with all its memory."""
 
 
 class Workers(Protocol):

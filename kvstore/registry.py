@@ -205,6 +205,11 @@ class Registry:
 
     # -- the journal ---------------------------------------------------------------------------------------------
 
+    def begin_with(self, head: Record) -> None:
+        """The journal begins with something else from now on."""
+        self._head = head
+        self.begin_journal()
+
     def begin_journal(self) -> None:
         """Whatever the former life said is over: say everybody anew."""
         self._journal.begin(self._everybody())

@@ -15,7 +15,7 @@ from kvstore.pinning import Pinning
 from kvstore.ports import Clock
 from kvstore.registry import Registry
 from kvstore.restart import Kept
-from kvstore.sessions import Namespace
+from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.disk import Disk
 
 
@@ -28,6 +28,8 @@ class Repinning:
         self._registry = registry
         self._pinning = pinning
         self._book = book
+        self._absent: dict[int, Saved] = {}  # by number: their blocks may be on disk, which is still being read
+        pinning.unpin_absent = self._unpin
 
     def begin(self, kept: Kept, disk: Disk) -> None:
         """Go on with all that can be found; the rest once the disk serves. `kept` counts what became of them."""
@@ -36,13 +38,24 @@ class Repinning:
             kept.faults.append("pins: what was kept of them is not ours, or damaged")
             return
         self._pinning.number_after(max((one.number for one in saved), default=0))
-        absent = [one for one in saved if not self._take(one, kept)]
-        if not absent or not disk.when_serving(lambda: self._give_up(absent, kept)):
-            self._give_up(absent, kept)
+        self._absent = {one.number: one for one in saved if not self._take(one, kept)}
+        if not self._absent or not disk.when_serving(lambda: self._give_up(kept)):
+            self._give_up(kept)
 
-    def _give_up(self, absent: list[Saved], kept: Kept) -> None:
+    def _unpin(self, tenant: Tenant, number: int) -> bool:
+        """A pin whose blocks were not found yet is over, if it is this tenant's."""
+        saved = self._absent.get(number)
+        namespace = self._registry.by_number.get(saved.namespace) if saved is not None else None
+        if saved is None or namespace is None or namespace.tenant is not tenant:
+            return False
+        del self._absent[number]
+        self._book.wipe(saved.place)
+        return True
+
+    def _give_up(self, kept: Kept) -> None:
         """This is the last chance for those whose blocks were not there."""
-        for one in absent:
+        absent, self._absent = self._absent, {}
+        for one in absent.values():
             if not self._take(one, kept):
                 self._book.wipe(one.place)
                 kept.pins_lost += 1

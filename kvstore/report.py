@@ -6,6 +6,14 @@ from kvproto.ids import BlockKey, NamespaceDigest
 
 
 @dataclass(frozen=True, slots=True)
+class NodeReport:
+    """Memory of a tier on one NUMA node, from looking at one page in each 2 MiB."""
+
+    node: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TierReport:
     """One tier. `assigned` counts whole arenas given to tenants, `used` the slots that hold blocks.
 
@@ -23,6 +31,8 @@ class TierReport:
     locked_bytes: int
     stale_bytes: int  # still held by clients in arenas that were given up
     huge_bytes: int = 0  # of what this daemon populated, what the kernel gave it huge pages for
+    nodes: tuple[NodeReport, ...] = ()  # where it lies
+    numa: str = ""  # where it is wanted: "off", or numbers of nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,8 @@ class TenantReport:
     pinned_1h_bytes: int = 0
     pinned_tool_bytes: int = 0
     unused_dropped: int = 0  # blocks dropped since nobody had used them for longer than its quota says
+    hit_dram_bytes: int = 0  # of blocks that were leased since the start, by where they were
+    hit_disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@
     COMMIT  -> the copies that leaf threads run
     copied  -> published, or discarded if it was dropped meanwhile
 
+In mode direct the client writes the slot itself, and leaf threads only hash it. What it may still be writing is
+`writers.py`'s to say.
+
 The life of a ticket is drawn in `sessions.py`.
 """
 
@@ -19,13 +22,14 @@ from kvstore.costing import Costing
 from kvstore.dropping import Dropping
 from kvstore.ports import Clock
 from kvstore.room import Room
-from kvstore.sessions import Copy, Namespace, Session, Tenant, Ticket, TicketState
+from kvstore.sessions import IN_PLACE, Copy, Namespace, Session, Tenant, Ticket, TicketState
 from kvstore.sweeps import Sweeper
 from kvstore.tables import Limits
 from kvstore.tally import Tally
 from kvstore.tier.demotion import CALM_NS
 from kvstore.tier.disk import Disk
 from kvstore.wheel import Wheel
+from kvstore.writers import Writers
 
 DUE_A_TICK = 256  # tickets that lapse in one tick: about a millisecond
 ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvproto.frames.RESERVED_ITEM
@@ -45,7 +49,7 @@ class Reserving:
 
     def __init__(
         self, limits: Limits, tables: Tables, clock: Clock, tally: Tally, sweeper: Sweeper, disk: Disk,
-        dropping: Dropping, costing: Costing, forget: Callable[[Session], None],
+        dropping: Dropping, costing: Costing, writers: Writers, forget: Callable[[Session], None],
     ) -> None:  # fmt: skip
         """`forget` hears of a session that a copy has ended of: it may have been the last thing it had."""
         self.lapsing: Wheel[Ticket] = Wheel()
@@ -61,9 +65,12 @@ class Reserving:
         self._disk = disk
         self._make_room = dropping.make_room
         self._costing = costing
+        self._writers = writers
         self._forget = forget
+        self._answered: tuple[Namespace, U8, int, int] | None = None  # of the last RESERVE, until `account`
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self.arenas: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)  # by key of the last RESERVE in mode direct
 
     # -- RESERVE -------------------------------------------------------------------------------------------------
 
@@ -71,13 +78,23 @@ class Reserving:
         self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, parent_at: int | None,
         items: Items, said_ns: int = 0,
     ) -> None:  # fmt: skip
+        """`answer`, and `account` for it."""
+        self.answer(session, namespace, keys, at, count, parent_at, items, said_ns)
+        self.account()
+
+    def answer(
+        self, session: Session, namespace: Namespace, keys: U8, at: int, count: int, parent_at: int | None,
+        items: Items, said_ns: int = 0,
+    ) -> None:  # fmt: skip
         """A ticket and a span for each new block of a chain. `items` receives one `ITEM` a key.
 
         `parent_at`: where in `keys` the parent's key lies, None for a chain from the root. `said_ns`: what the client
-        says that computing one of these blocks takes; 0: nothing.
+        says that computing one of these blocks takes; 0: nothing. In mode direct "page" is a slot, and `arenas` has
+        the arena that it lies in.
         """
         index = namespace.tenant.index
         grants = self._grants
+        self.arenas[:count] = 0
         items["page"][:count] = 0
         items["ticket"][:count] = 0
         previous, rooted = 0, True
@@ -99,11 +116,19 @@ class Reserving:
         if granted.size:
             self._issue_tickets(session, namespace, granted, items)
         session.tenant.refused += self._tally.count_grants(grants[:count])
-        self.asked(namespace, keys, at, count, grants)
+        self._answered = namespace, keys, at, count
+
+    def account(self) -> None:
+        """Note what the last RESERVE was for, once its answer is on its way; before another one."""
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            self.asked(*answered, self._grants)
 
     def _spans_free(self, session: Session, namespace: Namespace, count: int) -> int:
         """How many blocks of a RESERVE the session's ring and tickets, and what its tenant has in flight, allow."""
         free = session.ring.spans_free(namespace.slot_bytes // PAGE_BYTES, count)
+        if session.owner is not None:
+            free = min(free, self._writers.room())
         return min(free, TICKETS_PER_SESSION - len(session.tickets), count - session.tenant.crowded(count))
 
     def _answer_keys(
@@ -138,6 +163,8 @@ class Reserving:
         first = session.next_ticket
         session.next_ticket += granted.size
         items["page"][granted] = pages
+        if session.owner is not None:
+            self._let_write(session, granted, items)
         items["ticket"][granted] = np.arange(first, first + granted.size, dtype=np.uint64)
         rows = self._run[granted].tolist()
         for number, block, page in zip(range(first, first + granted.size), rows, pages, strict=True):
@@ -146,6 +173,11 @@ class Reserving:
             self.lapsing.add(ticket, lapses_ns)
         session.tenant.in_flight += granted.size
 
+    def _let_write(self, session: Session, granted: Indices, items: Items) -> None:
+        """Mode direct: the client is told of slots, and that it may be writing there is noted first."""
+        assert session.owner is not None, "only of a session in mode direct"
+        self.arenas[granted], items["page"][granted] = self._writers.begin(session.owner, self._run[granted])
+
     # -- COMMIT --------------------------------------------------------------------------------------------------
 
     def commit(self, session: Session, numbers: Sequence[int]) -> list[Copy]:
@@ -153,33 +185,43 @@ class Reserving:
 
         Raises TicketError for a foreign or reused ticket, before anything is changed: a copy that is begun must run.
         """
-        copies: list[Copy] = []
-        tables = self._tables
         tickets = [self._ticket(session, number) for number in numbers]
         if len(set(numbers)) != len(numbers):
             raise TicketError("a ticket is committed twice in one frame")
-        for ticket in tickets:
+        alive: list[Ticket] = []
+        states = self._tables.blocks["state"][[ticket.block for ticket in tickets]].tolist()
+        for ticket, state in zip(tickets, states, strict=True):
             if ticket.state is TicketState.LAPSED:
+                self._let_go(ticket)
                 self._close(ticket, Outcome.STALE)
                 continue
             self.lapsing.remove(ticket, ticket.lapses_ns)
-            if tables.blocks[ticket.block]["state"] == blocks.DOOMED:
-                blocks.end_hold(tables, ticket.block)
+            if session.owner is not None:
+                self._writers.end([ticket.block])
+            if state == blocks.DOOMED:
+                blocks.end_hold(self._tables, ticket.block)
                 self._close(ticket, Outcome.DISCARDED)
                 continue
             ticket.state = TicketState.COPYING
-            session.copies += 1
-            position, slot = blocks.locate(tables, ticket.block)
-            copies.append(
-                Copy(
-                    ticket,
-                    ticket.page * PAGE_BYTES,
-                    int(tables.arenas[position]["id"]),
-                    slot * ticket.namespace.slot_bytes,
-                    ticket.namespace.identity.block_bytes,
-                )
+            alive.append(ticket)
+        session.copies += len(alive)
+        return self._copies(session, alive)
+
+    def _copies(self, session: Session, tickets: list[Ticket]) -> list[Copy]:
+        tables, shift = self._tables, int(self._tables.book[blocks.SHIFT])
+        slots = tables.blocks["slot"][[ticket.block for ticket in tickets]]
+        arenas = tables.arenas["id"][slots >> np.uint32(shift)].tolist()
+        within = (slots & np.uint32((1 << shift) - 1)).tolist()
+        return [
+            Copy(
+                ticket,
+                ticket.page * PAGE_BYTES if session.owner is None else IN_PLACE,
+                arena,
+                slot * ticket.namespace.slot_bytes,
+                ticket.namespace.identity.block_bytes,
             )
-        return copies
+            for ticket, arena, slot in zip(tickets, arenas, within, strict=True)
+        ]
 
     def _ticket(self, session: Session, number: int) -> Ticket:
         ticket = session.tickets.get(number)
@@ -224,34 +266,62 @@ class Reserving:
             self._cancel(self._ticket(session, number))
 
     def give_up(self, ticket: Ticket) -> None:
-        """End a ticket of a closed session; a running copy ends by itself, and for nothing."""
-        if ticket.session.tickets.get(ticket.number) is not ticket:
+        """End a ticket of a closed session; a running copy ends by itself, and for nothing.
+
+        What the client may be writing itself is not free before its process is gone: threads may outlive a socket.
+        """
+        session = ticket.session
+        if session.tickets.get(ticket.number) is not ticket:
             return
         if ticket.state is TicketState.COPYING:
-            self._discard(ticket.session.tenant, ticket.block)
-        else:
+            self._discard(session.tenant, ticket.block)
+        elif session.owner is None or session.exited:
             self._cancel(ticket)
+        else:
+            if ticket.state is TicketState.OPEN:
+                self.lapsing.remove(ticket, ticket.lapses_ns)
+                self._discard(session.tenant, ticket.block)
+                self._writers.strand(ticket.block, session)
+            elif ticket.block:
+                self._writers.forget_ticket(ticket)
+            self._forget_ticket(ticket)
 
     def lapse(self, now_ns: int) -> list[Ticket]:
         """End reservations whose time is over. Returns their tickets."""
         lapsed = []
         for ticket in self.lapsing.due(now_ns, DUE_A_TICK):
             ticket.state = TicketState.LAPSED
-            self._end_reservation(ticket)
+            self._discard(ticket.session.tenant, ticket.block)
+            if ticket.session.owner is None:
+                blocks.end_hold(self._tables, ticket.block)
+            else:
+                self._writers.strand(ticket.block, ticket.session, ticket)
+                if ticket.session.exited:  # between its end and `give_up`
+                    self._writers.release(ticket.block)
             lapsed.append(ticket)
         return lapsed
 
     def _cancel(self, ticket: Ticket) -> None:
+        """The client writes there no more."""
         if ticket.state is TicketState.OPEN:
             self.lapsing.remove(ticket, ticket.lapses_ns)
-            self._end_reservation(ticket)
+            if ticket.session.owner is not None:
+                self._writers.end([ticket.block])
+            self._discard(ticket.session.tenant, ticket.block)
+            blocks.end_hold(self._tables, ticket.block)
+        else:
+            self._let_go(ticket)
+        self._forget_ticket(ticket)
+
+    def _let_go(self, ticket: Ticket) -> None:
+        """A lapsed ticket is answered: where it was for a slot, that is free now, unless its arena was given up."""
+        if ticket.session.owner is not None and ticket.block:
+            self._writers.release(ticket.block)
+
+    def _forget_ticket(self, ticket: Ticket) -> None:
         ticket.session.ring.give(ticket.page, ticket.span_pages)
         del ticket.session.tickets[ticket.number]
         ticket.session.tenant.in_flight -= 1
-
-    def _end_reservation(self, ticket: Ticket) -> None:
-        self._discard(ticket.session.tenant, ticket.block)
-        blocks.end_hold(self._tables, ticket.block)
 
     def _discard(self, tenant: Tenant, block: int) -> None:
         """Drop a block that is being written, and all that waits on it."""

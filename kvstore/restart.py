@@ -11,6 +11,7 @@ and nothing else. What is kept is KEPT: verified before it is served, on demand 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -22,14 +23,17 @@ from kvstore.arenas import Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.ghosts import keep_ghosts
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
-from kvstore.ports import FormerMemory
+from kvstore.ports import FormerMemory, Processes
 from kvstore.quotas import quota_of_record
 from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
-from kvstore.sessions import Tenant
+from kvstore.sessions import Process, Tenant
 from kvstore.tables import Limits, former_rows, lasting_tables
+from kvstore.writers import NOBODY, Writers
 
 FORMAT = 2  # of rows, seals and journal; another one starts cold
+WRITTEN_FORMAT = 3  # the same, and clients may be writing into slots: who does not know of that starts cold
+_UNDONE = (blocks.WRITING, blocks.DOOMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,13 @@ class Taken:
     withheld: list[tuple[list[int], int]]  # rows that leases of the former life may still cover, and until when
 
 
-def journal_head(limits: Limits) -> Record:
-    """What a successor must have in common with its predecessor to go on with its tables."""
-    disk = limits.disk
-    return ["store", FORMAT, limits.dram_bytes, limits.arena_bytes, disk.disk_bytes, disk.segment_bytes]
+def journal_head(limits: Limits, *, written: bool = False) -> Record:
+    """What a successor must have in common with its predecessor to go on with its tables.
+
+    `written`: clients in mode direct may be writing into slots.
+    """
+    disk, kind = limits.disk, WRITTEN_FORMAT if written else FORMAT
+    return ["store", kind, limits.dram_bytes, limits.arena_bytes, disk.disk_bytes, disk.segment_bytes]
 
 
 def find_former(limits: Limits, memory: FormerMemory | None) -> tuple[Former | None, str]:
@@ -106,7 +113,7 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
     assert book is not None, "looked at above"
     assert arenas is not None, "looked at above"
     records = read_journal(journal)
-    if not records or records[0] != journal_head(limits):
+    if not records or records[0] not in (journal_head(limits), journal_head(limits, written=True)):
         return None, "it was left by another version or configuration"
     words = book.view(np.uint64)
     rows = sizes["blocks"] // BLOCK.itemsize
@@ -117,21 +124,25 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
 
 
 def take_over(
-    tables: Tables, arenas: Arenas, registry: Registry, former: Former, memory: FormerMemory, now_ns: int
-) -> Taken:
+    tables: Tables, arenas: Arenas, registry: Registry, writers: Writers, former: Former, memory: FormerMemory,
+    processes: Processes, now_ns: int,
+) -> Taken:  # fmt: skip
     """Put what a former life left to use. Before anybody is served."""
-    return _TakeOver(tables, arenas, registry, former, memory, now_ns).run()
+    return _TakeOver(tables, arenas, registry, writers, former, memory, processes, now_ns).run()
 
 
 class _TakeOver:
     def __init__(
-        self, tables: Tables, arenas: Arenas, registry: Registry, former: Former, memory: FormerMemory, now_ns: int
-    ) -> None:
+        self, tables: Tables, arenas: Arenas, registry: Registry, writers: Writers, former: Former,
+        memory: FormerMemory, processes: Processes, now_ns: int,
+    ) -> None:  # fmt: skip
         self._tables = tables
         self._arenas = arenas
         self._registry = registry
+        self._writers = writers
         self._former = former
         self._memory = memory
+        self._processes = processes
         self._now_ns = now_ns
         self._key = np.zeros(4, dtype=np.uint64)
         self._kept = Kept(warm=True, reason="")
@@ -153,6 +164,7 @@ class _TakeOver:
         rows = rows[:end]
         gone, cut, keys = self._without_parents(rows)
         withheld = self._withhold(pool_of, slots_of, shift)  # looks at parents for the last time
+        self._withhold_written(pool_of, slots_of, shift)
         tables.blocks["parent"][gone] = 0
         tables.blocks["writer"][gone] = blocks.BROKEN
         blocks.link_free(tables, former.unused)
@@ -164,7 +176,7 @@ class _TakeOver:
         if damaged:
             self._kept.faults.append(f"ghosts: {damaged} are of no pool, or damaged")
         left = self._settle(rows)
-        self._kept.withheld = sum(len(chain) for chain, _ in withheld)
+        self._kept.withheld = sum(len(chain) for chain, _ in withheld) + self._writers.stranded
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
@@ -235,6 +247,21 @@ class _TakeOver:
                 table["lease_until_ns"][chain] = np.maximum(table["lease_until_ns"][chain], np.uint64(until_ns))
                 held.append((chain, until_ns))
         return held
+
+    def _withhold_written(self, pool_of: U4, slots_of: U4, shift: int) -> None:
+        """Slots that clients of the former life may still be writing to, as long as their processes live."""
+        table, writers = self._tables.blocks, self._writers
+        lives: dict[Process, bool] = {NOBODY: True}
+        for written in writers.former():
+            row, process, position = written.row, written.process, written.slot >> shift
+            if row >= self._former.unused or position >= slots_of.size or int(table["slot"][row]) != written.slot:
+                continue
+            if int(self._tables.arenas["id"][position]) != written.arena or int(table["state"][row]) not in _UNDONE:
+                continue
+            if process not in lives:
+                lives[process] = self._processes.watch(process, partial(writers.gone, process))
+            if lives[process] and blocks.withhold(self._tables, row, pool_of, slots_of, shift):
+                writers.keep(written)
 
     def _without_parents(self, rows: U4) -> tuple[U4, U4, U8]:
         """Rows whose parents were not kept, and must not be taken for children of what those rows hold next; of them

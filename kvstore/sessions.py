@@ -9,10 +9,14 @@ Life of a ticket
               LAPSED     `--> block and span free at once
                  |
                  COMMIT (answered STALE), ABORT or detach --> span free
+
+In mode direct there is no ring: the span is the block's own slot, its pages only what the session may have on its way.
+Where a span would be free because of a lapse or a detach, the slot stays out of use (`writers.py`).
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from kvproto.identity import NamespaceIdentity
 from kvproto.ids import NamespaceDigest
@@ -22,6 +26,15 @@ from kvstore.cost import PrefillProfile
 from kvstore.quotas import USUAL, Quota
 from kvstore.ring import Ring
 from kvstore.savings import Saved
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of this host, told from all others since boot."""
+
+    pid: int  # as the daemon sees it
+    start: int  # when it started, in clock ticks since boot
+    space: int = 0  # in which numbers of processes mean anything: the inode of the daemon's pid namespace
 
 
 class TicketState(Enum):
@@ -172,11 +185,16 @@ class Session:
     stored: "dict[int, Stored]" = field(default_factory=dict)  # by namespace: what FLUSH is to make durable
     arenas: dict[int, int] = field(default_factory=dict)  # those whose descriptors it was given, with their positions
     copies: int = 0  # running copies out of its ring
+    owner: Process | None = None  # who writes into slots itself (mode direct); None: nobody does
+    writable: dict[int, int] = field(default_factory=dict)  # arenas whose writable descriptors it was given, as above
+
+
+IN_PLACE: Final = -1  # in `Copy.source_offset`: the client has written the slot itself
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One block to be copied from a ring to its slot by a leaf thread."""
+    """One block to be copied from a ring to its slot by a leaf thread, or only hashed where it is in place."""
 
     ticket: Ticket
     source_offset: int

@@ -11,6 +11,8 @@
     delete, clear                                dropping.py     nothing; sweeps.py has the jobs
     (what nobody uses)                           ageing.py       nothing
     (what passed, and what left)                 watching.py     curves of reuse, traces of blocks that are gone
+    (who writes into slots itself)               writers.py      slots that are out of use because of that
+    (what was changed since)                     scrubbing.py    passes over DRAM
     open, namespace                              registry.py     tenants, pools, namespaces, their journal
     flush, and all of the disk                   tier/disk.py    what lies there, and what is on its way there
     report, advise                               costing.py      timings of prefills and loads, compute saved
@@ -20,7 +22,7 @@ reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the
 lease   -> (client copies out of the arena) -> release, or the deadline
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -41,7 +43,7 @@ from kvstore.pin_classes import Classes
 from kvstore.pinned_arenas import PinnedArenas
 from kvstore.pinning import Pinning
 from kvstore.policies import Chosen, Policies
-from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Randomness, Workers
+from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Processes, Randomness, Workers
 from kvstore.prefetching import Prefetching
 from kvstore.quotas import Quota, Quotas
 from kvstore.registry import Registry
@@ -50,7 +52,8 @@ from kvstore.report import ClearReport, ClearScope
 from kvstore.reserving import ITEM, Reserving
 from kvstore.restart import Kept, find_former, journal_head, take_over
 from kvstore.ring import Ring
-from kvstore.sessions import Namespace, Session, Tenant
+from kvstore.scrubbing import Recheck, Scrubbing
+from kvstore.sessions import Namespace, Process, Session, Tenant
 from kvstore.sweeps import Done, Each, Sweeper
 from kvstore.tables import Limits, capacities_of, make_tables
 from kvstore.tally import Tally
@@ -61,6 +64,7 @@ from kvstore.tier.scrub import NOWHERE
 from kvstore.verifying import Verifying
 from kvstore.watch import Watch
 from kvstore.watching import Watching
+from kvstore.writers import Writers
 
 __all__ = ["ITEM", "Limits", "Store"]
 
@@ -70,9 +74,11 @@ class Store:
 
     def __init__(
         self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox,
-        workers: Workers | None = None, former: FormerMemory | None = None,
+        workers: Workers | None = None, former: FormerMemory | None = None, processes: Processes | None = None,
     ) -> None:  # fmt: skip
-        """Without `workers` there is no disk tier, whatever the limits say. `former`: what a predecessor left."""
+        """Without `workers` there is no disk tier, whatever the limits say. `former`: what a predecessor left;
+        `processes`: who of its clients still lives, without: nobody.
+        """
         self.limits = limits
         self.tally = Tally()
         self.sessions: dict[int, Session] = {}
@@ -85,7 +91,10 @@ class Store:
         self._bind_verbs()
         self.kept = Kept(reason=why_cold)
         if found is not None and former is not None:
-            taken = take_over(self.tables, self.arenas, self.registry, found, former, clock.now_ns())
+            taken = take_over(
+                self.tables, self.arenas, self.registry, self.writers, found, former, processes or NoProcesses(),
+                clock.now_ns(),
+            )  # fmt: skip
             self.kept = taken.kept
             self._hold_for_the_past(taken.withheld)
             self.verifying.begin(taken.kept, taken.left, self.disk)
@@ -97,7 +106,8 @@ class Store:
             refused = len(learned) - self.lessons.take_over(learned)
             taken.kept.faults += [f"lessons: {refused} of {len(learned)} do not fit any more"] if refused else []
         self.ageing.renew(self.quotas.of_all(), clock.now_ns())
-        self.registry.begin_journal()
+        self._written = self.writers.any_writable  # may clients be writing into slots, in this life or since before?
+        self.registry.begin_with(journal_head(limits, written=self._written))
 
     def _make_rooms(
         self, limits: Limits, clock: Clock, randomness: Randomness, memory: Memory, outbox: Outbox, workers: Workers
@@ -107,6 +117,7 @@ class Store:
         self.policies = policies = Policies(tables, limits.rules)
         self.quotas = quotas = Quotas(*capacities_of(limits), limits.quotas)
         self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions, policies)
+        self.writers = writers = Writers(limits, tables, arenas, memory)
         self.registry = registry = Registry(
             limits, tables, arenas, memory, randomness, policies, quotas, journal_head(limits), self._forget_namespace
         )
@@ -123,7 +134,10 @@ class Store:
             self._forget,
         )  # fmt: skip
         self.matching = Matching(tables, self.tally, costing, self.leasing.account)
-        self.reserving = Reserving(limits, tables, clock, self.tally, sweeper, disk, dropping, costing, self._forget)
+        self.reserving = Reserving(
+            limits, tables, clock, self.tally, sweeper, disk, dropping, costing, writers, self._forget
+        )
+        self.scrubbing = Scrubbing(limits, tables, clock, workers, arenas, registry, writers, sweeper)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
         self.prefetching = Prefetching(tables, clock, randomness, self.streams, watch, quotas.memory_bytes)
@@ -134,13 +148,14 @@ class Store:
         )  # fmt: skip
         self.repinning = Repinning(tables, clock, registry, pinning, book)
         dropping.pinned_arena = PinnedArenas(tables, clock, arenas, pinning).one_for
+        dropping.when_cut = pinning.when_cut
         self.ageing = Ageing(tables, sweeper, registry.namespaces.values, pinning.covered)
         self.watching = watching = Watching(
             tables, clock, randomness, limits.dram_bytes, registry.tenants, on=limits.curves,
             traces=memory.table("traces", 8 * TRACE_WORDS).view(np.uint64),
         )  # fmt: skip
         self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
-        self.reserving.abandoned = watching.abandoned
+        self.reserving.abandoned, self.scrubbing.found = watching.abandoned, watching.changed
         self.pinning.expired, self.ageing.dropping = watching.departures.unpinned, watching.departures.unused
         self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
         self.lessons = Lessons(tables, registry, arenas, costing, self.guiding, watching.departures.turns)
@@ -182,14 +197,21 @@ class Store:
             self.leasing.expiring.next_ns, self.leasing.parked.next_ns, self.reserving.lapsing.next_ns,
             self.streams.next_ns, self.disk.next_ns, self.verifying.next_ns, self.sweeper.next_ns,
             self.pinning.next_ns, self.prefetching.next_ns, self.guiding.next_ns, self.watching.next_ns,
-            self.ageing.next_ns,
+            self.ageing.next_ns, self.scrubbing.next_ns, self.writers.next_ns,
         )  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    def attach(self, tenant_name: str, ring_bytes: int) -> Session:
-        """Begin a session. Raises LimitError past the number of tenants."""
+    def attach(self, tenant_name: str, ring_bytes: int, owner: Process | None = None) -> Session:
+        """Begin a session. Raises LimitError past the number of tenants.
+
+        With an `owner` it is in mode direct: that process writes into slots itself, so many bytes at a time.
+        """
         session = self._add_session(self.registry.tenant(tenant_name), Ring(ring_bytes))
+        session.owner = owner
+        if owner is not None and not self._written:
+            self._written = True
+            self.registry.begin_with(journal_head(self.limits, written=True))
         session.next_ticket = 1 + (self._randomness.word() >> 2)
         session.next_lease = 1 + (self._randomness.word() >> 2)
         session.tenant.sessions += 1
@@ -241,6 +263,7 @@ class Store:
         self.detach(session)
         session.exited = True
         self.leasing.release(session, list(session.leases))
+        self.writers.gone(session)
         self.arenas.exited(session)
         self._forget(session)
 
@@ -249,13 +272,14 @@ class Store:
         assert not session.attached, "an open session maps for itself"
         assert not heir.attached, "an open session maps for itself"
         self.arenas.bequeath(session, heir)
+        self.writers.bequeath(session, heir)
         self._forget(session)
 
     def _forget(self, session: Session) -> None:
         """Drop the record of a session that can neither read nor write any more."""
         if session.attached or session.copies or session.tickets:
             return
-        if session.exited or not (session.leases or session.arenas):
+        if session.exited or not (session.leases or session.arenas or session.writable or self.writers.has(session)):
             self.sessions.pop(session.number, None)
 
     # -- dropping ------------------------------------------------------------------------------------------------
@@ -279,6 +303,10 @@ class Store:
         for arena in fresh:
             self.arenas.gave(session, arena)
         return fresh
+
+    def fresh_writable(self, session: Session, arenas: Iterable[int]) -> list[int]:
+        """The same of writable descriptors, for a session in mode direct."""
+        return self.writers.give(session, arenas)
 
     def arena_dropped(self, session: Session, arena: int) -> None:
         """A session maps nothing of an arena any more."""
@@ -313,6 +341,9 @@ class Store:
         """`Workers` have carried out orders of one kind."""
         now_ns = self._clock.now_ns()
         first = batch[0]
+        if isinstance(first, Recheck):
+            self.scrubbing.finished(batch)  # type: ignore[arg-type]  # a batch is of one kind
+            return
         self.watching.finished(batch)
         if isinstance(first, Load) and first.arena == NOWHERE:
             self.disk.scrub.finished(batch)  # type: ignore[arg-type]  # a batch is of one kind
@@ -361,6 +392,8 @@ class Store:
         self.disk.flushing.tick(now_ns)
         self.leasing.answer_due(now_ns)
         self.sweeper.tick(now_ns)
+        self.scrubbing.tick(now_ns)
+        self.writers.tick(now_ns)
         self.ageing.tick(now_ns)
         self.learned.tick(now_ns)
         self.watching.tick(now_ns)
@@ -373,6 +406,14 @@ class Store:
             if due_ns is not None and (soonest_ns is None or due_ns < soonest_ns):
                 soonest_ns = due_ns
         return soonest_ns
+
+
+class NoProcesses:
+    """Nobody of a former life is there any more."""
+
+    def watch(self, process: Process, gone: Callable[[], None]) -> bool:  # noqa: ARG002  a port's
+        """See the port."""
+        return False
 
 
 class NoWorkers:

@@ -112,6 +112,8 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
                 pinned_1h_bytes=store.pinning.class_bytes(tenant, PinClass.LONG) if tenant else 0,
                 pinned_tool_bytes=store.pinning.class_bytes(tenant, PinClass.TOOL) if tenant else 0,
                 unused_dropped=store.ageing.dropped[tenant] if tenant else 0,
+                hit_dram_bytes=tenant.saved.dram_bytes if tenant else 0,
+                hit_disk_bytes=tenant.saved.disk_bytes if tenant else 0,
             )
         )
     return tuple(reports)

@@ -53,6 +53,8 @@ class Limits:
     disk: DiskLimits = NO_DISK
     first_generation: int = 1  # larger than any that a former life gave
     rules: Rules = field(default_factory=Rules)
+    scrub_bytes_per_s: int = 0  # of DRAM, in the background; 0: only when asked for
+    scrub_all: bool = False  # not only arenas that clients could write to
     curves: bool = True  # watch the stream of keys (kvstore/watching.py)
     quotas: Mapping[str, Quota] = field(default_factory=dict)  # as configured, by tenant; `check_quotas` has seen them
 
@@ -123,6 +125,7 @@ def make_tables(limits: Limits, memory: Memory) -> Tables:
     begun = np.zeros_like(book)
     begun[KEPT_ROWS] = former_rows(book)
     begun[blocks.UNUSED_ROW] = 1  # row 0 is nobody
+    begun[blocks.TURN] = book[blocks.TURN]
     begun[blocks.GENERATION] = max(limits.first_generation, 1, int(book[blocks.GENERATION]))
     begun[blocks.SHIFT] = shift
     begun[blocks.ON_DISK] = limits.positions

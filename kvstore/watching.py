@@ -159,6 +159,10 @@ class Watching:
         """A block that is being written will never be whole."""
         self.departures.row_left(row, Cause.ABANDONED)
 
+    def changed(self, row: int) -> None:
+        """A published block in memory is not what it was, and about to be dropped."""
+        self.departures.row_left(row, Cause.CORRUPT)
+
     def finished(self, batch: Sequence[Order]) -> None:
         """Orders were carried out: note the blocks that were found damaged, or not found."""
         if isinstance(batch[0], Load | Verify):

@@ -16,6 +16,10 @@ from kvproto.ids import NamespaceDigest
 from kvproto.limits import KEY_BYTES, NAME_BYTES, PAGE_BYTES
 
 FORMAT_VERSION: Final = 1
+ENCRYPTED_VERSION: Final = 2  # of a segment whose payloads are encrypted, and of its headers
+KEY_ID_BYTES: Final = 16
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
 HEADER_BYTES: Final = PAGE_BYTES
 IDENTITY_BYTES_MAX: Final = 3072
 
@@ -23,6 +27,9 @@ SUPERBLOCK: Final = struct.Struct("<8sIIQQQ16s64s")  # magic, version, segment, 
 HEADER: Final = struct.Struct("<8sIIQQQQQIIIIIII32s32s32s64s")
 _SUM: Final = struct.Struct("<Q")
 _SUM_AT: Final = HEADER_BYTES - _SUM.size
+_KEY_ID_AT: Final = SUPERBLOCK.size
+_NONCE_AT: Final = _SUM_AT - 32  # and the tag behind it, in a header of version 2
+_TAG_AT: Final = _NONCE_AT + NONCE_BYTES
 _SEGMENT_MAGIC: Final = b"KVSEGMNT"
 _BLOCK_MAGIC: Final = b"KVBLOCK\0"
 
@@ -66,6 +73,7 @@ class Superblock:
     made_s: int
     store: bytes  # 16 random bytes that all segments and the index of one store share
     tenant: str
+    key_id: bytes = b""  # of the key that its payloads are encrypted with; empty: they are not
 
     @property
     def slots(self) -> int:
@@ -93,6 +101,8 @@ class Header:
     stored_checksum: int  # XXH3-64 of the stored bytes; the same for RAW
     codec: Codec
     identity: bytes = b""  # canonical form of the namespace; empty if longer than IDENTITY_BYTES_MAX
+    nonce: bytes = b""  # empty: not encrypted
+    tag: bytes = b""
 
 
 def slot_offset(slot_bytes: int, slot: int) -> int:
@@ -107,11 +117,13 @@ def stored_slot_bytes(stored_bytes: int) -> int:
 
 def pack_superblock(superblock: Superblock) -> bytes:
     """One page."""
+    assert len(superblock.key_id) in {0, KEY_ID_BYTES}
+    version = ENCRYPTED_VERSION if superblock.key_id else FORMAT_VERSION
     fixed = SUPERBLOCK.pack(
-        _SEGMENT_MAGIC, FORMAT_VERSION, superblock.segment, superblock.segment_bytes, superblock.slot_bytes,
+        _SEGMENT_MAGIC, version, superblock.segment, superblock.segment_bytes, superblock.slot_bytes,
         superblock.made_s, superblock.store, superblock.tenant.encode(),
     )  # fmt: skip
-    return _seal(fixed)
+    return _seal(fixed + superblock.key_id)
 
 
 def parse_superblock(page: bytes | bytearray | memoryview) -> Superblock:
@@ -121,22 +133,35 @@ def parse_superblock(page: bytes | bytearray | memoryview) -> Superblock:
     _check_magic(magic, _SEGMENT_MAGIC, version)
     if slot_bytes < 2 * PAGE_BYTES or slot_bytes % PAGE_BYTES or segment_bytes < HEADER_BYTES + slot_bytes:
         raise FormatError(f"slots of {slot_bytes} bytes in a segment of {segment_bytes}")
-    return Superblock(segment, segment_bytes, slot_bytes, made_s, store, _name(tenant))
+    key_id = bytes(page[_KEY_ID_AT : _KEY_ID_AT + KEY_ID_BYTES]) if version == ENCRYPTED_VERSION else b""
+    return Superblock(segment, segment_bytes, slot_bytes, made_s, store, _name(tenant), key_id)
 
 
 def pack_header_into(page: memoryview, header: Header) -> None:
     """Fill one page; what it held before does not matter."""
+    fixed = _fixed(header, ENCRYPTED_VERSION if header.nonce else FORMAT_VERSION, header.stored_checksum)
+    page[: len(fixed)] = fixed
+    page[len(fixed) : _SUM_AT] = bytes(_SUM_AT - len(fixed))
+    if header.nonce:
+        page[_NONCE_AT:_TAG_AT] = header.nonce
+        page[_TAG_AT : _TAG_AT + TAG_BYTES] = header.tag
+    _SUM.pack_into(page, _SUM_AT, xxhash.xxh3_64_intdigest(page[:_SUM_AT]))
+
+
+def bound_to(header: Header) -> bytes:
+    """What an encrypted payload is bound to: all that its header says, but for what is known only afterwards."""
+    return _fixed(header, ENCRYPTED_VERSION, 0)
+
+
+def _fixed(header: Header, version: int, stored_checksum: int) -> bytes:
     identity = header.identity if len(header.identity) <= IDENTITY_BYTES_MAX else b""
-    HEADER.pack_into(
-        page, 0, _BLOCK_MAGIC, FORMAT_VERSION, header.codec, header.generation, header.parent_generation,
-        header.checksum, header.stored_checksum, header.block_bytes, header.stored_bytes, header.parent_segment,
+    fixed = HEADER.pack(
+        _BLOCK_MAGIC, version, header.codec, header.generation, header.parent_generation,
+        header.checksum, stored_checksum, header.block_bytes, header.stored_bytes, header.parent_segment,
         header.parent_slot, header.segment, header.slot, len(identity), 0, header.key, header.parent, header.digest,
         header.tenant.encode(),
     )  # fmt: skip
-    end = HEADER.size + len(identity)
-    page[HEADER.size : end] = identity
-    page[end:_SUM_AT] = bytes(_SUM_AT - end)
-    _SUM.pack_into(page, _SUM_AT, xxhash.xxh3_64_intdigest(page[:_SUM_AT]))
+    return fixed + identity
 
 
 def parse_header(page: bytes | bytearray | memoryview) -> Header:
@@ -153,10 +178,13 @@ def parse_header(page: bytes | bytearray | memoryview) -> Header:
         known = Codec(codec)
     except ValueError as error:
         raise FormatError(str(error)) from error
+    encrypted = version == ENCRYPTED_VERSION
     return Header(
         key, parent, NamespaceDigest(digest), _name(tenant), generation, parent_generation, parent_segment,
         parent_slot, segment, slot, block_bytes, stored_bytes, checksum, stored_checksum, known,
         bytes(page[HEADER.size : HEADER.size + identity_bytes]),
+        bytes(page[_NONCE_AT:_TAG_AT]) if encrypted else b"",
+        bytes(page[_TAG_AT : _TAG_AT + TAG_BYTES]) if encrypted else b"",
     )  # fmt: skip
 
 
@@ -191,7 +219,7 @@ def _check_seal(page: bytes | bytearray | memoryview) -> None:
 def _check_magic(magic: bytes, wanted: bytes, version: int) -> None:
     if magic != wanted:
         raise FormatError(f"magic {magic!r}")
-    if version != FORMAT_VERSION:
+    if version not in {FORMAT_VERSION, ENCRYPTED_VERSION}:
         raise FormatError(f"format version {version}, and this is version {FORMAT_VERSION}")
 
 
@@ -202,6 +230,6 @@ def _name(padded: bytes) -> str:
         raise FormatError(f"a tenant's name: {error}") from error
 
 
-assert HEADER.size + IDENTITY_BYTES_MAX <= _SUM_AT
+assert HEADER.size + IDENTITY_BYTES_MAX <= _NONCE_AT
 assert NAME_BYTES == 64, "tenant names have 64 bytes in both pages"
 assert KEY_BYTES == 32

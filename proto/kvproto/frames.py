@@ -113,6 +113,7 @@ class Flag(IntEnum):
     HAS_PARENT = 1  # RESERVE: the parent field counts
     WANTS_ANSWER = 2  # COMMIT: answer COMMITTED
     REFRESH = 4  # PIN: a use of the last block moves the deadline
+    WRITABLE = 8  # ARENA: to be mapped writable, for the slots of RESERVED in mode direct
 
 
 class Role(IntEnum):
@@ -123,7 +124,7 @@ class Role(IntEnum):
 
 
 class Mode(IntEnum):
-    """Who copies the bytes: the client through its ring; the other modes are for GPUs and not built yet."""
+    """Who copies the bytes, and by which way; WIRE.md says what each means."""
 
     COPY = 0
     DIRECT = 1
@@ -229,11 +230,12 @@ class Durable(NamedTuple):
 
 
 class Reserved(NamedTuple):
-    """The answer to one key: `page * 4096` is its span in the ring if granted."""
+    """The answer to one key: if granted, byte `page * 4096` of the ring, or in mode direct slot `page` of `arena`."""
 
     grant: int
     page: int
     ticket: int
+    arena: int = 0
 
 
 # -- frames of either side --------------------------------------------------------------------------------------
@@ -497,11 +499,17 @@ def parse_durable(frame: bytes | memoryview, head: Head) -> Durable:
     return Durable._make(DURABLE_BODY.unpack_from(frame, require_body(head, DURABLE_BODY.size)))
 
 
-def parse_reserved(frame: bytes | memoryview, head: Head) -> list[Reserved]:
-    """The answer to RESERVE, one item a key."""
-    offset = require_body(head, RESERVED_ITEM.size * head.count)
-    end = offset + RESERVED_ITEM.size * head.count
-    return [Reserved._make(item) for item in RESERVED_ITEM.iter_unpack(frame[offset:end])]
+def parse_reserved(frame: bytes | memoryview, head: Head, *, direct: bool = False) -> list[Reserved]:
+    """The answer to RESERVE, one item a key; of a session in mode direct, with arenas."""
+    count = head.count
+    items_bytes = RESERVED_ITEM.size * count
+    offset = require_body(head, items_bytes + (4 * (count + count % 2) if direct else 0))
+    end = offset + items_bytes
+    items = RESERVED_ITEM.iter_unpack(frame[offset:end])
+    if not direct:
+        return [Reserved(*item) for item in items]
+    arenas = struct.unpack_from(f"<{count}I", frame, end)
+    return [Reserved(grant, slot, ticket, arena) for (grant, slot, ticket), arena in zip(items, arenas, strict=True)]
 
 
 def build_published(outcomes: Sequence[tuple[int, int]]) -> bytes:
@@ -516,9 +524,10 @@ def parse_published(frame: bytes | memoryview, head: Head) -> list[tuple[int, ..
     return list(PUBLISHED_ITEM.iter_unpack(frame[offset : offset + head.body_bytes]))
 
 
-def build_arenas(arenas: Sequence[tuple[int, int]]) -> bytes:
-    """ARENA: `(arena, bytes)` for each descriptor passed along, in order."""
-    return build(Verb.ARENA, 0, b"".join(ARENA_ITEM.pack(*arena) for arena in arenas), count=len(arenas))
+def build_arenas(arenas: Sequence[tuple[int, int]], *, writable: bool = False) -> bytes:
+    """ARENA: `(arena, bytes)` for each descriptor passed along, in order. `writable`: all of them are."""
+    body = b"".join(ARENA_ITEM.pack(*arena) for arena in arenas)
+    return build(Verb.ARENA, 0, body, count=len(arenas), flags=Flag.WRITABLE if writable else 0)
 
 
 def parse_arenas(frame: bytes | memoryview, head: Head) -> list[tuple[int, ...]]:
