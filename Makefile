@@ -2,6 +2,10 @@
 # make test   everything that guards main: types, style, layers, stubs, tests
 # Both create .venv on first use and need neither root nor anything installed for all users.
 # make deb    a Debian package of the daemon in dist/ (systemd/debian/build says what is in it)
+# make lock  versions and hashes of what the service needs, in systemd/requirements.txt
+# make day    a day in the life of one host, told as it happens
+# make test-skew   an earlier version's clients with this daemon, and the other way round
+# make man    the manual pages in systemd/man anew, from the commands and settings
 # make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB) and .venv-sglang (1.4 GB)
 
 PYTHON ?= python3
@@ -12,7 +16,7 @@ STAMP := $(VENV)/.installed
 # Two things side by side, and what each says when it is over.
 BOTH := $(MAKE) --no-print-directory --jobs=2 --output-sync=target
 
-.PHONY: demo test test-around test-inside test-long compiled engines test-engines test-engines-long check bench stubs deb clean
+.PHONY: demo test test-around test-inside test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,13 +44,22 @@ test: $(STAMP)
 	@$(BOTH) test-around test-inside
 
 test-around: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not long and not engines' tests/integration
+	@$(BIN)/python -m pytest -m 'not long and not engines and not skew' tests/integration
 
 test-inside: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not long and not engines' --ignore=tests/integration
+	@$(BIN)/python -m pytest -m 'not long and not engines and not skew' --ignore=tests/integration
 
 test-long: check
-	@$(BIN)/python -m pytest -m 'not engines' --figures bench/results/test_long.json
+	@$(BIN)/python -m pytest -m 'not engines and not skew' --figures bench/results/test_long.json
+
+# A day in the life of one host, told as it happens: install, serve, upgrade, a full drive, one that is pulled, no power.
+day: $(STAMP) compiled
+	@$(BIN)/python -m tests.e2e.day
+
+# Clients and daemons of earlier versions, built from history, with those of today.
+test-skew: $(STAMP)
+	@$(BIN)/python -m tests.skew.previous
+	@$(BIN)/python -m pytest -m skew tests/skew
 
 engines: $(STAMP)
 	@$(BIN)/python -m bench.engines.setup
@@ -66,6 +79,21 @@ bench: $(STAMP)
 
 stubs: $(STAMP)
 	@$(BIN)/python proto/generate.py
+
+# The client's reference, from its docstrings.
+reference: $(STAMP)
+	@$(BIN)/python clients/reference.py > clients/API.md
+
+# Manual pages, from what the commands and the table of settings say.
+man: $(STAMP)
+	@$(BIN)/python systemd/man/generate.py
+
+# Versions and hashes of what the service needs. Pins stay as they are where they can: make lock UPGRADE=--upgrade
+lock: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header --no-annotate --extra daemon --extra ctl --extra encryption --output-file systemd/requirements.txt \
+	    pyproject.toml >/dev/null
 
 deb:
 	@systemd/debian/build

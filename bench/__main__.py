@@ -1,6 +1,6 @@
 """`python -m bench NAME [--quick] [--json FILE]`: run one benchmark; its record is the last line of output.
 
-`python -m bench replay ...` takes arguments of its own: bench/replay/command.py.
+`python -m bench replay ...` and `load ...` take arguments of their own: bench/replay/command.py, bench/load/command.py.
 """
 
 import argparse
@@ -11,20 +11,29 @@ from pathlib import Path
 
 from bench.harness import record, say
 
-NAMES = ("hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec")
+NAMES = (
+    "hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec", "placement", "gpu",
+)  # fmt: skip
+APART = ("replay", "load")  # with commands of their own
 
 
 def main() -> None:
     """Run what was asked for."""
-    if sys.argv[1:2] == ["replay"]:
-        importlib.import_module("bench.replay.command").run(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in APART:
+        importlib.import_module(f"bench.{sys.argv[1]}.command").run(sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(prog="python -m bench", epilog="See also: python -m bench replay --help")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", epilog="See also: python -m bench replay --help, load --help"
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--quick", action="store_true", help="small and fast; does not count as a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, too")
+    parser.add_argument("--emulate", action="store_true", help="gpu: only show that the code runs; measures nothing")
     options = parser.parse_args()
-    results = importlib.import_module(f"bench.{options.name}").run(quick=options.quick)
+    if options.emulate and options.name != "gpu":
+        parser.error("only gpu can be emulated")
+    more = {"emulate": True} if options.emulate else {}
+    results = importlib.import_module(f"bench.{options.name}").run(quick=options.quick, **more)
     for name, value in results.items():
         say(f"{name:40} {value:14.4f}" if isinstance(value, int | float) else f"{name:40} {value}")
     line = record(options.name, results, quick=options.quick)

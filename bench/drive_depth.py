@@ -31,7 +31,7 @@ from kvstore.tier.format import Codec, Header, stored_slot_bytes
 from kvstore.tier.orders import Load, MakeSegment, Order, Outcome, Save
 from kvstored import drive_files
 from kvstored.drive import Drives
-from kvstored.memory import make_region
+from kvstored.regions import make_region
 
 BLOCKS = 100
 BLOCK_BYTES = 2 * MIB

@@ -5,6 +5,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,14 +18,18 @@ from kvproto import control_pb2, control_pb2_grpc
 class DaemonProcess:
     """`kvstored` run by this interpreter. Serving once made; a context manager that kills it on the way out.
 
-    `arguments` are those of the command, such as `"--dram", "512MiB"`; its log goes to `log_file`. Raises
+    `arguments` are those of the command, such as `"--dram", "512MiB"`; its log goes to `log_file`. `module`: what to
+    run in place of the daemon's own, with arguments that come first; `through`: a command that becomes it. Raises
     RuntimeError, with the end of the log, if it does not serve within `deadline_s`.
     """
 
-    def __init__(self, runtime_dir: Path, *arguments: str, log_file: Path, deadline_s: float = 60.0) -> None:
+    def __init__(
+        self, runtime_dir: Path, *arguments: str, log_file: Path, deadline_s: float = 60.0,
+        module: Sequence[str] = ("kvstored",), through: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.runtime_dir = runtime_dir
         self._log_file = log_file
-        command = [sys.executable, "-m", "kvstored", "--runtime-dir", str(runtime_dir), *arguments]
+        command = [*through, sys.executable, "-m", *module, "--runtime-dir", str(runtime_dir), *arguments]
         with log_file.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         try:

@@ -62,7 +62,7 @@ def members(thing: type) -> Iterator[tuple[str, Any]]:
         if not part.__module__.startswith("kv"):
             continue
         for name, value in vars(part).items():
-            kind = property | classmethod | staticmethod
+            kind = (property, classmethod, staticmethod)
             if (
                 name.startswith("_")
                 or name in seen | INNER

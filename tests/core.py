@@ -15,12 +15,12 @@ from kvstore.audit import audit
 from kvstore.blocks import DOOMED, U8
 from kvstore.ports import Bytes
 from kvstore.quotas import Quota
-from kvstore.sessions import Copy, Lease, Namespace, Parked, Session
+from kvstore.sessions import IN_PLACE, Copy, Lease, Namespace, Parked, Process, Session
 from kvstore.store import ITEM, Limits, Store
 from kvstore.sweeps import SLICE_STEPS
 from kvstore.tier.disk import DiskLimits, DiskState
 from tests.drive import FakeDrive
-from tests.fakes import FakeClock, FakeMemory, FakeOutbox, FakeRandomness
+from tests.fakes import FakeClock, FakeMemory, FakeOutbox, FakeProcesses, FakeRandomness
 
 MS = 10**6
 SECOND = 10**9
@@ -55,8 +55,9 @@ class Reserved:
     """The answer to one key."""
 
     grant: Grant
-    page: int
+    page: int  # of the ring; in mode direct a slot of `arena`
     ticket: int
+    arena: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Core:
         clock: FakeClock | None = None,
         outbox: FakeOutbox | None = None,
         quotas: Mapping[str, Quota] | None = None,
+        processes: FakeProcesses | None = None,
+        scrub_bytes_per_s: int = 0,
     ) -> None:
         """With `disk` there is a disk tier on `drive`, which opens at once if it is new."""
         self.clock = clock or FakeClock()
@@ -99,18 +102,21 @@ class Core:
         self.outbox = outbox or FakeOutbox()
         limits = Limits(
             arenas * arena_bytes, arena_bytes, ticket_ttl_ns, lease_ttl_ns_max, slice_steps, disk or DiskLimits(),
-            first_generation, quotas=quotas or {},
+            first_generation, quotas=quotas or {}, scrub_bytes_per_s=scrub_bytes_per_s,
         )  # fmt: skip
         self.drive = drive or FakeDrive(disk.segment_bytes if disk else 0)
         self.drive.memory = self.memory
-        self.store = Store(limits, self.clock, FakeRandomness(seed), self.memory, self.outbox, self.drive, self.memory)
+        self.processes = processes or FakeProcesses()
+        self.store = Store(
+            limits, self.clock, FakeRandomness(seed), self.memory, self.outbox, self.drive, self.memory, self.processes
+        )
         self.running: list[tuple[Copy, Bytes]] = []
         if disk and drive is None:
             self.open_disk()
 
-    def client(self, tenant: str = "t", ring_pages: int = 64) -> "Client":
-        """A new session."""
-        return Client(self, tenant, ring_pages)
+    def client(self, tenant: str = "t", ring_pages: int = 64, owner: Process | None = None) -> "Client":
+        """A new session; with an `owner` in mode direct."""
+        return Client(self, tenant, ring_pages, owner)
 
     def open_disk(self) -> None:
         """The index has been read; recovery runs to its end."""
@@ -139,9 +145,9 @@ class Core:
     def finish(self, index: int = 0) -> None:
         """A leaf thread ends one running copy."""
         copy, ring = self.running.pop(index)
-        source = ring[copy.source_offset : copy.source_offset + copy.block_bytes]
         target = self.memory.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
-        target[:] = source
+        if copy.source_offset != IN_PLACE:
+            target[:] = ring[copy.source_offset : copy.source_offset + copy.block_bytes]
         self.store.copied(copy.ticket, xxhash.xxh3_64_intdigest(target.tobytes()))
         self.store.flush_outcomes(copy.ticket.session)
 
@@ -202,12 +208,15 @@ class Core:
 class Client:
     """One session, with its ring and its maps."""
 
-    def __init__(self, core: Core, tenant: str, ring_pages: int) -> None:
+    def __init__(self, core: Core, tenant: str, ring_pages: int, owner: Process | None = None) -> None:
         self.core = core
         self.store = core.store
-        self.ring: Bytes = np.zeros(ring_pages * PAGE_BYTES, dtype=np.uint8)
-        self.session: Session = core.store.attach(tenant, ring_pages * PAGE_BYTES)
+        self.ring: Bytes = np.zeros(0 if owner else ring_pages * PAGE_BYTES, dtype=np.uint8)
+        self.session: Session = core.store.attach(tenant, ring_pages * PAGE_BYTES, owner)
+        if owner:
+            core.processes.living.add(owner)
         self.maps: dict[int, Bytes] = {}
+        self.writable: dict[int, Bytes] = {}
         self._items = np.zeros(KEYS_PER_FRAME, dtype=ITEM)
 
     def open(self, block_bytes: int = BLOCK_BYTES, model: str = "m") -> Namespace:
@@ -223,12 +232,32 @@ class Client:
         self._items[:] = 0
         self.store.reserve(self.session, namespace, sent, 4, len(keys), parent_at, self._items)
         rows = self._items[: len(keys)].tolist()
-        return [Reserved(Grant(grant), page, ticket) for grant, page, ticket in rows]
+        arenas = [0] * len(keys)
+        if self.session.owner is not None:
+            granted = self._items["grant"][: len(keys)] == Grant.GRANTED
+            arenas = np.where(granted, self.store.reserving.arenas[: len(keys)], 0).tolist()
+            named = np.array([arena for arena in arenas if arena], dtype=np.uint32)
+            for arena in self.store.fresh_writable(self.session, named):
+                self.writable[arena] = self.core.memory.map_writable(arena)
+        return [
+            Reserved(Grant(grant), page, ticket, arena)
+            for (grant, page, ticket), arena in zip(rows, arenas, strict=True)
+        ]
+
+    def span(self, namespace: Namespace, reserved: Reserved) -> Bytes:
+        """Where a block is to be written."""
+        into, unit = (
+            (self.writable[reserved.arena], namespace.slot_bytes) if reserved.arena else (self.ring, PAGE_BYTES)
+        )
+        return into[reserved.page * unit : reserved.page * unit + namespace.identity.block_bytes]
+
+    def fill(self, namespace: Namespace, reserved: Reserved, content: bytes) -> None:
+        """Write a block."""
+        self.span(namespace, reserved)[: len(content)] = np.frombuffer(content, dtype=np.uint8)
 
     def write(self, namespace: Namespace, page: int, content: bytes) -> None:
-        """Fill a span."""
-        start = page * PAGE_BYTES
-        self.ring[start : start + len(content)] = np.frombuffer(content, dtype=np.uint8)
+        """Fill a span of the ring."""
+        self.fill(namespace, Reserved(Grant.GRANTED, page, 0), content)
 
     def commit(self, tickets: Sequence[int]) -> list[Copy]:
         """COMMIT; the copies run from now on."""
@@ -244,7 +273,7 @@ class Client:
         tickets = []
         for key, answer in zip(keys, answers, strict=True):
             if answer.grant is Grant.GRANTED:
-                self.write(namespace, answer.page, value_of(key, namespace.identity.block_bytes))
+                self.fill(namespace, answer, value_of(key, namespace.identity.block_bytes))
                 tickets.append(answer.ticket)
         return tickets
 
@@ -253,7 +282,7 @@ class Client:
         answers = self.reserve(namespace, keys, parent)
         for key, answer in zip(keys, answers, strict=True):
             if answer.grant is Grant.GRANTED:
-                self.write(namespace, answer.page, value_of(key, namespace.identity.block_bytes))
+                self.fill(namespace, answer, value_of(key, namespace.identity.block_bytes))
         self.commit([answer.ticket for answer in answers if answer.grant is Grant.GRANTED])
         self.core.finish_all()
         return [answer.grant for answer in answers]
@@ -334,4 +363,5 @@ class Client:
     def drop_arena(self, arena: int) -> None:
         """Unmap an arena and say so."""
         self.maps.pop(arena, None)
+        self.writable.pop(arena, None)
         self.store.arena_dropped(self.session, arena)

@@ -9,7 +9,7 @@ import numpy as np
 from kvproto.limits import PAGE_BYTES
 from kvstore.blocks import U4
 from kvstore.ports import Bytes
-from kvstore.sessions import Lease, Parked, Session, Stream
+from kvstore.sessions import Lease, Parked, Process, Session, Stream
 
 
 class FakeClock:
@@ -30,6 +30,26 @@ class FakeClock:
         """Let time pass; never back."""
         assert ns >= 0
         self.ns += ns
+
+
+class FakeProcesses:
+    """`kvstore.ports.Processes`: whoever is in `living` lives until `end`."""
+
+    def __init__(self) -> None:
+        self.living: set[Process] = set()
+        self._watched: dict[Process, list[Callable[[], None]]] = {}
+
+    def watch(self, process: Process, gone: Callable[[], None]) -> bool:
+        """See the port."""
+        if process in self.living:
+            self._watched.setdefault(process, []).append(gone)
+        return process in self.living
+
+    def end(self, process: Process) -> None:
+        """It is gone."""
+        self.living.discard(process)
+        for gone in self._watched.pop(process, ()):
+            gone()
 
 
 class FakeRandomness:
@@ -54,6 +74,7 @@ class FakeMemory:
         self.punching: list[int] = []
         self.punched: set[int] = set()
         self.touched_late: dict[int, set[int]] = {}  # pages that a late reader brought back
+        self.written_late: set[int] = set()  # arenas that a client wrote to after they were punched
         self.closed: list[int] = []
         self.lasting: set[str] = set()
         self.kept_tables: dict[str, Bytes] = {}
@@ -136,6 +157,10 @@ class FakeMemory:
         mapped = self.arenas[arena].view()
         mapped.flags.writeable = False
         return mapped
+
+    def map_writable(self, arena: int) -> Bytes:
+        """The map of a client in mode direct."""
+        return self.arenas[arena]
 
     def read_late(self, arena: int, offset: int) -> None:
         """A client reads a byte of a punched arena through a map that it kept: the page comes back."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.process import DaemonProcess
 from kvproto import frames
 from kvproto.errors import Code
-from kvproto.frames import Durable, Head, Hello, Leased, Ready, Reserved, Verb, Welcome
+from kvproto.frames import Durable, Flag, Head, Hello, Leased, Mode, Ready, Reserved, Verb, Welcome
 from kvproto.identity import NamespaceIdentity
 
 PATIENCE_S = 20.0  # how long an answer may take on a busy machine before the test fails
@@ -107,7 +107,16 @@ class RawClient:
         """RESERVE a chain."""
         self.send(frames.build_reserve(self.request(), namespace, parent, b"".join(keys)))
         head, frame, _ = self.answer(Verb.RESERVED)
-        return frames.parse_reserved(frame, head)
+        direct = self.welcome is not None and self.welcome.mode is Mode.DIRECT
+        return frames.parse_reserved(frame, head, direct=direct)
+
+    def writable(self) -> dict[int, int]:
+        """Descriptors that came writable, by arena (mode direct)."""
+        found: dict[int, int] = {}
+        for head, frame, fds in self.unasked:
+            if head.verb == Verb.ARENA and head.flags & Flag.WRITABLE:
+                found.update((arena[0], fd) for arena, fd in zip(frames.parse_arenas(frame, head), fds, strict=True))
+        return found
 
     def commit(self, tickets: Sequence[int]) -> int:
         """COMMIT; how many were not taken."""

@@ -24,6 +24,7 @@ from typing import Self
 from kvclient import flows
 from kvclient.aio_connection import AsyncConnection, in_thread
 from kvclient.aio_hints import AsyncProgram, AsyncRun, AsyncWorkflow
+from kvclient.buffers import Memory
 from kvclient.checks import name_of
 from kvclient.client import hello_of, identity_of
 from kvclient.flows import Flow
@@ -49,11 +50,13 @@ async def connect(
     timeout_s: float = 1.0,
     ring_bytes: int = 0,
     role: Role = Role.ENGINE,
+    mode: str = "copy",
 ) -> "AsyncClient":
     """As `kvclient.connect`."""
-    hello = hello_of(name, tenant, ring_bytes, role)
+    hello = hello_of(name, tenant, ring_bytes, role, mode)
     timeout_ns = flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
     connection = AsyncConnection(runtime_dir, hello, timeout_ns)
+    connection.mode_wished = mode
     await connection.start()
     return AsyncClient(connection)
 
@@ -91,9 +94,20 @@ class AsyncLease(Held):
             yield range(first, end)
             first = end
 
-    async def copy_to(self, targets: object) -> bool:
+    async def copy_to(self, targets: object, stream: object = None) -> bool:
         """As `Lease.copy_to`, in a thread."""
-        memory = self._writable(targets)
+        memory = self._writable(targets, stream)
+        if memory.device is None:
+            return await self._fill(memory)
+        filled = False
+        try:
+            filled = await self._fill(memory)
+        finally:
+            arrived: list[bool] = []
+            await in_thread(lambda: arrived.append(self._ended(memory)))
+        return filled and arrived[0] and self.valid()
+
+    async def _fill(self, memory: Memory) -> bool:
         wanted = memory.blocks
         watch = self._stopwatch(wanted)
         first = 0
@@ -171,11 +185,21 @@ class AsyncNamespace(Verbs):
         wait: bool = False,
         space_s: float = 1.0,
         recompute_s: float | None = None,
+        stream: object = None,
     ) -> StoreResult:
         """As `Namespace.store`."""
         session = self._connection.session()
         return await self._connection.run(
-            self._storing(session, keys, buffers, parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s)
+            self._storing(
+                session,
+                keys,
+                buffers,
+                parent=parent,
+                wait=wait,
+                space_s=space_s,
+                recompute_s=recompute_s,
+                stream=stream,
+            )
         )
 
     async def flush(self, timeout_s: float = 30.0) -> FlushResult:

@@ -5,11 +5,9 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from kvclient.calls import Call, HelloCall
-from kvclient.copying import copy, copy_at_once
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
 from kvclient.ledger import Waiter, Watcher
@@ -48,7 +46,7 @@ class AsyncConnection(Endpoint):
         if isinstance(step, Call):
             await self._ask(step)
         elif isinstance(step, Copy):
-            await in_thread(partial(_carry_out, step))
+            await in_thread(step.carry_out)
         elif isinstance(step, Commit):
             await self._commit(step)
         elif isinstance(step, Watcher):
@@ -228,6 +226,7 @@ class AsyncConnection(Endpoint):
     def _send_chores(self, link: Link) -> None:
         try:
             link.backlog.extend(link.session.chores())
+            link.backlog.extend(link.session.renewals(_clock()))
             while link.backlog and link.try_send(link.backlog[0]):
                 del link.backlog[0]
         except GoneError as gone:
@@ -246,8 +245,3 @@ async def in_thread(copying_verb: Callable[[], None]) -> None:
             except asyncio.CancelledError:
                 continue
         raise
-
-
-def _carry_out(step: Copy) -> None:
-    with step.gate:
-        (copy_at_once if step.at_once else copy)(step.moves)

@@ -19,10 +19,11 @@ from kvclient.results import Reason
 from kvclient.stream import Part
 from kvproto import frames
 from kvproto.errors import Grant, KvError, ProtocolError, RefusedError
-from kvproto.frames import Durable, Flag, Head, Hello, Matched, Reserved, Role, Verb, Welcome
+from kvproto.frames import Durable, Flag, Head, Hello, Matched, Mode, Reserved, Role, Verb, Welcome
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PAGE_BYTES
 
 if TYPE_CHECKING:
+    from kvclient.mapping import Place
     from kvclient.protocol import Session
 
 
@@ -90,9 +91,13 @@ class HelloCall(Call):
     def accept(self, frame: bytes, head: Head) -> None:
         welcome = frames.parse_welcome(frame, head)
         self._check(welcome)
-        if self.hello.role is Role.ENGINE:
+        if self._has_ring(welcome):
             self.session.ring = self.session.memory.map_ring(self.session.fds[1], welcome.ring_bytes)
         self.session.welcome = welcome
+
+    def _has_ring(self, welcome: Welcome) -> bool:
+        """In mode direct an engine writes into slots instead."""
+        return self.hello.role is Role.ENGINE and welcome.mode is not Mode.DIRECT
 
     def _check(self, welcome: Welcome) -> None:
         hello = self.hello
@@ -101,7 +106,7 @@ class HelloCall(Call):
         if not self.sent_ns <= welcome.clock_ns <= self.session.heard_ns:
             # Leases are deadlines on a clock that both sides must share (another host, or a time namespace).
             raise RefusedError("the daemon's monotonic clock is not this process's")
-        fds = 2 if self.hello.role is Role.ENGINE else 1  # its pidfd, then the ring
+        fds = 2 if self._has_ring(welcome) else 1  # its pidfd, then the ring
         if len(self.session.fds) != fds or welcome.keys_per_frame < KEYS_PER_FRAME:
             raise ProtocolError(f"WELCOME: {len(self.session.fds)} descriptors, {welcome.keys_per_frame} keys a frame")
 
@@ -251,6 +256,7 @@ class ReserveCall(Call):
         self.ledger = ledger
         self.recompute_us = recompute_us  # a block; 0: unknown
         self.items: list[Reserved] = []  # one for each key
+        self.spans: list[Place | None] = []  # where to copy each granted block to
 
     def build(self, request: int, releases: Sequence[int]) -> bytes:
         self.session.note_commit(self.commits, self.ledger)
@@ -259,21 +265,27 @@ class ReserveCall(Call):
         )
 
     def accept(self, frame: bytes, head: Head) -> None:
-        items = frames.parse_reserved(frame, head)
+        items = frames.parse_reserved(frame, head, direct=self.session.mode is Mode.DIRECT)
         if len(items) != len(self.keys):
             raise ProtocolError(f"RESERVED answers {len(items)} keys of {len(self.keys)}")
-        ring = self.session.ring
-        assert ring is not None, "only engines reserve"
-        for grant, page, _ in items:
-            if grant == Grant.GRANTED:
-                if page * PAGE_BYTES + self.namespace.block_bytes > ring.bytes:
-                    raise ProtocolError("RESERVED names a span beyond the ring")
-            elif grant > Grant.DRAINING:
-                raise ProtocolError(f"RESERVED says grant {grant}")
+        self.spans = [self._span(item) for item in items]
         self.items = items
 
+    def _span(self, item: Reserved) -> "Place | None":
+        """In the ring, or in mode direct in a slot. The map stays as long as this is kept."""
+        if item.grant != Grant.GRANTED:
+            if item.grant > Grant.DRAINING:
+                raise ProtocolError(f"RESERVED says grant {item.grant}")
+            return None
+        ring, offset = self.session.ring, item.page * PAGE_BYTES
+        if self.session.mode is Mode.DIRECT:
+            ring, offset = self.session.writable.get(item.arena), item.page * self.namespace.slot_bytes
+        if ring is None or offset + self.namespace.block_bytes > ring.bytes:
+            raise ProtocolError("RESERVED names a span beyond the ring, or in no arena that may be written to")
+        return ring, offset
+
     def undo(self) -> None:
-        self.session.abort([ticket for grant, _, ticket in self.items if grant == Grant.GRANTED])
+        self.session.abort([item.ticket for item in self.items if item.grant == Grant.GRANTED])
 
 
 class CommitCall(Call):

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from kvclient import flows
 from kvclient.checks import name_of
@@ -14,9 +14,16 @@ from kvclient.namespace import Namespace, matching
 from kvclient.results import Match, Status
 from kvclient.steps import Steps
 from kvproto.errors import Code, UsageError
-from kvproto.frames import Hello, Role
+from kvproto.frames import Hello, Mode, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import NAME_BYTES, RING_BYTES_MAX
+
+_OFFERS: Final = {
+    "copy": (Mode.COPY,),
+    "direct": (Mode.DIRECT, Mode.COPY),
+    "ring": (Mode.RING, Mode.COPY),
+    "auto": (Mode.DIRECT, Mode.COPY),
+}
 
 
 def connect(
@@ -27,6 +34,7 @@ def connect(
     timeout_s: float = 1.0,
     ring_bytes: int = 0,
     role: Role = Role.ENGINE,
+    mode: str = "copy",
 ) -> "Client":
     """A client of the daemon at `runtime_dir` (where None looks: `kvclient.paths`).
 
@@ -34,11 +42,17 @@ def connect(
     for the daemon's lists; `tenant` one of those that the daemon allows this user; `timeout_s` how long a plain call
     may wait; `ring_bytes` the size of the store ring, 0 for the daemon's default. Waits at most `timeout_s`.
 
+    `mode`, how bytes come and go: "copy", by way of a ring; "direct", a store goes straight into the tenant's memory,
+    one copy instead of two, where the operator marks the tenant as trusting; "ring", as copy, with a buffer of this
+    process in between; "auto", the fastest that may be had. What may not be had becomes "copy": `Client.status` says
+    which one it is, whether it `fell_back`, and in `notes` why.
+
     Raises UsageError for unfit arguments, RefusedError if a daemon is there and will not have this client.
     """
-    hello = hello_of(name, tenant, ring_bytes, role)
+    hello = hello_of(name, tenant, ring_bytes, role, mode)
     timeout_ns = flows.nanoseconds("timeout_s", timeout_s, least_ns=1)
     connection = Connection(runtime_dir, hello, timeout_ns)
+    connection.mode_wished = mode
     connection.start()
     return Client(connection)
 
@@ -61,6 +75,11 @@ class Client:
     def status(self) -> Status:
         """Where this client stands, and if it has no session, why not. Also after `close`."""
         return self._connection.status()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a plain call may wait, as `connect` was told."""
+        return self._connection.timeout_ns / 1e9
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait for a session; whether there is one."""
@@ -146,14 +165,17 @@ class Client:
         self.close()
 
 
-def hello_of(name: str, tenant: str, ring_bytes: int, role: Role) -> Hello:
+def hello_of(name: str, tenant: str, ring_bytes: int, role: Role, mode: str = "copy") -> Hello:
     """What this client says of itself. Raises UsageError."""
     for what, text in (("name", name), ("tenant", tenant)):
         if not isinstance(text, str) or len(text.encode()) > NAME_BYTES:
             raise UsageError(f"{what} must be a string of at most {NAME_BYTES} bytes, not {text!r}")
     if isinstance(ring_bytes, bool) or not isinstance(ring_bytes, int) or not 0 <= ring_bytes <= RING_BYTES_MAX:
         raise UsageError(f"ring_bytes must be a whole number up to {RING_BYTES_MAX}, not {ring_bytes!r}")
-    return Hello(name, tenant, Role(role), ring_bytes=ring_bytes)
+    if mode not in _OFFERS:
+        raise UsageError(f"mode is one of {', '.join(_OFFERS)}, not {mode!r:.40}")
+    modes = _OFFERS[mode] if role is Role.ENGINE else _OFFERS["copy"]
+    return Hello(name, tenant, Role(role), modes, ring_bytes)
 
 
 def identity_of(

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kvclient.calls import Call
-from kvclient.copying import copy, copy_at_once
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
 from kvclient.flows import Commit, Copy, Flow, Step, nanoseconds
 from kvclient.ledger import Waiter, Watcher
@@ -65,8 +64,7 @@ class Connection(Endpoint):
         if isinstance(step, Call):
             self._ask(step)
         elif isinstance(step, Copy):
-            with step.gate:
-                (copy_at_once if step.at_once else copy)(step.moves)
+            step.carry_out()
         elif isinstance(step, Commit):
             self._commit(step)
         elif isinstance(step, Watcher):
@@ -313,6 +311,7 @@ class Connection(Endpoint):
         try:
             with self._mutex:
                 link.backlog.extend(link.session.chores())
+                link.backlog.extend(link.session.renewals(_clock()))
                 while link.backlog and link.try_send(link.backlog[0]):
                     del link.backlog[0]
         except GoneError as gone:

@@ -18,10 +18,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from kvkernels import libc
+from kvproto.limits import MIB
 
 Move: TypeAlias = tuple[int, int, int]  # target address, source address, bytes
 
 SMALL_MANY: Final = 4  # moves from which on `copy_at_once` does not copy one by one
+
+BOUNCE_BYTES: Final = 2 * MIB
 
 _BASE: Final = 4096  # nothing is ever mapped below
 
@@ -79,6 +82,28 @@ def copy_at_once(moves: list[Move]) -> None:
     """
     if len(moves) < SMALL_MANY or not libc.copy_pieces(moves):
         copy(moves)
+
+
+class Bounce:
+    """A buffer that copies pass through (mode ring): on a GPU it would be pinned, and DMA end or begin there.
+
+    One copy at a time; the others wait.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffer: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = None
+
+    def copy(self, moves: Iterable[Move]) -> None:
+        """As `copy`, by way of the buffer."""
+        with self._lock:
+            if self._buffer is None:
+                self._buffer = np.zeros(BOUNCE_BYTES, dtype=np.uint8)
+            between = self._buffer.ctypes.data
+            for target, source, length in moves:
+                for start in range(0, length, BOUNCE_BYTES):
+                    step = min(BOUNCE_BYTES, length - start)
+                    copy([(between, source + start, step), (target + start, between, step)])
 
 
 class WithdrawnError(Exception):

@@ -42,6 +42,7 @@ class Endpoint:
         self._probe_ns = 0  # when to ask a silent daemon again
         self.refusals = Refusals()  # over all sessions
         self.hints_dropped = 0  # one-way frames that were never sent
+        self.mode_wished = ""  # set by whoever connects
         self.large_copies = 0  # by leases; now and then one is timed
         self.telling = threading.Lock()  # held while hints are said in an order that matters; never waited under
         _endpoints.add(self)
@@ -78,7 +79,9 @@ class Endpoint:
             status = Status(connected=False, why_not=self._why_not, runtime_dir=directory)
         else:
             status = link.session.status(directory, link.peer_pid())
-        return dataclasses.replace(status, hints_dropped=self.hints_dropped, hints_refused=self.refusals.count)
+        return dataclasses.replace(
+            status, hints_dropped=self.hints_dropped, hints_refused=self.refusals.count, mode_wished=self.mode_wished
+        )
 
     def say(self, session: Session | None, frame: bytes) -> bool:
         """Send a frame that nobody answers, if there is room for it right now; else it is dropped and counted.

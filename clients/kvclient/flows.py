@@ -29,10 +29,11 @@ from kvclient.calls import (
     PingCall,
     RenewCall,
 )
-from kvclient.copying import Gate, Move
+from kvclient.copying import Gate, Move, copy, copy_at_once
 from kvclient.ledger import Ledger, Pause, Settled, Watcher
 from kvclient.results import Match, Reason, Tiers
-from kvclient.stream import Part
+from kvclient.stream import AHEAD_NS, Part
+from kvkernels.device.port import DeviceError
 from kvproto.errors import Code, UsageError
 from kvproto.frames import NOTHING_MATCHED, UNKNOWN_NS, Durable
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX, MATCHES_PER_FRAME
@@ -59,15 +60,31 @@ class Commit:
 class Copy:
     """Move bytes; the memory on both sides is kept alive by whoever yields this, and may be read while in `gate`.
 
-    `at_once`: see `copy_at_once`.
+    `at_once`: see `copy_at_once`. `mover`: who does it, if it is a device's memory. `failed`: it could not.
     """
 
-    __slots__ = ("at_once", "gate", "moves")
+    __slots__ = ("at_once", "failed", "gate", "mover", "moves")
 
-    def __init__(self, moves: list[Move], *, at_once: bool = False, gate: Gate | None = None) -> None:
+    def __init__(
+        self, moves: list[Move], *, at_once: bool = False, gate: Gate | None = None,
+        mover: Callable[[list[Move]], None] | None = None,
+    ) -> None:  # fmt: skip
         self.moves = moves
         self.at_once = at_once
         self.gate = gate or nullcontext()
+        self.mover = mover
+        self.failed: DeviceError | None = None
+
+    def carry_out(self) -> None:
+        """In any thread. Raises WithdrawnError."""
+        with self.gate:
+            if self.mover is None:
+                (copy_at_once if self.at_once else copy)(self.moves)
+                return
+            try:
+                self.mover(self.moves)
+            except DeviceError as error:
+                self.failed = error
 
 
 Step: TypeAlias = Call | Commit | Watcher | Pause | Copy
@@ -144,6 +161,8 @@ def fetch(
     opened = session.namespaces.get(target.canonical) or (yield from open_namespace(session, target, deadline_ns))
     if opened is None:
         return parts
+    if len(keys) > FRAME_KEYS_BYTES:  # nobody could renew a part in less, once another one streams
+        ttl_ns = min(ttl_ns + wait_ns, max(ttl_ns, AHEAD_NS))
     ttl_ns = session.clamp_ttl(ttl_ns)
     for start in range(0, len(keys), FRAME_KEYS_BYTES):
         chunk = keys[start : start + FRAME_KEYS_BYTES]

@@ -84,8 +84,8 @@ class Memory(Protocol):
         """Read-only. `unmapped` as for `Mapping`."""
         ...
 
-    def map_ring(self, fd: int, map_bytes: int) -> Mapping:
-        """Writable."""
+    def map_ring(self, fd: int, map_bytes: int, unmapped: Callable[[], None] | None = None) -> Mapping:
+        """Writable: the ring, or in mode direct an arena."""
         ...
 
     def warm(self, places: Sequence[Place], length: int) -> None:
@@ -111,9 +111,9 @@ class HostMemory:
         """Read-only. `unmapped` as for `Mapping`."""
         return Mapping(fd, map_bytes, writable=False, unmapped=unmapped)
 
-    def map_ring(self, fd: int, map_bytes: int) -> Mapping:
-        """Writable."""
-        return Mapping(fd, map_bytes, writable=True)
+    def map_ring(self, fd: int, map_bytes: int, unmapped: Callable[[], None] | None = None) -> Mapping:
+        """Writable: the ring, or in mode direct an arena."""
+        return Mapping(fd, map_bytes, writable=True, unmapped=unmapped)
 
     def warm(self, places: Sequence[Place], length: int) -> None:
         """Populate the page tables in the background: these places first and in this order, then the rest.

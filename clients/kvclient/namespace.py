@@ -69,10 +69,11 @@ class Verbs(PolicyVerbs):
         wait: bool,
         space_s: float,
         recompute_s: float | None,
+        stream: object = None,
     ) -> flows.Flow[StoreResult]:
         flows.join_keys(keys)
         flows.join_keys(() if parent is None else (parent,))
-        source = readable(buffers, len(keys), self.identity.block_bytes)
+        source = readable(buffers, len(keys), self.identity.block_bytes, stream)
         space_ns = flows.nanoseconds("space_s", space_s)
         recompute_us = 0 if recompute_s is None else max(1, flows.nanoseconds("recompute_s", recompute_s) // 1000)
         if self._role is not Role.ENGINE:
@@ -161,6 +162,7 @@ class Namespace(Verbs):
         wait: bool = False,
         space_s: float = 1.0,
         recompute_s: float | None = None,
+        stream: object = None,
     ) -> StoreResult:
         """Store the blocks of a chain: one object of exactly `block_bytes` bytes a key, or one array of them all.
 
@@ -168,12 +170,14 @@ class Namespace(Verbs):
         accepted them, with `wait` when they are visible (what is not in time is refused as TIMED_OUT). Waits up to
         `space_s` for room in the ring and up to the client's timeout for answers, each in all; copying comes on top.
         `recompute_s`: how long computing one of the blocks anew would take, if that is known; it is worth as much.
+        Tensors may be on a GPU, all on one. Then `stream` is the one whose work so far they are the outcome of; the
+        bytes are out of them when this returns.
         """
         connection = self._connection
         return connection.run(
             self._storing(
                 connection.session(), keys, buffers,
-                parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s,
+                parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s, stream=stream,
             )
         )  # fmt: skip
 

@@ -12,19 +12,20 @@ the same object; each guards it (a mutex, the event loop). What may be touched w
 
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from kvclient.calls import Call, Opened, PingCall
+from kvclient.calls import Call, Opened, PingCall, RenewCall
+from kvclient.copying import Bounce
 from kvclient.ledger import Ledger
 from kvclient.mapping import Mapping, Memory, Place
 from kvclient.policy_calls import UnpinCall
 from kvclient.refusals import Refusals
 from kvclient.results import Reason, Status
-from kvclient.stream import Part
+from kvclient.stream import Part, Renewals
 from kvproto import frames, policy_frames
 from kvproto.errors import Code, ProtocolError, error_for
-from kvproto.frames import Head, Verb, Welcome
+from kvproto.frames import Flag, Head, Mode, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
 
 _MATCH_ALL_SINCE = 4  # version of the wire
@@ -45,6 +46,8 @@ class Session:
         self.namespaces: dict[bytes, Opened] = {}
         self.arenas: dict[int, Mapping] = {}  # replaced, never changed: leases hold on to what was there
         self.cold: list[Mapping] = []  # those that are not wholly populated yet
+        self.writable: dict[int, Mapping] = {}  # mode direct: arenas mapped a second time, for the slots of stores
+        self.bounce = Bounce()  # mode ring: what copies pass through
         self.over = False
         self.goodbye = ""  # why the daemon ended it, if it said so
         self.heard_ns = 0  # when the last frame came
@@ -62,6 +65,8 @@ class Session:
         self._request = 0
         self._tickets: dict[int, Ledger] = {}
         self._streams: weakref.WeakValueDictionary[int, Part] = weakref.WeakValueDictionary()
+        self._mapped_twice: weakref.WeakValueDictionary[int, _MappedTwice] = weakref.WeakValueDictionary()
+        self._renewals: weakref.WeakSet[Renewals] = weakref.WeakSet()
         self._last_stream = 0  # the highest lease that ever had blocks to come: the daemon counts leases upwards
 
     # -- out ----------------------------------------------------------------------------------------------------
@@ -122,9 +127,34 @@ class Session:
             self.abandon(call)
             yield frame
 
+    def renewals(self, now_ns: int) -> Iterator[bytes]:
+        """Frames that keep parts of leases while others stream. Nobody waits for their answers."""
+        for renewals in list(self._renewals):
+            for part in renewals.due(now_ns):
+                if self.over:
+                    return
+                call = RenewCall(part, part.ttl_ns, now_ns)
+                frame = self.submit(call, self.heard_ns)  # no silence follows from it
+                self.abandon(call)
+                yield frame
+            if renewals.over:
+                self._renewals.discard(renewals)
+
     def clamp_ttl(self, ttl_ns: int) -> int:
         """A lease's length that the daemon accepts."""
         return min(ttl_ns, self.welcome.lease_ttl_ns_max) if self.welcome is not None else ttl_ns
+
+    @property
+    def mode(self) -> Mode:
+        """How bytes come and go. Needs no guard."""
+        return self.welcome.mode if self.welcome is not None else Mode.COPY
+
+    @property
+    def store_bytes(self) -> int:
+        """How many bytes of a store may be on their way at a time; 0: this session cannot store. Needs no guard."""
+        if self.mode is Mode.DIRECT:
+            return self.welcome.ring_bytes if self.welcome is not None else 0
+        return self.ring.bytes if self.ring is not None else 0
 
     @property
     def matches_all(self) -> bool:
@@ -133,8 +163,10 @@ class Session:
 
     @property
     def has_chores(self) -> bool:
-        """Whether `chores` would yield anything. Needs no guard."""
-        return bool(self.releases or self.unmapped or self._aborts or self.unpins or self.cancels)
+        """Whether `chores` would yield anything, or `renewals` might. Needs no guard."""
+        return bool(
+            self.releases or self.unmapped or self._aborts or self.unpins or self.cancels or len(self._renewals)
+        )
 
     @property
     def hopeless(self) -> bool:
@@ -161,7 +193,7 @@ class Session:
             daemon_pid=daemon_pid,
             mode=welcome.mode.name.lower(),
             notes=welcome.notes,
-            ring_bytes=self.ring.bytes if self.ring is not None else 0,
+            ring_bytes=self.store_bytes,
             lease_ttl_s_max=welcome.lease_ttl_ns_max / 1e9,
         )
 
@@ -177,6 +209,10 @@ class Session:
         """READY frames for this lease will come."""
         self._streams[part.lease] = part
         self._last_stream = max(self._last_stream, part.lease)
+
+    def keep(self, renewals: Renewals) -> None:
+        """These parts are to be kept, as long as the caller keeps `renewals`."""
+        self._renewals.add(renewals)
 
     def forget_stream(self, part: Part) -> None:
         """Those that still come are for nobody."""
@@ -256,22 +292,41 @@ class Session:
         arenas = frames.parse_arenas(frame, head)
         if len(arenas) != len(self.fds):
             raise ProtocolError(f"{len(arenas)} arenas came with {len(self.fds)} descriptors")
-        known = dict(self.arenas)
+        writable = bool(head.flags & Flag.WRITABLE)
+        if writable and self.mode is not Mode.DIRECT:
+            raise ProtocolError("an arena came writable, which is for mode direct")
+        known = dict(self.writable if writable else self.arenas)
         for (arena, arena_bytes), fd in zip(arenas, self.fds, strict=True):
             if arena in known:
                 raise ProtocolError(f"arena {arena} came twice")
-            unmapped = partial(self.unmapped.append, arena)  # holds the queue, not this session
-            known[arena] = self.memory.map_arena(fd, arena_bytes, unmapped)
+            if writable:
+                known[arena] = self.memory.map_ring(fd, arena_bytes, self._when_unmapped(arena))
+                continue
+            known[arena] = self.memory.map_arena(fd, arena_bytes, self._when_unmapped(arena))
             if known[arena].cold:
                 self.cold.append(known[arena])
-        self.arenas = known
+        if writable:
+            self.writable = known
+        else:
+            self.arenas = known
+
+    def _when_unmapped(self, arena: int) -> Callable[[], None]:
+        """What a map of an arena calls when it is gone. It holds the queue, and not this session."""
+        if self.mode is not Mode.DIRECT:
+            return partial(self.unmapped.append, arena)
+        both = self._mapped_twice.get(arena) or _MappedTwice(arena, self.unmapped)
+        self._mapped_twice[arena] = both
+        return both.one_is_gone
 
     def _arena_gone(self, arena: int) -> None:
-        if arena not in self.arenas:
+        if arena not in self.arenas and arena not in self.writable:
             raise ProtocolError("ARENA_GONE for an arena that was never sent")
-        self.arenas[arena].gone = True  # its last user unmaps it, and then `unmapped` says so
+        for maps in (self.arenas, self.writable):
+            if arena in maps:
+                maps[arena].gone = True  # its last user unmaps it, and then `unmapped` says so
         self.cold = [mapping for mapping in self.cold if not mapping.gone]
         self.arenas = {number: mapping for number, mapping in self.arenas.items() if number != arena}
+        self.writable = {number: mapping for number, mapping in self.writable.items() if number != arena}
 
     def warm(self, places: Sequence[Place], block_bytes: int) -> None:
         """Blocks that are about to be read lie here: see that their pages are there."""
@@ -282,7 +337,10 @@ class Session:
 
     def let_go(self) -> None:
         """Unmap every arena that nobody reads, so that the daemon hears of it before the end."""
+        for mapping in (*self.arenas.values(), *self.writable.values()):
+            mapping.gone = True  # who has registered it with a device lets go of it, too
         self.arenas = {}
+        self.writable = {}
         self.cold = []
 
     # -- the end ------------------------------------------------------------------------------------------------
@@ -301,9 +359,29 @@ class Session:
         self._tickets.clear()
         for part in list(self._streams.values()):
             part.stop()
-        self.arenas = {}
-        self.cold = []
+        self.let_go()
+        if self.ring is not None:
+            self.ring.gone = True
         self.ring = None
+
+
+class _MappedTwice:
+    """An arena that may be mapped for reading and for writing. When neither map is left, the daemon is told.
+
+    Whoever unmaps holds on to this until then, and may be the garbage collector: no locks.
+    """
+
+    __slots__ = ("__weakref__", "_arena", "_queue")
+
+    def __init__(self, arena: int, queue: deque[int]) -> None:
+        self._arena = arena
+        self._queue = queue
+
+    def one_is_gone(self) -> None:
+        """It lets go of this, too."""
+
+    def __del__(self) -> None:
+        self._queue.append(self._arena)
 
 
 def _take(queue: deque[int], most: int) -> list[int]:

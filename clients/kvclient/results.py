@@ -18,6 +18,7 @@ class Reason(StrEnum):
     TIMED_OUT = "timed_out"  # no answer in time; the block may or may not turn up later
     STALE = "stale"  # copied too slowly: the ticket had lapsed
     DISCARDED = "discarded"  # its parent failed, or its key was deleted meanwhile
+    DEVICE = "device"  # the GPU that it lies on could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +169,15 @@ class Status:
     tenant: str = ""
     session: int = 0
     daemon_pid: int = 0  # where a unit owns the socket perhaps that of who served it before, or made it
-    mode: str = ""  # transfer mode, and in `notes` why the daemon chose no other
+    mode: str = ""  # transfer mode, and in `notes` why the daemon chose none that was rather wished
     notes: str = ""
-    ring_bytes: int = 0
+    mode_wished: str = ""  # what `connect` was told
+    ring_bytes: int = 0  # of a store, so much may be on its way at a time
     lease_ttl_s_max: float = 0.0
     hints_dropped: int = 0  # never sent, for want of a session or of room in the socket; since this client was made
     hints_refused: int = 0  # sent, and not taken; `Client.refusals` has the last of them
+
+    @property
+    def fell_back(self) -> bool:
+        """Is there a session, and not in the mode that was wished? `notes` then says why."""
+        return bool(self.mode) and self.mode_wished not in ("", "auto", self.mode)

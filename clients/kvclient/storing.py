@@ -1,12 +1,13 @@
 """`store`, from the first RESERVE to the last answer.
 
-    RESERVE keys  ->  grants: a ticket and a span of the ring each
+    RESERVE keys  ->  grants: a ticket and a span of the ring each; in mode direct the span is the block's own slot
     copy into the spans of a batch (16 MiB), COMMIT it, so that the daemon publishes while the next is copied
     the last batch rides on the next RESERVE, or goes with a COMMIT that wants an answer: accepted
 
 Every ticket leaves by exactly one door: committed, or aborted when the copy could not be made.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kvclient.buffers import Memory
@@ -15,13 +16,15 @@ from kvclient.flows import Clock, Commit, Copy, Flow, Target, open_namespace
 from kvclient.ledger import Ledger, Pause, Settled
 from kvclient.results import Reason, Refused, StoreResult
 from kvproto.errors import Code, Grant, KvError
-from kvproto.limits import KEYS_PER_FRAME, MIB, PAGE_BYTES, RIDERS_PER_FRAME, slot_bytes_for
+from kvproto.frames import Mode
+from kvproto.limits import KEYS_PER_FRAME, MIB, RIDERS_PER_FRAME, slot_bytes_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvclient.mapping import Mapping
+    from kvclient.mapping import Place
     from kvclient.protocol import Session
+    from kvproto.frames import Reserved
 
 # A frame may cost the daemon a wake-up of 100 us; copying this much takes 1,600. Larger ones leave leaf threads idle.
 BATCH_BYTES: Final = 16 * MIB
@@ -85,10 +88,8 @@ class Storing:
         space_ns: int,
         recompute_us: int,
     ) -> None:
-        ring = session.ring
-        assert ring is not None, "only engines store"
+        assert session.store_bytes, "only engines store"
         self._session = session
-        self._ring: Mapping = ring  # stays mapped while this copies into it, whatever becomes of the session
         self._clock = clock
         self._target = target
         self._recompute_us = recompute_us
@@ -99,11 +100,14 @@ class Storing:
         self._keys: Sequence[bytes] = ()
         self._source: Memory = Memory((), None)
         self._parent: bytes | None = None
-        self._fits = max(1, ring.bytes // slot_bytes_for(target.block_bytes))
+        self._fits = max(1, session.store_bytes // slot_bytes_for(target.block_bytes))
         self._ask = KEYS_PER_FRAME
         self._next = 0  # index of the first key without an answer
-        self._grants: list[tuple[int, int, int]] = []  # index, page, ticket: not copied yet
+        # Index, span, ticket: not copied yet. The map of a span stays as long as it is here, whatever becomes of the
+        # session: this copies into it.
+        self._grants: list[tuple[int, Place, int]] = []
         self._batch: list[int] = []  # tickets copied and not committed
+        self._may_hold_back = False
         self._tickets: list[tuple[int, int]] = []  # index, ticket: copied
         self._known = 0
         self._refused: list[Refused] = []
@@ -113,6 +117,9 @@ class Storing:
     def store(self, keys: "Sequence[bytes]", source: Memory, parent: bytes | None, *, wait: bool) -> Flow[StoreResult]:
         """The verb. `source` holds a block for each key."""
         self._keys, self._source, self._parent = keys, source, parent
+        # In mode direct nothing waits for room in a ring. Who waits only until the blocks are accepted is not slowed
+        # down by leaf threads that hash the first of them while it copies the others.
+        self._may_hold_back = self._session.mode is Mode.DIRECT and not wait
         try:
             opened = yield from self._open()
             while opened is not None and self._stop is None and self._next < len(keys):
@@ -160,22 +167,23 @@ class Storing:
         elif call.error is not None:
             self._stop = _refusal(call.error)
         else:
-            self._sort(call.items)
+            self._sort(call.items, call.spans)
             if self._next > first:
                 self._answers.refill()
 
-    def _sort(self, items: "Sequence[tuple[int, int, int]]") -> None:
+    def _sort(self, items: "Sequence[Reserved]", spans: "Sequence[Place | None]") -> None:
         """What to copy, what to leave, and where to go on."""
-        for offset, (grant, page, ticket) in enumerate(items):
-            if grant == Grant.GRANTED:
-                self._grants.append((self._next + offset, page, ticket))
+        for offset, (item, span) in enumerate(zip(items, spans, strict=True)):
+            grant = item.grant
+            if span is not None:
+                self._grants.append((self._next + offset, span, item.ticket))
             elif grant == Grant.KNOWN:
                 self._known += 1
             elif grant == Grant.PENDING:
                 self._refused.append(Refused(self._next + offset, Reason.PENDING))
             else:
                 # The rest lacks a parent. Tickets beyond a gap would be of no use.
-                self._session.abort([stray for kind, _, stray in items[offset:] if kind == Grant.GRANTED])
+                self._session.abort([stray.ticket for stray in items[offset:] if stray.grant == Grant.GRANTED])
                 self._stop = _REASONS.get(Grant(grant))  # None for BUSY: ask again
                 self._ask = min(KEYS_PER_FRAME, self._fits)  # the ring is full: more cannot be granted at once
                 self._next += offset
@@ -185,19 +193,26 @@ class Storing:
     def _fill(self, opened: Opened) -> Flow[None]:
         """Copy into the spans; commit every batch but the last."""
         blocks = min(RIDERS_PER_FRAME, max(1, BATCH_BYTES // opened.block_bytes))
-        if self._ring.cold and self._grants:
-            places = [(self._ring, page * PAGE_BYTES) for _, page, _ in self._grants]
-            self._session.memory.warm(places, opened.block_bytes)
+        at_once = self._may_hold_back and self._next == len(self._keys)
+        cold = [span for _, span, _ in self._grants if span[0].cold]
+        if cold:
+            self._session.memory.warm(cold, opened.block_bytes)
         scattered = self._source.scattered
         while self._grants and self._lost is None:
             batch = self._grants[:blocks]
-            targets = [self._ring.address + page * PAGE_BYTES for _, page, _ in batch]
+            targets = [mapping.address + offset for _, (mapping, offset), _ in batch]
             moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
-            yield Copy(moves, at_once=scattered is not None, gate=scattered.gate if scattered else None)
-            del self._grants[:blocks]
-            self._batch = [ticket for _, _, ticket in batch]
+            side, maps = self._source.device, [mapping for _, (mapping, _), _ in batch]
+            mover = None if side is None else partial(side.drain, maps=maps)
+            step = Copy(moves, at_once=scattered is not None, gate=scattered.gate if scattered else None, mover=mover)
+            yield step
+            if step.failed is not None:
+                self._stop = Reason.DEVICE
+                return
+            del self._grants[:blocks]  # `batch` still keeps their maps
+            self._batch += [ticket for _, _, ticket in batch]
             self._tickets += [(index, ticket) for index, _, ticket in batch]
-            if self._grants:
+            if self._grants and not at_once:
                 yield from self._commit()
 
     def _commit(self) -> Flow[None]:
@@ -260,7 +275,8 @@ class Storing:
                 accepted += 1
             else:
                 refused.append(Refused(index, reason))
-        refused += [Refused(index, self._lost or Reason.UNREACHABLE) for index, _, _ in self._grants]
+        why = self._lost or (Reason.DEVICE if self._stop is Reason.DEVICE else Reason.UNREACHABLE)
+        refused += [Refused(index, why) for index, _, _ in self._grants]
         rest = range(self._next, len(self._keys))
         if rest and self._stop is not None:
             after = Reason.NO_PARENT if self._stop in _BREAKS else self._stop
@@ -298,7 +314,7 @@ def store(
 
     `recompute_us`: what computing a block anew would take; 0: unknown.
     """
-    if session is None or session.ring is None or not keys:
+    if session is None or not session.store_bytes or not keys:
         return StoreResult(0, 0, tuple(Refused(index, Reason.UNREACHABLE) for index in range(len(keys))))
     storing = Storing(
         session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns, recompute_us=recompute_us

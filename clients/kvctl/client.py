@@ -12,11 +12,11 @@ CONFIGURATION 78    this setting can never work
 import fcntl
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 import grpc
@@ -24,11 +24,13 @@ from google.protobuf.message import Message
 
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
+from kvproto.control_token import TOKEN_KEY, ControlToken, TokenRefusedError, ask_token
 from kvproto.limits import MIB
 
 __all__ = ["SOCKET_NAME", "ControlClient", "Exit", "KvctlError", "find_socket", "printable"]
 
 SOCKET_NAME: Final = "control.sock"
+TENANTS_SOCKET: Final = "tenants.sock"  # where the daemon has one for those who may not act
 SYSTEM_DIR: Final = Path("/run/kvstored")
 SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
 ANSWER_BYTES: Final = 32 * MIB  # as much as the daemon sends: 4,096 namespaces of 6.4 KiB
@@ -90,6 +92,13 @@ def _checked(runtime_dir: Path) -> Path:
     return path
 
 
+def _open_to_us(path: Path) -> Path:
+    """The control socket, or the one for everybody beside it where that is closed to this user."""
+    everybody = path.with_name(TENANTS_SOCKET)
+    closed = path.exists() and not os.access(path, os.W_OK)
+    return everybody if closed and os.access(everybody, os.W_OK) else path
+
+
 def printable(text: str) -> str:
     """Text from outside, safe for a terminal: what could move the cursor becomes `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -114,7 +123,7 @@ class ControlClient:
     """A connection to one daemon. Every call waits at most `timeout_s` and raises KvctlError. One thread."""
 
     def __init__(self, socket_path: Path, timeout_s: float) -> None:
-        self.socket_path = socket_path
+        self.socket_path = socket_path = _open_to_us(socket_path)
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
             f"unix:{quote(str(socket_path))}",
@@ -125,6 +134,7 @@ class ControlClient:
             ],
         )
         self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call, unused-ignore]
+        self._token: ControlToken | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -166,6 +176,22 @@ class ControlClient:
     def clear(self, request: pb.ClearRequest) -> pb.ClearResponse:
         """Drop blocks, or count them."""
         return self._call("Clear", request, pb.ClearResponse)
+
+    def evict(self, request: pb.EvictRequest) -> pb.EvictResponse:
+        """Have blocks leave a tier, or count them."""
+        return self._call("Evict", request, pb.EvictResponse)
+
+    def walk(self, request: pb.WalkBlocksRequest) -> pb.WalkBlocksResponse:
+        """A page of a namespace's keys."""
+        return self._call("WalkBlocks", request, pb.WalkBlocksResponse)
+
+    def acts(self, request: pb.ListActsRequest) -> pb.ListActsResponse:
+        """What was done, and by whom."""
+        return self._call("ListActs", request, pb.ListActsResponse)
+
+    def note_transfer(self, request: pb.NoteTransferRequest) -> pb.NoteTransferResponse:
+        """Have an export or an import written down."""
+        return self._call("NoteTransfer", request, pb.NoteTransferResponse)
 
     def drain(self, *, on: bool) -> None:
         """Refuse new blocks, or take them again."""
@@ -230,16 +256,57 @@ class ControlClient:
         """Promise and allow a tenant something else, or see what would change."""
         return self._call("SetQuota", request, pb.SetQuotaResponse)
 
+    def blocks(self, request: pb.ListBlocksRequest) -> pb.ListBlocksResponse:
+        """A page of a namespace's blocks."""
+        return self._call("ListBlocks", request, pb.ListBlocksResponse)
+
+    def tree(self, request: pb.GetTreeRequest) -> pb.GetTreeResponse:
+        """Prefixes of a namespace as a tree."""
+        return self._call("GetTree", request, pb.GetTreeResponse)
+
+    def stat(self, request: pb.StatPrefixRequest) -> pb.StatPrefixResponse:
+        """One prefix, block by block."""
+        return self._call("StatPrefix", request, pb.StatPrefixResponse)
+
+    def events(self, request: pb.WatchEventsRequest) -> Iterator[pb.Event]:
+        """What happened; with `follow` without an end, and for as long as it takes. Raises KvctlError on the way."""
+        timeout_s = None if request.follow else self._timeout_s
+        try:
+            yield from self._stub.WatchEvents(request, timeout=timeout_s, metadata=self.metadata())
+        except grpc.RpcError as error:
+            raise self._trouble(error.code(), printable(error.details() or "")) from None
+
     def ping(self) -> pb.PingResponse:
         """One round trip through the owner thread."""
         return self._call("Ping", pb.PingRequest(), pb.PingResponse)
 
     def _call(self, verb: str, request: Message, _: type[Answer]) -> Answer:
+        had_token = self._token is not None
         try:
-            answer: Answer = getattr(self._stub, verb)(request, timeout=self._timeout_s)
+            try:
+                answer: Answer = self._ask(verb, request)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not had_token:
+                    raise
+                self._token = None  # it has lapsed: what follows something lives longer
+                answer = self._ask(verb, request)
         except grpc.RpcError as error:
             raise self._trouble(error.code(), printable(error.details() or "")) from None
         return answer
+
+    def _ask(self, verb: str, request: Message) -> Any:
+        return getattr(self._stub, verb)(request, timeout=self._timeout_s, metadata=self.metadata())
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What says who we are, for every call. Raises KvctlError if the daemon will not know us."""
+        if self._token is None:
+            try:
+                self._token = ask_token(self.socket_path.parent, self._timeout_s)
+            except TokenRefusedError as error:
+                raise KvctlError(Exit.REFUSED, f"the daemon refused: {printable(str(error))}") from None
+            except OSError:  # then we ask without; a daemon that must know will say so
+                return ()
+        return () if self._token is None else ((TOKEN_KEY, self._token.token),)
 
     def _trouble(self, code: grpc.StatusCode, details: str) -> KvctlError:
         exit_code, sentence = _TROUBLE.get(code, _OTHER_TROUBLE)
@@ -262,6 +329,8 @@ _TROUBLE: Final = {
     ),
     grpc.StatusCode.INVALID_ARGUMENT: (Exit.USAGE, "{details}; see `kvctl COMMAND --help`"),
     grpc.StatusCode.FAILED_PRECONDITION: (Exit.REFUSED, "{details}"),
+    grpc.StatusCode.PERMISSION_DENIED: (Exit.REFUSED, "{details}"),
+    grpc.StatusCode.UNAUTHENTICATED: (Exit.REFUSED, "{details}"),
     grpc.StatusCode.UNIMPLEMENTED: (
         Exit.REFUSED,
         "the daemon does not know this command; use the kvctl of its version, see `kvctl doctor`",

@@ -92,6 +92,7 @@ class DaemonFacts:
     disk_bytes: int = 0  # that the disk tier may take
     disk_assigned_bytes: int = 0  # that its segments take already
     keeper: str = "none"
+    admin_group: str = "none"  # whose members act
 
 
 def examine(
@@ -159,7 +160,7 @@ def check_sockets(host: Host, runtime_dir: str | None, daemon: DaemonFacts | Non
         path = f"{runtime_dir}/{name}"
         socket = host.entry(path)
         if socket is not None and socket.kind == "socket":
-            yield _socket(name, path, socket, host)
+            yield _socket(name, path, socket, host, daemon)
 
 
 def _folder(name: str, path: str, entry: Entry, owner: int) -> Check:
@@ -175,7 +176,7 @@ def _folder(name: str, path: str, entry: Entry, owner: int) -> Check:
     return Check(name, Verdict.OK, found)
 
 
-def _socket(name: str, path: str, entry: Entry, host: Host) -> Check:
+def _socket(name: str, path: str, entry: Entry, host: Host, daemon: DaemonFacts | None) -> Check:
     found = f"mode {entry.mode:04o}, uid {entry.uid}"
     listener = host.listener(path)
     if listener is Listener.STALE:
@@ -186,8 +187,9 @@ def _socket(name: str, path: str, entry: Entry, host: Host) -> Check:
         return Check(name, Verdict.FAIL, f"{found}: closed to uid {host.uid}", remedy)
     if listener is Listener.MISSING:
         return Check(name, Verdict.SKIP, "went away while looking")
-    if name == SOCKET_NAME and entry.mode & 0o077:
-        return Check(name, Verdict.FAIL, f"{found}: others may clear and drain", f"chmod 600 {path}")
+    meant = 0o660 if daemon and daemon.admin_group != "none" else 0o600
+    if name == SOCKET_NAME and entry.mode & 0o777 & ~meant:
+        return Check(name, Verdict.FAIL, f"{found}: others may ask about every tenant", f"chmod {meant:o} {path}")
     return Check(name, Verdict.OK, f"{found}, somebody listens")
 
 

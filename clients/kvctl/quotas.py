@@ -1,6 +1,7 @@
 """`kvctl quota`: what tenants are promised of memory and disk, and the most that they may have."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Annotated, Final
 
 import typer
@@ -132,6 +133,26 @@ def _sure(one: pb.Quota, field: str) -> str:
 
 def _origin(one: pb.Quota) -> str:
     return "kvctl quota set" if one.chosen else "configuration"
+
+
+def cuts(report: pb.SetQuotaResponse, tenant: pb.Tenant) -> list[str]:
+    """What of a change takes away from what the tenant has, or is promised; a line each."""
+    now, before, lines = report.quota, report.former, []
+    for name, held in (("dram", tenant.assigned_bytes), ("disk", tenant.disk_assigned_bytes)):
+        most = getattr(now, f"{name}_max_bytes") if now.HasField(f"{name}_max_bytes") else held
+        if most < held:
+            lines.append(f"{name}_max: {size(held - most)} of the {size(held)} that it has go, block by block")
+        was, sure = getattr(before, f"{name}_guaranteed_bytes"), getattr(now, f"{name}_guaranteed_bytes")
+        if sure < was:
+            lines.append(f"{name}_guaranteed: others may take {size(was - sure)} that were promised to it")
+    if now.pin_budget_bytes < min(before.pin_budget_bytes, tenant.pinned_bytes):
+        lines.append(
+            f"pins: {size(tenant.pinned_bytes - now.pin_budget_bytes)} of {size(tenant.pinned_bytes)} are let go"
+        )
+    lasted_s = before.unused_ttl_s if before.HasField("unused_ttl_s") else inf
+    if now.HasField("unused_ttl_s") and now.unused_ttl_s < lasted_s:
+        lines.append(f"unused_ttl: of its {tenant.blocks:,} blocks, those unused for {span(now.unused_ttl_s)} go")
+    return lines if tenant.name else []
 
 
 def quota_changes(report: pb.SetQuotaResponse) -> Text:

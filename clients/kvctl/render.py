@@ -36,8 +36,16 @@ def as_json(name: str, body: Json) -> str:
     return json.dumps({"version": JSON_VERSION, name: body}, indent=2)
 
 
+def as_json_line(name: str, body: Json) -> str:
+    """The same on one line, of which there may be many."""
+    return json.dumps({"version": JSON_VERSION, name: body}, separators=(",", ":"))
+
+
 def plain(message: Message) -> dict[str, Json]:
-    """A message as JSON values: every field by its name, numbers as numbers, null for a part that is not there."""
+    """A message as JSON values: every field by its name, numbers as numbers, null for a part that is not there.
+
+    Bytes, which keys are, become hex digits.
+    """
     return {
         field.name: None
         if field.has_presence and not message.HasField(field.name)
@@ -51,6 +59,8 @@ def _plain(value: object) -> Json:
         return plain(value)
     if isinstance(value, str | int | float):
         return value
+    if isinstance(value, bytes):
+        return value.hex()
     assert isinstance(value, Iterable), f"a field of type {type(value).__name__} has no JSON form yet"
     return [_plain(one) for one in value]
 
@@ -63,6 +73,20 @@ def size(size_bytes: int) -> str:
             break
         scaled /= 1024
     return f"{size_bytes} B" if unit == "B" else f"{scaled:,.1f} {unit}"
+
+
+def count(value: float) -> str:
+    """A number in few letters: `1,234`, `12.3k`, `4.5M`."""
+    for least, scale, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / scale:.1f}{unit}"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def short(text: str, most: int) -> str:
+    """Text from outside with so many letters at most, safe for a terminal."""
+    shown = printable(text)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}~"
 
 
 def span(seconds: float) -> str:
@@ -126,7 +150,10 @@ def _memory(tier: pb.Tier) -> Text:
     }
     if tier.name == "disk":
         return Text(end="")
-    return Text(f"{printable(tier.name)}: " + ", ".join(f"{size(of)} {name}" for name, of in held.items()))
+    told = [f"{size(of)} {name}" for name, of in held.items()]
+    if len(tier.nodes) > 1 or tier.numa not in {"", "off"}:
+        told += [f"{size(each.bytes)} on node {each.node}" for each in tier.nodes]
+    return Text(f"{printable(tier.name)}: " + ", ".join(told))
 
 
 def _disk(disk: pb.Disk) -> Text:
@@ -161,7 +188,7 @@ def _drives(drives: Iterable[pb.Drive]) -> Table:
     return table
 
 
-def scrub(report: pb.ScrubResponse) -> Text:
+def scrub(report: pb.ScrubResponse, tier: str = "disk") -> Text:
     """`kvctl scrub`."""
     if not report.started_unix_s:
         return Text("no scrub was run since the daemon started")
@@ -173,7 +200,8 @@ def scrub(report: pb.ScrubResponse) -> Text:
         took = span(report.finished_unix_s - report.started_unix_s)
         lines = [f"scrub done in {took}: {done} read"]
     if report.damaged:
-        lines.append(f"{report.damaged:,} damaged: they are misses now, and their place on disk is not used again")
+        place = "on disk is" if tier == "disk" else "is"
+        lines.append(f"{report.damaged:,} damaged: they are misses now, and their place {place} not used again")
     elif not report.running:
         lines.append("none damaged")
     return Text("\n".join(lines))
@@ -191,16 +219,27 @@ def _traffic(counters: pb.Counters) -> Text:
     )
 
 
-def counters(report: pb.Counters) -> RenderableType:
-    """`kvctl stats`."""
+def counters(report: pb.Counters, disk: pb.DiskCounters | None = None) -> RenderableType:
+    """`kvctl stats`: those of memory, and of disk where there is one."""
     table = _table("since the daemon started", ">count")
+    _count_rows(table, report)
+    asked = report.lease_hits + report.lease_misses
+    if asked:
+        table.add_row("hit rate", f"{report.lease_hits / asked:.1%}")
+    if disk is None:
+        return table
+    below = _table("disk", ">count")
+    _count_rows(below, disk)
+    return Group(table, Text(), below)
+
+
+def _count_rows(table: Table, report: Message) -> None:
     for field in report.DESCRIPTOR.fields:
         value = getattr(report, field.name)
         if field.name.endswith("_bytes"):
             table.add_row(field.name.removesuffix("_bytes").replace("_", " ") + " bytes", size(value))
         else:
             table.add_row(field.name.replace("_", " "), f"{value:,}")
-    return table
 
 
 def tenants(reports: Iterable[pb.Tenant]) -> Table:
@@ -228,6 +267,16 @@ def namespaces(reports: Iterable[pb.Namespace]) -> Table:
             f"{one.sessions:,}",
         )
     return table
+
+
+def namespace_list(reports: Iterable[pb.Namespace]) -> RenderableType:
+    """`kvctl ls`: a line each, the largest first."""
+    table = _table("namespace", "tenant", "model", ">blocks", ">bytes", ">clients")
+    largest = sorted(reports, key=lambda one: (-one.bytes, one.tenant, one.digest))
+    for one in largest:
+        row = (one.digest[:DIGEST_DIGITS], short(one.tenant, 12), short(one.model, 26))
+        table.add_row(*row, f"{one.blocks:,}", size(one.bytes), f"{one.sessions:,}")
+    return table if largest else Text("no namespace holds blocks or is open")
 
 
 def _ranks(one: pb.Namespace) -> str:

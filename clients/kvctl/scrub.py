@@ -1,4 +1,4 @@
-"""`kvctl scrub`: have all that lies on disk read and verified, and watch."""
+"""`kvctl scrub`: have all that lies in a tier read and verified, and watch."""
 
 import time
 from typing import Final
@@ -28,8 +28,8 @@ def parse_rate(text: str) -> int:
     return rate
 
 
-def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:
-    """Wait for the end of a scrub; on a terminal, a bar on stderr shows how far it is.
+def follow(client: ControlClient, report: pb.ScrubResponse, tier: str = "disk") -> pb.ScrubResponse:
+    """Wait for the end of a scrub of a tier; on a terminal, a bar on stderr shows how far it is.
 
     Raises KvctlError, also if another one takes its place: nobody then knows what this one would have found.
     """
@@ -52,7 +52,7 @@ def follow(client: ControlClient, report: pb.ScrubResponse) -> pb.ScrubResponse:
             except KeyboardInterrupt:
                 text = "no longer waiting; the scrub goes on: see `kvctl scrub --status`"
                 raise KvctlError(Exit.REFUSED, text) from None
-            report = client.scrub(pb.ScrubRequest())
+            report = client.scrub(pb.ScrubRequest(tier=tier))
             if report.started_unix_s != begun_s:
                 text = "another scrub has taken the place of this one; follow it with `kvctl scrub --status --wait`"
                 raise KvctlError(Exit.REFUSED, text)

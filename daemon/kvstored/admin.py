@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from kvproto.ids import NamespaceDigest
-from kvproto.limits import MIB
+from kvproto.limits import MIB, PAGE_BYTES
 from kvproto.policy_frames import Fetching, Pinned
 from kvstore import survey
+from kvstore.evicting import EvictReport
 from kvstore.hints.report import GuidingReport
+from kvstore.insight.looking import Looking
 from kvstore.insight.misses import Misses
 from kvstore.quotas import QuotaError
 from kvstore.report import (
@@ -25,6 +27,7 @@ from kvstore.report import (
     DiskReport,
     DriveReport,
     NamespaceReport,
+    NodeReport,
     PolicyChange,
     PolicyReport,
     ScrubReport,
@@ -41,10 +44,12 @@ from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskState
 from kvstored import __version__
 from kvstored.admin_costs import costs_report
+from kvstored.admin_evict import EvictWish, Walked, evict, walk
 from kvstored.admin_hints import guiding_report
 from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
 from kvstored.admin_pins import PrefixWish, pin, prefetch, unpin
 from kvstored.admin_quotas import QuotaWish, quota_reports, set_quota
+from kvstored.admin_writers import writer_warnings
 from kvstored.config import Loaded
 from kvstored.connection import Connection
 from kvstored.control import AmbiguousError, RefusedError
@@ -55,11 +60,13 @@ from kvstored.keep import FdKeeper, Keeper, NoKeeper
 from kvstored.memory import HostMemory
 from kvstored.metrics_snapshot import Snapshot, take_snapshot
 from kvstored.notify import SystemdKeeper
+from kvstored.placement import spread
 
 log = logging.getLogger(__name__)
 
 FOREIGN_NAMED: Final = 8  # of files that are not ours; the rest is counted
 SCRUB_RATE: Final = 10 * MIB  # where neither the caller nor the configuration says one
+DRAM_SCRUB_RATE: Final = 100 * MIB
 PACKED_TRIED: Final = 256  # blocks written before anybody says that packing does not pay
 
 _DRIVE_REMEDIES: Final = {
@@ -140,6 +147,7 @@ class Admin:
         keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
         """`hands` is looked at anew for each answer; `keeper` holds memory for the next life."""
+        self.looking = Looking(store)
         self._loaded = loaded
         self._store = store
         self._hot = hot
@@ -179,6 +187,14 @@ class Admin:
         tiers = (self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store))
         return take_snapshot(self._store, misses, self._configured, tiers, disk, len(list(self._warnings(disk))))
 
+    def disk(self) -> DiskReport | None:
+        """As `status` has it; None without a disk tier."""
+        return self._disk() if self._store.limits.disk.disk_bytes else None
+
+    def warnings(self, disk: DiskReport | None) -> tuple[str, ...]:
+        """As `status` has them."""
+        return tuple(self._warnings(disk))
+
     def _isolation(self) -> str:
         peers = [connection.peer.isolation for connection in self._hot.clients.connections.values()]
         return "accident only" if "accident only" in peers else "enforced"
@@ -199,6 +215,8 @@ class Admin:
             locked_bytes=memory.locked_bytes,
             stale_bytes=store.arenas.stale_bytes(),
             huge_bytes=memory.huge_bytes,
+            nodes=tuple(NodeReport(node, held) for node, held in sorted(memory.placement.lie.items())),
+            numa=spread(memory.placement.nodes),
         )
 
     def _disk(self) -> DiskReport:
@@ -232,7 +250,10 @@ class Admin:
     def _warnings(self, disk: DiskReport | None) -> Iterator[str]:
         """Each names what is wrong and, after a semicolon, what to do."""
         yield from self._memory.faults
+        if self._memory.advice:
+            yield self._memory.advice
         yield from self._keeper.faults
+        yield from writer_warnings(self._store)
         if disk is None:
             return
         for drive in disk.drives:
@@ -247,7 +268,8 @@ class Admin:
 
     def counters(self) -> Counters:
         """See the port."""
-        return self._store.tally.report(self._store.arenas.recycled)
+        report = self._store.tally.report(self._store.arenas.recycled)
+        return replace(report, evicted=report.evicted + self._store.streams.evicted)  # what comes from disk evicts too
 
     def namespaces(self) -> tuple[NamespaceReport, ...]:
         """See the port."""
@@ -273,12 +295,30 @@ class Admin:
         self._store.clear(scope, answer.set_result, dry_run=dry_run)
         return answer
 
+    def evict(self, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
+        """See the port."""
+        self._tiers(wish.tier)
+        if wish.tier is Tier.DISK and self._store.disk.state is not DiskState.SERVING:
+            text = f"disk is {self._store.disk.state.value}"
+            raise RefusedError(f"{text}; try again once `kvctl status` calls it serving")
+        return evict(self._store, wish, dry_run=dry_run)
+
+    def walk(self, tenant: str, digest: NamespaceDigest, after: int) -> Walked:
+        """See the port."""
+        return walk(self._store, tenant, digest, after)
+
     def drain(self, *, on: bool) -> None:
         """See the port."""
         self._store.draining = on
 
-    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
+    def scrub(self, *, start: bool, rate: int | None, tier: Tier = Tier.DISK) -> ScrubReport:
         """See the port."""
+        if tier is Tier.DRAM:
+            scrubbing = self._store.scrubbing
+            if start:
+                least = self._loaded.config.dram_scrub_rate or DRAM_SCRUB_RATE
+                scrubbing.begin(least if rate is None else rate, everything=True)
+            return scrubbing.report()
         disk = self._store.disk
         if not self._store.limits.disk.disk_bytes:
             raise RefusedError("there is no disk tier to scrub; give kvstored --disk and --disk-size")
@@ -435,8 +475,7 @@ def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[
 def _session_report(connection: Connection) -> SessionReport:
     session = connection.session
     assert session is not None
-    ring_bytes = connection.ring.region_bytes if connection.ring else 0
-    page_bytes = ring_bytes // session.ring.pages if session.ring.pages else 0
+    ring_bytes = session.ring.pages * PAGE_BYTES  # in mode direct no ring: so much may be on its way
     return SessionReport(
         session=session.number,
         name=connection.name,
@@ -448,7 +487,7 @@ def _session_report(connection: Connection) -> SessionReport:
         isolation=connection.peer.isolation,
         connected_s=(time.monotonic_ns() - connection.connected_ns) / 1e9,
         ring_bytes=ring_bytes,
-        ring_used_bytes=ring_bytes - session.ring.free_pages * page_bytes,
+        ring_used_bytes=ring_bytes - session.ring.free_pages * PAGE_BYTES,
         tickets=len(session.tickets),
         leases=len(session.leases),
         arenas_mapped=len(session.arenas),

@@ -47,7 +47,7 @@ class Report:
 
     good: int = 0
     damaged: int = 0
-    unread: int = 0  # packed, and nothing here can unpack them: only their stored bytes were verified
+    unread: int = 0  # packed and nothing here can unpack them, or encrypted: only their stored bytes were verified
     superseded: int = 0
     orphaned: int = 0
     without_entry: int = 0
@@ -65,7 +65,7 @@ class Report:
         return [
             f"blocks good: {self.good}",
             f"blocks damaged: {self.damaged}",
-            *([f"blocks not unpacked: {self.unread}"] if self.unread else []),
+            *([f"blocks of which only the stored bytes were verified: {self.unread}"] if self.unread else []),
             f"blocks orphaned: {self.orphaned}",
             f"blocks superseded: {self.superseded}",
             f"blocks without index entry: {self.without_entry}",
@@ -196,6 +196,9 @@ def _read_slot(
 def _payload_fault(header: Header, stored: memoryview, report: Report) -> str:
     if xxhash.xxh3_64_intdigest(stored) != header.stored_checksum:
         return "the payload fails its checksum"
+    if header.nonce:
+        report.unread += 1
+        return ""
     content = np.frombuffer(stored, np.uint8)
     if header.codec is not Codec.RAW:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvstored import __version__
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
+from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
@@ -72,7 +73,8 @@ def _config(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         others = {name: value for name, value in os.environ.items() if not name.startswith("KVSTORED_")}
-        loaded = load(options.file, others, {})
+        # Of this machine: the control group of whoever asks is not the service's.
+        loaded = load(options.file, others, {}, memory_bytes=machine_bytes())
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG

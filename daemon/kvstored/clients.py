@@ -43,6 +43,8 @@ class Clients:
         self.store: Store  # set once by the daemon: store and server know each other
         self.connections: dict[int, Connection] = {}  # by socket descriptor
         self.by_session: dict[Session, Connection] = {}
+        self.came: Callable[[Connection], None] = _nobody_hears  # `Chronicle`, of sessions that begin and end
+        self.went: Callable[[Connection, str], None] = _nobody_hears
         self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
         self._listener: socket.socket | None = None
         self._outlives_us = False  # the listener: it is the service manager's
@@ -118,10 +120,13 @@ class Clients:
             connection.peer.pid, connection.peer.uid, connection.name, code.name, text,
         )  # fmt: skip
         connection.say_goodbye(code, text)
-        self.hang_up(connection)
+        self.hang_up(connection, text)
 
-    def hang_up(self, connection: Connection) -> None:
-        """The socket is closed or must be: tickets end; leases and the record live on until the process exits."""
+    def hang_up(self, connection: Connection, reason: str = "") -> None:
+        """The socket is closed or must be: tickets end; leases and the record live on until the process exits.
+
+        `reason`: why, unless the client wished it.
+        """
         fd = connection.socket.fileno()
         if fd < 0:
             return
@@ -131,6 +136,7 @@ class Clients:
         if connection.session is None:
             self._forget(connection)
             return
+        self.went(connection, reason)
         self.store.detach(connection.session)
         self._leave_to_elder(connection)
         self.reap(connection)
@@ -188,6 +194,10 @@ class Clients:
                         self.fail(holder, Code.SLOW_READER, "an arena was not dropped in time")
         for connection in list(self.by_session.values()):
             self.reap(connection)
+
+
+def _nobody_hears(*_: object) -> None:
+    pass
 
 
 def _refuse(accepted: socket.socket, text: str) -> None:

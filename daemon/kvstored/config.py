@@ -16,11 +16,11 @@ not on the day the flag is dropped. All trouble is a `ConfigError`, and the proc
     dram = "lru"
     [tenants.research]              # HELLO may name it; the first tenant that lists a uid is its default
     uids = [1001, 1002]             # a uid that no tenant lists gets a tenant of its own, uid-N
+    trusting = true                 # its engines may write into its memory themselves (mode direct)
     dram_guaranteed = "16GiB"       # and other quotas: quota_keys.py
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,13 +31,26 @@ from kvproto.sizes import format_bytes, parse_bytes, parse_seconds
 from kvstore.quotas import USUAL, Capacity, Quota
 from kvstore.report import ConfigValue
 from kvstore.rules import Tier
+from kvstored.control_address import TlsFiles
+from kvstored.host_limits import Limit, memory_limit
+from kvstored.http_address import OFF
+from kvstored.key_file import KeyRing, read_keys
 from kvstored.layers import TENANTS, Given, TenantConfig, read_layers
+from kvstored.otlp_address import missing_packages
+from kvstored.placement import NoSuchNodeError, Topology, plan
 from kvstored.quota_keys import check_all
+from kvstored.secret_files import SecretFileError
 from kvstored.settings import (
+    ADMIN_GROUP,
     ARENA,
+    CONTROL_CERTIFICATE,
+    CONTROL_CLIENT_CA,
+    CONTROL_KEY,
+    CONTROL_LISTEN,
     DISK,
     DISK_ADMISSION,
     DISK_CODEC,
+    DISK_KEY_FILE,
     DISK_PACKERS,
     DISK_READERS,
     DISK_SCRUB_RATE,
@@ -46,6 +59,9 @@ from kvstored.settings import (
     DISK_WRITE_RATE,
     DISK_WRITERS,
     DRAM,
+    DRAM_SCRUB,
+    DRAM_SCRUB_RATE,
+    HUGE_PAGES,
     INSIGHT_CURVES,
     KEEP,
     KEEP_PATIENCE,
@@ -54,6 +70,7 @@ from kvstored.settings import (
     LOCK,
     LOG_LEVEL,
     METRICS_LISTEN,
+    NUMA,
     NUMBERS,
     POLICY_DISK,
     POLICY_DRAM,
@@ -61,13 +78,17 @@ from kvstored.settings import (
     RING,
     RUNTIME_DIR,
     SETTINGS,
+    STATE_DIR,
     STOP_WITHIN,
+    TENANT_CONTROL,
     TICKET_TTL,
+    TRACE_ONE_IN,
+    TRACE_OTLP,
     Basis,
     Setting,
     numbers_needed,
 )
-from kvstored.units import ConfigError, format_seconds
+from kvstored.units import NO_FILE, ConfigError, format_seconds
 
 __all__ = [
     "EX_CONFIG", "SETTINGS", "Config", "ConfigError", "Loaded", "Setting", "TenantConfig", "load",
@@ -88,6 +109,10 @@ class Config:
     arena_bytes: int
     prefault: bool
     lock: bool
+    huge_pages: bool
+    numa: str  # "auto", "interleave", "off" or numbers of nodes (`placement.py`)
+    dram_scrub: str  # one of SCRUBS
+    dram_scrub_rate: int  # bytes a second, 0: no scrub of memory in the background
     ring_bytes: int
     ticket_ttl_s: float
     lease_ttl_max_s: float
@@ -107,15 +132,39 @@ class Config:
     disk_writers: int  # threads of each directory
     disk_packers: int  # threads of all
     disk_scrub_rate: int  # bytes a second, 0: no scrub in the background
+    disk_key_file: str  # NO_FILE: not encrypted
     policy_dram: str  # one of RULES
     policy_disk: str  # one of RULES
     insight_curves: bool
     metrics_listen: str  # "off", a loopback address, or a path (`http_address.py`)
+    state_dir: Path
+    admin_group: str  # "none", or whose members act on the control socket
+    tenant_control: bool  # is there a socket for everybody?
+    control_listen: str  # "off", or an address (`control_address.py`)
+    control_certificate: str  # this and what follows: NO_FILE, or all are there
+    control_key: str
+    control_client_ca: str
+    trace_otlp: str  # "off", or the address of a collector (`otlp_address.py`)
+    trace_one_in: int  # leases
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
         """Names that a process of `uid` may ask for in HELLO; the first is its default. Never empty."""
         return tuple(tenant.name for tenant in self.tenants if uid in tenant.uids) or (f"uid-{uid}",)
+
+    def disk_keys(self) -> KeyRing | None:
+        """Keys of the disk tier as their file has them now; None: it is not encrypted. Raises SecretFileError."""
+        return None if self.disk_key_file == NO_FILE else read_keys(Path(self.disk_key_file))
+
+    def control_tls(self) -> TlsFiles | None:
+        """Files of mutual TLS; None: no address is listened on."""
+        if self.control_listen == OFF:
+            return None
+        return TlsFiles(Path(self.control_certificate), Path(self.control_key), Path(self.control_client_ca))
+
+    def trusts(self, tenant: str) -> bool:
+        """May a tenant's engines write into its memory themselves?"""
+        return any(one.name == tenant and one.trusting for one in self.tenants)
 
     def quotas(self) -> dict[str, Quota]:
         """Of tenants of which the configuration says more than that they are there."""
@@ -148,29 +197,34 @@ def load(
     """Find every value and its origin. Raises ConfigError at the first mistake.
 
     `flags` is keyed by flag name (`--dram`; the dashes may be missing and `_` stands for `-`, as argparse
-    leaves them). `memory_bytes` is the machine's memory, read from /proc/meminfo when None.
+    leaves them). `memory_bytes` is the machine's memory; None: what this process may have of it (`host_limits.py`).
     """
     layers = read_layers(config_file, environ, flags)
+    memory = memory_limit() if memory_bytes is None else Limit(memory_bytes, "the machine's memory")
     basis = Basis(
         environ=environ,
-        memory_bytes=_machine_memory_bytes() if memory_bytes is None else memory_bytes,
+        memory_bytes=memory.limit_bytes,
         cpus=len(os.sched_getaffinity(0)),
     )
     chooser = _Chooser(layers.given)
     dram_bytes = chooser.choose(DRAM, basis)
     basis = replace(basis, dram_bytes=dram_bytes)
     arena_bytes = chooser.choose(ARENA, basis)
-    _check_dram(arena_bytes, basis, chooser)
+    _check_dram(arena_bytes, basis, chooser, memory)
     basis = replace(basis, arena_bytes=arena_bytes)
     config = Config(
         dram_bytes=dram_bytes,
         arena_bytes=arena_bytes,
         prefault=chooser.choose(PREFAULT, basis),
         lock=chooser.choose(LOCK, basis),
+        huge_pages=chooser.choose(HUGE_PAGES, basis),
+        numa=_numa(chooser, basis),
+        dram_scrub=chooser.choose(DRAM_SCRUB, basis),
+        dram_scrub_rate=chooser.choose(DRAM_SCRUB_RATE, basis),
         ring_bytes=chooser.choose(RING, basis),
         ticket_ttl_s=chooser.choose(TICKET_TTL, basis),
         lease_ttl_max_s=chooser.choose(LEASE_TTL_MAX, basis),
-        runtime_dir=chooser.choose(RUNTIME_DIR, basis),
+        runtime_dir=(runtime_dir := chooser.choose(RUNTIME_DIR, basis)),
         leaf_threads=chooser.choose(LEAF_THREADS, basis),
         log_level=chooser.choose(LOG_LEVEL, basis),
         keep=chooser.choose(KEEP, basis),
@@ -186,14 +240,26 @@ def load(
         disk_writers=chooser.choose(DISK_WRITERS, basis),
         disk_packers=chooser.choose(DISK_PACKERS, basis),
         disk_scrub_rate=chooser.choose(DISK_SCRUB_RATE, basis),
+        disk_key_file=chooser.choose(DISK_KEY_FILE, basis),
         policy_dram=chooser.choose(POLICY_DRAM, basis),
         policy_disk=chooser.choose(POLICY_DISK, basis),
         insight_curves=chooser.choose(INSIGHT_CURVES, basis),
         metrics_listen=chooser.choose(METRICS_LISTEN, basis),
+        state_dir=chooser.choose(STATE_DIR, replace(basis, runtime_dir=runtime_dir)),
+        admin_group=chooser.choose(ADMIN_GROUP, basis),
+        tenant_control=chooser.choose(TENANT_CONTROL, basis),
+        control_listen=chooser.choose(CONTROL_LISTEN, basis),
+        control_certificate=chooser.choose(CONTROL_CERTIFICATE, basis),
+        control_key=chooser.choose(CONTROL_KEY, basis),
+        control_client_ca=chooser.choose(CONTROL_CLIENT_CA, basis),
+        trace_otlp=_trace_otlp(chooser, basis),
+        trace_one_in=chooser.choose(TRACE_ONE_IN, basis),
         tenants=tuple(tenant for tenant, _ in layers.tenants),
     )
     _check_directories(config, chooser)
     _check_disk(config, chooser)
+    _check_keys(config, chooser)
+    _check_control(config, chooser)
     if not config.disk_directories:
         config = replace(config, disk_bytes=0)
     of_tenants = [value for _, values in layers.tenants for value in values]
@@ -231,13 +297,13 @@ def _parsed(setting: Setting[T], text: str, place: str) -> T:
         raise ConfigError(f"{place}: {error}") from None
 
 
-def _check_dram(arena_bytes: int, basis: Basis, chooser: _Chooser) -> None:
+def _check_dram(arena_bytes: int, basis: Basis, chooser: _Chooser, memory: Limit) -> None:
     """Size, arena and machine against each other; blames the setting that is easier to have got wrong."""
     dram_bytes = basis.dram_bytes
     size, arena = format_bytes(dram_bytes), format_bytes(arena_bytes)
-    if dram_bytes > basis.memory_bytes:
-        memory = format_bytes(basis.memory_bytes - basis.memory_bytes % limits.MIB)
-        raise ConfigError(f"{chooser.places[DRAM.name]}: {size} is more than the machine's memory, {memory}")
+    if dram_bytes > memory.limit_bytes:
+        most = format_bytes(memory.limit_bytes - memory.limit_bytes % limits.MIB)
+        raise ConfigError(f"{chooser.places[DRAM.name]}: {size} is more than {memory.whose}, {most}")
     if arena_bytes > dram_bytes:
         guilty = ARENA if any(given.setting is ARENA for given in chooser.given) else DRAM
         place = chooser.places[guilty.name]
@@ -291,12 +357,48 @@ def _check_disk(config: Config, chooser: _Chooser) -> None:
         raise ConfigError(f"{place}: {reason} has more slots than 32 bits can number; take larger ones, or less disk")
 
 
-def _machine_memory_bytes() -> int:
-    meminfo = Path("/proc/meminfo")
+def _check_keys(config: Config, chooser: _Chooser) -> None:
+    """Trouble with a key is told before anything starts; it is read again when the disk opens."""
+    place = chooser.places[DISK_KEY_FILE.name]
+    if config.disk_key_file != NO_FILE and not config.disk_directories:
+        raise ConfigError(f"{place}: a key, and no {DISK.toml} to encrypt")
     try:
-        match = re.search(r"^MemTotal: *([0-9]+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{meminfo}:1: cannot be read: {error}") from error
-    if match is None:
-        raise ConfigError(f"{meminfo}:1: does not say MemTotal")
-    return int(match[1]) * limits.KIB
+        config.disk_keys()
+    except SecretFileError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _check_control(config: Config, chooser: _Chooser) -> None:
+    """All three files for an address, none without."""
+    place = chooser.places[CONTROL_LISTEN.name]
+    for setting in (CONTROL_CERTIFICATE, CONTROL_KEY, CONTROL_CLIENT_CA):
+        there = getattr(config, setting.name) != NO_FILE
+        if there and config.control_listen == OFF:
+            raise ConfigError(f"{chooser.places[setting.name]}: is of no use without {CONTROL_LISTEN.toml}")
+        if not there and config.control_listen != OFF:
+            reason = f"whoever can connect to {config.control_listen} is nobody known without {setting.toml}"
+            raise ConfigError(f"{place}: {reason}; only mutual TLS is spoken there")
+    files = config.control_tls()
+    try:
+        if files is not None:
+            files.checked()
+    except SecretFileError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _trace_otlp(chooser: _Chooser, basis: Basis) -> str:
+    """What it needs is no part of what a daemon needs otherwise."""
+    address = chooser.choose(TRACE_OTLP, basis)
+    if address != OFF and (missing := missing_packages()):
+        raise ConfigError(f"{chooser.places[TRACE_OTLP.name]}: {missing} is missing: pip install 'kvstored[otel]'")
+    return address
+
+
+def _numa(chooser: _Chooser, basis: Basis) -> str:
+    """Nodes that are named must be there; their number is what `HostMemory` spreads arenas over."""
+    wish = chooser.choose(NUMA, basis)
+    try:
+        plan(wish, Topology.read())
+    except NoSuchNodeError as error:
+        raise ConfigError(f"{chooser.places[NUMA.name]}: {error}") from None
+    return wish

@@ -12,8 +12,8 @@ from kvproto.errors import Code
 from kvproto.frames import Verb, build_failure
 from kvproto.limits import OUTBOX_FRAMES
 from kvstore.sessions import Session
-from kvstored.memory import Region
 from kvstored.peer import Peer
+from kvstored.regions import Region
 
 Frame = bytes | bytearray | memoryview
 

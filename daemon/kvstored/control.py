@@ -12,9 +12,10 @@ which status code says what.
 """
 
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import fsencode
 from pathlib import Path
@@ -31,7 +32,9 @@ from kvproto.ids import NamespaceDigest
 from kvproto.limits import FRAME_BYTES, MIB, PIN_TTL_NS_MAX, PREFETCH_NS_MAX
 from kvproto.policy_frames import Fetching, Pinned
 from kvproto.policy_frames import Tier as PinTier
+from kvstore.evicting import EvictReport
 from kvstore.hints.report import GuidingReport
+from kvstore.insight.looking import Looking
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -45,24 +48,38 @@ from kvstore.report import (
     ScrubReport,
     SessionReport,
     TenantReport,
+    TierReport,
 )
 from kvstore.report_costs import CostsReport, NamespaceCosts
 from kvstore.report_pins import PinsReport
 from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
+from kvstored.admin_audit import Audit, acts_of
+from kvstored.admin_evict import EvictWish, Walked, evict_wish_of, evicted_of, scope_of, walk_of, walk_wish_of
 from kvstored.admin_hints import programs_of, workflows_of
 from kvstored.admin_insight import Explanation, MissQuestion, Observed, advice_of, explanation_of, question_of
+from kvstored.admin_look import (
+    TooManyError,
+    asker,
+    draw_tree,
+    list_blocks,
+    list_wish_of,
+    stat_prefix,
+    stat_wish_of,
+    tree_wish_of,
+)
 from kvstored.admin_pins import PrefixWish, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import QuotaWish, wish_of
-from kvstored.requests import digest_of, keys_of, named, namespace_of, tenant_of
+from kvstored.door import CONTROL, Door
+from kvstored.events import Events
+from kvstored.events_stream import WATCHERS, Watched
+from kvstored.requests import named, namespace_of, tenant_of
 
 __all__ = ["SOCKET_NAME", "AdminPort", "AmbiguousError", "ControlServer", "Owner", "RefusedError"]
 
-SOCKET_NAME: Final = "control.sock"
+SOCKET_NAME: Final = CONTROL
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
 
-HANDLER_THREADS: Final = 4
-CALLS: Final = 64  # at once, watchers of the health service included; one more is told RESOURCE_EXHAUSTED
 OWNER_WAIT_S: Final = 10.0  # the longest a handler waits for the owner, where the caller sets no shorter deadline
 
 # The largest request is a Clear of 1,024 keys: 34 bytes each, 35 KiB.
@@ -90,6 +107,10 @@ class AmbiguousError(RefusedError):
 class AdminPort(Protocol):
     """What the owner thread answers. Every method runs there, does not block, and returns plain values."""
 
+    @property
+    def looking(self) -> Looking:
+        """Blocks, slice by slice."""
+
     def status(self) -> DaemonReport:
         """Everything of `kvctl status`."""
 
@@ -114,11 +135,17 @@ class AdminPort(Protocol):
         Raises KeyError(text): unknown tenant or namespace.
         """
 
+    def evict(self, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
+        """Begin to have blocks leave a tier, or only to count them. Raises as `clear`; RefusedError: no such tier."""
+
+    def walk(self, tenant: str, digest: NamespaceDigest, after: int) -> Walked:
+        """A page of the keys of a namespace's blocks. Raises KeyError(text): unknown tenant or namespace."""
+
     def drain(self, *, on: bool) -> None:
         """Refuse new blocks from now on, or take them again. Idempotent."""
 
-    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
-        """How far the scrub is; `start` first begins one anew, at `rate` bytes a second.
+    def scrub(self, *, start: bool, rate: int | None, tier: Tier = Tier.DISK) -> ScrubReport:
+        """How far the scrub of a tier is; `start` first begins one anew, at `rate` bytes a second.
 
         A `rate` of 0 is as fast as it goes, None what the configuration says.
         Raises RefusedError where there is nothing to scrub.
@@ -193,18 +220,25 @@ class Owner(Protocol):
 
 
 class ControlServer:
-    """Serves `runtime_dir`/control.sock. `start` and `stop` belong to one thread; `announce` to any."""
+    """Serves a socket in `runtime_dir`. `start` and `stop` belong to one thread; `announce` to any."""
 
-    def __init__(self, owner: Owner, runtime_dir: Path) -> None:
-        self.path = runtime_dir / SOCKET_NAME
+    def __init__(
+        self, owner: Owner, runtime_dir: Path, door: Door | None = None, audit: Audit | None = None,
+        events: Events | None = None,
+    ) -> None:  # fmt: skip
+        """`audit` has what was done here, and in former lives; `events` what happens."""
+        self._door = Door() if door is None else door
+        self.path = runtime_dir / self._door.name
         self._owner = owner
+        self._audit = audit
+        self._events = events or Events()
         self._health = health.HealthServicer()
         self._server: grpc.Server | None = None
         self._inode = 0
         self.serving = False  # as the health service says
 
     def start(self) -> None:
-        """Serve. The socket appears under its name once calls are answered, and its mode is never but 0600.
+        """Serve. The socket appears under its name once calls are answered, and its mode is never but its door's.
 
         Raises OSError if the runtime directory cannot hold it, ValueError if its path is too long for a
         socket. A socket that a dead daemon left behind is replaced: that no living one serves this directory
@@ -238,6 +272,7 @@ class ControlServer:
         if server is None:
             return
         self._health.enter_graceful_shutdown()
+        self._events.stop()
         server.stop(grace_s).wait()
         # A successor may have put its own socket there already.
         if self.path.exists() and self.path.stat().st_ino == self._inode:
@@ -245,14 +280,19 @@ class ControlServer:
 
     def _new_server(self) -> grpc.Server:
         server = grpc.server(
-            ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="control"),
+            ThreadPoolExecutor(self._door.threads + WATCHERS, thread_name_prefix="control"),
             options=[
                 ("grpc.max_receive_message_length", REQUEST_BYTES),
                 ("grpc.max_send_message_length", ANSWER_BYTES),
+                *([("grpc.max_allowed_incoming_connections", most)] if (most := self._door.connections) else ()),
             ],
-            maximum_concurrent_rpcs=CALLS,
+            maximum_concurrent_rpcs=self._door.calls,
+            interceptors=[self._door.gate] if self._door.gate else None,
         )
-        control_pb2_grpc.add_ControlServicer_to_server(_Control(self._owner, self.announce), server)
+        handlers = _Control(self._owner, self.announce, self._audit, self._events)
+        control_pb2_grpc.add_ControlServicer_to_server(handlers, server)
+        if not self._door.health:
+            return server
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
@@ -267,6 +307,9 @@ class ControlServer:
             hidden = Path(private) / "s"
             server.add_insecure_port(f"unix:{quote(str(hidden))}")
             hidden.chmod(0o600)
+            if self._door.gid is not None:
+                os.chown(hidden, -1, self._door.gid)
+            hidden.chmod(self._door.mode)
             server.start()
             self._inode = hidden.stat().st_ino
             hidden.rename(self.path)
@@ -275,9 +318,11 @@ class ControlServer:
 class _Control:
     """The handlers. Their names are gRPC's."""
 
-    def __init__(self, owner: Owner, announce: "_Announce") -> None:
+    def __init__(self, owner: Owner, announce: "_Announce", audit: Audit | None, events: Events) -> None:
         self._owner = owner
         self._announce = announce
+        self._audit = audit
+        self._watched = Watched(events)
 
     def GetStatus(self, _: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
         return self._answer(context, lambda port: port.status(), _status)
@@ -318,13 +363,37 @@ class _Control:
         )
 
     def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
-        scope = _checked(context, lambda: _scope(request))
+        scope = _checked(context, lambda: scope_of(request))
         return self._answer(
             context,
             lambda port: port.clear(scope, dry_run=request.dry_run),
             lambda clearing: pb.ClearResponse(**named(clearing.result(_wait_s(context)))),
             unknown=KeyError,
         )
+
+    def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictResponse:
+        wish = _checked(context, lambda: evict_wish_of(request))
+        return self._answer(
+            context,
+            lambda port: port.evict(wish, dry_run=request.dry_run),
+            lambda evicting: evicted_of(evicting.result(_wait_s(context))),
+            unknown=KeyError,
+        )
+
+    def WalkBlocks(self, request: pb.WalkBlocksRequest, context: grpc.ServicerContext) -> pb.WalkBlocksResponse:
+        tenant, digest, after = _checked(context, lambda: walk_wish_of(request))
+        return self._answer(context, lambda port: port.walk(tenant, digest, after), walk_of, unknown=KeyError)
+
+    def ListActs(self, request: pb.ListActsRequest, context: grpc.ServicerContext) -> pb.ListActsResponse:
+        if self._audit is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nothing is written down here")
+        audit = self._audit
+        return _checked(context, lambda: acts_of(request, audit))
+
+    def NoteTransfer(self, request: pb.NoteTransferRequest, context: grpc.ServicerContext) -> pb.NoteTransferResponse:
+        if request.verb not in ("export", "import"):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "verb is export or import")
+        return pb.NoteTransferResponse()  # the gate has it written down
 
     def Drain(self, _: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
         return self._answer(context, lambda port: self._drain(port, on=True), lambda _: pb.DrainResponse())
@@ -339,9 +408,10 @@ class _Control:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"rate_bytes_per_s is at most {RATE_BYTES_PER_S}, and goes with start",
             )
+        tier = _checked(context, lambda: _tier(request))
         return self._answer(
             context,
-            lambda port: port.scrub(start=request.start, rate=rate),
+            lambda port: port.scrub(start=request.start, rate=rate, tier=tier or Tier.DISK),
             lambda report: pb.ScrubResponse(**named(report)),
         )
 
@@ -439,6 +509,21 @@ class _Control:
         tenant = _checked(context, lambda: tenant_of(request))
         return self._answer(context, lambda port: port.guiding(tenant), workflows_of, unknown=KeyError)
 
+    def ListBlocks(self, request: pb.ListBlocksRequest, context: grpc.ServicerContext) -> pb.ListBlocksResponse:
+        wish = _checked(context, lambda: list_wish_of(request))
+        return _answered(context, lambda wait_s: list_blocks(asker(self._owner, wait_s), wish), KeyError)
+
+    def GetTree(self, request: pb.GetTreeRequest, context: grpc.ServicerContext) -> pb.GetTreeResponse:
+        wish = _checked(context, lambda: tree_wish_of(request))
+        return _answered(context, lambda wait_s: draw_tree(asker(self._owner, wait_s), wish, wait_s), KeyError)
+
+    def StatPrefix(self, request: pb.StatPrefixRequest, context: grpc.ServicerContext) -> pb.StatPrefixResponse:
+        wish = _checked(context, lambda: stat_wish_of(request))
+        return _answered(context, lambda wait_s: stat_prefix(asker(self._owner, wait_s), wish), KeyError)
+
+    def WatchEvents(self, request: pb.WatchEventsRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:
+        return self._watched.stream(request, context)
+
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()
         return self._answer(context, lambda _: None, lambda _: pb.PingResponse(owner_s=time.monotonic() - start_s))
@@ -455,25 +540,34 @@ class _Control:
         build: Callable[[Report], Answer],
         unknown: type[Exception] | tuple[()] = (),
     ) -> Answer:
-        """Ask the owner and build the answer here. Trouble of every kind ends this call and nothing else."""
-        wait_s = _wait_s(context)
-        try:
-            return build(self._owner.ask(question, wait_s))
-        except TimeoutError:
-            code, text = (
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"the owner thread did not answer in {wait_s:.3g} s",
-            )
-        except unknown as error:
-            code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
-        except AmbiguousError as error:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        except RefusedError as error:
-            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
-        except Exception as error:  # noqa: BLE001  one broken answer must not take the control socket along
-            _log.exception("control call failed")
-            code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the daemon: its log says more"
-        return context.abort(code, text)
+        """Ask the owner and build the answer here."""
+        return _answered(context, lambda wait_s: build(self._owner.ask(question, wait_s)), unknown)
+
+
+def _answered(
+    context: grpc.ServicerContext, answer: Callable[[float], Answer], unknown: type[Exception] | tuple[()] = ()
+) -> Answer:
+    """An answer that is given so many seconds. Trouble of every kind ends this call and nothing else."""
+    wait_s = _wait_s(context)
+    try:
+        return answer(wait_s)
+    except TimeoutError:
+        code, text = (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"the owner thread did not answer in {wait_s:.3g} s",
+        )
+    except unknown as error:
+        code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
+    except AmbiguousError as error:
+        code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    except RefusedError as error:
+        code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
+    except TooManyError as error:
+        code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+    except Exception as error:  # noqa: BLE001  one broken answer must not take the control socket along
+        _log.exception("control call failed")
+        code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the daemon: its log says more"
+    return context.abort(code, text)
 
 
 def _wait_s(context: grpc.ServicerContext) -> float:
@@ -494,21 +588,7 @@ def _checked(context: grpc.ServicerContext, part: Callable[[], T]) -> T:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
-def _scope(request: pb.ClearRequest) -> ClearScope:
-    """What a request wants cleared. Raises ValueError for what no daemon could carry out."""
-    tenant = tenant_of(request)
-    kind = request.WhichOneof("scope")
-    if kind == "everything":
-        return ClearScope(tenant)
-    if kind == "namespace_digest":
-        return ClearScope(tenant, digest_of(request.namespace_digest))
-    if kind == "prefix":
-        prefix = request.prefix
-        return ClearScope(tenant, digest_of(prefix.namespace_digest), keys_of(prefix.keys))
-    raise ValueError("nothing to clear: set everything, namespace_digest or prefix")
-
-
-def _tier(request: pb.GetPolicyRequest | pb.SetPolicyRequest) -> Tier | None:
+def _tier(request: pb.GetPolicyRequest | pb.SetPolicyRequest | pb.ScrubRequest) -> Tier | None:
     """The tier that a request names; None for all. Raises ValueError."""
     if not request.HasField("tier"):
         return None
@@ -525,13 +605,18 @@ def _rule(name: str) -> Rule:
 
 def _status(report: DaemonReport) -> pb.GetStatusResponse:
     nested: dict[str, Any] = {
-        "tiers": [pb.Tier(**named(tier)) for tier in report.tiers],
+        "tiers": [_tier_message(tier) for tier in report.tiers],
         "tenants": [pb.Tenant(**named(tenant)) for tenant in report.tenants],
         "counters": pb.Counters(**named(report.counters)),
         "disk": _disk(report.disk) if report.disk else None,
         "restart": pb.Restart(**named(report.restart)),
     }
     return pb.GetStatusResponse(**{**named(report), **nested})
+
+
+def _tier_message(report: TierReport) -> pb.Tier:
+    nested: dict[str, Any] = {"nodes": [pb.NodeMemory(**named(node)) for node in report.nodes]}
+    return pb.Tier(**{**named(report), **nested})
 
 
 def _disk(report: DiskReport) -> pb.Disk:

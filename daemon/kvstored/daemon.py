@@ -19,19 +19,33 @@ from kvstore.store import Limits, Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
+from kvstored import __version__
 from kvstored.admin import Admin
+from kvstored.admin_access import Access
+from kvstored.admin_audit import Audit
+from kvstored.admin_gate import Gate
+from kvstored.admin_tokens import TokenSocket
+from kvstored.chronicle import Chronicle
 from kvstored.config import Config, Loaded
 from kvstored.control import AdminPort, ControlServer
+from kvstored.control_kinds import group_of
+from kvstored.control_tls import RemoteControl, door_of
+from kvstored.door import Door, for_tenants
+from kvstored.events import Events, Kind
+from kvstored.host_limits import too_tight
 from kvstored.hot import SOCKET_NAME, HotServer
-from kvstored.http_address import address_of
+from kvstored.http_address import OFF, address_of
 from kvstored.index import Index
 from kvstored.keep import RETRY_S, kept_descriptors
 from kvstored.leaf import LeafThreads
 from kvstored.loop import Loop
 from kvstored.memory import HostMemory
 from kvstored.metrics import Metrics
+from kvstored.placement import Placement, Topology, plan
+from kvstored.processes import HostProcesses
 from kvstored.service import LINGER_S, Pulse, Service
 from kvstored.standing import Ending, standing, unfinished
+from kvstored.tracing import Tracing, make_tracing
 from kvstored.workers import HostWorkers
 
 log = logging.getLogger(__name__)
@@ -90,7 +104,10 @@ class Daemon:
             lock=config.lock,
             punched=lambda arena: self._loop.call(lambda: self._store.arena_punched(arena)),
             keeper=self._keeper,
+            huge=config.huge_pages,
+            placement=Placement(plan(config.numa, Topology.read())),
         )
+        self._memory.advice = too_tight(config.dram_bytes)
         self._memory.adopt(kept)
         self._workers = HostWorkers(config, self._memory, self._leaf, index, loop.wake)
         self._hot = HotServer(config, self._loop, self._memory, self._leaf)
@@ -102,10 +119,15 @@ class Daemon:
             disk=_disk_limits(config),
             rules=Rules(Rule(config.policy_dram), Rule(config.policy_disk)),
             curves=config.insight_curves,
+            scrub_bytes_per_s=config.dram_scrub_rate,
+            scrub_all=config.dram_scrub == "all",
             quotas=config.quotas(),
             first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
-        self._store = Store(limits, HostClock(), HostRandomness(), self._memory, self._hot, self._workers, self._memory)
+        self._store = Store(
+            limits, HostClock(), HostRandomness(), self._memory, self._hot, self._workers, self._memory,
+            HostProcesses(loop),
+        )  # fmt: skip
         log.info(
             "memory: warm=%s kept=%d lost=%d withheld=%d %s",
             self._store.kept.warm, self._store.kept.blocks, self._store.kept.lost, self._store.kept.withheld,
@@ -120,12 +142,39 @@ class Daemon:
             log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
         self._hot.store = self._hot.clients.store = self._store
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
-        self._control = ControlServer(self, config.runtime_dir)
+        self._audit = Audit(config.state_dir)
+        self._events = Events()
+        self._chronicle = Chronicle(self._store, self._events, self._admin.disk, self._admin.warnings)
+        self._hot.clients.came, self._hot.clients.went = self._chronicle.came, self._chronicle.went
+        self._audit.heard = self._chronicle.acted
+        self._control, self._others = self._make_control(config)
         self._metrics = self._make_metrics(config)
+        self._tracing: Tracing | None = None
+        if config.trace_otlp != OFF:
+            self._tracing = make_tracing(config.trace_otlp, config.trace_one_in, __version__)
+            self._tracing.install(self._hot, self._workers)
         self._look_around_ns = 0
         self._pulse = Pulse(service, self._standing)
         self._stop_asked = 0  # times
         self._ending: Ending | None = None
+
+    def _make_control(self, config: Config) -> tuple[ControlServer, tuple[TokenSocket | ControlServer, ...]]:
+        """The control socket, and what goes with it: tokens, and a socket for everybody where that is wanted."""
+        admin_gid = group_of(config.admin_group)
+        access = Access(os.geteuid(), admin_gid, config.tenants_of)
+        door = Door(mode=0o600 if admin_gid is None else 0o660, gid=admin_gid, gate=Gate(access, self._audit))
+        others: list[TokenSocket | ControlServer] = [TokenSocket(access, config.runtime_dir)]
+        if config.tenant_control:
+            everybody = for_tenants(Gate(access, self._audit, open_to_all=True))
+            others.append(ControlServer(self, config.runtime_dir, everybody, self._audit))
+        control = ControlServer(self, config.runtime_dir, door, self._audit, self._events)
+        files = config.control_tls()
+        if files is not None:
+            remote = door_of(Gate(access, self._audit))
+            others.append(
+                RemoteControl(self, config.control_listen, files, remote, self._audit, self._events, control.announce)
+            )
+        return control, tuple(others)
 
     def _make_metrics(self, config: Config) -> Metrics | None:
         """None: nobody is to be told. Raises OSError."""
@@ -163,6 +212,8 @@ class Daemon:
         """
         with ExitStack() as stack:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
+            if self._tracing is not None:
+                stack.callback(self._tracing.close)
             gc.collect()
             gc.freeze()  # what start-up made stays; a full collection then has little to walk
             self._memory.start()
@@ -173,6 +224,10 @@ class Daemon:
             stack.callback(self._workers.stop)
             self._hot.clients.listen(self._config.runtime_dir / SOCKET_NAME, self._listener)
             stack.callback(self._hot.clients.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
+            stack.callback(self._audit.stop, SAY_S)
+            for other in self._others:
+                other.start()
+                stack.callback(other.stop, CONTROL_GRACE_S)
             self._control.start()
             stack.callback(self._control.stop, CONTROL_GRACE_S)
             if self._metrics is not None:
@@ -183,8 +238,10 @@ class Daemon:
             self._keeper.flush(SAY_S)
             announce()
             self._notifier.notify("READY=1")
+            self._chronicle.begin(__version__)
             self._loop.run(self._turn)
             self._store.learned.save()
+            self._store.pinning.note_all()
             self._keeper.flush(SAY_S)  # nothing is forgotten: a successor takes it
             self._notifier.flush(SAY_S)
 
@@ -200,6 +257,7 @@ class Daemon:
         if self._look_around_ns <= now_ns:
             self._hot.clients.look_around(now_ns)
             self._workers.look_around()
+            self._chronicle.look(now_ns)
             if self._metrics is not None:
                 self._metrics.look_around()
             self._keeper.flush()  # this is how a dead keeper is noticed
@@ -228,6 +286,7 @@ class Daemon:
             wait_s = self._config.stop_within_s
             self._ending = Ending(self._store, wait_s, now_ns)
             self._control.announce(serving=False)
+            self._events.say(Kind.DAEMON, "stopping: nothing new begins")
             self._notifier.notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round((wait_s + LINGER_S) * 1e6)}")
             self._pulse.say(self._standing())
         if self._ending.over(now_ns):

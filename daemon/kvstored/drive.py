@@ -28,6 +28,7 @@ from kvstore.tier.scrub import NOWHERE
 from kvstored import drive_work
 from kvstored.drive_files import Files
 from kvstored.drive_health import Directory, DriveState, DriveStatus
+from kvstored.drive_keys import StoreKeys
 from kvstored.drive_queues import Batch, Lanes, Piece, cut_evenly, cut_loads, cut_saves
 from kvstored.drive_segments import Segment, remove_unfinished
 from kvstored.drive_work import Scratch
@@ -61,22 +62,29 @@ class _Drive:
         self.syncing: _Sync | None = None
 
 
+# Told of each read: its orders, when it began, when all bytes had come, when they were verified. On a drive's thread.
+Observe = Callable[[Sequence[Load], int, int, int], None]
+
+
 class Drives:
     """The disk port of a real daemon. Owner thread, but for what says otherwise."""
 
     def __init__(
         self, directories: Sequence[Path], segment_bytes: int, store: bytes, view: Callable[[int], Bytes],
         wake: Callable[[], None], *, readers: int, writers: int, packers: int, files: Files | None = None,
-        now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None, keys: StoreKeys | None = None,
+        observe: Observe | None = None,
     ) -> None:  # fmt: skip
-        """`readers` and `writers` are threads of each directory, `packers` of all.
+        """`readers` and `writers` are threads of each directory, `packers` of all. With `keys` payloads are encrypted.
 
         `view` gives an arena's writable bytes and is called by `submit`. `wake` is called on a thread of these
         whenever `take_done`, `gone_segments` or `status` may have news.
         """
         self._segment_bytes = segment_bytes
         self._timings = timings
+        self._observe = observe
         self._store = store
+        self._keys = keys
         self._view = view
         self._wake = wake
         files = files or Files()
@@ -131,7 +139,7 @@ class Drives:
         """Take over a segment that was found at start; its file is opened when it is first needed."""
         drive = next(drive for drive in self._drives if drive.directory.path == directory)
         assert segment not in self._segments
-        self._segments[segment] = Segment(segment, drive.directory, self._store, self._segment_bytes)
+        self._segments[segment] = Segment(segment, drive.directory, self._store, self._segment_bytes, self._keys)
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -169,7 +177,7 @@ class Drives:
             self._settle(batch, Outcome.FAILED)
             return
         drive = min(fit, key=lambda drive: counts[drive.directory])
-        segment = Segment(order.segment, drive.directory, self._store, self._segment_bytes)
+        segment = Segment(order.segment, drive.directory, self._store, self._segment_bytes, self._keys)
         self._segments[order.segment] = segment
         # First of all: writes wait for it soon, and by then those submitted before will have ended or be under way.
         self._put(batch, [batch], drive.writes, segment, fast=True)
@@ -325,6 +333,8 @@ class Drives:
             if self._timings is not None and isinstance(first, Load | Save):
                 timing = self._timings.read if isinstance(first, Load) else self._timings.write
                 timing.note(time.monotonic_ns() - began_ns)
+            if self._observe is not None and isinstance(first, Load):
+                self._observe(cast("Sequence[Load]", piece.orders), began_ns, scratch.read_ns, time.monotonic_ns())
 
     def _finish(self, piece: Piece) -> None:
         verdict = Outcome.FAILED if piece.verdict is Outcome.OPEN else piece.verdict

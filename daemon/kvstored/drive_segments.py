@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from kvproto.limits import PAGE_BYTES
 from kvstore.tier.format import FormatError, Superblock, pack_superblock, parse_superblock
 from kvstored.drive_files import Files, transfer
 from kvstored.drive_health import Directory, DriveState
+from kvstored.drive_keys import BlockCipher, StoreKeys
 
 # Nothing there, a symbolic link, a folder, a pipe, a socket.
 _NO_FILE: Final = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ESPIPE, errno.ENXIO}
@@ -34,15 +35,19 @@ class SegmentGoneError(Exception):
 class Segment:
     """One segment file. `opened` and `sync` on any thread; `make` and `remove` on one at a time."""
 
-    def __init__(self, number: int, directory: Directory, store: bytes, segment_bytes: int) -> None:
-        """The file is opened when it is first needed."""
+    def __init__(
+        self, number: int, directory: Directory, store: bytes, segment_bytes: int, keys: StoreKeys | None = None
+    ) -> None:
+        """The file is opened when it is first needed. With `keys` it must be encrypted with one of them."""
         self.number = number
         self.directory = directory
         self.slot_bytes = 0  # known when it is open
         self.slots = 0
+        self.cipher: BlockCipher | None = None  # of its payloads
         self.doubtful = False  # a sync failed, and `Drives.sync` has not been told
         self._store = store
         self._segment_bytes = segment_bytes
+        self._keys = keys
         self._files = directory.files
         self._lock = threading.Lock()
         self._fd = -1
@@ -110,7 +115,11 @@ class Segment:
         for path in (self.path, unfinished):
             if self._files.exists(path):
                 self._clear(path)
-        superblock = Superblock(self.number, self._segment_bytes, slot_bytes, int(time.time()), self._store, tenant)
+        cipher = self._keys.newest if self._keys else None
+        superblock = Superblock(
+            self.number, self._segment_bytes, slot_bytes, int(time.time()), self._store, tenant,
+            cipher.id if cipher else b"",
+        )  # fmt: skip
         page = aligned(PAGE_BYTES).data
         page[:] = pack_superblock(superblock)
         fd = files.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | self._direct())
@@ -127,7 +136,7 @@ class Segment:
                     files.unlink(path)
             raise
         with self._lock:
-            self._fd, self.slot_bytes, self.slots = fd, slot_bytes, superblock.slots
+            self._fd, self.slot_bytes, self.slots, self.cipher = fd, slot_bytes, superblock.slots, cipher
 
     def remove(self) -> None:
         """Remove the file, if it is ours. Raises OSError."""
@@ -152,6 +161,7 @@ class Segment:
             raise SegmentGoneError from error
         try:
             superblock = self._read_superblock(fd)
+            self.cipher = self._cipher_of(superblock)
         except FormatError as error:
             self._files.close(fd)
             self.directory.found_stranger(self.number, error)
@@ -182,6 +192,13 @@ class Segment:
             raise FormatError(f"{self.path} is segment {superblock.segment} of another store or size")
         return superblock
 
+    def _cipher_of(self, superblock: Superblock) -> BlockCipher | None:
+        """Raises FormatError: nothing is read without the key, nothing is written without one that is wanted."""
+        known: Mapping[bytes, BlockCipher | None] = self._keys.by_id if self._keys else {b"": None}
+        if superblock.key_id not in known:
+            raise FormatError(f"{self.path} is {said_of(superblock.key_id)}")
+        return known[superblock.key_id]
+
     def _reopen(self) -> None:
         """It was opened for reading only: try again, unless somebody reads."""
         if self._uses:
@@ -196,6 +213,11 @@ class Segment:
         if self._dropped and not self._uses and self._fd >= 0:
             self._files.close(self._fd)
             self._fd = -1
+
+
+def said_of(key_id: bytes) -> str:
+    """How a segment is encrypted, in words."""
+    return f"encrypted with the key {key_id.hex()[:12]}" if key_id else "not encrypted"
 
 
 def belongs(files: Files, path: Path, store: bytes) -> bool:

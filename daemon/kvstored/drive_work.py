@@ -6,8 +6,9 @@ one block.
 """
 
 import errno
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from kvstore.tier.format import (
     Codec,
     FormatError,
     Header,
+    bound_to,
     pack_header_into,
     parse_header,
     slot_offset,
@@ -29,6 +31,7 @@ from kvstore.tier.format import (
 from kvstore.tier.orders import Erase, Load, MakeSegment, Outcome, Pack, Packed, Save, Verify
 from kvstore.tier.scrub import NOWHERE
 from kvstored.drive_files import CALL_BYTES, RUN_SLOTS, transfer
+from kvstored.drive_keys import BlockCipher
 from kvstored.drive_segments import Segment, SegmentGoneError
 
 Arenas = Mapping[int, Bytes]
@@ -48,6 +51,14 @@ class Scratch:
     headers: Bytes = field(default_factory=lambda: aligned(RUN_SLOTS * HEADER_BYTES))
     packed: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
     aside: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+    plain: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+    read_ns: int = 0  # when the last read had come, before it was looked at
+
+    def plain_for(self, room_bytes: int) -> Bytes:
+        """Room for one packed block that was encrypted."""
+        if self.plain.size < room_bytes or self.plain.size > CALL_BYTES:
+            self.plain = aligned(room_bytes)
+        return self.plain[:room_bytes]
 
     def aside_for(self, room_bytes: int) -> Bytes:
         """Room for one block that is only looked at."""
@@ -76,8 +87,12 @@ def is_packed(order: Load) -> bool:
 
 def load(segment: Segment, orders: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
     """Read blocks that lie next to each other, and verify every byte."""
-    read = _read_packed if is_packed(orders[0]) else _read_raw
-    _carry_out(segment, orders, lambda fd, run: read(segment, fd, run, arenas, scratch), "read", writing=False)
+
+    def read(fd: int, run: Sequence[Load]) -> None:
+        straight = segment.cipher is None and not is_packed(run[0])  # known once it is open
+        (_read_raw if straight else _read_by_way_of_scratch)(segment, fd, run, arenas, scratch)
+
+    _carry_out(segment, orders, read, "read", writing=False)
 
 
 def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
@@ -88,12 +103,13 @@ def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, sc
         buffers += (scratch.header(number), _target(arenas, order, payload_bytes, scratch).data)
     offset = slot_offset(run[0].slot_bytes, run[0].slot)
     segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, buffers, offset))
+    scratch.read_ns = time.monotonic_ns()
     for number, order in enumerate(run):
         header = _expected(buffers[2 * number], order)
         block_bytes = order.namespace.identity.block_bytes
         if isinstance(header, str):
             _damaged(segment, order, header)
-        elif header.codec is not Codec.RAW or header.stored_bytes != block_bytes:
+        elif header.codec is not Codec.RAW or header.nonce or header.stored_bytes != block_bytes:
             _damaged(segment, order, "a raw block's header is of another kind")
         elif xxhash.xxh3_64_intdigest(buffers[2 * number + 1][:block_bytes]) != order.checksum:
             _damaged(segment, order, "a block fails its checksum")
@@ -101,30 +117,59 @@ def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, sc
             order.outcome = Outcome.DONE
 
 
-def _read_packed(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
-    """Payloads go to scratch memory; blocks come from there."""
+def _read_by_way_of_scratch(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
+    """Payloads that are packed or encrypted go to scratch memory; blocks come from there."""
     slot_bytes = run[0].slot_bytes
     room = scratch.room(len(run) * slot_bytes)
     offset = slot_offset(slot_bytes, run[0].slot)
     segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, [room.data], offset))
+    scratch.read_ns = time.monotonic_ns()
     for number, order in enumerate(run):
         slot = room[number * slot_bytes : (number + 1) * slot_bytes]
         header = _expected(slot[:HEADER_BYTES].data, order)
         target = _target(arenas, order, order.namespace.identity.block_bytes, scratch)
-        why = header if isinstance(header, str) else _unpack(header, slot[HEADER_BYTES:], target)
+        if isinstance(header, str):
+            why = header
+        elif segment.cipher is not None:
+            why = _decrypt(segment.cipher, header, slot[HEADER_BYTES:], target, scratch, packed=is_packed(order))
+        else:
+            why = _unpack(header, slot[HEADER_BYTES:], target)
         if why:
             _damaged(segment, order, why)
         else:
             order.outcome = Outcome.DONE
 
 
+def _decrypt(
+    cipher: BlockCipher, header: Header, payload: Bytes, target: Bytes, scratch: Scratch, *, packed: bool
+) -> str:
+    """Why the block cannot be had, if so."""
+    raw = header.codec is Codec.RAW
+    if not header.nonce or raw is packed or header.stored_bytes > payload.size:
+        return "an encrypted block's header is of another kind"
+    if raw and header.stored_bytes != target.size:
+        return "a raw block's header is of another kind"
+    stored = payload[: header.stored_bytes]
+    plain = target if raw else scratch.plain_for(header.stored_bytes)
+    if not cipher.decrypt(stored, plain, bound_to(header), header.nonce, header.tag):
+        return "an encrypted block fails its tag"
+    if not raw:
+        return _grow(header, plain, target)
+    return "" if xxhash.xxh3_64_intdigest(target.data) == header.checksum else "a decrypted block fails its checksum"
+
+
 def _unpack(header: Header, payload: Bytes, target: Bytes) -> str:
     """Why the block cannot be had, if so."""
-    if header.codec is not Codec.BF16_PLANES_ZSTD or header.stored_bytes > payload.size:
+    if header.codec is not Codec.BF16_PLANES_ZSTD or header.nonce or header.stored_bytes > payload.size:
         return "a packed block's header is of another kind"
     stored = payload[: header.stored_bytes]
     if xxhash.xxh3_64_intdigest(stored.data) != header.stored_checksum:
         return "a packed block fails its checksum"
+    return _grow(header, stored, target)
+
+
+def _grow(header: Header, stored: Bytes, target: Bytes) -> str:
+    """Unpack; why not, if so."""
     try:
         unpack(stored, target)
     except PlanesError:
@@ -169,14 +214,28 @@ def save(segment: Segment, orders: Sequence[Save], arenas: Arenas, scratch: Scra
 
 def _write(segment: Segment, fd: int, run: Sequence[Save], arenas: Arenas, scratch: Scratch) -> None:
     buffers: list[memoryview] = []
+    cipher, at = segment.cipher, 0
+    room = scratch.room(sum(slot_bytes_for(order.header.stored_bytes) for order in run)) if cipher else None
     for number, order in enumerate(run):
-        page = scratch.header(number)
-        pack_header_into(page, order.header)
-        buffers += (page, _payload(order, arenas).data)
+        page, header, payload = scratch.header(number), order.header, _payload(order, arenas)
+        if cipher is not None and room is not None:
+            header, payload = _encrypted(cipher, header, payload, room[at : at + payload.size])
+            at += payload.size
+        pack_header_into(page, header)
+        buffers += (page, payload.data)
     offset = slot_offset(run[0].slot_bytes, run[0].header.slot)
     segment.directory.succeeded(written_bytes=transfer(segment.directory.files.pwrite, fd, buffers, offset))
     for order in run:
         order.outcome = Outcome.DONE
+
+
+def _encrypted(cipher: BlockCipher, header: Header, payload: Bytes, into: Bytes) -> tuple[Header, Bytes]:
+    """A payload as it is written, whole pages, and the header that goes with it."""
+    stored_bytes = header.stored_bytes
+    nonce, tag = cipher.encrypt(payload[:stored_bytes], into[:stored_bytes], bound_to(header))
+    into[stored_bytes:] = 0  # what lies behind the block in memory must not follow it in the clear
+    checksum = xxhash.xxh3_64_intdigest(into[:stored_bytes].data)
+    return replace(header, stored_checksum=checksum, nonce=nonce, tag=tag), into
 
 
 def _payload(order: Save, arenas: Arenas) -> Bytes:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvproto import frames
 from kvproto.errors import Code, KvError, LimitError, ProtocolError, RefusedError, UnknownVerbError, UsageError
-from kvproto.frames import Head, Mode, Role, Verb
+from kvproto.frames import Head, Role, Verb
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import (
     FLUSH_WAIT_NS_MAX,
@@ -30,7 +30,7 @@ from kvproto.limits import (
     RING_BYTES_MAX,
 )
 from kvstore.blocks import U4
-from kvstore.sessions import Copy, Lease, Parked, Session, Stream
+from kvstore.sessions import IN_PLACE, Copy, Lease, Parked, Session, Stream
 from kvstore.store import ITEM, Store
 from kvstored.clients import Clients
 from kvstored.config import Config
@@ -38,9 +38,11 @@ from kvstored.connection import Connection, SlowReaderError
 from kvstored.hot_policy import PolicyVerbs
 from kvstored.leaf import LeafThreads, Move
 from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
-from kvstored.memory import HostMemory, make_region
+from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Note
+from kvstored.modes import choose_mode
 from kvstored.peer import Peer
+from kvstored.regions import Region, make_region
 from kvstored.service import HOT_SOCKET
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,9 @@ TIMED = 7  # one frame of a session in so many: reading the clock takes 0.02 to 
 
 _LEASED_AT = frames.HEAD_BYTES + frames.LEASED_HEAD.size
 assert _LEASED_AT % 4 == 0
+
+
+Handler = Callable[[Connection, Session, Head], None]
 
 
 class HotServer:
@@ -72,7 +77,7 @@ class HotServer:
         self._answer_bytes = memoryview(self._answer)  # type: ignore[arg-type]
         self._locations = self._answer.view(np.uint32)
         self._items = self._answer[frames.HEAD_BYTES : frames.HEAD_BYTES + KEYS_PER_FRAME * ITEM.itemsize].view(ITEM)
-        self._verbs: dict[int, Callable[[Connection, Session, Head], None]] = {
+        self._verbs: dict[int, Handler] = {
             Verb.OPEN: self._open,
             Verb.MATCH: self._match,
             Verb.MATCH_ALL: self._match_all,
@@ -88,6 +93,10 @@ class HotServer:
             Verb.FLUSH: self._flush,
             **PolicyVerbs(self._frame, self._words, lambda: self.store).handlers(),
         }
+
+    def wrap(self, verb: Verb, around: Callable[[Handler], Handler]) -> None:
+        """From now on what `around` makes of it answers this verb."""
+        self._verbs[verb] = around(self._verbs[verb])
 
     # -- a frame -------------------------------------------------------------------------------------------------
 
@@ -162,20 +171,24 @@ class HotServer:
             )
         tenant = self._tenant_for(connection.peer, hello.tenant)
         ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
-        connection.session = self.store.attach(tenant, ring_bytes)
-        connection.name, connection.role, connection.mode = hello.name, hello.role.name.lower(), "copy"
+        chosen = choose_mode(hello, connection.peer, tenant, trusting=self._config.trusts(tenant))
+        connection.session = self.store.attach(tenant, ring_bytes, chosen.owner)
+        connection.name, connection.role = hello.name, hello.role.name.lower()
+        connection.mode = chosen.mode.name.lower()
         self.clients.by_session[connection.session] = connection
-        if ring_bytes:
-            connection.ring = make_region("kvstored-ring", ring_bytes)
+        self.clients.came(connection)
+        if ring_bytes and chosen.owner is None:
+            connection.ring = _new_ring(ring_bytes)
         welcome = frames.Welcome(
-            version, Mode.COPY, connection.session.number, time.monotonic_ns(), ring_bytes,
+            version, chosen.mode, connection.session.number, time.monotonic_ns(), ring_bytes,
             self.store.limits.lease_ttl_ns_max, self.store.limits.ticket_ttl_ns, KEYS_PER_FRAME, tenant,
-            _why_not(hello.modes),
+            chosen.notes,
         )  # fmt: skip
+        connection.connected_ns = welcome.clock_ns  # both sides know it: `kvproto.trace_ids`
         connection.send(frames.build_welcome(head.request, welcome), self._welcome_fds(connection))
         log.info(
-            "session opened: pid=%d uid=%d name=%r tenant=%s role=%s",
-            connection.peer.pid, connection.peer.uid, hello.name, tenant, connection.role,
+            "session opened: pid=%d uid=%d name=%r tenant=%s role=%s mode=%s",
+            connection.peer.pid, connection.peer.uid, hello.name, tenant, connection.role, connection.mode,
         )  # fmt: skip
 
     def _welcome_fds(self, connection: Connection) -> list[int]:
@@ -192,9 +205,13 @@ class HotServer:
         allowed = self._config.tenants_of(peer.uid)
         if not wished:
             return allowed[0]
-        if wished not in allowed:
+        if wished not in allowed and not (peer.reads_all and self._is_tenant(wished)):
             raise RefusedError(f"uid {peer.uid} may not be tenant {wished!r}")
         return wished
+
+    def _is_tenant(self, name: str) -> bool:
+        """Was it here, or is it configured?"""
+        return name in self.store.tenants or any(tenant.name == name for tenant in self._config.tenants)
 
     def _ring_bytes_for(self, wished: int) -> int:
         if wished > RING_BYTES_MAX:
@@ -260,17 +277,19 @@ class HotServer:
             self._send_arenas(connection, self.store.fresh_arenas(lease.session, arenas))
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
 
-    def _send_arenas(self, connection: Connection, arenas: list[int]) -> None:
+    def _send_arenas(self, connection: Connection, arenas: list[int], *, writable: bool = False) -> None:
         for start in range(0, len(arenas), FDS_PER_FRAME):
             some = arenas[start : start + FDS_PER_FRAME]
-            fds = self._open_all(some)
-            connection.send(frames.build_arenas([(arena, self._config.arena_bytes) for arena in some]), fds)
+            fds = self._open_all(some, writable=writable)
+            sizes = [(arena, self._config.arena_bytes) for arena in some]
+            connection.send(frames.build_arenas(sizes, writable=writable), fds)
 
-    def _open_all(self, arenas: list[int]) -> list[int]:
+    def _open_all(self, arenas: list[int], *, writable: bool) -> list[int]:
         fds: list[int] = []
+        reopen = self._memory.open_writable if writable else self._memory.open_read_only
         try:
             for arena in arenas:
-                fds.append(self._memory.open_read_only(arena))  # noqa: PERF401  those opened so far must be closed
+                fds.append(reopen(arena))  # noqa: PERF401  those opened so far must be closed
         except OSError:
             for fd in fds:
                 os.close(fd)
@@ -296,12 +315,29 @@ class HotServer:
             namespace.recompute_ns = recompute_us * 1000
         parent_at = (keys_at - KEY_BYTES) >> 3 if head.flags & frames.Flag.HAS_PARENT else None
         self._fault_ring_in(connection)
-        self.store.reserve(
+        self.store.reserving.answer(
             session, namespace, self._words, keys_at >> 3, head.count, parent_at, self._items, recompute_us * 1000
         )
         body_bytes = head.count * ITEM.itemsize
+        if session.owner is not None:
+            body_bytes += self._add_arenas(connection, session, head.count)
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.RESERVED, 0, head.count, head.request, 0, 0, body_bytes)
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
+        self.store.reserving.account()
+
+    def _add_arenas(self, connection: Connection, session: Session, count: int) -> int:
+        """Mode direct: say in which arenas the granted slots lie, behind the items, once the client has them all.
+
+        Returns the bytes that it takes.
+        """
+        arenas = self.store.reserving.arenas[:count]  # 0 where nothing was granted
+        fresh = self.store.fresh_writable(session, filter(None, arenas.tolist()))
+        if fresh:
+            self._send_arenas(connection, fresh, writable=True)
+        start = (frames.HEAD_BYTES + count * ITEM.itemsize) >> 2
+        self._locations[start + count] = 0  # bodies are whole multiples of 8
+        self._locations[start : start + count] = arenas
+        return 4 * (count + count % 2)
 
     def _fault_ring_in(self, connection: Connection) -> None:
         """A session that begins to store will want its whole ring."""
@@ -313,18 +349,22 @@ class HotServer:
         frames.require_body(head, 0)
         _, commits = frames.riders(self._frame, head)
         copies = self.store.commit(session, commits)
-        self._run_copies(connection, copies)
-        if head.flags & frames.Flag.WANTS_ANSWER:
-            body = frames.NUMBER_BODY.pack(len(commits) - len(copies))
-            connection.send(frames.build(Verb.COMMITTED, head.request, body))
+        try:
+            if head.flags & frames.Flag.WANTS_ANSWER:  # first, since somebody waits for it
+                body = frames.NUMBER_BODY.pack(len(commits) - len(copies))
+                connection.send(frames.build(Verb.COMMITTED, head.request, body))
+        finally:  # a copy that is begun must run, whether or not its client is there
+            self._run_copies(connection, copies)
 
     def _run_copies(self, connection: Connection, copies: list[Copy]) -> None:
         ring = connection.ring
         batch: list[Move] = []
         batch_bytes = 0
         for copy in copies:
-            assert ring is not None, "a copy without a ring"
-            source = ring.view[copy.source_offset : copy.source_offset + copy.block_bytes]
+            source = None
+            if copy.source_offset != IN_PLACE:
+                assert ring is not None, "a copy without a ring"
+                source = ring.view[copy.source_offset : copy.source_offset + copy.block_bytes]
             target = self._memory.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
             batch.append(Move(copy.ticket, source, target))
             batch_bytes += copy.block_bytes
@@ -438,5 +478,9 @@ class HotServer:
             self._loop.call(lambda: self.clients.hang_up(connection))
 
 
-def _why_not(modes: tuple[Mode, ...]) -> str:
-    return "; ".join(f"{mode.name.lower()}: not built in this version" for mode in modes if mode is not Mode.COPY)
+def _new_ring(ring_bytes: int) -> Region:
+    """Raises RefusedError: who comes while the system has no room is told so, and who is there goes on."""
+    try:
+        return make_region("kvstored-ring", ring_bytes)
+    except OSError as error:
+        raise RefusedError(f"there is no room for a ring of {ring_bytes} bytes: {error.strerror}") from error

@@ -74,6 +74,7 @@ class Loaded:
     store: bytes  # 16 bytes; none if it is not known: then nothing can be written either
     segments: list[Found]  # in order of their numbers
     directories: dict[int, Path]  # of each segment
+    key_ids: dict[int, bytes]  # of each segment; empty: not encrypted
     names: list[NameFound]
     next_generation: int
     next_segment: int
@@ -94,7 +95,8 @@ def hold_directory(directory: Path) -> Iterator[None]:
     Raises DirectoryHeldError, OSError.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "lock").open("a+b") as lock:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "r+b", buffering=0) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -369,7 +371,7 @@ class Index:
         except (VersionError, OSError):
             store = b""
         next_segment = max((segment_number(path) + 1 for path in files), default=0)
-        return Loaded(store, [], {}, [], time.time_ns() // 1000, next_segment, files, unreadable, "", 0)
+        return Loaded(store, [], {}, {}, [], time.time_ns() // 1000, next_segment, files, unreadable, "", 0)
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -401,6 +403,7 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         store=bytes.fromhex(head["store"]),
         segments=segments,
         directories={each["segment"]: Path(each["directory"]) for each in head["segments"]},
+        key_ids={each["segment"]: bytes.fromhex(each["key"]) for each in head["segments"]},
         names=names,
         next_generation=head["highest_generation"] + 1,
         next_segment=head["next_segment"],

@@ -24,6 +24,8 @@ DOUBTFUL: Final = "doubtful"
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 
+FILE_BYTES: Final = 4096  # far above what is written to any of them
+
 _NOT_A_FILE: Final = (errno.ENXIO, errno.ELOOP, errno.EISDIR)  # a pipe or socket, a link, a folder
 _SUM: Final = struct.Struct("<Q")
 _NAME: Final = struct.Struct("<64s32s")
@@ -86,9 +88,12 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _read(path: Path) -> bytes:
-    """All of a small file. Raises DamagedError, OSError."""
+    """All of a small file; of one that is larger than ours are, too little for its checksum.
+
+    Raises DamagedError, OSError.
+    """
     with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
-        return file.read()
+        return file.read(FILE_BYTES)
 
 
 def write_last(folder: Path, sequence: int) -> None:
@@ -153,7 +158,8 @@ def write_store(directory: Path, store: bytes) -> None:
     assert len(store) == STORE_BYTES
     new = directory / f"{STORE_FILE}.new"
     new.unlink(missing_ok=True)  # whatever it is, a pipe among others
-    with new.open("wb") as file:
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
         file.write(seal(_STORE.pack(_STORE_MAGIC, INDEX_VERSION, store)))
         file.flush()
         os.fsync(file.fileno())

@@ -90,6 +90,7 @@ class Target:
                     "slot_bytes": segment.superblock.slot_bytes,
                     "slots": segment.superblock.slots,
                     "tenant": segment.superblock.tenant,
+                    "key": segment.superblock.key_id.hex(),
                     "offset": self.offsets[number],
                 }
                 for number, segment in self._found.segments.items()

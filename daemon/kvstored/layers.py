@@ -28,6 +28,7 @@ ENV_OF_OTHERS: Final = frozenset({"KVSTORED_CONFIG"})
 INTEGER_MAX: Final = 2**63 - 1  # of TOML; Python reads longer ones, and fails to show the longest
 TENANTS: Final = "tenants"  # the one section whose keys are not settings
 
+_OWN_KEYS: Final = ("uids", "trusting")  # of a tenant, beside its quota's
 _SECTIONS: Final = {setting.toml.split(".")[0] for setting in SETTINGS}
 _TENANT_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_BYTES}}}")
 
@@ -49,6 +50,7 @@ class TenantConfig:
     name: str
     uids: tuple[int, ...]
     quota: Quota = USUAL
+    trusting: bool = False  # may its engines write into its memory themselves (mode direct)?
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,8 @@ def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, tuple[Config
             raise file.error(keys, f"{name}: names that start with uid- belong to uids that no tenant lists")
         table = file.table(*keys)
         for key in table:
-            if key != "uids" and key not in QUOTA_KEYS:
-                near = _nearest(key, {one: dotted(*keys, one) for one in ("uids", *QUOTA_KEYS)})
+            if key not in _OWN_KEYS and key not in QUOTA_KEYS:
+                near = _nearest(key, {one: dotted(*keys, one) for one in (*_OWN_KEYS, *QUOTA_KEYS)})
                 raise file.error((*keys, key), f"unknown key {dotted(*keys, key)}{near}")
         uids = _uids(file, name, table.get("uids"))
         origin = f"file {file.place(*keys, 'uids')}"
@@ -166,7 +168,20 @@ def _tenants(file: TomlFile | None) -> Iterator[tuple[TenantConfig, tuple[Config
         shown = ", ".join(map(str, uids))
         quota, values = read_quota(file, keys)
         listed = ConfigValue(dotted(*keys, "uids"), shown, origin, "uids", reason)
-        yield TenantConfig(name, uids, quota), (listed, *values)
+        trusting, said = _trusting(file, keys, table.get("trusting"))
+        yield TenantConfig(name, uids, quota, trusting), (listed, *said, *values)
+
+
+def _trusting(file: TomlFile, keys: tuple[str, ...], given: object) -> tuple[bool, tuple[ConfigValue, ...]]:
+    """Whether a tenant's engines may write into its arenas."""
+    if given is None:
+        return False, ()
+    keys = (*keys, "trusting")
+    if not isinstance(given, bool):
+        raise file.error(keys, f"{dotted(*keys)}: must be true or false, not {toml_type_name(given)}")
+    reason = "its engines may write into its memory themselves (mode direct): each could harm what others stored"
+    value = ConfigValue(dotted(*keys), str(given).lower(), f"file {file.place(*keys)}", "switch", reason)
+    return given, (value,)
 
 
 def _uids(file: TomlFile, name: str, listed: object) -> tuple[int, ...]:

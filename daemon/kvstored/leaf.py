@@ -1,4 +1,8 @@
-"""Leaf threads: copy a span into its slot, hash it, say so. They know no state but the bytes they are given."""
+"""Leaf threads: copy a span into its slot, hash it, say so. They know no state but the bytes they are given.
+
+What a client in mode direct has put into its slot itself is only hashed. It can still change that afterwards: the hash
+is of what was there, and a scrub finds the rest.
+"""
 
 import os
 import threading
@@ -16,10 +20,10 @@ from kvstore.tier.orders import Outcome, Verify
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One block on its way: `source` in a ring, `target` in an arena."""
+    """One block on its way: `source` in a ring, `target` in an arena. None: it is there already."""
 
     ticket: Ticket
-    source: Bytes
+    source: Bytes | None
     target: Bytes
 
 
@@ -99,7 +103,7 @@ class LeafThreads:
         checked: list[Verify] = []
         for one in batch:
             if isinstance(one, Move):
-                moved.append((one.ticket, copy_and_hash(one.source, one.target)))
+                moved.append((one.ticket, _checksum(one)))
             else:
                 good = xxhash.xxh3_64_intdigest(one.content) == one.order.checksum  # type: ignore[arg-type]
                 one.order.outcome = Outcome.DONE if good else Outcome.DAMAGED
@@ -108,3 +112,10 @@ class LeafThreads:
             self._done.append(moved)
         if checked:
             self._checked.append(checked)
+
+
+def _checksum(move: Move) -> int:
+    """Of what lies in the slot afterwards."""
+    if move.source is not None:
+        return copy_and_hash(move.source, move.target)
+    return xxhash.xxh3_64_intdigest(move.target)  # type: ignore[arg-type]  # ndarray has the buffer protocol

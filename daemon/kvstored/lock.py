@@ -31,7 +31,7 @@ def only_one(runtime_dir: Path) -> ExitStack:
 
     Raises AlreadyRunningError, or OSError if the directory cannot be used.
     """
-    runtime_dir.mkdir(parents=True, exist_ok=True)
+    runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)  # for engines of other users, and nobody else writes
     owner = runtime_dir.stat().st_uid
     if owner not in {0, os.geteuid()}:
         raise PermissionError(f"{runtime_dir} belongs to uid {owner}, who could replace the sockets in it")

@@ -1,8 +1,7 @@
 """Arenas and tables as memfds: made, faulted in, locked and punched; kept over a restart, and taken back.
 
 The owner thread makes, looks up and closes; one memory thread faults in and punches, so that nothing waits for
-the kernel to zero pages. Every memfd is sealed against shrinking, growing and further seals: a client that maps it
-never gets SIGBUS. `F_SEAL_FUTURE_WRITE` is left out on purpose: it would lock out a restarted daemon too.
+the kernel to zero pages. `regions.py` has what they are made of.
 
     A successor, before `start`:
 
@@ -10,69 +9,24 @@ never gets SIGBUS. `F_SEAL_FUTURE_WRITE` is left out on purpose: it would lock o
                        -- drop_kept ---------->  closed      (at once, it makes a cold start)
 """
 
-import fcntl
 import logging
 import os
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from kvkernels import libc
 from kvkernels.libc import Bytes
 from kvproto.limits import MIB
+from kvstored.host_limits import why_not_locked
 from kvstored.keep import TABLE_PREFIX, Keeper, NoKeeper, arena_name, arena_of, table_name
+from kvstored.placement import Placement
+from kvstored.regions import Region, adopt_region, make_region
 
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 16 * MIB  # about 8 ms of zeroing: how long a punch may have to wait
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-
-@dataclass(slots=True, eq=False)
-class Region:
-    """One memfd and the daemon's own writable map of it."""
-
-    fd: int
-    region_bytes: int
-    address: int
-    view: Bytes
-    huge_bytes: int = 0  # made in huge pages
-    gone: bool = False  # nobody needs it any more: not worth faulting in
-
-    def unmap(self) -> None:
-        """Nothing in the daemon looks there any more."""
-        libc.unmap(self.address, self.region_bytes)
-        self.address = 0
-
-
-def make_region(name: str, region_bytes: int, *, writable: bool = True) -> Region:
-    """A sealed memfd, mapped. Raises OSError."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.fchmod(fd, 0o600)
-        os.ftruncate(fd, region_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        address = libc.map_shared(fd, region_bytes, writable=writable)
-    except OSError:
-        os.close(fd)
-        raise
-    return Region(fd, region_bytes, address, libc.bytes_at(address, region_bytes))
-
-
-def adopt_region(fd: int) -> Region:
-    """What `make_region` of a predecessor made, mapped. Raises OSError, also for what it did not make."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o600:
-        raise PermissionError("not memory of ours")
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
-        raise PermissionError("not sealed as ours is")  # one that can shrink kills who reads it
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-        raise PermissionError("not writable")
-    address = libc.map_shared(fd, status.st_size, writable=True)
-    return Region(fd, status.st_size, address, libc.bytes_at(address, status.st_size))
 
 
 class HostMemory:
@@ -87,11 +41,16 @@ class HostMemory:
         lock: bool,
         punched: Callable[[int], None],
         keeper: Keeper | None = None,
+        huge: bool = True,
+        placement: Placement | None = None,
     ) -> None:
-        """`punched` is called on the memory thread; `keeper` only on the owner thread."""
+        """`punched` is called on the memory thread, `keeper` only on the owner thread; `huge`: huge pages, if any."""
         self._keeper: Keeper = NoKeeper() if keeper is None else keeper
         self._arena_bytes = arena_bytes
         self._lock = lock
+        self._dram_bytes = arenas * arena_bytes
+        self._huge = huge
+        self.placement = placement or Placement()
         self._punched = punched
         self._arenas: dict[int, Region] = {}
         self._tables: dict[str, Region] = {}
@@ -101,13 +60,18 @@ class HostMemory:
         self._cold: deque[tuple[Region, bool]] = deque()  # to be faulted in, and whether that is to be counted
         self._spare: deque[Region] = deque()
         self._spares_wanted = threading.Semaphore(arenas if prefault else 0)
+        self._spares = threading.Lock()  # of the next two
+        self._making = False  # a spare, right now
+        self._surplus = False  # that spare: an arena was made meanwhile
         self._prefault = prefault
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self.populated_bytes = 0
         self.huge_bytes = 0  # of these, made in huge pages
         self.locked_bytes = 0
+        self._locking_failed = False  # what is left would fail as well
         self.faults: list[str] = []  # what status warns of
+        self.advice = ""  # and of what else, from the start on
 
     def start(self) -> None:
         """Begin to fault arenas in."""
@@ -144,13 +108,30 @@ class HostMemory:
             self._assign(arena, self._spare.popleft())
             return True
         try:
-            region = make_region("kvstored-arena", arena_bytes)
+            region = self._make_arena()
         except OSError as error:
             self._fault(f"cannot make an arena: {error}")
             return False
         self._assign(arena, region)
-        if self._spares_wanted.acquire(blocking=False):  # it takes the place of a spare that was yet to be made
+        if self._take_place_of_a_spare():
             self._fault_in_soon(region, counted=True)
+        return True
+
+    def _take_place_of_a_spare(self) -> bool:
+        """One that was yet to be made, or is being made right now: else there would be an arena more than there may be.
+
+        False without any: where nothing is faulted in ahead of time, or none could be made.
+        """
+        with self._spares:
+            if self._spares_wanted.acquire(blocking=False):
+                return True
+            if self._making and not self._surplus:
+                self._surplus = True
+                return True
+        if not self._spare:
+            return False
+        spare = self._spare.popleft()  # finished just now
+        self._work.put(lambda: self._drop_spare(spare))
         return True
 
     def punch_arena(self, arena: int) -> None:
@@ -166,6 +147,15 @@ class HostMemory:
     def close_arena(self, arena: int) -> None:
         """See the port."""
         os.close(self._arenas.pop(arena).fd)
+
+    def _make_arena(self) -> Region:
+        """Where it is wanted, if that can be said. Any thread. Raises OSError."""
+        region = make_region("kvstored-arena", self._arena_bytes)
+        try:
+            region.node = self.placement.place(region.address, region.region_bytes)
+        except OSError as error:
+            self._fault(f"arenas lie wherever the kernel puts them ({error}); see dram.numa")
+        return region
 
     def _assign(self, arena: int, region: Region) -> None:
         self._arenas[arena] = region
@@ -255,6 +245,10 @@ class HostMemory:
         """A new descriptor of an arena for a client: read-only, so that no map made from it can write."""
         return os.open(f"/proc/self/fd/{self._arenas[arena].fd}", os.O_RDONLY | os.O_CLOEXEC)
 
+    def open_writable(self, arena: int) -> int:
+        """The same for a client in mode direct: it can write to all of it, and change neither size nor seals."""
+        return os.open(f"/proc/self/fd/{self._arenas[arena].fd}", os.O_RDWR | os.O_CLOEXEC)
+
     def fault_in(self, region: Region) -> None:
         """Have a ring faulted in, in the background."""
         self._work.put(lambda: self._allocate(region))
@@ -285,18 +279,34 @@ class HostMemory:
             if self._cold:
                 region, counted = self._cold.popleft()
                 return lambda: self._fault_in(region, counted=counted)
-            if self._spares_wanted.acquire(blocking=False):
+            with self._spares:
+                self._making = self._spares_wanted.acquire(blocking=False)
+            if self._making:
                 return self._make_spare
             return self._work.get()
 
     def _make_spare(self) -> None:
+        region = None
         try:
-            region = make_region("kvstored-arena", self._arena_bytes)
+            region = self._make_arena()
+            self._fault_in(region, counted=True)
         except OSError as error:
             self._fault(f"cannot make an arena ahead of time: {error}")
-            return
-        self._fault_in(region, counted=True)
-        self._spare.append(region)
+        with self._spares:
+            surplus, self._making, self._surplus = self._surplus, False, False
+            if region is not None and not surplus:
+                self._spare.append(region)
+        if region is not None and surplus:
+            self._drop_spare(region)
+
+    def _drop_spare(self, region: Region) -> None:
+        """Another arena has taken its place."""
+        self.populated_bytes = max(0, self.populated_bytes - region.region_bytes)
+        self.locked_bytes = max(0, self.locked_bytes - region.region_bytes)
+        self.huge_bytes -= region.huge_bytes
+        self.placement.gone(region.node, region.nodes)
+        region.unmap()
+        os.close(region.fd)
 
     def _fault_in(self, region: Region, *, counted: bool) -> None:
         try:
@@ -305,7 +315,7 @@ class HostMemory:
                 if not region.address:
                     return  # given up before it was ready
                 step_bytes = min(STEP_BYTES, region.region_bytes - start)
-                if counted and step_bytes % libc.HUGE_PAGE_BYTES == 0:
+                if counted and self._huge and step_bytes % libc.HUGE_PAGE_BYTES == 0:
                     huge_bytes = step_bytes if libc.make_huge(region.address + start, step_bytes) else 0
                     region.huge_bytes += huge_bytes
                     self.huge_bytes += huge_bytes
@@ -317,12 +327,14 @@ class HostMemory:
         except OSError as error:
             self._fault(f"cannot fault an arena in: {error}")
             return
-        if self._lock and not self.faults:
+        region.nodes = self.placement.look(region.address, region.region_bytes)
+        if self._lock and not self._locking_failed:
             try:
                 libc.lock(region.address, region.region_bytes)
                 self.locked_bytes += region.region_bytes
             except OSError as error:
-                self._fault(f"memory is not locked ({error}): raise `ulimit -l`, or set dram.lock = false")
+                self._locking_failed = True
+                self._fault(why_not_locked(self._dram_bytes, error))
 
     def _punch_meanwhile(self) -> None:
         while not self._work.empty():
@@ -338,7 +350,7 @@ class HostMemory:
         try:
             for start in range(0, region.region_bytes, STEP_BYTES):
                 step_bytes = min(STEP_BYTES, region.region_bytes - start)
-                if step_bytes % libc.HUGE_PAGE_BYTES == 0:
+                if self._huge and step_bytes % libc.HUGE_PAGE_BYTES == 0:
                     libc.make_huge(region.address + start, step_bytes)
             os.posix_fallocate(region.fd, 0, region.region_bytes)
         except OSError as error:  # the session may be over, or memory short: the client faults it in itself
@@ -360,6 +372,7 @@ class HostMemory:
             self._fault(f"cannot give an arena back: {error}")
         self.populated_bytes = max(0, self.populated_bytes - region.region_bytes)
         self.huge_bytes -= region.huge_bytes
+        self.placement.gone(region.node, region.nodes)
         self.locked_bytes = max(0, self.locked_bytes - region.region_bytes)
         if self._prefault:
             self._spares_wanted.release()

@@ -63,6 +63,9 @@ class Snapshot:
     write_behind_lag_bytes: int
     unverified: int
     verify_faults: int
+    changed: int  # blocks in memory that were not as published when they were hashed again
+    scrubbed_bytes: int  # of memory
+    stranded_bytes: int  # of slots that are out of use, since clients may still write there
     kept: Kept
 
 
@@ -96,6 +99,9 @@ def take_snapshot(
         write_behind_lag_bytes=demotion.behind_bytes,
         unverified=store.unverified,
         verify_faults=store.streams.verify_faults,
+        changed=store.scrubbing.damaged,
+        scrubbed_bytes=store.scrubbing.checked_bytes,
+        stranded_bytes=store.writers.stranded_bytes(),
         kept=store.kept,
     )
 

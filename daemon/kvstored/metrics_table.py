@@ -135,7 +135,7 @@ def _prefetched(facts: Facts) -> dict[str, float]:
 
 
 def _faults(facts: Facts) -> dict[str, float]:
-    found: dict[str, float] = {"verify": facts.now.verify_faults}
+    found: dict[str, float] = {"verify": facts.now.verify_faults, "changed": facts.now.changed}
     if facts.disk:
         counted = facts.disk.counters
         found |= {
@@ -237,6 +237,11 @@ METRICS: Final[tuple[Metric, ...]] = (
     _some("kvstored_memory_bytes", "gauge", "Memory of arenas: populated, of that locked and in huge pages; stale: "
           "given up and still held by clients.", "kind", _memory),
 
+    _one("kvstored_out_of_use_bytes", "gauge", "Slots of memory that wait until a client that may write there is gone.",
+         lambda facts: facts.now.stranded_bytes),
+    _one("kvstored_scrubbed_bytes_total", "counter", "Bytes of memory that were hashed again.",
+         lambda facts: facts.now.scrubbed_bytes),
+
     # Ahead of time
     _some("kvstored_prefetches_total", "counter", "Prefetches that were asked for, and those that came to little.",
           "result", _prefetches),
@@ -283,8 +288,8 @@ METRICS: Final[tuple[Metric, ...]] = (
 
     # Faults
     _some("kvstored_faults_total", "counter", "Blocks (of commit: transactions) that a fault cost: damaged, not "
-          "readable, gone with their segment, not written, not erased, not committed, not what was kept.", "kind",
-          _faults),
+          "readable, gone with their segment, not written, not erased, not committed, not what was kept, changed in "
+          "memory after they were published.", "kind", _faults),
     _on_disk("kvstored_quarantined_slots", "gauge", "Places on disk that are not used again.",
              lambda _, disk: disk.counters.quarantined),
 )

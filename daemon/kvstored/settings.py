@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from kvproto import limits
+from kvproto.trace_ids import ONE_IN_MAX
 from kvstore.rules import Rule
+from kvstored.control_address import control_listen_kind
+from kvstored.control_kinds import NO_GROUP, group_kind
 from kvstored.http_address import OFF, listen_kind
+from kvstored.otlp_address import otlp_kind
+from kvstored.placement import AUTO, numa_kind
 from kvstored.units import (
+    NO_FILE,
     Kind,
     count_kind,
     duration_kind,
+    file_kind,
     folder_kind,
     folders_kind,
     size_kind,
@@ -37,6 +44,7 @@ NUMBERS: Final = 2**32 - 1  # of slots in DRAM and on disk; the last one means n
 # Words of `kvstore.tier`, which this file does not import: it brings numba, and `config check` shall not wait for that.
 ADMISSIONS: Final = ("all", "second_touch", "none")
 CODECS: Final = ("auto", "raw", "bf16-planes+zstd")
+SCRUBS: Final = ("writable", "all")
 RULES: Final = tuple(rule.value for rule in Rule)
 
 
@@ -50,6 +58,7 @@ class Basis:
     dram_bytes: int = 0
     arena_bytes: int = 0
     disk_bytes: int = 0
+    runtime_dir: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,11 @@ def _default_runtime_dir(basis: Basis) -> Path:
         return Path(session) / "kvstored"
     # Never /tmp: anyone may have put a folder of that name there first. Without HOME, `~` is refused.
     return Path(basis.environ.get("HOME") or "~") / ".local/state/kvstored/run"
+
+
+def _default_state_dir(basis: Basis) -> Path:
+    granted = basis.environ.get("STATE_DIRECTORY", "").split(":")  # by systemd; the first of several is ours
+    return Path(granted[0]) if granted[0] else basis.runtime_dir
 
 
 def _default_dram_bytes(basis: Basis) -> int:
@@ -127,6 +141,22 @@ LOCK: Final = Setting(
     "lock", "dram.lock", "KVSTORED_LOCK", "--lock",
     switch_kind(), lambda _: True, "switch",
     "keep blocks out of swap with mlock, as far as RLIMIT_MEMLOCK allows")
+DRAM_SCRUB: Final = Setting(
+    "dram_scrub", "dram.scrub", "KVSTORED_DRAM_SCRUB", "--dram-scrub",
+    word_kind(*SCRUBS), lambda _: "writable", "which",
+    "which memory is hashed again in the background: that which clients could write to themselves, or all")
+DRAM_SCRUB_RATE: Final = Setting(
+    "dram_scrub_rate", "dram.scrub_rate", "KVSTORED_DRAM_SCRUB_RATE", "--dram-scrub-rate",
+    size_kind(0, limits.KIB * limits.GIB), lambda _: 100 * limits.MIB, "bytes per second",
+    "finds blocks that were changed after they were published; about 1 % of a core; 0 for only when kvctl scrub asks")
+HUGE_PAGES: Final = Setting(
+    "huge_pages", "dram.huge_pages", "KVSTORED_HUGE_PAGES", "--huge-pages",
+    switch_kind(), lambda _: True, "switch",
+    "blocks and rings lie in huge pages where the kernel has any: drives and clients are faster, and so is the start")
+NUMA: Final = Setting(
+    "numa", "dram.numa", "KVSTORED_NUMA", "--numa",
+    numa_kind(), lambda _: AUTO, "nodes",
+    "on which NUMA nodes arenas lie, as many on each; auto: on all that have memory, where there are several")
 RING: Final = Setting(
     "ring_bytes", "clients.ring", "KVSTORED_RING", "--ring",
     size_kind(limits.MIB, limits.RING_BYTES_MAX, multiple_bytes=limits.PAGE_BYTES),
@@ -206,6 +236,10 @@ DISK_SCRUB_RATE: Final = Setting(
     "disk_scrub_rate", "disk.scrub_rate", "KVSTORED_DISK_SCRUB_RATE", "--disk-scrub-rate",
     size_kind(0, limits.KIB * limits.GIB), lambda _: 10 * limits.MIB, "bytes per second",
     "reads what lies on disk in the background and finds what has decayed; 0 for only when kvctl scrub asks")
+DISK_KEY_FILE: Final = Setting(
+    "disk_key_file", "disk.key_file", "KVSTORED_DISK_KEY_FILE", "--disk-key-file",
+    file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
+    "blocks on disk are encrypted with the first key in this file; those under others that it has are read")
 POLICY_DRAM: Final = Setting(
     "policy_dram", "policy.dram", "KVSTORED_POLICY_DRAM", "--policy-dram",
     word_kind(*RULES), lambda _: Rule.DENSITY.value, "rule",
@@ -222,14 +256,51 @@ METRICS_LISTEN: Final = Setting(
     "metrics_listen", "metrics.listen", "KVSTORED_METRICS_LISTEN", "--metrics-listen",
     listen_kind(), lambda _: OFF, "address",
     "serves /metrics, /healthz and /readyz; only to this host, since nobody is asked who they are")
+STATE_DIR: Final = Setting(
+    "state_dir", "daemon.state_dir", "KVSTORED_STATE_DIR", "--state-dir",
+    folder_kind(DISK_PATH_BYTES), _default_state_dir, "path",
+    "where the audit file lies; outlives a restart of the machine where systemd grants it")
+ADMIN_GROUP: Final = Setting(
+    "admin_group", "control.admin_group", "KVSTORED_ADMIN_GROUP", "--admin-group",
+    group_kind(), lambda _: NO_GROUP, "group",
+    "its members may act on the control socket, as root and the daemon's user may; the daemon must be one of them")
+TENANT_CONTROL: Final = Setting(
+    "tenant_control", "control.tenants", "KVSTORED_TENANT_CONTROL", "--tenant-control",
+    switch_kind(), lambda _: False, "switch",
+    "everybody may see what their own tenants have, and nothing else, through tenants.sock")
+CONTROL_LISTEN: Final = Setting(
+    "control_listen", "control.listen", "KVSTORED_CONTROL_LISTEN", "--control-listen",
+    control_listen_kind(), lambda _: OFF, "address",
+    "for operators of other hosts, by mutual TLS only: needs the three files that follow")
+CONTROL_CERTIFICATE: Final = Setting(
+    "control_certificate", "control.certificate", "KVSTORED_CONTROL_CERTIFICATE", "--control-certificate",
+    file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
+    "of this daemon, PEM, with what leads to its authority; read again for each connection")
+CONTROL_KEY: Final = Setting(
+    "control_key", "control.key", "KVSTORED_CONTROL_KEY", "--control-key",
+    file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
+    "of that certificate, PEM; nobody but its owner may read it")
+CONTROL_CLIENT_CA: Final = Setting(
+    "control_client_ca", "control.client_ca", "KVSTORED_CONTROL_CLIENT_CA", "--control-client-ca",
+    file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
+    "whoever has a certificate of this authority, PEM, acts as an operator: an authority for that alone")
+TRACE_OTLP: Final = Setting(
+    "trace_otlp", "trace.otlp", "KVSTORED_TRACE_OTLP", "--trace-otlp",
+    otlp_kind(), lambda _: OFF, "address",
+    "sends OpenTelemetry spans of leases to a collector: numbers and sizes, no keys; needs the packages of [otel]")
+TRACE_ONE_IN: Final = Setting(
+    "trace_one_in", "trace.one_in", "KVSTORED_TRACE_ONE_IN", "--trace-one-in",
+    count_kind(1, ONE_IN_MAX), lambda _: 100, "leases",
+    "of so many one is traced, always the same as by clients that were told the same; a span takes the owner 30 us")
 # fmt: on
 
 AnySetting: TypeAlias = (
     Setting[Path] | Setting[tuple[Path, ...]] | Setting[str] | Setting[int] | Setting[bool] | Setting[float]
 )
 SETTINGS: Final[tuple[AnySetting, ...]] = (
-    DRAM, ARENA, PREFAULT, LOCK, RING, TICKET_TTL, LEASE_TTL_MAX, RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL,
-    KEEP, KEEP_PATIENCE, STOP_WITHIN, DISK, DISK_SIZE, DISK_SEGMENT, DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC,
-    DISK_READERS, DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE, POLICY_DRAM, POLICY_DISK, INSIGHT_CURVES,
-    METRICS_LISTEN,
+    DRAM, ARENA, PREFAULT, LOCK, HUGE_PAGES, NUMA, DRAM_SCRUB, DRAM_SCRUB_RATE, RING, TICKET_TTL, LEASE_TTL_MAX,
+    RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL, KEEP, KEEP_PATIENCE, STOP_WITHIN, DISK, DISK_SIZE, DISK_SEGMENT,
+    DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS, DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE,
+    DISK_KEY_FILE, POLICY_DRAM, POLICY_DISK, INSIGHT_CURVES, METRICS_LISTEN, STATE_DIR, ADMIN_GROUP, TENANT_CONTROL,
+    CONTROL_LISTEN, CONTROL_CERTIFICATE, CONTROL_KEY, CONTROL_CLIENT_CA, TRACE_OTLP, TRACE_ONE_IN,
 )  # fmt: skip

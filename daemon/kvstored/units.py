@@ -26,6 +26,7 @@ SWITCH_WORDS: Final = {
 }  # fmt: skip
 
 NO_FOLDERS: Final = "none"
+NO_FILE: Final = "none"
 
 # Far above any sensible file, and small enough that a wrong path (a device, a log) costs nothing.
 FILE_BYTES: Final = MIB
@@ -161,6 +162,16 @@ def folders_kind(path_bytes_max: int, count_max: int) -> Kind[tuple[Path, ...]]:
 
     bounds = f'at most {count_max}, absolute, "{os.pathsep}" between them, or {NO_FOLDERS}'
     return Kind(parse, show, (list,), 'a list of absolute paths, such as ["/mnt/nvme0/kv"]', bounds)
+
+
+def file_kind(path_bytes_max: int) -> Kind[str]:
+    """The absolute path of a file, as text; or "none"."""
+    folder = folder_kind(path_bytes_max)
+
+    def parse(text: str) -> str:
+        return NO_FILE if text in ("", NO_FILE) else str(folder.parse(text))
+
+    return Kind(parse, str, (str,), "the absolute path of a file", f"absolute, or {NO_FILE}")
 
 
 def _within(value: Number, low: Number, high: Number, show: Callable[[Number], str]) -> Number:

@@ -11,6 +11,8 @@ from kvproto.limits import KEYS_PER_FRAME, MIB
 from kvstore.blocks import U8
 from kvstore.insight.curves import Curves, Limits
 from kvstore.insight.explain import MissQuestion, explain
+from kvstore.insight.forest import grow
+from kvstore.insight.looking import Looking
 from kvstore.insight.reasons import SEED_WORDS
 from kvstore.insight.tap import sample
 from kvstore.sessions import Namespace
@@ -36,6 +38,7 @@ def look_at_itself(store: Store, namespace: Namespace, pass_time: Callable[[int]
     question = MissQuestion(None, namespace.digest, (BlockKey(keys[:4].tobytes()),))
     assert explain(store, question).cause == "refused", "nobody knows why a block is not there"
     _halve(keys)
+    _draw(store, namespace)
 
 
 def _halve(keys: U8) -> None:
@@ -45,6 +48,15 @@ def _halve(keys: U8) -> None:
     sample(keys, 0, KEYS_PER_FRAME, 1, 0, 0, curves.tap.words)
     curves.drain(SECOND_NS)
     assert curves.curve(0, SECOND_NS).rate < Limits().first_rate, "curves keep too much"
+
+
+def _draw(store: Store, namespace: Namespace) -> None:
+    """A tree of what is there, which may be nothing."""
+    looking = Looking(store)
+    begun = looking.begin(namespace.tenant.name, namespace.digest)
+    copy, _ = looking.slice(begun, 1)
+    held = int(store.tables.census[namespace.number])
+    assert int(grow(copy).runs.length.sum()) == copy.rows.size <= held, "prefixes are not what there is"
 
 
 def _keys() -> U8:

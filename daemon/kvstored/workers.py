@@ -16,12 +16,16 @@ from queue import SimpleQueue
 from kvstore.store import Store
 from kvstore.tier.orders import Commit, Name, Order, Outcome, Verify
 from kvstored.config import Config
-from kvstored.drive import Drives
+from kvstored.drive import Drives, Observe
+from kvstored.drive_keys import keys_of_store
+from kvstored.drive_segments import said_of
 from kvstored.index import Index, Loaded, State
-from kvstored.index_scan import segment_number
+from kvstored.index_scan import SEGMENTS, segment_number
+from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
 from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Timings
+from kvstored.secret_files import SecretFileError
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class HostWorkers:
         self._idle = 1.0
         self.index = index
         self.timings: Timings | None = None  # of reads and writes, once the disk is open
+        self.observe: Observe | None = None  # of reads, if anybody is to be told of each; before the disk is open
         self.drives: Drives | None = None
         self.loaded: Loaded | None = None
 
@@ -111,10 +116,18 @@ class HostWorkers:
             store.disk.switch_off()
             return
         config = self._config
+        try:
+            ring = config.disk_keys()
+        except SecretFileError as error:  # it was good when the daemon started
+            log.error("disk tier off: %s", error)  # noqa: TRY400  it says all
+            store.disk.switch_off()
+            return
+        loaded = readable_with(ring, loaded)
+        self.loaded = replace(loaded, segments=[])
         self.drives = Drives(
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
-            timings=self.timings,
+            timings=self.timings, observe=self.observe, keys=keys_of_store(ring, loaded.store) if ring else None,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():
@@ -151,6 +164,28 @@ class HostWorkers:
             order.outcome = Outcome.DONE if done or index.state is State.LOST else Outcome.FAILED
             self._committed.append(order)
             self._wake()
+
+
+def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
+    """What was found, less segments that the keys at hand do not open: those are left alone, as strangers' are.
+
+    Without a key that is what is encrypted; with one, what is not, since nothing more is to be written in the clear.
+    """
+    known = ring.ids() if ring else frozenset({b""})
+    closed = {segment: key for segment, key in loaded.key_ids.items() if key not in known}
+    for key in sorted(set(closed.values())):
+        count = sum(one == key for one in closed.values())
+        log.warning(
+            "disk: segments=%d are %s and cannot be used with disk.key_file as it is: all in them is missed; "
+            "bring that key back, or remove their files: status lists them", count, said_of(key),
+        )  # fmt: skip
+    files = (loaded.directories[segment] / SEGMENTS / f"{segment:08d}.seg" for segment in closed)
+    return replace(
+        loaded,
+        segments=[one for one in loaded.segments if one.segment not in closed],
+        directories={segment: path for segment, path in loaded.directories.items() if segment not in closed},
+        foreign=sorted([*loaded.foreign, *files]),
+    )
 
 
 def _processor_ticks() -> tuple[int, int]:

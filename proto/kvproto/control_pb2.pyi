@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tier(_message.Message):
-    __slots__ = ("name", "capacity_bytes", "assigned_bytes", "used_bytes", "blocks", "arenas", "arena_bytes", "populated_bytes", "locked_bytes", "stale_bytes", "huge_bytes")
+    __slots__ = ("name", "capacity_bytes", "assigned_bytes", "used_bytes", "blocks", "arenas", "arena_bytes", "populated_bytes", "locked_bytes", "stale_bytes", "huge_bytes", "nodes", "numa")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,8 @@ class Tier(_message.Message):
     LOCKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_BYTES_FIELD_NUMBER: _ClassVar[int]
     HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    NUMA_FIELD_NUMBER: _ClassVar[int]
     name: str
     capacity_bytes: int
     assigned_bytes: int
@@ -31,7 +33,17 @@ class Tier(_message.Message):
     locked_bytes: int
     stale_bytes: int
     huge_bytes: int
-    def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., arenas: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., populated_bytes: _Optional[int] = ..., locked_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., huge_bytes: _Optional[int] = ...) -> None: ...
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeMemory]
+    numa: str
+    def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., arenas: _Optional[int] = ..., arena_bytes: _Optional[int] = ..., populated_bytes: _Optional[int] = ..., locked_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., huge_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeMemory, _Mapping[str, object]]]] = ..., numa: _Optional[str] = ...) -> None: ...
+
+class NodeMemory(_message.Message):
+    __slots__ = ("node", "bytes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    bytes: int
+    def __init__(self, node: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults", "lease_disk_hits")
@@ -266,7 +278,7 @@ class Namespace(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped")
+    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped", "hit_dram_bytes", "hit_disk_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UIDS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +301,8 @@ class Tenant(_message.Message):
     PINNED_1H_BYTES_FIELD_NUMBER: _ClassVar[int]
     PINNED_TOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNUSED_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    HIT_DRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uids: _containers.RepeatedScalarFieldContainer[int]
     assigned_bytes: int
@@ -311,7 +325,9 @@ class Tenant(_message.Message):
     pinned_1h_bytes: int
     pinned_tool_bytes: int
     unused_dropped: int
-    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ..., pinned_5m_bytes: _Optional[int] = ..., pinned_1h_bytes: _Optional[int] = ..., pinned_tool_bytes: _Optional[int] = ..., unused_dropped: _Optional[int] = ...) -> None: ...
+    hit_dram_bytes: int
+    hit_disk_bytes: int
+    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ..., pinned_5m_bytes: _Optional[int] = ..., pinned_1h_bytes: _Optional[int] = ..., pinned_tool_bytes: _Optional[int] = ..., unused_dropped: _Optional[int] = ..., hit_dram_bytes: _Optional[int] = ..., hit_disk_bytes: _Optional[int] = ...) -> None: ...
 
 class Client(_message.Message):
     __slots__ = ("session", "name", "role", "mode", "tenant", "pid", "uid", "isolation", "connected_s", "ring_bytes", "ring_used_bytes", "tickets", "leases", "arenas_mapped", "namespaces", "requests")
@@ -510,12 +526,14 @@ class UndrainResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScrubRequest(_message.Message):
-    __slots__ = ("start", "rate_bytes_per_s")
+    __slots__ = ("start", "rate_bytes_per_s", "tier")
     START_FIELD_NUMBER: _ClassVar[int]
     RATE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     start: bool
     rate_bytes_per_s: int
-    def __init__(self, start: _Optional[bool] = ..., rate_bytes_per_s: _Optional[int] = ...) -> None: ...
+    tier: str
+    def __init__(self, start: _Optional[bool] = ..., rate_bytes_per_s: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class ScrubResponse(_message.Message):
     __slots__ = ("running", "done_blocks", "total_blocks", "done_bytes", "damaged", "rate_bytes_per_s", "started_unix_s", "finished_unix_s")
@@ -1204,3 +1222,325 @@ class PrefetchResponse(_message.Message):
     there: int
     coming: int
     def __init__(self, there: _Optional[int] = ..., coming: _Optional[int] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("everything", "namespace_digest", "prefix", "tenant", "dry_run", "tier", "bytes")
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    everything: ClearRequest.Everything
+    namespace_digest: str
+    prefix: ClearRequest.Prefix
+    tenant: str
+    dry_run: bool
+    tier: str
+    bytes: int
+    def __init__(self, everything: _Optional[_Union[ClearRequest.Everything, _Mapping[str, object]]] = ..., namespace_digest: _Optional[str] = ..., prefix: _Optional[_Union[ClearRequest.Prefix, _Mapping[str, object]]] = ..., tenant: _Optional[str] = ..., dry_run: _Optional[bool] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class EvictResponse(_message.Message):
+    __slots__ = ("blocks", "bytes", "kept_blocks", "held_blocks", "pinned_blocks", "dry_run")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    bytes: int
+    kept_blocks: int
+    held_blocks: int
+    pinned_blocks: int
+    dry_run: bool
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class WalkBlocksRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "after")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    after: int
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+
+class WalkBlocksResponse(_message.Message):
+    __slots__ = ("identity", "keys", "parents", "next")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    identity: bytes
+    keys: bytes
+    parents: bytes
+    next: int
+    def __init__(self, identity: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., parents: _Optional[bytes] = ..., next: _Optional[int] = ...) -> None: ...
+
+class Act(_message.Message):
+    __slots__ = ("unix_s", "uid", "pid", "who", "verb", "scope", "blocks", "bytes", "outcome")
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    unix_s: float
+    uid: int
+    pid: int
+    who: str
+    verb: str
+    scope: str
+    blocks: int
+    bytes: int
+    outcome: str
+    def __init__(self, unix_s: _Optional[float] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., who: _Optional[str] = ..., verb: _Optional[str] = ..., scope: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., outcome: _Optional[str] = ...) -> None: ...
+
+class ListActsRequest(_message.Message):
+    __slots__ = ("most",)
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    most: int
+    def __init__(self, most: _Optional[int] = ...) -> None: ...
+
+class ListActsResponse(_message.Message):
+    __slots__ = ("acts", "path", "lost")
+    ACTS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    acts: _containers.RepeatedCompositeFieldContainer[Act]
+    path: str
+    lost: int
+    def __init__(self, acts: _Optional[_Iterable[_Union[Act, _Mapping[str, object]]]] = ..., path: _Optional[str] = ..., lost: _Optional[int] = ...) -> None: ...
+
+class NoteTransferRequest(_message.Message):
+    __slots__ = ("verb", "tenant", "namespace_digest", "blocks", "bytes")
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    verb: str
+    tenant: str
+    namespace_digest: str
+    blocks: int
+    bytes: int
+    def __init__(self, verb: _Optional[str] = ..., tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class NoteTransferResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Block(_message.Message):
+    __slots__ = ("key", "state", "in_dram", "on_disk", "slot_bytes", "age_s", "hits", "pins", "holds", "leased_s", "parent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IN_DRAM_FIELD_NUMBER: _ClassVar[int]
+    ON_DISK_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    LEASED_S_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    state: str
+    in_dram: bool
+    on_disk: bool
+    slot_bytes: int
+    age_s: float
+    hits: int
+    pins: int
+    holds: int
+    leased_s: float
+    parent: bytes
+    def __init__(self, key: _Optional[bytes] = ..., state: _Optional[str] = ..., in_dram: _Optional[bool] = ..., on_disk: _Optional[bool] = ..., slot_bytes: _Optional[int] = ..., age_s: _Optional[float] = ..., hits: _Optional[int] = ..., pins: _Optional[int] = ..., holds: _Optional[int] = ..., leased_s: _Optional[float] = ..., parent: _Optional[bytes] = ...) -> None: ...
+
+class ListBlocksRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "cursor", "limit")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    cursor: int
+    limit: int
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., cursor: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListBlocksResponse(_message.Message):
+    __slots__ = ("tenant", "digest", "blocks", "next_cursor")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    next_cursor: int
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping[str, object]]]] = ..., next_cursor: _Optional[int] = ...) -> None: ...
+
+class GetTreeRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "key", "depth", "width", "limit", "by")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    key: bytes
+    depth: int
+    width: int
+    limit: int
+    by: str
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., key: _Optional[bytes] = ..., depth: _Optional[int] = ..., width: _Optional[int] = ..., limit: _Optional[int] = ..., by: _Optional[str] = ...) -> None: ...
+
+class TreeNode(_message.Message):
+    __slots__ = ("level", "first_key", "last_key", "before_blocks", "run_blocks", "blocks", "dram_blocks", "disk_blocks", "total_bytes", "hits", "age_s", "pinned_blocks", "held_blocks", "branches", "longest_blocks")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_KEY_FIELD_NUMBER: _ClassVar[int]
+    LAST_KEY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RUN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    level: int
+    first_key: bytes
+    last_key: bytes
+    before_blocks: int
+    run_blocks: int
+    blocks: int
+    dram_blocks: int
+    disk_blocks: int
+    total_bytes: int
+    hits: int
+    age_s: float
+    pinned_blocks: int
+    held_blocks: int
+    branches: int
+    longest_blocks: int
+    def __init__(self, level: _Optional[int] = ..., first_key: _Optional[bytes] = ..., last_key: _Optional[bytes] = ..., before_blocks: _Optional[int] = ..., run_blocks: _Optional[int] = ..., blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., total_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., age_s: _Optional[float] = ..., pinned_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., branches: _Optional[int] = ..., longest_blocks: _Optional[int] = ...) -> None: ...
+
+class GetTreeResponse(_message.Message):
+    __slots__ = ("tenant", "digest", "block_tokens", "nodes", "roots", "blocks", "bytes", "runs", "changed_blocks")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    block_tokens: int
+    nodes: _containers.RepeatedCompositeFieldContainer[TreeNode]
+    roots: int
+    blocks: int
+    bytes: int
+    runs: int
+    changed_blocks: int
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., block_tokens: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[TreeNode, _Mapping[str, object]]]] = ..., roots: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., runs: _Optional[int] = ..., changed_blocks: _Optional[int] = ...) -> None: ...
+
+class StatPrefixRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "keys")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class KeptBy(_message.Message):
+    __slots__ = ("number", "blocks", "left_s", "owner")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    blocks: int
+    left_s: float
+    owner: str
+    def __init__(self, number: _Optional[int] = ..., blocks: _Optional[int] = ..., left_s: _Optional[float] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class StatPrefixResponse(_message.Message):
+    __slots__ = ("tenant", "digest", "block_tokens", "blocks", "found_blocks", "dram_blocks", "disk_blocks", "bytes", "pins", "leases", "pins_total", "leases_total", "quality")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    PINS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LEASES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    block_tokens: int
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    found_blocks: int
+    dram_blocks: int
+    disk_blocks: int
+    bytes: int
+    pins: _containers.RepeatedCompositeFieldContainer[KeptBy]
+    leases: _containers.RepeatedCompositeFieldContainer[KeptBy]
+    pins_total: int
+    leases_total: int
+    quality: str
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., block_tokens: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping[str, object]]]] = ..., found_blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., pins: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., leases: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., leases_total: _Optional[int] = ..., quality: _Optional[str] = ...) -> None: ...
+
+class WatchEventsRequest(_message.Message):
+    __slots__ = ("after", "follow", "kinds", "last")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    follow: bool
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    last: int
+    def __init__(self, after: _Optional[int] = ..., follow: _Optional[bool] = ..., kinds: _Optional[_Iterable[str]] = ..., last: _Optional[int] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("number", "unix_s", "kind", "warning", "text", "tenant", "count", "bytes", "lost")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    unix_s: float
+    kind: str
+    warning: bool
+    text: str
+    tenant: str
+    count: int
+    bytes: int
+    lost: int
+    def __init__(self, number: _Optional[int] = ..., unix_s: _Optional[float] = ..., kind: _Optional[str] = ..., warning: _Optional[bool] = ..., text: _Optional[str] = ..., tenant: _Optional[str] = ..., count: _Optional[int] = ..., bytes: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...

@@ -140,6 +140,26 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.UnpinResponse.FromString,
                 _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/kvstored.control.v1.Control/Evict',
+                request_serializer=kvproto_dot_control__pb2.EvictRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.EvictResponse.FromString,
+                _registered_method=True)
+        self.WalkBlocks = channel.unary_unary(
+                '/kvstored.control.v1.Control/WalkBlocks',
+                request_serializer=kvproto_dot_control__pb2.WalkBlocksRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.WalkBlocksResponse.FromString,
+                _registered_method=True)
+        self.ListActs = channel.unary_unary(
+                '/kvstored.control.v1.Control/ListActs',
+                request_serializer=kvproto_dot_control__pb2.ListActsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ListActsResponse.FromString,
+                _registered_method=True)
+        self.NoteTransfer = channel.unary_unary(
+                '/kvstored.control.v1.Control/NoteTransfer',
+                request_serializer=kvproto_dot_control__pb2.NoteTransferRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.NoteTransferResponse.FromString,
+                _registered_method=True)
         self.ListPrograms = channel.unary_unary(
                 '/kvstored.control.v1.Control/ListPrograms',
                 request_serializer=kvproto_dot_control__pb2.ListProgramsRequest.SerializeToString,
@@ -149,6 +169,26 @@ class ControlStub:
                 '/kvstored.control.v1.Control/ListWorkflows',
                 request_serializer=kvproto_dot_control__pb2.ListWorkflowsRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.ListWorkflowsResponse.FromString,
+                _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/kvstored.control.v1.Control/ListBlocks',
+                request_serializer=kvproto_dot_control__pb2.ListBlocksRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.ListBlocksResponse.FromString,
+                _registered_method=True)
+        self.GetTree = channel.unary_unary(
+                '/kvstored.control.v1.Control/GetTree',
+                request_serializer=kvproto_dot_control__pb2.GetTreeRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.GetTreeResponse.FromString,
+                _registered_method=True)
+        self.StatPrefix = channel.unary_unary(
+                '/kvstored.control.v1.Control/StatPrefix',
+                request_serializer=kvproto_dot_control__pb2.StatPrefixRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.StatPrefixResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/kvstored.control.v1.Control/WatchEvents',
+                request_serializer=kvproto_dot_control__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.Event.FromString,
                 _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/kvstored.control.v1.Control/Ping',
@@ -307,6 +347,34 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Evict(self, request, context):
+        """Makes room: blocks that nothing holds leave one tier, those that its rule gives up first, first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WalkBlocks(self, request, context):
+        """Keys of a namespace's blocks, page by page, for an archive. What comes and goes meanwhile may be missed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListActs(self, request, context):
+        """What was done here and by whom, the newest at the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteTransfer(self, request, context):
+        """Writes down that blocks were carried out of or into the store by way of the hot socket.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPrograms(self, request, context):
         """Programs of agents, those that came last first, and what is pinned for each while it waits for a tool.
         """
@@ -316,6 +384,35 @@ class ControlServicer:
 
     def ListWorkflows(self, request, context):
         """Workflows, and how far the latest runs of them have come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBlocks(self, request, context):
+        """Blocks of a namespace, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTree(self, request, context):
+        """The prefixes of a namespace as a tree, largest first, summed up as far as they are not listed. The daemon copies what
+        it needs slice by slice and adds it up beside its owner thread: the answer is of no single moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StatPrefix(self, request, context):
+        """One prefix: each of its blocks, and who keeps or reads them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """What happened lately, and (with `follow`) what happens from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -436,6 +533,26 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvproto_dot_control__pb2.UnpinRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.UnpinResponse.SerializeToString,
             ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=kvproto_dot_control__pb2.EvictRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.EvictResponse.SerializeToString,
+            ),
+            'WalkBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.WalkBlocks,
+                    request_deserializer=kvproto_dot_control__pb2.WalkBlocksRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.WalkBlocksResponse.SerializeToString,
+            ),
+            'ListActs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActs,
+                    request_deserializer=kvproto_dot_control__pb2.ListActsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ListActsResponse.SerializeToString,
+            ),
+            'NoteTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteTransfer,
+                    request_deserializer=kvproto_dot_control__pb2.NoteTransferRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.NoteTransferResponse.SerializeToString,
+            ),
             'ListPrograms': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPrograms,
                     request_deserializer=kvproto_dot_control__pb2.ListProgramsRequest.FromString,
@@ -445,6 +562,26 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ListWorkflows,
                     request_deserializer=kvproto_dot_control__pb2.ListWorkflowsRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.ListWorkflowsResponse.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=kvproto_dot_control__pb2.ListBlocksRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'GetTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTree,
+                    request_deserializer=kvproto_dot_control__pb2.GetTreeRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.GetTreeResponse.SerializeToString,
+            ),
+            'StatPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.StatPrefix,
+                    request_deserializer=kvproto_dot_control__pb2.StatPrefixRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.StatPrefixResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=kvproto_dot_control__pb2.WatchEventsRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.Event.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -1030,6 +1167,114 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/Evict',
+            kvproto_dot_control__pb2.EvictRequest.SerializeToString,
+            kvproto_dot_control__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WalkBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/WalkBlocks',
+            kvproto_dot_control__pb2.WalkBlocksRequest.SerializeToString,
+            kvproto_dot_control__pb2.WalkBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ListActs',
+            kvproto_dot_control__pb2.ListActsRequest.SerializeToString,
+            kvproto_dot_control__pb2.ListActsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/NoteTransfer',
+            kvproto_dot_control__pb2.NoteTransferRequest.SerializeToString,
+            kvproto_dot_control__pb2.NoteTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListPrograms(request,
             target,
             options=(),
@@ -1073,6 +1318,114 @@ class Control:
             '/kvstored.control.v1.Control/ListWorkflows',
             kvproto_dot_control__pb2.ListWorkflowsRequest.SerializeToString,
             kvproto_dot_control__pb2.ListWorkflowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/ListBlocks',
+            kvproto_dot_control__pb2.ListBlocksRequest.SerializeToString,
+            kvproto_dot_control__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/GetTree',
+            kvproto_dot_control__pb2.GetTreeRequest.SerializeToString,
+            kvproto_dot_control__pb2.GetTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StatPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/StatPrefix',
+            kvproto_dot_control__pb2.StatPrefixRequest.SerializeToString,
+            kvproto_dot_control__pb2.StatPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstored.control.v1.Control/WatchEvents',
+            kvproto_dot_control__pb2.WatchEventsRequest.SerializeToString,
+            kvproto_dot_control__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,

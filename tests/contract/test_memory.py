@@ -14,7 +14,8 @@ from kvkernels import libc
 from kvproto.limits import PAGE_BYTES
 from kvstore.ports import Bytes, Memory
 from kvstored.keep import NoKeeper
-from kvstored.memory import HostMemory, make_region
+from kvstored.memory import HostMemory
+from kvstored.regions import make_region
 from tests.fakes import FakeMemory
 
 ARENA_BYTES = 16 * PAGE_BYTES

@@ -9,6 +9,7 @@ import pytest
 
 from kvproto import frames
 from kvproto.frames import Verb
+from kvproto.limits import KEYS_PER_FRAME
 from kvstore.streams import PROMISE_NS
 from tests.fault.test_hung_disk import HANGING, Hanging
 from tests.node import Node, assert_blocks, chain, fetch, managed, put, until, values
@@ -19,7 +20,7 @@ WAIT_NS = 60 * 10**9  # longer than anybody is patient here
 
 
 @contextmanager
-def cold(count: int) -> Iterator[tuple[Hanging, list[bytes]]]:
+def cold(count: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Hanging, list[bytes]]]:
     """A daemon with a chain on disk alone. Its DRAM, 512 blocks of which nothing is used, is kept when it dies."""
     with ExitStack() as stack:
         node = stack.enter_context(Node(dram="32MiB", segment="8MiB"))
@@ -30,12 +31,12 @@ def cold(count: int) -> Iterator[tuple[Hanging, list[bytes]]]:
         manager.start()
         manager.wait_ready()
         keys = chain("cold", count)
-        put(node.namespace(BLOCK_BYTES), keys, values(keys, BLOCK_BYTES))
+        put(node.namespace(block_bytes), keys, values(keys, block_bytes))
         manager.kill()  # DRAM is lost with it, and kept from now on
         manager.fds_max = fds_max
         manager.start()
         manager.wait_ready()
-        node.await_disk(node.namespace(BLOCK_BYTES), keys)
+        node.await_disk(node.namespace(block_bytes), keys)
         yield Hanging(node, manager), keys
 
 
@@ -69,20 +70,28 @@ def test_who_waits_is_promised_more_while_nothing_comes_and_a_successor_keeps_no
         assert_blocks(fetch(ns, new).blocks, values(new, BLOCK_BYTES))
 
 
-def test_a_client_reads_what_came_before_a_wait_that_was_longer_than_its_lease() -> None:
-    with cold(30) as (hanging, keys):
-        ns = hanging.node.namespace(BLOCK_BYTES)
-        assert len(fetch(ns, keys[:10]).blocks) == 10  # these lie in DRAM now
-        targets = np.zeros((30, BLOCK_BYTES), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("there", "block_bytes"),
+    [
+        pytest.param(10, BLOCK_BYTES, id="one part"),
+        pytest.param(KEYS_PER_FRAME + 10, 4096, id="two parts, of which one does not wait", marks=pytest.mark.long),
+    ],
+)
+def test_a_client_reads_what_came_before_a_wait_that_was_longer_than_its_lease(there: int, block_bytes: int) -> None:
+    count = there + 20
+    with cold(count, block_bytes) as (hanging, keys):
+        ns = hanging.node.namespace(block_bytes)
+        assert len(fetch(ns, keys[:there]).blocks) == there  # these lie in DRAM now
+        targets = np.zeros((count, block_bytes), dtype=np.uint8)
         with hanging.hangs("pread"):
             lease = ns.fetch(keys, wait_s=20.0, ttl_s=0.01)
-            assert lease.expected == 30
+            assert lease.expected == count
             told_ns = lease.deadline_ns
             assert until(lambda: lease.deadline_ns > told_ns + PROMISE_NS), "promised anew, twice at least"
             assert lease.valid()
-            assert [bytes(view) for view in lease.views_of(range(10))] == [
-                block.tobytes() for block in values(keys[:10], BLOCK_BYTES)
+            assert [bytes(view) for view in lease.views_of(range(there))] == [
+                block.tobytes() for block in values(keys[:there], block_bytes)
             ]
         with lease:
             assert lease.copy_to(targets)
-        assert_blocks(targets, values(keys, BLOCK_BYTES))
+        assert_blocks(targets, values(keys, block_bytes))

@@ -67,7 +67,7 @@ def test_pins_classes_and_choices_outlive_a_daemon_that_is_killed(start_daemon: 
         assert 200 < left_s(short) < 301
         said = kvctl(daemon, "tenants").stdout
         assert "pinned: 5m 512.0 KiB, 1h 512.0 KiB" in said
-        changed = kvctl(daemon, "quota", "t", "set", "pin_5m_share=0.125", "pin_5m_ttl=2m", "unused_ttl=1h")
+        changed = kvctl(daemon, "quota", "--yes", "t", "set", "pin_5m_share=0.125", "pin_5m_ttl=2m", "unused_ttl=1h")
         assert (changed.returncode, changed.stderr) == (0, "")
         assert "pin_5m_ttl: at most 2 min 0 s, until now as long as they ask for" in changed.stdout
         assert "pin_1h_share: sure of 25%" in changed.stdout

@@ -271,8 +271,8 @@ def _wait_until_no_leases(daemon: DaemonProcess) -> None:
         pass
 
 
-def _kvctl_json(runtime_dir: Path, command: str) -> str:
-    arguments = [sys.executable, "-m", "kvctl", "--runtime-dir", str(runtime_dir), "-o", "json", command]
+def _kvctl_json(runtime_dir: Path, *command: str) -> str:
+    arguments = [sys.executable, "-m", "kvctl", "--runtime-dir", str(runtime_dir), "-o", "json", *command]
     return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
 
 
@@ -321,7 +321,7 @@ def test_a_draining_daemon_serves_and_takes_nothing_new(start_daemon: StartDaemo
         namespace = namespace_of(client)
         keys, blocks = keys_of(namespace, 3), random_blocks(3, 14)
         namespace.store(keys, blocks, wait=True)
-        _kvctl_json(daemon.runtime_dir, "drain")
+        _kvctl_json(daemon.runtime_dir, "drain", "--yes")
         refused = namespace.store(keys_of(namespace, 3), blocks).refused
         assert len(refused) == 3
         assert refused[0].reason is Reason.DRAINING

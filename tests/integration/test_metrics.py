@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import kvclient
 from kvproto import control_pb2, control_pb2_grpc
+from kvproto.control_token import token_metadata
 from kvstore.insight.misses import REASONS
 from kvstored.http_server import CONNECTIONS
 from tests.node import Node, chain, fetch, managed, put, until, values
@@ -266,7 +267,7 @@ def test_readiness_follows_a_drain_everywhere_at_once_and_health_does_not(node: 
     assert get(path, "/readyz") == (200, "ok\n")
     with control(node.run) as channel:
         stub, health = control_pb2_grpc.ControlStub(channel), health_pb2_grpc.HealthStub(channel)
-        stub.Drain(control_pb2.DrainRequest(), timeout=PATIENCE_S)
+        stub.Drain(control_pb2.DrainRequest(), timeout=PATIENCE_S, metadata=token_metadata(node.run))
         assert get(path, "/readyz")[0] == 503
         assert get(path, "/healthz") == (200, "ok\n")
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -276,7 +277,7 @@ def test_readiness_follows_a_drain_everywhere_at_once_and_health_does_not(node: 
         keys = chain("refused", 1)
         ns.store(keys, values(keys, BLOCK_BYTES), wait=True, space_s=0.0)
         moved(path, before, {"kvstored_reserve_blocks_total{result=draining}"})
-        stub.Undrain(control_pb2.UndrainRequest(), timeout=PATIENCE_S)
+        stub.Undrain(control_pb2.UndrainRequest(), timeout=PATIENCE_S, metadata=token_metadata(node.run))
         assert get(path, "/readyz") == (200, "ok\n")
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     node.stop()
@@ -292,8 +293,9 @@ def test_an_owner_that_hangs_is_told_of_and_figures_stay(node: Node) -> None:
         assert scrape(path)["kvstored_serving"] == 1
         assert until(lambda: get(path, "/healthz")[0] == 200)
         channel = stack.enter_context(control(node.run))
+        token = token_metadata(node.run)
         with pytest.raises(grpc.RpcError):
-            control_pb2_grpc.ControlStub(channel).Drain(control_pb2.DrainRequest(), timeout=0.5)
+            control_pb2_grpc.ControlStub(channel).Drain(control_pb2.DrainRequest(), timeout=0.5, metadata=token)
         assert until(lambda: get(path, "/healthz")[0] == 503)
         assert "owner thread" in get(path, "/readyz")[1]
         assert get(path, "/readyz")[0] == 503
@@ -344,4 +346,4 @@ def test_nobody_listens_unless_asked_to(node: Node) -> None:
     node.start()
     node.assert_alive()
     assert "metrics" not in node.log()
-    assert {path.name for path in node.run.iterdir() if path.is_socket()} == {"hot.sock", "control.sock"}
+    assert {path.name for path in node.run.iterdir() if path.is_socket()} == {"hot.sock", "control.sock", "token.sock"}

@@ -11,7 +11,7 @@ import kvclient
 from kvctl.cli import app, globals_first
 from kvctl.client import Exit
 from kvproto.limits import KIB
-from tests.node import Node, chain, put, until, values
+from tests.node import Node, chain, fetch, put, until, values
 
 BLOCK = 64 * KIB
 REPORTS = 16
@@ -56,6 +56,10 @@ def test_a_prefill_profile_outlives_the_daemon_that_learned_it(node: Node) -> No
     put(other, chain("other", 8), values(chain("other", 8), BLOCK), durable=False)
     assert until(lambda: costs(node).get("taught", {}).get("prefill_reports") == REPORTS)
     before, priced_s = costs(node)["taught"], taught.match(chain("taught", 8)).recompute_s
+    taught.pin(chain("taught", 8), ttl_s=300)
+    for _ in range(3):  # the last use is younger than what is written down as time passes
+        assert len(fetch(taught, chain("taught", 8)).blocks) == 8
+    (pinned,) = taught.pins()
     node.stop()
     node.start("--keep", "true")
     assert "memory: warm=True kept=16" in node.log()
@@ -67,5 +71,6 @@ def test_a_prefill_profile_outlives_the_daemon_that_learned_it(node: Node) -> No
     taught, other = node.namespace(BLOCK, model="taught"), node.namespace(BLOCK, model="other")
     found = taught.match(chain("taught", 8))
     assert found.blocks == 8
+    assert taught.pins() == [pinned], "a stop loses no use"
     assert found.recompute_s == pytest.approx(priced_s, rel=0.02), "MATCH weighs it at once"
     assert other.match(chain("other", 8)).recompute_s is None

@@ -107,7 +107,7 @@ def test_a_change_at_run_time_counts_and_survives_a_warm_restart(start_daemon: S
         asked = kvctl(daemon, "quota", "quiet", "set", "dram_guaranteed=9MiB")
         assert (asked.returncode, asked.stdout) == (1, "")
         assert "more than the tier has" in asked.stderr
-        changed = kvctl(daemon, "quota", "quiet", "set", "dram_guaranteed=1MiB", "in_flight=32")
+        changed = kvctl(daemon, "quota", "--yes", "quiet", "set", "dram_guaranteed=1MiB", "in_flight=32")
         assert (changed.returncode, changed.stderr) == (0, "")
         assert "dram_guaranteed: 1.0 MiB, until now 5.0 MiB" in changed.stdout
         fill(flood, FLOOD[6:12])

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import kvclient
 from kvproto import control_pb2, control_pb2_grpc, frames
+from kvproto.control_token import token_metadata
 from kvproto.errors import Grant
 from kvproto.limits import KIB
 from tests.node import Node, assert_blocks, chain, fetch, managed, put, roots, until, values
@@ -163,8 +164,9 @@ def test_a_loop_that_hangs_is_silent_though_all_else_answers_and_the_next_life_h
         put(ns, keys, values(keys, BLOCK_BYTES), durable=False)
         manager.wait_count("WATCHDOG=1", 4)
         with grpc.insecure_channel(f"unix:{node.run}/control.sock") as channel:
+            token = token_metadata(node.run)
             with pytest.raises(grpc.RpcError):
-                control_pb2_grpc.ControlStub(channel).Drain(control_pb2.DrainRequest(), timeout=0.5)
+                control_pb2_grpc.ControlStub(channel).Drain(control_pb2.DrainRequest(), timeout=0.5, metadata=token)
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
             assert health.status == health_pb2.HealthCheckResponse.SERVING, "no other thread notices"
         manager.watch()

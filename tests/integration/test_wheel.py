@@ -30,6 +30,8 @@ def test_a_wheel_holds_every_package_and_the_client_imports_nothing_heavy(tmp_pa
         archive.extractall(installed)
         held = {name.removesuffix("/__init__.py") for name in archive.namelist() if name.endswith("/__init__.py")}
         assert "kvctl/systemd/kvstored.service" in archive.namelist(), "`kvctl service install` has nothing to install"
+        pages = {name.rpartition("/share/man/")[2] for name in archive.namelist() if "/share/man/" in name}
+        assert {"man1/kvctl.1", "man1/kvctl-tree.1", "man5/kvstored.toml.5", "man8/kvstored.8"} <= pages
     assert {"kvstore/tier", "kvclient/integrations", "kvproto", "kvkernels", "kvstored", "kvctl"} <= packages()
     assert held == packages()
     script = f"""

@@ -12,7 +12,7 @@ from kvproto.limits import FLUSHES_PER_SESSION
 from kvproto.policy_frames import Event, Hint, Tier
 from kvstore import blocks
 from kvstore.ports import Bytes
-from kvstore.sessions import Lease, Namespace, Parked
+from kvstore.sessions import Lease, Namespace, Parked, Process
 from tests.core import MS, SECOND, Client, Core, Held, key_of, value_of, words
 from tests.fakes import Ready
 from tests.sim.model import Generation, Model
@@ -28,7 +28,8 @@ class Writing:
 
     namespace: Namespace
     ticket: int
-    page: int
+    span: Bytes  # where it writes: in its ring, or its slot
+    arena: int  # of that slot; 0: it is in the ring
     generation: Generation
     lapses_ns: int
     committed: bool = False
@@ -66,6 +67,7 @@ class Habits:
     prompt: float = 0.0  # how often a client commits and releases as soon as it can
     copies: int = 5  # that end at a time
     memory: int = 8  # chains that it may well ask for again
+    direct: float = 0.4  # share of the clients that write into slots themselves
     noise: float = 0.0  # share of the blocks of which a part does not shrink, however it is packed
 
     def content(self, seed: bytes, block_bytes: int, version: int) -> bytes:
@@ -128,6 +130,10 @@ class Seen:
     pinned: int = 0
     prefetched: int = 0
     expected: int = 0
+    direct: int = 0  # blocks granted to be written in place
+    strays: int = 0  # writes into slots by clients whose tickets or sessions are over
+    scrubbed: int = 0  # passes over memory
+    withheld: int = 0  # slots that a successor kept out of use for them
 
     def add(self, other: "Seen") -> None:
         """Sum over runs."""
@@ -150,7 +156,9 @@ class Actor:
         stored: deque[tuple[int, list[bytes]]],
     ) -> None:  # fmt: skip
         self.core, self.model, self.seen, self.rng, self.habits = core, model, seen, rng, habits
-        self.client: Client = core.client(tenant, rng.choice(habits.rings))
+        self.owner = Process(rng.getrandbits(20), 1) if rng.random() < habits.direct else None
+        self.client: Client = core.client(tenant, rng.choice(habits.rings), self.owner)
+        self.strays: list[Writing] = []  # of a session that is over, while this process goes on
         self.session = self.client.session
         self.namespaces = [
             self.client.open(size) for size in rng.sample(habits.sizes, rng.choice((1, 1, len(habits.sizes[:2]))))
@@ -252,8 +260,12 @@ class Actor:
                 generation.content = self.habits.content(
                     generation.name[2] + namespace.digest, namespace.identity.block_bytes, self.rng.getrandbits(60)
                 )
-                self.client.write(namespace, answer.page, generation.content)
-                self.writing[answer.ticket] = Writing(namespace, answer.ticket, answer.page, generation, lapses_ns)
+                self.client.fill(namespace, answer, generation.content)
+                span = self.client.span(namespace, answer)
+                self.writing[answer.ticket] = Writing(
+                    namespace, answer.ticket, span, answer.arena, generation, lapses_ns
+                )
+                self.seen.direct += answer.arena > 0
         if self.rng.random() < self.habits.prompt:
             self.commit_all(self.open_tickets())
         self.seen.granted += grants.count(Grant.GRANTED)
@@ -291,13 +303,23 @@ class Actor:
 
     def scribble(self) -> None:
         """Write into a span again: after COMMIT the copy may catch it; a lapsed one must be nobody else's."""
-        if not self.writing:
-            return
-        writing = self.rng.choice(list(self.writing.values()))
+        if self.writing:
+            self.write_again(self.rng.choice(list(self.writing.values())))
+            self.seen.scribbled += 1
+
+    def write_again(self, writing: Writing) -> None:
+        """Other bytes, to where it may write."""
         size = writing.namespace.identity.block_bytes
         writing.generation.content = self.habits.content(b"scribble", size, self.rng.getrandbits(60))
-        self.client.write(writing.namespace, writing.page, writing.generation.content)
-        self.seen.scribbled += 1
+        writing.span[:] = np.frombuffer(writing.generation.content, dtype=np.uint8)
+        if writing.arena in self.core.memory.punched:
+            self.core.memory.written_late.add(writing.arena)
+
+    def stray(self) -> None:
+        """A thread that nobody told that the session is over goes on writing."""
+        if self.strays:
+            self.write_again(self.rng.choice(self.strays))
+            self.seen.strays += 1
 
     def told(self, *, evicted: bool = False) -> None:
         """Take in PUBLISHED. What it names is there, unless that brought about a load that had something `evicted`."""
@@ -372,7 +394,8 @@ class Actor:
         for place, content in zip(held.locations, expected, strict=True):
             self.check_row(place, content)
         lease = self.session.leases.get(held.number)
-        reading.streams = lease is not None and lease.stream is not None
+        on_its_way = any(ready.lease.number == held.number for ready in self.core.outbox.readies)
+        reading.streams = on_its_way or (lease is not None and lease.stream is not None)
         self.seen.streams += reading.streams
         self.reading.append(reading)
 
@@ -431,7 +454,13 @@ class Actor:
             for index in range(reading.held.blocks):
                 self.compare(reading, index)
             self.seen.haunted += reading.held.blocks
-        return bool(self.reading)
+        self.stray()
+        return bool(self.reading or self.strays)
+
+    def end(self) -> None:
+        """The process is gone."""
+        self.reading.clear()
+        self.strays.clear()
 
     def release(self) -> None:
         """RELEASE; of a lease that is over this is no news, and some are never released."""
@@ -478,7 +507,10 @@ class Actor:
 
     def arena_gone(self, arena: int) -> None:
         """ARENA_GONE: the map is kept for a while; some never answer."""
-        self.old_maps.append((arena, self.client.maps.pop(arena)))
+        writable = self.client.writable.pop(arena, None)
+        mapped = self.client.maps.pop(arena, writable)
+        assert mapped is not None, "told of an arena that it never had"
+        self.old_maps.append((arena, mapped))
         if not self.deaf and self.rng.random() < 0.3:
             self.answer_gone(self.rng.randrange(len(self.old_maps)))
 
@@ -493,7 +525,8 @@ class Actor:
             return
         arena, mapped = self.rng.choice(self.old_maps)
         if arena in self.core.memory.punched:
-            assert not mapped.any(), "a stale map shows bytes of somebody else"
+            late = arena in self.core.memory.written_late  # then they are this tenant's own
+            assert late or not mapped.any(), "a stale map shows bytes of somebody else"
             self.core.memory.read_late(arena, self.rng.randrange(mapped.size))
             self.seen.zero_maps += 1
         elif self.rng.random() < 0.5 and not self.deaf:
@@ -566,6 +599,8 @@ class Actor:
         """Whatever it was writing will never be published."""
         for writing in self.writing.values():
             writing.generation.dead = True
+        if self.owner is not None:
+            self.strays += self.open_tickets()
         self.writing.clear()
         self.parked.clear()
         self.flushing.clear()

@@ -11,12 +11,12 @@ from kvstore import blocks
 from kvstore.policies import Chosen, Tier
 from kvstore.policy import Rule
 from kvstore.report import ClearReport, ClearScope
-from kvstore.sessions import Namespace, Session
+from kvstore.sessions import IN_PLACE, Namespace, Session
 from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskLimits, DiskState
 from tests.core import ARENA_BYTES, MS, SECOND, Core, chain, words
 from tests.drive import FakeDrive
-from tests.fakes import FakeClock, FakeMemory
+from tests.fakes import FakeClock, FakeMemory, FakeProcesses
 from tests.sim.actor import Actor, Habits, Seen
 from tests.sim.disk import DiskEvents, SimOutbox, choose_limits, cut_finely
 from tests.sim.model import Model
@@ -86,7 +86,9 @@ class World:
             first_generation=generation,
             clock=clock,
             outbox=outbox,
+            processes=self.processes_that_live(),
         )
+        self.seen.withheld += self.core.store.writers.stranded
         outbox.on_flushed = self.flushed
         self.disk.attach(self.core)
         self.quotas.attach(self.core, warm=memory is not None)
@@ -94,6 +96,12 @@ class World:
         self.model.look = self.look
         self.seen.lives += 1
         self.seen.disks += bool(self.limits)
+
+    def processes_that_live(self) -> FakeProcesses:
+        """Those of former lives' clients that still write."""
+        processes = FakeProcesses()
+        processes.living |= {ghost.owner for ghost in self.ghosts if ghost.owner is not None and ghost.strays}
+        return processes
 
     def look(self, namespace: Namespace, key: bytes) -> int:
         """The number of the published block that has a key now; 0 if there is none."""
@@ -129,6 +137,9 @@ class World:
         self.seen.recycled += self.core.store.arenas.recycled
         self.seen.kept += self.core.store.kept.blocks
         self.seen.verified += self.core.store.streams.verified
+        scrubbing = self.core.store.scrubbing
+        self.seen.scrubbed += scrubbing.passes
+        assert not scrubbing.damaged, "a scrub takes something for damage that nobody has harmed"
         self.disk.count()
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -145,8 +156,8 @@ class World:
             events = [
                 (self.finish_copy, 36), (self.finish_punch, 16), (self.pass_time, 8), (self.tick, 5), (self.join, 2),
                 (self.leave, 1), (self.cheat, 1), (self.exit, 1), (self.clear, 0.5),
-                (self.drain, 1), (self.choose_rule, 0.5), (self.choose_quota, 0.7),
-                (self.crash, 1 if self.limits else 0.3), (self.disk.work, 40 if self.limits or self.seen.warm else 0),
+                (self.drain, 1), (self.scrub, 1), (self.choose_rule, 0.5), (self.choose_quota, 0.7),
+                (self.crash, 1 if self.limits else 0.3), (self.disk.work, 40 if self.limits or self.seen.warm else 4),
             ]  # fmt: skip
             if self.limits:
                 events += [
@@ -180,6 +191,8 @@ class World:
             memory = self.core.memory.successor()
         self.model.crash()
         self.count()
+        for actor in self.actors:
+            actor.fail_all()
         self.ghosts += [actor for actor in (*self.actors, *self.gone) if actor.haunt()]
         self.actors.clear()
         self.gone.clear()
@@ -193,13 +206,26 @@ class World:
     def break_off_copies(self) -> None:
         """Copies that are running get no further than they are."""
         for copy, ring in self.core.running:
+            if copy.source_offset == IN_PLACE:
+                continue
             done = self.rng.randrange(copy.block_bytes + 1)
             target = self.core.memory.view(copy.arena)[copy.target_offset :]
             target[:done] = ring[copy.source_offset : copy.source_offset + done]
 
     def haunt(self) -> None:
-        """Clients of former lives look at what they had leased."""
+        """Clients of former lives look at what they had leased, and go on writing; now and then one ends."""
+        for ghost in self.ghosts:
+            if ghost.strays and self.rng.random() < 0.01:
+                self.end_process(ghost)
         self.ghosts = [ghost for ghost in self.ghosts if ghost.haunt()]
+        if self.gone and self.rng.random() < 0.3:
+            self.rng.choice(self.gone).stray()
+
+    def end_process(self, actor: Actor) -> None:
+        """It is gone, and cannot write any more."""
+        actor.end()
+        if actor.owner is not None:
+            self.core.processes.end(actor.owner)
 
     def flushed(self, session: Session, request: int, counts: tuple[int, int, int, int]) -> None:
         """The store answers FLUSH."""
@@ -239,7 +265,11 @@ class World:
         for actor in self.actors:
             writing = actor.writing.get(copy.ticket.number) if actor.session is copy.ticket.session else None
             if writing is not None:
-                found = ring[copy.source_offset : copy.source_offset + copy.block_bytes].tobytes()
+                found = (
+                    self.core.memory.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
+                    if copy.source_offset == IN_PLACE
+                    else ring[copy.source_offset : copy.source_offset + copy.block_bytes]
+                ).tobytes()
                 assert found == writing.generation.content, "somebody else wrote into this span"
                 generation = writing.generation
         book = self.core.store.tables.book
@@ -314,6 +344,8 @@ class World:
         actor = self.gone.pop(self.rng.randrange(len(self.gone)))
         for _ in range(3):
             actor.read()
+            actor.stray()
+        self.end_process(actor)
         self.core.store.exited(actor.session)
 
     def clear(self) -> None:
@@ -344,6 +376,10 @@ class World:
 
         self.core.store.clear(scope, done, dry_run=dry_run)
 
+    def scrub(self) -> None:
+        """An operator has memory hashed again, or the daemon does by itself."""
+        self.core.store.scrubbing.begin(self.rng.choice((0, 1 << 20)), everything=self.rng.random() < 0.7)
+
     def choose_rule(self) -> None:
         """An operator has a tier, or one tenant's part of it, evict by another rule."""
         tenant = self.rng.choice((None, *self.tenants))
@@ -372,6 +408,9 @@ class World:
             self.finish_one(self.rng.randrange(len(core.running)))
         while self.gone:
             self.exit()
+        for ghost in self.ghosts:
+            self.end_process(ghost)
+        self.ghosts.clear()
         for actor in self.actors:
             actor.told()
             store.abort(actor.session, [writing.ticket for writing in actor.open_tickets()])

@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.limits import KEYS_PER_FRAME
 from kvproto.policy_frames import Fetching, Partial, Pinned
+from kvstore.evicting import EvictReport
 from kvstore.hints.report import GuidingReport, HintCounters, ProgramReport, WorkflowReport, WorkflowRunReport
 from kvstore.insight.advise import Sizes
 from kvstore.insight.explain import Elsewhere, Explanation, MissQuestion
+from kvstore.insight.looking import Looking
 from kvstore.quotas import USUAL, Quota
 from kvstore.report import (
     ClearReport,
@@ -39,9 +42,11 @@ from kvstore.report_pins import PinBudget, PinCounters, PinReport, PinsReport
 from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstore.watching import Observed
+from kvstored.admin_evict import EvictWish, Walked
 from kvstored.admin_pins import PrefixWish
 from kvstored.admin_quotas import QuotaWish
 from kvstored.control import AdminPort, RefusedError
+from tests.core import Core
 
 T = TypeVar("T")
 
@@ -194,6 +199,7 @@ class MemoryPort:
     disk: DiskReport | None = field(default_factory=disk_report)
     restart: RestartReport = field(default_factory=restart_report)
     scrubbed: ScrubReport = field(default_factory=ScrubReport)
+    scrubbed_tier: Tier = Tier.DISK
     decayed: bool = False
     scopes: list[ClearScope] = field(default_factory=list)
     rules: dict[tuple[Tier, str], Rule] = field(default_factory=dict)
@@ -203,6 +209,11 @@ class MemoryPort:
     whole: int = 0  # blocks of any chain that are there, all questions together
     chosen: dict[str, Quota] = field(default_factory=dict)
     wishes: list[PrefixWish] = field(default_factory=list)
+    unpinned: list[tuple[int, ...]] = field(default_factory=list)
+
+    @cached_property
+    def looking(self) -> Looking:
+        return Looking(Core(arenas=1).store)  # which has nothing
 
     def status(self) -> DaemonReport:
         self._check()
@@ -290,14 +301,38 @@ class MemoryPort:
         answer.set_result(report)
         return answer
 
+    def evict(self, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
+        self._check()
+        if wish.tier is Tier.DISK and not self.disk:
+            raise RefusedError("there is no disk tier to evict from; give kvstored --disk and --disk-size")
+        counted = self.clear(wish.scope, dry_run=True).result()
+        blocks = min(counted.blocks, -(-wish.wanted_bytes // BLOCK_BYTES) or counted.blocks)
+        chains = [chain for chain in self.chains if wish.scope.tenant in (None, chain.tenant)] if not dry_run else []
+        for chain in chains:
+            del chain.keys[max(0, len(chain.keys) - blocks) :]
+        answer: Future[EvictReport] = Future()
+        answer.set_result(EvictReport(blocks, blocks * BLOCK_BYTES, 0, counted.leased_blocks, 0, dry_run))
+        return answer
+
+    def walk(self, tenant: str, digest: NamespaceDigest, after: int) -> Walked:
+        self._check()
+        mine = [chain for chain in self.chains if (chain.tenant, chain.digest) == (tenant, digest)]
+        if not mine:
+            raise KeyError(f"no namespace of {tenant} has the digest {digest.hex()}")
+        keys = mine[0].keys[after : after + 2]
+        parents = [bytes(32), *mine[0].keys][after : after + len(keys)]
+        more = after + len(keys) < len(mine[0].keys)
+        return Walked(b"identity", b"".join(keys), b"".join(parents), after + len(keys) if more else 0)
+
     def drain(self, *, on: bool) -> None:
         self._check()
         self.before_drain()
         self.draining = on
 
-    def scrub(self, *, start: bool, rate: int | None) -> ScrubReport:
+    def scrub(self, *, start: bool, rate: int | None, tier: Tier = Tier.DISK) -> ScrubReport:
         self._check()
-        if self.disk is None:
+        self.scrubbed_tier = tier
+        if self.disk is None and tier is Tier.DISK:
             raise RefusedError("there is no disk tier; give --disk")
         if start:
             self.scrubbed = ScrubReport(
@@ -339,6 +374,8 @@ class MemoryPort:
 
     def pins(self, tenant: str | None) -> PinsReport:
         self._check()
+        if tenant == "web":
+            return PinsReport((), 0, (), PinCounters(*[0] * 15))
         if tenant not in (None, "research"):
             raise KeyError(f"no tenant is called {tenant}")
         pins = (
@@ -364,6 +401,7 @@ class MemoryPort:
         self._check()
         if tenant != "research":
             raise KeyError(f"no tenant is called {tenant}")
+        self.unpinned.append(tuple(numbers))
         return len(numbers) or 600
 
     def guiding(self, tenant: str | None) -> GuidingReport:

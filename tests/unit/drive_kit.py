@@ -20,6 +20,7 @@ from kvstore.tier.format import Codec, Header, stored_slot_bytes
 from kvstore.tier.orders import Load, MakeSegment, Order, Outcome, Packed, Save
 from kvstored.drive import Drives
 from kvstored.drive_files import Files
+from kvstored.drive_keys import StoreKeys
 
 STORE = b"0123456789abcdef"
 PATIENCE_S = 20
@@ -132,6 +133,7 @@ class Rig:
     writers: int = 2
     packers: int = 1
     store: bytes = STORE
+    keys: StoreKeys | None = None
     files: UnreliableFiles = field(default_factory=UnreliableFiles)
     clock_ns: int = 10**12
 
@@ -145,7 +147,7 @@ class Rig:
         self.drives = Drives(
             self.directories, self.segment_bytes, self.store, lambda arena: self.arena, self._wake,
             readers=self.readers, writers=self.writers, packers=self.packers, files=self.files,
-            now_ns=lambda: self.clock_ns,
+            now_ns=lambda: self.clock_ns, keys=self.keys,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

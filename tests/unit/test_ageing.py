@@ -5,7 +5,7 @@ import pytest
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier
-from kvstore.ageing import SLICE, STEPS
+from kvstore.ageing import SLICE, STEPS, STEPS_A_TOP
 from kvstore.insight.explain import MissQuestion, explain
 from kvstore.quotas import Quota
 from kvstore.tier.codec import Wish
@@ -137,6 +137,25 @@ def test_a_chain_longer_than_a_tick_goes_in_several() -> None:
     live(core, 10 * MINUTE + LATE)
     assert client.match(namespace, keys) == 0
     assert core.store.ageing.dropped.total() == 1100 > 2 * STEPS
+
+
+def test_short_chains_go_a_few_a_tick_however_many_are_due() -> None:
+    core = Core(arenas=8, quotas={"t": TTL})
+    client = core.client(ring_pages=512)
+    namespace = client.open()
+    for number in range(100):
+        client.put(namespace, [key_of(number)])
+    core.clock.advance(11 * MINUTE)
+    most = -(-STEPS // STEPS_A_TOP)
+    assert most < 50, "a tick is to take half a millisecond"
+    for _ in range(3):
+        before = core.store.ageing.dropped.total()
+        core.store.ageing.tick(core.clock.ns)
+        while core.store.sweeper.jobs.queued:
+            core.store.sweeper.tick(core.clock.ns)
+        assert 10 < core.store.ageing.dropped.total() - before <= most
+    live(core, SECOND)
+    assert core.store.ageing.dropped.total() == 100
 
 
 def test_a_lease_reads_what_is_dropped_under_it() -> None:

@@ -205,7 +205,7 @@ def test_cancelling_a_copy_waits_until_it_has_ended(tmp_path: Path, monkeypatch:
         async with await kvclient.aio.connect(tmp_path, timeout_s=PATIENCE_S) as client:
             ns = await namespace_of(client)
             with monkeypatch.context() as patch:
-                patch.setattr("kvclient.aio_connection.copy", copy_slowly)
+                patch.setattr("kvclient.flows.copy", copy_slowly)
                 storing = asyncio.create_task(ns.store(KEYS, BLOCKS))
                 await asyncio.to_thread(begun.wait, PATIENCE_S)
                 storing.cancel()

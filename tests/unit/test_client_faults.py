@@ -457,12 +457,12 @@ def test_the_ring_is_not_unmapped_under_a_copy(tmp_path: Path, monkeypatch: pyte
         ns = namespace_of(client)
 
         def copy_after_the_end(moves: Iterable[Move]) -> None:
-            monkeypatch.setattr("kvclient.connection.copy", copy)
+            monkeypatch.setattr("kvclient.flows.copy", copy)
             peer.hang_up()
             wait_until(lambda: peer.hellos == 2)
             copy(moves)
 
-        monkeypatch.setattr("kvclient.connection.copy", copy_after_the_end)
+        monkeypatch.setattr("kvclient.flows.copy", copy_after_the_end)
         assert ns.store(KEYS, BLOCKS).reasons == {Reason.UNREACHABLE: 3}
         assert_works(client, ns)
 

@@ -59,8 +59,8 @@ class FakeMemory:
     def map_arena(self, fd: int, map_bytes: int, unmapped: Callable[[], None]) -> Mapping:
         return cast("Mapping", FakeMap(map_bytes, unmapped, self.cold))
 
-    def map_ring(self, fd: int, map_bytes: int) -> Mapping:
-        return cast("Mapping", FakeMap(map_bytes, None))
+    def map_ring(self, fd: int, map_bytes: int, unmapped: Callable[[], None] | None = None) -> Mapping:
+        return cast("Mapping", FakeMap(map_bytes, unmapped))
 
     def warm(self, places: Sequence[Place], length: int) -> None:
         self.warmed += places

@@ -302,7 +302,7 @@ def test_tickets_of_blocks_that_could_not_be_copied_are_given_back(
 
     with pair(tmp_path) as (peer, ns):
         with monkeypatch.context() as patch:
-            patch.setattr("kvclient.connection.copy", fail)
+            patch.setattr("kvclient.flows.copy", fail)
             with pytest.raises(KeyboardInterrupt):
                 ns.store(keys, blocks)
         peer.wait_for(lambda: len(peer.aborted) == 3)

@@ -86,6 +86,8 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         arena_bytes=64 * MIB,
         prefault=True,
         lock=True,
+        huge_pages=True,
+        numa="auto",
         ring_bytes=64 * MIB,
         ticket_ttl_s=30.0,
         lease_ttl_max_s=60.0,
@@ -95,6 +97,8 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         keep=False,
         keep_patience_s=600.0,
         stop_within_s=5.0,
+        dram_scrub="writable",
+        dram_scrub_rate=100 * MIB,
         disk_directories=(),
         disk_bytes=0,
         segment_bytes=8 * MIB,
@@ -102,13 +106,23 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_write_rate=0,
         disk_codec="auto",
         disk_readers=8,
-        disk_writers=2,
+        disk_writers=3,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
+        disk_key_file="none",
         policy_dram=Rule.DENSITY.value,
         policy_disk=Rule.LRU.value,
         insight_curves=True,
         metrics_listen="off",
+        state_dir=Path("/run/kvstored"),
+        admin_group="none",
+        tenant_control=False,
+        control_listen="off",
+        control_certificate="none",
+        control_key="none",
+        control_client_ca="none",
+        trace_otlp="off",
+        trace_one_in=100,
         tenants=(),
     )
 
@@ -612,6 +626,16 @@ def test_tenants_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert (second.name, second.origin) == ('tenants."team.a".uids', f"file {file}:7")
 
 
+def test_only_a_tenant_that_is_marked_is_trusting_and_config_says_so(tmp_path: Path) -> None:
+    text = (
+        "[tenants.a]\nuids = [1]\ntrusting = true\n[tenants.b]\nuids = [2]\ntrusting = false\n[tenants.c]\nuids = [3]\n"
+    )
+    result = loaded(file=written(tmp_path, text))
+    assert [result.config.trusts(name) for name in ("a", "b", "c", "uid-4")] == [True, False, False, False]
+    said = {value.name: value.value for value in result.values if value.name.endswith("trusting")}
+    assert said == {"tenants.a.trusting": "true", "tenants.b.trusting": "false"}
+
+
 def test_a_uid_belongs_to_its_tenants_or_to_one_of_its_own(tmp_path: Path) -> None:
     text = "[tenants.a]\nuids = [1, 2]\n[tenants.b]\nuids = [2, 3]\n"
     config = loaded(file=written(tmp_path, text)).config
@@ -641,6 +665,8 @@ def test_a_uid_belongs_to_its_tenants_or_to_one_of_its_own(tmp_path: Path) -> No
             "tenants.a.uids: 65534 stands for every uid that is not mapped here",
         ),
         ("[tenants.a]\nuids = [7, 7]\n", "tenants.a.uids: 7 is listed twice"),
+        ("[tenants.a]\nuids = [7]\ntrusting = 1\n", "tenants.a.trusting: must be true or false, not an integer"),
+        ("[tenants.a]\nuids = [7]\ntrustin = true\n", "did you mean tenants.a.trusting?"),
         ("[tenants.uid-7]\nuids = [7]\n", "kvstored.toml:1: uid-7: names that start with uid- belong to"),
         ("[tenants.'a b']\nuids = [7]\n", "kvstored.toml:1: 'a b' is not a tenant name; 1 to 64 of"),
         (f"[tenants.{'a' * 65}]\nuids = [7]\n", "is not a tenant name"),

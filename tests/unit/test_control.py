@@ -25,13 +25,14 @@ from kvstore.rules import Rule, Tier
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
-from kvstored import control
+from kvstored import control, door
 from kvstored.admin import FOREIGN_NAMED, PACKED_TRIED, SCRUB_RATE, Admin
 from kvstored.config import load
 from kvstored.control import ControlServer, RefusedError
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.index import State
 from kvstored.keep import NoKeeper
+from kvstored.placement import Placement
 from kvstored.settings import DISK_DIRECTORIES, DISK_PATH_BYTES
 from tests.core import Core, chain
 from tests.unit.control_fakes import (
@@ -338,6 +339,14 @@ class TestScrub:
     def test_without_a_rate_goes_at_the_configured_one(self, served: Served) -> None:
         assert served.stub.Scrub(pb.ScrubRequest(start=True), timeout=WAIT_S).rate_bytes_per_s == 1 << 20
 
+    def test_names_the_tier_and_means_disk_unless_told(self, served: Served) -> None:
+        served.port.disk = None
+        served.stub.Scrub(pb.ScrubRequest(start=True, tier="dram"), timeout=WAIT_S)
+        named = [served.port.scrubbed_tier]
+        served.refusal("Scrub", pb.ScrubRequest(start=True))
+        named.append(served.port.scrubbed_tier)
+        assert named == [Tier.DRAM, Tier.DISK]
+
     def test_only_looks_unless_told_to_start(self, served: Served) -> None:
         same(served.stub.Scrub(pb.ScrubRequest(), timeout=WAIT_S), report.ScrubReport())
 
@@ -348,9 +357,13 @@ class TestScrub:
 
     @pytest.mark.parametrize(
         "request_",
-        [pb.ScrubRequest(start=True, rate_bytes_per_s=(1 << 40) + 1), pb.ScrubRequest(rate_bytes_per_s=5)],
+        [
+            pb.ScrubRequest(start=True, rate_bytes_per_s=(1 << 40) + 1),
+            pb.ScrubRequest(rate_bytes_per_s=5),
+            pb.ScrubRequest(start=True, tier="tape"),
+        ],
     )
-    def test_refuses_a_rate_that_means_nothing_without_asking_the_owner(
+    def test_refuses_a_rate_or_tier_that_means_nothing_without_asking_the_owner(
         self, served: Served, request_: pb.ScrubRequest
     ) -> None:
         assert served.refusal("Scrub", request_)[0] is grpc.StatusCode.INVALID_ARGUMENT
@@ -483,6 +496,13 @@ class TestAdmin:
     def test_scrubs_at_a_modest_rate_where_the_background_scrub_is_off(self) -> None:
         assert Parts(scrub_rate="0").admin.scrub(start=True, rate=None).rate_bytes_per_s == SCRUB_RATE
 
+    def test_scrubs_all_of_memory_where_there_is_no_disk_too(self) -> None:
+        parts = Parts(disk=False)
+        parts.fill()
+        assert parts.admin.scrub(start=False, rate=None, tier=Tier.DRAM) == report.ScrubReport()
+        started = parts.admin.scrub(start=True, rate=None, tier=Tier.DRAM)
+        assert (started.running, started.rate_bytes_per_s, started.total_blocks) == (True, 100 * MIB, 4)
+
     def test_does_not_scrub_before_disk_serves(self) -> None:
         parts = Parts()
         parts.core.store.disk.state = DiskState.ADOPTING
@@ -610,10 +630,10 @@ class TestTrouble:
     def test_of_too_many_calls_at_once_is_refused(self, served: Served) -> None:
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with served.owner.busy():
-            for _ in range(control.CALLS + 8):
+            for _ in range(door.CALLS + 8):
                 served.stub.Ping.future(pb.PingRequest(), timeout=WAIT_S).add_done_callback(ended.put)
             early = {ended.get(timeout=WAIT_S).code() for _ in range(8)}
-        late = {ended.get(timeout=WAIT_S).code() for _ in range(control.CALLS)}
+        late = {ended.get(timeout=WAIT_S).code() for _ in range(door.CALLS)}
         assert early == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert late == {grpc.StatusCode.OK}
 
@@ -677,7 +697,9 @@ class Parts:
         self.hands = FoundHands()
         hot: Any = SimpleNamespace(clients=SimpleNamespace(connections={}))
         self.faults: list[str] = []
-        memory: Any = SimpleNamespace(faults=self.faults, populated_bytes=0, huge_bytes=0, locked_bytes=0)
+        memory: Any = SimpleNamespace(
+            faults=self.faults, advice="", populated_bytes=0, huge_bytes=0, locked_bytes=0, placement=Placement()
+        )
         loaded = load(None, {"RUNTIME_DIRECTORY": "/run/kvstored"}, {"dram": "64MiB", "disk-scrub-rate": scrub_rate})
         self.admin = Admin(
             loaded, self.core.store, hot, memory, hands=self.hands if disk else None, keeper=NoKeeper(keeper_fault)

@@ -11,7 +11,7 @@ from kvproto.limits import KEYS_PER_FRAME, MIB, PROFILES_PER_TENANT
 from kvproto.policy_frames import Advised, Choice, Question, Tier
 from kvstore import registry
 from kvstore.cost import PrefillProfile, Refusal
-from kvstore.costing import Costing
+from kvstore.costing import BELIEVED, Costing
 from kvstore.savings import seconds_of_code, seconds_saved
 from kvstore.sessions import Namespace
 from kvstore.tier.orders import Outcome
@@ -102,10 +102,22 @@ def test_a_piece_that_is_not_at_the_root_is_priced_where_it_lies() -> None:
     assert rest.recompute_ns == pytest.approx(1e9 * (40 * (FIRST_S + SLOPE_S * (5 + 39 / 2))), rel=0.02)
 
 
+def test_one_slow_load_alone_says_nothing() -> None:
+    core, client, namespace, keys = ready()
+    client.put(namespace, keys)
+    for _ in range(BELIEVED - 1):
+        assert core.store.costing.report_load(namespace, Tier.DRAM, 1 << 20, 1000.0) is None
+        assert match(client, namespace, keys).load_ns == UNKNOWN_NS
+    for _ in range(BELIEVED):
+        assert core.store.costing.report_load(namespace, Tier.DRAM, 1 << 20, 1e-3) is None
+    assert match(client, namespace, keys).load_ns == pytest.approx(1e9 * 40 * BLOCK_BYTES * 1e-3 / (1 << 20), rel=0.5)
+
+
 def test_no_timing_makes_an_estimate_that_does_not_fit_the_wire() -> None:
     core, client, namespace, keys = ready()
     client.put(namespace, keys)
-    core.store.costing.report_load(namespace, Tier.DRAM, 1, 3600.0)
+    for _ in range(BELIEVED):
+        core.store.costing.report_load(namespace, Tier.DRAM, 1, 3600.0)
     core.store.costing.report_prefill(namespace, 0, 1, 3600.0)
     found = match(client, namespace, keys)
     assert 0 < found.load_ns < UNKNOWN_NS

@@ -430,3 +430,14 @@ class TestGpu:
 
 def said(checks: Iterable[Check]) -> list[tuple[Verdict, str]]:
     return [(check.verdict, check.found) for check in checks]
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "verdict"),
+    [(0o600, "none", OK), (0o660, "none", FAIL), (0o660, "ops", OK), (0o666, "ops", FAIL)],
+)
+def test_a_control_socket_for_an_admin_group_is_as_wide_as_that(mode: int, group: str, verdict: Verdict) -> None:
+    host = FakeHost()
+    host.entries = {**host.entries, f"{RUN}/control.sock": Entry("socket", mode, 1000)}
+    found = doctor.check_sockets(host, RUN, replace(WELL_DAEMON, admin_group=group))
+    assert {check.name: check.verdict for check in found}["control.sock"] is verdict

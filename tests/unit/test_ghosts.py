@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvproto.limits import POOLS
-from kvstore import blocks, rules
+from kvstore import blocks, rules, store
 from kvstore.insight.departures import LOOKS, TRACE_WORDS, Turns
 from tests.core import SECOND, Core, chain, key_of, words
 from tests.unit.test_explain import ask
@@ -42,6 +42,32 @@ def test_a_block_that_comes_back_after_a_restart_counts_its_former_uses(rule: ru
         assert int(row["uses"]) & blocks.USES_MAX == (2 if ghosts else 1)
         assert not core.store.kept.faults
         core.audit()
+
+
+def test_a_successor_that_dies_on_the_way_leaves_the_ghosts_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = flooded(rules.Rule.SECOND_TOUCH)
+    namespace = core.client().open()
+    evicted = next(number for number in range(8) if not core.row(namespace, key_of(number)))
+    turn = int(core.store.tables.book[blocks.TURN])
+    assert turn > 0
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    kept = core.memory.successor()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "take_over", die)  # all tables have been made, and nothing been taken over
+        with pytest.raises(KeyboardInterrupt):
+            Core(1, memory=kept, clock=core.clock, first_generation=int(core.store.tables.book[blocks.GENERATION]) + 1)
+    assert kept.tables, "it had them in hand"
+    core.memory = kept
+    later = successor(core)
+    assert later.store.kept.warm
+    assert int(later.store.tables.book[blocks.TURN]) >= turn
+    later.work_all()
+    client = later.client()
+    client.put(client.open(), [key_of(evicted)])
+    assert int(later.store.tables.blocks[later.row(client.open(), key_of(evicted))]["uses"]) & blocks.USES_MAX == 2
 
 
 def test_arc_knows_how_many_ghosts_it_has() -> None:

@@ -60,6 +60,9 @@ class Ports:
     def used_bytes(self, tenant: Tenant) -> int:
         return 4096 * sum(self.pins.values())
 
+    def adopt(self, tenant: Tenant, program: str) -> Pinned | None:
+        return None
+
     def prefetch(
         self, tenant: Tenant, namespace: Namespace, keys: U8, at: int, count: int, within_ns: int, tier: Tier
     ) -> Fetching:  # fmt: skip

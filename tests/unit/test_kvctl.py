@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import pytest
 
-from kvctl import cli, render, scrub
+from kvctl import checkup, cli, render, scrub
 from kvctl import client as kvctl_client
 from kvctl.cli import globals_first
 from kvctl.client import Exit
 from kvctl.host import Entry, Ground, LinuxHost, Space
-from kvstore.rules import Rule
+from kvstore.rules import Rule, Tier
 from kvstored import control
 from kvstored.control import ControlServer
 from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner, disk_report, restart_report
@@ -66,7 +66,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*ours, "COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cli, "LinuxHost", SameEverywhere)
+    monkeypatch.setattr(checkup, "LinuxHost", SameEverywhere)
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ class TestAnswers:
         assert (answer.code, answer.err) == (0, "")
         assert max(len(line.rstrip()) for line in answer.out.splitlines()) <= 80
 
-    @pytest.mark.parametrize("command", [*READERS, "ping", "drain", "undrain"])
+    @pytest.mark.parametrize("command", [*READERS, "ping", "drain --yes", "undrain"])
     def test_json_is_one_object_with_its_version(self, ask: Run, command: str) -> None:
-        answer = ask("-o", "json", command)
+        answer = ask("-o", "json", *command.split())
         assert (answer.code, answer.err) == (0, "")
         assert answer.json["version"] == 1
         assert len(answer.json) == 2
@@ -238,7 +238,7 @@ class TestAnswers:
         assert "3 round trips: min " in ask("ping", "-c", "3").out
 
     def test_drain_and_undrain_say_what_holds_now(self, ask: Run, daemon: Daemon) -> None:
-        assert ask("drain", "-o", "json").json["draining"] is True
+        assert ask("drain", "--yes", "-o", "json").json["draining"] is True
         assert daemon.port.draining
         assert "draining" in ask("status").out
         assert "new blocks are taken again" in ask("undrain").out
@@ -248,7 +248,7 @@ class TestAnswers:
         assert kvctl("--version").out.startswith("kvctl ")
         out = kvctl("--help").out
         assert "Exit codes: 0 done, 1 refused" in out
-        assert "--install-completion" in out
+        assert "completion" in out
         assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -370,6 +370,16 @@ class TestScrub:
         assert answer.out == "scrub runs, at most 100.0 MiB a second: 0 of 3 blocks (0 B) read\n"
         assert daemon.port.scrubbed.rate_bytes_per_s == 100 << 20
 
+    def test_of_memory_asks_for_that_to_the_end(
+        self, ask: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scrub, "PAUSE_S", 0.0)
+        daemon.port.decayed = True
+        answer = ask("scrub", "--tier", "dram", "--wait")
+        assert daemon.port.scrubbed_tier is Tier.DRAM
+        assert answer.code == 1
+        assert "1 damaged: they are misses now, and their place is not used again" in answer.out
+
     def test_status_starts_nothing(self, ask: Run, daemon: Daemon) -> None:
         assert ask("scrub", "--status").out == "no scrub was run since the daemon started\n"
         assert not daemon.port.scrubbed.running
@@ -461,20 +471,20 @@ class TestScrub:
 
 class TestPolicy:
     def test_shows_tiers_and_tenants_with_a_rule_of_their_own(self, ask: Run) -> None:
-        ask("policy", "set", "--tier", "disk", "--tenant", "web", "arc")
+        ask("policy", "set", "--yes", "--tier", "disk", "--tenant", "web", "arc")
         lines = [line.split() for line in ask("policy").out.splitlines()]
         assert lines[0] == ["tier", "tenant", "rule", "from", "blocks"]
         assert ["dram", "*", "lru", "configuration", "8"] in lines
         assert ["disk", "web", "arc", "kvctl", "policy", "set", "1"] in lines
 
     def test_set_says_what_changed(self, ask: Run) -> None:
-        answer = ask("policy", "set", "density")
+        answer = ask("policy", "set", "--yes", "density")
         assert (answer.code, answer.err) == (0, "")
         assert answer.out.splitlines() == [
             "dram: evicts by density, until now by lru (8 blocks)",
             "disk: evicts by density, until now by lru (8 blocks)",
         ]
-        again = ask("policy", "set", "--tier", "dram", "--tenant", "web", "density").out
+        again = ask("policy", "set", "--yes", "--tier", "dram", "--tenant", "web", "density").out
         assert again == "dram, tenant web: evicts by density, as before (1 blocks)\n"
 
     def test_set_with_dry_run_says_what_would_change_and_changes_nothing(self, ask: Run, daemon: Daemon) -> None:
@@ -488,7 +498,7 @@ class TestPolicy:
             assert all(rule.value in named for rule in Rule)
 
     def test_set_as_json(self, ask: Run) -> None:
-        body = ask("policy", "set", "--tier", "dram", "lfu", "-o", "json").json
+        body = ask("policy", "set", "--yes", "--tier", "dram", "lfu", "-o", "json").json
         assert body["version"] == 1
         assert body["policy"]["changes"] == [
             {

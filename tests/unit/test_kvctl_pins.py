@@ -49,7 +49,7 @@ def test_unpin_ends_those_that_are_named_or_all(client: ControlClient) -> None:
 
 @pytest.mark.parametrize("arguments", [["t"], ["t", "--all", "7"], ["t", "0"], ["t", str(1 << 64)]])
 def test_unpin_takes_numbers_or_all(arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, globals_first(["unpin", *arguments]))
+    result = CliRunner().invoke(app, globals_first(["unpin", "--yes", *arguments]))
     assert result.exit_code == Exit.USAGE
 
 

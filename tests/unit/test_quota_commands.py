@@ -189,7 +189,9 @@ def test_tenants_shows_what_each_has_and_may_have(ask: Run) -> None:  # noqa: F8
 
 
 def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> None:  # noqa: F811
-    answer = ask("quota", "web", "set", "dram_guaranteed=130MiB", "dram_max=1.5GiB", "pin_share=0.25", "in_flight=9")
+    answer = ask(
+        "quota", "--yes", "web", "set", "dram_guaranteed=130MiB", "dram_max=1.5GiB", "pin_share=0.25", "in_flight=9"
+    )
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines() == [
         "web has, by kvctl quota set:",
@@ -213,7 +215,7 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
 
 
 def test_quota_says_what_holds_for_classes_only_where_something_is_said(ask: Run, daemon: Daemon) -> None:  # noqa: F811
-    answer = ask("quota", "web", "set", "pin_1h_ttl=30m", "pin_5m_share=0.1", "unused_ttl=24h")
+    answer = ask("quota", "--yes", "web", "set", "pin_1h_ttl=30m", "pin_5m_share=0.1", "unused_ttl=24h")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines()[-3:] == [
         "  pin_5m_share: sure of 10%, until now sure of nothing",

@@ -1,0 +1,300 @@
+"""Commands that change something: what is kept, for whom, by which rule; and the service itself."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from kvctl import insight, pins, render, service
+from kvctl import quotas as quota_tables
+from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
+from kvctl.client import ControlClient, Exit, KvctlError
+from kvctl.program import (
+    Digest,
+    Extra,
+    Keys,
+    Owner,
+    Tokens,
+    command,
+    globals_of,
+    policy_app,
+    service_app,
+)  # fmt: skip
+from kvctl.render import size
+from kvctl.scope import PREFIX_DIGITS, parse
+from kvctl.scrub import follow, parse_rate
+from kvproto import control_pb2 as pb
+from kvproto.sizes import UNITS_SAID
+
+
+@command("quota")
+def quota(
+    context: typer.Context,
+    tenant: quota_tables.Tenant = None,
+    words: quota_tables.Words = None,
+    *,
+    yes: Yes = False,
+    dry_run: quota_tables.DryRun = False,
+) -> None:
+    """What tenants are promised of memory and disk, and the most that they may have.
+
+    A change counts from the next allocation on, holds over warm restarts and wins over the configuration, until a cold
+    start. `reset` goes back to the configuration.
+    """
+    chosen = globals_of(context)
+    request = quota_tables.wish(tenant, words or (), dry_run=dry_run)
+    with chosen.connect() as client:
+        if request is None:
+            reports = client.quotas(pb.GetQuotasRequest(tenant=tenant)).quotas
+            chosen.show("quotas", [render.plain(one) for one in reports], quota_tables.quotas(reports))
+        else:
+            if not (yes or dry_run):
+                _ask_of_cuts(client, request)
+            report = client.set_quota(request)
+            chosen.show("quota", render.plain(report), quota_tables.quota_changes(report))
+
+
+@command("clear")
+def clear(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything, of all tenants.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Drop blocks: all, a tenant's, a namespace's or a prefix's.
+
+    Shows what it will drop, then asks. Leased blocks leave the index at once; their memory follows when the last
+    reader is done.
+    """
+    chosen = globals_of(context)
+    scope = parse(tenant, namespace, key or (), everything=everything)
+    need_terminal("clear", yes=yes, dry_run=dry_run)
+    with chosen.connect() as client:
+        scope = scope.resolved(client)
+        if not (yes or dry_run):
+            told = client.clear(scope.request(dry_run=True))
+            if told.blocks or told.pending_blocks:
+                what = concerned(client, scope.tenant, scope.digest)
+                untouched = "nothing was dropped; answer y, or give --yes, to clear"
+                ask("Drop them?", untouched, render.clearing(told, str(scope)), what)
+        report = client.clear(scope.request(dry_run=dry_run))
+    chosen.show("clear", render.plain(report), render.clearing(report, str(scope)))
+
+
+@command("drain")
+def drain(context: typer.Context, *, yes: Yes = False, dry_run: DryRun = False) -> None:
+    """Refuse new blocks from now on; stored ones are still served."""
+    chosen = globals_of(context)
+    need_terminal("drain", yes=yes, dry_run=dry_run)
+    with chosen.connect() as client:
+        status, what = client.status(), concerned(client)
+        if dry_run:
+            text = "draining already" if status.draining else "would refuse new blocks; stored ones are served"
+            chosen.show("draining", status.draining, Text(f"{text}\n{what}"))
+            return
+        if not (yes or status.draining):
+            ask("Refuse new blocks?", "new blocks are taken as before; answer y, or give --yes, to drain", what)
+        client.drain(on=True)
+    chosen.show("draining", True, Text("draining: new blocks are refused, stored ones are served"))
+
+
+@command("undrain")
+def undrain(context: typer.Context) -> None:
+    """Take new blocks again."""
+    chosen = globals_of(context)
+    with chosen.connect() as client:
+        client.drain(on=False)
+    chosen.show("draining", False, Text("serving: new blocks are taken again"))
+
+
+@command("scrub")
+def scrub(
+    context: typer.Context,
+    *,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until it is done; exit with 1 if it found damage.")
+    ] = False,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help=f"A second at most: 100MiB ({UNITS_SAID}); 0: as fast as it goes. Else the tier's scrub_rate.",
+        ),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Start nothing: say how far it is.")] = False,
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help="disk, or dram: what clients in mode direct have changed.")
+    ] = "disk",
+) -> None:
+    """Read and verify all that lies in a tier. What is not what was stored becomes a miss."""
+    chosen = globals_of(context)
+    if status and rate is not None:
+        raise KvctlError(Exit.USAGE, "--status starts nothing, so that --rate means nothing; leave one of them out")
+    wished = None if rate is None else parse_rate(rate)
+    request = pb.ScrubRequest(start=not status, rate_bytes_per_s=wished, tier=tier)
+    with chosen.connect() as client:
+        report = client.scrub(request)
+        if wait:
+            report = follow(client, report, tier)
+    chosen.show("scrub", render.plain(report), render.scrub(report, tier))
+    if wait and report.damaged:
+        raise typer.Exit(Exit.REFUSED)
+
+
+@command("pin")
+def pin(
+    context: typer.Context,
+    key: Keys = None,
+    *,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
+    ttl: Annotated[pins.Retention, typer.Option(help="How long: five minutes or an hour.")] = pins.Retention.ONE_HOUR,
+    on_disk: Annotated[bool, typer.Option("--on-disk", help="Wherever it lies will do; otherwise in memory.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="A use begins the time anew.")] = False,
+) -> None:
+    """Keep a prefix for a while, within its tenant's budget. `kvctl pins` lists what is kept."""
+    chosen = globals_of(context)
+    chain = insight.parse(key or (), tokens, extra, tenant, namespace)
+    with chosen.connect() as client:
+        answers = pins.pin(client, chain, ttl.seconds, on_disk=on_disk, refresh=refresh)
+    chosen.show("pin", {"pins": [render.plain(one) for one in answers]}, pins.pinned(answers))
+    if not any(one.blocks for one in answers):
+        raise typer.Exit(Exit.REFUSED)
+
+
+@command("unpin")
+def unpin(
+    context: typer.Context,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose pins.")],
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[PIN]...", help="As `kvctl pins` lists them.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All pins of the tenant.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """End pins of a tenant. What they kept stays until something else needs the room."""
+    chosen = globals_of(context)
+    if bool(numbers) == every:
+        raise KvctlError(Exit.USAGE, "name pins, or say --all; kvctl pins lists them")
+    if any(not 0 < number < 1 << 64 for number in numbers or ()):
+        raise KvctlError(Exit.USAGE, "a pin is a number from 1 to 2^64 - 1; kvctl pins lists them")
+    need_terminal("unpin", yes=yes, dry_run=dry_run)
+    with chosen.connect() as client:
+        what = concerned(client, tenant, numbers=numbers or ())
+        if dry_run:
+            report = pb.UnpinResponse(ended=what.pins)
+        else:
+            if what.pins and not yes:
+                ask("End them?", "no pin was ended; answer y, or give --yes, to unpin", what)
+            report = client.unpin(pb.UnpinRequest(tenant=tenant, pins=numbers or ()))
+    pins_said = f"{report.ended:,} pin{'' if report.ended == 1 else 's'}"
+    text = f"would end {pins_said}, {size(what.pinned_bytes)}" if dry_run else f"{pins_said} ended"
+    chosen.show("unpin", {**render.plain(report), "dry_run": dry_run}, Text(text))
+
+
+@command("prefetch")
+def prefetch(
+    context: typer.Context,
+    key: Keys = None,
+    *,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
+    within: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds; what is late does not come.")] = 60.0,
+) -> None:
+    """Have a prefix read from disk into memory, as long as no client waits for reads."""
+    chosen = globals_of(context)
+    chain = insight.parse(key or (), tokens, extra, tenant, namespace)
+    with chosen.connect() as client:
+        report = pins.prefetch(client, chain, within)
+    text = f"{report.there:,} blocks are in memory, {report.coming:,} are to come"
+    chosen.show("prefetch", render.plain(report), Text(text))
+
+
+@command("set", on=policy_app)
+def set_policy(
+    context: typer.Context,
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="lru, second_touch, pgdsf, lfu, s3fifo, arc or density.")],
+    *,
+    tier: Annotated[str | None, typer.Option(metavar="TIER", help="Only dram, or only disk. Else every tier.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this tenant's blocks. Else all without a rule of their own."),
+    ] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Evict by another rule from now on. Asks if blocks go by another one then.
+
+    It holds over warm restarts and wins over the configuration, until a cold start.
+    """
+    chosen = globals_of(context)
+    with chosen.connect() as client:
+        if not (yes or dry_run):
+            told = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=True))
+            if any(change.policy.blocks and change.policy.rule != change.former_rule for change in told.changes):
+                need_terminal("choose another rule", yes=yes, dry_run=dry_run)
+                untouched = "the rule stays; answer y, or give --yes, to choose another one"
+                ask("Evict by it?", untouched, render.policy_changes(told), concerned(client, tenant))
+        report = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=dry_run))
+    chosen.show("policy", render.plain(report), render.policy_changes(report))
+
+
+@command("install", on=service_app)
+def install_service(
+    context: typer.Context,
+    *,
+    disk: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder of the disk tier, to be made writable. Repeatable."),
+    ] = None,
+    start: Annotated[bool, typer.Option("--now", help="Enable and (re)start it, too; memory is kept.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For packages: below this folder, and run nothing.")
+    ] = None,
+    daemon: Annotated[Path | None, typer.Option(metavar="PATH", help="Else the kvstored beside this kvctl.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Put units, user, folders and configuration in place. Once more after an upgrade.
+
+    Configuration that is there is kept; units are replaced: what this host wants otherwise belongs into a drop-in.
+    """
+    chosen = globals_of(context)
+    done = service.install(root=root, daemon=daemon, disks=disk or (), start=start, dry_run=dry_run)
+    chosen.show("service", *service.shown(*done, dry_run=dry_run))
+
+
+def _ask_of_cuts(client: ControlClient, request: pb.SetQuotaRequest) -> None:
+    """Ask if a tenant would lose what it has, or is promised. Raises KvctlError."""
+    trial = pb.SetQuotaRequest()
+    trial.CopyFrom(request)
+    trial.dry_run = True
+    told = client.set_quota(trial)
+    (tenant,) = [one for one in client.tenants().tenants if one.name == request.tenant] or [pb.Tenant()]
+    cuts = quota_tables.cuts(told, tenant)
+    if cuts:
+        need_terminal("cut the quota", yes=False, dry_run=False)
+        untouched = "the quota stays; answer y, or give --yes, to change it"
+        ask(
+            "Change it?",
+            untouched,
+            quota_tables.quota_changes(told),
+            Text("\n".join(cuts)),
+            concerned(client, tenant.name),
+        )

@@ -1,0 +1,135 @@
+"""`kvctl evict`: room in a tier, made by what its rule would give up first; and `kvctl audit`: who did what."""
+
+import time
+from typing import Annotated, Final
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from kvctl import render
+from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
+from kvctl.client import Exit, KvctlError, printable
+from kvctl.program import command, globals_of
+from kvctl.render import size
+from kvctl.scope import PREFIX_DIGITS, Scope, parse
+from kvproto import control_pb2 as pb
+from kvproto.sizes import UNITS_SAID, parse_bytes
+
+ACTS: Final = 512  # that the daemon remembers
+
+
+@command("evict")
+def evict(
+    context: typer.Context,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Of all tenants.")] = False,
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help="dram: what lies on disk too stays there; or disk.")
+    ] = "dram",
+    room: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="BYTES", help=f"Until so much is free: 4GiB ({UNITS_SAID}). Else all."),
+    ] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make room in a tier: the longest unused blocks leave it. What is leased or pinned stays, unlike with clear."""
+    chosen = globals_of(context)
+    scope = parse(tenant, namespace, key or (), everything=everything)
+    wanted = 0 if room is None else _bytes(room)
+    need_terminal("evict", yes=yes, dry_run=dry_run)
+    with chosen.connect() as client:
+        scope = scope.resolved(client)
+        if not (yes or dry_run):
+            told = client.evict(_request(scope, tier, wanted, dry_run=True))
+            if told.blocks:
+                what = concerned(client, scope.tenant, scope.digest)
+                ask(
+                    "Evict them?",
+                    "nothing was evicted; answer y, or give --yes, to evict",
+                    _said(told, scope, tier),
+                    what,
+                )
+        report = client.evict(_request(scope, tier, wanted, dry_run=dry_run))
+    chosen.show("evict", render.plain(report), _said(report, scope, tier))
+    if report.bytes < wanted:
+        raise typer.Exit(Exit.REFUSED)
+
+
+@command("audit")
+def audit(
+    context: typer.Context,
+    *,
+    most: Annotated[int, typer.Option("--last", "-n", min=1, max=ACTS, help="So many at most.")] = 20,
+) -> None:
+    """Who changed what here, the newest at the end. The daemon's audit file has more."""
+    chosen = globals_of(context)
+    with chosen.connect() as client:
+        report = client.acts(pb.ListActsRequest(most=most))
+    chosen.show("audit", render.plain(report), acts(report))
+
+
+def _request(scope: Scope, tier: str, wanted: int, *, dry_run: bool) -> pb.EvictRequest:
+    asked = scope.request(dry_run=dry_run)
+    kind = asked.WhichOneof("scope")
+    assert kind is not None, "a scope always names something"
+    request = pb.EvictRequest(dry_run=dry_run, tier=tier, bytes=wanted, **{kind: getattr(asked, kind)})
+    if asked.HasField("tenant"):
+        request.tenant = asked.tenant
+    return request
+
+
+def _bytes(text: str) -> int:
+    try:
+        found = parse_bytes(text)
+    except ValueError as error:
+        raise KvctlError(Exit.USAGE, f"--bytes: {error}") from None
+    if not 0 < found < 1 << 63:
+        raise KvctlError(Exit.USAGE, "--bytes takes a size above 0; leave it out to evict all that may go")
+    return found
+
+
+def _said(report: pb.EvictResponse, scope: Scope, tier: str) -> Text:
+    verb = "would evict" if report.dry_run else "evicted"
+    lines = [f"{verb} {report.blocks:,} blocks from {printable(tier)}, {size(report.bytes)}: {printable(str(scope))}"]
+    lost = report.blocks - report.kept_blocks
+    other = "disk" if tier == "dram" else "memory"
+    if report.blocks:
+        go = "would be" if report.dry_run else "are"
+        lines.append(f"{report.kept_blocks:,} of them stay in {other}, {lost:,} {go} gone")
+    if report.held_blocks:
+        lines.append(f"{report.held_blocks:,} stay, and what leads there: {report.pinned_blocks:,} pinned, "
+                     f"{report.held_blocks - report.pinned_blocks:,} leased or on their way")  # fmt: skip
+    return Text("\n".join(lines))
+
+
+def acts(report: pb.ListActsResponse) -> RenderableType:
+    """`kvctl audit`."""
+    if not report.acts:
+        return Text("nothing was changed here yet")
+    table = render._table("when\nby", "verb\nof what", ">blocks\nbytes", "outcome")  # noqa: SLF001
+    for act in report.acts:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(act.unix_s))
+        table.add_row(
+            f"{when}\n{_who(act)}", f"{printable(act.verb)}\n{printable(act.scope)}",
+            f"{act.blocks:,}\n{size(act.bytes)}", printable(act.outcome),
+        )  # fmt: skip
+    return table
+
+
+def _who(act: pb.Act) -> str:
+    if act.uid < 0:
+        return printable(act.who) or "unknown"
+    return f"uid {act.uid} pid {act.pid}"

@@ -1,0 +1,208 @@
+"""What every command of kvctl has in common: where it is registered, the options before it, how it prints and fails.
+
+A room of commands says
+
+    @command("name")
+    def name(context: typer.Context, ...) -> None:
+        chosen = globals_of(context)
+        with chosen.connect() as client:
+            report = client.name(...)
+        chosen.show("name", render.plain(report), table)
+
+and is imported by `cli`, in the order in which `kvctl --help` lists them.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Final, ParamSpec, TypeAlias
+
+import typer
+from rich.console import RenderableType
+
+from kvctl import render
+from kvctl.client import ControlClient, Exit, KvctlError, find_socket
+from kvctl.host import package_version
+from kvctl.remote import Remote, RemoteClient, remote_of
+from kvctl.scope import PREFIX_DIGITS
+
+__all__ = [
+    "Digest", "Extra", "Globals", "Keys", "OnlyOf", "Output", "Owner", "Tokens",
+    "app", "command", "globals_first", "globals_of", "policy_app", "reporting", "service_app",
+]  # fmt: skip
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="kvctl",
+    help="Watch and steer a kvstored daemon.",
+    epilog="Exit codes: 0 done, 1 refused or (doctor) a check failed or (scrub --wait) damage was found, 2 usage, "
+    "3 no daemon reachable, 4 no such tenant or namespace, 5 timed out, 78 configuration.",
+    no_args_is_help=True,
+    add_completion=False,  # `kvctl completion` is a command like others
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+policy_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(policy_app, name="policy")
+service_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The daemon as a service of systemd.")
+app.add_typer(service_app, name="service")
+
+
+class Output(StrEnum):
+    """How answers are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """The options before the command."""
+
+    runtime_dir: Path | None
+    output: Output
+    timeout_s: float
+    remote: Remote | None = None  # a daemon of another host, instead of one in `runtime_dir`
+
+    def socket(self) -> Path:
+        """Where the daemon should be. Raises KvctlError."""
+        if self.remote is not None:
+            raise KvctlError(Exit.USAGE, "this is about the host it runs on; leave --address out")
+        return find_socket(self.runtime_dir, os.environ, Path.home())
+
+    def connect(self) -> ControlClient:
+        """A client to use in a `with`. Raises KvctlError."""
+        if self.remote is not None:
+            return RemoteClient(self.remote, self.timeout_s)
+        return ControlClient(self.socket(), self.timeout_s)
+
+    def show(self, name: str, body: render.Json, table: RenderableType) -> None:
+        """Print an answer to stdout."""
+        if self.output is Output.JSON:
+            typer.echo(render.as_json(name, body))
+        else:
+            render.console().print(table)
+
+
+# What several commands take: a chain, in a namespace of a tenant; or a tenant alone.
+Keys: TypeAlias = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+]
+Tokens: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
+]
+Extra: TypeAlias = Annotated[
+    str, typer.Option(metavar="HEX", help="What else the keys depend on, as given to block_keys.")
+]
+Digest: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="DIGEST", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits.")
+]
+Owner: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")]
+OnlyOf: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")]
+
+# Written before the command or after it: name, and whether a value follows.
+_GLOBAL_OPTIONS: Final = {
+    "--runtime-dir": True, "-o": True, "--output": True, "--timeout": True, "--version": False,
+    "--address": True, "--tls-ca": True, "--tls-cert": True, "--tls-key": True,
+}  # fmt: skip
+
+
+def globals_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with the global options moved to its front, where the parser wants them."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif _GLOBAL_OPTIONS.get(word):
+            front += [word, *(value for value in [next(words, None)] if value is not None)]
+        elif word.partition("=")[0] in _GLOBAL_OPTIONS or re.match("-o.", word):
+            front.append(word)
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def reporting(function: Callable[P, None]) -> Callable[P, None]:
+    """The same, but a KvctlError becomes a sentence on stderr and an exit code."""
+
+    @wraps(function)
+    def reported(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            function(*arguments, **options)
+        except KvctlError as error:
+            typer.echo(f"kvctl: {error}", err=True)
+            raise typer.Exit(error.code) from None
+
+    return reported
+
+
+def command(name: str, on: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Registers a command that is `reporting`."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        return on.command(name)(reporting(function))
+
+    return register
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvctl {package_version('kvstored')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    *,
+    runtime_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KVSTORED_RUNTIME_DIR",
+            metavar="DIR",
+            help="The daemon's directory. Else /run/kvstored, $XDG_RUNTIME_DIR/kvstored or "
+            "~/.local/state/kvstored/run, whichever has a control.sock.",
+        ),
+    ] = None,
+    output: Annotated[Output, typer.Option("-o", "--output", help="For people, or one JSON object.")] = Output.TABLE,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.01, max=3600.0, metavar="SECONDS", help="The longest wait.")
+    ] = 10.0,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="KVCTL_ADDRESS", metavar="HOST:PORT", help="A daemon of another host, by mutual TLS."),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(envvar="KVCTL_TLS_CA", metavar="FILE", help="Whose word we take for its certificate.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="KVCTL_TLS_CERT", metavar="FILE", help="Our certificate.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="KVCTL_TLS_KEY", metavar="FILE", help="Its key.")] = None,
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Watch and steer a kvstored daemon."""
+    try:
+        remote = remote_of(address, tls_ca, tls_cert, tls_key)
+    except KvctlError as error:
+        typer.echo(f"kvctl: {error}", err=True)
+        raise typer.Exit(error.code) from None
+    context.obj = Globals(runtime_dir, output, timeout_s, remote)
+
+
+def globals_of(context: typer.Context, *, json: bool = False) -> Globals:
+    """The options before the command; `json`: whatever they say, as JSON."""
+    assert isinstance(context.obj, Globals)
+    return replace(context.obj, output=Output.JSON) if json else context.obj

@@ -1,0 +1,240 @@
+"""In front of every call on a control socket: who asks, whether they may, and what is written down of it.
+
+    control.sock    open to root, the daemon's user and its admin group by the mode of the file. Seeing needs no token;
+                    acting does, so that the audit file can say who it was
+    tenants.sock    open to everybody, where it is wanted: a token always, and only what its tenants have
+    a certificate   (mutual TLS) acts, under the name in it
+
+A call that acts is written down when it is over, whatever came of it. Handler threads.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+
+from kvproto import control_pb2 as pb
+from kvproto.control_token import TOKEN_KEY, TOKEN_SOCKET
+from kvstored.admin_access import Access, Caller
+from kvstored.admin_audit import OUTCOME_LETTERS, SCOPE_LETTERS, Act, Audit
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
+SHOWN_DIGITS: Final = 12  # of a digest
+
+Handler: TypeAlias = Callable[[Any, grpc.ServicerContext], Any]
+
+
+# -- what a call is ---------------------------------------------------------------------------------------------
+
+# Verbs that change something, and when they do. All others only look.
+_ACTS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "Clear": lambda request: not request.dry_run,
+    "Evict": lambda request: not request.dry_run,
+    "Drain": lambda _: True,
+    "Undrain": lambda _: True,
+    "Scrub": lambda request: bool(request.start),
+    "SetPolicy": lambda request: not request.dry_run,
+    "SetQuota": lambda request: not request.dry_run,
+    "Pin": lambda _: True,
+    "Prefetch": lambda _: True,
+    "Unpin": lambda _: True,
+    "NoteTransfer": lambda _: True,
+}
+
+# What somebody may see who may not act: these verbs alone, of one of their tenants each,
+_OF_ONE_TENANT: Final = frozenset(
+    {
+        "ListPins",
+        "ListPrograms",
+        "ListWorkflows",
+        "GetCosts",
+        "GetPolicy",
+        "GetQuotas",
+        "Advise",
+        "WalkBlocks",
+        "ListBlocks",
+        "GetTree",
+        "StatPrefix",
+    }
+)
+# or of all of theirs: field of the answer, and where an entry says whose it is,
+_FILTERED: Final = {
+    "ListTenants": ("tenants", "name"),
+    "ListNamespaces": ("namespaces", "tenant"),
+    "ListClients": ("clients", "tenant"),
+}
+# without what is counted over all tenants.
+_OF_ALL: Final = {"ListPins": "counters", "ListPrograms": "counters"}
+_HARMLESS: Final = frozenset({"Ping"})
+
+
+def acts(verb: str, request: Any) -> bool:
+    """Does this call change anything?"""
+    return verb in _ACTS and _ACTS[verb](request)
+
+
+def scope_of(verb: str, request: Any) -> str:
+    """What a call is about, in words. Keys are counted, not named: whose prompt it was is nobody's business."""
+    names = {field.name for field in request.DESCRIPTOR.fields}
+    prefix = request.prefix if verb in {"Pin", "Prefetch"} else request
+    words: list[str] = []
+    if "tenant" in {field.name for field in prefix.DESCRIPTOR.fields} and prefix.tenant:
+        words.append(f"tenant {prefix.tenant}")
+    digest, keys = _where(verb, request)
+    words += ["everything"] if verb in {"Clear", "Evict"} and not (words or digest) else []
+    words += [f"namespace {digest[:SHOWN_DIGITS]}"] if digest else []
+    words += [f"{keys} keys"] if keys else []
+    words += [f"{name} {getattr(request, name)}" for name in ("tier", "rule") if name in names]
+    words += [f"{request.bytes} bytes"] if verb == "Evict" and request.bytes else []
+    if verb == "SetQuota":
+        words += [f"{field.name}={value}" for field, value in request.ListFields() if field.name != "tenant"]
+    if verb == "Unpin":
+        words.append(f"{len(request.pins)} pins" if request.pins else "all pins")
+    return ", ".join(word for word in words if not word.endswith(" "))[:SCOPE_LETTERS] or "everything"
+
+
+def _where(verb: str, request: Any) -> tuple[str, int]:
+    """Digest of the namespace, and the number of keys, that a call names."""
+    if verb in {"Pin", "Prefetch"}:
+        return request.prefix.namespace_digest, len(request.prefix.keys)
+    if verb in {"Clear", "Evict"} and request.WhichOneof("scope") == "prefix":
+        return request.prefix.namespace_digest, len(request.prefix.keys)
+    return getattr(request, "namespace_digest", ""), 0
+
+
+# -- the gate ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg, misc, unused-ignore]  # no generic where it runs
+    """That of one socket. `open_to_all`: its file lets everybody connect."""
+
+    access: Access
+    audit: Audit
+    open_to_all: bool = False
+
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """See grpc.ServerInterceptor. Other services, such as health, pass."""
+        handler = continuation(details)
+        service, _, verb = details.method.removeprefix("/").partition("/")
+        if handler is None or service != SERVICE:
+            return handler
+        token = next((str(value) for key, value in details.invocation_metadata or () if key == TOKEN_KEY), None)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: self._call(verb, token, handler.unary_unary, request, context),
+                handler.request_deserializer, handler.response_serializer,
+            )  # fmt: skip
+        assert handler.unary_stream, "no verb takes a stream of requests"
+
+        def stream(request: Any, context: grpc.ServicerContext) -> Any:
+            self._admit(verb, request, self._caller(token, context), context)
+            return handler.unary_stream(request, context)
+
+        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    def _call(self, verb: str, token: str | None, handler: Handler, request: Any, context: grpc.ServicerContext) -> Any:
+        if not acts(verb, request):
+            caller = self._caller(token, context)
+            narrow = self._admit(verb, request, caller, context)
+            answer = handler(request, context)
+            return _narrowed(verb, answer, caller) if narrow and caller is not None else answer
+        caller = answer = None
+        try:
+            caller = self._caller(token, context)
+            self._admit(verb, request, caller, context)
+            answer = handler(request, context)
+        finally:
+            self.audit.note(_act(verb, request, answer, caller, context))
+        return answer
+
+    def _caller(self, token: str | None, context: grpc.ServicerContext) -> Caller | None:
+        """Who asks, if they said so; ends the call of a token that is no good."""
+        if token is not None:
+            caller = self.access.caller(token)
+            if caller is None:
+                text = f"this token has lapsed; {TOKEN_SOCKET} gives new ones"
+                _refuse(context, grpc.StatusCode.UNAUTHENTICATED, text)
+            return caller
+        names: Sequence[bytes] = context.auth_context().get("x509_common_name") or ()  # type: ignore[assignment]
+        return Caller(-1, 0, True, (), names[0].decode(errors="replace")) if names else None
+
+    def _admit(self, verb: str, request: Any, caller: Caller | None, context: grpc.ServicerContext) -> bool:
+        """Ends the call of who may not. True: they may see only what is theirs."""
+        if caller is None:
+            if self.open_to_all or acts(verb, request):
+                text = f"who asks? send a token from {TOKEN_SOCKET} beside this socket, as kvctl of this version does"
+                _refuse(context, grpc.StatusCode.UNAUTHENTICATED, text)
+            return False
+        if caller.acts:
+            return False
+        if acts(verb, request):
+            text = f"uid {caller.uid} may not change anything here"
+            text += "; root, the daemon's user and members of control.admin_group may"
+            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, text)
+        if verb in _OF_ONE_TENANT:
+            _narrow(request, caller, context)
+        elif verb not in _FILTERED and verb not in _HARMLESS:
+            text = f"uid {caller.uid} may only see what its tenants have ({', '.join(caller.tenants)})"
+            text += "; this is about all of them"
+            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, text)
+        return True
+
+
+def _narrow(request: Any, caller: Caller, context: grpc.ServicerContext) -> None:
+    """Have a request mean one of the caller's tenants. Whether others exist it is not told."""
+    if not request.tenant and len(caller.tenants) == 1:
+        request.tenant = caller.tenants[0]
+    elif not request.tenant:
+        text = f"name one of your tenants: {', '.join(caller.tenants)}"
+        _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+    elif not caller.sees(request.tenant):
+        text = f"uid {caller.uid} may only see what its tenants have: {', '.join(caller.tenants)}"
+        _refuse(context, grpc.StatusCode.PERMISSION_DENIED, text)
+
+
+def _narrowed(verb: str, answer: Any, caller: Caller) -> Any:
+    """An answer, less what is not the caller's."""
+    if verb in _FILTERED:
+        name, whose = _FILTERED[verb]
+        entries = getattr(answer, name)
+        mine = [entry for entry in entries if caller.sees(getattr(entry, whose))]
+        del entries[:]
+        entries.extend(mine)
+    if verb in _OF_ALL:
+        answer.ClearField(_OF_ALL[verb])
+    if verb == "GetCosts":
+        mine = [way for way in answer.ways if caller.sees(way.tenant)]
+        del answer.ways[:]
+        answer.ways.extend(mine)
+    return answer
+
+
+def _act(verb: str, request: Any, answer: Any, caller: Caller | None, context: grpc.ServicerContext) -> Act:
+    counted = request if verb == "NoteTransfer" else answer
+    outcome = "done"
+    if answer is None:
+        code, details = context.code(), context.details()  # type: ignore[attr-defined, unused-ignore]
+        name = code.name.lower() if isinstance(code, grpc.StatusCode) else "failed"
+        text = details.decode(errors="replace") if isinstance(details, bytes) else str(details or "")
+        outcome = f"{name}: {text}"[:OUTCOME_LETTERS]
+    return Act(
+        unix_s=time.time(),
+        uid=caller.uid if caller else -1,
+        pid=caller.pid if caller else 0,
+        who=caller.who if caller else "",
+        verb=request.verb if verb == "NoteTransfer" else verb.lower(),
+        scope=scope_of(verb, request),
+        blocks=int(getattr(counted, "blocks", 0)),
+        bytes=int(getattr(counted, "bytes", 0)),
+        outcome=outcome,
+    )
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    context.abort(code, text)
+    raise AssertionError("abort raises")

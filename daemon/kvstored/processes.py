@@ -1,0 +1,75 @@
+"""Processes of clients that write into slots themselves: told from each other by number and start time, also by a
+successor, and watched until they are gone. Owner thread.
+"""
+
+import errno
+import os
+import select
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from kvstore.sessions import Process
+from kvstored.loop import READABLE, Loop
+from kvstored.peer import Peer
+
+_START: Final = 19  # field of /proc/PID/stat, counted from behind the name, which may hold anything
+
+
+def process_of(peer: Peer) -> Process | None:
+    """Who is at the other end of a socket; None if this host cannot tell: another pid namespace, or gone already."""
+    start = _start_of(peer.pid)
+    if start is None or _is_over(peer.pidfd):  # its number may be another's by now
+        return None
+    return Process(peer.pid, start, _pid_namespace())
+
+
+class HostProcesses:
+    """`kvstore.ports.Processes` of a real host."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def watch(self, process: Process, gone: Callable[[], None]) -> bool:
+        """See the port. Who cannot be looked for is taken to live for ever."""
+        if process.space != _pid_namespace():
+            return True
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            return error.errno != errno.ESRCH
+        start = _start_of(process.pid)
+        if start not in (process.start, None) or _is_over(pidfd):
+            os.close(pidfd)
+            return False
+
+        def over(_events: int) -> None:
+            self._loop.unwatch(pidfd)
+            os.close(pidfd)
+            gone()
+
+        self._loop.watch(pidfd, READABLE, over)
+        return True
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if nobody may know."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(stat[stat.rindex(b")") + 2 :].split()[_START])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _is_over(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _pid_namespace() -> int:
+    """What numbers of processes mean here; 0 if nobody can say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino & 0xFFFF_FFFF
+    except OSError:
+        return 0

@@ -1,0 +1,105 @@
+"""Earlier versions of this project, built from its history: `python -m tests.skew.previous` makes what is missing.
+
+Each is a wheel of its own commit, unpacked beside the environment and run with its dependencies; what its daemon
+compiles is kept there too, so that only the first run waits a minute for it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+HOME: Final = ROOT / ".venv" / "skew"
+# The last commit that spoke version 3 of the wire (proto/WIRE.md): the next one offers 3..4.
+WIRE_3: Final = "dbe05f5c1e19ced1175d2bc1143792fc1e59ad27"
+WARM_UP: Final = "from kvstored.warmup import warm_up; warm_up()"
+
+
+class NoHistoryError(Exception):
+    """The commit is not in this clone."""
+
+
+def earlier() -> dict[str, str]:
+    """Name of each version to be compared with -> its commit: the last release, and who speaks the wire of before.
+
+    Raises NoHistoryError where there is no history, as in a shallow clone.
+    """
+    found = {"wire-3": _commit(WIRE_3)}
+    tags = _git("tag", "--list", "v[0-9]*", "--sort=-version:refname", "--merged", "HEAD").decode().split()
+    if tags:
+        found[tags[0]] = _commit(tags[0])
+    return found
+
+
+def site_of(commit: str) -> Path:
+    """Where the packages of a commit lie; made if they do not."""
+    home = HOME / commit[:12]
+    site, stamp = home / "site", home / "compiled" / "stamp"
+    if not site.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix="making-") as making:
+            _unpack(_build(commit, Path(making)), Path(making) / "site").rename(site)
+    if not stamp.exists():
+        _run("-c", WARM_UP, site=site)  # where it stays: numba's cache goes by path and time of a file
+        stamp.touch()
+    return site
+
+
+def environ_of(site: Path | None) -> dict[str, str]:
+    """The environment in which this interpreter runs the packages of `site`; None: those of today."""
+    environ = dict(os.environ)
+    environ.pop("PYTHONPATH", None)
+    environ["PYTHONSAFEPATH"] = "1"  # or the folder it is started in would come first
+    if site is not None:
+        environ["PYTHONPATH"] = str(site)
+        environ["NUMBA_CACHE_DIR"] = str(site.parent / "compiled")
+    return environ
+
+
+def _build(commit: str, making: Path) -> Path:
+    """A wheel, as it would have been released."""
+    source = making / "source"
+    source.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(source)], input=_git("archive", commit), check=True)
+    command = ("-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    _run(*command, "--wheel-dir", str(making), site=None)
+    (wheel,) = making.glob("kvstored-*.whl")
+    return wheel
+
+
+def _unpack(wheel: Path, site: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def _run(*arguments: str, site: Path | None) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environ_of(site), check=False, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)[:200]}: {done.stderr[-2000:]}")
+
+
+def _commit(name: str) -> str:
+    return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").decode().strip()
+
+
+def _git(*arguments: str) -> bytes:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], check=False, capture_output=True)
+    except FileNotFoundError:
+        raise NoHistoryError("there is no git here") from None
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip() or f"{arguments[-1]} is not in this clone"
+        raise NoHistoryError(f"git {arguments[0]}: {reason}; fetch the whole history")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    for version, its_commit in earlier().items():
+        print(version, its_commit[:12], site_of(its_commit))

@@ -1,0 +1,150 @@
+"""Two versions on one host: clients and daemons of an earlier one with those of today, both ways, and what was kept.
+
+Everything is a real process: the packages of the earlier version come from its commit (previous.py), and a small
+program (speaker.py) runs on either side's packages. Each version stores what the other one reads; bytes follow from
+keys, and those of the next key must differ.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvproto.limits import PROTOCOL_VERSION
+from tests.node import Node, until
+from tests.skew.previous import NoHistoryError, earlier, environ_of, site_of
+from tests.skew.speaker import COUNT
+from tests.systemd import ServiceManager
+
+pytestmark = pytest.mark.skew
+
+SPEAKER = str(Path(__file__).with_name("speaker.py"))
+RIGHT = {"blocks": COUNT, "right": COUNT, "control": 0}
+TODAY = None  # in place of the packages of an earlier version
+
+try:
+    VERSIONS, WHY_NOT = earlier(), ""
+except NoHistoryError as reason:
+    VERSIONS, WHY_NOT = {"none": ""}, str(reason)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier version."""
+
+    name: str
+    site: Path
+
+
+@dataclass
+class Host:
+    """A directory, and daemons of whatever version in it, one after the other; their memory is kept for the next."""
+
+    node: Node
+    manager: ServiceManager
+
+    def begin(self, site: Path | None) -> None:
+        """A life of that version."""
+        self.manager.environ = environ_of(site)
+        self.manager.start()
+        self.manager.wait_ready()
+
+    def speak(self, site: Path | None, *steps: str) -> list[dict[str, Any]]:
+        """What a client of that version has to say of these steps; its session must live through all of them."""
+        done = subprocess.run(
+            [sys.executable, SPEAKER, str(self.node.run), *steps],
+            env=environ_of(site), cwd=self.node.home, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:] + self.node.log()[-2000:]
+        first, *answers, last = map(json.loads, done.stdout.splitlines())
+        assert first["connected"]
+        assert Path(first["from"]).is_relative_to(site) if site else not first["from"].startswith(str(site))
+        assert last == {"same_session": True}
+        return answers
+
+    def life(self) -> str:
+        """What the life that runs said of its beginning."""
+        return next(line for line in reversed(self.node.log().splitlines()) if "memory: warm=" in line)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def before(request: pytest.FixtureRequest) -> Earlier:
+    """A version to be compared with."""
+    if WHY_NOT:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(WHY_NOT)
+    return Earlier(request.param, site_of(VERSIONS[request.param]))
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """No daemon runs yet."""
+    with Node(dram="32MiB", size="64MiB") as node:
+        line = [sys.executable, "-m", "kvstored", "--runtime-dir", str(node.run), *node.arguments]
+        with ServiceManager(line, os.environ, node.home, log_file=node.log_file) as manager:
+            yield Host(node, manager)
+
+
+def test_the_version_compared_with_is_another_one(before: Earlier) -> None:
+    script = "import kvproto.limits as l; print(l.PROTOCOL_VERSION, l.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ_of(before.site), capture_output=True, text=True, check=True
+    )
+    version, file = done.stdout.split()
+    assert Path(file).is_relative_to(before.site)
+    if before.name == "wire-3":
+        assert int(version) == 3
+        assert PROTOCOL_VERSION > 3, "this is no comparison any more"
+
+
+@pytest.mark.parametrize("daemon", ["today", "before"])
+def test_clients_of_both_versions_share_what_they_store_in_one_daemon(host: Host, before: Earlier, daemon: str) -> None:
+    host.begin(TODAY if daemon == "today" else before.site)
+    new = host.speak(TODAY, "store:new", "fetch:new", "pin:new", "hint:new")
+    old = host.speak(before.site, "fetch:new", "store:new", "store:old", "fetch:old", "pin:old", "hint:old")
+    stored = {"accepted": COUNT, "known": 0, "durable": COUNT}
+    assert new[0] == old[2] == stored
+    assert old[1] == {"accepted": 0, "known": COUNT, "durable": 0}, "what one version stores the other one knows"
+    for fetched in (new[1], old[0], old[3]):
+        assert fetched == RIGHT | {"dram": COUNT, "disk": 0}
+    assert new[2] == {"blocks": COUNT, "listed": 1}
+    assert old[4] == {"blocks": COUNT, "listed": 2}
+    assert new[3] == old[5] == {"answers": True}
+    both = host.speak(TODAY, "fetch:old", "ranks:old", "forget:old")
+    assert both == [RIGHT | {"dram": COUNT, "disk": 0}, {"blocks": COUNT // 2}, {"deleted": COUNT, "left": 0}]
+    (gone, there) = host.speak(before.site, "fetch:old", "fetch:new")
+    assert gone["blocks"] == 0, "what one version deletes the other one misses"
+    assert there == RIGHT | {"dram": COUNT, "disk": 0}
+
+
+@pytest.mark.parametrize("way", ["upgrade", "back"])
+def test_what_a_daemon_of_one_version_kept_the_other_one_serves_or_misses(
+    host: Host, before: Earlier, way: str
+) -> None:
+    first, then = (before.site, TODAY) if way == "upgrade" else (TODAY, before.site)
+    host.begin(first)
+    assert host.speak(first, "store:kept", "fetch:kept")[1]["right"] == COUNT
+    host.manager.kill()
+    host.begin(then)
+    warm = "warm=True" in host.life()
+    found: dict[str, Any] = {}
+
+    def fetched() -> bool:
+        found.update(host.speak(then, "fetch:kept")[0])
+        return bool(found["blocks"])
+
+    assert until(fetched), f"neither memory nor disk has anything: {host.life()}"
+    assert found["blocks"] == found["right"] == COUNT, found
+    assert found["control"] == 0
+    assert found["dram" if warm else "disk"] == COUNT, f"{host.life()}: {found}"
+    assert host.speak(then, "store:more", "fetch:more")[1]["right"] == COUNT, "and goes on"
+    host.manager.kill()
+    host.manager.forget()  # disk alone
+    host.begin(first)
+    assert until(lambda: host.speak(first, "fetch:more")[0] == RIGHT | {"dram": 0, "disk": COUNT}), "and back again"
+    assert host.speak(first, "fetch:kept")[0]["right"] == COUNT

@@ -1,0 +1,121 @@
+"""Commands that take something away: they show it, ask, and change nothing on a dry run."""
+
+import json
+from typing import Any
+
+import pytest
+
+from kvctl.client import Exit
+from tests.unit.control_fakes import DIGEST_A, MemoryPort
+from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
+
+TAKING = {
+    "clear": ["clear", "--all"],
+    "evict": ["evict", "--all", "--bytes", "4MiB"],
+    "unpin": ["unpin", "research", "--all"],
+    "drain": ["drain"],
+    "policy": ["policy", "set", "arc"],
+    "quota": ["quota", "web", "set", "dram_guaranteed=130MiB"],
+}
+
+
+def state(port: MemoryPort) -> Any:
+    """All that these commands could change."""
+    chains = [(chain.tenant, tuple(chain.keys)) for chain in port.chains]
+    return (chains, port.draining, dict(port.rules), dict(port.chosen), list(port.unpinned))
+
+
+@pytest.mark.parametrize("name", TAKING)
+class TestTaking:
+    def test_a_dry_run_says_what_would_happen_and_changes_nothing(self, ask: Run, daemon: Daemon, name: str) -> None:  # noqa: F811
+        before = state(daemon.port)
+        for options in ([], ["-o", "json"]):
+            answer = ask(*options, *TAKING[name], "--dry-run")
+            assert (answer.code, answer.err) == (0, "")
+            assert state(daemon.port) == before
+        assert json.loads(answer.out)["version"] == 1
+        assert "would" in ask(*TAKING[name], "--dry-run").out
+
+    def test_without_a_terminal_is_refused(self, ask: Run, daemon: Daemon, name: str) -> None:  # noqa: F811
+        before = state(daemon.port)
+        answer = ask(*TAKING[name])
+        assert (answer.code, answer.out) == (Exit.USAGE, "")
+        assert "there is no terminal to ask on; give --yes to" in answer.err
+        assert state(daemon.port) == before
+
+    @pytest.mark.parametrize("typed", ["n\n", "\n", ""])
+    def test_shows_what_is_concerned_and_takes_no_for_an_answer(
+        self, ask: Run, daemon: Daemon, name: str, typed: str  # noqa: F811
+    ) -> None:  # fmt: skip
+        before = state(daemon.port)
+        answer = ask(*TAKING[name], typed=typed)
+        assert (answer.code, answer.out) == (Exit.REFUSED, "")
+        assert "concerned: " in answer.err
+        assert "[y/N]" in answer.err
+        assert state(daemon.port) == before
+
+    @pytest.mark.parametrize(("options", "typed"), [(["--yes"], None), (["-y"], None), ([], "y\n"), ([], "YES\n")])
+    def test_does_it_when_told(
+        self, ask: Run, daemon: Daemon, name: str, options: list[str], typed: str | None  # noqa: F811
+    ) -> None:  # fmt: skip
+        before = state(daemon.port)
+        answer = ask(*TAKING[name], *options, typed=typed)
+        assert answer.code == 0
+        assert state(daemon.port) != before
+
+
+class TestConcerned:
+    def test_pins_leases_and_clients_are_counted_where_they_are(self, ask: Run) -> None:  # noqa: F811
+        of_tenant = ask("clear", "--tenant", "research", typed="n\n").err
+        assert "3 running leases, 1 client" in of_tenant
+        assert "0 running leases, 0 clients" in ask("clear", "--tenant", "web", typed="n\n").err
+        elsewhere = ask("clear", "--namespace", "abcdef02", typed="n\n").err
+        assert "concerned: at least 0 pins" in elsewhere
+        assert "concerned: 0 pins" not in of_tenant
+
+    def test_what_takes_nothing_away_asks_nothing(self, ask: Run, daemon: Daemon) -> None:  # noqa: F811
+        assert ask("undrain").code == 0
+        assert ask("quota", "web", "set", "dram_max=none").code == 0
+        assert ask("policy", "set", "lru").code == 0, "the rule that holds"
+        assert ask("policy", "set", "--dry-run", "arc").code == 0
+        daemon.port.chains.clear()
+        assert ask("clear", "--all", typed="").code != 0 or "[y/N]" not in ask("clear", "--all", typed="").err
+
+
+class TestEvict:
+    def test_says_how_much_and_how_much_less(self, ask: Run, daemon: Daemon) -> None:  # noqa: F811
+        answer = ask("evict", "--tenant", "research", "--bytes", "4MiB", "--yes", "-o", "json")
+        assert answer.code == 0
+        assert answer.json["evict"] == {
+            "blocks": 2, "bytes": 4 << 20, "kept_blocks": 0, "held_blocks": 1, "pinned_blocks": 0, "dry_run": False,
+        }  # fmt: skip
+        short = ask("evict", "--tenant", "web", "--bytes", "1GiB", "--yes")
+        assert short.code == Exit.REFUSED
+        assert "evicted 1 blocks from dram" in short.out
+
+    @pytest.mark.parametrize(
+        ("words", "code", "said"),
+        [
+            (["--yes"], Exit.USAGE, "nothing is named"),
+            (["--all", "--bytes", "lots", "--yes"], Exit.USAGE, "--bytes"),
+            (["--all", "--bytes", "0", "--yes"], Exit.USAGE, "above 0"),
+            (["--all", "--tier", "hbm", "--yes"], Exit.USAGE, "no tier is called 'hbm'"),
+            (["--tenant", "nobody", "--yes"], Exit.NOT_FOUND, "nobody"),
+            (["--key", "ab" * 32, "--yes"], Exit.USAGE, "without its namespace"),
+        ],
+    )
+    def test_refuses_what_cannot_be(self, ask: Run, words: list[str], code: Exit, said: str) -> None:  # noqa: F811
+        answer = ask("evict", *words)
+        assert answer.code == code
+        assert said in answer.err
+
+    def test_a_scope_is_as_that_of_clear(self, ask: Run, daemon: Daemon) -> None:  # noqa: F811
+        ask("evict", "--namespace", DIGEST_A.hex()[:8], "--tenant", "web", "--dry-run")
+        assert (daemon.port.scopes[-1].tenant, daemon.port.scopes[-1].digest) == ("web", DIGEST_A)
+
+
+class TestAudit:
+    def test_without_one_is_said(self, ask: Run) -> None:  # noqa: F811
+        answer = ask("audit")
+        assert answer.code == Exit.REFUSED
+        assert "nothing is written down" in answer.err
