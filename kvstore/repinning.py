@@ -69,6 +69,8 @@ class Repinning:
         now_ns = self._clock.now_ns()
         deadline_ns = min(saved.deadline_ns, now_ns + PIN_TTL_NS_MAX)
         rows = self._rows(row, saved.count)
+        if not rows.size:  # its root is just being stored
+            return False
         if deadline_ns <= now_ns:
             self._book.wipe(saved.place)  # it would be over by now
         elif self._pinning.resume(saved, namespace, rows, deadline_ns):
@@ -84,11 +86,13 @@ class Repinning:
         return 0 if row and int(self._tables.blocks["state"][row]) == blocks.WRITING else row
 
     def _rows(self, row: int, count: int) -> U4:
-        """The block in `row` and those before it, `count` in all, in order."""
+        """The block in `row` and those before it, `count` in all, in order; those before one that is stored anew."""
         parents, chain = self._tables.blocks["parent"], [row]
         while len(chain) < count:
             row = int(parents[row])
             if not row:
                 break
             chain.append(row)
-        return np.array(chain[::-1], dtype=np.uint32)
+        rows = np.array(chain[::-1], dtype=np.uint32)
+        undone = np.flatnonzero(np.isin(self._tables.blocks["state"][rows], (blocks.FREE, blocks.WRITING)))
+        return rows[: undone[0]] if undone.size else rows

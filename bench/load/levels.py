@@ -19,6 +19,7 @@ NOTHING: Final = (
 )  # fmt: skip
 PINS: Final = ("kvstored_pins", "kvstored_pinned_bytes")
 # What must be nothing once everything is cleared, too.
+QUARANTINED: Final = "kvstored_quarantined_slots"
 EMPTY: Final = ("kvstored_blocks", "kvstored_used_bytes")
 THREADS: Final = 8  # of gRPC's own, which come when it is asked several things at once
 ANON_BYTES: Final = 24 << 20  # what the interpreter's and the C library's heaps may grow by
@@ -47,8 +48,11 @@ class Levels:
         return {name: value for name, value in self.held().items() if name not in PINS}
 
     def left(self) -> dict[str, float]:
-        """Blocks that are there."""
-        return {name: self.figures[name] for name in EMPTY if self.figures.get(name)}
+        """Blocks that are there, but for places on disk that were found damaged: those are never used again."""
+        there = {name: self.figures[name] for name in EMPTY if self.figures.get(name)}
+        if there.get(EMPTY[0]) == self.figures.get(QUARANTINED):
+            there.pop(EMPTY[0], None)
+        return there
 
 
 def levels_of(pid: int, metrics: Path) -> Levels:

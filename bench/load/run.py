@@ -196,7 +196,9 @@ class Load:
             time.sleep(LOOK_S)
             now = look()
         settled_s = time.monotonic() - begun_s
+        say(f"settled after {settled_s:.1f} s, {now.figures.get('kvstored_blocks', 0):.0f} blocks")
         self._audited = self._verdict()  # with all that is stored
+        say(f"audited after {time.monotonic() - begun_s:.1f} s")
         with grpc.insecure_channel(f"unix:{self._home}/run/control.sock") as channel:
             everything = control_pb2.ClearRequest(everything=control_pb2.ClearRequest.Everything())
             token = token_metadata(self._home / "run")
@@ -207,6 +209,11 @@ class Load:
         while time.monotonic() < begun_s + 2 * SETTLE_S and (
             now.left() or now.figures["kvstored_snapshot_timestamp_seconds"] < cleared_s or now.descriptors != before
         ):
+            if time.monotonic() > said_s + SAY_S:
+                said_s = time.monotonic()
+                say(
+                    f"after {said_s - begun_s:.0f} s: cleared, and there are still {now.left()}, {dict(now.descriptors)}"
+                )
             before = now.descriptors
             time.sleep(4 * LOOK_S)
             now = look()

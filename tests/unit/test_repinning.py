@@ -5,7 +5,7 @@ import pytest
 
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier
-from kvstore import rules
+from kvstore import blocks, rules
 from kvstore.pin_book import BOOK_BYTES, PinBook, Saved
 from kvstore.quotas import Quota
 from tests.core import MS, SECOND, Client, chain, key_of, words
@@ -143,6 +143,17 @@ def test_what_lay_on_disk_is_pinned_again_once_the_disk_serves() -> None:
     assert {number: blocks for number, (blocks, _) in listed(client).items()} == {pinned.pin: 8}
     assert (later.store.kept.pins, later.store.kept.pins_lost) == (1, 0)
     later.audit()
+
+
+@pytest.mark.parametrize("anew", [0, 3])
+def test_a_pin_that_comes_back_ends_before_what_is_just_being_stored_anew(anew: int) -> None:
+    core, client, namespace = begin()
+    client.put(namespace, chain(8))
+    rows = [core.row(namespace, key) for key in chain(8)]
+    repinning = core.store.repinning
+    assert repinning._rows(rows[7], 8).tolist() == rows, "the control"
+    core.store.tables.blocks["state"][rows[anew]] = blocks.WRITING
+    assert repinning._rows(rows[7], 8).tolist() == rows[:anew]
 
 
 def test_a_cold_start_knows_of_no_pin() -> None:
