@@ -107,7 +107,7 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
         if table is None:
             return None, f"table {name} was not kept"
         if table.size != sizes[name]:
-            return None, f"table {name} has another size: the configuration has changed"
+            return None, f"table {name} has another size: of another version, or the configuration has changed"
     journal, book, arenas = tables["journal"], tables["book"], tables["arenas"]
     assert journal is not None, "looked at above"
     assert book is not None, "looked at above"

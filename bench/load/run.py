@@ -17,7 +17,7 @@ from bench.load.board import Board, Latency, Verb
 from bench.load.client import Place
 from bench.load.crowd import Crowd, members_of
 from bench.load.faults import Fault, Page
-from bench.load.levels import Levels, leaks, levels_of
+from bench.load.levels import QUARANTINED, Levels, leaks, levels_of
 from bench.process import DaemonProcess
 from kvproto import control_pb2, control_pb2_grpc
 from kvproto.control_token import token_metadata
@@ -211,9 +211,8 @@ class Load:
         ):
             if time.monotonic() > said_s + SAY_S:
                 said_s = time.monotonic()
-                say(
-                    f"after {said_s - begun_s:.0f} s: cleared, and there are still {now.left()}, {dict(now.descriptors)}"
-                )
+                unused = now.figures.get(QUARANTINED, 0)
+                say(f"after {said_s - begun_s:.0f} s: cleared, and there is still {now.left()}; damaged {unused:.0f}")
             before = now.descriptors
             time.sleep(4 * LOOK_S)
             now = look()

@@ -68,6 +68,9 @@ def test_what_has_grown_is_named() -> None:
     ]  # fmt: skip
     held = Levels({}, 0, 0, {"kvstored_leases": 1.0, "kvstored_pins": 0.0, "kvstored_used_bytes": 4096.0})
     assert (held.held(), held.left()) == ({"kvstored_leases": 1.0}, {"kvstored_used_bytes": 4096.0})
+    places = {"kvstored_blocks": 3.0, "kvstored_quarantined_slots": 3.0}
+    assert not Levels({}, 0, 0, places).left(), "damaged places stay out of use"
+    assert Levels({}, 0, 0, places | {"kvstored_blocks": 4.0}).left() == {"kvstored_blocks": 4.0}
 
 
 @pytest.mark.long
