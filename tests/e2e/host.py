@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,9 +43,10 @@ class Drive:
             resource.prlimit(daemon_pid, resource.RLIMIT_FSIZE, (hard, hard))
             return
         filler = self.folder / "filler"
-        free_bytes = shutil.disk_usage(self.folder).free
         with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free_bytes)
+            while (free_bytes := shutil.disk_usage(self.folder).free) > 0:
+                with suppress(OSError):  # the daemon was faster with some of it
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free_bytes)
         yield
         filler.unlink()
 
