@@ -28,6 +28,7 @@ from kvstore.ports import Memory, Outbox
 from kvstore.sessions import Pool, Session, Tenant
 
 PROMISE_NS = 10**9  # how long a recycled position waits for the tenant it was recycled for
+GIVEN_UP = 2  # in `draining` of an arena whose slots may still be written to: it serves nobody after this
 
 
 @dataclass(slots=True, eq=False)
@@ -213,6 +214,7 @@ class Arenas:
             return
         if stranded:
             self._written_to = True
+            row["draining"] = GIVEN_UP  # before who writes there is forgotten: a successor must not take it over
             self.let_go(self.draining)
             if row["used"]:  # what continued them is still on its way out
                 return

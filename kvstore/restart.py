@@ -19,7 +19,7 @@ from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES
 from kvstore import blocks
-from kvstore.arenas import Arenas
+from kvstore.arenas import GIVEN_UP, Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.ghosts import keep_ghosts
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
@@ -29,7 +29,7 @@ from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Process, Tenant
 from kvstore.tables import Limits, former_rows, lasting_tables
-from kvstore.writers import NOBODY, Writers
+from kvstore.writers import NOBODY, WRITERS, Writers, writers_bytes
 
 FORMAT = 2  # of rows, seals and journal; another one starts cold
 WRITTEN_FORMAT = 3  # the same, and clients may be writing into slots: who does not know of that starts cold
@@ -115,6 +115,10 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
     records = read_journal(journal)
     if not records or records[0] not in (journal_head(limits), journal_head(limits, written=True)):
         return None, "it was left by another version or configuration"
+    if records[0] == journal_head(limits, written=True):
+        writers = memory.kept_table(WRITERS)
+        if writers is None or writers.size != writers_bytes(limits):
+            return None, f"table {WRITERS} was not kept: who may be writing into memory is unknown"
     words = book.view(np.uint64)
     rows = sizes["blocks"] // BLOCK.itemsize
     unused = min(former_rows(words), rows)
@@ -216,6 +220,8 @@ class _TakeOver:
             arenas.next_id = max(arenas.next_id, number + 1)
             self._tables.arenas[position] = np.zeros((), dtype=ARENA)
             if pool < 0 or pool >= len(arenas.pools) or number not in there or number in arenas.positions_by_id:
+                continue
+            if int(row["draining"]) == GIVEN_UP:
                 continue
             self._memory.take_arena(number)
             slots_of[position] = arenas.readopt(position, number, arenas.pools[pool])

@@ -31,6 +31,7 @@ from kvstore.ports import Memory
 from kvstore.sessions import Process, Session, Ticket
 from kvstore.tables import Limits
 
+WRITERS: Final = "writers"  # the table
 _NAME: Final = int.from_bytes(b"writers1", "little")
 _HEAD_WORDS: Final = 2
 RECORD: Final = np.dtype(
@@ -63,6 +64,15 @@ def _records_max(limits: Limits) -> int:
     return min(limits.positions << slot_shift(limits.arena_bytes), SESSIONS * TICKETS_PER_SESSION)
 
 
+def _marks_bytes(limits: Limits) -> int:
+    return -(-4 * limits.positions // 8) * 8
+
+
+def writers_bytes(limits: Limits) -> int:
+    """Of the table that tells a successor who may be writing where."""
+    return 8 * _HEAD_WORDS + _marks_bytes(limits) + _records_max(limits) * RECORD.itemsize
+
+
 class Writers:
     """Those of one store. Owner thread."""
 
@@ -70,10 +80,8 @@ class Writers:
         self._tables = tables
         self._arenas = arenas
         self._most = _records_max(limits)
-        marks_bytes = -(-4 * limits.positions // 8) * 8
-        head_bytes = 8 * _HEAD_WORDS
-        # Pages that nobody has written to cost nothing.
-        table = memory.table("writers", head_bytes + marks_bytes + self._most * RECORD.itemsize)
+        marks_bytes, head_bytes = _marks_bytes(limits), 8 * _HEAD_WORDS
+        table = memory.table(WRITERS, writers_bytes(limits))  # pages that nobody has written to cost nothing
         self._head = table[:head_bytes].view(np.uint64)
         self._marks: U4 = table[head_bytes : head_bytes + 4 * limits.positions].view(np.uint32)
         self._records = table[head_bytes + marks_bytes :].view(RECORD)
@@ -185,7 +193,12 @@ class Writers:
         self._stranded[ticket.block].ticket = None
 
     def quarantine(self, row: int) -> None:
-        """A published block is damaged, and about to be dropped: its slot is out of use as long as its arena serves."""
+        """A published block is damaged, and about to be dropped: its slot is out of use as long as its arena serves.
+
+        Of very many the last are used again: they are looked at again, too, and there must be room for those who store.
+        """
+        if self.room() <= self._most // 2:
+            return
         blocks.hold_rows(self._tables, np.array([row], dtype=np.uint32), 0, 1)
         self.begin(NOBODY, np.array([row], dtype=np.uint32))
         self._strand(row, NOBODY, None)

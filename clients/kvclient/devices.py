@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,6 +66,11 @@ class Copies:
             if direction is Direction.TO_DEVICE:
                 return self.copier.to_device(stream, moves)
             return self.copier.to_host(stream, moves)
+
+    def settle(self, direction: Direction) -> None:
+        """Return when nothing that was begun this way still runs. Never raises: a device that is gone does nothing."""
+        with self._locks[direction], suppress(DeviceError):
+            self._streams[direction].synchronize()
 
     def close(self) -> None:
         """Wait for what is under way, and let go of everything."""
@@ -135,7 +141,11 @@ class Side:
 
     def drain(self, moves: Sequence[Move], maps: "Sequence[Mapping]") -> None:
         """Device to host. Raises DeviceError."""
-        self.copies.copy(Direction.TO_HOST, moves, maps, self._after).wait()
+        try:
+            self.copies.copy(Direction.TO_HOST, moves, maps, self._after).wait()
+        except BaseException:  # nothing may be written there any more once this has returned
+            self.copies.settle(Direction.TO_HOST)
+            raise
 
     def finish(self) -> bool:
         """Wait for all that was begun; whether it is there."""

@@ -14,10 +14,11 @@ import os
 import queue
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,8 @@ LINE_BYTES: Final = 4096
 SCOPE_LETTERS: Final = 512
 OUTCOME_LETTERS: Final = 300
 WAITING: Final = 1024  # lines that a hung disk holds up; more are remembered only
+REFUSED_AT_ONCE: Final = 32  # of those whom everybody can send; all files together hold some 20,000 acts
+REFUSED_EVERY_S: Final = 60.0
 WRITE_S: Final = 0.5  # what an act waits for its line
 
 
@@ -63,6 +66,8 @@ class Audit:
         self.path = None if directory is None else directory / FILE
         self.lost = 0  # lines that are in no file
         self.heard: Callable[[Act], None] = lambda _act: None  # `Chronicle`
+        self.unheard = 0  # refused acts since the last one that was noted
+        self._refusals, self._refused_s = float(REFUSED_AT_ONCE), time.monotonic()
         self._recent: deque[Act] = deque(self._read(), maxlen=REMEMBERED)
         self._lock = threading.Lock()
         self._lines: queue.Queue[tuple[bytes, threading.Event] | None] = queue.Queue(WAITING)
@@ -87,6 +92,20 @@ class Audit:
             self._lose("the disk hangs")
             return
         written.wait(WRITE_S)
+
+    def note_refused(self, act: Act) -> None:
+        """The same of one whom anybody could have sent: so few of these that they never push others out for long."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._refusals = min(REFUSED_AT_ONCE, self._refusals + (now_s - self._refused_s) / REFUSED_EVERY_S)
+            self._refused_s = now_s
+            if self._refusals < 1:
+                self.unheard += 1
+                return
+            self._refusals -= 1
+            unheard, self.unheard = self.unheard, 0
+        more = f" (and {unheard} others before it)" if unheard else ""
+        self.note(replace(act, outcome=act.outcome[: OUTCOME_LETTERS - 40] + more))
 
     def recent(self, most: int) -> tuple[Act, ...]:
         """The last acts, the newest at the end."""

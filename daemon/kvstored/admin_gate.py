@@ -149,7 +149,8 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg, misc, unused-ignor
             self._admit(verb, request, caller, context)
             answer = handler(request, context)
         finally:
-            self.audit.note(_act(verb, request, answer, caller, context))
+            may = not self.open_to_all or (caller is not None and caller.acts)
+            (self.audit.note if may else self.audit.note_refused)(_act(verb, request, answer, caller, context))
         return answer
 
     def _caller(self, token: str | None, context: grpc.ServicerContext) -> Caller | None:

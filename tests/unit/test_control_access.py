@@ -251,6 +251,17 @@ class TestActing:
         assert served.port.draining
 
 
+def test_those_who_may_not_act_cannot_push_what_was_done_out_of_the_audit(served: Served) -> None:
+    served.control.Drain(pb.DrainRequest(), timeout=WAIT_S, metadata=served.token(0))
+    stranger = served.token(STRANGER, 1, 2, 3)
+    for _ in range(600):
+        served.refusal(served.everybody, "Drain", pb.DrainRequest(), stranger)
+    outcomes = [act.outcome for act in served.audit.recent(512)]
+    assert "done" in outcomes
+    assert 1 <= len(outcomes) - 1 <= 40
+    assert served.audit.unheard >= 550
+
+
 class TestSeeing:
     @pytest.mark.parametrize("verb", [*SEEING, *FILTERED, "GetStatus", "GetConfig", "ListActs", "ExplainMiss"])
     def test_on_the_socket_for_everybody_needs_a_token(self, served: Served, verb: str) -> None:

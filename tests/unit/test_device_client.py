@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import kvclient.aio
 from kvclient import devices
 from kvclient.mapping import Mapping
 from kvclient.results import Reason
+from kvkernels import libc
+from kvkernels.aligned import aligned
 from kvkernels.device.emulated_streams import EmulatedStream
 from kvkernels.device.emulated_tensor import EmulatedTensor
 from kvkernels.device.emulation import Emulation
 from kvkernels.device.pages import pages_of
-from kvkernels.device.port import Direction
+from kvkernels.device.port import DeviceError, Direction
 from kvproto.errors import UsageError
 from tests.peer import Peer
 from tests.unit.client_kit import BLOCK_BYTES, Blocks, blocks_of, client_of, keys_of, namespace_of, pair, streaming
@@ -339,3 +342,49 @@ def test_the_folder_of_calibrations_is_this_users(tmp_path: Path, monkeypatch: p
     assert folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert devices._folder() is None
+
+
+@dataclass(eq=False)
+class Map:
+    """As much of `mapping.Mapping` as a copy looks at."""
+
+    address: int
+    bytes: int
+    gone: bool = False
+    writable: bool = True
+
+
+def test_a_copy_out_of_a_device_that_fails_half_way_writes_nothing_afterwards(
+    device: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 1 << 20
+    copies = devices.Copies(device)
+    slot = aligned(size)  # stands for one of the daemon's, which is somebody else's once `drain` has returned
+    slot[:] = 0
+    mapping = Map(int(slot.ctypes.data), size)
+    copies._want([mapping])  # type: ignore[list-item]
+    copies.pins.settle()
+    source = device.allocate(size)
+    libc.bytes_at(source.address, size)[:] = 0xEE
+    stream = copies._streams[Direction.TO_HOST]
+    engine_computes = threading.Event()
+    stream.submit(lambda: engine_computes.wait(10))  # type: ignore[attr-defined]
+    record, synchronize = stream.record, stream.synchronize
+
+    def fail() -> None:
+        raise DeviceError("no event")
+
+    def wait() -> None:
+        engine_computes.set()
+        monkeypatch.setattr(stream, "record", record)
+        synchronize()
+
+    monkeypatch.setattr(stream, "record", fail)
+    monkeypatch.setattr(stream, "synchronize", wait)
+    with pytest.raises(DeviceError):
+        devices.Side(copies, None).drain([(mapping.address, source.address, size)], [mapping])  # type: ignore[list-item]
+    slot[:] = 1
+    engine_computes.set()
+    stream.record().wait()
+    assert (slot == 1).all()
+    copies.close()
