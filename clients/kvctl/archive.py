@@ -81,6 +81,7 @@ def export_blocks(
         raise KvctlError(Exit.USAGE, f"{file} is there already; --force writes over it")
     from kvctl.archive_export import chains_of, export  # noqa: PLC0415
 
+    chosen.socket()  # refuses another host, before anything is written: blocks go through this one's memory
     with chosen.connect() as client:
         scope = scope.resolved(client)
         found = chains_of(client, scope)
@@ -144,6 +145,7 @@ def import_blocks(
 def _import(chosen: Globals, reader: Reader, tenant: str | None, progress: _Progress, *, yes: bool) -> "Imported":
     from kvctl.archive_import import Importer  # noqa: PLC0415
 
+    chosen.socket()  # refuses another host: blocks go through this one's memory
     with chosen.connect() as client:
         room_bytes, disk = _room(client, tenant)
         if reader.planned_bytes > room_bytes and not yes:

@@ -123,7 +123,10 @@ def connected(runtime_dir: Path, tenant: str, role: Role, name: str) -> Client:
     try:
         client = kvclient.connect(runtime_dir, tenant=tenant, role=role, name=name, timeout_s=WAIT_S)
     except KvError as error:
-        raise KvctlError(Exit.REFUSED, f"{error}; run this as a user of that tenant, or as root") from None
+        raise KvctlError(
+            Exit.REFUSED,
+            f"{error}; is there such a tenant (`kvctl tenants`), and do you belong to it, or are you root?",
+        ) from None
     if not client.connected:
         why = client.status.why_not
         client.close()

@@ -40,12 +40,17 @@ def evict(
     ] = "dram",
     room: Annotated[
         str | None,
-        typer.Option("--bytes", metavar="BYTES", help=f"Until so much is free: 4GiB ({UNITS_SAID}). Else all."),
+        typer.Option(
+            "--bytes", metavar="BYTES", help=f"So much, beyond what is free already: 4GiB ({UNITS_SAID}). Else all."
+        ),
     ] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make room in a tier: the longest unused blocks leave it. What is leased or pinned stays, unlike with clear."""
+    """Make room in a tier: the longest unused blocks leave it. What is leased or pinned stays, unlike with clear.
+
+    Exits with 1 if less than --bytes could leave.
+    """
     chosen = globals_of(context)
     scope = parse(tenant, namespace, key or (), everything=everything)
     wanted = 0 if room is None else _bytes(room)

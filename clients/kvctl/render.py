@@ -336,7 +336,7 @@ def clearing(report: pb.ClearResponse, what: str) -> Text:
     lines = [f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}"]
     if report.leased_blocks:
         lines.append(
-            f"running leases end at {report.leased_blocks:,} of them: memory is free once their readers are done"
+            f"{report.leased_blocks:,} of them are leased or pinned: pins end, memory is free once readers are done"
         )
     if report.pending_blocks:
         lines.append(f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded")

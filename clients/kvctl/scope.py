@@ -64,7 +64,7 @@ def parse(tenant: str | None, namespace: str | None, keys: Sequence[str], *, eve
     if keys and namespace is None:
         raise _usage("a key means nothing without its namespace; add --namespace")
     if not everything and tenant is None and namespace is None:
-        raise _usage("nothing is named to clear; give --tenant, --namespace or --all")
+        raise _usage("nothing is named; give --tenant, --namespace or --all")
     if tenant == "":
         raise _usage("--tenant is empty; see `kvctl tenants`")
     if len(keys) > KEYS_PER_FRAME:

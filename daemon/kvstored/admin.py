@@ -464,8 +464,9 @@ def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[
     for directory in unreadable:
         yield f"disk {directory}: what lies there was not taken over; mend it and restart kvstored"
     if disk.foreign_files:
-        remedy = "look at them, and remove them by hand"
-        yield f"{disk.foreign_files} files among the segments are not ours, such as {disk.foreign[0]}; {remedy}"
+        remedy = "the log says which; bring the key back, or look at them and remove them by hand"
+        kind = "are not ours, or are encrypted with a key that is not here"
+        yield f"{disk.foreign_files} files among the segments {kind}, such as {disk.foreign[0]}; {remedy}"
     counters = disk.counters
     if disk.codec == Wish.BF16_PLANES_ZSTD and counters.saved >= PACKED_TRIED and 2 * counters.packed < counters.saved:
         found = f"only {counters.packed} of {counters.saved} blocks got smaller with disk.codec {disk.codec}"

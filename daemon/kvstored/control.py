@@ -34,7 +34,7 @@ from kvproto.policy_frames import Fetching, Pinned
 from kvproto.policy_frames import Tier as PinTier
 from kvstore.evicting import EvictReport
 from kvstore.hints.report import GuidingReport
-from kvstore.insight.looking import Looking
+from kvstore.insight.looking import Looking, SeveralError
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -558,7 +558,7 @@ def _answered(
         )
     except unknown as error:
         code, text = grpc.StatusCode.NOT_FOUND, str(error.args[0] if error.args else error)
-    except AmbiguousError as error:
+    except (AmbiguousError, SeveralError) as error:
         code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
     except RefusedError as error:
         code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)

@@ -34,6 +34,10 @@ _STATES: Final = {
 _IN_DRAM: Final = (blocks.RESIDENT, blocks.KEPT)
 
 
+class SeveralError(ValueError):
+    """More than one namespace could be meant."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockReport:
     """One block; all but `key` and `state` is empty of one that is absent."""
@@ -97,7 +101,7 @@ class Looking:
         if not found:
             raise KeyError("no such namespace holds blocks or is open")
         if len(found) > 1:
-            raise ValueError(f"{len(found)} namespaces could be meant; name one, and its tenant if several have it")
+            raise SeveralError(f"{len(found)} namespaces could be meant; name one, and its tenant if several have it")
         namespace, row = found[0], 0
         if key is not None:
             row = self._row(namespace, key)

@@ -116,6 +116,15 @@ def test_who_has_a_certificate_sees_and_acts_and_is_written_down_by_name(remote:
     assert "drain" in acts
 
 
+def test_archives_are_of_the_host_that_kvctl_runs_on(remote: Remote, tmp_path: Path) -> None:
+    remote.local("export", str(tmp_path / "empty.kva"))
+    for words in (("export", str(tmp_path / "a.kva")), ("import", "--yes", str(tmp_path / "empty.kva"))):
+        done = remote.kvctl(*words)
+        assert done.returncode == 2
+        assert "leave --address out" in done.stderr
+    assert not (tmp_path / "a.kva").exists()
+
+
 @pytest.mark.parametrize("who", ["nobody", "a stranger", "one whose time is over", "a server", "the daemon itself"])
 def test_others_are_not_let_in(remote: Remote, who: str) -> None:
     strangers = Authority(remote.node.home / "others", "strangers")

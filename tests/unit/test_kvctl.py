@@ -257,7 +257,7 @@ class TestClear:
         answer = ask("clear", "--tenant", "research", typed="y\n")
         assert answer.code == 0
         assert "would drop 7 blocks, 14.0 MiB: everything of tenant research" in answer.err
-        assert "leases end at 1 of them" in answer.err
+        assert "1 of them are leased or pinned" in answer.err
         assert "3 pending blocks would be discarded" in answer.err
         assert "Drop them?" in answer.err
         assert "dropped 7 blocks, 14.0 MiB" in answer.out
@@ -319,7 +319,7 @@ class TestClear:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ((), "nothing is named to clear; give --tenant, --namespace or --all"),
+            ((), "nothing is named; give --tenant, --namespace or --all"),
             (("--all", "--tenant", "web"), "--all means everything;"),
             (("--all", "--namespace", HEX_A), "--all means everything;"),
             (("--key", KEY), "a key means nothing without its namespace; add --namespace"),
