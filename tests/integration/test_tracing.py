@@ -153,8 +153,9 @@ def test_a_fetch_from_disk_is_one_trace_of_engine_daemon_and_drive(collector: Co
     assert lease.told["kvstored.blocks.coming"] == cold.told["kvstored.blocks.disk"] == 12
     for read, verify in zip(parts["kvstored.disk.read"], parts["kvstored.disk.verify"], strict=True):
         assert read.parent == verify.parent == stream.span
-        assert cold.begun_ns <= lease.begun_ns <= read.begun_ns < read.ended_ns == verify.begun_ns < verify.ended_ns
-        assert verify.ended_ns <= stream.ended_ns <= cold.ended_ns
+        # Of one process: another one's clock may differ, and its last words come when the client has gone on.
+        assert lease.begun_ns <= read.begun_ns < read.ended_ns == verify.begun_ns < verify.ended_ns
+        assert verify.ended_ns <= stream.ended_ns
     assert sum(int(str(read.told["kvstored.blocks"])) for read in parts["kvstored.disk.read"]) == 12
     assert len({span.span for some in parts.values() for span in some}) == sum(map(len, parts.values()))
     assert collector.trace(hot.trace).keys() == {"kvclient.fetch", "kvclient.copy", "kvstored.lease"}, "no drive"
