@@ -84,7 +84,8 @@ def _small(home: Path, python: Path, peer: Path | None, rounds: int) -> Findings
         native = stack.enter_context(_engine(home, "native-small", python, size=SMALL))
         ours = stack.enter_context(_engine(home, "ours-small", python, transfer_config(run_dir), size=SMALL))
         peers, findings = _peers(stack, home, peer, SMALL)
-        return findings | first_tokens(native, ours, peers, rounds, MAPPED)
+        found = first_tokens(native, ours, peers, rounds, MAPPED)
+        return findings | {f"small_{name}": value for name, value in found.items()}
 
 
 def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Findings:
@@ -97,8 +98,7 @@ def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Fin
         with ExitStack() as beside:  # LMCache's are gone before anything else is measured
             peers, findings = _peers(beside, home, peer, LARGE)
             say(f"engines that are ready: {', '.join(('native', 'ours', *peers))}")
-            larger = first_tokens(native, ours, peers, 3 if quick else 12)
-            findings |= {f"larger_{name}": value for name, value in larger.items()}
+            findings |= first_tokens(native, ours, peers, 3 if quick else 12)
         findings |= steps_beside_transfers(ours, prompt_of, lambda: clear(run_dir), BLOCK, 4 if quick else 30)
         findings |= _steps_in_mode_copy(home, python, run_dir, 4 if quick else 12)
         findings |= misses(native, ours, 3 if quick else 12)
