@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
 from kvctl import insight, pins, render, service
@@ -11,9 +12,12 @@ from kvctl import quotas as quota_tables
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.program import (
+    Continuing,
     Digest,
     Extra,
     Keys,
+    OfNamespace,
+    OfTenant,
     Owner,
     Tokens,
     command,
@@ -22,7 +26,7 @@ from kvctl.program import (
     service_app,
 )  # fmt: skip
 from kvctl.render import size
-from kvctl.scope import PREFIX_DIGITS, parse
+from kvctl.scope import parse
 from kvctl.scrub import follow, parse_rate
 from kvproto import control_pb2 as pb
 from kvproto.sizes import UNITS_SAID
@@ -59,17 +63,9 @@ def quota(
 def clear(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
-        ),
-    ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
-    ] = None,
+    tenant: OfTenant = None,
+    namespace: OfNamespace = None,
+    key: Continuing = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything, of all tenants.")] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -91,7 +87,10 @@ def clear(
                 untouched = "nothing was dropped; answer y, or give --yes, to clear"
                 ask("Drop them?", untouched, render.clearing(told, str(scope)), what)
         report = client.clear(scope.request(dry_run=dry_run))
-    chosen.show("clear", render.plain(report), render.clearing(report, str(scope)))
+        parts = [render.clearing(report, str(scope))]
+        if dry_run:
+            parts.append(Text(str(concerned(client, scope.tenant, scope.digest))))
+    chosen.show("clear", render.plain(report), Group(*parts))
 
 
 @command("drain")

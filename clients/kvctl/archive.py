@@ -13,9 +13,9 @@ from rich.text import Text
 
 from kvctl.asking import Yes, ask, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
-from kvctl.program import Globals, Output, command, globals_of
+from kvctl.program import Globals, OfNamespace, OfTenant, Output, command, globals_of
 from kvctl.render import size
-from kvctl.scope import PREFIX_DIGITS, parse
+from kvctl.scope import parse
 from kvproto import control_pb2 as pb
 from kvproto.archive import ArchiveError, Reader, Writer
 
@@ -59,13 +59,8 @@ def export_blocks(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write; - for stdout.")],
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
-        ),
-    ] = None,
+    tenant: OfTenant = None,
+    namespace: OfNamespace = None,
     key: Annotated[
         list[str] | None,
         typer.Option(metavar="HEX", help="Only blocks that continue this key, and what leads there. Repeatable."),

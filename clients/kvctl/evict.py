@@ -4,15 +4,15 @@ import time
 from typing import Annotated, Final
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvctl import render
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import Exit, KvctlError, printable
-from kvctl.program import command, globals_of
+from kvctl.program import Continuing, OfNamespace, OfTenant, command, globals_of
 from kvctl.render import size
-from kvctl.scope import PREFIX_DIGITS, Scope, parse
+from kvctl.scope import Scope, parse
 from kvproto import control_pb2 as pb
 from kvproto.sizes import UNITS_SAID, parse_bytes
 
@@ -23,17 +23,9 @@ ACTS: Final = 512  # that the daemon remembers
 def evict(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
-        ),
-    ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
-    ] = None,
+    tenant: OfTenant = None,
+    namespace: OfNamespace = None,
+    key: Continuing = None,
     everything: Annotated[bool, typer.Option("--all", help="Of all tenants.")] = False,
     tier: Annotated[
         str, typer.Option(metavar="TIER", help="dram: what lies on disk too stays there; or disk.")
@@ -68,7 +60,10 @@ def evict(
                     what,
                 )
         report = client.evict(_request(scope, tier, wanted, dry_run=dry_run))
-    chosen.show("evict", render.plain(report), _said(report, scope, tier))
+        parts = [_said(report, scope, tier)]
+        if dry_run:
+            parts.append(Text(str(concerned(client, scope.tenant, scope.digest))))
+    chosen.show("evict", render.plain(report), Group(*parts))
     if report.bytes < wanted:
         raise typer.Exit(Exit.REFUSED)
 

@@ -92,6 +92,18 @@ class Globals:
             render.console().print(table)
 
 
+# What several commands take: a scope of blocks.
+OfTenant: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")]
+OfNamespace: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
+    ),
+]
+Continuing: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
+]
 # What several commands take: a chain, in a namespace of a tenant; or a tenant alone.
 Keys: TypeAlias = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")

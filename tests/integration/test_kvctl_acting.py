@@ -208,6 +208,7 @@ def test_what_was_done_is_known_in_the_next_life(node: Node) -> None:
     before = body(kvctl(node, "audit", "-o", "json"), "audit")["acts"]
     dry = body(kvctl(node, *words, "--dry-run", "-o", "json"), "evict")
     assert (dry["blocks"], ns.match(keys).blocks) == (3, 8)
+    assert "concerned: 0 pins" in kvctl(node, *words, "--dry-run")[1]
     assert body(kvctl(node, "audit", "-o", "json"), "audit")["acts"] == before
     assert body(kvctl(node, *words, "--yes", "-o", "json"), "evict")["blocks"] == 3
     assert ns.match(keys).blocks == 5

@@ -289,6 +289,7 @@ class TestClear:
         answer = ask("clear", "--all", "--dry-run", *more)
         assert (answer.code, answer.err) == (0, "")
         assert "would drop 8 blocks" in answer.out
+        assert "concerned: 600 pins" in answer.out
         assert daemon.port.tier().blocks == 8
 
     def test_of_nothing_asks_nothing(self, ask: Run) -> None:
