@@ -78,6 +78,8 @@ def export_blocks(
 
     chosen.socket()  # refuses another host, before anything is written: blocks go through this one's memory
     with chosen.connect() as client:
+        if tenant is not None and tenant not in {one.name for one in client.tenants().tenants}:
+            raise KvctlError(Exit.NOT_FOUND, f"no tenant {printable(tenant)}; see `kvctl tenants`")
         scope = scope.resolved(client)
         found = chains_of(client, scope)
         planned = sum(len(one.parents) for one in found)

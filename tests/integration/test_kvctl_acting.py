@@ -113,6 +113,14 @@ def archive(node: Node) -> tuple[Path, dict[bytes, np.ndarray[Any, Any]]]:
     return path, held
 
 
+def test_an_archive_of_a_tenant_that_is_not_there_is_refused(node: Node) -> None:
+    path = node.home / "nobody.kva"
+    code, _, said = kvctl(node, "export", str(path), "--tenant", "nobody")
+    assert code == Exit.NOT_FOUND
+    assert "no tenant nobody" in said
+    assert not path.exists()
+
+
 def test_an_archive_warms_another_host_and_what_is_there_is_passed_over(
     node: Node, other: Node, archive: tuple[Path, dict[bytes, np.ndarray[Any, Any]]]
 ) -> None:
