@@ -272,6 +272,8 @@ class Demotion:
             first, done = done, blocks.take_places(tables, pool.number, rows, done, rows.size, self._most, now)
             if done > first:
                 self._write(namespace, rows[first:done], slot_bytes, packs)
+                if self._queue and int(tables.book[blocks.DISK_USED]) < self._most:
+                    self._segments.make_ahead(pool, now_ns)
                 continue
             room = Room.EVICT
             if int(tables.book[blocks.DISK_USED]) < self._most:

@@ -122,6 +122,17 @@ class Segments:
                 return Room.SOON
         return Room.EVICT if oldest else Room.FULL
 
+    def make_ahead(self, pool: Pool, now_ns: int) -> None:
+        """Begin a segment before a pool that goes on writing needs it, where that makes nobody give way: making one
+        takes as long as writing some 50 MiB.
+        """
+        slots = self.largest_slot() // pool.slot_bytes
+        left = pool.arenas * slots - int(self._tables.pools[pool.number]["blocks"])
+        if 4 * left < slots and not self.making:
+            most = self._shares.most(pool.tenant)
+            if not self._shares.has_maximum(pool.tenant) or self._charged(pool.tenant) < most:
+                self._begin(pool, now_ns)
+
     def _charged(self, tenant: Tenant) -> int:
         """Segments that a tenant has or will have at once."""
         return tenant.segments + sum(order.tenant == tenant.name for order in self._orders())

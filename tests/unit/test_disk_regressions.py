@@ -363,6 +363,23 @@ def test_a_flush_waits_for_a_first_write_that_takes_longer_than_many_commits(mon
     core.audit()
 
 
+def test_a_segment_is_made_before_the_last_is_full_by_who_goes_on_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    monkeypatch.setattr(demotion, "RUNNING_BYTES", 1)  # one at a time
+    client.put(namespace, chain(12))
+    core.store.flush(client.session, namespace, 7, 60 * SECOND)
+    waited: list[bool] = []  # for a segment, when it was made
+    while not core.outbox.flushed:
+        core.pass_time(10 * MS)
+        if core.drive.waiting:
+            if isinstance(core.drive.waiting[0][0], MakeSegment):
+                waited.append(core.store.disk.demotion.stuck)
+            core.work()
+    assert waited == [True, False], "of the first, nobody knew that it would be wanted"
+    core.audit()
+
+
 def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     core, client, namespace = make(admission=Admission.NONE)
     monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)
