@@ -1,5 +1,7 @@
 """Loads that begin while their step is being planned: with a real daemon and plain tensors, step by step."""
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -7,24 +9,33 @@ from typing import Any
 import pytest
 import torch
 
+import kvclient
 from bench.process import DaemonProcess
 from kvclient.integrations import vllm_early
-from kvclient.integrations.vllm_early import Copy
-from kvclient.integrations.vllm_jobs import LoadJob
-from tests.integration.vllm_halves import Engine, again, load, request_of
+from kvclient.integrations.vllm_copies import Asking, Copy, copy_pieces
+from kvclient.integrations.vllm_jobs import LoadJob, Plan
+from kvctl.client import ControlClient
+from tests.integration.conftest import StartDaemon
+from tests.integration.vllm_halves import TOKENS, Engine, again, load, request_of
 from tests.node import until
 
 SAVED, LOADED = [3, 1, 4, 15, 9, 2], [20, 22, 21, 25, 23, 24]
 
 
-@pytest.fixture
+@pytest.fixture(params=["layers", "blocks"])
 def engine(daemon: DaemonProcess, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """Both halves in one process; no load is too small, and each is of several parts."""
+    """Both halves in one process; no load is too small, and each is of several parts: of layers, or of blocks."""
     monkeypatch.setattr(vllm_early, "LEAST_BYTES", 0)
-    monkeypatch.setattr(vllm_early, "PART_BYTES", 8192)
+    monkeypatch.setattr(vllm_early, "PART_BYTES", 4096)
+    monkeypatch.setattr(vllm_early, "FIRST_BYTES", 1)
+    if request.param == "blocks":
+        monkeypatch.setattr(Asking, "is_sure", False)
     engine = Engine(daemon.runtime_dir, name=request.node.name, near=True)
     yield engine
     engine.stop()
+
+
+by_layers = pytest.mark.parametrize("engine", ["layers"], indirect=True)
 
 
 def plan_load(engine: Engine, request: Any, block_ids: list[int]) -> int:
@@ -55,6 +66,8 @@ def saved(engine: Engine) -> tuple[Any, dict[str, torch.Tensor]]:
     """A request that is in the store, and the engine's memory as it was then."""
     request = request_of("a", 5)
     engine.save(request, SAVED)
+    with engine.workers[0].worker._quick.fetch(request.block_hashes) as lease:  # which maps it
+        assert until(lambda: len(lease.sources()) == 5)
     return request, {name: cache.clone() for name, cache in engine.workers[0].caches.items()}
 
 
@@ -101,9 +114,11 @@ def test_a_part_that_cannot_be_copied_makes_every_block_bad(
     def fail() -> None:
         raise OSError("no")
 
-    made = vllm_early.Copy
+    made = Copy
     calls = iter(range(100))
-    monkeypatch.setattr(vllm_early, "Copy", lambda copying: made(fail if next(calls) == 1 else copying))
+    monkeypatch.setattr(
+        "kvclient.integrations.vllm_early.Copy", lambda copying: made(fail if next(calls) == 1 else copying)
+    )
     second = again(saved[0], "b")
     plan_load(engine, second, LOADED)
     assert run(engine, second, LOADED) == set(LOADED[:5])
@@ -145,6 +160,197 @@ def test_a_save_that_reads_the_same_blocks_is_withdrawn_before(engine: Engine) -
     job = LoadJob("b", (b"k" * 32,), (1,), True)
     worker.begin_early(job, {7})
     assert order == ["withdraw [7]", "b"]
+
+
+# -- beside the forward ----------------------------------------------------------------------------------------------
+
+
+def begin_step(engine: Engine, request: Any, block_ids: list[int]) -> Plan:
+    """A step up to its forward."""
+    plan = engine.scheduler.plan({request.request_id: 1}, {request.request_id: block_ids}.__getitem__)
+    engine.workers[0].worker.begin(plan)
+    return plan
+
+
+@by_layers
+def test_a_layer_is_there_while_later_ones_are_not(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, before = saved
+    caches, worker = engine.workers[0].caches, engine.workers[0].worker
+    go_on, calls, honest = threading.Event(), iter(range(100)), copy_pieces
+
+    def held_up(*pieces: Any) -> None:
+        assert next(calls) == 0 or go_on.wait(30)
+        honest(*pieces)
+
+    monkeypatch.setattr("kvclient.integrations.vllm_early.copy_pieces", held_up)
+    second = again(request, "b")
+    plan_load(engine, second, LOADED)
+    begun = worker._early._begun["b"]
+    assert until(lambda: begun.copies[0].is_over)
+    plan = begin_step(engine, second, LOADED)
+    worker.wait_for_layer("layer 0")
+    assert torch.equal(caches["layer 0"][LOADED[:5]], before["layer 0"][SAVED[:5]])
+    assert not torch.equal(caches["layer 1"][LOADED[:5]], before["layer 1"][SAVED[:5]]), "the control: it is held up"
+    go_on.set()
+    worker.wait_for_layer("layer 1")
+    assert torch.equal(caches["layer 1"][LOADED[:5]], before["layer 1"][SAVED[:5]])
+    worker.wait_for_layer("layer 2")
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set()
+    assert worker.take_counts()["loaded_blocks"] == 5
+    assert same(engine, before, LOADED)
+
+
+@by_layers
+def test_what_the_forward_asks_for_first_it_copies_itself(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, before = saved
+    caches, worker = engine.workers[0].caches, engine.workers[0].worker
+    monkeypatch.setattr(vllm_early.EarlyLoads, "_start", lambda *_: None)
+    second = again(request, "b")
+    plan_load(engine, second, LOADED)
+    plan = begin_step(engine, second, LOADED)
+    assert not torch.equal(caches["layer 0"][LOADED[:5]], before["layer 0"][SAVED[:5]]), "the control"
+    worker.wait_for_layer("layer 0")
+    assert torch.equal(caches["layer 0"][LOADED[:5]], before["layer 0"][SAVED[:5]])
+    assert not torch.equal(caches["layer 1"][LOADED[:5]], before["layer 1"][SAVED[:5]])
+    worker.wait_for_layer("of another model")
+    assert same(engine, before, LOADED), "who asks for what nobody knows has to have everything"
+    for name in caches:
+        worker.wait_for_layer(name)
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set()
+
+
+@by_layers
+def test_a_lease_that_lapses_beside_the_forward_makes_every_block_bad(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    worker, second = engine.workers[0].worker, again(saved[0], "b")
+    plan_load(engine, second, LOADED)
+    plan = begin_step(engine, second, LOADED)
+    for name in engine.workers[0].caches:
+        worker.wait_for_layer(name)
+    for part in worker._early._beside[0].lease._parts:
+        part.deadline_ns = 1
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set(LOADED[:5])
+
+
+@by_layers
+def test_a_forward_that_does_not_ask_makes_every_block_bad_and_no_load_goes_on_beside_one_again(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    request, before = saved
+    worker = engine.workers[0].worker
+    second, third = again(request, "b"), again(request, "c")
+    plan_load(engine, second, LOADED)
+    plan = begin_step(engine, second, LOADED)
+    assert worker._early._beside
+    worker.wait_for_layer("layer 0")
+    worker.wait_for_layer("layer 2")
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set(LOADED[:5]), "layer 1 was read whenever it was"
+    assert load(engine, third, LOADED) == 5
+    plan_load(engine, again(request, "d"), LOADED)
+    plan = begin_step(engine, again(request, "d"), LOADED)
+    assert not worker._early._beside
+    assert same(engine, before, LOADED), "before the forward"
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set()
+
+
+def test_nothing_goes_on_beside_a_forward_before_one_has_asked_for_every_layer() -> None:
+    asking = Asking(2)
+    for asked in ((), (0,), (1, -1)):
+        for layer in asked:
+            asking.note(layer)
+        asking.end(relied_on=False)
+        assert not asking.is_sure, "a step without a forward, or with one that reads some layers unasked"
+    asking.note(0)
+    asking.note(1)
+    assert asking.end(relied_on=False)
+    assert asking.is_sure
+    asking.end(relied_on=False)
+    assert asking.is_sure, "a step without a forward"
+    asking.note(1)
+    assert not asking.end(relied_on=True)
+    asking.note(0)
+    asking.note(1)
+    assert asking.end(relied_on=False)
+    assert not asking.is_sure, "for good"
+
+
+@by_layers
+def test_where_the_kernel_copies_nothing_for_us_memmove_does(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, before = saved
+    monkeypatch.setattr("kvclient.integrations.vllm_copies.Pieces.copy", lambda _: False)
+    assert load(engine, again(request, "b"), LOADED) == 5
+    assert engine.workers[0].worker.take_bad_blocks() == set()
+    assert same(engine, before, LOADED)
+
+
+# -- leases that are asked for early ---------------------------------------------------------------------------------
+
+
+def open_leases(engine: Engine) -> int:
+    """Of the whole daemon."""
+    with ControlClient(engine.run / "control.sock", 20.0) as control:
+        return sum(each.leases for each in control.clients().clients)
+
+
+@by_layers
+def test_a_lease_that_was_asked_for_and_found_no_memory_is_given_back(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    second = again(saved[0], "b")
+    engine.scheduler.on_new_request(second)
+    tokens, _ = engine.scheduler.matched(second, 0)
+    assert tokens
+    early = engine.workers[0].worker._early
+    assert early._asked["b"].keys == tuple(second.block_hashes)
+    assert until(lambda: open_leases(engine) == 1), "the control: it is held"
+    engine.step({}, {})
+    assert not early._asked
+    assert until(lambda: open_leases(engine) == 0)
+
+
+@by_layers
+def test_a_load_of_less_than_was_asked_for_has_a_lease_of_its_own(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    request, before = saved
+    second = again(request, "b")
+    engine.scheduler.on_new_request(second)
+    tokens, _ = engine.scheduler.matched(second, 0)
+    assert tokens == 5 * TOKENS
+    engine.scheduler.allocated(second, LOADED, 3 * TOKENS)
+    assert len(engine.workers[0].worker._early._begun["b"].job.keys) == 3
+    assert run(engine, second, LOADED) == set()
+    caches = engine.workers[0].caches
+    assert all(torch.equal(caches[name][LOADED[:3]], before[name][SAVED[:3]]) for name in caches)
+    assert not same(engine, before, LOADED), "the control: no more than that"
+    assert until(lambda: open_leases(engine) == 0)
+
+
+def test_a_daemon_that_dies_before_it_answers_is_a_lease_of_nothing(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB")
+    with kvclient.connect(daemon.runtime_dir, timeout_s=2.0) as client:
+        assert client.wait_connected(5)
+        namespace = client.namespace(model="m", engine="e", layout="l", dtype="uint8", block_bytes=4096)
+        assert namespace.store([b"k" * 32], [bytearray(4096)], wait=True).accepted == 1
+        lease = namespace.start_fetch([b"k" * 32])
+        assert lease().blocks == 1, "the control"
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        lease = namespace.start_fetch([b"k" * 32])
+        daemon.kill()
+        assert lease().blocks == 0
+        assert namespace.start_fetch([b"k" * 32])().blocks == 0
 
 
 def test_a_copy_runs_once_whoever_takes_it() -> None:

@@ -16,9 +16,9 @@ from tests.node import until
 
 
 @pytest.fixture
-def daemon(start_daemon: StartDaemon) -> DaemonProcess:
-    """One a test: some stop it."""
-    return start_daemon("--dram", "64MiB", "--arena", "4MiB")
+def daemon(empty_daemon: DaemonProcess) -> DaemonProcess:
+    """One for all; some stop it for a while."""
+    return empty_daemon
 
 
 @pytest.fixture
@@ -142,7 +142,9 @@ def test_a_second_request_waits_for_the_load_of_the_first(daemon: DaemonProcess)
     engine.stop()
 
 
-def test_a_load_of_what_is_gone_says_which_blocks_are_bad(daemon: DaemonProcess, engine: Engine) -> None:
+def test_a_load_of_what_is_gone_says_which_blocks_are_bad(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("--dram", "64MiB", "--arena", "4MiB")
+    engine = Engine(daemon.runtime_dir)
     request = request_of("a", 4)
     engine.save(request, [0, 1, 2, 3, 4])
     other = again(request, "b")
@@ -152,6 +154,7 @@ def test_a_load_of_what_is_gone_says_which_blocks_are_bad(daemon: DaemonProcess,
     daemon.kill()
     engine.step({"b": 1}, {"b": [10, 11, 12, 13, 14]})
     assert engine.workers[0].worker.take_bad_blocks() == {10, 11, 12, 13}
+    engine.stop()
 
 
 @pytest.mark.parametrize("at_once_mib", [32.0, 0.0], ids=["before the forward", "beside it"])

@@ -25,9 +25,9 @@ BESIDE = patient(at_once_mib=0.0)
 
 
 @pytest.fixture
-def daemon(start_daemon: StartDaemon) -> DaemonProcess:
-    """One a test: some stop it."""
-    return start_daemon(*ARENA)
+def daemon(empty_daemon: DaemonProcess) -> DaemonProcess:
+    """One for all; some stop it for a while."""
+    return empty_daemon
 
 
 def plan_load(engine: Engine, request: Any, block_ids: list[int], computed: int = 0) -> bool:
@@ -192,9 +192,8 @@ def test_a_large_load_is_shared_and_told_when_its_last_part_has_ended(
 # -- saves -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_refused_is_saved_again(
-    start_daemon: StartDaemon, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_refused_is_saved_again(start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = start_daemon(*ARENA)
     engine = Engine(daemon.runtime_dir)
     request = request_of("a", 4)
     blocks = {"a": [0, 1, 2, 3, 4]}

@@ -64,7 +64,7 @@ class Engine:
                 BLOCKS, lambda: self.free - len(self.held), self.forgotten.append, self._hold, self._let_go,
                 reuses_oldest=self.caches_prefixes,
             ),
-            begin_early=self.workers[0].worker.begin_early if self.near else None,
+            near=self.workers[0].worker if self.near else None,
         )  # fmt: skip
         self.saved = 0
         self.plans: list[Plan] = []

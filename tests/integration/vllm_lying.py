@@ -2,7 +2,7 @@
 
 `kv_connector_extra_config` says how, in `lie`:
 
-    zeros      every loaded block is filled with zeros and called good, layer by layer too
+    zeros      every loaded block is filled with zeros and called good, layer by layer too, and beside the forward
     short      the second half of what was asked for is filled with zeros, and said not to be there
     lapse      no block is copied before its lease is over
     late       layer by layer: the last layer is zeros, and filled when the lease is over, in the middle of the forward
@@ -19,10 +19,12 @@ import torch
 
 from kvclient.copying import Move
 from kvclient.integrations import vllm as real
+from kvclient.integrations import vllm_early
 from kvclient.integrations.vllm_jobs import LoadJob
 from kvclient.integrations.vllm_worker import Worker
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
+from kvkernels.libc import Addresses
 
 PATIENCE_S = 30.0
 PAUSE_S = 0.001
@@ -47,6 +49,8 @@ class LyingConnector(real.KvstoredConnector):
             caches = list(kv_caches.values())
             worker._copy = _spoilt(worker._copy, caches, lie)  # type: ignore[method-assign]
             worker._early.end = _spoilt_early(worker._early.end, caches, lie)  # type: ignore[method-assign]
+            if lie == "zeros":
+                setattr(vllm_early, "copy_pieces", _zeros)  # noqa: B010 -- which mypy would not have
         elif lie == "lapse":
             _before_copying(lambda lease, _: _until(lambda: time.monotonic_ns() > lease.deadline_ns))
         elif lie == "held":
@@ -110,6 +114,12 @@ def _before_copying(act: Callable[[Lease, Any], None]) -> None:
         return honest_parts(lease, targets, parts)
 
     Lease.copy_to, Lease.copyings = copy_to, copyings  # type: ignore[method-assign, assignment]
+    Lease.sources = lambda _: []  # type: ignore[method-assign, assignment]  # so that these are all there is
+
+
+def _zeros(targets: Addresses, _sources: Addresses) -> None:
+    for address, length in targets.tolist():
+        ctypes.memset(address, 0, length)
 
 
 def _half(lease: Lease, targets: Any, path: Path) -> None:

@@ -129,17 +129,21 @@ class TransformersKV:
     `adapter` names the adapter that is active; models with adapters are bypassed without it. Weights that change later
     are noticed (as far as torch counts changes) and bypassed: make a new one then.
 
+    `codec`, `lossy`: how blocks lie in the store, see `Client.namespace`; for models in bfloat16 or float16. With one
+    that is lossy logits are near those of a full recomputation, and no more.
+
     Raises UsageError for an impossible namespace, such as blocks larger than the daemon's arenas.
     """
 
     def __init__(
-        self, client: Client, model: Any, *, block_tokens: int = 16, adapter: str = "", revision: str = ""
-    ) -> None:
+        self, client: Client, model: Any, *,
+        block_tokens: int = 16, adapter: str = "", revision: str = "", codec: str = "raw", lossy: bool = False,
+    ) -> None:  # fmt: skip
         self._client = client
         self._model = model
         self._block_tokens = block_tokens
         self._trials = Trials()
-        kept = self._examine(adapter, revision)
+        kept = self._examine(adapter, revision, codec, lossy=lossy)
         self._kept: _Kept | None = None
         self.why_not = ""  # why this model is bypassed; empty: it is not
         if isinstance(kept, str):
@@ -204,7 +208,7 @@ class TransformersKV:
             return Prefix(self._empty_cache(), 0, why_not=SLOWER)
         with kept.namespace.fetch(keys, wait_s=wait_s, ttl_s=ttl_s) as lease:
             began = time.monotonic()
-            layers = _read_blocks(lease, kept.shape, self._block_tokens)
+            layers = _read_blocks(lease, kept.shape, self._block_tokens, kept.namespace.codec is not None)
             seconds = time.monotonic() - began
             if layers is None:
                 return Prefix(self._empty_cache(), 0, why_not=self._client.status.why_not)
@@ -260,11 +264,13 @@ class TransformersKV:
     def _report_load(self, lease: Lease, seconds: float) -> None:
         """And what loading does; of its own drives it knows better."""
         assert self._kept is not None
+        if self._kept.namespace.codec is not None:  # decoding says little about memory
+            return
         load_bytes = lease.blocks * self._kept.namespace.identity.block_bytes
         if load_bytes >= PROFILED_BYTES and seconds > 0 and lease.tiers.dram == lease.blocks:
             self._kept.namespace.report_load("dram", load_bytes, seconds)
 
-    def _examine(self, adapter: str, revision: str) -> _Kept | str:
+    def _examine(self, adapter: str, revision: str, codec: str, *, lossy: bool) -> _Kept | str:
         """The namespace of this model's KV, or why there is none."""
         model = self._model
         if trouble := model_trouble(model, adapter):
@@ -287,6 +293,9 @@ class TransformersKV:
             block_bytes=math.prod(axes) * shape.dtype.itemsize,
             revision=revision,
             adapter=adapter,
+            codec=codec,
+            block_shape=axes,
+            lossy=lossy,
         )
         return _Kept(namespace, shape, marks)
 
@@ -297,9 +306,9 @@ class TransformersKV:
         known = missing = namespace.match(keys).blocks
         if missing == len(keys):
             return Saved(known=known)
-        step = min(len(keys) - missing, max(1, STAGING_BYTES // namespace.identity.block_bytes))
+        step = min(len(keys) - missing, max(1, STAGING_BYTES // namespace.block_bytes))
         # From NumPy, which asks for huge pages as torch does not: fresh memory fills up to five times as fast.
-        staging = torch.from_numpy(np.empty(step * namespace.identity.block_bytes, np.uint8)).view(shape.dtype)
+        staging = torch.from_numpy(np.empty(step * namespace.block_bytes, np.uint8)).view(shape.dtype)
         staging = staging.view(step, shape.layers, 2, shape.heads, self._block_tokens, shape.head_dim)
         for first in range(missing, len(keys), step):
             batch = keys[first : first + step]
@@ -361,7 +370,7 @@ class _FirstToken:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tensor | None:
+def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int, encoded: bool = False) -> torch.Tensor | None:
     """Blocks of the store as the cache wants them: [layers, 2, 1, heads, tokens, head_dim], each once it is there.
 
     None if none has come.
@@ -373,8 +382,11 @@ def _read_blocks(lease: Lease, shape: KVShape, block_tokens: int) -> torch.Tenso
     row_bytes = block_tokens * shape.head_dim * shape.dtype.itemsize
     target = np.empty((rows, lease.expected, row_bytes), np.uint8)
     for chunk in lease.chunks():
-        for index, view in zip(chunk, lease.views_of(chunk), strict=False):  # of a void lease there are none
-            target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
+        # What is decoded is a copy, which is kept no longer than need be.
+        parts = [range(index, index + 1) for index in chunk] if encoded else [chunk]
+        for part in parts:
+            for index, view in zip(part, lease.views_of(part), strict=False):  # of a void lease there are none
+                target[:, index] = np.frombuffer(view, np.uint8).reshape(rows, row_bytes)
     if not lease.blocks:
         return None
     if lease.blocks < lease.expected:

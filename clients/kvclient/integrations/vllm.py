@@ -216,7 +216,6 @@ class KvstoredConnector(KVConnectorBase_V1):
         """All ranks have said what they store: lookups begin."""
         hellos = [hello for hello in metadata.values() if isinstance(hello, _Hello)]
         shards = [hello.shard for hello in hellos]
-        near = self._near(hellos)
         client = self._client("scheduler", timeout_s=self._settings.lookup_timeout_ms / 1000, stores=False)
         namespaces = [namespace_of(client, shard.identity) for shard in shards]
         block_bytes = max(shard.identity.block_bytes for shard in shards)
@@ -227,7 +226,7 @@ class KvstoredConnector(KVConnectorBase_V1):
                 self._hold_blocks, self._let_go_of_blocks,
                 reuses_oldest=bool(self._vllm_config.cache_config.enable_prefix_caching),
             ),
-            begin_early=near.begin_early if near is not None else None,
+            near=self._near(hellos),
         )  # fmt: skip
 
     def _near(self, hellos: "Sequence[_Hello]") -> Worker | None:

@@ -1,72 +1,52 @@
-"""Loads that must be over before a step's forward, begun while the engine still prepares that step.
+"""Loads that a step needs, begun while the engine still prepares it, and over no sooner than its layers want them.
 
-    scheduler  allocated ----> LEASE; the first part to a thread of its own
+    scheduler  matched   ----> LEASE, whose answer comes meanwhile
+               allocated ----> the first part to a thread of its own
     engine     metadata, input tensors: a millisecond or more of Python, in which nothing touches the new blocks
-    worker     begin     ----> does from the back what the thread has not begun from the front; was the lease valid?
+    worker     begin     ----> may the forward begin meanwhile? If not, the engine's thread does from the back what the
+                               other has not begun from the front
+    forward    each layer ---> its part: done by now, or waited for, or done here if nobody has begun it
+    worker     end       ----> was the lease valid to the last byte, and has every layer asked? Else all of it is bad
 
 Only where both halves of the connector live in one process, and where the engine itself writes nothing into new
 blocks before the forward. A thread that copies needs the GIL to begin and to end a part, and the engine's thread
 seldom gives it away while it computes; so it waits, shortly, until the first part has begun.
+
+Whether layers ask is seen, not believed (`Asking`): a forward that was captured as a whole asks for none. Loads go on
+beside a forward once one has been seen in which every layer asked, and never again after one in which some did not.
+Parts are then layers of all blocks, the first layers first; before that, and where maps are not populated, blocks.
 """
 
 import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
+
+from kvclient.integrations.vllm_copies import Asking, Copy, copy_pieces
 from kvclient.integrations.vllm_jobs import LoadJob
 from kvclient.integrations.vllm_layout import Layout
 from kvclient.lease import TIMED_EACH, Lease
 from kvclient.namespace import Namespace
+from kvkernels.libc import Addresses, current_cpu
 from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
 
 LEAST_BYTES: Final = 1 << 20  # what takes less than a tenth of a millisecond is not worth a thread's waking
 PART_BYTES: Final = 6 << 20  # half a millisecond
+FIRST_BYTES: Final = 2 << 20  # of the first part of layers: the time that it takes a thread to wake up
 BEGIN_S: Final = 0.0005  # how long the engine's thread waits for the other to begin
+NAP_S: Final = 0.00002
 STOP_S: Final = 10.0
-
-
-class Copy:
-    """One part's copy: done once, by whoever takes it first."""
-
-    def __init__(self, copying: Callable[[], None]) -> None:
-        self._copying = copying
-        self._taken = threading.Lock()
-        self._good = False
-        self.seconds = 0.0
-        self.begun = threading.Event()
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        """Do it, unless somebody has begun. Never raises."""
-        if not self._taken.acquire(blocking=False):
-            return
-        self.begun.set()
-        began = time.monotonic()
-        try:
-            self._copying()
-            self._good, self.seconds = True, time.monotonic() - began
-        except Exception:  # noqa: BLE001 -- `good` says so, and the blocks are computed
-            _log.exception("a copy failed")
-        finally:
-            self._ended.set()
-
-    def cancel(self) -> None:
-        """Never do it, or wait until it is over."""
-        if self._taken.acquire(blocking=False):
-            self._ended.set()
-        self._ended.wait()
-
-    def good(self) -> bool:
-        """Wait until it is over: was all copied?"""
-        self._ended.wait()
-        return self._good
 
 
 @dataclass(slots=True)
@@ -77,6 +57,22 @@ class Begun:
     lease: Lease
     copies: Sequence[Copy]
     since: float
+    part_of: Sequence[int] = ()  # by layer, in the order of the layout: its part; nothing if parts are blocks
+    bad: bool = field(default=False)
+
+    def finish(self) -> bool:
+        """Do what nobody has begun, from the back, and wait for the rest. Is all of it filled, and right?"""
+        for each in reversed(self.copies):
+            each.run()
+        filled = [each.good() for each in self.copies]  # none of them still runs
+        return all(filled) and self.lease.valid() and not self.bad
+
+
+class Asked(NamedTuple):
+    """A lease whose answer nobody has read yet."""
+
+    keys: tuple[bytes, ...]
+    lease: Callable[[], Lease]
 
 
 class EarlyLoads:
@@ -88,35 +84,102 @@ class EarlyLoads:
         self._layout = layout
         self._wait_s = wait_s
         self._ttl_s = ttl_s
-        self._begun: dict[str, Begun] = {}  # by request
+        pieces = list(dict.fromkeys(layout.layers.values()))  # some layers share another's memory
+        self._layer_of = {name: pieces.index(piece) for name, piece in layout.layers.items()}
+        self._columns = np.array(pieces, dtype=np.uint64).T[:, :, None]  # base, stride, length and start of each layer
+        self._lengths = [piece.length for piece in pieces]
+        self._asking = Asking(len(pieces))
+        self._asked: dict[str, Asked] = {}  # by request
+        self._begun: dict[str, Begun] = {}  # the same
+        self._beside: list[Begun] = []  # the forward of this step
         self._ended = 0
         self._copies: SimpleQueue[Copy | None] = SimpleQueue()
         self._thread: threading.Thread | None = None  # an engine whose halves are apart never needs it
+        self._processors: set[int] = set()  # that it may have,
+        self._avoided = -1  # but for this one
+
+    # -- before the forward --------------------------------------------------------------------------------------
+
+    def ask(self, request: str, keys: tuple[bytes, ...]) -> None:
+        """A load of these is about to `begin`, if there is memory for it: ask for the lease. May do nothing."""
+        self._cancel(request)
+        if len(keys) * self._layout.block_bytes < LEAST_BYTES:
+            return
+        try:
+            lease = self._namespace.start_fetch(keys, wait_s=self._wait_s, ttl_s=self._ttl_s)
+        except Exception:  # noqa: BLE001 -- it is tried again before the forward, and then counts
+            _log.exception("early lease of %d blocks failed", len(keys))
+            return
+        self._asked[request] = Asked(keys, lease)
 
     def begin(self, job: LoadJob) -> None:
-        """Nothing reads or writes the blocks of this load from now on, until `end`. May do nothing."""
-        load_bytes = len(job.keys) * self._layout.block_bytes
-        self._cancel(job.request)  # a step that was planned and never came
-        if load_bytes < LEAST_BYTES:
+        """Nothing reads or writes the blocks of this load from now on, until it has ended. May do nothing."""
+        block_ids = self._layout.checked(job.block_ids)
+        asked = self._asked.get(job.request)
+        if asked is None or asked.keys != job.keys:
+            self.ask(job.request, job.keys)  # which gives up what there was
+        asked = self._asked.pop(job.request, None)
+        if asked is None:
             return
         since = time.monotonic()
         try:
-            lease = self._namespace.fetch(job.keys, wait_s=self._wait_s, ttl_s=self._ttl_s)
+            # What can be done until the answer is there.
+            targets = self._targets(block_ids) if self._asking.is_sure else None
+            lease = asked.lease()
         except Exception:  # noqa: BLE001 -- it is tried again before the forward, and then counts
             _log.exception("early load of %d blocks failed", len(job.keys))
             return
         try:
-            targets = self._layout.scattered(job.block_ids[: lease.expected])
-            copyings = lease.copyings(targets, parts=-(-load_bytes // PART_BYTES))
+            begun = self._of_layers(job, lease, targets, since) if targets is not None else None
+            begun = begun or self._of_blocks(job, lease, since)
         except BaseException:
             lease.release()
             raise
-        if not copyings:  # some have yet to come from disk
+        if not begun.copies:  # some have yet to come from disk
             lease.release()
             return
-        copies = [Copy(copying) for copying in copyings]
-        self._begun[job.request] = Begun(job, lease, copies, since)
-        self._start(copies)
+        self._begun[job.request] = begun
+        self._start(begun.copies)
+
+    def _of_blocks(self, job: LoadJob, lease: Lease, since: float) -> Begun:
+        targets = self._layout.scattered(job.block_ids[: lease.expected])
+        parts = -(-len(job.keys) * self._layout.block_bytes // PART_BYTES)
+        return Begun(job, lease, [Copy(each) for each in lease.copyings(targets, parts)], since)
+
+    def _of_layers(self, job: LoadJob, lease: Lease, targets: Addresses, since: float) -> Begun | None:
+        """In parts of layers, the first ones first; None where that is not the way."""
+        sources = lease.sources()
+        if not sources:
+            return None
+        targets = targets[:, : len(sources)]
+        found = targets.copy()
+        found[:, :, 0] = self._columns[3] + np.array(sources, dtype=np.uint64)
+        part_of, first = self._parts(len(sources)), 0
+        copies = []
+        for layers in Counter(part_of).values():  # neighbours
+            pieces = (each[first : first + layers].reshape(-1, 2) for each in (targets, found))
+            copies.append(Copy(partial(copy_pieces, *pieces)))
+            first += layers
+        return Begun(job, lease, copies, since, part_of)
+
+    def _targets(self, block_ids: Sequence[int]) -> Addresses:
+        """Shape (layers, blocks, 2): address and bytes."""
+        base, stride, length, _ = self._columns
+        targets = np.empty((len(base), len(block_ids), 2), dtype=np.uint64)
+        targets[:, :, 0] = base + stride * np.array(block_ids, dtype=np.uint64)
+        targets[:, :, 1] = length
+        return targets
+
+    def _parts(self, blocks: int) -> Sequence[int]:
+        """By layer: its part. Neighbours share one until that is large enough for a thread's while."""
+        part_of: list[int] = []
+        part, part_bytes, enough = 0, 0, FIRST_BYTES
+        for length in self._lengths:
+            part_of.append(part)
+            part_bytes += length * blocks
+            if part_bytes >= enough:
+                part, part_bytes, enough = part + 1, 0, PART_BYTES
+        return part_of
 
     def end(self, job: LoadJob) -> tuple[int, float] | None:
         """Blocks from the front that are filled and right, and seconds since `begin`; None if that did nothing."""
@@ -125,25 +188,72 @@ class EarlyLoads:
             self._cancel(job.request)
             return None
         del self._begun[job.request]
+        return self._over(begun)
+
+    def _over(self, begun: Begun) -> tuple[int, float]:
         with begun.lease as lease:
-            for copy in reversed(begun.copies):
-                copy.run()
-            filled = [copy.good() for copy in begun.copies]  # none of them still runs
-            good = all(filled) and lease.valid()
+            good = begun.finish()
             if good:
                 self._report(lease.expected, begun)
             return (lease.expected if good else 0), time.monotonic() - begun.since
+
+    # -- beside it -----------------------------------------------------------------------------------------------
+
+    def go_on(self, job: LoadJob) -> bool:
+        """May the forward begin although this load is not over? Then `wait` and `end_forward` are its ends."""
+        begun = self._begun.get(job.request)
+        if begun is None or begun.job != job or not begun.part_of or not self._asking.is_sure:
+            return False
+        if not self._beside:
+            self._asking.forget()
+        self._beside.append(self._begun.pop(job.request))
+        return True
+
+    def wait(self, layer: str) -> None:
+        """Until this layer of all blocks is filled, or never will be; for an unknown one, until all are."""
+        number = self._layer_of.get(layer, -1)
+        self._asking.note(number)
+        for begun in self._beside:
+            part = begun.part_of[number] if number >= 0 else len(begun.copies) - 1
+            first = 0 if number < 0 else part
+            for each in begun.copies[first : part + 1]:
+                each.run()
+            if not begun.copies[part].is_over and part + 1 < len(begun.copies):
+                begun.copies[part + 1].run()  # instead of waiting
+            for each in begun.copies[first : part + 1]:
+                each.good()
+
+    def end_forward(self) -> Iterator[tuple[LoadJob, int, float]]:
+        """The forward is over: loads that went on beside it, how many blocks are filled and right, seconds."""
+        if not self._beside:
+            self._asking.end(relied_on=False)
+            return
+        beside, self._beside = self._beside, []
+        asked_all = self._asking.end(relied_on=True)
+        for begun in beside:
+            begun.bad |= not asked_all  # it has read what may not have been there
+            yield begun.job, *self._over(begun)
+
+    # -- below them ----------------------------------------------------------------------------------------------
 
     def _report(self, blocks: int, begun: Begun) -> None:
         """Tell the daemon now and then how fast its memory is read, as `Lease.copy_to` does."""
         self._ended += 1
         if self._ended % TIMED_EACH == 0:
-            seconds = sum(copy.seconds for copy in begun.copies)
+            seconds = sum(each.seconds for each in begun.copies)
             with contextlib.suppress(KvError):  # such as of a client that is being closed
                 self._namespace.report_load("dram", blocks * self._layout.block_bytes, seconds)
 
+    def give_up_asked(self) -> None:
+        """A step begins: what was asked for and not begun by now found no memory."""
+        for request in list(self._asked):
+            self._cancel(request)
+
     def stop(self) -> None:
         """Copy nothing any more."""
+        self.give_up_asked()
+        self._begun |= {begun.job.request: begun for begun in self._beside}
+        self._beside = []
         for request in list(self._begun):
             self._cancel(request)
         if self._thread is not None:
@@ -151,20 +261,39 @@ class EarlyLoads:
             self._thread.join(timeout=STOP_S)
 
     def _cancel(self, request: str) -> None:
+        """A step that was planned and never came."""
+        asked = self._asked.pop(request, None)
+        if asked is not None:
+            with contextlib.suppress(KvError):
+                asked.lease().release()
         begun = self._begun.pop(request, None)
         if begun is not None:
-            for copy in begun.copies:
-                copy.cancel()
+            for each in begun.copies:
+                each.cancel()
             begun.lease.release()
 
     def _start(self, copies: Sequence[Copy]) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kvstored-early", daemon=True)
             self._thread.start()
-        for copy in copies:
-            self._copies.put(copy)
-        copies[0].begun.wait(BEGIN_S)
+            self._processors = os.sched_getaffinity(self._thread.native_id or 0)
+        self._step_aside()
+        for each in copies:
+            self._copies.put(each)
+        # Not woken by the other thread: that would often be where that one runs, and then have to wait for its end.
+        until = time.monotonic() + BEGIN_S
+        while not copies[0].begun.is_set() and time.monotonic() < until:
+            time.sleep(NAP_S)
+
+    def _step_aside(self) -> None:
+        """Keep the other thread off this one's processor: the kernel lets a copy there go on for milliseconds."""
+        assert self._thread is not None
+        mine = current_cpu()
+        if mine != self._avoided and (others := self._processors - {mine}):
+            with contextlib.suppress(OSError):  # what processors there are has changed
+                os.sched_setaffinity(self._thread.native_id or 0, others)
+            self._avoided = mine
 
     def _run(self) -> None:
-        while (copy := self._copies.get()) is not None:
-            copy.run()
+        while (each := self._copies.get()) is not None:
+            each.run()

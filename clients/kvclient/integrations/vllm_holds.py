@@ -2,8 +2,13 @@
 
 A hold is one more reference on each block, taken before vLLM frees the request, which is gone for vLLM then: an engine
 that has nothing else to do is idle, can be paused, and ends. Held blocks are cheap to lose and dear to wait for, so
-they go as soon as anybody needs room: the hold that ends first goes first. There is no thread here: what is over while
-the engine is idle, where nobody asks for memory, goes with its next step.
+they go as soon as anybody needs room: the hold that ends first goes first.
+
+An engine that is idle frees held blocks with its next step, however long ago their time was over. It waits for requests
+without a timeout then, and asks no connector; its pool of blocks is for its own thread only, so no timer of ours may
+touch it. The one thing a connector can do (vLLM 0.32) is to say that it has work left (`has_pending_push_work`), which
+keeps the engine stepping, 1,000 times a second, and keeps it from ending. Nobody loses by waiting: what could use the
+memory is a request, and that makes room first. Only vLLM's own gauge of its cache shows what is held.
 """
 
 import time

@@ -1,6 +1,8 @@
 """What the scheduler's half of the vLLM connector tells the worker's half, and the other way round. Plain data."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from kvproto.identity import NamespaceIdentity
 
@@ -77,3 +79,13 @@ class Progress:
         for number, workers in other.saved.items():
             saved[number] = saved.get(number, 0) + workers
         return Progress(saved, self.refused | other.refused)
+
+
+class Near(Protocol):
+    """A worker in the scheduler's process, as `vllm_worker.Worker` is one."""
+
+    def ask_early(self, request: str, keys: tuple[bytes, ...]) -> None:
+        """A load of these is about to be planned."""
+
+    def begin_early(self, job: LoadJob, fences: Collection[int]) -> None:
+        """It is planned; `fences` are saves that read its blocks."""

@@ -48,12 +48,15 @@ class Layout:
 
     def scattered(self, block_ids: Sequence[int]) -> Scattered:
         """These blocks of the engine. Raises UsageError for one that it does not have."""
+        pieces = list(zip(self.bases, self.strides, strict=True))
+        addresses = [[base + block * stride for base, stride in pieces] for block in self.checked(block_ids)]
+        return Scattered(addresses, self.lengths, self.owner)
+
+    def checked(self, block_ids: Sequence[int]) -> Sequence[int]:
+        """The same. Raises UsageError for one that the engine does not have."""
         if block_ids and not 0 <= min(block_ids) <= max(block_ids) < self.blocks:
             raise UsageError(f"blocks {min(block_ids)} to {max(block_ids)} of an engine that has {self.blocks}")
-        pieces = list(zip(self.bases, self.strides, strict=True))
-        return Scattered(
-            [[base + block * stride for base, stride in pieces] for block in block_ids], self.lengths, self.owner
-        )
+        return block_ids
 
 
 def layout_of(caches: Mapping[str, Any], blocks: int) -> Layout:

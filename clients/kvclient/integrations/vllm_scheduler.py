@@ -22,7 +22,7 @@ from kvclient.client import Client
 from kvclient.flows import NO_MATCH
 from kvclient.integrations.trials import Trials
 from kvclient.integrations.vllm_holds import Holds
-from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, WordJob
+from kvclient.integrations.vllm_jobs import LoadJob, Near, PinJob, Plan, Progress, WordJob
 from kvclient.integrations.vllm_programs import Programs
 from kvclient.integrations.vllm_saves import EngineMemory, Saves
 from kvclient.integrations.vllm_settings import Settings, Wishes, wishes_of
@@ -77,15 +77,14 @@ class Scheduler:
         settings: Settings,
         *,
         memory: EngineMemory | None = None,
-        begin_early: Callable[[LoadJob, Collection[int]], None] | None = None,
+        near: Near | None = None,
     ) -> None:
         """`shards`: the namespace of every rank, made by `client`: a block is there if all of them have it.
-
-        `begin_early`: of the only worker, if it is in this process and may begin a load while its step is planned.
+        `near`: the only worker, if it is in this process and may begin a load while its step is planned.
         """
         self._client = client
         self._shards = shards
-        self._begin_early = begin_early
+        self._near = near
         self._block_tokens = block_tokens
         self._block_bytes = block_bytes
         self._settings = settings
@@ -122,6 +121,7 @@ class Scheduler:
             return
         found = self._match(keys)
         known.found = (_clock(), found)
+        known.stored = found.blocks  # also if the engine has all of it itself, and looks up nothing more
         if found.tiers.disk:
             self._prefetch(known, keys[: found.blocks])
 
@@ -161,6 +161,8 @@ class Scheduler:
         at_once_bytes = (self._at_once_blocks + count) * self._block_bytes  # of all requests of this step
         beside = bool(on_disk) or at_once_bytes > self._settings.at_once_bytes
         known.planned = (first, blocks, beside, bool(on_disk))
+        if self._near is not None and not beside:
+            self._near.ask_early(known.request.request_id, tuple(keys[first:blocks]))
         self._count("hit_tokens", count * self._block_tokens)
         return count * self._block_tokens, beside
 
@@ -180,8 +182,8 @@ class Scheduler:
         fences = self._saves.readers(block_ids[first:])
         self._plan.loads.append(job)
         self._plan.fences |= fences
-        if self._begin_early is not None and not beside:
-            self._begin_early(job, fences)
+        if self._near is not None and not beside:
+            self._near.begin_early(job, fences)
         if beside:
             known.loading = keys
             self._loading.update(dict.fromkeys(keys, request.request_id))

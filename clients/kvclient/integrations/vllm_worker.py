@@ -92,8 +92,9 @@ class Worker:
         self._refused: set[int] = set()  # of these
         self._closing: dict[str, float] = {}  # requests, and until when their blocks wait for saves
         self.counts: dict[str, float] = dict.fromkeys(
-            ("loaded_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks", "saved_blocks",
-             "known_blocks", "saved_bytes", "save_seconds", "refused_blocks", "pinned_bytes"), 0)  # fmt: skip
+            ("loaded_blocks", "beside_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks",
+             "saved_blocks", "known_blocks", "saved_bytes", "save_seconds", "refused_blocks",
+             "pinned_bytes"), 0)  # fmt: skip
         self._threads = [
             threading.Thread(target=self._run, name="kvstored-load", args=(queue, self._load_aside), daemon=True)
             for queue in (*[self._loads] * LOADERS, self._disk_loads)
@@ -105,6 +106,10 @@ class Worker:
             thread.start()
 
     # -- the engine's thread -------------------------------------------------------------------------------------
+
+    def ask_early(self, request: str, keys: tuple[bytes, ...]) -> None:
+        """A load that `begin_early` may follow for, within this planning."""
+        self._early.ask(request, keys)
 
     def begin_early(self, job: LoadJob, fences: Collection[int]) -> None:
         """Start a load of the step that is being planned. Nothing runs that could read or write its blocks."""
@@ -126,6 +131,7 @@ class Worker:
         """Start the loads of a step."""
         if plan.dropped:
             self._drop(plan.dropped)
+        self._early.give_up_asked()
         until = time.monotonic() + AT_ONCE_S
         layer_by_layer: list[Leased] = []
         for job in plan.loads:
@@ -136,6 +142,8 @@ class Worker:
                 for part in parts:
                     queue = self._disk_loads if part.from_disk else self._loads
                     queue.put(Loading(part, time.monotonic() + self._disk_wait_s))
+            elif self._early.go_on(job):
+                pass  # each layer waits for its own part
             elif (early := self._early.end(job)) is not None:
                 self._note(job, *early)
             elif time.monotonic() >= until:  # a daemon that hangs must not hold up the engine longer
@@ -149,6 +157,7 @@ class Worker:
 
     def wait_for_layer(self, layer: str) -> None:
         """Before this layer's memory is read."""
+        self._early.wait(layer)
         if self._layers is not None:
             self._layers.wait(layer)
 
@@ -156,6 +165,8 @@ class Worker:
         """The forward is over: hear what it was loaded with, and save what earlier ones have computed."""
         for held in self._layers.end() if self._layers is not None else ():
             self._note(held.job, held.blocks if held.good else 0, held.seconds)
+        for load, blocks, seconds in self._early.end_forward():
+            self._note(load, blocks, seconds, beside=blocks)
         for job in plan.saves:
             with self._lock:
                 # What a request had that is over may have been written by this very step: then it is a fence, too.
@@ -254,8 +265,8 @@ class Worker:
             _log.exception("load of %d blocks failed", len(job.keys))
         self._note(job, good, time.monotonic() - began)
 
-    def _note(self, job: LoadJob, good: int, seconds: float) -> None:
-        """So many blocks from the front were filled, and are right."""
+    def _note(self, job: LoadJob, good: int, seconds: float, *, beside: int = 0) -> None:
+        """So many blocks from the front were filled, and are right; `beside` of them while the forward ran."""
         if job.tried and good == len(job.keys) and seconds > 0 and not job.from_disk:
             with contextlib.suppress(KvError):  # such as of a client that is being closed
                 namespace = self._quick if job.at_once else self._patient
@@ -265,6 +276,7 @@ class Worker:
             if not dropped:
                 self._bad_blocks.update(job.block_ids[good:])
             self.counts["loaded_blocks"] += good
+            self.counts["beside_blocks"] += beside
             self.counts["loaded_bytes"] += good * self._layout.block_bytes
             self.counts["dropped_blocks" if dropped else "failed_blocks"] += len(job.keys) - good
             self.counts["load_seconds"] += seconds
