@@ -1,0 +1,215 @@
+"""The threads of the remote tier: `kvstore.tier.remote_orders.RemoteWorkers` of a real daemon.
+
+    owner thread            submit --> queues -------------> seekers (4) --ask--> readers, as many as connections
+    (nothing here waits)                                     writers (4), one that forgets
+                            finish <-- one deque, a wake <--'
+
+Whatever the far side does, they are the only ones to wait for it.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from kvproto.limits import MIB
+from kvstore.sessions import Copy
+from kvstore.store import Store
+from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
+from kvstore.tier.remote_writing import KEEPS
+from kvstored.leaf import NICE, LeafThreads, Move
+from kvstored.remote_calls import FarSide
+from kvstored.remote_jobs import Jobs
+from kvstored.remote_ledger import Ledger
+from kvstored.remote_pool import Budget, Pool
+from kvstored.remote_port import Backend, RemoteError
+
+log = logging.getLogger(__name__)
+
+SEEKERS: Final = 4
+WRITERS: Final = KEEPS  # one each, so that no block waits in DRAM for another one's upload
+BATCH_BYTES: Final = 8 * MIB  # what a leaf thread copies before it reports
+BUDGET_BYTES: Final = 128 * MIB  # read, and not in DRAM yet
+STOP_S: Final = 2.0
+FORGETS: Final = 4096  # that wait; of more, the objects stay until their bucket's rule removes them
+TRY_AGAIN_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLimits:
+    """What it may use."""
+
+    quota_bytes: int
+    connections: int
+    state_dir: Path | None = None  # of the ledger
+
+
+class RemoteThreads:
+    """Owner thread, but for what says otherwise."""
+
+    def __init__(
+        self, backend: Backend, limits: RemoteLimits, view: Callable[[int], Bytes], leaf: LeafThreads,
+        wake: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`view`: an arena's bytes, any thread. `wake` is called on any thread."""
+        self.far = FarSide(backend)
+        self.ledger = Ledger(limits.state_dir)
+        self.limits = limits
+        self._leaf = leaf
+        self._wake = wake
+        self._budget = Budget(BUDGET_BYTES)
+        self._readers = Pool(limits.connections, "remote-read")
+        self.jobs = Jobs(
+            self.far, self.ledger, view, self._readers, window=limits.connections, budget=self._budget,
+            quota_bytes=limits.quota_bytes,
+        )  # fmt: skip
+        self._seeks: SimpleQueue[Seek | None] = SimpleQueue()
+        self._keeps: SimpleQueue[Keep | None] = SimpleQueue()
+        self._forgets: SimpleQueue[Forget | None] = SimpleQueue()
+        self._ended: deque[Callable[[Store], None]] = deque()
+        self._stopping = threading.Event()
+        self._threads = [
+            *(self._thread(f"remote-seek-{number}", self._seek) for number in range(SEEKERS)),
+            *(self._thread(f"remote-write-{number}", self._keep) for number in range(WRITERS)),
+            self._thread("remote-forget", self._forget),
+        ]
+
+    def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=run, name=name, daemon=True)
+
+    # -- kvstore.tier.remote_orders.RemoteWorkers ----------------------------------------------------------------
+
+    def submit(self, order: RemoteOrder) -> bool:
+        """See the port."""
+        if isinstance(order, Seek):
+            if not self.far.can_read():
+                return False
+            self._seeks.put(order)
+        elif isinstance(order, Keep):
+            if not self.writing():
+                return False
+            self._keeps.put(order)
+        else:
+            self.jobs.announce(order)
+            self._forgets.put(order)
+        return True
+
+    def reading(self) -> bool:
+        """See the port."""
+        return self.far.can_read()
+
+    def writing(self) -> bool:
+        """See the port."""
+        return self.far.can_write() and self.far.can_read()  # who writes looks first what is there
+
+    def carry(self, copies: list[tuple[Copy, Bytes]]) -> None:
+        """See the port."""
+        batch: list[Move] = []
+        batch_bytes = 0
+        for copy, source in copies:
+            target = self.jobs.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
+            batch.append(Move(copy.ticket, source, target))
+            batch_bytes += copy.block_bytes
+            if batch_bytes >= BATCH_BYTES:
+                self._leaf.submit(batch)
+                batch, batch_bytes = [], 0
+        if batch:
+            self._leaf.submit(batch)
+
+    def landed(self, piece: Piece) -> None:
+        """See the port."""
+        self._budget.give(piece.taken_bytes)
+        piece.taken_bytes = 0
+
+    # -- for the daemon ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._readers.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End; what has begun is waited for a little, and no longer."""
+        self._stopping.set()
+        self._budget.close()
+        for _ in range(SEEKERS):
+            self._seeks.put(None)
+        for _ in range(WRITERS):
+            self._keeps.put(None)
+        self._forgets.put(None)
+        self._readers.stop()
+        deadline_s = time.monotonic() + STOP_S
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.far.close()
+
+    def finish(self, store: Store) -> None:
+        """Hand back to the store what has come."""
+        while self._ended:
+            self._ended.popleft()(store)
+
+    def _say(self, what: Callable[[Store], None]) -> None:
+        """Any thread."""
+        self._ended.append(what)
+        self._wake()
+
+    # -- threads -------------------------------------------------------------------------------------------------
+
+    def _seek(self) -> None:
+        _be_nice()
+        while (seek := self._seeks.get()) is not None:
+            if not self._stopping.is_set():
+                try:
+                    self.jobs.seek(seek, lambda piece: self._say(lambda store: store.remote.land(piece)))
+                except Exception:  # a chain that is not brought is a miss, and the thread is needed for others
+                    log.exception("remote: a chain was not brought")
+            self._say(lambda store, seek=seek: store.remote.sought(seek))  # type: ignore[misc]
+
+    def _keep(self) -> None:
+        _be_nice()
+        while (keep := self._keeps.get()) is not None:
+            if self._stopping.is_set():
+                continue
+            try:
+                self.jobs.keep(keep, lambda keep: self._say(lambda store: store.remote.writing.copied(keep)))
+            except Exception as error:  # blocks that are not written are written when they are used again
+                log.exception("remote: a run was not written")
+                keep.failed = type(error).__name__
+            keep.contents = []
+            self._say(lambda store, keep=keep: store.remote.writing.kept(keep))  # type: ignore[misc]
+
+    def _forget(self) -> None:
+        """What was dropped is noted at once, in order; what lies over there goes when the far side can be written."""
+        _be_nice()
+        # What a former life has not finished comes first.
+        late = deque(partial(self.jobs.clear, prefix) for prefix in self.ledger.clearing())
+        while True:
+            try:
+                order = self._forgets.get(timeout=TRY_AGAIN_S if late else None)
+            except Empty:
+                work = late.popleft()
+            else:
+                if order is None:
+                    return
+                self.jobs.begin_forget(order)
+                self._say(lambda store, order=order: store.remote.forgot(order))  # type: ignore[misc]
+                work = partial(self.jobs.forget, order)
+            try:
+                work()
+            except RemoteError as error:
+                log.debug("remote: not deleted yet: %s", error)
+                if len(late) < FORGETS:
+                    late.append(work)
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -1,0 +1,132 @@
+"""Calls to the far side, each behind a circuit breaker, counted and timed. Any thread.
+
+Reading and writing have a breaker each: a bucket that is full, or may not be written to, can still be read.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kvstore.tier.remote_breaker import Breaker, Circuit
+from kvstored.remote_port import (
+    AbsentError,
+    Backend,
+    Bytes,
+    FullError,
+    Listed,
+    RefusedError,
+    RemoteError,
+    UnreachableError,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Calls:
+    """Totals."""
+
+    reads: int = 0  # requests, listings too
+    writes: int = 0  # and deletes
+    read_bytes: int = 0
+    written_bytes: int = 0
+    unreachable: int = 0
+    refused: int = 0
+    full: int = 0
+    not_made: int = 0  # because a breaker was open
+
+
+class FarSide:
+    """A back-end that is asked with care."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.most_blocks = backend.most_blocks
+        self.tally = Calls()
+        self.reading = Breaker()
+        self.writing = Breaker()
+        self._backend = backend
+        self._lock = threading.Lock()
+
+    def can_read(self) -> bool:
+        """Is there any use in reading? Takes no lock."""
+        return self.reading.would_allow(time.monotonic_ns())
+
+    def can_write(self) -> bool:
+        """Is there any use in writing? Takes no lock."""
+        return self.writing.would_allow(time.monotonic_ns())
+
+    def get_range(self, name: str, start: int, stop: int) -> Bytes:
+        """`Backend.get_range`. Raises RemoteError, UnreachableError where it was not even tried."""
+        content = self._call(self.reading, lambda: self._backend.get_range(name, start, stop))
+        with self._lock:
+            self.tally.read_bytes += content.size
+        return content
+
+    def listing(self, prefix: str, most: int) -> list[Listed]:
+        """`Backend.listing`. Raises RemoteError."""
+        return self._call(self.reading, lambda: self._backend.listing(prefix, most))
+
+    def exists_many(self, names: Sequence[str]) -> list[bool]:
+        """`Backend.exists_many`. Raises RemoteError."""
+        return self._call(self.reading, lambda: self._backend.exists_many(names))
+
+    def put(self, name: str, parts: Sequence[Bytes]) -> bool:
+        """`Backend.put`. Raises RemoteError."""
+        new = self._call(self.writing, lambda: self._backend.put(name, parts))
+        with self._lock:
+            self.tally.written_bytes += sum(part.size for part in parts) if new else 0
+        return new
+
+    def delete(self, names: Sequence[str]) -> None:
+        """`Backend.delete`. Raises RemoteError."""
+        self._call(self.writing, lambda: self._backend.delete(names))
+
+    def close(self) -> None:
+        """No more calls."""
+        self._backend.close()
+
+    def _call(self, breaker: Breaker, call: Callable[[], T]) -> T:
+        with self._lock:
+            if not breaker.allow(time.monotonic_ns()):
+                self.tally.not_made += 1
+                raise UnreachableError(f"not asked: {breaker.reason}")
+            self.tally.reads += breaker is self.reading
+            self.tally.writes += breaker is self.writing
+        try:
+            answer = call()
+        except AbsentError:  # that is an answer
+            self._answered(breaker)
+            raise
+        except RemoteError as error:
+            self._failed(breaker, error)
+            raise
+        except BaseException as error:  # a back-end that breaks its contract must not leave the breaker trying for ever
+            self._failed(breaker, UnreachableError(type(error).__name__))
+            raise
+        self._answered(breaker)
+        return answer
+
+    def _answered(self, breaker: Breaker) -> None:
+        with self._lock:
+            was = breaker.state
+            breaker.good()
+        if was is not Circuit.CLOSED:
+            log.info("remote: %s goes on", self._what(breaker))
+
+    def _what(self, breaker: Breaker) -> str:
+        return "reading" if breaker is self.reading else "writing"
+
+    def _failed(self, breaker: Breaker, error: RemoteError) -> None:
+        lasting = isinstance(error, RefusedError | FullError)
+        with self._lock:
+            self.tally.refused += isinstance(error, RefusedError)
+            self.tally.full += isinstance(error, FullError)
+            self.tally.unreachable += isinstance(error, UnreachableError)
+            was = breaker.state
+            breaker.bad(str(error), time.monotonic_ns(), at_once=lasting)
+        if was is Circuit.CLOSED and breaker.state is Circuit.OPEN:
+            log.warning("remote: %s stops for a while: %s", self._what(breaker), error)

@@ -1,0 +1,173 @@
+"""What this host has written to the far side, and what must not come back from there: in a file, over restarts.
+
+    + BYTES NAME    written           x PREFIX DIGEST    a key that was deleted
+    - NAME          removed           c PREFIX           a namespace that is being cleared; d PREFIX: that is done
+
+Lines are appended and the whole is written anew when most of them are over. It is a note, not a truth: without it the
+objects stay where they are until the bucket's own rule removes them. One thread at a time (its user locks).
+"""
+
+import logging
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final
+
+from kvstored.remote_port import NAME_BYTES
+
+log = logging.getLogger(__name__)
+
+FILE: Final = "remote-ledger"
+OBJECTS: Final = 1 << 20  # remembered at most; about 450 bytes each
+DELETED: Final = 1 << 16  # keys
+SLACK: Final = 4096  # lines that are over, at the least, before the file is written anew
+
+
+class Ledger:
+    """Objects by name, the oldest first, with their bytes; and deleted keys."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder`: where its file lies; None: it is kept nowhere. Never raises: what cannot be read is not known."""
+        self.total_bytes = 0
+        self.faults = 0  # lines that could not be read, and writes that failed
+        self._path = folder / FILE if folder is not None else None
+        self._objects: OrderedDict[str, int] = OrderedDict()
+        self._deleted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._clearing: dict[str, None] = {}
+        self._lines = 0
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def wrote(self, name: str, object_bytes: int) -> None:
+        """An object is there now."""
+        self._add(name, object_bytes)
+        self._append(f"+ {object_bytes} {name}")
+
+    def removed(self, name: str) -> None:
+        """An object is there no more."""
+        if self._take(name):
+            self._append(f"- {name}")
+
+    def oldest(self) -> str | None:
+        """What was written first."""
+        return next(iter(self._objects), None)
+
+    def below(self, prefix: str) -> list[str]:
+        """Names that begin so."""
+        return [name for name in self._objects if name.startswith(prefix)]
+
+    def delete_key(self, prefix: str, digest: bytes) -> None:
+        """A key of a namespace: nothing of it is to come back."""
+        self._deleted[prefix, digest.hex()] = None
+        if len(self._deleted) > DELETED:
+            self._deleted.popitem(last=False)
+        self._append(f"x {prefix} {digest.hex()}")
+
+    def is_deleted(self, prefix: str, digest: bytes) -> bool:
+        """Was this key deleted?"""
+        return bool(self._deleted) and (prefix, digest.hex()) in self._deleted
+
+    def begin_clear(self, prefix: str) -> None:
+        """All of a namespace was dropped: nothing of it is to come back."""
+        self._clearing[prefix] = None
+        self._append(f"c {prefix}")
+
+    def end_clear(self, prefix: str) -> None:
+        """Nothing of it is over there any more."""
+        if prefix in self._clearing:
+            del self._clearing[prefix]
+            self._append(f"d {prefix}")
+
+    def is_clearing(self, prefix: str) -> bool:
+        """Is there still to be removed what lies there?"""
+        return prefix in self._clearing
+
+    def clearing(self) -> list[str]:
+        """Namespaces that are being cleared."""
+        return list(self._clearing)
+
+    @property
+    def deleted(self) -> int:
+        """How many keys are remembered as deleted."""
+        return len(self._deleted)
+
+    def _add(self, name: str, object_bytes: int) -> None:
+        self._take(name)
+        self._objects[name] = object_bytes
+        self.total_bytes += object_bytes
+        if len(self._objects) > OBJECTS:  # left to the bucket's own rule
+            self._take(next(iter(self._objects)))
+
+    def _take(self, name: str) -> bool:
+        object_bytes = self._objects.pop(name, None)
+        self.total_bytes -= object_bytes or 0
+        return object_bytes is not None
+
+    # -- the file ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        if self._path is None:
+            return
+        try:
+            lines = self._path.read_text(encoding="ascii", errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("remote: what was written before is not known: %s", error.strerror)
+            self.faults += 1
+            return
+        for line in lines:
+            self._lines += 1
+            self.faults += not self._take_line(line.split(" "))
+        if self.faults:
+            log.warning("remote: lines=%d of the ledger could not be read", self.faults)
+        self._renew_if_due()
+
+    def _take_line(self, words: list[str]) -> bool:
+        if len(words) == 3 and words[0] == "+" and words[1].isdecimal() and len(words[1]) <= 15:
+            if len(words[2]) > NAME_BYTES or not words[2].isascii():
+                return False
+            self._add(words[2], int(words[1]))
+        elif len(words) == 2 and words[0] == "-":
+            self._take(words[1])
+        elif len(words) == 3 and words[0] == "x" and words[1].isascii():
+            self._deleted[words[1], words[2]] = None
+        elif len(words) == 2 and words[0] == "c" and words[1].isascii():
+            self._clearing[words[1]] = None
+        elif len(words) == 2 and words[0] == "d":
+            self._clearing.pop(words[1], None)
+        else:
+            return False
+        return True
+
+    def _append(self, line: str) -> None:
+        if self._path is None:
+            return
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, f"{line}\n".encode("ascii"))
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.faults += 1
+            return
+        self._lines += 1
+        self._renew_if_due()
+
+    def _renew_if_due(self) -> None:
+        alive = len(self._objects) + len(self._deleted)
+        if self._path is None or self._lines <= 2 * alive + SLACK:
+            return
+        beside = self._path.with_suffix(".new")
+        lines = [f"+ {object_bytes} {name}" for name, object_bytes in self._objects.items()]
+        lines += [f"c {prefix}" for prefix in self._clearing]
+        lines += [f"x {prefix} {digest}" for prefix, digest in self._deleted]
+        try:
+            beside.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            beside.replace(self._path)
+        except OSError:
+            self.faults += 1
+        self._lines = alive

@@ -1,0 +1,176 @@
+"""The remote tier's port on object storage that speaks S3, by way of `obstore` (the extra `remote`).
+
+Who we are is said as for every tool of S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, a web
+identity, or what the machine's own metadata service hands out. Nothing of it is in the configuration.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from kvstore.tier.remote_format import OBJECT_BLOCKS
+from kvstored.remote_address import RemoteAddress
+from kvstored.remote_port import (
+    AbsentError,
+    Bytes,
+    FullError,
+    Listed,
+    RefusedError,
+    RemoteError,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    pass
+
+LISTED_AT_A_TIME: Final = 1000  # what S3 gives in one answer
+REASON_LETTERS: Final = 200
+_STATUS_403: Final = re.compile(r"status code: 40[13]\b")
+_STATUS_416: Final = re.compile(r"status code: 416\b")
+_STATUS_507: Final = re.compile(r"status code: 507\b")
+
+
+class S3Backend:
+    """`kvstored.remote_port.Backend` on one bucket. Any thread."""
+
+    most_blocks = OBJECT_BLOCKS
+
+    def __init__(self, address: RemoteAddress, deadline_s: float, environ: dict[str, str] | None = None) -> None:
+        """`deadline_s` bounds each request. `environ`: credentials for tests; None: the library looks for them.
+
+        Raises RefusedError for an address that the library does not take.
+        """
+        from obstore.store import S3Store  # noqa: PLC0415  only where it is wanted
+
+        client: dict[str, Any] = {
+            "timeout": timedelta(seconds=deadline_s),
+            "connect_timeout": timedelta(seconds=min(deadline_s, 2.0)),
+            "allow_http": address.endpoint.startswith("http://"),
+            "pool_idle_timeout": timedelta(seconds=30),
+        }
+        # Not every server that speaks S3 can delete many at once, and nobody waits.
+        config: Any = {**(environ or {}), "disable_bulk_delete": True}
+        if address.endpoint:
+            config["endpoint"] = address.endpoint
+        if address.region:
+            config["region"] = address.region
+        with _errors():
+            self._store: S3Store = S3Store(
+                address.bucket,
+                prefix=address.prefix or None,
+                config=config,
+                client_options=client,  # type: ignore[arg-type]  # a dict that is put together here
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=deadline_s)},
+            )
+
+    def put(self, name: str, parts: Sequence[Bytes]) -> bool:
+        """See the port."""
+        import obstore  # noqa: PLC0415
+
+        with _errors(writing=True):
+            try:
+                content = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                obstore.put(self._store, name, memoryview(content), mode="create", use_multipart=False)  # type: ignore[arg-type]
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def get_range(self, name: str, start: int, stop: int) -> Bytes:
+        """See the port."""
+        import obstore  # noqa: PLC0415
+
+        with _errors():
+            try:
+                content: Any = obstore.get_range(self._store, name, start=start, end=stop)
+            except obstore.exceptions.BaseError as error:
+                if not _STATUS_416.search(str(error)):
+                    raise
+                content = b""  # it ends before `start`
+        read: Bytes = np.frombuffer(content, dtype=np.uint8)
+        return read
+
+    def exists_many(self, names: Sequence[str]) -> list[bool]:
+        """See the port. One request each, one after the other: `listing` is how objects are found here."""
+        return [self._exists(name) for name in names]
+
+    def _exists(self, name: str) -> bool:
+        import obstore  # noqa: PLC0415
+
+        try:
+            with _errors():
+                obstore.head(self._store, name)
+        except AbsentError:
+            return False
+        return True
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See the port."""
+        import obstore  # noqa: PLC0415
+
+        for name in names:
+            try:
+                with _errors():
+                    obstore.delete(self._store, name)
+            except AbsentError:
+                continue
+
+    def listing(self, prefix: str, most: int) -> list[Listed]:
+        """See the port."""
+        import obstore  # noqa: PLC0415
+
+        found: list[Listed] = []
+        with _errors():
+            for chunk in obstore.list(self._store, prefix.rstrip("/"), chunk_size=min(most, LISTED_AT_A_TIME)):
+                found += [Listed(one["path"], one["size"]) for one in chunk]
+                if len(found) >= most:
+                    break
+        return found[:most]
+
+    def close(self) -> None:
+        """See the port."""
+
+
+@contextmanager
+def _errors(*, writing: bool = False) -> Iterator[None]:
+    """What the library raises, as errors of the port."""
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError  # noqa: PLC0415
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        if writing or "NoSuchBucket" in str(error):
+            raise RefusedError("no such bucket") from error
+        raise AbsentError(_reason(error)) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise _refused(str(error)) from error
+    except BaseError as error:
+        text = str(error)
+        if "NoSuchBucket" in text:
+            raise RefusedError("no such bucket") from error
+        if _STATUS_403.search(text):  # of a listing
+            raise _refused(text) from error
+        if _STATUS_507.search(text) or _is_full(text):
+            raise FullError("the far side says that it is full") from error
+        raise UnreachableError(_reason(error)) from error
+    except (OSError, ValueError) as error:
+        raise UnreachableError(_reason(error)) from error
+
+
+def _refused(text: str) -> RemoteError:
+    if _is_full(text):
+        return FullError("the far side says that it is full")
+    why = "the clocks differ too much" if "RequestTimeTooSkewed" in text else "credentials or permissions"
+    return RefusedError(f"refused: {why}")
+
+
+def _is_full(text: str) -> bool:
+    return "QuotaExceeded" in text or "StorageFull" in text
+
+
+def _reason(error: Exception) -> str:
+    """One line of what a library says, without what only its authors want to know."""
+    return " ".join(str(error).split("\n\nDebug source:")[0].split())[:REASON_LETTERS]

@@ -1,0 +1,267 @@
+"""The remote tier of one store: what is asked of the far side, and what comes back. Owner thread; it never waits.
+
+up     MATCH, LEASE or PREFETCH ends at what is not on this host -> Seek -> threads look for it and read it
+       -> Piece, verified -> stored as clients store: RESERVE, COMMIT, leaf threads, published -> there for the next one
+down   leased, or published -> remote_writing.py
+out    DELETE, clear -> Forget
+
+A miss is answered before any of this begins. All is bounded: seeks, the queue, bytes that are held or on their way.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from kvproto.errors import Grant
+from kvproto.errors import Outcome as Landed
+from kvproto.limits import KEYS_PER_FRAME
+from kvstore import blocks
+from kvstore.blocks import U4, U8, Tables
+from kvstore.cost import Bandwidth
+from kvstore.costing import Costing
+from kvstore.ports import Clock
+from kvstore.report import ClearScope
+from kvstore.reserving import ITEM, Reserving
+from kvstore.sessions import Namespace, Session, Tenant
+from kvstore.tier.remote_format import NO_PARENT
+from kvstore.tier.remote_orders import Forget, Piece, RemoteWorkers, Seek
+from kvstore.tier.remote_writing import RemoteAdmission, Writing, place_of, split
+
+SEEKS: Final = 64  # at a time
+ASKED: Final = 4096  # first missing blocks that are remembered
+AGAIN_NS: Final = 2 * 10**9  # how long nobody asks again for what begins with the same block
+BUSY_NS: Final = 5 * 10**6  # until memory that changes hands is asked for again
+LAND_TRIES: Final = 200
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals, in blocks unless the name says otherwise."""
+
+    sought: int = 0  # chains that were asked for
+    seeks_dropped: int = 0  # too many at a time, or the far side did not answer
+    seeks_empty: int = 0  # nothing of it was there
+    promoted: int = 0
+    promoted_bytes: int = 0
+    known: int = 0  # were stored by somebody else meanwhile
+    no_room: int = 0  # DRAM was full, or the parent gone, when they came
+    forgotten: int = 0  # requests to forget
+
+
+_HERE: Final = frozenset({Grant.GRANTED, Grant.KNOWN, Grant.PENDING})
+
+
+class Remote:
+    """All of it. The store owns one, even if nobody carries out what it asks."""
+
+    def __init__(
+        self, tables: Tables, clock: Clock, by_number: dict[int, Namespace], reserving: Reserving, costing: Costing,
+        session_of: Callable[[Tenant], Session],
+    ) -> None:  # fmt: skip
+        """`session_of` begins a session of the daemon's own, whose outcomes `landed` hears."""
+        self.tally = Tally()
+        self.way = Bandwidth()  # what reading from the far side takes
+        self.writing = Writing(tables, clock, by_number, costing, self.way)
+        self._workers: RemoteWorkers | None = None
+        self._tables = tables
+        self._clock = clock
+        self._by_number = by_number
+        self._reserving = reserving
+        self._session_of = session_of
+        self._sessions: dict[Tenant, Session] = {}
+        self._asked: OrderedDict[tuple[int, bytes], int] = OrderedDict()
+        self._seeks: set[Seek] = set()
+        self._under_way: dict[tuple[int, bytes], Seek] = {}  # what they look for: nobody asks for it a second time
+        self._pieces: dict[tuple[Tenant, int], tuple[int, Piece]] = {}  # by ticket: row, and where it came from
+        self._late: deque[Piece] = deque()  # those that wait for room
+        self._late_ns = 0
+        self._forgetting: Counter[Namespace] = Counter()
+        self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
+        self._items = np.zeros(KEYS_PER_FRAME, dtype=ITEM)
+
+    def begin(self, workers: RemoteWorkers, admission: RemoteAdmission) -> None:
+        """From now on there is a far side."""
+        self._workers = self.writing.workers = workers
+        self.writing.admission = admission
+
+    @property
+    def on(self) -> bool:
+        """Is there a far side at all?"""
+        return self._workers is not None
+
+    # -- up: looking ---------------------------------------------------------------------------------------------
+
+    def missed(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
+        """A request's lead run had `found` blocks here, of `count`. `keys[at:]`: 4 words a key. Returns at once."""
+        workers = self._workers
+        if workers is None or found >= count or namespace in self._forgetting or not workers.reading():
+            return
+        now_ns = self._clock.now_ns()
+        end, _, writing = blocks.extend_run(
+            self._tables, namespace.tenant.index, namespace.number, keys, at, count, found, self._run
+        )
+        if end == count or writing:
+            return
+        first = (namespace.number, keys[at + 4 * end : at + 4 * end + 4].tobytes())
+        if first in self._under_way or now_ns < self._asked.get(first, 0):
+            return
+        self._asked[first] = now_ns + AGAIN_NS
+        self._asked.move_to_end(first)
+        if len(self._asked) > ASKED:
+            self._asked.popitem(last=False)
+        if len(self._seeks) >= SEEKS:
+            self.tally.seeks_dropped += 1
+            return
+        whole = split(keys[at : at + 4 * count].tobytes())
+        seek = Seek(namespace, place_of(namespace), whole, end, namespace.identity.block_bytes, now_ns)
+        self.tally.sought += 1
+        if workers.submit(seek):
+            self._seeks.add(seek)
+            self._under_way |= dict.fromkeys(((namespace.number, key) for key in whole[end:]), seek)
+        else:
+            self.tally.seeks_dropped += 1
+
+    def sought(self, seek: Seek) -> None:
+        """A seek is over."""
+        self._seeks.discard(seek)
+        for key in seek.keys[seek.start :]:
+            if self._under_way.get((seek.namespace.number, key)) is seek:
+                del self._under_way[seek.namespace.number, key]
+        self.tally.seeks_empty += not seek.found
+
+    # -- up: landing ---------------------------------------------------------------------------------------------
+
+    def land(self, piece: Piece) -> None:
+        """Store what has come, behind what of the same chain waits for room."""
+        self.way.took(piece.read_bytes, piece.read_s)
+        if any(one.seek is piece.seek for one in self._late):
+            self._late.append(piece)
+        else:
+            self._store(piece)
+
+    def _store(self, piece: Piece) -> None:
+        namespace, seek, workers = piece.seek.namespace, piece.seek, self._workers
+        assert workers is not None, "somebody has brought it"
+        if self._by_number.get(namespace.number) is not namespace or seek.over:
+            self._stop(piece)
+            return
+        keys, parent_at, at = _keys_of(piece)
+        count, items = len(piece.contents), self._items
+        session = self._session(namespace.tenant)
+        self._reserving.reserve(session, namespace, keys, at, count, parent_at, items)
+        grants = items["grant"][:count].tolist()
+        tickets = {int(items["ticket"][i]): piece.contents[i] for i in range(count) if grants[i] == Grant.GRANTED}
+        self.tally.known += sum(grant in {Grant.KNOWN, Grant.PENDING} for grant in grants)
+        later = grants.index(Grant.BUSY) if Grant.BUSY in grants else count
+        lost = sum(grant not in _HERE for grant in grants[:later])
+        self.tally.no_room += lost
+        seek.over |= bool(lost)
+        for ticket in tickets:
+            self._pieces[namespace.tenant, ticket] = session.tickets[ticket].block, piece
+        piece.left += len(tickets)
+        copies = self._reserving.commit(session, list(tickets))
+        workers.carry([(copy, tickets[copy.ticket.number]) for copy in copies])
+        if later < count and not lost and piece.tries < LAND_TRIES:  # memory changes hands: it takes a few milliseconds
+            piece.at, piece.contents = piece.at + later, piece.contents[later:]
+            piece.tries += 1
+            self._late.appendleft(piece)
+            self._late_ns = self._clock.now_ns() + BUSY_NS
+        else:
+            self.tally.no_room += count - later
+            seek.over |= later < count
+            piece.contents = []
+        self._settle(piece)
+
+    def landed(self, session: Session, outcomes: Sequence[tuple[int, int]]) -> None:
+        """Tickets of one of our sessions have ended."""
+        session.stored.clear()  # nobody flushes these
+        for number, outcome in outcomes:
+            row, piece = self._pieces.pop((session.tenant, number))
+            if outcome == Landed.PUBLISHED:
+                self.writing.arrived(row)
+                self.tally.promoted += 1
+                self.tally.promoted_bytes += piece.seek.block_bytes
+            piece.left -= 1
+            self._settle(piece)
+
+    def _stop(self, piece: Piece) -> None:
+        piece.contents = []
+        self._settle(piece)
+
+    def _settle(self, piece: Piece) -> None:
+        """Give its memory back once nobody copies out of it, or will."""
+        if self._workers is not None and not piece.left and not piece.contents:
+            self._workers.landed(piece)
+
+    def _session(self, tenant: Tenant) -> Session:
+        session = self._sessions.get(tenant)
+        if session is None:
+            session = self._sessions[tenant] = self._session_of(tenant)
+        return session
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def deleted(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """A client has deleted these, and what continues them."""
+        if self._workers is not None:
+            raw = keys[at : at + 4 * count].tobytes()
+            self._forget(namespace, split(raw))
+
+    def cleared(self, scope: ClearScope, namespaces: Iterable[Namespace]) -> None:
+        """An operator has dropped all of what a scope names: over there, too."""
+        if self._workers is None:
+            return
+        for namespace in namespaces:
+            if scope.tenant in {None, namespace.tenant.name} and scope.digest in {None, namespace.digest}:
+                self._forget(namespace, tuple(scope.keys))
+
+    def _forget(self, namespace: Namespace, keys: tuple[bytes, ...]) -> None:
+        """What is on its way here is not wanted any more, and nothing is asked for until that has been noted."""
+        assert self._workers is not None, "there is a far side"
+        self.tally.forgotten += 1
+        self._forgetting[namespace] += 1
+        self.forget_namespace(namespace)
+        self._workers.submit(Forget(namespace, place_of(namespace), keys))
+
+    def forgot(self, order: Forget) -> None:
+        """It is noted: from now on nothing of it comes from over there."""
+        self._forgetting[order.namespace] -= 1
+        if not self._forgetting[order.namespace]:
+            del self._forgetting[order.namespace]
+
+    def forget_namespace(self, namespace: Namespace) -> None:
+        """Its number goes to another, or some of it was dropped: what is on its way is not wanted any more."""
+        for seek in self._seeks:
+            seek.over |= seek.namespace is namespace
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Begin writes for which there is room, and store what waits for it."""
+        self.writing.tick(now_ns)
+        if self._late and now_ns >= self._late_ns:
+            self._store(self._late.popleft())
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do; None if only an event can help."""
+        due_ns = self.writing.next_ns()
+        if not self._late:
+            return due_ns
+        return self._late_ns if due_ns is None else min(due_ns, self._late_ns)
+
+    @property
+    def seeking(self) -> int:
+        """Seeks that are under way."""
+        return len(self._seeks)
+
+
+def _keys_of(piece: Piece) -> tuple[U8, int | None, int]:
+    """Keys of its blocks with the one before, where there is one: (words, where the parent is, where they begin)."""
+    wanted = piece.seek.keys[piece.at : piece.at + len(piece.contents)]
+    parent = piece.seek.keys[piece.at - 1] if piece.at else piece.parent
+    if parent == NO_PARENT:
+        return np.frombuffer(b"".join(wanted), dtype=np.uint64).copy(), None, 0
+    return np.frombuffer(b"".join((parent, *wanted)), dtype=np.uint64).copy(), 0, 4

@@ -1,0 +1,97 @@
+"""What the remote tier asks of its threads, and what they bring back. Plain records.
+
+Seek  ---> where a chain goes on over there ---> Piece, Piece, ... in order ---> the Seek itself, over
+Keep  ---> copied out of DRAM, compared (`copied`) ---> written ---> the Keep itself, over
+Forget --> nothing of it is read any more (`forgot`), and what is known of it is deleted
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from kvstore.tier.remote_format import Place
+
+if TYPE_CHECKING:
+    from kvstore.sessions import Copy, Namespace
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+@dataclass(slots=True, eq=False)
+class Seek:
+    """Bring what a chain has over there from block `start` on."""
+
+    namespace: "Namespace"
+    place: Place
+    keys: tuple[bytes, ...]  # from wherever the request began
+    start: int
+    block_bytes: int
+    asked_ns: int
+    found: int = 0  # blocks that names told of
+    over: bool = False  # nobody wants the rest of it: no further piece is to be read
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Blocks `at..` of a chain, each compared with its checksum."""
+
+    seek: Seek
+    at: int
+    parent: bytes  # of the first of them where `at` is 0, as its object says; NO_PARENT: a chain begins there
+    contents: list[Bytes]
+    read_bytes: int = 0
+    read_s: float = 0.0
+    left: int = 0  # blocks whose bytes are still being copied
+    taken_bytes: int = 0  # of what may be on its way at a time
+    tries: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Keep:
+    """Write a run. Rows are held until it is `copied`."""
+
+    namespace: "Namespace"
+    place: Place
+    parent: bytes
+    keys: tuple[bytes, ...]
+    rows: list[int]
+    generations: list[int]
+    checksums: list[int]
+    sources: list[tuple[int, int]]  # arena, offset
+    block_bytes: int
+    copied: bool = False
+    stored: int = 0  # so many of the first blocks are over there now
+    failed: str = ""
+    contents: list[Bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Forget:
+    """What was dropped: keys of a namespace and what continues them, or (no keys) all of it."""
+
+    namespace: "Namespace"
+    place: Place
+    keys: tuple[bytes, ...]
+
+
+RemoteOrder = Seek | Keep | Forget
+
+
+class RemoteWorkers(Protocol):
+    """Threads that talk to the far side. Owner thread; nothing here waits."""
+
+    def submit(self, order: RemoteOrder) -> bool:
+        """Have it carried out; False: too much waits already, or the far side does not answer: it is dropped."""
+
+    def reading(self) -> bool:
+        """Is there any use in asking for what is over there?"""
+
+    def writing(self) -> bool:
+        """Is there any use in writing?"""
+
+    def carry(self, copies: "list[tuple[Copy, Bytes]]") -> None:
+        """Have leaf threads copy these blocks to their slots, each from its source."""
+
+    def landed(self, piece: Piece) -> None:
+        """The bytes of a piece are needed no more."""

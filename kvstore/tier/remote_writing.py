@@ -1,0 +1,273 @@
+"""Writing behind to the far side: which runs, cut into objects how, and what is held meanwhile. Owner thread.
+
+    leased (second touch)        \\
+    published (admission "all") -> queue, a run each -> [runs that continue one another joined] -> what is not over
+                                   there yet -> Keep, up to 64 blocks -> copied out of DRAM -> written -> noted by row
+
+A run that is partly not in DRAM waits a little, then it is let go: it comes again with its next use. What is slower to
+read back than to compute is not written.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from kvproto.limits import KEY_BYTES, MIB
+from kvstore import blocks
+from kvstore.blocks import DESCRIBED, U4, U8, Rows, Tables
+from kvstore.cost import Bandwidth
+from kvstore.costing import Costing
+from kvstore.ports import Clock
+from kvstore.sessions import Namespace
+from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, tenant_digest
+from kvstore.tier.remote_orders import Keep, RemoteWorkers
+
+QUEUE: Final = 2048  # runs that wait, 12 KB each at most
+OBJECT_BYTES: Final = 32 * MIB  # a block that is larger is an object of its own
+HELD_BYTES: Final = 64 * MIB  # of DRAM, until they are copied out of it
+KEEPS: Final = 4  # on their way at a time: each is copied to memory of its own
+SETTLE_NS: Final = 50 * 10**6  # what is stored block by block becomes one run meanwhile
+LATER_NS: Final = 200 * 10**6  # what is still on its way into DRAM is looked at again
+TRIES: Final = 5
+RUNS_A_TICK: Final = 4  # 0.1 ms each
+
+
+class RemoteAdmission(StrEnum):
+    """Which blocks are written."""
+
+    ALL = "all"
+    SECOND_TOUCH = "second_touch"
+    NONE = "none"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals, in blocks unless the name says otherwise."""
+
+    kept: int = 0
+    kept_bytes: int = 0
+    not_worth: int = 0  # slower to read than to compute
+    dropped: int = 0  # runs for which the queue was full, or blocks that the far side did not take
+    gone: int = 0  # runs of which something had left DRAM when their turn came
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Blocks of one namespace that continue one another."""
+
+    rows: U4
+    generations: U8
+    due_ns: int
+    tries: int = 0
+
+
+class Writing:
+    """The queue, and the writes that run."""
+
+    def __init__(
+        self, tables: Tables, clock: Clock, by_number: dict[int, Namespace], costing: Costing, way: Bandwidth
+    ) -> None:
+        """`way`: what reading back takes."""
+        self.tally = Tally()
+        self.admission = RemoteAdmission.SECOND_TOUCH
+        self.workers: RemoteWorkers | None = None
+        self._tables = tables
+        self._clock = clock
+        self._by_number = by_number
+        self._costing = costing
+        self._way = way
+        self._stored: U8 = np.zeros(tables.blocks.size, dtype=np.uint64)  # by row: generation that is over there
+        self._queue: deque[_Run] = deque()
+        self._queued: dict[int, int] = {}  # last row of a run that waits -> its generation
+        self._keeps: set[Keep] = set()
+        self._held_bytes = 0
+        self._described: Rows = np.zeros(OBJECT_BLOCKS, dtype=DESCRIBED)
+
+    # -- what is to be written -----------------------------------------------------------------------------------
+
+    def leased(self, run: U4, count: int) -> None:
+        """The first `count` rows of `run` were leased."""
+        if self.admission is RemoteAdmission.NONE or not count:
+            return
+        last = int(run[count - 1])
+        generation = int(self._tables.blocks["generation"][last])
+        if int(self._stored[last]) != generation and self._queued.get(last) != generation:
+            self._admit(run[:count].copy(), self._clock.now_ns())
+
+    def published(self, row: int) -> None:
+        """A client has stored a block."""
+        if self.admission is RemoteAdmission.ALL:
+            self._admit(np.array([row], dtype=np.uint32), self._clock.now_ns() + SETTLE_NS)
+
+    def arrived(self, row: int) -> None:
+        """It came from over there."""
+        self._stored[row] = self._tables.blocks["generation"][row]
+
+    def _admit(self, rows: U4, due_ns: int) -> None:
+        assert self.workers is not None, "there is a far side"
+        if len(self._queue) >= QUEUE or not self.workers.writing():
+            self.tally.dropped += 1
+            return
+        run = _Run(rows, self._tables.blocks["generation"][rows], due_ns)
+        self._queued[int(rows[-1])] = int(run.generations[-1])
+        self._queue.append(run)
+
+    # -- its turn ------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Begin writes for which there is room."""
+        for _ in range(RUNS_A_TICK):
+            if not self._queue or now_ns < self._queue[0].due_ns or not self._room():
+                return
+            run = self._joined(self._queue.popleft())
+            left = self._left(run)
+            if left is None:
+                if run.tries < TRIES:
+                    run.tries, run.due_ns = run.tries + 1, now_ns + LATER_NS
+                    self._queue.append(run)
+                    continue
+                self.tally.gone += 1
+            elif left.size and not self._send(left):
+                self._queue.appendleft(run)
+                return
+            self._unqueue(run)
+
+    def _joined(self, run: _Run) -> _Run:
+        """With those behind it in the queue that continue it."""
+        parents = self._tables.blocks["parent"]
+        parts = [run]
+        count = run.rows.size
+        while self._queue and count < OBJECT_BLOCKS:
+            following = self._queue[0]
+            if int(parents[following.rows[0]]) != int(parts[-1].rows[-1]):
+                break
+            self._unqueue(parts[-1])
+            parts.append(self._queue.popleft())
+            count += following.rows.size
+        if len(parts) == 1:
+            return run
+        return _Run(
+            np.concatenate([part.rows for part in parts]), np.concatenate([part.generations for part in parts]),
+            run.due_ns, run.tries,
+        )  # fmt: skip
+
+    def _left(self, run: _Run) -> U4 | None:
+        """What of a run is not over there yet; None: some of that is not in DRAM, or it does not hang together."""
+        table = self._tables.blocks
+        rows = run.rows
+        same = table["generation"][rows] == run.generations
+        if not same[-1]:
+            return rows[:0]  # evicted or dropped: its next use brings it again
+        wanted = np.flatnonzero(self._stored[rows] != run.generations)
+        if not wanted.size:
+            return rows[:0]
+        first = int(wanted[0])
+        left = rows[first:]
+        if not same[first:].all() or (table["state"][left] != blocks.RESIDENT).any():
+            return None
+        before = int(table["parent"][left[0]])
+        if before and int(self._stored[before]) != int(table["generation"][before]) and run.tries < TRIES:
+            return None  # what it continues may be on its way there; later it is written all the same
+        return left
+
+    def _unqueue(self, run: _Run) -> None:
+        last = int(run.rows[-1])
+        if self._queued.get(last) == int(run.generations[-1]):
+            del self._queued[last]
+
+    def _room(self) -> bool:
+        return len(self._keeps) < KEEPS and self._held_bytes < HELD_BYTES
+
+    def _send(self, rows: U4) -> bool:
+        """Send a run on its way, object by object; False if there was no room for all of it."""
+        workers = self.workers
+        assert workers is not None, "there is a far side"
+        namespace = self._by_number[int(self._tables.blocks["namespace"][rows[0]])]
+        most = max(1, min(OBJECT_BLOCKS, OBJECT_BYTES // namespace.identity.block_bytes))
+        for at in range(0, rows.size, most):
+            if not self._room():
+                return False
+            some = rows[at : at + most]
+            if not self._worth(namespace, some):
+                self.tally.not_worth += rows.size - at
+                break
+            keep = self._keep(namespace, some)
+            if not workers.submit(keep):
+                self.tally.dropped += rows.size - at
+                break
+            blocks.hold_rows(self._tables, some, 0, some.size)
+            self._stored[some] = self._tables.blocks["generation"][some]  # as good as; taken back if it fails
+            self._keeps.add(keep)
+            self._held_bytes += some.size * namespace.slot_bytes
+        return True
+
+    def _worth(self, namespace: Namespace, rows: U4) -> bool:
+        """Are these blocks faster to read back than to compute, as far as anybody knows?"""
+        computing_s = self._costing.block_seconds(namespace, rows)
+        reading_s = self._way.load_seconds(rows.size * namespace.identity.block_bytes)
+        return computing_s is None or reading_s is None or reading_s < computing_s * rows.size
+
+    def _keep(self, namespace: Namespace, rows: U4) -> Keep:
+        described = self._described[: rows.size]
+        blocks.describe(self._tables, rows, 0, rows.size, described)
+        shift = int(self._tables.book[blocks.SHIFT])
+        ids, mask = self._tables.arenas["id"], (1 << shift) - 1
+        slots = described["slot"].tolist()
+        return Keep(
+            namespace, place_of(namespace), described["parent_key"][0].tobytes(), split(described["key"].tobytes()),
+            rows.tolist(), described["generation"].tolist(), described["checksum"].tolist(),
+            [(int(ids[slot >> shift]), (slot & mask) * namespace.slot_bytes) for slot in slots],
+            namespace.identity.block_bytes,
+        )  # fmt: skip
+
+    # -- writes end ----------------------------------------------------------------------------------------------
+
+    def copied(self, keep: Keep) -> None:
+        """Its blocks were copied out of DRAM, or will not be: they may go."""
+        rows = np.array(keep.rows, dtype=np.uint32)
+        blocks.unhold_rows(self._tables, rows, 0, rows.size)
+        self._held_bytes -= rows.size * keep.namespace.slot_bytes
+        keep.copied = True
+
+    def kept(self, keep: Keep) -> None:
+        """A write has ended."""
+        if not keep.copied:
+            self.copied(keep)
+        self._keeps.discard(keep)
+        self.tally.kept += keep.stored
+        self.tally.kept_bytes += keep.stored * keep.block_bytes
+        self.tally.dropped += len(keep.rows) - keep.stored
+        for row, generation in zip(keep.rows[keep.stored :], keep.generations[keep.stored :], strict=True):
+            if int(self._stored[row]) == generation:
+                self._stored[row] = 0
+
+    def held_rows(self) -> list[int]:
+        """Rows that a write holds, once for each."""
+        return [row for keep in self._keeps if not keep.copied for row in keep.rows]
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do; None if only an event can help."""
+        return self._queue[0].due_ns if self._queue and self._room() else None
+
+    @property
+    def waiting(self) -> int:
+        """Runs in the queue."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Writes that are under way."""
+        return len(self._keeps)
+
+
+def place_of(namespace: Namespace) -> Place:
+    """Where its objects lie."""
+    return Place(tenant_digest(namespace.tenant.name), bytes(namespace.digest))
+
+
+def split(raw: bytes) -> tuple[bytes, ...]:
+    """Keys that lie one behind the other."""
+    return tuple(raw[i : i + KEY_BYTES] for i in range(0, len(raw), KEY_BYTES))
