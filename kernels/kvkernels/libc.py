@@ -33,6 +33,7 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 MAP_FAILED: Final = (1 << (8 * ctypes.sizeof(ctypes.c_void_p))) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)  # calls release the GIL
+_sched_getcpu = getattr(ctypes.PyDLL(None), "sched_getcpu", None)  # this one does not, being shorter than that
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -143,6 +144,11 @@ def copy_pieces(moves: Sequence[tuple[int, int, int]]) -> bool:
     pieces = np.array(moves, dtype=np.uint64).reshape(-1, 3)
     targets, sources = np.ascontiguousarray(pieces[:, [0, 2]]), np.ascontiguousarray(pieces[:, [1, 2]])
     return Pieces(targets, sources).copy()
+
+
+def current_cpu() -> int:
+    """The processor that the calling thread runs on right now; -1 where nobody says."""
+    return int(_sched_getcpu()) if _sched_getcpu is not None else -1
 
 
 def _error(call: str) -> OSError:

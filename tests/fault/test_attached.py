@@ -1,0 +1,391 @@
+"""Mode daemon when things break: copies that hang, clients that die, sessions that break, a daemon that is killed.
+
+Until the daemon has said that nothing is under way, or is gone, pages are nobody's; blocks that are read stay what they
+are meanwhile, whatever becomes of their lease.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import kvclient
+from bench.process import DaemonProcess
+from kvclient.results import Reason
+from kvproto import device_frames, frames
+from kvproto.device_frames import Attach, Opens, Piece, SharedHandle, State
+from kvproto.errors import AttachError, Code, UsageError
+from kvproto.frames import Mode, Verb
+from tests.attached_kit import (
+    BLOCK_BYTES,
+    LAYERS,
+    PIECE,
+    Engine,
+    Gate,
+    connected,
+    engine,
+    gated_daemon,
+    maps_of,
+    namespace_of,
+    other_engine,
+)
+from tests.node import until
+from tests.raw import RawClient, key, raw_client
+
+COUNT = 8
+FROM, TO = list(range(COUNT)), list(range(32, 32 + COUNT))
+LEASE_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def gated() -> Iterator[tuple[DaemonProcess, Gate]]:
+    with gated_daemon("--lease-ttl-max", f"{LEASE_S}s", "--policy-dram", "lru") as made:
+        yield made
+        assert made[0].process.poll() is None, "the daemon died"
+
+
+@pytest.fixture(autouse=True)
+def gate_is_open_afterwards(gated: tuple[DaemonProcess, Gate]) -> Iterator[None]:
+    yield
+    gated[1].open()
+
+
+@pytest.fixture
+def kv() -> Iterator[Engine]:
+    with engine() as made:
+        yield made
+
+
+def keys_of(namespace: kvclient.Namespace) -> list[bytes]:
+    return list(namespace.keys(list(range(4 * COUNT))))
+
+
+def saved(client: kvclient.Client, kv: Engine, model: str) -> tuple[kvclient.Namespace, list[bytes]]:
+    """A chain in the store, of what is in `FROM`."""
+    namespace = namespace_of(client, model)
+    keys = keys_of(namespace)
+    blocks = kv.values[:, :COUNT].transpose(1, 0, 2).reshape(COUNT, BLOCK_BYTES).copy()
+    assert namespace.store(keys, blocks, wait=True).accepted == COUNT
+    return namespace, keys
+
+
+def crowd_out(client: kvclient.Client) -> None:
+    """Put more of others' blocks into DRAM than it holds: what nobody holds is gone, and its slots are theirs."""
+    other = namespace_of(client, "others")
+    rubbish = np.full((1000, BLOCK_BYTES), 0xEE, dtype=np.uint8)
+    for number in range(1, 6):  # 80 MiB
+        other.store([key(1000 * number + block) for block in range(1000)], rubbish, wait=True)
+
+
+def test_a_copy_that_hangs_keeps_its_pages_until_it_has_ended(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    daemon, gate = gated
+    with connected(daemon, timeout_s=0.3) as client:
+        namespace, keys = saved(client, kv, "hangs")
+        memory = kv.attach(client)
+        gate.shut()
+        found = namespace.load(keys, memory[TO], timeout_s=0.1)
+        assert found == kvclient.LoadResult(0, settled=False, reason=Reason.TIMED_OUT)
+        assert memory.unsettled() == TO
+        with pytest.raises(UsageError, match="may still be written"):
+            namespace.load(keys[:1], memory[TO[:1]])
+        with pytest.raises(UsageError, match="may still be written"):
+            namespace.save(keys[:1], memory[TO[:1]])
+        assert not memory.settle(0.1)
+        assert client.ping() is not None  # nobody else waits for it
+        gate.open()
+        assert memory.settle(20.0)
+        assert namespace.load(keys, memory[TO], timeout_s=20.0) == kvclient.LoadResult(COUNT)
+        assert np.array_equal(kv.get(TO), kv.values[:, :COUNT])
+
+
+def test_blocks_that_are_being_loaded_stay_what_they_are(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    """Whatever becomes of their lease: deleted, crowded out, and later than any lease lasts."""
+    daemon, gate = gated
+    with connected(daemon) as client:
+        namespace, keys = saved(client, kv, "held")
+        control, its_keys = saved(client, kv, "not-held")
+        memory = kv.attach(client)
+        gate.shut()
+        loading = namespace.start_load(keys, memory[TO], groups=2)
+        assert until(lambda: not loading.wait(1, 0.01) and loading.blocks == COUNT)
+        late = time.monotonic() + 2 * LEASE_S
+        namespace.delete(keys)
+        crowd_out(client)
+        assert until(lambda: time.monotonic() > late)
+        assert control.match(its_keys).blocks == 0
+        assert namespace.match(keys).blocks == 0
+        gate.open()
+        assert loading.result(20.0) == kvclient.LoadResult(COUNT)
+        assert np.array_equal(kv.get(TO), kv.values[:, :COUNT])
+
+
+def test_a_group_is_there_when_it_is_said_and_the_next_one_is_not(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    daemon, gate = gated
+    with connected(daemon) as client:
+        namespace, keys = saved(client, kv, "groups")
+        memory = kv.attach(client)
+        before = kv.get(TO)
+        gate.shut(after=2)
+        loading = namespace.start_load(keys, memory[TO], groups=LAYERS)
+        assert loading.wait(2, 20.0)
+        assert np.array_equal(kv.get(TO)[:2], kv.values[:2, :COUNT])
+        assert not loading.wait(3, 0.05)
+        assert np.array_equal(kv.get(TO)[2:], before[2:])
+        gate.open()
+        assert loading.wait(3, 20.0)
+        assert loading.result(20.0).blocks == COUNT
+
+
+@pytest.mark.parametrize("verb", ["load", "save"])
+def test_an_engine_that_dies_while_it_is_copied(gated: tuple[DaemonProcess, Gate], kv: Engine, verb: str) -> None:
+    daemon, gate = gated
+    model = f"dies-{verb}"
+    with connected(daemon) as client:
+        namespace = namespace_of(client, model)
+        if verb == "load":
+            saved(client, kv, model)
+        assert until(lambda: maps_of(daemon) == 0)
+        gate.shut()
+        with other_engine(daemon, verb, model) as process:
+            pending = (lambda: namespace.match(keys_of(namespace)).pending == COUNT) if verb == "save" else bool
+            assert verb == "load" or until(pending)
+            process.kill()
+            process.wait()
+        assert maps_of(daemon) == LAYERS or verb == "load"  # it is not closed under a copy
+        gate.open()
+        assert until(lambda: maps_of(daemon) == 0)
+        matched = namespace.match(keys_of(namespace))
+        assert (matched.blocks, matched.pending) == (COUNT if verb == "load" else 0, 0)
+
+
+def test_a_session_that_breaks_is_settled_by_attaching_anew(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    daemon, gate = gated
+    with connected(daemon, timeout_s=0.3) as client:
+        namespace, keys = saved(client, kv, "breaks")
+        memory = kv.attach(client)
+        gate.shut()
+        loading = namespace.start_load(keys, memory[TO])
+        assert until(lambda: not loading.wait(1, 0.01) and loading.blocks == COUNT)
+        link = client._connection._link
+        assert link is not None
+        link.shut()
+        found = loading.result(5.0)
+        assert found == kvclient.LoadResult(0, settled=False, reason=Reason.UNREACHABLE)
+        assert client.wait_connected(20.0)
+        assert not memory.settle(0.5)  # the daemon does not say ATTACHED while it may still write
+        assert memory.unsettled() == TO
+        gate.open()
+        assert memory.settle(20.0)
+        kv.put(TO, np.zeros_like(kv.get(TO)))
+        assert namespace.load(keys, memory[TO], timeout_s=20.0).blocks == COUNT
+        assert np.array_equal(kv.get(TO), kv.values[:, :COUNT])
+
+
+def test_pages_that_are_read_are_settled_so_too(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    daemon, gate = gated
+    with connected(daemon, timeout_s=0.3) as client, ThreadPoolExecutor(1) as thread:
+        namespace = namespace_of(client, "breaks-save")
+        keys = keys_of(namespace)
+        memory = kv.attach(client)
+        gate.shut()
+        saving = thread.submit(namespace.save, keys, memory[FROM], timeout_s=30.0)
+        assert until(lambda: namespace.match(keys).pending == COUNT)
+        link = client._connection._link
+        assert link is not None
+        link.shut()
+        assert saving.result(30.0).reasons == {Reason.UNREACHABLE: COUNT}
+        assert client.wait_connected(20.0)
+        assert not memory.settle(0.5)
+        assert memory.unsettled() == FROM
+        gate.open()
+        assert memory.settle(20.0)
+        assert namespace.match(keys).blocks == 0  # whoever saved it is gone
+        assert namespace.save(keys, memory[FROM]).accepted == COUNT
+
+
+def test_a_daemon_that_stands_still_is_a_miss_and_its_pages_are_not_free(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    daemon, _ = gated
+    with connected(daemon, timeout_s=0.3) as client:
+        namespace, keys = saved(client, kv, "stopped")
+        memory = kv.attach(client)
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            found = namespace.load(keys, memory[TO], timeout_s=0.1)
+            assert (found.blocks, found.settled) == (0, False)
+            assert namespace.save(keys, memory[FROM]).accepted == 0
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        assert memory.settle(20.0)
+        assert until(lambda: namespace.load(keys, memory[TO], timeout_s=5.0).blocks == COUNT)
+
+
+def test_a_daemon_that_is_killed_leaves_pages_to_their_owner(kv: Engine) -> None:
+    with gated_daemon() as (daemon, gate), connected(daemon) as client:
+        namespace, keys = saved(client, kv, "killed")
+        memory = kv.attach(client)
+        gate.shut()
+        loading = namespace.start_load(keys, memory[TO])
+        daemon.kill()
+        assert loading.result(20.0) == kvclient.LoadResult(0, settled=True, reason=Reason.UNREACHABLE)
+        assert memory.unsettled() == []
+        assert namespace.load(keys, memory[TO]).reason is Reason.UNREACHABLE
+        assert namespace.save(keys, memory[FROM]).reasons == {Reason.UNREACHABLE: COUNT}
+
+
+def test_a_device_that_is_lost_ends_mode_daemon_and_nothing_else(kv: Engine) -> None:
+    with gated_daemon("--gpu-hbm", "16MiB") as (daemon, gate), connected(daemon) as client:
+        namespace, keys = saved(client, kv, "lost")
+        memory = kv.attach(client)
+        assert namespace.load(keys, memory[TO]).blocks == COUNT
+        gate.lose()
+        assert namespace.load(keys, memory[TO]) == kvclient.LoadResult(0, settled=True, reason=Reason.DEVICE)
+        assert namespace.save(list(namespace.keys([1, 2, 3, 4])), memory[FROM[:1]]).reasons == {Reason.DEVICE: 1}
+        with pytest.raises(AttachError, match="lost"):
+            kv.attach(client)
+        on_host = np.zeros((COUNT, BLOCK_BYTES), dtype=np.uint8)
+        with namespace.fetch(keys) as lease:
+            assert lease.copy_to(on_host)
+        assert np.array_equal(on_host.reshape(COUNT, LAYERS, PIECE).transpose(1, 0, 2), kv.values[:, :COUNT])
+        assert np.array_equal(kv.get(FROM), kv.values[:, :COUNT])
+        with connected(daemon) as later:
+            assert later.status.mode == "copy"
+            assert "fell off" in later.status.notes
+
+
+# -- what a client may say --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(gated: tuple[DaemonProcess, Gate]) -> Iterator[RawClient]:
+    with raw_client(gated[0].runtime_dir, modes=(Mode.DAEMON,)) as made:
+        yield made
+
+
+def attach_frame(
+    kv: Engine, *, pieces: Sequence[Piece], blocks: int = 64, handles: Sequence[SharedHandle] = ()
+) -> bytes:
+    whole = SharedHandle(int(kv.layers[0].array.nbytes), Opens.DESCRIPTOR)
+    identity = bytes.fromhex(kv.device.properties.identity)
+    return device_frames.build_attach(7, Attach(identity, handles or [whole], pieces, PIECE, blocks))
+
+
+def attached(raw: RawClient, kv: Engine) -> int:
+    handle = kv.device.export(kv.layers[0].data_ptr(), int(kv.layers[0].array.nbytes))
+    raw.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)]), [handle.fd])
+    os.close(handle.fd)
+    head, frame, _ = raw.answer(Verb.ATTACHED)
+    return frames.parse_number(frame, head)
+
+
+def failed(raw: RawClient) -> tuple[Code, str]:
+    head, frame, _ = raw.answer(Verb.FAILED)
+    return frames.parse_failure(frame, head)
+
+
+@pytest.mark.parametrize(
+    ("piece", "blocks"),
+    [(Piece(0, 0, PIECE), 65), (Piece(0, PIECE, PIECE), 64), (Piece(1, 0, PIECE), 64), (Piece(0, 1 << 60, PIECE), 64),
+     (Piece(0, 0, 16), 2), (Piece(0, 8, PIECE), 2), (Piece(0, 0, (1 << 64) - PIECE), 2), (Piece(0, 0, PIECE), 0)],
+)  # fmt: skip
+def test_pages_beyond_what_the_handle_opens_are_refused(raw: RawClient, kv: Engine, piece: Piece, blocks: int) -> None:
+    handle = kv.device.export(kv.layers[0].data_ptr(), int(kv.layers[0].array.nbytes))
+    raw.send(attach_frame(kv, pieces=[piece], blocks=blocks), [handle.fd])
+    os.close(handle.fd)
+    assert failed(raw)[0] is Code.DEVICE
+    assert attached(raw, kv)  # the same without the mistake
+
+
+def test_a_descriptor_of_something_else_is_refused(
+    raw: RawClient, kv: Engine, gated: tuple[DaemonProcess, Gate]
+) -> None:
+    """Above all an arena's, which the client may only read: nothing may be copied into it this way."""
+    whole = int(kv.layers[0].array.nbytes)
+    namespace = raw.open(4096)
+    grants = raw.reserve(namespace, [key(1)])
+    raw.commit([grants[0].ticket])
+    assert raw.lease(namespace, [key(1)], wait_s=5.0).locations
+    arena = raw.fds[-1]
+    arena_bytes = os.fstat(arena).st_size
+    unsealed = os.memfd_create("unsealed")
+    os.truncate(unsealed, whole)
+    before = len(os.listdir(f"/proc/{gated[0].process.pid}/fd"))  # noqa: PTH208
+    for fd, length in ((arena, arena_bytes), (unsealed, whole), (raw.socket.fileno(), whole)):
+        handles = [SharedHandle(length, Opens.DESCRIPTOR)]
+        raw.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)], handles=handles), [fd])
+        assert failed(raw)[0] is Code.DEVICE
+    pid, number = gated[0].process.pid, 5
+    raw.send(
+        attach_frame(
+            kv, pieces=[Piece(0, 0, PIECE)], handles=[SharedHandle(arena_bytes, Opens.IPC, f"{pid}:{number}".encode())]
+        )
+    )
+    assert failed(raw)[0] is Code.DEVICE
+    os.close(unsealed)
+    assert until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == before)  # noqa: PTH208
+
+
+def test_too_much_is_refused_and_the_session_goes_on(raw: RawClient, kv: Engine) -> None:
+    raw.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)], handles=[SharedHandle(1 << 50, Opens.IPC, b"1:1")]))
+    assert failed(raw)[0] is Code.LIMIT
+    many = [SharedHandle(1 << 20, Opens.IPC, b"1:1")] * 257
+    raw.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)], handles=many))
+    assert failed(raw)[0] is Code.LIMIT
+    raw.ping()
+
+
+def test_a_load_is_held_to_what_is_attached(raw: RawClient, kv: Engine) -> None:
+    memory, namespace, large = attached(raw, kv), raw.open(PIECE), raw.open(2 * PIECE)
+    for number, of, pages, groups in (
+        (memory + 1, namespace, [1], 1), (memory, large, [1], 1), (memory, namespace, [64], 1),
+        (memory, namespace, [3, 3], 1),
+        (memory, namespace, [(1 << 32) - 1], 1), (memory, namespace, [1], 2),
+    ):  # fmt: skip
+        keys = b"".join(key(page) for page in pages)
+        raw.send(device_frames.build_load(9, of, number, pages, keys, wait_ns=0, groups=groups))
+        assert failed(raw)[0] is Code.BAD_ARGUMENT
+        if groups == 1 and len({*pages}) == len(pages):
+            raw.send(device_frames.build_save(9, of, number, pages, keys, parent=None))
+            assert failed(raw)[0] is Code.BAD_ARGUMENT
+    raw.send(device_frames.build_load(9, namespace, memory, [1], key(404), wait_ns=0, groups=1))
+    raw.answer(Verb.MOVING)
+    head, frame, _ = raw.answer(Verb.LOADED)
+    assert device_frames.parse_loaded(frame, head)[1:] == (0, 1, State.DONE)
+    raw.send(device_frames.build_transfer(Verb.CANCEL_TRANSFER, 10, 404))  # of what is over, or never was
+    raw.answer(Verb.CANCELLED)
+    raw.send(frames.build(Verb.DETACH, 11, frames.NUMBER_BODY.pack(memory)))
+    raw.answer(Verb.DETACHED)
+    raw.send(frames.build(Verb.DETACH, 11, frames.NUMBER_BODY.pack(memory)))
+    assert failed(raw)[0] is Code.BAD_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        device_frames.build_load(9, 1, 1, [1], key(1), wait_ns=1 << 60, groups=1),
+        device_frames.build_load(9, 1, 1, [1], key(1), wait_ns=0, groups=0),
+        device_frames.build_load(9, 1, 1, [1, 2], key(1), wait_ns=0, groups=1),
+        device_frames.build_load(9, 77, 1, [1], key(1), wait_ns=0, groups=1),
+        device_frames.build_save(9, 1, 1, [], b"", parent=None),
+        frames.build(Verb.ATTACH, 9, b"short"),
+        frames.build(Verb.ATTACH, 9, device_frames.ATTACH_HEAD.pack(bytes(16), 1 << 30, 1 << 30, 1, 0, 16)),
+        frames.build(Verb.CANCEL_TRANSFER, 9, b"four"),
+        frames.build(Verb.DETACH, 9),
+    ],
+)
+def test_what_no_client_says_ends_the_session(raw: RawClient, frame: bytes) -> None:
+    raw.send(frame)
+    assert raw.goodbye()[0] in {Code.BAD_FRAME, Code.LIMIT, Code.BAD_NAMESPACE}
+
+
+def test_verbs_of_mode_daemon_are_for_sessions_in_it(gated: tuple[DaemonProcess, Gate]) -> None:
+    with raw_client(gated[0].runtime_dir) as copying:
+        copying.send(device_frames.build_transfer(Verb.CANCEL_TRANSFER, 1, 1))
+        assert copying.goodbye()[0] is Code.BAD_FRAME
