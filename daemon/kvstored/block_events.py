@@ -1,0 +1,162 @@
+"""What the owner thread finds changed about blocks, on its way to whoever wants to know.
+
+    owner (kvstore/announcing.py) --tell--> a queue --> this thread --> `BlockLog`, one a tenant --> WatchBlocks (gRPC)
+                                                              `-------> sockets of ZeroMQ, where that is wanted
+
+The queue is bounded: the owner is told when it is full, looks at nothing more, and loses nothing by that, since what it
+would have found is still in its table. Only who subscribes can miss anything, and sees it by the numbers.
+
+Each tenant's log begins with "all cleared": what former lives of the daemon have told is over.
+"""
+
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from kvstore.announcing import CHANGE, Changes, Place, Told
+from kvstored.block_events_address import ANY_TENANT, GRPC, EventsConfig, topic_of
+from kvstored.block_log import BlockLog
+
+log = logging.getLogger(__name__)
+
+QUEUED_MOST: Final = 1 << 16  # changes: 5 MB
+BATCH_CHANGES: Final = 512
+NOTHING: Final[Changes] = np.zeros(0, dtype=CHANGE)
+NAMESPACE_DIGITS: Final = 16
+LOOK_UP_S: Final = 0.1  # until somebody who wants replay is heard
+
+
+class BlockEvents:
+    """The queue, the thread and the logs of one daemon."""
+
+    def __init__(self, config: EventsConfig, gid: int | None, room: Callable[[], None]) -> None:
+        """Members of `gid` may connect to sockets of ZeroMQ, beside the daemon's user. `room` is called, from the
+        thread, when a queue that was full is so no more.
+
+        Raises OSError or ValueError where sockets of ZeroMQ are wanted and cannot be.
+        """
+        self._config = config
+        self._room = room
+        self._told: deque[Told] = deque()
+        self._queued = 0  # changes
+        self._full = False
+        self._news = threading.Condition()  # for all that two threads touch; to notify does not give the GIL away
+        self._logs: dict[str, BlockLog] = {}
+        self._host = socket.gethostname()
+        self._running = self._watched = True
+        self._sockets = None
+        if config.listen != GRPC:
+            from kvstored.block_events_zmq import Sockets  # noqa: PLC0415  packages that not everybody has
+
+            self._sockets = Sockets(config, gid)
+        self._thread = threading.Thread(target=self._run, name="block-events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to pass on what is told."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pass on what was told, and end."""
+        with self._news:
+            self._running = False
+            self._news.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.end_watching()
+        if self._sockets is not None:
+            self._sockets.close()
+
+    def end_watching(self) -> None:
+        """Whoever waits for more on the control socket is told that there is none. Any thread."""
+        with self._news:
+            self._watched = False
+            logs = list(self._logs.values())
+        for one in logs:
+            one.stop()
+
+    def tell(self, told: Told) -> bool:
+        """Something was found; is there room for more? Owner thread."""
+        with self._news:
+            self._told.append(told)
+            self._queued += told.changes.size
+            self._full = self._queued >= QUEUED_MOST
+            self._news.notify()
+            return not self._full
+
+    def log_of(self, tenant: str) -> BlockLog:
+        """A tenant's log; of one that nothing was told of yet, too. Any thread."""
+        with self._news:
+            found = self._logs.get(tenant)
+            if found is None:
+                found = self._logs[tenant] = BlockLog(tenant, self._config.replay)
+                if not self._watched:
+                    found.stop()
+            return found
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if self._config.tenant != ANY_TENANT:
+            self._begun(self._config.tenant)
+        while self._running or self._told:
+            try:
+                self._take()
+                if self._sockets is not None:
+                    self._sockets.replay(self._logs)
+            except Exception:
+                log.exception("events: something was not told")
+
+    def _take(self) -> None:
+        """The next that was told; or nothing, if there is none within the time after which to see who wants replay."""
+        with self._news:
+            if self._running and not self._told:
+                self._news.wait(None if self._sockets is None else LOOK_UP_S)
+            if not self._told:
+                return
+            told = self._told.popleft()
+            self._queued -= told.changes.size
+            again = self._full and self._queued <= QUEUED_MOST // 2
+            self._full = self._full and not again
+        if again:
+            self._room()
+        self._pass_on(told)
+
+    def _pass_on(self, told: Told) -> None:
+        if told.cleared:
+            self._add(self._begun(told.cleared), NOTHING, None)
+        for changes, place in by_place(told):
+            for at in range(0, changes.size, BATCH_CHANGES):
+                self._add(self._begun(place.tenant), changes[at : at + BATCH_CHANGES], place)
+
+    def _begun(self, tenant: str) -> BlockLog:
+        found = self.log_of(tenant)
+        if not found.next:
+            self._add(found, NOTHING, None)
+        return found
+
+    def _add(self, to: BlockLog, changes: Changes, place: Place | None) -> None:
+        if self._sockets is None or self._config.tenant not in (ANY_TENANT, to.tenant):
+            to.add(changes, place)
+            return
+        topic = topic_of(self._config.topic, self._values(to.tenant, place)).encode()
+        payload = self._sockets.encode(changes, place)
+        self._sockets.send(to.add(changes, place, topic, payload), to.tenant)
+
+    def _values(self, tenant: str, place: Place | None) -> dict[str, str]:
+        model, namespace = (place.model, place.digest[:NAMESPACE_DIGITS]) if place is not None else ("", "")
+        return {"host": self._host, "tenant": tenant, "model": model, "namespace": namespace}
+
+
+def by_place(told: Told) -> Iterator[tuple[Changes, Place]]:
+    """Stretches of changes of one namespace, in order."""
+    numbers = told.changes["namespace"]
+    starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), numbers.size]
+    for start, stop in pairwise(starts):
+        if stop > start:
+            yield told.changes[start:stop], told.places[int(numbers[start])]

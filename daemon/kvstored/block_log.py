@@ -1,0 +1,92 @@
+"""What was told of one tenant's blocks, numbered in one row, and as much of it remembered as whoever is late may miss.
+
+    publisher thread    `add`
+    handlers            `after`, `wait`
+
+Any thread.
+"""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from kvstore.announcing import Changes, Place
+
+REMEMBERED_BYTES: Final = 64 << 20  # of one tenant, however many batches that are
+BATCH_BYTES: Final = 256  # beside its changes and its payload
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes of one namespace, or (no place) the word that all of the tenant's blocks are gone."""
+
+    number: int
+    unix_s: float
+    changes: Changes
+    place: Place | None
+    topic: bytes = b""
+    payload: bytes = b""  # as ZeroMQ's subscribers get it
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory, about."""
+        return self.changes.nbytes + len(self.payload) + BATCH_BYTES
+
+
+class BlockLog:
+    """Those of one tenant, in one life of the daemon. The first one has the number 0."""
+
+    def __init__(self, tenant: str, batches: int) -> None:
+        """`batches`: so many are remembered, if they fit into memory."""
+        self.tenant = tenant
+        self._ring: deque[Batch] = deque()
+        self._most = batches
+        self._held_bytes = 0
+        self._next = 0
+        self._stopped = False
+        self._news = threading.Condition()
+
+    @property
+    def next(self) -> int:
+        """The number of the batch to come."""
+        return self._next
+
+    @property
+    def first(self) -> int:
+        """The least number that is remembered; that of the next one if none is."""
+        with self._news:
+            return self._ring[0].number if self._ring else self._next
+
+    def add(self, changes: Changes, place: Place | None, topic: bytes = b"", payload: bytes = b"") -> Batch:
+        """Something was found. Publisher thread."""
+        with self._news:
+            batch = Batch(self._next, time.time(), changes, place, topic, payload)
+            self._next += 1
+            self._ring.append(batch)
+            self._held_bytes += batch.size_bytes
+            while len(self._ring) > self._most or (self._held_bytes > REMEMBERED_BYTES and len(self._ring) > 1):
+                self._held_bytes -= self._ring.popleft().size_bytes
+            self._news.notify_all()
+        return batch
+
+    def after(self, number: int) -> list[Batch] | None:
+        """Those from `number` on, in order; None where some of them are forgotten, or there never were so many."""
+        with self._news:
+            first = self._ring[0].number if self._ring else self._next
+            if not first <= number <= self._next:
+                return None
+            return [self._ring[i] for i in range(number - first, len(self._ring))]
+
+    def wait(self, number: int, timeout_s: float) -> bool:
+        """Until there is one with that number, or the time is over; False once there will be none any more."""
+        with self._news:
+            self._news.wait_for(lambda: self._stopped or self._next > number, timeout_s)
+            return not self._stopped or self._next > number
+
+    def stop(self) -> None:
+        """Whoever waits is told that there is no more to come."""
+        with self._news:
+            self._stopped = True
+            self._news.notify_all()
