@@ -6,17 +6,20 @@
 # make day    a day in the life of one host, told as it happens
 # make test-skew   an earlier version's clients with this daemon, and the other way round
 # make man    the manual pages in systemd/man anew, from the commands and settings
-# make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB) and .venv-sglang (1.4 GB)
+# make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB), .venv-sglang (1.4 GB), .venv-mooncake (0.2 GB)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Two things side by side, and what each says when it is over.
-BOTH := $(MAKE) --no-print-directory --jobs=2 --output-sync=target
+# Several things side by side, and what each says when it is over.
+BESIDE := $(MAKE) --no-print-directory --output-sync=target
 
-.PHONY: demo test test-around test-inside test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
+# Tests start some 700 processes; without bytecode each compiles its sources again, a quarter of a daemon's start.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-unit test-rest test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,18 +39,24 @@ check: $(STAMP)
 
 # What a first start compiles, so that no test waits for it.
 compiled: $(STAMP)
+	@$(BIN)/python -m compileall -q proto kernels kvstore daemon clients bench tests
 	@$(BIN)/python -c 'from kvstored.warmup import warm_up; warm_up()'
 
-# Each half takes about as long, and waits for processes and drives a good part of that.
+# Long parts first. One more than there are processors: who waits for a process or a drive leaves it to another.
+PARTS := integration-a-d rest integration-s-z integration-e-l integration-m-r unit
+SHORT := $(BIN)/python -m pytest -m 'not long and not engines and not skew'
+
 test: $(STAMP)
-	@$(BOTH) check compiled
-	@$(BOTH) test-around test-inside
+	@$(BESIDE) --jobs=3 check $(PARTS:%=test-%)
 
-test-around: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not long and not engines and not skew' tests/integration
+test-unit: compiled
+	@$(SHORT) tests/unit
 
-test-inside: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not long and not engines and not skew' --ignore=tests/integration
+test-integration-%: compiled
+	@$(SHORT) tests/integration/test_[$*]*.py
+
+test-rest: compiled
+	@$(SHORT) tests --ignore=tests/unit --ignore=tests/integration
 
 test-long: check
 	@$(BIN)/python -m pytest -m 'not engines and not skew' --figures bench/results/test_long.json
@@ -99,4 +108,4 @@ deb:
 	@systemd/debian/build
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-sglang build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-sglang $(VENV)-mooncake build dist *.egg-info

@@ -5,7 +5,9 @@ bench/METHOD.md says what each figure covers.
 
 import os
 import time
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import grpc
 
@@ -20,6 +22,20 @@ from kvstored.regions import make_region
 DRAM_MIB = 1024
 GIB = 1 << 30
 LOOK_S = 0.002
+PLACED_S = 30.0
+# Python runs it at the start of a daemon: two nodes, of which pages lie on the one they were wanted on.
+TWO_NODES = """
+import sys
+if sys.orig_argv[1:3] == ["-m", "kvstored"]:
+    from kvkernels import numa
+    wanted = []
+    numa.prefer = lambda address, size, node: wanted.append((address, size, node))
+    numa.nodes_of = lambda pages: [
+        ([node for start, size, node in wanted if start <= page < start + size] or [0])[-1] for page in pages
+    ]
+    from kvstored import placement
+    placement.Topology.read = staticmethod(lambda: placement.Topology((0, 1)))
+"""
 
 
 def run(*, quick: bool) -> Findings:
@@ -46,7 +62,7 @@ def run(*, quick: bool) -> Findings:
         results |= {f"node_{node}_fetch_2mib_over_memcpy": fetch_from(node, quick=quick) for node in nodes}
     else:
         results["node_fetch_2mib_over_memcpy"] = "not measured: this machine has one node"
-    return results
+    return results | shared_by_two_nodes()
 
 
 def touch_seconds() -> float:
@@ -96,6 +112,41 @@ def fetch_from(node: int, *, quick: bool) -> float:
         assert client.wait_connected(5)
         found = measure_fetch(open_namespace(client, 2 * MIB), 2 * MIB, 100, 5 if quick else 25, "fetch")
         return found["fetch_over_memcpy"]
+
+
+def shared_by_two_nodes() -> Findings:
+    """What a daemon makes of two nodes that there are not: how much of DRAM it wants on either."""
+    with TemporaryDirectory(prefix="kvstored-bench-") as folder:
+        Path(folder, "sitecustomize.py").write_text(TWO_NODES)
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = folder if before is None else f"{folder}{os.pathsep}{before}"
+        try:
+            with daemon(*arguments("small")) as running:
+                running.await_memory()
+                on_nodes = bytes_on_nodes(running.runtime_dir)
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+    return {
+        "simulated_nodes": len(on_nodes),
+        "simulated_mib_placed": sum(on_nodes) / MIB,
+        "simulated_mib_apart": (max(on_nodes) - min(on_nodes)) / MIB,
+    }
+
+
+def bytes_on_nodes(runtime_dir: Path) -> list[int]:
+    """Of a daemon's DRAM; it looks once a second until it knows of all."""
+    deadline_s = time.monotonic() + PLACED_S
+    with grpc.insecure_channel(f"unix:{runtime_dir}/control.sock") as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        while True:
+            tier = stub.GetStatus(control_pb2.GetStatusRequest()).tiers[0]
+            found = [node.bytes for node in tier.nodes]
+            if sum(found) >= tier.capacity_bytes or time.monotonic() > deadline_s:
+                return found or [0]
+            time.sleep(LOOK_S)
 
 
 def arguments(pages: str) -> tuple[str, ...]:

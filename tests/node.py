@@ -34,6 +34,7 @@ from tests.segments import flip, patch
 from tests.systemd import ServiceManager
 
 PATIENCE_S = 30.0
+PAUSE_S = 0.005  # between two looks: whoever is waited for wants the processor, too
 WAIT_S = 10.0  # of a fetch: until then a healthy disk has answered
 Bytes = NDArray[np.uint8]
 
@@ -349,10 +350,11 @@ def spoil_index(node: Node, random: Random) -> str:
     return how
 
 
-def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> bool:
+def until(condition: Callable[[], object], patience_s: float = PATIENCE_S, pause_s: float = PAUSE_S) -> bool:
     """Ask again and again until it holds; False if it never does."""
     deadline_s = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline_s:
             return False
+        time.sleep(pause_s)
     return True

@@ -86,13 +86,11 @@ class Board:
     def latency(self, verb: Verb) -> Latency:
         """How long it took."""
         times = self.lines["times"][:, verb].sum(axis=0, dtype=np.int64)
-        count = int(times.sum())
-        return Latency(
-            count,
-            _percentile(times, 0.5),
-            _percentile(times, 0.99),
-            float(self.lines["longest_ns"][:, verb].max()) / 1e9,
-        )
+        return _latency(times, self.lines["longest_ns"][:, verb])
+
+    def all_calls(self) -> Latency:
+        """How long calls took, whatever they were."""
+        return _latency(self.lines["times"].sum(axis=(0, 1), dtype=np.int64), self.lines["longest_ns"])
 
     def asked(self) -> int:
         """Calls that were answered."""
@@ -101,6 +99,10 @@ class Board:
     def forget(self) -> None:
         """All figures are 0 again; for when nobody writes."""
         self.lines[:] = 0
+
+
+def _latency(times: NDArray[np.int64], longest_ns: NDArray[np.uint64]) -> Latency:
+    return Latency(int(times.sum()), _percentile(times, 0.5), _percentile(times, 0.99), float(longest_ns.max()) / 1e9)
 
 
 def _percentile(times: NDArray[np.int64], share: float) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.harness import Figure, record, say
+from bench.load.board import Verb
 from bench.load.run import CLIENTS, PROCESSES, TENANTS, Outcome, load
 
 SECONDS: Final = 600.0
@@ -50,8 +51,14 @@ def run(arguments: Sequence[str]) -> None:
 def results_of(outcome: Outcome) -> dict[str, Figure]:
     """For the record; METHOD.md says what each is."""
     board, before, after = outcome.board, outcome.before, outcome.after
+    times = outcome.latencies()
     return {
         "seconds": outcome.seconds,
+        "wrong": len(outcome.wrong),
+        "hangs": len(outcome.hangs),
+        "leaks": len(outcome.leaks),
+        "p99_us": outcome.board.all_calls().p99_s * 1e6,
+        **{f"{verb.name.lower()}_p99_us": times[verb].p99_s * 1e6 for verb in (Verb.FETCH, Verb.STORE, Verb.MATCH)},
         "clients": CLIENTS,
         "tenants": TENANTS,
         "processes_killed": outcome.kills,
@@ -79,7 +86,6 @@ def results_of(outcome: Outcome) -> dict[str, Figure]:
         "threads_after": after.threads,
         "disk_blocks_damaged": outcome.statistics.get("kvstored_drive_damaged_blocks_total", 0.0),
         "disk_calls_failed": outcome.statistics.get("kvstored_drive_errors_total", 0.0),
-        "wrong": len(outcome.wrong),
     }
 
 

@@ -43,6 +43,11 @@ class Levels:
         """What somebody still seems to hold."""
         return {name: self.figures[name] for name in NOTHING if self.figures.get(name)}
 
+    def leftovers(self) -> list[str]:
+        """A sentence for whatever is still held or there, once everybody is gone and everything is cleared."""
+        held = [f"still held: {name} = {value:g}" for name, value in self.held().items()]
+        return held + [f"not empty after a clear: {name} = {value:g}" for name, value in self.left().items()]
+
     def busy(self) -> dict[str, float]:
         """The same without pins, which outlive those who asked for them: until their deadline, or until a clear."""
         return {name: value for name, value in self.held().items() if name not in PINS}

@@ -2,8 +2,8 @@
 
 Install a wheel into a prefix, start it under a service manager, serve two tenants, upgrade under load, fill a drive,
 drain, pull another drive, lose power, come back. Real processes, real files, one promise after another; all of them
-once more at the end, with what was found. The service manager is `tests/systemd.py`; the same units under a real
-systemd are `tests/integration/test_service_systemd.py`.
+once more at the end, with what was found. The service manager is systemd where one runs, else `tests/systemd.py` in its
+place (`supervisor.py`); the shipped units under a real systemd are `tests/integration/test_service_systemd.py`.
 """
 
 import os
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.e2e.host import Drive, Engine, Host
 from tests.e2e.prefix import Prefix, build_wheel, next_release
+from tests.e2e.supervisor import Supervisor, supervisor_of
 from tests.node import until
-from tests.systemd import ServiceManager
 
 TENANTS = ("chat", "batch")
 CHAIN = 8  # blocks of a chain, as in `engine.py`: 512 KiB
@@ -70,7 +70,8 @@ def live(say: Callable[[str], None], *, patient: bool) -> list[Promise]:
     day = Day(say, patient)
     with Host() as host:
         wheel = install(day, host)
-        with start(day, host) as manager:
+        with set_up(day, host) as manager:
+            start(day, manager)
             serve(day, host)
             upgrade(day, host, manager, wheel)
             fill(day, host, manager)
@@ -97,9 +98,8 @@ def install(day: Day, host: Host) -> Path:
     return wheel
 
 
-def start(day: Day, host: Host) -> ServiceManager:
-    """Two drives, two tenants, a socket, a watchdog; and a manager that waits for READY."""
-    day.tell("Start: a service manager starts it, with a socket, a watchdog and a descriptor store")
+def set_up(day: Day, host: Host) -> Supervisor:
+    """Two drives, two tenants, a socket, a watchdog."""
     host.drives = [Drive(host.home / f"drive{number}") for number in range(2)]
     host.config.write_text(
         "".join(f"[tenants.{name}]\nuids = [{os.geteuid()}]\ndram_guaranteed = '24MiB'\n" for name in TENANTS)
@@ -113,13 +113,15 @@ def start(day: Day, host: Host) -> ServiceManager:
     environ = host.prefix.environ()
     if not day.patient:
         environ["PYTHONPATH"] = _impatience(host)
-    manager = ServiceManager(command, environ, host.home, log_file=host.log, watchdog_s=30.0)
-    manager.listen(host.run / "hot.sock")
+    return supervisor_of(command, environ, host.run, host.log)
+
+
+def start(day: Day, manager: Supervisor) -> None:
+    """Until it says READY."""
+    day.tell(f"Start: {manager.name} starts it, with a socket, a watchdog and a descriptor store")
     begun_s = time.monotonic()
     manager.start()
-    manager.wait_ready()
     day.promise("ready after a start", "within 30 s", time.monotonic() - begun_s, held=time.monotonic() - begun_s < 30)
-    return manager
 
 
 def _impatience(host: Host) -> str:
@@ -159,18 +161,16 @@ def serve(day: Day, host: Host) -> None:
     _all_there(day, host, "blocks that are there")
 
 
-def upgrade(day: Day, host: Host, manager: ServiceManager, wheel: Path) -> None:
+def upgrade(day: Day, host: Host, manager: Supervisor, wheel: Path) -> None:
     """Another release, while engines go on."""
     later = next_release(wheel)
     day.tell(f"Upgrade under load: {later.name} is installed, and the service restarted")
     for engine in host.engines:
         engine.ask("talk")
-    before = manager.process.pid if manager.process else 0
+    before = manager.pid
     host.prefix.install(later)
     stopped_s = time.monotonic()
-    code = manager.stop()
-    manager.start()
-    manager.wait_ready()
+    code = manager.restart()
     gap_s = time.monotonic() - stopped_s
     time.sleep(TALK_S)  # of load on the new one
     _hush(day, host, "while it was upgraded")
@@ -188,13 +188,12 @@ def upgrade(day: Day, host: Host, manager: ServiceManager, wheel: Path) -> None:
 # -- trouble -----------------------------------------------------------------------------------------------------------
 
 
-def fill(day: Day, host: Host, manager: ServiceManager) -> None:
+def fill(day: Day, host: Host, manager: Supervisor) -> None:
     """A drive without room."""
     day.tell("Fill a drive: nothing more fits, and engines go on")
-    assert manager.process is not None
     for engine in host.engines:
         engine.ask("talk")
-    with host.drives[0].full(manager.process.pid):
+    with host.drives[0].full(manager.pid):
         chat, number = host.engines[0], 0
         while all(drive.state != "full" for drive in host.status().disk.drives) and number < FILLS:
             chat.ask("store", name=f"more-{number}", chains=4)
@@ -242,14 +241,12 @@ def pull(day: Day, host: Host) -> None:
                 held=durable == all_blocks)  # fmt: skip
 
 
-def lose_power(day: Day, host: Host, manager: ServiceManager) -> None:
+def lose_power(day: Day, host: Host, manager: Supervisor) -> None:
     """Nothing is left but what the drive has."""
     day.tell("Lose power: memory is gone, and what is durable comes back from the drive")
-    manager.kill()
-    manager.forget()
+    manager.lose_power()
     begun_s = time.monotonic()
     manager.start()
-    manager.wait_ready()
     chat, batch = host.engines
     first = until(lambda: chat.ask("fetch", name="after", chains=1)["hit"] == 8, 30.0)
     day.promise("from start to a hit from disk", "within 30 s", time.monotonic() - begun_s, held=first)
@@ -262,7 +259,7 @@ def lose_power(day: Day, host: Host, manager: ServiceManager) -> None:
     day.promise("blocks that nobody stored", "0", lost, held=lost == 0)
 
 
-def stop(day: Day, manager: ServiceManager) -> None:
+def stop(day: Day, manager: Supervisor) -> None:
     """The end of it."""
     day.tell("Stop")
     code = manager.stop()

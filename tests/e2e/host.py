@@ -51,13 +51,11 @@ class Drive:
         filler.unlink()
 
     def pull(self) -> None:
-        """It is gone, with all that lies on it."""
+        """It is gone, with all that lies on it and the folder: an empty one would be taken for a new drive at once."""
         if self.mounted:
             subprocess.run(["umount", "-l", str(self.folder)], check=True)
             self.mounted = False
-        else:
-            self.folder.rename(self.folder.with_name("pulled"))
-            self.folder.mkdir()
+        self.folder.rename(self.folder.with_name(f"{self.folder.name}-pulled"))
 
     def close(self) -> None:
         """Leave nothing mounted."""

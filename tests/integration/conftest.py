@@ -1,15 +1,19 @@
 """Real daemons for tests: one a module (`daemon`), or as many as a test wants (`start_daemon`)."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 
 import kvclient
 from bench.engines import find_vllm, why_not
 from bench.process import DaemonProcess
+from kvproto import control_pb2, control_pb2_grpc
+from kvproto.control_token import token_metadata
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -20,6 +24,27 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     folder = tmp_path_factory.mktemp("daemon")
     with DaemonProcess(folder / "run", "--dram", "256MiB", log_file=folder / "log") as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def _lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    folder = tmp_path_factory.mktemp("lasting")
+    with DaemonProcess(folder / "run", "--dram", "64MiB", "--arena", "4MiB", log_file=folder / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def empty_daemon(_lasting: DaemonProcess) -> DaemonProcess:
+    """A daemon with 64 MiB in arenas of 4, shared by the tests of a module, which may stop and not kill it.
+
+    Nothing is left in it of what former tests have stored.
+    """
+    os.kill(_lasting.process.pid, signal.SIGCONT)
+    with grpc.insecure_channel(f"unix:{_lasting.runtime_dir}/control.sock") as channel:
+        everything = control_pb2.ClearRequest(everything=control_pb2.ClearRequest.Everything())
+        token = token_metadata(_lasting.runtime_dir)
+        control_pb2_grpc.ControlStub(channel).Clear(everything, timeout=30.0, metadata=token)
+    return _lasting
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ compiles is kept there too, so that only the first run waits a minute for it.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 HOME: Final = ROOT / ".venv" / "skew"
 # The last commit that spoke version 3 of the wire (proto/WIRE.md): the next one offers 3..4.
 WIRE_3: Final = "dbe05f5c1e19ced1175d2bc1143792fc1e59ad27"
+RELEASE: Final = re.compile(r"v?(\d+(?:\.\d+)+)(-.+)?")
 WARM_UP: Final = "from kvstored.warmup import warm_up; warm_up()"
 
 
@@ -23,16 +26,51 @@ class NoHistoryError(Exception):
     """The commit is not in this clone."""
 
 
-def earlier() -> dict[str, str]:
-    """Name of each version to be compared with -> its commit: the last release, and who speaks the wire of before.
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One to be compared with: its commit, or why it cannot be had here."""
 
-    Raises NoHistoryError where there is no history, as in a shallow clone.
+    commit: str
+    why_not: str = ""
+
+
+def earlier(root: Path = ROOT) -> dict[str, Version]:
+    """By name: the last release before this commit, if there was one, and who speaks the wire of before.
+
+    In a shallow clone either may be missing; then it says why.
     """
-    found = {"wire-3": _commit(WIRE_3)}
-    tags = _git("tag", "--list", "v[0-9]*", "--sort=-version:refname", "--merged", "HEAD").decode().split()
-    if tags:
-        found[tags[0]] = _commit(tags[0])
+    found = {"wire-3": _version(root, WIRE_3)}
+    if release := last_release(root):
+        found[release] = _version(root, release)
     return found
+
+
+def last_release(root: Path) -> str:
+    """The newest of the tags v1.2.3 (or 1.2.3) on the way here, but for one of this very commit; empty without any.
+
+    1.2.3-rc1 comes before 1.2.3. Where history was cut off it is not known which tags lie on the way: then any counts.
+    """
+    try:
+        shallow = _git(root, "rev-parse", "--is-shallow-repository").decode().strip() == "true"
+        here = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
+        on_the_way = () if shallow else ("--merged", "HEAD")
+        tags = _git(root, "tag", *on_the_way).decode().split()
+        numbered = {tag: found for tag in tags if (found := RELEASE.fullmatch(tag))}
+        newest_first = sorted(numbered, key=lambda tag: _rank(numbered[tag]), reverse=True)
+        return next((tag for tag in newest_first if _commit(root, tag) != here), "")
+    except NoHistoryError:
+        return ""
+
+
+def _rank(tag: "re.Match[str]") -> tuple[tuple[int, ...], bool, str]:
+    return tuple(map(int, tag[1].split("."))), not tag[2], tag[2] or ""
+
+
+def _version(root: Path, name: str) -> Version:
+    try:
+        return Version(_commit(root, name))
+    except NoHistoryError as missing:
+        return Version("", str(missing))
 
 
 def site_of(commit: str) -> Path:
@@ -64,7 +102,7 @@ def _build(commit: str, making: Path) -> Path:
     """A wheel, as it would have been released."""
     source = making / "source"
     source.mkdir()
-    subprocess.run(["tar", "-x", "-C", str(source)], input=_git("archive", commit), check=True)
+    subprocess.run(["tar", "-x", "-C", str(source)], input=_git(ROOT, "archive", commit), check=True)
     command = ("-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "--quiet")
     _run(*command, "--wheel-dir", str(making), site=None)
     (wheel,) = making.glob("kvstored-*.whl")
@@ -85,13 +123,13 @@ def _run(*arguments: str, site: Path | None) -> None:
         raise RuntimeError(f"{' '.join(arguments)[:200]}: {done.stderr[-2000:]}")
 
 
-def _commit(name: str) -> str:
-    return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").decode().strip()
+def _commit(root: Path, name: str) -> str:
+    return _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").decode().strip()
 
 
-def _git(*arguments: str) -> bytes:
+def _git(root: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], check=False, capture_output=True)
+        done = subprocess.run(["git", "-C", str(root), *arguments], check=False, capture_output=True)
     except FileNotFoundError:
         raise NoHistoryError("there is no git here") from None
     if done.returncode:
@@ -101,5 +139,5 @@ def _git(*arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    for version, its_commit in earlier().items():
-        print(version, its_commit[:12], site_of(its_commit))
+    for its_name, version in earlier().items():
+        print(its_name, version.why_not or f"{version.commit[:12]} {site_of(version.commit)}")

@@ -18,7 +18,7 @@ import pytest
 
 from kvproto.limits import PROTOCOL_VERSION
 from tests.node import Node, until
-from tests.skew.previous import NoHistoryError, earlier, environ_of, site_of
+from tests.skew.previous import earlier, environ_of, site_of
 from tests.skew.speaker import COUNT
 from tests.systemd import ServiceManager
 
@@ -28,10 +28,7 @@ SPEAKER = str(Path(__file__).with_name("speaker.py"))
 RIGHT = {"blocks": COUNT, "right": COUNT, "control": 0}
 TODAY = None  # in place of the packages of an earlier version
 
-try:
-    VERSIONS, WHY_NOT = earlier(), ""
-except NoHistoryError as reason:
-    VERSIONS, WHY_NOT = {"none": ""}, str(reason)
+VERSIONS = earlier()
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,10 @@ class Host:
 @pytest.fixture(scope="module", params=VERSIONS)
 def before(request: pytest.FixtureRequest) -> Earlier:
     """A version to be compared with."""
-    if WHY_NOT:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(WHY_NOT)
-    return Earlier(request.param, site_of(VERSIONS[request.param]))
+    version = VERSIONS[request.param]
+    if version.why_not:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{request.param}: {version.why_not}")
+    return Earlier(request.param, site_of(version.commit))
 
 
 @pytest.fixture
