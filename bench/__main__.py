@@ -13,6 +13,8 @@ from bench.harness import record, say
 
 NAMES = (
     "hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec", "placement", "gpu",
+    "remote",
+    "quality",
 )  # fmt: skip
 APART = ("replay", "load")  # with commands of their own
 
@@ -29,10 +31,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small and fast; does not count as a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, too")
     parser.add_argument("--emulate", action="store_true", help="gpu: only show that the code runs; measures nothing")
+    parser.add_argument("--capture", type=Path, metavar="FILE", help="quality: of this KV, not of the built-in model's")
+    parser.add_argument("--save-capture", type=Path, metavar="FILE", help="quality: write the model's KV there")
     options = parser.parse_args()
+    if (options.capture or options.save_capture) and options.name != "quality":
+        parser.error("captures are for quality")
     if options.emulate and options.name != "gpu":
         parser.error("only gpu can be emulated")
-    more = {"emulate": True} if options.emulate else {}
+    more: dict[str, object] = {"emulate": True} if options.emulate else {}
+    if options.name == "quality":
+        more = {"capture": options.capture, "save_capture": options.save_capture}
     results = importlib.import_module(f"bench.{options.name}").run(quick=options.quick, **more)
     for name, value in results.items():
         say(f"{name:40} {value:14.4f}" if isinstance(value, int | float) else f"{name:40} {value}")

@@ -48,7 +48,7 @@ class Scale:
 
 
 FULL: Final = Scale(layers=6, document_tokens=3072, cold_runs=1, warm_runs=7)
-QUICK: Final = Scale(layers=4, document_tokens=2048, cold_runs=2, warm_runs=5)
+QUICK: Final = Scale(layers=2, document_tokens=2048, cold_runs=1, warm_runs=5)
 
 
 def main() -> None:

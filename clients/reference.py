@@ -10,6 +10,7 @@ from typing import Any
 
 import kvclient
 import kvclient.aio
+from kvclient import codecs
 from kvclient.integrations import transformers
 
 INNER = {"naming", "target_for"}  # for the flows of this package
@@ -29,6 +30,9 @@ def main() -> Iterator[str]:
     for name, thing in vars(kvclient.aio).items():
         if not name.startswith("_") and getattr(thing, "__module__", "").startswith("kvclient.aio"):
             yield from described(f"aio.{name}", thing, 3)
+    yield f"## kvclient.codecs\n\n{text(codecs)}\n"
+    for name in ("choose", "pays", "measure", "Speed"):
+        yield from described(f"codecs.{name}", getattr(codecs, name), 3)
     yield "## kvclient.integrations.transformers\n"
     yield from described("TransformersKV", transformers.TransformersKV, 3)
 

@@ -423,8 +423,10 @@ class _Audit:
         expected.update(ticket.block for ticket in self.tickets if ticket.state is not TicketState.LAPSED)
         expected.update(self.store.disk.held_rows())
         expected.update(self.store.streams.held_rows())
+        expected.update(self.store.remote.writing.held_rows())
         expected.update(self.store.pinning.held_rows())
         expected.update(self.store.writers.held_rows())
+        expected.update(self.store.moving.held_rows())
         swept = set()
         for job in self.store.sweeper.jobs._jobs:
             held = list(self.held_by(job))
@@ -577,6 +579,9 @@ class _Audit:
             assert len(session.parked) <= PARKED_PER_SESSION, "too many waiting leases"
             flying[session.tenant] += len(session.tickets) + len(session.parked)
             flying[session.tenant] += sum(lease.stream is not None for lease in session.leases.values())
+            if session.heard is not None:
+                assert not session.leases, f"session {number} is the daemon's own and leases"
+                continue
             if session.attached:
                 assert not session.exited, f"session {number} has exited and is attached"
                 attached[session.tenant] += 1

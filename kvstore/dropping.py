@@ -113,7 +113,7 @@ class Dropping:
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:
         if scope.tenant is not None and scope.tenant not in self._registry.tenants:
-            raise KeyError(f"no tenant {scope.tenant!r}")
+            raise KeyError(f"no tenant is called {scope.tenant}")
         chosen = [
             namespace
             for (tenant, digest), namespace in self._registry.namespaces.items()

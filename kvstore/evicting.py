@@ -211,10 +211,14 @@ class _Evict:
         """False: something is in the way."""
         tables, index = self._tables, namespace.tenant.index
         if self._tier is Tier.DRAM:
+            if not int(tables.blocks["disk"][row]):  # noted before it goes: should something be in the way, it is there
+                self._store.watching.departures.row_left(row, Cause.OPERATOR, Place.DRAM)
             outcome, _, _ = blocks.retire(tables, index, row, 1)
+            self._store.tally.evicted_by_operators += bool(outcome == blocks.DONE)
             return bool(outcome == blocks.DONE)
+        self._store.tally.disk_evicted_by_operators += 1
         if int(tables.blocks["state"][row]) == blocks.DISK:
-            self._store.watching.departures.row_left(row, Cause.CLEARED, Place.DISK)
+            self._store.watching.departures.row_left(row, Cause.OPERATOR, Place.DISK)
             blocks.begin_sweep(tables, index, row)
             blocks.sweep(tables, index, row, 1)  # at once: until it is freed it holds what it continued
         else:
@@ -225,7 +229,7 @@ class _Evict:
 def _chosen(store: Store, scope: ClearScope) -> list[Namespace]:
     """Raises KeyError."""
     if scope.tenant is not None and scope.tenant not in store.tenants:
-        raise KeyError(f"no tenant {scope.tenant!r}")
+        raise KeyError(f"no tenant is called {scope.tenant}")
     chosen = [
         namespace
         for (tenant, digest), namespace in store.namespaces.items()

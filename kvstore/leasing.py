@@ -19,7 +19,7 @@ from kvstore.costing import Costing
 from kvstore.dropping import Dropping
 from kvstore.ports import Clock, Outbox, Workers
 from kvstore.registry import Registry
-from kvstore.sessions import Lease, Namespace, Parked, Session, Stream
+from kvstore.sessions import Lease, Missed, Namespace, Parked, Session, Stream
 from kvstore.streams import Streams, promise_ns
 from kvstore.sweeps import Sweeper
 from kvstore.tables import Limits
@@ -67,6 +67,8 @@ class Leasing:
         self.parked: Wheel[Session] = Wheel()  # those that a LEASE waits in, by when the wait is over
         self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
         self.asked: Asked = _nobody_hears  # `Watching`, of each LEASE that is answered
+        self.missed: Missed = _nobody_hears  # `Remote`, of each that had less than it asked for
+        self.touched: Callable[[U4, int], None] = _nobody_hears  # `Remote`, of the rows of each lease
         self._limits = limits
         self._tables = tables
         self._clock = clock
@@ -144,6 +146,8 @@ class Leasing:
         self._answered = None
         namespace, keys, at, count, found, lease, now_ns, unsaved = answered
         self.asked(namespace, keys, at, count, found)
+        if found < count:
+            self.missed(namespace, keys, at, count, found)
         if lease is None:
             return
         blocks.use_run(*self._tables, self._run, found, lease.ends, now_ns)
@@ -153,6 +157,7 @@ class Leasing:
             self._watch.leased(self._run[:found])
         if unsaved and self._limits.disk.disk_bytes:
             self._disk.leased(lease.ends)
+        self.touched(self._run, found)
 
     def _add(self, session: Session, count: int, held: int, deadline_ns: int, fresh: int) -> Lease:
         lease = Lease(session.next_lease, session, count, self._ends[:held].copy(), deadline_ns, fresh)

@@ -14,7 +14,7 @@ from kvproto.limits import KEYS_PER_FRAME, MATCHES_PER_FRAME
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
 from kvstore.costing import Costing
-from kvstore.sessions import Namespace
+from kvstore.sessions import Missed, Namespace, nobody_hears
 from kvstore.tally import Tally
 
 
@@ -27,6 +27,7 @@ class Matching:
         self._tally = tally
         self._costing = costing
         self._account = account
+        self.missed: Missed = nobody_hears  # `Remote`, of each run that ends before its request does
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._runs = np.zeros(MATCHES_PER_FRAME, dtype=np.uint32)
 
@@ -35,6 +36,8 @@ class Matching:
         self._account()
         found, on_disk, pending = self._look(namespace, keys, at, count, self._run)
         self._note(count, found)
+        if found < count:
+            self.missed(namespace, keys, at, count, found)
         if not found and not pending:
             return NOTHING_MATCHED
         if not self._costing.heard:
@@ -56,6 +59,8 @@ class Matching:
             run = self._runs[first : first + count]
             found, on_disk, pending = self._look(namespace, keys, at, coming, run)
             runs.append((namespace, run, on_disk))
+            if found < count:
+                self.missed(namespace, keys, at, count, found)
             there, coming = min(there, found), min(coming, found + pending)
             if not coming:
                 break

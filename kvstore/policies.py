@@ -38,6 +38,10 @@ class Policies:
         common = self._chosen.get((tier, None), self._configured[tier])
         return self._chosen.get((tier, tenant), common)
 
+    def configured(self, tier: Tier) -> Rule:
+        """What the configuration says."""
+        return self._configured[tier]
+
     def is_own(self, tier: Tier, tenant: str | None) -> bool:
         """Was it chosen for just that?"""
         return (tier, tenant) in self._chosen
@@ -49,6 +53,15 @@ class Policies:
         for pool in self.concerned(chosen.tier, chosen.tenant, pools):
             set_rule(self._tables, pool.number, chosen.rule)
             work.append(Requeue(self._tables, pool.number))
+        return work
+
+    def reset(self, tier: Tier, tenant: str | None, pools: Iterable["Pool"]) -> "list[Requeue]":
+        """Forget a choice: pools go by what else holds for them from now on. Work as of `choose`."""
+        work: list[Requeue] = []
+        if self._chosen.pop((tier, tenant), None) is not None:
+            for pool in self.concerned(tier, tenant, pools):
+                set_rule(self._tables, pool.number, self.rule_of(tier, pool.tenant.name))
+                work.append(Requeue(self._tables, pool.number))
         return work
 
     def concerned(self, tier: Tier, tenant: str | None, pools: Iterable["Pool"]) -> "Iterator[Pool]":

@@ -22,7 +22,7 @@ from kvstore import blocks
 from kvstore.blocks import U4, U8, Tables
 from kvstore.hints.deadlines import Deadlines
 from kvstore.ports import Clock, Randomness
-from kvstore.sessions import Namespace, Tenant
+from kvstore.sessions import Missed, Namespace, Tenant, nobody_hears
 from kvstore.streams import Streams
 from kvstore.watch import FETCHED, Watch
 
@@ -91,6 +91,7 @@ class Prefetching:
     ) -> None:  # fmt: skip
         """`memory_of`: bytes of DRAM that a tenant has or may have."""
         self.tally = Tally()
+        self.missed: Missed = nobody_hears  # `Remote`, of each chain that goes on beyond this host
         self._tables = tables
         self._clock = clock
         self._streams = streams
@@ -126,6 +127,8 @@ class Prefetching:
         """
         self.tally.asked += 1
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
+        if end < count:
+            self.missed(namespace, keys, at, count, end)
         if not on_disk or tier is Tier.DISK:
             return Fetching(0, end, 0)
         by_ns = self._clock.now_ns() + within_ns

@@ -15,9 +15,10 @@ Without numba, so that a configuration can be checked without waiting for it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from kvproto.sizes import format_bytes
 from kvstore.classes import PIN_TTL_S_MAX, PIN_TTL_S_MIN, UNUSED_TTL_S_MAX, UNUSED_TTL_S_MIN, PinClass, Terms
 from kvstore.rules import Tier
 
@@ -66,6 +67,8 @@ class Quota:
 
 
 USUAL: Final = Quota()
+# What was chosen at run time, by field of `Quota`; of a field that is not in it the configuration speaks.
+Choice: TypeAlias = Mapping[str, int | float | None]
 
 
 class QuotaError(ValueError):
@@ -101,7 +104,7 @@ def check_quotas(quotas: Mapping[str, Quota], capacities: Iterable[Capacity]) ->
         for name, quota in quotas.items():
             promised = _check_bounds(name, quota, capacity)
             if promised > left:
-                of_all = f"{left} of {capacity.units} {capacity.unit}s of {capacity.unit_bytes} bytes"
+                of_all = f"{left} of {capacity.units} {capacity.unit}s of {format_bytes(capacity.unit_bytes)}"
                 reason = f"is more than the tier has left beside the guarantees of others: {of_all}"
                 raise QuotaError(name, f"{capacity.tier}_guaranteed_bytes", reason)
             left -= promised
@@ -116,7 +119,7 @@ def check_numbers(name: str, quota: Quota) -> None:
     for tier in Tier:
         for which, size_bytes in (("guaranteed", quota.guaranteed_bytes(tier)), ("max", quota.max_bytes(tier))):
             if size_bytes is not None and not 0 <= size_bytes <= BYTES_MAX:
-                raise QuotaError(name, f"{tier}_{which}_bytes", f"must be from 0 to {BYTES_MAX} bytes")
+                raise QuotaError(name, f"{tier}_{which}_bytes", f"must be from 0 to {format_bytes(BYTES_MAX)}")
     for kind in PinClass:
         terms = quota.terms(kind)
         if terms.share is not None and not 0.0 <= terms.share <= 1.0:
@@ -149,10 +152,10 @@ def _check_bounds(name: str, quota: Quota, capacity: Capacity) -> int:
             raise QuotaError(name, f"{tier}_guaranteed_bytes", f"there is no {tier} tier to guarantee anything of")
         return 0
     if max_bytes is not None and 0 < max_bytes < unit_bytes:
-        reason = f"does not hold one {capacity.unit} of {unit_bytes} bytes; say 0 where nothing is allowed"
+        reason = f"does not hold one {capacity.unit} of {format_bytes(unit_bytes)}; say 0 where nothing is allowed"
         raise QuotaError(name, f"{tier}_max_bytes", reason)
     if max_bytes is not None and guaranteed_bytes is not None and max_bytes < guaranteed_bytes:
-        reason = f"is less than the {guaranteed_bytes} bytes that are guaranteed"
+        reason = f"is less than the {format_bytes(guaranteed_bytes)} that are guaranteed"
         raise QuotaError(name, f"{tier}_max_bytes", reason)
     return 0 if guaranteed_bytes is None else guaranteed_bytes // unit_bytes
 
@@ -246,8 +249,8 @@ class Shares:
 class Quotas:
     """What is configured, what was chosen at run time, and what follows from both in each tier.
 
-    A choice is for a whole tenant: it stands in place of what the configuration says of it, here and in successors that
-    start warm (`registry.py` journals it).
+    A choice is of single fields of one tenant: these stand in place of what the configuration says of them, here and in
+    successors that start warm (`registry.py` journals it), and all others follow the configuration.
     """
 
     def __init__(self, dram: Capacity, disk: Capacity, configured: Mapping[str, Quota]) -> None:
@@ -257,7 +260,7 @@ class Quotas:
         self.disk = Shares(disk, lambda tenant: tenant.segments, self.tenants)
         self.forgotten: tuple[str, ...] = ()  # tenants of whom a former life's choice does not fit any more
         self._configured = dict(configured)
-        self._chosen: dict[str, Quota] = {}
+        self._chosen: dict[str, dict[str, int | float | None]] = {}
         self._renew()
 
     def begin(self, tenant: "Tenant") -> None:
@@ -267,47 +270,52 @@ class Quotas:
 
     def of(self, name: str) -> Quota:
         """What holds for a tenant, by its name."""
-        return self._chosen.get(name) or self._configured.get(name, USUAL)
+        return self._with(name, self._chosen.get(name, {}))
 
     def of_all(self) -> Iterable[Quota]:
         """All that anybody said: configured and not chosen otherwise, or chosen."""
-        return {**self._configured, **self._chosen}.values()
+        return self._everybody(self._chosen).values()
 
     def configured(self, name: str) -> Quota:
         """What the configuration says of a tenant."""
         return self._configured.get(name, USUAL)
 
-    def is_chosen(self, name: str) -> bool:
-        """Was it chosen at run time?"""
-        return name in self._chosen
+    def chosen_of(self, name: str) -> Choice:
+        """What was chosen for a tenant at run time; empty: nothing."""
+        return dict(self._chosen.get(name, {}))
 
-    def chosen(self) -> list[tuple[str, Quota]]:
+    def chosen(self) -> list[tuple[str, Choice]]:
         """All choices."""
-        return list(self._chosen.items())
+        return [(name, dict(choice)) for name, choice in self._chosen.items()]
 
-    def check(self, name: str, quota: Quota | None) -> None:
+    def check(self, name: str, choice: Choice) -> None:
         """Could this be chosen, beside what holds for all others? Raises QuotaError."""
-        wanted = {**self._configured, **self._chosen}
+        wanted = self._everybody(self._chosen)
         wanted.pop(name, None)
-        quota = self._configured.get(name, USUAL) if quota is None else quota
-        check_quotas({**wanted, name: quota}, (self.dram.capacity, self.disk.capacity))
+        check_quotas({**wanted, name: self._with(name, choice)}, (self.dram.capacity, self.disk.capacity))
 
-    def choose(self, name: str, quota: Quota | None) -> None:
-        """From now on; None: what the configuration says. Raises QuotaError and changes nothing."""
-        self.check(name, quota)
-        self.restore(name, quota)
+    def choose(self, name: str, choice: Choice) -> None:
+        """From now on; empty: what the configuration says. Raises QuotaError and changes nothing."""
+        self.check(name, choice)
+        self.restore(name, choice)
         self._renew()
 
-    def restore(self, name: str, quota: Quota | None) -> None:
+    def restore(self, name: str, choice: Choice) -> None:
         """A choice of a former life. It holds once `settle` has looked at all of them."""
         self._chosen.pop(name, None)
-        if quota is not None:
-            self._chosen[name] = quota
+        if choice:
+            self._chosen[name] = dict(choice)
+
+    def _with(self, name: str, choice: Choice) -> Quota:
+        return replace(self._configured.get(name, USUAL), **choice)  # type: ignore[arg-type]  # each is of its field's type
+
+    def _everybody(self, chosen: Mapping[str, Choice]) -> dict[str, Quota]:
+        return self._configured | {name: self._with(name, choice) for name, choice in chosen.items()}
 
     def settle(self) -> None:
         """All choices of the former life are known: they hold unless another configuration leaves no room for them."""
         try:
-            check_quotas({**self._configured, **self._chosen}, (self.dram.capacity, self.disk.capacity))
+            check_quotas(self._everybody(self._chosen), (self.dram.capacity, self.disk.capacity))
         except QuotaError:
             self.forgotten = tuple(self._chosen)
             self._chosen.clear()
@@ -333,7 +341,7 @@ class Quotas:
         return int(share * self.memory_bytes(tenant)) if share else 0
 
     def _renew(self) -> None:
-        everybody = {**self._configured, **self._chosen}
+        everybody = self._everybody(self._chosen)
         self.dram.renew(everybody)
         self.disk.renew(everybody)
         for tenant in self.tenants:
@@ -341,30 +349,30 @@ class Quotas:
 
 
 _BEFORE_CLASSES: Final = 6  # fields that a choice had before there were classes: the same, in the same order
-_WHOLE: Final = frozenset(one.name for one in fields(Quota) if one.name.endswith("_bytes") or one.name == "in_flight")
+_NAMES: Final = tuple(one.name for one in fields(Quota))
+_WHOLE: Final = frozenset(name for name in _NAMES if name.endswith("_bytes") or name == "in_flight")
 
 
-def quota_as_record(name: str, quota: Quota | None) -> list[int | str]:
-    """What the journal says of a choice; a field of which nothing was said is empty, and a choice that is over has no
-    fields.
+def choice_as_record(name: str, choice: Choice) -> list[int | str]:
+    """What the journal says of a choice: a text `field=value` each, no value for what is as if nothing were said. A
+    choice that is over has none.
     """
-    if quota is None:
-        return ["quota", name]
-    values = [getattr(quota, one.name) for one in fields(Quota)]
-    return ["quota", name, *("" if value is None else str(value) for value in values)]
+    return ["quota", name, *(f"{one}={'' if value is None else value}" for one, value in choice.items())]
 
 
-def quota_of_record(rest: "list[int | str]") -> tuple[str, Quota | None]:
+def choice_of_record(rest: "list[int | str]") -> tuple[str, Choice]:
     """The same backwards, without the first word. Raises ValueError for what no daemon has written."""
     name, *texts = map(str, rest)
-    if not texts:
-        return name, None
-    if len(texts) not in {_BEFORE_CLASSES, len(fields(Quota))}:
-        raise ValueError("a quota of another version")
-    said: dict[str, int | float] = {}
-    for one, text in zip(fields(Quota), texts, strict=False):
-        if text:
-            said[one.name] = int(text) if one.name in _WHOLE else float(text)
-    quota = Quota(**said)  # type: ignore[arg-type]  # each is of its field's type
-    check_numbers(name, quota)
-    return name, quota
+    if texts and "=" not in texts[0]:  # until 0.1.0 a choice was of all fields, in their order
+        if len(texts) not in {_BEFORE_CLASSES, len(_NAMES)}:
+            raise ValueError("a quota of another version")
+        texts = [f"{one}={text}" for one, text in zip(_NAMES, texts, strict=False)]
+    choice: dict[str, int | float | None] = {}
+    for text in texts:
+        field_name, _, value = text.partition("=")
+        if field_name not in _NAMES:
+            raise ValueError("a quota of another version")
+        usual = getattr(USUAL, field_name)
+        choice[field_name] = (int(value) if field_name in _WHOLE else float(value)) if value else usual
+    check_numbers(name, replace(USUAL, **choice))  # type: ignore[arg-type]  # each is of its field's type
+    return name, choice

@@ -23,9 +23,9 @@ from kvproto.limits import (
 from kvstore.arenas import Arenas
 from kvstore.blocks import Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
-from kvstore.policies import Chosen, Policies, Requeue
+from kvstore.policies import Chosen, Policies, Requeue, Tier
 from kvstore.ports import Memory, Randomness
-from kvstore.quotas import Quota, Quotas, quota_as_record
+from kvstore.quotas import Choice, Quotas, choice_as_record
 from kvstore.sessions import Namespace, Pool, Session, Tenant
 from kvstore.tables import Limits, index_buckets
 
@@ -187,17 +187,23 @@ class Registry:
         self._journal.add(_rule_as_record(chosen))
         return work
 
-    def choose_quota(self, tenant: str, quota: Quota | None) -> None:
-        """A quota chosen at run time, or (None) the end of such a choice: a successor goes by it too.
+    def reset_rule(self, tier: Tier, tenant: str | None) -> list[Requeue]:
+        """A choice of a rule is over, for successors too. Returns work as `choose_rule`."""
+        work = self._policies.reset(tier, tenant, self._arenas.by_number.values())
+        self._journal.add(["rule", tier.value, tenant or "", ""])
+        return work
+
+    def choose_quota(self, tenant: str, choice: Choice) -> None:
+        """What of a quota is chosen at run time, or (empty) the end of such a choice: a successor goes by it too.
 
         Raises QuotaError.
         """
-        self._quotas.choose(tenant, quota)
-        self._journal.add(quota_as_record(tenant, quota))
+        self._quotas.choose(tenant, choice)
+        self._journal.add(choice_as_record(tenant, choice))
 
-    def restore_quota(self, tenant: str, quota: Quota | None) -> None:
+    def restore_quota(self, tenant: str, choice: Choice) -> None:
         """One that a former life chose; it holds from `settle_quotas` on."""
-        self._quotas.restore(tenant, quota)
+        self._quotas.restore(tenant, choice)
 
     def settle_quotas(self) -> None:
         """All that the former life chose is known."""
@@ -218,7 +224,7 @@ class Registry:
         """Rules and quotas, then tenants, pools and namespaces in the order in which they got their numbers."""
         records: list[Record] = [self._head]
         records += map(_rule_as_record, self._policies.chosen())
-        records += [quota_as_record(name, quota) for name, quota in self._quotas.chosen()]
+        records += [choice_as_record(name, choice) for name, choice in self._quotas.chosen()]
         records += map(_tenant_as_record, self.tenants.values())
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]

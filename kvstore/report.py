@@ -58,13 +58,15 @@ class Counters:
     published_bytes: int
     stale: int
     discarded: int
-    evicted: int
+    evicted: int  # from memory, for want of room
     deleted: int
     arenas_recycled: int
     leases_expired: int
     sessions_opened: int
     sessions_failed: int
     faults: int
+    evicted_by_operators: int = 0  # from memory, beyond `evicted`
+    disk_evicted_by_operators: int = 0  # from disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class NamespaceReport:
     prefill_reports: int = 0  # that its profile is made of
     saved_dram_s: float = 0.0  # compute saved, by tier
     saved_disk_s: float = 0.0
+    codec: str = ""  # how clients encode the blocks; empty: raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,7 @@ class DiskReport:
     running_bytes: int  # being packed or written
     counters: DiskCounters
     drives: tuple[DriveReport, ...]
+    encryption: str = ""  # how payloads are written, such as "aes-256-gcm"; empty: in the clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +279,64 @@ class PolicyChange:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One GPU that the daemon copies for. Counts since its start; blocks, where nothing else is said."""
+
+    name: str  # an emulation's is "emulation"
+    emulated: bool
+    lost: bool
+    attached_bytes: int  # memory of engines
+    loads: int  # requests
+    saves: int
+    failed: int  # requests
+    loaded_bytes: int
+    saved_bytes: int
+    hbm_bytes: int  # 0: no tier there
+    hbm_used_bytes: int
+    hbm_hits: int
+    hbm_promoted: int
+    hbm_evicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteReport:
+    """The remote tier. Counters begin with the daemon; blocks, unless the name says otherwise."""
+
+    url: str
+    reading: str  # "closed": calls go through; "open": none is made; "trying": one is
+    writing: str
+    reason: str  # of the last failure, empty if all is well
+    capacity_bytes: int  # that this host may have written there
+    used_bytes: int  # that it has, and that are still there as far as it knows
+    objects: int
+    bytes_per_s: int  # of reading from there; 0: nothing was read yet
+    sought: int  # chains that were asked for
+    sought_empty: int  # chains of which nothing was there
+    sought_dropped: int  # chains that were not asked for after all: too many at a time
+    promoted: int  # read, verified and stored here
+    promoted_bytes: int
+    no_room: int  # read, and memory was full
+    kept: int  # written, or found to be there
+    kept_bytes: int
+    not_worth: int  # not written: slower to read than to compute
+    not_kept: int  # not written: too much waited, they were gone, or the far side did not take them
+    shared: int  # of those kept: were there already
+    removed: int  # objects, for room and for what was deleted
+    damaged: int  # objects that are not what was written
+    absent: int  # objects that were gone when they were to be read
+    quarantined: int  # objects that are not read again
+    reads: int  # requests, listings too
+    writes: int  # requests, deletes too
+    read_bytes: int
+    written_bytes: int
+    unreachable: int  # requests that were not answered, or not with sense
+    refused: int  # requests, for credentials, permissions or the clock
+    full: int  # requests for which there was no room
+    queued_runs: int
+    running: int  # reads and writes under way
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonReport:
     """Everything of `kvctl status`."""
 
@@ -295,6 +357,7 @@ class DaemonReport:
     namespaces: int
     disk: DiskReport | None  # None: no disk tier
     restart: RestartReport
+    remote: RemoteReport | None = None  # None: no remote tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ class QuotaReport:
     """What one tenant is promised, and the most that it may have. Sizes that hold are in whole arenas or segments."""
 
     tenant: str
-    chosen: bool  # at run time; else it comes from the configuration
+    chosen: bool  # any of it at run time: see `chosen_fields`; else all comes from the configuration
     dram_guaranteed_bytes: int  # as of now: an equal share changes as tenants come and go
     dram_asked_bytes: int | None  # promised by name; None: an equal share of what nobody is promised by name
     dram_max_bytes: int | None  # None: no maximum
@@ -33,6 +33,7 @@ class QuotaReport:
     pin_tool_ttl_s: float | None = None
     pin_tool_share: float | None = None
     unused_ttl_s: float | None = None  # what is not pinned is dropped once nobody has used it for so long
+    chosen_fields: tuple[str, ...] = ()  # of `SetQuotaRequest`: those that were chosen at run time
 
 
 @dataclass(frozen=True, slots=True)

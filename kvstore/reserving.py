@@ -57,6 +57,7 @@ class Reserving:
         self.published_ns = -CALM_NS  # when somebody stored last
         self.asked: Asked = _nobody_hears  # `Watching`, of each RESERVE
         self.abandoned: Callable[[int], None] = _nobody_hears  # `Departures`, of a row that will never be whole
+        self.landed: Callable[[int], None] = _nobody_hears  # `Remote`, of the row of each block that is visible now
         self._limits = limits
         self._tables = tables
         self._clock = clock
@@ -243,8 +244,15 @@ class Reserving:
             self.published_ns = now_ns
             if self._limits.disk.disk_bytes:
                 self._disk.published(ticket, now_ns)
+            if session.heard is None:  # a client's
+                self.landed(ticket.block)
         self._close(ticket, Outcome.PUBLISHED if alive else Outcome.DISCARDED)
         self._forget(session)
+
+    def not_copied(self, ticket: Ticket) -> None:
+        """A copy could not be made, or is not wanted any more: the block will never be whole."""
+        self._discard(ticket.session.tenant, ticket.block)
+        self.copied(ticket, 0)
 
     def _close(self, ticket: Ticket, outcome: Outcome) -> None:
         session = ticket.session

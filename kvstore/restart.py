@@ -24,7 +24,7 @@ from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.ghosts import keep_ghosts
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
 from kvstore.ports import FormerMemory, Processes
-from kvstore.quotas import quota_of_record
+from kvstore.quotas import choice_of_record
 from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Process, Tenant
@@ -203,9 +203,12 @@ class _TakeOver:
                     registry.restore_namespace(tenant, identity, int(rest[0]))
             elif kind == "rule":
                 tier, name, rule = map(str, rest[:3])
-                registry.choose_rule(Chosen(Tier(tier), name or None, Rule(rule)))
+                if rule:
+                    registry.choose_rule(Chosen(Tier(tier), name or None, Rule(rule)))
+                else:
+                    registry.reset_rule(Tier(tier), name or None)
             elif kind == "quota":
-                registry.restore_quota(*quota_of_record(rest))
+                registry.restore_quota(*choice_of_record(rest))
         except (KvError, ValueError, IndexError):
             return  # its blocks will not be known either
 

@@ -14,6 +14,7 @@ In mode direct there is no ring: the span is the block's own slot, its pages onl
 Where a span would be free because of a lapse or a detach, the slot stays out of use (`writers.py`).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -185,8 +186,16 @@ class Session:
     stored: "dict[int, Stored]" = field(default_factory=dict)  # by namespace: what FLUSH is to make durable
     arenas: dict[int, int] = field(default_factory=dict)  # those whose descriptors it was given, with their positions
     copies: int = 0  # running copies out of its ring
+    heard: "Callable[[Session, Sequence[tuple[int, int]]], None] | None" = None  # the daemon's own: who hears outcomes
     owner: Process | None = None  # who writes into slots itself (mode direct); None: nobody does
     writable: dict[int, int] = field(default_factory=dict)  # arenas whose writable descriptors it was given, as above
+
+
+Missed = Callable[[Namespace, U8, int, int, int], None]  # of `count` keys from `at` on, the first so many are here
+
+
+def nobody_hears(*_: object) -> None:
+    """Where nobody wants to be told."""
 
 
 IN_PLACE: Final = -1  # in `Copy.source_offset`: the client has written the slot itself

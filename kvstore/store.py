@@ -11,10 +11,12 @@
     delete, clear                                dropping.py     nothing; sweeps.py has the jobs
     (what nobody uses)                           ageing.py       nothing
     (what passed, and what left)                 watching.py     curves of reuse, traces of blocks that are gone
+    (LOAD, SAVE of mode daemon)                  moving.py       holds of what threads of the daemon copy
     (who writes into slots itself)               writers.py      slots that are out of use because of that
     (what was changed since)                     scrubbing.py    passes over DRAM
     open, namespace                              registry.py     tenants, pools, namespaces, their journal
     flush, and all of the disk                   tier/disk.py    what lies there, and what is on its way there
+    (what lies beyond this host)                 tier/remote.py  what is on its way there and back
     report, advise                               costing.py      timings of prefills and loads, compute saved
     attach, detach, exited, tick                 here            sessions
 
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from kvproto.limits import RING_BYTES_MAX
 from kvstore import blocks
 from kvstore.ageing import Ageing
 from kvstore.arenas import Arenas
@@ -38,14 +41,15 @@ from kvstore.learned import LEARNED_BYTES, Learned
 from kvstore.leasing import Leasing
 from kvstore.lessons import Lessons
 from kvstore.matching import Matching
+from kvstore.moving import Moving
 from kvstore.pin_book import BOOK_BYTES, PinBook
 from kvstore.pin_classes import Classes
 from kvstore.pinned_arenas import PinnedArenas
 from kvstore.pinning import Pinning
-from kvstore.policies import Chosen, Policies
+from kvstore.policies import Chosen, Policies, Tier
 from kvstore.ports import Clock, FormerMemory, Memory, Outbox, Processes, Randomness, Workers
 from kvstore.prefetching import Prefetching
-from kvstore.quotas import Quota, Quotas
+from kvstore.quotas import Choice, Quotas
 from kvstore.registry import Registry
 from kvstore.repinning import Repinning
 from kvstore.report import ClearReport, ClearScope
@@ -60,6 +64,9 @@ from kvstore.tally import Tally
 from kvstore.tier.disk import Disk
 from kvstore.tier.flushing import Counts
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
+from kvstore.tier.remote import Remote
+from kvstore.tier.remote_orders import RemoteWorkers
+from kvstore.tier.remote_writing import RemoteAdmission
 from kvstore.tier.scrub import NOWHERE
 from kvstore.verifying import Verifying
 from kvstore.watch import Watch
@@ -86,6 +93,7 @@ class Store:
         self._clock = clock
         self._randomness = randomness
         self._outbox = outbox
+        self.forgotten: Callable[[int], None] = lambda _: None  # `Announcing`, of a namespace whose number goes
         found, why_cold = find_former(limits, former)
         self._make_rooms(limits, clock, randomness, memory, outbox, workers or NoWorkers())
         self._bind_verbs()
@@ -137,6 +145,7 @@ class Store:
         self.reserving = Reserving(
             limits, tables, clock, self.tally, sweeper, disk, dropping, costing, writers, self._forget
         )
+        self.moving = Moving(limits, tables, arenas, self.leasing, self.reserving)
         self.scrubbing = Scrubbing(limits, tables, clock, workers, arenas, registry, writers, sweeper)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
@@ -156,10 +165,19 @@ class Store:
         )  # fmt: skip
         self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
         self.reserving.abandoned, self.scrubbing.found = watching.abandoned, watching.changed
+        self.remote = Remote(tables, clock, self.registry.by_number, self.reserving, costing, self._own_session)
         self.pinning.expired, self.ageing.dropping = watching.departures.unpinned, watching.departures.unused
         self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
         self.lessons = Lessons(tables, registry, arenas, costing, self.guiding, watching.departures.turns)
         self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)
+
+    def begin_remote(self, workers: RemoteWorkers, admission: RemoteAdmission) -> None:
+        """There is a far side: from now on it hears of what is missed here, and gets what is worth it."""
+        remote = self.remote
+        remote.begin(workers, admission)
+        self.matching.missed = self.leasing.missed = self.prefetching.missed = remote.missed
+        self.leasing.touched = remote.writing.leased
+        self.reserving.landed = remote.writing.published
 
     def choose_rule(self, chosen: Chosen) -> None:
         """Have a tier, or one tenant's part of it, evict by another rule from now on, and after a warm restart."""
@@ -167,12 +185,18 @@ class Store:
         for work in self.registry.choose_rule(chosen):
             self.sweeper.begin(work)
 
-    def choose_quota(self, tenant: str, quota: Quota | None) -> None:
-        """Promise and allow a tenant something else from now on, and after a warm restart; None: what is configured.
+    def reset_rule(self, tier: Tier, tenant: str | None) -> None:
+        """Forget what was chosen for a tier, or for one tenant's part of it: what else holds is in force again."""
+        self.watching.choosing(tier, tenant, self.policies, self.arenas.by_number.values())
+        for work in self.registry.reset_rule(tier, tenant):
+            self.sweeper.begin(work)
+
+    def choose_quota(self, tenant: str, choice: Choice) -> None:
+        """Promise and allow a tenant something else from now on, and after a warm restart; empty: what is configured.
 
         It counts at the next allocation. Raises QuotaError, and changes nothing, where it cannot be.
         """
-        self.registry.choose_quota(tenant, quota)
+        self.registry.choose_quota(tenant, choice)
         self.ageing.renew(self.quotas.of_all(), self._clock.now_ns())
         if tenant in self.tenants:
             self.pinning.trim(self.tenants[tenant])
@@ -181,7 +205,9 @@ class Store:
         self.costing.forget(self.registry.by_number[number])
         self.prefetching.forget_namespace(self.registry.by_number[number])
         self.disk.commits.forget(number)
+        self.remote.forget_namespace(self.registry.by_number[number])
         self.watching.departures.forget_namespace(number)
+        self.forgotten(number)
 
     def _bind_verbs(self) -> None:
         """A verb that one room carries out alone is that room's own method: a frame pays for no call in between."""
@@ -197,7 +223,7 @@ class Store:
             self.leasing.expiring.next_ns, self.leasing.parked.next_ns, self.reserving.lapsing.next_ns,
             self.streams.next_ns, self.disk.next_ns, self.verifying.next_ns, self.sweeper.next_ns,
             self.pinning.next_ns, self.prefetching.next_ns, self.guiding.next_ns, self.watching.next_ns,
-            self.ageing.next_ns, self.scrubbing.next_ns, self.writers.next_ns,
+            self.ageing.next_ns, self.scrubbing.next_ns, self.writers.next_ns, self.remote.next_ns,
         )  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -224,6 +250,12 @@ class Store:
         self.sessions[session.number] = session
         return session
 
+    def _own_session(self, tenant: Tenant) -> Session:
+        """One of the daemon's own, for what comes from beyond this host; its ring is a count of bytes and no more."""
+        session = self._add_session(tenant, Ring(RING_BYTES_MAX))
+        session.heard = self.remote.landed
+        return session
+
     def _hold_for_the_past(self, withheld: list[tuple[list[int], int]]) -> None:
         """Leases of the former life: a closed session each, with nothing but that."""
         for rows, until_ns in withheld:
@@ -239,6 +271,9 @@ class Store:
             return
         if session.outcomes:
             outcomes, session.outcomes = session.outcomes, []
+            if session.heard is not None:
+                session.heard(session, outcomes)
+                return
             self._outbox.published(session, outcomes)
         if session.parked:
             self.leasing.answer_parked(session)
@@ -287,12 +322,14 @@ class Store:
     def delete(self, namespace: Namespace, keys: U8, at: int, count: int, done: Done) -> None:
         """Forget blocks and all that continues them. They never hit again; `done(blocks)` when nothing is left."""
         self.watching.departures.dropped(namespace, keys, at, count)
+        self.remote.deleted(namespace, keys, at, count)
         self.dropping.delete(namespace, keys, at, count, done)
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
         if not dry_run:
             self.watching.cleared(scope, self.namespaces.values())
+            self.remote.cleared(scope, self.namespaces.values())
         self.dropping.clear(scope, done, dry_run=dry_run)
 
     # -- arenas --------------------------------------------------------------------------------------------------
@@ -395,6 +432,7 @@ class Store:
         self.scrubbing.tick(now_ns)
         self.writers.tick(now_ns)
         self.ageing.tick(now_ns)
+        self.remote.tick(now_ns)
         self.learned.tick(now_ns)
         self.watching.tick(now_ns)
 

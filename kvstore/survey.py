@@ -165,4 +165,5 @@ def _namespace_report(store: Store, namespace: Namespace) -> NamespaceReport:
         prefill_reports=namespace.profile.reports if namespace.profile else 0,
         saved_dram_s=namespace.saved.dram_seconds,
         saved_disk_s=namespace.saved.disk_seconds,
+        codec=identity.codec,
     )

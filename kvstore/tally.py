@@ -38,6 +38,8 @@ class Tally:
     sessions_opened: int = 0
     sessions_failed: int = 0
     faults: int = 0
+    evicted_by_operators: int = 0
+    disk_evicted_by_operators: int = 0
 
     def count_grants(self, grants: U4) -> int:
         """Add the answers of one RESERVE. Returns for how many blocks there was no room: full, busy or quota."""

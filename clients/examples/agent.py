@@ -49,4 +49,7 @@ def main(runtime_dir: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not main(*sys.argv[1:]))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: agent.py RUNTIME_DIR    (of a daemon that runs, such as /tmp/kv)", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(not main(sys.argv[1]))

@@ -16,6 +16,7 @@ The errors (drawn in `kvproto.errors`):
     |-- UsageError        the caller passed what no daemon could accept
     |   |-- ForkError     a client used in a forked child
     |   `-- ClosedError   a client used after close()
+    |-- AttachError       raised by `Client.attach`: the daemon cannot reach that memory of a GPU
     |-- ProtocolError     a peer broke the format (never raised by the verbs: the client reconnects)
     `-- RefusedError      raised by `connect`: the daemon will not serve this client
 """
@@ -29,6 +30,7 @@ from kvclient.results import (
     Advice,
     Choice,
     FlushResult,
+    LoadResult,
     Match,
     Partial,
     PinInfo,
@@ -40,14 +42,14 @@ from kvclient.results import (
     Tiers,
 )
 from kvclient.steps import Step
-from kvproto.errors import ClosedError, ForkError, KvError, ProtocolError, RefusedError, UsageError
+from kvproto.errors import AttachError, ClosedError, ForkError, KvError, ProtocolError, RefusedError, UsageError
 from kvproto.frames import Role
 from kvproto.retention import Retention
 
 __all__ = [
     "connect", "Client", "Namespace", "Lease", "Role",
-    "StoreResult", "Refused", "Reason", "FlushResult", "Match", "Tiers", "Status",
+    "StoreResult", "Refused", "Reason", "FlushResult", "LoadResult", "Match", "Tiers", "Status",
     "PinResult", "PinInfo", "Partial", "Retention", "Prefetch", "Advice", "Choice",
     "Program", "Workflow", "Step", "Run",
-    "KvError", "UsageError", "ForkError", "ClosedError", "ProtocolError", "RefusedError",
+    "KvError", "UsageError", "ForkError", "ClosedError", "ProtocolError", "RefusedError", "AttachError",
 ]  # fmt: skip

@@ -26,7 +26,8 @@ from kvclient.aio_connection import AsyncConnection, in_thread
 from kvclient.aio_hints import AsyncProgram, AsyncRun, AsyncWorkflow
 from kvclient.buffers import Memory
 from kvclient.checks import name_of
-from kvclient.client import hello_of, identity_of
+from kvclient.client import encoded_identity, hello_of
+from kvclient.codecs import Codec
 from kvclient.flows import Flow
 from kvclient.lease import Held
 from kvclient.namespace import Verbs, matching
@@ -64,8 +65,10 @@ async def connect(
 class AsyncLease(Held):
     """What `AsyncNamespace.fetch` gives."""
 
-    def __init__(self, connection: AsyncConnection, parts: Sequence[Part], block_bytes: int) -> None:
-        super().__init__(connection, parts, block_bytes)
+    def __init__(
+        self, connection: AsyncConnection, parts: Sequence[Part], block_bytes: int, codec: Codec | None = None
+    ) -> None:
+        super().__init__(connection, parts, block_bytes, codec)
         self._connection = connection
 
     @property
@@ -142,8 +145,11 @@ class AsyncLease(Held):
 class Fetching:
     """A fetch under way: `async with` it, or await it and release the lease yourself."""
 
-    def __init__(self, connection: AsyncConnection, flow: Flow[list[Part]], block_bytes: int) -> None:
+    def __init__(
+        self, connection: AsyncConnection, flow: Flow[list[Part]], block_bytes: int, codec: Codec | None
+    ) -> None:
         self._connection = connection
+        self._codec = codec
         self._flow = flow
         self._block_bytes = block_bytes
         self._lease: AsyncLease | None = None
@@ -162,20 +168,20 @@ class Fetching:
             self._lease.release()
 
     async def _fetch(self) -> AsyncLease:
-        return AsyncLease(self._connection, await self._connection.run(self._flow), self._block_bytes)
+        return AsyncLease(self._connection, await self._connection.run(self._flow), self._block_bytes, self._codec)
 
 
 class AsyncNamespace(Verbs):
     """As `Namespace`, in coroutines."""
 
-    def __init__(self, connection: AsyncConnection, identity: NamespaceIdentity) -> None:
-        super().__init__(connection, identity)
+    def __init__(self, connection: AsyncConnection, identity: NamespaceIdentity, codec: Codec | None = None) -> None:
+        super().__init__(connection, identity, codec)
         self._connection = connection
 
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Fetching:
         """As `Namespace.fetch`; use with `async with`."""
         flow = self._fetching(self._connection.session(), keys, wait_s, ttl_s)
-        return Fetching(self._connection, flow, self.identity.block_bytes)
+        return Fetching(self._connection, flow, self.identity.block_bytes, self.codec)
 
     async def store(
         self,
@@ -305,13 +311,18 @@ class AsyncClient:
         adapter: str = "",
         tp: tuple[int, int] = (0, 1),
         pp: tuple[int, int] = (0, 1),
+        codec: str = "raw",
+        block_shape: Sequence[int] | None = None,
+        lossy: bool = False,
+        accelerate: str = "",
     ) -> AsyncNamespace:
         """As `Client.namespace`."""
-        identity = identity_of(
+        identity, encoding = encoded_identity(
             model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
             block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
+            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate,
         )  # fmt: skip
-        namespace = AsyncNamespace(self._connection, identity)
+        namespace = AsyncNamespace(self._connection, identity, encoding)
         await namespace.open()
         return namespace
 

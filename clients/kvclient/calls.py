@@ -39,6 +39,8 @@ class Call(Waiter):
     """One request and its answer."""
 
     answer: ClassVar[Verb]
+    fds: Sequence[int] = ()  # that go with the frame
+    patient: ClassVar[bool] = False  # a daemon that is well may take any time to answer
     request = 0  # until it has been sent
     sent_ns = 0
     abandoned = False  # nobody waits any more
@@ -93,6 +95,8 @@ class HelloCall(Call):
         self._check(welcome)
         if self._has_ring(welcome):
             self.session.ring = self.session.memory.map_ring(self.session.fds[1], welcome.ring_bytes)
+        if welcome.mode is Mode.DAEMON:
+            self.session.keep_daemon(self.session.fds[0])
         self.session.welcome = welcome
 
     def _has_ring(self, welcome: Welcome) -> bool:

@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvclient import flows
 from kvclient.checks import name_of
+from kvclient.codecs import Codec, codec_of, is_text
 from kvclient.connection import Connection
 from kvclient.hints import Program, Run, Workflow
 from kvclient.namespace import Namespace, matching
@@ -18,10 +19,15 @@ from kvproto.frames import Hello, Mode, Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import NAME_BYTES, RING_BYTES_MAX
 
+if TYPE_CHECKING:
+    from kvclient.attached import AttachedMemory
+    from kvkernels.device.pages import Pages
+
 _OFFERS: Final = {
     "copy": (Mode.COPY,),
     "direct": (Mode.DIRECT, Mode.COPY),
     "ring": (Mode.RING, Mode.COPY),
+    "daemon": (Mode.DAEMON, Mode.COPY),
     "auto": (Mode.DIRECT, Mode.COPY),
 }
 
@@ -44,8 +50,9 @@ def connect(
 
     `mode`, how bytes come and go: "copy", by way of a ring; "direct", a store goes straight into the tenant's memory,
     one copy instead of two, where the operator marks the tenant as trusting; "ring", as copy, with a buffer of this
-    process in between; "auto", the fastest that may be had. What may not be had becomes "copy": `Client.status` says
-    which one it is, whether it `fell_back`, and in `notes` why.
+    process in between; "daemon", as copy, and beside that the daemon itself copies between its memory and that of a GPU
+    which `Client.attach` hands it; "auto", the fastest that may be had on a CPU. What may not be had becomes "copy":
+    `Client.status` says which one it is, whether it `fell_back`, and in `notes` why.
 
     Raises UsageError for unfit arguments, RefusedError if a daemon is there and will not have this client.
     """
@@ -98,18 +105,42 @@ class Client:
         adapter: str = "",
         tp: tuple[int, int] = (0, 1),
         pp: tuple[int, int] = (0, 1),
+        codec: str = "raw",
+        block_shape: Sequence[int] | None = None,
+        lossy: bool = False,
+        accelerate: str = "",
     ) -> Namespace:
         """Blocks are shared by those whose namespaces agree in every one of these. `tp` and `pp` are (rank, size).
 
+        `codec`: how blocks lie in the store: "raw"; "bf16-fixed", which gives every bit back; or one of "int8", "fp8",
+        "int4-g64", which change values and want `lossy`. Callers have blocks of `block_bytes` in any case, and the
+        store holds `identity.block_bytes`. With a codec `dtype` is "bfloat16" or "float16", and `block_shape` that of a
+        block, of which the last axis (head_dim) shares a scale; "int8" and "fp8" cannot do without. `accelerate`:
+        "numba" encodes several times faster, where the process can have it. A codec that an identity names (with a "/")
+        moves its blocks as they lie, encoded.
+
         Raises UsageError for what cannot be a namespace, or not with the daemon that is connected.
         """
-        identity = identity_of(
+        identity, encoding = encoded_identity(
             model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
             block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
+            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate,
         )  # fmt: skip
-        namespace = Namespace(self._connection, identity)
+        namespace = Namespace(self._connection, identity, encoding)
         namespace.open()
         return namespace
+
+    def attach(self, place: Any, pages: "Pages") -> "AttachedMemory":
+        """Hand an engine's KV memory to the daemon, in mode "daemon": it copies itself, by `ns.load` and `ns.save`.
+
+        `pages` is what `kvkernels.device.pages.pages_of` makes of the layers' tensors, `place` what the `device` of one
+        of them is. The memory must have been made to be shared (torch's is, by IPC). Without a session right now it is
+        attached as soon as it is used. Raises UsageError; AttachError where the daemon cannot or will not have it:
+        another device, a handle that cannot be opened, a session in another mode.
+        """
+        from kvclient.attached import attach  # noqa: PLC0415  an engine on CPU loads nothing of devices
+
+        return attach(self._connection, place, pages)
 
     def match(self, namespaces: Sequence[Namespace], keys: Sequence[bytes]) -> Match:
         """What all of these namespaces (1 to 64 of this client, one a rank) have of a chain, in one round trip.
@@ -190,11 +221,33 @@ def identity_of(
     adapter: str,
     tp: tuple[int, int],
     pp: tuple[int, int],
+    codec: str = "",
 ) -> NamespaceIdentity:
     """The identity of a namespace. Raises UsageError."""
     for axis, pair in (("tp", tp), ("pp", pp)):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UsageError(f"{axis} must be (rank, size), not {pair!r}")
     return NamespaceIdentity(
-        model, engine, layout, dtype, block_tokens, block_bytes, revision, adapter, tp[0], tp[1], pp[0], pp[1]
+        model, engine, layout, dtype, block_tokens, block_bytes, revision, adapter, tp[0], tp[1], pp[0], pp[1], codec
     )
+
+
+def encoded_identity(
+    *,
+    dtype: str,
+    block_bytes: int,
+    codec: str,
+    block_shape: Sequence[int] | None,
+    lossy: bool,
+    accelerate: str,
+    **fields: Any,
+) -> tuple[NamespaceIdentity, Codec | None]:
+    """The identity of a namespace, and what encodes its blocks, if anything here does. Raises UsageError."""
+    if is_text(codec):
+        return identity_of(dtype=dtype, block_bytes=block_bytes, codec=codec, **fields), None
+    encoding = codec_of(
+        codec, dtype=dtype, block_bytes=block_bytes, block_shape=block_shape, lossy=lossy, accelerate=accelerate
+    )
+    if encoding is None:
+        return identity_of(dtype=dtype, block_bytes=block_bytes, **fields), None
+    return identity_of(dtype=dtype, block_bytes=encoding.stored_bytes, codec=encoding.text, **fields), encoding

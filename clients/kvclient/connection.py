@@ -17,7 +17,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from kvclient.calls import Call
@@ -60,6 +61,22 @@ class Connection(Endpoint):
         finally:
             flow.close()
 
+    def run_later(self, flow: Flow[_R]) -> Callable[[], _R]:
+        """Send a flow's first request, and wait for nothing. What is returned does the rest, as `run`: call it once."""
+        try:
+            first = next(flow)
+        except StopIteration as stop:
+            return partial(_same, stop.value)
+        link = self._send(first) if isinstance(first, Call) else None
+        return partial(self._finish, flow, first, link)
+
+    def _finish(self, flow: Flow[_R], first: Step, link: Link | None) -> _R:
+        if not isinstance(first, Call):
+            self._perform(first)
+        elif link is not None:
+            self._hear(link, first)
+        return self.run(flow)
+
     def _perform(self, step: Step) -> None:
         if isinstance(step, Call):
             self._ask(step)
@@ -75,25 +92,42 @@ class Connection(Endpoint):
     # -- steps --------------------------------------------------------------------------------------------------
 
     def _ask(self, call: Call) -> None:
+        link = self._send(call)
+        if link is not None:
+            self._hear(link, call)
+
+    def _send(self, call: Call) -> Link | None:
+        """Where its answer will come from; None if it is lost."""
         session = call.session
         link = self._link
         if link is None or link.session is not session or not self._listens(link):
             call.lose(Reason.UNREACHABLE)
-            return
+            return None
         with self._mutex:
             if session.over:
                 call.lose(Reason.UNREACHABLE)
-                return
+                return None
             frame = session.submit(call, _clock())
         try:
-            link.send(frame, call.deadline_ns)
-            self._wait(link, call)
+            link.send(frame, call.deadline_ns, call.fds)
         except GoneError as gone:
             self._drop(link, str(gone))
+        except BaseException:
+            self._leave(call)
+            raise
+        return link
+
+    def _hear(self, link: Link, call: Call) -> None:
+        """Until its answer has come, or its deadline has passed."""
+        try:
+            self._wait(link, call)
         finally:
-            if not call.done:
-                with self._mutex:
-                    session.abandon(call)
+            self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        if not call.done:
+            with self._mutex:
+                call.session.abandon(call)
 
     def _commit(self, step: Commit) -> None:
         link = self._link
@@ -325,6 +359,10 @@ class Connection(Endpoint):
             if not link.session.over:
                 link.backlog.append(link.session.probe(_clock()))
         self._send_chores(link)
+
+
+def _same(value: _R) -> _R:
+    return value
 
 
 def _tick_forever(connection: "weakref.ref[Connection]", stir: threading.Event) -> None:

@@ -43,6 +43,12 @@ class _AddressSpace:
 _bytes_at: Final = np.asarray(_AddressSpace())
 
 
+def bytes_at(address: int, length: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    """Memory at an address as an array. The caller vouches for it, and keeps it alive."""
+    start = address - _BASE
+    return _bytes_at[start : start + length]
+
+
 def moves_of(targets: Iterable[int], sources: Iterable[int], block_bytes: int) -> list[Move]:
     """The moves for blocks of one size; blocks that lie next to each other on both sides become one move."""
     moves: list[Move] = []

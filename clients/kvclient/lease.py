@@ -9,6 +9,7 @@ What has not come when the wait of `fetch` is over is a miss: the lead run ends 
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -29,10 +30,12 @@ from kvproto.limits import MIB
 from kvproto.policy_frames import Kind, Report, Tier, build_report
 
 if TYPE_CHECKING:
+    from kvclient.codecs import Codec
     from kvclient.devices import DeviceCopy, Uses
 
 TIMED_BYTES: Final = MIB  # a copy smaller than this says more about its overhead than about memory
 TIMED_EACH: Final = 16  # one in so many is timed, and reported in a frame of its own
+_log = logging.getLogger(__name__)
 _clock = time.monotonic_ns
 
 
@@ -40,13 +43,17 @@ class Held:
     """What a lease is, whichever way it waits and copies. Threads may share one."""
 
     _disk = 0
+    _undecodable = False  # a block was none of the namespace's codec
     _uses: "Uses | None" = None  # by copies to a device
     _renewals: Renewals | None = None
 
-    def __init__(self, endpoint: Endpoint, parts: Sequence[Part], block_bytes: int) -> None:
+    def __init__(
+        self, endpoint: Endpoint, parts: Sequence[Part], block_bytes: int, codec: "Codec | None" = None
+    ) -> None:
         self._endpoint = endpoint
         self._parts = parts
-        self._block_bytes = block_bytes
+        self._block_bytes = block_bytes  # as it lies in the store
+        self._codec = codec
         self._views: tuple[memoryview, ...] = ()
         self._released = False
         self._streaming = False  # blocks may still come
@@ -80,7 +87,7 @@ class Held:
     def views_of(self, chunk: range) -> tuple[memoryview, ...]:
         """As `views`, for blocks that `chunks` has given. Never waits. Raises UsageError for blocks that are not there.
 
-        `chunk`: consecutive blocks.
+        `chunk`: consecutive blocks. With a codec what is given are copies, decoded anew by each call.
         """
         self._endpoint.check_fork()
         if self._released:
@@ -88,6 +95,8 @@ class Held:
         parts = self._parts
         if chunk and not 0 <= chunk.start < chunk.stop <= (lead_of(parts).blocks if self._streaming else self._blocks):
             raise UsageError(f"{chunk} are not blocks that have come")
+        if self._codec is not None:
+            return self._decoded(self._codec, self._places(chunk.start, chunk.stop))
         views, block_bytes = self._views, self._block_bytes
         if len(views) < chunk.stop:
             places = self._places(len(views), chunk.stop)
@@ -98,7 +107,7 @@ class Held:
     def valid(self) -> bool:
         """Whether everything read so far was read in time: not released, and no deadline passed."""
         self._endpoint.check_fork()
-        if self._released:
+        if self._released or self._undecodable:
             return False
         if self._lapsed():
             self._endpoint.catch_up()  # it may have been renewed, by what has just not been read
@@ -169,8 +178,12 @@ class Held:
 
     def _writable(self, targets: object, stream: object = None) -> buffers.Memory:
         """The memory of `targets`; what a device's is for must end with `_ended`. Raises UsageError for unfit ones."""
-        memory = buffers.writable(targets, self.expected, self._block_bytes, stream)
+        codec = self._codec
+        block_bytes = self._block_bytes if codec is None else codec.plain_bytes
+        memory = buffers.writable(targets, self.expected, block_bytes, stream)
         if memory.device is not None:
+            if codec is not None:
+                raise UsageError(f"codec {codec.encoding} fills memory of the host only, not tensors on a device")
             from kvclient.devices import Uses  # noqa: PLC0415  # an engine on CPU never needs it
 
             with self._endpoint.guard():
@@ -191,6 +204,8 @@ class Held:
     def _copying(self, memory: buffers.Memory, first: int, end: int) -> Callable[[], None]:
         """What copies blocks `first` to `end`, for any thread; it keeps alive what it needs."""
         places = self._places(first, end)
+        if self._codec is not None:
+            return partial(self._decode, self._codec, memory, first, places)
         if memory.device is not None:
             places = _writable_maps(places, self._parts)
         if any(part.cold for part in self._parts):
@@ -206,7 +221,7 @@ class Held:
 
     def _stopwatch(self, blocks: int) -> Stopwatch | None:
         """For a copy of so many blocks, if it is one of those that are timed."""
-        if blocks * self._block_bytes < TIMED_BYTES:
+        if blocks * self._block_bytes < TIMED_BYTES or self._codec is not None:  # decoding says little about memory
             return None
         endpoint = self._endpoint
         endpoint.large_copies += 1
@@ -224,6 +239,34 @@ class Held:
             part = parts[0]
             report = Report(part.namespace, Kind.LOAD, Tier.DRAM, blocks * self._block_bytes, watch.ns / 1e9)
             self._endpoint.say(part.session, build_report(report))
+
+    def _decode(self, codec: "Codec", memory: buffers.Memory, first: int, places: list[Place]) -> None:
+        """Block by block; with one that is none of this codec the lease is void."""
+        from kvclient.codecs_moving import decode_to  # noqa: PLC0415  # raw namespaces never need it
+
+        self._warm(places)
+        if not decode_to(codec, memory, first, places):
+            self._spoil(codec)
+
+    def _decoded(self, codec: "Codec", places: list[Place]) -> tuple[memoryview, ...]:
+        from kvclient.codecs_moving import decoded  # noqa: PLC0415  # as above
+
+        self._warm(places)
+        views = decoded(codec, places)
+        if len(views) < len(places):
+            self._spoil(codec)
+        return views
+
+    def _warm(self, places: list[Place]) -> None:
+        for mapping, offset in places:
+            if mapping.cold:
+                self._endpoint.memory.populate(mapping, offset, self._block_bytes)
+
+    def _spoil(self, codec: "Codec") -> None:
+        """Somebody stored something else there, or the lease has lapsed and it is another's by now: a miss."""
+        if not self._lapsed():
+            _log.warning("a block that is none of its namespace's codec: codec=%r", codec.text)
+        self._undecodable = True
 
     def _copy_cold(self, memory: buffers.Memory, first: int, places: list[Place]) -> None:
         """Copy while the maps are still being populated: block by block, doing what the helper has not got to."""
@@ -259,8 +302,10 @@ class Held:
 class Lease(Held):
     """What `Namespace.fetch` returns: a context manager that releases on the way out."""
 
-    def __init__(self, connection: Connection, parts: Sequence[Part], block_bytes: int) -> None:
-        super().__init__(connection, parts, block_bytes)
+    def __init__(
+        self, connection: Connection, parts: Sequence[Part], block_bytes: int, codec: "Codec | None" = None
+    ) -> None:
+        super().__init__(connection, parts, block_bytes, codec)
         self._connection = connection
 
     @property
@@ -274,7 +319,7 @@ class Lease(Held):
 
         After the last use ask `valid()`: past the deadline the bytes may be another block's. A view that outlives
         the context, or an array made from one, is safe to touch for as long as it is kept, but what it shows is
-        no longer promised. Raises UsageError outside the context.
+        no longer promised. With a codec they are copies, decoded anew each time. Raises UsageError outside the context.
         """
         return self.views_of(range(self.blocks))
 
@@ -337,6 +382,20 @@ class Lease(Held):
             self._report(watch, wanted)
         return self.valid()
 
+    def sources(self) -> list[int]:
+        """The address of each block, read-only until `release`; `valid()` says afterwards whether what was read counts.
+
+        None while blocks are coming, and where they are not to be read like that: in mode ring, and from maps that are
+        still being populated.
+        """
+        self._endpoint.check_fork()
+        if self._streaming or self._released or self._codec is not None or self._mover() is not _copy:
+            return []
+        places = self._places(0, self._blocks)
+        if any(part.cold for part in self._parts):
+            return []
+        return [mapping.address + offset for mapping, offset in places]
+
     def copyings(self, targets: object, parts: int = 1) -> list[Callable[[], None]]:
         """What copies the blocks into `targets`, in about so many parts for any threads; none while blocks are coming.
 
@@ -349,7 +408,8 @@ class Lease(Held):
         stop = memory.blocks
         each = max(1, -(-stop // max(1, parts)))
         ranges = [(first, min(first + each, stop)) for first in range(0, stop, each)]
-        plain = memory.device is None and self._mover() is _copy and not any(part.cold for part in self._parts)
+        plain = memory.device is None and self._codec is None and self._mover() is _copy
+        plain = plain and not any(part.cold for part in self._parts)
         places = self._places(0, stop) if plain else []
         pieces = memory.pieces_in([mapping.address + offset for mapping, offset in places], each)
         if not pieces:

@@ -57,17 +57,21 @@ class Link:
         with contextlib.suppress(OSError):  # the other side was first
             self.sock.shutdown(socket.SHUT_RDWR)
 
-    def send(self, frame: bytes, deadline_ns: int) -> None:
+    def send(self, frame: bytes, deadline_ns: int, fds: Sequence[int] = ()) -> None:
         """Send one message, waiting for room until the deadline. Raises GoneError. Any thread."""
-        while not self.try_send(frame):
+        while not self.try_send(frame, fds):
             if time.monotonic_ns() >= deadline_ns:
                 raise GoneError("the daemon does not read its socket")
             self._ready(select.POLLOUT, deadline_ns)
 
-    def try_send(self, frame: bytes) -> bool:
+    def try_send(self, frame: bytes, fds: Sequence[int] = ()) -> bool:
         """Send one message if there is room for it. Raises GoneError. Any thread."""
         try:
-            self.sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                self.sock.sendmsg([frame], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            else:
+                self.sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -5,7 +5,7 @@ store   check keys and buffers -> storing.store (RESERVE, copy, COMMIT) -> Store
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kvclient import flows, storing
@@ -15,7 +15,7 @@ from kvclient.endpoint import Endpoint
 from kvclient.lease import Lease
 from kvclient.ledger import Ledger
 from kvclient.policy import PolicyVerbs, Prefetch
-from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, StoreResult
+from kvclient.results import Advice, FlushResult, LoadResult, Match, PinInfo, PinResult, StoreResult
 from kvclient.stream import Part
 from kvproto.errors import UsageError
 from kvproto.frames import RECOMPUTE_US_MAX, Role
@@ -28,6 +28,9 @@ from kvproto.retention import Retention
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from kvclient.attached import AttachedPages
+    from kvclient.codecs import Codec
+    from kvclient.moving import Loading
     from kvclient.protocol import Session
 
 _clock = time.monotonic_ns
@@ -36,8 +39,11 @@ _clock = time.monotonic_ns
 class Verbs(PolicyVerbs):
     """The verbs as flows, arguments checked: what the blocking and the asyncio flavour share."""
 
-    def __init__(self, endpoint: Endpoint, identity: NamespaceIdentity) -> None:
+    def __init__(self, endpoint: Endpoint, identity: NamespaceIdentity, codec: "Codec | None" = None) -> None:
         super().__init__(endpoint, identity)
+        self.codec = codec  # with which blocks are encoded on the way; None: they go as they are
+        if codec is not None:
+            self.block_bytes = codec.plain_bytes
         self._role = endpoint.hello.role
         self._tally = Ledger()
         self._seen = self._failed = 0  # of the tickets of `_tally`, what the last flush has told
@@ -73,7 +79,9 @@ class Verbs(PolicyVerbs):
     ) -> flows.Flow[StoreResult]:
         flows.join_keys(keys)
         flows.join_keys(() if parent is None else (parent,))
-        source = readable(buffers, len(keys), self.identity.block_bytes, stream)
+        source = readable(buffers, len(keys), self.block_bytes, stream)
+        if self.codec is not None and source.device is not None:
+            raise UsageError(f"codec {self.codec.encoding} takes memory of the host only, not tensors on a device")
         space_ns = flows.nanoseconds("space_s", space_s)
         recompute_us = 0 if recompute_s is None else max(1, flows.nanoseconds("recompute_s", recompute_s) // 1000)
         if self._role is not Role.ENGINE:
@@ -82,7 +90,7 @@ class Verbs(PolicyVerbs):
             session, _clock, self._target, self._tally,
             keys=keys, source=source, parent=parent,
             wait=wait, timeout_ns=self._timeout_ns, space_ns=space_ns,
-            recompute_us=min(recompute_us, RECOMPUTE_US_MAX),
+            recompute_us=min(recompute_us, RECOMPUTE_US_MAX), codec=self.codec,
         )  # fmt: skip
 
     def _flushing(self, session: "Session | None", timeout_s: float) -> flows.Flow[FlushResult]:
@@ -138,8 +146,8 @@ class Namespace(Verbs):
     cannot be used any more.
     """
 
-    def __init__(self, connection: Connection, identity: NamespaceIdentity) -> None:
-        super().__init__(connection, identity)
+    def __init__(self, connection: Connection, identity: NamespaceIdentity, codec: "Codec | None" = None) -> None:
+        super().__init__(connection, identity, codec)
         self._connection = connection
 
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Lease:
@@ -152,7 +160,17 @@ class Namespace(Verbs):
         """
         connection = self._connection
         parts = connection.run(self._fetching(connection.session(), keys, wait_s, ttl_s))
-        return Lease(connection, parts, self.identity.block_bytes)
+        return Lease(connection, parts, self.identity.block_bytes, self.codec)
+
+    def start_fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Callable[[], Lease]:
+        """As `fetch` for a caller who has something else to do until the daemon has answered: ask now, wait later.
+
+        Call what is returned, once and in any case: it gives the lease, which is to be released. `wait_s` and the
+        client's timeout count from now.
+        """
+        connection = self._connection
+        finish = connection.run_later(self._fetching(connection.session(), keys, wait_s, ttl_s))
+        return lambda: Lease(connection, finish(), self.identity.block_bytes, self.codec)
 
     def store(
         self,
@@ -180,6 +198,74 @@ class Namespace(Verbs):
                 parent=parent, wait=wait, space_s=space_s, recompute_s=recompute_s, stream=stream,
             )
         )  # fmt: skip
+
+    def load(
+        self,
+        keys: Sequence[bytes],
+        pages: "AttachedPages",
+        wait_s: float = 1.0,
+        timeout_s: float = 5.0,
+        stream: object = None,
+    ) -> LoadResult:
+        """Have the daemon copy what is there of this chain into pages of attached memory (mode daemon), a page a key.
+
+        `pages`: `memory[ids]` of what `Client.attach` gave. `wait_s`: how long blocks may take that come from disk
+        first, or that this client is still storing. The call takes `timeout_s` at most, and up to the client's timeout
+        twice more where it cancels what is not over by then. `stream`: an engine's stream that may still read the
+        pages; it is waited for. Of a daemon that is not there nothing is loaded. Raises UsageError.
+        """
+        from kvclient import moving  # noqa: PLC0415  an engine on CPU loads nothing of devices
+
+        return moving.load(
+            self._connection, self._plain(), keys, pages, wait_s=wait_s, timeout_s=timeout_s, stream=stream
+        )
+
+    def start_load(
+        self,
+        keys: Sequence[bytes],
+        pages: "AttachedPages",
+        wait_s: float = 1.0,
+        groups: int = 1,
+        stream: object = None,
+    ) -> "Loading":
+        """As `load`, of up to 1,024 blocks, and returns at once: the result says which `groups` of layers are there."""
+        from kvclient import moving  # noqa: PLC0415  see above
+
+        return moving.start_load(
+            self._connection, self._plain(), keys, pages, wait_s=wait_s, groups=groups, stream=stream
+        )
+
+    def save(
+        self,
+        keys: Sequence[bytes],
+        pages: "AttachedPages",
+        parent: bytes | None = None,
+        timeout_s: float = 5.0,
+        space_s: float = 1.0,
+        recompute_s: float | None = None,
+        stream: object = None,
+    ) -> StoreResult:
+        """Have the daemon store the blocks of a chain out of pages of attached memory (mode daemon), a page a key.
+
+        Returns when they are visible; what is not by `timeout_s` is cancelled and refused as TIMED_OUT. Waits up to
+        `space_s` for room. `stream`: the one whose work so far they are the outcome of; it is waited for first. Else
+        as `store`. Raises UsageError.
+        """
+        from kvclient import moving  # noqa: PLC0415  see above
+
+        saved = moving.save(
+            self._connection, self._plain(), keys, pages,
+            parent=parent, timeout_s=timeout_s, space_s=space_s, recompute_s=recompute_s, stream=stream,
+        )  # fmt: skip
+        with self._connection.guard():
+            self._tally.published += saved.accepted  # `flush` is to make them durable, too
+        return saved
+
+    def _plain(self) -> flows.Target:
+        """For the daemon's own copies. Raises UsageError where a codec is between pages and blocks."""
+        if self.codec is not None:
+            raise UsageError("the daemon copies blocks as they are: not in a namespace with a codec")
+        return self._target
 
     def flush(self, timeout_s: float = 30.0) -> FlushResult:
         """Wait until every block accepted through this object is visible and, with a disk tier, durable, or has failed.

@@ -57,6 +57,7 @@ class PolicyVerbs:
 
     def __init__(self, endpoint: Endpoint, identity: NamespaceIdentity) -> None:
         self.identity = identity
+        self.block_bytes = identity.block_bytes  # of one block as callers have it; with a codec it is stored in fewer
         self._endpoint = endpoint
         self._timeout_ns = endpoint.timeout_ns
         self._target = flows.Target(identity.canonical(), identity.block_bytes)
@@ -169,7 +170,7 @@ class PolicyVerbs:
         batch_tokens: int,
         chunk_tokens: int,
     ) -> flows.Flow[Advice | None]:
-        of_a_token = self.identity.block_bytes / self.identity.block_tokens if token_bytes is None else token_bytes
+        of_a_token = self.block_bytes / self.identity.block_tokens if token_bytes is None else token_bytes
         question = Question(
             0,
             tokens=whole("tokens", tokens),

@@ -23,7 +23,8 @@ from kvclient.policy_calls import UnpinCall
 from kvclient.refusals import Refusals
 from kvclient.results import Reason, Status
 from kvclient.stream import Part, Renewals
-from kvproto import frames, policy_frames
+from kvclient.transfers import CancelCall, Pidfd, Transfer
+from kvproto import device_frames, frames, policy_frames
 from kvproto.errors import Code, ProtocolError, error_for
 from kvproto.frames import Flag, Head, Mode, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
@@ -59,6 +60,9 @@ class Session:
         self.unmapped: deque[int] = deque()
         self.unpins: deque[int] = deque()  # pins and prefetches whose caller had left when they were granted
         self.cancels: deque[int] = deque()
+        self.transfers: dict[int, Transfer] = {}  # mode daemon: those under way, by number
+        self.unwanted: deque[Transfer] = deque()  # of them, those whose caller had left when they began
+        self.daemon: Pidfd | None = None  # mode daemon: whose exit ends what is under way
         self._aborts: deque[int] = deque()
         self._calls: dict[int, Call] = {}
         self._abandoned = 0  # of them, those that nobody waits for any more
@@ -90,7 +94,7 @@ class Session:
         call.abandoned = True
         self._abandoned += 1
         call.lost = Reason.TIMED_OUT
-        if self.heard_ns < call.sent_ns:
+        if self.heard_ns < call.sent_ns and not call.patient:
             self.silent = True
 
     def probe(self, now_ns: int) -> bytes:
@@ -126,6 +130,11 @@ class Session:
             frame = self.submit(call, self.heard_ns)  # as if sent then, since no silence follows from it
             self.abandon(call)
             yield frame
+        while self.unwanted and not self.over:
+            cancel = CancelCall(self, self.unwanted.popleft(), self.heard_ns)
+            frame = self.submit(cancel, self.heard_ns)
+            self.abandon(cancel)
+            yield frame
 
     def renewals(self, now_ns: int) -> Iterator[bytes]:
         """Frames that keep parts of leases while others stream. Nobody waits for their answers."""
@@ -139,6 +148,10 @@ class Session:
                 yield frame
             if renewals.over:
                 self._renewals.discard(renewals)
+
+    def keep_daemon(self, pidfd: int) -> None:
+        """Mode daemon: remember whose exit ends transfers. Raises OSError."""
+        self.daemon = Pidfd(pidfd)
 
     def clamp_ttl(self, ttl_ns: int) -> int:
         """A lease's length that the daemon accepts."""
@@ -165,7 +178,13 @@ class Session:
     def has_chores(self) -> bool:
         """Whether `chores` would yield anything, or `renewals` might. Needs no guard."""
         return bool(
-            self.releases or self.unmapped or self._aborts or self.unpins or self.cancels or len(self._renewals)
+            self.releases
+            or self.unmapped
+            or self._aborts
+            or self.unpins
+            or self.cancels
+            or len(self._renewals)
+            or self.unwanted
         )
 
     @property
@@ -259,6 +278,8 @@ class Session:
             self._arenas_came(frame, head)
         elif verb is Verb.ARENA_GONE:
             self._arena_gone(frames.parse_number(frame, head))
+        elif verb in {Verb.LOADED, Verb.SAVED}:
+            self._moved(verb, frame, head)
         elif verb is Verb.REFUSED:
             self.refusals.note(*frames.parse_failure(frame, head))
         elif verb is Verb.GOAWAY:
@@ -287,6 +308,23 @@ class Session:
             self.forget_stream(part)
         if self.cold and places:
             self.warm(places, part.block_bytes)
+
+    def _moved(self, verb: Verb, frame: bytes, head: Head) -> None:
+        """How far a transfer has come."""
+        if verb is Verb.LOADED:
+            loaded = device_frames.parse_loaded(frame, head)
+            transfer = self.transfers.get(loaded.transfer)
+            if transfer is None or not transfer.loads:
+                raise ProtocolError(f"LOADED for transfer {loaded.transfer}, which there is not")
+            transfer.loaded(loaded.blocks, loaded.groups, loaded.state)
+        else:
+            number, fates = device_frames.parse_saved(frame, head)
+            transfer = self.transfers.get(number)
+            if transfer is None or transfer.loads:
+                raise ProtocolError(f"SAVED for transfer {number}, which there is not")
+            transfer.saved(fates)
+        if transfer.over:
+            del self.transfers[transfer.number]
 
     def _arenas_came(self, frame: bytes, head: Head) -> None:
         arenas = frames.parse_arenas(frame, head)
@@ -359,6 +397,10 @@ class Session:
         self._tickets.clear()
         for part in list(self._streams.values()):
             part.stop()
+        for transfer in list(self.transfers.values()):
+            transfer.lose()
+        self.transfers.clear()
+        self.unwanted.clear()
         self.let_go()
         if self.ring is not None:
             self.ring.gone = True

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     STALE = "stale"  # copied too slowly: the ticket had lapsed
     DISCARDED = "discarded"  # its parent failed, or its key was deleted meanwhile
     DEVICE = "device"  # the GPU that it lies on could not be read
+    UNFIT = "unfit"  # the namespace's codec cannot take its values (NaN, infinity, too many rare exponents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,19 @@ class StoreResult:
     def reasons(self) -> Counter[Reason]:
         """How many blocks were refused for each reason."""
         return Counter(refused.reason for refused in self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What became of a `load`: the first `blocks` pages hold what was stored; what is in the others is nobody's.
+
+    `settled`: False where the daemon may still be writing to the pages. They are not to be used before
+    `AttachedMemory.settle` has said True. `reason`: why nothing could be loaded at all; None otherwise.
+    """
+
+    blocks: int
+    settled: bool = True
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

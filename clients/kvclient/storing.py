@@ -22,6 +22,7 @@ from kvproto.limits import KEYS_PER_FRAME, MIB, RIDERS_PER_FRAME, slot_bytes_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvclient.codecs import Codec
     from kvclient.mapping import Place
     from kvclient.protocol import Session
     from kvproto.frames import Reserved
@@ -87,12 +88,14 @@ class Storing:
         timeout_ns: int,
         space_ns: int,
         recompute_us: int,
+        codec: "Codec | None" = None,
     ) -> None:
         assert session.store_bytes, "only engines store"
         self._session = session
         self._clock = clock
         self._target = target
         self._recompute_us = recompute_us
+        self._codec = codec
         self._answers = Allowance(clock, timeout_ns)
         self._space = Allowance(clock, space_ns)
         self._nap_ns = NAP_NS
@@ -107,6 +110,7 @@ class Storing:
         # session: this copies into it.
         self._grants: list[tuple[int, Place, int]] = []
         self._batch: list[int] = []  # tickets copied and not committed
+        self._unfit: list[int] = []  # those of blocks that the codec could not take
         self._may_hold_back = False
         self._tickets: list[tuple[int, int]] = []  # index, ticket: copied
         self._known = 0
@@ -201,19 +205,43 @@ class Storing:
         while self._grants and self._lost is None:
             batch = self._grants[:blocks]
             targets = [mapping.address + offset for _, (mapping, offset), _ in batch]
-            moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
-            side, maps = self._source.device, [mapping for _, (mapping, _), _ in batch]
-            mover = None if side is None else partial(side.drain, maps=maps)
-            step = Copy(moves, at_once=scattered is not None, gate=scattered.gate if scattered else None, mover=mover)
-            yield step
-            if step.failed is not None:
-                self._stop = Reason.DEVICE
+            if self._codec is not None:
+                copied = yield from self._encode(self._codec, [index for index, _, _ in batch], targets)
+            else:
+                moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
+                side, maps = self._source.device, [mapping for _, (mapping, _), _ in batch]
+                mover = None if side is None else partial(side.drain, maps=maps)
+                gate = scattered.gate if scattered else None
+                step = Copy(moves, at_once=scattered is not None, gate=gate, mover=mover)
+                yield step
+                if step.failed is not None:
+                    self._stop = Reason.DEVICE
+                    return
+                copied = len(batch)
+            del self._grants[:copied]  # `batch` still keeps their maps
+            self._batch += [ticket for _, _, ticket in batch[:copied]]
+            self._tickets += [(index, ticket) for index, _, ticket in batch[:copied]]
+            if copied < len(batch):
+                self._break_off()
                 return
-            del self._grants[:blocks]  # `batch` still keeps their maps
-            self._batch += [ticket for _, _, ticket in batch]
-            self._tickets += [(index, ticket) for index, _, ticket in batch]
             if self._grants and not at_once:
                 yield from self._commit()
+
+    def _encode(self, codec: "Codec", indices: list[int], targets: list[int]) -> Flow[int]:
+        """Encode blocks into their spans; how many until one was unfit."""
+        from kvclient.codecs_moving import Encode  # noqa: PLC0415  # raw namespaces never need it
+
+        scattered = self._source.scattered
+        step = Encode(codec, self._source, indices, targets, scattered.gate if scattered else None)
+        yield step
+        return step.done
+
+    def _break_off(self) -> None:
+        """The first of the grants is a block that the codec cannot take: what continues it would lack a parent."""
+        index, _, ticket = self._grants.pop(0)
+        self._unfit.append(ticket)
+        self._refused.append(Refused(index, Reason.UNFIT))
+        self._stop = Reason.NO_PARENT
 
     def _commit(self) -> Flow[None]:
         step = Commit(self._session, self._batch, self._ledger, self._answers.begin())
@@ -261,7 +289,7 @@ class Storing:
 
     def _give_back(self) -> None:
         """Tickets of blocks that could not be copied, or not be committed."""
-        unused = [ticket for _, _, ticket in self._grants]
+        unused = [*self._unfit, *(ticket for _, _, ticket in self._grants)]
         unused += [ticket for ticket in self._batch if not self._session.is_out(ticket)]
         if unused and not self._session.over:
             self._session.abort(unused)
@@ -275,7 +303,7 @@ class Storing:
                 accepted += 1
             else:
                 refused.append(Refused(index, reason))
-        why = self._lost or (Reason.DEVICE if self._stop is Reason.DEVICE else Reason.UNREACHABLE)
+        why = self._lost or (self._stop if self._stop in (Reason.DEVICE, Reason.NO_PARENT) else Reason.UNREACHABLE)
         refused += [Refused(index, why) for index, _, _ in self._grants]
         rest = range(self._next, len(self._keys))
         if rest and self._stop is not None:
@@ -309,14 +337,15 @@ def store(
     timeout_ns: int,
     space_ns: int,
     recompute_us: int = 0,
+    codec: "Codec | None" = None,
 ) -> Flow[StoreResult]:
     """Store a chain. `source` holds a block for each key, and stays as it is until this ends.
 
-    `recompute_us`: what computing a block anew would take; 0: unknown.
+    `recompute_us`: what computing a block anew would take; 0: unknown. `codec`: encode blocks with it on the way.
     """
     if session is None or not session.store_bytes or not keys:
         return StoreResult(0, 0, tuple(Refused(index, Reason.UNREACHABLE) for index in range(len(keys))))
     storing = Storing(
-        session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns, recompute_us=recompute_us
+        session, clock, target, tally, timeout_ns=timeout_ns, space_ns=space_ns, recompute_us=recompute_us, codec=codec
     )
     return (yield from storing.store(keys, source, parent, wait=wait))

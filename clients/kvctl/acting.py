@@ -7,7 +7,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from kvctl import insight, pins, render, service
+from kvctl import insight, pins, render, service, values
 from kvctl import quotas as quota_tables
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError
@@ -15,9 +15,11 @@ from kvctl.program import (
     Continuing,
     Digest,
     Extra,
+    Globals,
     Keys,
     OfNamespace,
     OfTenant,
+    OnlyTier,
     Owner,
     Tokens,
     command,
@@ -32,7 +34,7 @@ from kvproto import control_pb2 as pb
 from kvproto.sizes import UNITS_SAID
 
 
-@command("quota")
+@command("quota", usage=quota_tables.USAGE, short="What tenants are promised, and may have at most.")
 def quota(
     context: typer.Context,
     tenant: quota_tables.Tenant = None,
@@ -43,8 +45,9 @@ def quota(
 ) -> None:
     """What tenants are promised of memory and disk, and the most that they may have.
 
-    A change counts from the next allocation on, holds over warm restarts and wins over the configuration, until a cold
-    start. `reset` goes back to the configuration.
+    A change is of the keys that are named. It counts from the next allocation on, holds over warm restarts and wins
+    over the configuration, until a cold start; all other keys follow the configuration. `reset` goes back to it, for
+    the keys that are named or for all.
     """
     chosen = globals_of(context)
     request = quota_tables.wish(tenant, words or (), dry_run=dry_run)
@@ -59,7 +62,7 @@ def quota(
             chosen.show("quota", render.plain(report), quota_tables.quota_changes(report))
 
 
-@command("clear")
+@command("clear", short="Drop blocks of a tenant, a namespace or a prefix.")
 def clear(
     context: typer.Context,
     *,
@@ -93,7 +96,7 @@ def clear(
     chosen.show("clear", render.plain(report), Group(*parts))
 
 
-@command("drain")
+@command("drain", short="Refuse new blocks from now on.")
 def drain(context: typer.Context, *, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Refuse new blocks from now on; stored ones are still served."""
     chosen = globals_of(context)
@@ -135,7 +138,12 @@ def scrub(
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Start nothing: say how far it is.")] = False,
     tier: Annotated[
-        str, typer.Option(metavar="TIER", help="disk, or dram: what clients in mode direct have changed.")
+        str,
+        typer.Option(
+            metavar="TIER",
+            autocompletion=values.one_of(values.TIERS),
+            help="disk, or dram: what clients in mode direct have changed.",
+        ),
     ] = "disk",
 ) -> None:
     """Read and verify all that lies in a tier. What is not what was stored becomes a miss."""
@@ -179,14 +187,19 @@ def pin(
 @command("unpin")
 def unpin(
     context: typer.Context,
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose pins.")],
-    numbers: Annotated[list[int] | None, typer.Argument(metavar="[PIN]...", help="As `kvctl pins` lists them.")] = None,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", autocompletion=values.tenants, help="Whose pins.")],
+    numbers: Annotated[
+        list[int] | None, typer.Argument(metavar="PIN", autocompletion=values.pins, help="As `kvctl pins` lists them.")
+    ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All pins of the tenant.")] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
-    """End pins of a tenant. What they kept stays until something else needs the room."""
+    """End pins of a tenant. What they kept stays until something else needs the room.
+
+    Exits with 4 if the tenant has no such pins; those that it has are ended.
+    """
     chosen = globals_of(context)
     if bool(numbers) == every:
         raise KvctlError(Exit.USAGE, "name pins, or say --all; kvctl pins lists them")
@@ -196,7 +209,7 @@ def unpin(
     with chosen.connect() as client:
         what = concerned(client, tenant, numbers=numbers or ())
         if dry_run:
-            report = pb.UnpinResponse(ended=what.pins)
+            report = pb.UnpinResponse(ended=what.pins, unknown=() if what.more else what.missing)
         else:
             if what.pins and not yes:
                 ask("End them?", "no pin was ended; answer y, or give --yes, to unpin", what)
@@ -204,9 +217,11 @@ def unpin(
     pins_said = f"{report.ended:,} pin{'' if report.ended == 1 else 's'}"
     text = f"would end {pins_said}, {size(what.pinned_bytes)}" if dry_run else f"{pins_said} ended"
     chosen.show("unpin", {**render.plain(report), "dry_run": dry_run}, Text(text))
+    if report.unknown:
+        raise KvctlError(Exit.NOT_FOUND, pins.unknown(tenant, report.unknown))
 
 
-@command("prefetch")
+@command("prefetch", short="Have a prefix read from disk into memory.")
 def prefetch(
     context: typer.Context,
     key: Keys = None,
@@ -229,12 +244,23 @@ def prefetch(
 @command("set", on=policy_app)
 def set_policy(
     context: typer.Context,
-    rule: Annotated[str, typer.Argument(metavar="RULE", help="lru, second_touch, pgdsf, lfu, s3fifo, arc or density.")],
+    rule: Annotated[
+        str,
+        typer.Argument(
+            metavar="RULE",
+            autocompletion=values.one_of(values.RULES),
+            help="lru, second_touch, pgdsf, lfu, s3fifo, arc or density.",
+        ),
+    ],
     *,
-    tier: Annotated[str | None, typer.Option(metavar="TIER", help="Only dram, or only disk. Else every tier.")] = None,
+    tier: OnlyTier = None,
     tenant: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only this tenant's blocks. Else all without a rule of their own."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=values.tenants,
+            help="Only this tenant's blocks. Else all without a rule of their own.",
+        ),
     ] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -243,15 +269,41 @@ def set_policy(
 
     It holds over warm restarts and wins over the configuration, until a cold start.
     """
-    chosen = globals_of(context)
+    _choose_policy(
+        globals_of(context), pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule), yes=yes, dry_run=dry_run
+    )
+
+
+@command("reset", on=policy_app)
+def reset_policy(
+    context: typer.Context,
+    tenant: Annotated[
+        str | None,
+        typer.Argument(metavar="TENANT", autocompletion=values.tenants, help="Only this one's own rule. Else all."),
+    ] = None,
+    *,
+    tier: OnlyTier = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Go back to the configured rules, or for one tenant to the rule of all. Asks if blocks go by another one then."""
+    request = pb.SetPolicyRequest(tier=tier, tenant=tenant, reset=True)
+    _choose_policy(globals_of(context), request, yes=yes, dry_run=dry_run)
+
+
+def _choose_policy(chosen: Globals, request: pb.SetPolicyRequest, *, yes: bool, dry_run: bool) -> None:
+    trial = pb.SetPolicyRequest()
+    trial.CopyFrom(request)
+    trial.dry_run = True
     with chosen.connect() as client:
         if not (yes or dry_run):
-            told = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=True))
+            told = client.set_policy(trial)
             if any(change.policy.blocks and change.policy.rule != change.former_rule for change in told.changes):
                 need_terminal("choose another rule", yes=yes, dry_run=dry_run)
                 untouched = "the rule stays; answer y, or give --yes, to choose another one"
-                ask("Evict by it?", untouched, render.policy_changes(told), concerned(client, tenant))
-        report = client.set_policy(pb.SetPolicyRequest(tier=tier, tenant=tenant, rule=rule, dry_run=dry_run))
+                whose = request.tenant if request.HasField("tenant") else None
+                ask("Evict by it?", untouched, render.policy_changes(told), concerned(client, whose))
+        report = client.set_policy(trial if dry_run else request)
     chosen.show("policy", render.plain(report), render.policy_changes(report))
 
 

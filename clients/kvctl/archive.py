@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 from rich.text import Text
 
+from kvctl import values
 from kvctl.asking import Yes, ask, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import Globals, OfNamespace, OfTenant, Output, command, globals_of
@@ -78,8 +79,7 @@ def export_blocks(
 
     chosen.socket()  # refuses another host, before anything is written: blocks go through this one's memory
     with chosen.connect() as client:
-        if tenant is not None and tenant not in {one.name for one in client.tenants().tenants}:
-            raise KvctlError(Exit.NOT_FOUND, f"no tenant {printable(tenant)}; see `kvctl tenants`")
+        client.need_tenant(tenant)
         scope = scope.resolved(client)
         found = chains_of(client, scope)
         planned = sum(len(one.parents) for one in found)
@@ -100,13 +100,16 @@ def export_blocks(
         chosen.show("export", {**asdict(done), "file": str(file)}, Text(printable(text)))
 
 
-@command("import")
+@command("import", short="Store what an archive holds.")
 def import_blocks(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to read; - for stdin.")],
     *,
     tenant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose blocks they become. Else as in the archive.")
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=values.tenants, help="Whose blocks they become. Else as in the archive."
+        ),
     ] = None,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the archive, and store nothing.")] = False,

@@ -35,6 +35,7 @@ class Concerned:
     leases: int
     clients: int
     more: bool  # there are more pins than the daemon lists
+    missing: tuple[int, ...] = ()  # of the pins that were named, those that are not listed
 
     def __str__(self) -> str:
         least = "at least " if self.more else ""
@@ -64,15 +65,14 @@ def concerned(
         leases=sum(one.leases for one in sessions),
         clients=len(sessions),
         more=not whole and listed.pins_total > len(listed.pins),
+        missing=tuple(number for number in dict.fromkeys(numbers) if number not in {pin.pin for pin in pins}),
     )
 
 
-def need_terminal(what: str, *, yes: bool, dry_run: bool) -> None:
-    """Raises KvctlError with USAGE where nobody could be asked."""
+def need_terminal(what: str, *, yes: bool, dry_run: bool, look: str = "--dry-run") -> None:
+    """Raises KvctlError with USAGE where nobody could be asked. `look`: what shows without changing anything."""
     if not (yes or dry_run or sys.stdin.isatty()):
-        raise KvctlError(
-            Exit.USAGE, f"there is no terminal to ask on; give --yes to {what}, or --dry-run to look"
-        )  # fmt: skip
+        raise KvctlError(Exit.USAGE, f"there is no terminal to ask on; give --yes to {what}, or {look} to look")
 
 
 def ask(question: str, untouched: str, *shown: RenderableType | Concerned) -> None:

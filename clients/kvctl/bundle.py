@@ -56,7 +56,7 @@ missing.txt says which parts could not be had, and why.
 Part = Callable[[], str]
 
 
-@command("support-bundle")
+@command("support-bundle", short="Gather how all stands into one file, without payload.")
 def support_bundle(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends with .tar.gz, or .tar.zst.")],

@@ -49,7 +49,7 @@ def examined(chosen: Globals) -> list[Check]:
     return _examine(chosen, LinuxHost(), ())
 
 
-@command("check")
+@command("check", short="Look at a disk tier whose daemon is stopped.")
 def check(
     context: typer.Context,
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="All of a disk tier's, as configured.")],
@@ -60,7 +60,7 @@ def check(
     """Look at a disk tier whose daemon is stopped, block by block, as kvstored check. Exits as that does."""
     chosen = globals_of(context)
     if repair:
-        need_terminal("repair", yes=yes, dry_run=False)
+        need_terminal("repair", yes=yes, dry_run=False, look="leave --repair out")
         if not yes:
             folders = ", ".join(map(str, directories))
             ask("Erase what is damaged there?", "nothing was erased; answer y, or give --yes, to repair", Text(folders))

@@ -4,7 +4,7 @@ KvctlError.code     says
 REFUSED        1    the daemon answered, and would not
 USAGE          2    the question was wrong
 UNREACHABLE    3    nobody answers
-NOT_FOUND      4    no such tenant or namespace
+NOT_FOUND      4    no such tenant, namespace, block or pin
 TIMED_OUT      5    no answer in time
 CONFIGURATION 78    this setting can never work
 """
@@ -33,6 +33,7 @@ SOCKET_NAME: Final = "control.sock"
 TENANTS_SOCKET: Final = "tenants.sock"  # where the daemon has one for those who may not act
 SYSTEM_DIR: Final = Path("/run/kvstored")
 SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+TENANTS_NAMED: Final = 16  # where one is named that is not there
 ANSWER_BYTES: Final = 32 * MIB  # as much as the daemon sends: 4,096 namespaces of 6.4 KiB
 
 Answer = TypeVar("Answer", bound=Message)
@@ -276,6 +277,26 @@ class ControlClient:
         except grpc.RpcError as error:
             raise self._trouble(error.code(), printable(error.details() or "")) from None
 
+    def watch(self, request: pb.WatchBlocksRequest) -> Iterator[pb.BlockChanges]:
+        """Where blocks lie and move; with `follow` without an end. Raises KvctlError on the way."""
+        timeout_s = None if request.follow else self._timeout_s
+        try:
+            yield from self._stub.WatchBlocks(request, timeout=timeout_s, metadata=self.metadata())
+        except grpc.RpcError as error:
+            raise self._trouble(error.code(), printable(error.details() or "")) from None
+
+    def summarise(self, request: pb.SummariseMatchRequest) -> pb.SummariseMatchResponse:
+        """How much of a prefix is there."""
+        return self._call("SummariseMatch", request, pb.SummariseMatchResponse)
+
+    def load(self) -> pb.GetLoadResponse:
+        """How full and how busy."""
+        return self._call("GetLoad", pb.GetLoadRequest(), pb.GetLoadResponse)
+
+    def admission(self, request: pb.EstimateAdmissionRequest) -> pb.EstimateAdmissionResponse:
+        """What would be given up."""
+        return self._call("EstimateAdmission", request, pb.EstimateAdmissionResponse)
+
     def ping(self) -> pb.PingResponse:
         """One round trip through the owner thread."""
         return self._call("Ping", pb.PingRequest(), pb.PingResponse)
@@ -291,8 +312,23 @@ class ControlClient:
                 self._token = None  # it has lapsed: what follows something lives longer
                 answer = self._ask(verb, request)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                self.need_tenant(name := _tenant_of(request))
+                if name and (error.details() or "").endswith(f"no tenant is called {name}"):
+                    text = f"tenant {printable(name)} has nothing here: no client of it has come yet"
+                    raise KvctlError(Exit.NOT_FOUND, text) from None
             raise self._trouble(error.code(), printable(error.details() or "")) from None
         return answer
+
+    def need_tenant(self, name: str | None) -> None:
+        """Raises KvctlError with NOT_FOUND, and the tenants that there are, if nobody is called so."""
+        if not name:
+            return
+        there = [one.name for one in self.tenants().tenants]
+        if name not in there:
+            shown = ", ".join(map(printable, there[:TENANTS_NAMED])) or "none yet"
+            more = f" and {len(there) - TENANTS_NAMED:,} more" if len(there) > TENANTS_NAMED else ""
+            raise KvctlError(Exit.NOT_FOUND, f"no tenant is called {printable(name)}; there are: {shown}{more}")
 
     def _ask(self, verb: str, request: Message) -> Any:
         return getattr(self._stub, verb)(request, timeout=self._timeout_s, metadata=self.metadata())
@@ -312,6 +348,13 @@ class ControlClient:
         exit_code, sentence = _TROUBLE.get(code, _OTHER_TROUBLE)
         text = sentence.format(details=details, path=self.socket_path, timeout=f"{self._timeout_s:g} s", code=code.name)
         return KvctlError(exit_code, text)
+
+
+def _tenant_of(request: Any) -> str:
+    """Whom a request names, if anybody."""
+    prefix = getattr(request, "prefix", None)
+    name = getattr(request, "tenant", "") or getattr(prefix, "tenant", "")
+    return name if isinstance(name, str) else ""
 
 
 _GONE: Final = (Exit.UNREACHABLE, "the daemon behind {path} went away; see its log, then start it again")

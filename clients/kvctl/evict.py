@@ -7,7 +7,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kvctl import render
+from kvctl import render, values
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import Exit, KvctlError, printable
 from kvctl.program import Continuing, OfNamespace, OfTenant, command, globals_of
@@ -19,7 +19,7 @@ from kvproto.sizes import UNITS_SAID, parse_bytes
 ACTS: Final = 512  # that the daemon remembers
 
 
-@command("evict")
+@command("evict", short="Make room in a tier.")
 def evict(
     context: typer.Context,
     *,
@@ -28,7 +28,12 @@ def evict(
     key: Continuing = None,
     everything: Annotated[bool, typer.Option("--all", help="Of all tenants.")] = False,
     tier: Annotated[
-        str, typer.Option(metavar="TIER", help="dram: what lies on disk too stays there; or disk.")
+        str,
+        typer.Option(
+            metavar="TIER",
+            autocompletion=values.one_of(values.TIERS),
+            help="dram: what lies on disk too stays there; or disk.",
+        ),
     ] = "dram",
     room: Annotated[
         str | None,
@@ -68,7 +73,7 @@ def evict(
         raise typer.Exit(Exit.REFUSED)
 
 
-@command("audit")
+@command("audit", short="Who changed what here.")
 def audit(
     context: typer.Context,
     *,
@@ -105,10 +110,10 @@ def _said(report: pb.EvictResponse, scope: Scope, tier: str) -> Text:
     verb = "would evict" if report.dry_run else "evicted"
     lines = [f"{verb} {report.blocks:,} blocks from {printable(tier)}, {size(report.bytes)}: {printable(str(scope))}"]
     lost = report.blocks - report.kept_blocks
-    other = "disk" if tier == "dram" else "memory"
+    other = "on disk" if tier == "dram" else "in memory"
     if report.blocks:
         go = "would be" if report.dry_run else "are"
-        lines.append(f"{report.kept_blocks:,} of them stay in {other}, {lost:,} {go} gone")
+        lines.append(f"{report.kept_blocks:,} of them stay {other}, {lost:,} {go} gone")
     if report.held_blocks:
         lines.append(f"{report.held_blocks:,} stay, and what leads there: {report.pinned_blocks:,} pinned, "
                      f"{report.held_blocks - report.pinned_blocks:,} leased or on their way")  # fmt: skip

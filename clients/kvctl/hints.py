@@ -20,7 +20,10 @@ def programs(report: pb.ListProgramsResponse) -> RenderableType:
     below = Text(f"since the daemon started: {taken}\n{said}")
     if not report.programs:
         return Group(Text("no program is there now"), Text(), below)
-    table = _table("program", "tenant", "state", "tool", ">turns", ">context", ">pinned", ">for")
+    table = _table(
+        "program", "tenant", "state", "tool", ">turns", ">context", ">pinned", ">for",
+        least=("turns", "tenant", "context", "tool"),
+    )  # fmt: skip
     for one in report.programs:
         state = f"{one.state}, {span(one.tool_s)}" if one.state == "in tool" else one.state
         pinned, left = (size(one.pinned_bytes), span(one.pinned_s)) if one.pinned_blocks else ("-", "-")

@@ -77,6 +77,7 @@ class Miss:
         return digest, self.keys or self._keys(client, digest)
 
     def _keys(self, client: ControlClient, digest: str | None) -> Sequence[bytes]:
+        client.need_tenant(self.tenant)
         listed = client.namespaces().namespaces
         steps = {
             one.block_tokens

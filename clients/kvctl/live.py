@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvctl import events as happenings
-from kvctl import render, top
+from kvctl import render, top, values
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.program import Globals, Output, command, globals_of
 from kvproto import control_pb2 as pb
@@ -20,7 +20,7 @@ KINDS: Final = ", ".join(happenings.KINDS)
 _AGAIN: Final = (Exit.UNREACHABLE, Exit.TIMED_OUT)  # a daemon that is restarted comes back
 
 
-@command("top")
+@command("top", short="What the daemon does now.")
 def show_top(
     context: typer.Context,
     *,
@@ -91,13 +91,20 @@ def _draw(samples: Iterable[top.Figures | str]) -> None:
             live.update(top.page(one) if isinstance(one, top.Figures) else Text(one, style="yellow"), refresh=True)
 
 
-@command("events")
+@command("events", short="What happened since the daemon began.")
 def show_events(
     context: typer.Context,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens, until Ctrl-C.")] = False,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", "-k", metavar="KIND", help=f"Only these: {KINDS}. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            "-k",
+            metavar="KIND",
+            autocompletion=values.one_of(happenings.KINDS),
+            help=f"Only these: {KINDS}. Repeatable.",
+        ),
     ] = None,
     last: Annotated[
         int, typer.Option("--last", "-n", min=0, max=8192, metavar="N", help="So many at most; 0: all.")

@@ -13,7 +13,7 @@ from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
 from kvproto.retention import Retention
 
-__all__ = ["Retention", "pin", "pinned", "pins", "prefetch"]
+__all__ = ["Retention", "pin", "pinned", "pins", "prefetch", "unknown"]
 
 _WHY: Final = {
     "absent": "the chain ends there",
@@ -59,6 +59,13 @@ def pinned(answers: Sequence[pb.PinResponse]) -> Text:
     return Text(f"{text}; {_WHY.get(why, printable(why))}" if why else text)
 
 
+def unknown(tenant: str, numbers: Sequence[int]) -> str:
+    """What is said of pins that are not there."""
+    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8:,} more" if len(numbers) > 8 else "")
+    plural = "s" if len(numbers) > 1 else ""
+    return f"tenant {printable(tenant)} has no pin{plural} {shown}; `kvctl pins` lists those that it has"
+
+
 def pins(report: pb.ListPinsResponse) -> RenderableType:
     """Budgets, then a line each, the one that ends first on top."""
     below = Text(_counted(report.counters))
@@ -67,11 +74,14 @@ def pins(report: pb.ListPinsResponse) -> RenderableType:
     budgets = _table("tenant", ">pins", ">pinned", ">of")
     for one in report.budgets:
         budgets.add_row(printable(one.tenant), f"{one.pins:,}", size(one.used_bytes), size(one.budget_bytes))
-    table = _table(">pin", "tenant", "namespace", "for", ">blocks", ">size", ">ends in", "")
+    table = _table(
+        ">pin", "tenant", "namespace", "for", ">blocks", ">size", ">ends in", "",
+        least=("namespace", "", "blocks", "tenant"),
+    )  # fmt: skip
     for pin in report.pins:
         table.add_row(
             str(pin.pin), printable(pin.tenant), pin.namespace_digest[:8], printable(pin.owner) or "a client",
-            f"{pin.blocks:,}", size(pin.bytes), span(pin.left_s), "unless used" if pin.refresh else "",
+            f"{pin.blocks:,}", size(pin.bytes), span(pin.left_s), "renews" if pin.refresh else "",
         )  # fmt: skip
     more = report.pins_total - len(report.pins)
     rest = [Text(f"and {more:,} more")] if more > 0 else []

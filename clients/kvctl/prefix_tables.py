@@ -12,11 +12,12 @@ from kvctl.client import printable
 from kvctl.render import DIGEST_DIGITS, _table, count, size, span
 from kvproto import control_pb2 as pb
 
-__all__ = ["BLOCK_HEADING", "block_line", "prefixes", "stat", "tree"]
+__all__ = ["block_columns", "block_heading", "block_line", "prefixes", "stat", "tree"]
 
 KEY_DIGITS: Final = 12  # shown of a key in a table; tools take whole ones, from -o json
 GUIDES: Final = 6  # levels of a tree that are drawn; what is deeper says how deep it is
-BLOCK_HEADING: Final = f"{'key':<64} {'state':<10} {'tiers':<9} {'used':>9} {'hits':>4} {'pins':>4} {'holds':>5}"
+BLOCK_COLUMNS: Final = {"key": 64, "state": -10, "tiers": -9, "used": 9, "hits": 4, "pins": 4, "holds": 5}
+BLOCK_LEAST: Final = ("holds", "hits", "pins", "used", "tiers")  # left out first where a terminal is narrow
 HITS_MOST: Final = 30  # that a row remembers
 
 
@@ -68,7 +69,10 @@ def _changed(report: pb.GetTreeResponse) -> list[Text]:
 
 
 def _runs_table(heading: str) -> Table:
-    return _table(heading, ">run", ">blocks", ">size", ">dram", ">disk", ">hits", ">used", ">pinned")
+    return _table(
+        heading, ">run", ">blocks", ">size", ">dram", ">disk", ">hits", ">used", ">pinned",
+        least=("pinned", "dram", "disk", "hits", "run", "size"),
+    )  # fmt: skip
 
 
 def _add_run(table: Table, name: Text, node: pb.TreeNode) -> None:
@@ -165,7 +169,10 @@ def _kept(what: str, keepers: Sequence[str], total: int, nobody: str) -> str:
 
 def _stretches(blocks: Sequence[pb.Block]) -> Table:
     """Like blocks in one line."""
-    table = _table(">blocks", "first key", "state", "tiers", ">used", ">hits", ">pins", ">holds")
+    table = _table(
+        ">blocks", "first key", "state", "tiers", ">used", ">hits", ">pins", ">holds",
+        least=("holds", "hits", "pins", "used"),
+    )  # fmt: skip
     at = 0
     for _, group in groupby(blocks, key=lambda one: (one.state, one.in_dram, one.on_disk, one.pins, bool(one.holds))):
         stretch = list(group)
@@ -181,11 +188,49 @@ def _stretches(blocks: Sequence[pb.Block]) -> Table:
     return table
 
 
-def block_line(one: pb.Block) -> str:
-    """A block with its whole key; wider than 80 columns, and made for `grep`."""
-    used = "-" if one.state == "absent" else _ago(one.age_s)
-    line = f"{one.key.hex()} {printable(one.state):<10} {_tiers(one):<9} {used:>9} {one.hits:>4} {one.pins:>4}"
-    return f"{line} {one.holds:>5}"
+def block_columns(width: int | None) -> dict[str, int]:
+    """Columns of a list of blocks with their widths, those of words negative: as many as a terminal has room for.
+
+    Without a terminal (None) all are there, with whole keys: made for `grep`.
+    """
+    columns = dict(BLOCK_COLUMNS)
+    if width is not None and _needed(columns) > width:
+        columns["key"] = KEY_DIGITS
+        for name in BLOCK_LEAST:
+            if _needed(columns) > width:
+                del columns[name]
+    return columns
+
+
+def _needed(columns: Mapping[str, int]) -> int:
+    return sum(map(abs, columns.values())) + len(columns) - 1
+
+
+def block_heading(columns: Mapping[str, int]) -> str:
+    """Names of columns."""
+    return _in_columns({name: name for name in columns}, columns)
+
+
+def block_line(one: pb.Block, columns: Mapping[str, int]) -> str:
+    """A block."""
+    said = {
+        "key": one.key.hex()[: columns["key"]],
+        "state": printable(one.state),
+        "tiers": _tiers(one),
+        "used": "-" if one.state == "absent" else _ago(one.age_s),
+        "hits": str(one.hits),
+        "pins": str(one.pins),
+        "holds": str(one.holds),
+    }
+    return _in_columns(said, columns)
+
+
+def _in_columns(said: Mapping[str, str], columns: Mapping[str, int]) -> str:
+    words = (
+        said[name].ljust(abs(width)) if width < 0 or name == "key" else said[name].rjust(width)
+        for name, width in columns.items()
+    )
+    return " ".join(words).rstrip()
 
 
 def _tiers(one: pb.Block) -> str:

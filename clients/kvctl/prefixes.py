@@ -7,10 +7,11 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from kvctl import insight, prefix_tables, scope
+from kvctl import insight, prefix_tables, scope, values
 from kvctl.client import ControlClient, Exit, KvctlError, printable
+from kvctl.fitting import width_of
 from kvctl.program import Digest, Extra, Globals, Keys, Output, Owner, Tokens, command, globals_of
-from kvctl.render import as_json_line, namespace_list, plain
+from kvctl.render import as_json_line, console, namespace_list, plain
 from kvctl.scope import DIGEST_DIGITS, PREFIX_DIGITS
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
@@ -20,12 +21,24 @@ TREES: Final = 4  # namespaces that are drawn where none is named
 
 Named: TypeAlias = Annotated[
     str | None,
-    typer.Argument(metavar="NAMESPACE", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits."),
+    typer.Argument(
+        metavar="NAMESPACE",
+        autocompletion=values.namespaces,
+        help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits.",
+    ),
 ]
-By: TypeAlias = Annotated[str, typer.Option("--by", metavar="ORDER", help="blocks, hits, or recent: used last.")]
+By: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="ORDER",
+        autocompletion=values.one_of(values.ORDERS),
+        help="blocks, hits, or recent: used last.",
+    ),
+]
 
 
-@command("ls")
+@command("ls", short="Namespaces, their prefixes, their blocks.")
 def show_list(
     context: typer.Context,
     namespace: Named = None,
@@ -45,6 +58,7 @@ def show_list(
         if blocks or everything:
             raise KvctlError(Exit.USAGE, "name the namespace whose blocks are to be listed; kvctl ls lists them")
         with chosen.connect() as client:
+            client.need_tenant(tenant)
             reports = [one for one in client.namespaces().namespaces if tenant in (None, one.tenant)]
         chosen.show("namespaces", [plain(one) for one in reports], namespace_list(reports))
         return
@@ -58,7 +72,7 @@ def show_list(
     chosen.show("prefixes", plain(report), prefix_tables.prefixes(report))
 
 
-@command("tree")
+@command("tree", short="Prefixes as a tree: what is shared.")
 def show_tree(
     context: typer.Context,
     namespace: Named = None,
@@ -98,7 +112,7 @@ def show_tree(
     chosen.show("trees", [plain(one) for one in reports], Group(*map(prefix_tables.tree, reports), *rest))
 
 
-@command("stat")
+@command("stat", short="One prefix: what of it is there, and who keeps it.")
 def stat(
     context: typer.Context,
     key: Keys = None,
@@ -142,6 +156,7 @@ def _wanted(client: ControlClient, namespace: str | None, tenant: str | None) ->
         return [_resolved(client, namespace, tenant)]
     if tenant == "":
         raise KvctlError(Exit.USAGE, "--tenant is empty; see `kvctl tenants`")
+    client.need_tenant(tenant)
     listed = [one for one in client.namespaces().namespaces if one.blocks and tenant in (None, one.tenant)]
     largest = sorted(listed, key=lambda one: (-one.bytes, one.digest, one.tenant))[:TREES]
     return [(one.digest, one.tenant) for one in largest]
@@ -184,9 +199,10 @@ def _print_blocks(chosen: Globals, blocks: Iterator[pb.Block]) -> None:
         for one in blocks:
             typer.echo(as_json_line("block", plain(one)))
         return
-    typer.echo(prefix_tables.BLOCK_HEADING)
+    columns = prefix_tables.block_columns(width_of(console()))
+    typer.echo(prefix_tables.block_heading(columns))
     for one in blocks:
-        typer.echo(prefix_tables.block_line(one))
+        typer.echo(prefix_tables.block_line(one, columns))
 
 
 def _stat(

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Final, ParamSpec, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, ParamSpec, TypeAlias
 
 import typer
 from rich.console import RenderableType
+from typer.core import TyperCommand
 
-from kvctl import render
+from kvctl import render, values
 from kvctl.client import ControlClient, Exit, KvctlError, find_socket
 from kvctl.host import package_version
 from kvctl.remote import Remote, RemoteClient, remote_of
@@ -41,7 +42,7 @@ app = typer.Typer(
     name="kvctl",
     help="Watch and steer a kvstored daemon.",
     epilog="Exit codes: 0 done, 1 refused or (doctor) a check failed or (scrub --wait) damage was found, 2 usage, "
-    "3 no daemon reachable, 4 no such tenant or namespace, 5 timed out, 78 configuration.",
+    "3 no daemon reachable, 4 no such tenant, namespace, block or pin, 5 timed out, 78 configuration.",
     no_args_is_help=True,
     add_completion=False,  # `kvctl completion` is a command like others
     rich_markup_mode=None,
@@ -50,7 +51,9 @@ app = typer.Typer(
 )
 
 
-policy_app = typer.Typer(rich_markup_mode=None)
+policy_app = typer.Typer(
+    rich_markup_mode=None, short_help="Who is evicted first.", subcommand_metavar="[COMMAND [ARGS]...]"
+)
 app.add_typer(policy_app, name="policy")
 service_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The daemon as a service of systemd.")
 app.add_typer(service_app, name="service")
@@ -93,11 +96,15 @@ class Globals:
 
 
 # What several commands take: a scope of blocks.
-OfTenant: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant holds.")]
+OfTenant: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME", autocompletion=values.tenants, help="Only what this tenant holds.")
+]
 OfNamespace: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        metavar="DIGEST", help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits."
+        metavar="DIGEST",
+        autocompletion=values.namespaces,
+        help=f"Only this namespace: its digest, or {PREFIX_DIGITS} or more of its first digits.",
     ),
 ]
 Continuing: TypeAlias = Annotated[
@@ -106,7 +113,7 @@ Continuing: TypeAlias = Annotated[
 ]
 # What several commands take: a chain, in a namespace of a tenant; or a tenant alone.
 Keys: TypeAlias = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of a chain in hex, the first block first.")
+    list[str] | None, typer.Argument(metavar="KEY", help="Keys of a chain in hex, the first block first.")
 ]
 Tokens: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")
@@ -115,10 +122,25 @@ Extra: TypeAlias = Annotated[
     str, typer.Option(metavar="HEX", help="What else the keys depend on, as given to block_keys.")
 ]
 Digest: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="DIGEST", help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits.")
+    str | None,
+    typer.Option(
+        metavar="DIGEST",
+        autocompletion=values.namespaces,
+        help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits.",
+    ),
 ]
-Owner: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Whose namespace it is.")]
-OnlyOf: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")]
+Owner: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME", autocompletion=values.tenants, help="Whose namespace it is.")
+]
+OnlyOf: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME", autocompletion=values.tenants, help="Only this tenant's.")
+]
+OnlyTier: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIER", autocompletion=values.one_of(values.TIERS), help="Only dram, or only disk. Else every tier."
+    ),
+]
 
 # Written before the command or after it: name, and whether a value follows.
 _GLOBAL_OPTIONS: Final = {
@@ -158,11 +180,52 @@ def reporting(function: Callable[P, None]) -> Callable[P, None]:
     return reported
 
 
-def command(name: str, on: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Registers a command that is `reporting`."""
+class Command(TyperCommand):
+    """One whose usage names arguments as manuals do: `WORD`, `[WORD]`, `[WORD]...`."""
+
+    words: ClassVar[Sequence[str]] = ()  # instead of what its arguments say
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """See click. `ctx` is of the click that typer brings."""
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        return ["[OPTIONS]", *(self.words or map(_word, arguments))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """See click."""
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            found = records(self, ctx, kind)
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+
+
+def records(command: Any, context: Any, kind: str) -> list[tuple[str, str]]:
+    """Options or arguments of a command, each with what it means, as `--help` and manuals have them."""
+    found = []
+    for one in command.get_params(context):
+        record = one.get_help_record(context) if one.param_type_name == kind else None
+        if record is not None:
+            found.append((_word(one), record[1]) if kind == "argument" else record)
+    return found
+
+
+def _word(argument: Any) -> str:
+    name = str(argument.metavar or argument.name.upper()).removesuffix("...").strip("[]")
+    return (name if argument.required else f"[{name}]") + ("..." if argument.nargs == -1 else "")
+
+
+def command(
+    name: str, on: typer.Typer = app, usage: Sequence[str] = (), short: str | None = None
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Registers a command that is `reporting`.
+
+    `usage`: its arguments, where their names do not say enough; `short`: a line in the list of commands, where the
+    first sentence of its help is too long for that.
+    """
+    kind = type("Command", (Command,), {"words": tuple(usage)})
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
-        return on.command(name)(reporting(function))
+        return on.command(name, cls=kind, short_help=short)(reporting(function))
 
     return register
 

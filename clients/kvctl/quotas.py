@@ -8,6 +8,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kvctl import values
 from kvctl.client import Exit, KvctlError, printable
 from kvctl.render import _table, size, span
 from kvproto import control_pb2 as pb
@@ -31,15 +32,35 @@ KEYS: Final = {  # as the configuration has them
     "pin_tool_share": "pin_tool_share",
     "unused_ttl": "unused_ttl_s",
 }
+VERBS: Final = ("reset", "set")
 CLASSES: Final = {"5m": "pins up to 5m", "1h": "longer pins", "tool": "pins for tools"}
 _OF_CLASSES: Final = frozenset(key for key in KEYS if key.endswith(("_ttl", "_share")) and key != "pin_share")
 
-Tenant = Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Only this one.")]
+USAGE: Final = ("[TENANT [set KEY=VALUE... | reset [KEY...]]]",)
+
+
+def _tenants(context: typer.Context, incomplete: str) -> list[values.Offer]:
+    return [*values.tenants(context, incomplete), *values.one_of(VERBS)(context, incomplete)]
+
+
+def _words(context: typer.Context, incomplete: str) -> list[values.Offer]:
+    """`set` or `reset`, then keys: the tenant may stand before them or after them."""
+    said = [context.params.get("tenant"), *(context.params.get("words") or ())]
+    if said[0] in VERBS and len(said) == 1:
+        return values.tenants(context, incomplete)
+    if not set(VERBS).intersection(map(str, said)):
+        return values.one_of(VERBS)(context, incomplete)
+    return values.one_of([f"{key}=" for key in KEYS] if "set" in said else list(KEYS))(context, incomplete)
+
+
+Tenant = Annotated[str | None, typer.Argument(metavar="TENANT", autocompletion=_tenants, help="Only this one.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[set KEY=VALUE ... | reset]",
-        help=f"Keys: {', '.join(KEYS)}. Sizes as 16GiB ({UNITS_SAID}), times as 30m; {USUAL} for an equal share, or "
+        metavar="WORD",
+        autocompletion=_words,
+        help=f"set KEY=VALUE..., or reset [KEY...], which goes back to the configuration; also before the tenant. "
+        f"Keys: {', '.join(KEYS)}. Sizes as 16GiB ({UNITS_SAID}), times as 30m; {USUAL} for an equal share, or "
         "for no maximum. Pins are of three classes: up to five minutes, longer, and those made for waiting programs. "
         "What a tenant gets is in whole arenas of memory and segments of disk: the answer says how much.",
     ),
@@ -52,18 +73,31 @@ def wish(tenant: str | None, words: Sequence[str], *, dry_run: bool) -> pb.SetQu
     if not words:
         if dry_run:
             raise _usage("--dry-run goes with set or reset")
+        if tenant in VERBS:
+            raise _usage(f"{tenant} whose quota? Say `kvctl quota {tenant} TENANT ...`")
         return None
     assert tenant is not None, "the first word is the tenant"
     verb, *pairs = words
+    if tenant in VERBS and verb not in VERBS:
+        tenant, verb = verb, tenant
     request = pb.SetQuotaRequest(tenant=tenant, dry_run=dry_run)
-    if verb == "reset" and not pairs:
-        request.reset = True
+    if verb == "reset":
+        request.reset = not pairs
+        for key in pairs:
+            _unsay(request, key)
     elif verb == "set" and pairs:
         for pair in pairs:
             _say(request, pair)
     else:
-        raise _usage("after the tenant comes `set KEY=VALUE ...` or `reset`")
+        raise _usage("after the tenant comes `set KEY=VALUE ...` or `reset [KEY ...]`")
     return request
+
+
+def _unsay(request: pb.SetQuotaRequest, key: str) -> None:
+    if key not in KEYS:
+        raise _usage(f"{printable(key)!r} is no key; a key is one of {', '.join(KEYS)}")
+    if KEYS[key] not in request.configured:
+        request.configured.append(KEYS[key])
 
 
 def _say(request: pb.SetQuotaRequest, pair: str) -> None:
@@ -103,10 +137,17 @@ def quotas(reports: Iterable[pb.Quota]) -> RenderableType:
             f"{one.pin_share:.0%}\n{size(one.pin_budget_bytes)}",
             f"{one.in_flight_max:,}" if one.HasField("in_flight_max") else "-",
         )
-        lines += (f"{printable(one.tenant)}, {line}" for line in _class_lines(one))
-    table.caption = "* an equal share, as of now; what holds is in whole arenas and segments"
-    table.caption_justify = "left"
-    return Group(table, *map(Text, lines))
+        lines += (f"{printable(one.tenant)}, {line}" for line in (*_chosen_lines(one), *_class_lines(one)))
+    below = "* an equal share, as of now; what holds is in whole arenas and segments"
+    return Group(table, *map(Text, [below, *lines]))
+
+
+def _chosen_lines(one: pb.Quota) -> Iterator[str]:
+    """What of it `kvctl quota set` has said, if that is not all."""
+    names = {field: key for key, field in KEYS.items()}
+    said = [names.get(field, printable(field)) for field in one.chosen_fields]
+    if said:
+        yield f"by kvctl quota set: {', '.join(said)}; the rest by the configuration"
 
 
 def _class_lines(one: pb.Quota) -> Iterator[str]:
@@ -164,6 +205,7 @@ def quota_changes(report: pb.SetQuotaResponse) -> Text:
         if name in _OF_CLASSES and not (_is_said(report.quota, name) or _is_said(report.former, name)):
             continue  # of most tenants nothing is said of classes
         lines.append(f"  {name}: {text}" + ("" if before[name] == text else f", until now {before[name]}"))
+    lines += (f"  {line}" for line in _chosen_lines(report.quota))
     return Text("\n".join([*lines, *_less_than_asked(report.quota)]))
 
 

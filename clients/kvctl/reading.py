@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kvctl import costs as cost_tables
-from kvctl import hints, insight, pins, render
+from kvctl import hints, insight, pins, render, values
 from kvctl import quotas as quota_tables
 from kvctl.program import Digest, Extra, Keys, OnlyOf, Owner, Tokens, command, globals_of, policy_app, reporting
 from kvctl.scope import PREFIX_DIGITS
@@ -75,19 +75,21 @@ def config(
     chosen.show("config", [render.plain(one) for one in settings], render.config(settings))
 
 
-@command("costs")
+@command("costs", short="What prefills and loads take, and what was saved.")
 def costs(
     context: typer.Context,
     namespace: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAMESPACE]",
+            metavar="NAMESPACE",
+            autocompletion=values.namespaces,
             help=f"Its digest, or {PREFIX_DIGITS} or more of its first digits. Else those reported on last.",
         ),
     ] = None,
     *,
     tenant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what this tenant's clients reported.")
+        str | None,
+        typer.Option(metavar="NAME", autocompletion=values.tenants, help="Only what this tenant's clients reported."),
     ] = None,
 ) -> None:
     """What prefills and loads take, as clients report them, and how much computing was saved."""
@@ -97,11 +99,14 @@ def costs(
     chosen.show("costs", render.plain(report), cost_tables.costs(report))
 
 
-@command("advise")
+@command("advise", short="What more memory, or another rule, would bring.")
 def advise(
     context: typer.Context,
     *,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant asks for.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", autocompletion=values.tenants, help="Only what this tenant asks for."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object, as -o json.")] = False,
 ) -> None:
     """What more memory, less of it or another rule would bring, by what was asked for in the last hours."""
@@ -111,7 +116,7 @@ def advise(
     chosen.show("advise", render.plain(report), insight.advice(report))
 
 
-@command("explain-miss")
+@command("explain-miss", short="Why a prefix missed.")
 def explain_miss(
     context: typer.Context,
     key: Keys = None,
@@ -130,7 +135,7 @@ def explain_miss(
     chosen.show("explain-miss", render.plain(report), insight.explanation(report))
 
 
-@command("pins")
+@command("pins", short="What is pinned, and until when.")
 def show_pins(
     context: typer.Context,
     *,
@@ -143,7 +148,7 @@ def show_pins(
     chosen.show("pins", render.plain(report), pins.pins(report))
 
 
-@command("programs")
+@command("programs", short="Programs of agents, and what is pinned for them.")
 def programs(
     context: typer.Context,
     *,
@@ -156,7 +161,7 @@ def programs(
     chosen.show("programs", render.plain(report), hints.programs(report))
 
 
-@command("workflows")
+@command("workflows", short="Workflows, and how far their runs have come.")
 def workflows(
     context: typer.Context,
     *,
@@ -184,7 +189,7 @@ def policy(context: typer.Context) -> None:
     chosen.show("policies", [render.plain(one) for one in reports], render.policies(reports))
 
 
-@command("ping")
+@command("ping", short="Round trips to the daemon and back.")
 def ping(
     context: typer.Context,
     count: Annotated[int, typer.Option("--count", "-c", min=1, max=100_000, help="Round trips.")] = 10,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvctl.client import printable
+from kvctl.fitting import Fitting
 from kvproto import control_pb2 as pb
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def status(report: pb.GetStatusResponse) -> RenderableType:
     parts += [Text(), _tiers(report.tiers), *map(_memory, report.tiers)]
     if report.HasField("disk"):
         parts += [Text(), _disk(report.disk), Text(), _drives(report.disk.drives)]
+    if report.HasField("remote"):
+        parts += [Text(), _remote(report.remote)]
     parts += [Text(), tenants(report.tenants), Text(), _traffic(report.counters)]
     return Group(*parts)
 
@@ -132,7 +135,9 @@ def _restart(report: pb.Restart) -> str:
 
 
 def _tiers(tiers: Iterable[pb.Tier]) -> Table:
-    table = _table("tier", ">capacity", ">assigned", ">used", ">blocks", ">arenas")
+    table = _table(
+        "tier", ">capacity", ">assigned", ">used", ">blocks", ">arenas", least=("arenas", "assigned", "blocks")
+    )
     for tier in tiers:
         sizes = (tier.capacity_bytes, tier.assigned_bytes, tier.used_bytes)
         arenas = f"{tier.arenas:,} x {size(tier.arena_bytes)}"
@@ -156,6 +161,22 @@ def _memory(tier: pb.Tier) -> Text:
     return Text(f"{printable(tier.name)}: " + ", ".join(told))
 
 
+def _remote(remote: pb.Remote) -> Text:
+    stands = {"closed": "goes on", "open": "stopped for a while", "trying": "tried again"}
+    reading, writing = (stands.get(word, printable(word)) for word in (remote.reading, remote.writing))
+    text = f"remote: {printable(remote.url)}, reading {reading}, writing {writing}"
+    if remote.reason:
+        text += f" ({printable(remote.reason)})"
+    text += f"\n{size(remote.used_bytes)} of {size(remote.capacity_bytes)} in {remote.objects:,} objects of this host"
+    text += f", read at {size(remote.bytes_per_s)}/s" if remote.bytes_per_s else ""
+    text += f"\n{remote.kept:,} blocks kept ({size(remote.kept_bytes)}), {remote.shared:,} of them there already, "
+    text += f"{remote.not_worth:,} not worth it, {remote.not_kept:,} given up, {remote.queued_runs:,} runs wait"
+    text += f"\n{remote.sought:,} chains sought, {remote.sought_empty:,} not there, {remote.promoted:,} blocks brought "
+    text += f"({size(remote.promoted_bytes)}), {remote.no_room:,} without room, {remote.damaged:,} objects damaged"
+    faults = remote.unreachable + remote.refused + remote.full
+    return Text(f"{text}\n{remote.reads + remote.writes:,} requests, {faults:,} of them in vain")
+
+
 def _disk(disk: pb.Disk) -> Text:
     index = f"index {printable(disk.index_state)}"
     if disk.rebuild_total_slots:
@@ -171,7 +192,8 @@ def _disk(disk: pb.Disk) -> Text:
     }
     faults = counters.save_faults + counters.load_faults + counters.erase_faults + counters.commit_faults
     text = f"disk: {printable(disk.state)}, {index}, "
-    text += f"admission {printable(disk.admission)}, codec {printable(disk.codec)}\n"
+    text += f"admission {printable(disk.admission)}, codec {printable(disk.codec)}, "
+    text += f"encrypted ({printable(disk.encryption)})\n" if disk.encryption else "not encrypted\n"
     text += ", ".join([found, *(f"{number:,} {what}" for what, number in odd.items() if number)])
     text += f"\n{counters.saved:,} blocks saved ({size(counters.saved_bytes)}), {counters.packed:,} packed, "
     text += f"{disk.queued_chains:,} chains wait, {size(disk.running_bytes)} under way"
@@ -180,7 +202,7 @@ def _disk(disk: pb.Disk) -> Text:
 
 
 def _drives(drives: Iterable[pb.Drive]) -> Table:
-    table = _table("drive", "state", ">free", ">read", ">written", ">errors")
+    table = _table("drive", "state", ">free", ">read", ">written", ">errors", least=("read", "written", "free"))
     for drive in drives:
         state = printable(drive.state) if drive.direct else f"{printable(drive.state)}, buffered"
         sizes = (drive.free_bytes, drive.read_bytes, drive.written_bytes)
@@ -212,9 +234,11 @@ def _traffic(counters: pb.Counters) -> Text:
     hits = f", {counters.lease_hits / asked:.1%} of {asked:,} blocks found" if asked else ""
     if counters.lease_disk_hits:
         hits += f", {counters.lease_disk_hits:,} of them on disk"
+    by_hand = counters.evicted_by_operators + counters.disk_evicted_by_operators
+    evicted = f"{counters.evicted:,} evicted" + (f" and {by_hand:,} by operators" if by_hand else "")
     return Text(
         f"{counters.leases:,} leases{hits}\n"
-        f"{counters.published:,} blocks published ({size(counters.published_bytes)}), {counters.evicted:,} evicted, "
+        f"{counters.published:,} blocks published ({size(counters.published_bytes)}), {evicted}, "
         f"{counters.faults:,} faults"
     )
 
@@ -244,7 +268,10 @@ def _count_rows(table: Table, report: Message) -> None:
 
 def tenants(reports: Iterable[pb.Tenant]) -> Table:
     """What each tenant holds, as `kvctl status` has it."""
-    table = _table("tenant", "uids", ">assigned", ">used", ">stale", ">blocks", ">clients")
+    table = _table(
+        "tenant", "uids", ">assigned", ">used", ">stale", ">blocks", ">clients",
+        least=("stale", "uids", "assigned", "clients"),
+    )  # fmt: skip
     for one in reports:
         held = (one.assigned_bytes, one.used_bytes, one.stale_bytes)
         uids = ", ".join(map(str, one.uids))
@@ -259,6 +286,8 @@ def namespaces(reports: Iterable[pb.Namespace]) -> Table:
         lines = [one.model, f"{one.engine} {one.layout} {one.dtype} {_ranks(one)}"]
         if one.revision or one.adapter:
             lines.append(f"revision {one.revision or '-'} adapter {one.adapter or '-'}")
+        if one.codec:
+            lines.append(f"codec {one.codec}")
         table.add_row(
             f"{one.digest[:DIGEST_DIGITS]}\n{printable(one.tenant)}",
             "\n".join(map(printable, lines)),
@@ -271,7 +300,9 @@ def namespaces(reports: Iterable[pb.Namespace]) -> Table:
 
 def namespace_list(reports: Iterable[pb.Namespace]) -> RenderableType:
     """`kvctl ls`: a line each, the largest first."""
-    table = _table("namespace", "tenant", "model", ">blocks", ">bytes", ">clients")
+    table = _table(
+        "namespace", "tenant", "model", ">blocks", ">bytes", ">clients", least=("clients", "tenant", "blocks")
+    )
     largest = sorted(reports, key=lambda one: (-one.bytes, one.tenant, one.digest))
     for one in largest:
         row = (one.digest[:DIGEST_DIGITS], short(one.tenant, 12), short(one.model, 26))
@@ -311,7 +342,7 @@ def config(settings: Iterable[pb.ConfigValue]) -> Table:
 
 def policies(reports: Iterable[pb.Policy]) -> Table:
     """`kvctl policy`."""
-    table = _table("tier", "tenant", "rule", "from", ">blocks")
+    table = _table("tier", "tenant", "rule", "from", ">blocks", least=("blocks", "from"))
     for one in reports:
         origin = "kvctl policy set" if one.chosen else "configuration"
         table.add_row(one.tier, printable(one.tenant or "*"), printable(one.rule), origin, f"{one.blocks:,}")
@@ -354,9 +385,10 @@ def checks(results: Iterable["Check"]) -> RenderableType:
     return table
 
 
-def _table(*headings: str) -> Table:
-    """A borderless table; a heading that begins with `>` is of a column of numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+def _table(*headings: str, least: Sequence[str] = ()) -> Table:
+    """A borderless table; a heading that begins with `>` is of a column of numbers. `least`: see Fitting."""
+    table = Fitting(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.least = tuple(least)
     for heading in headings:
         numbers = heading.startswith(">")
         table.add_column(

@@ -29,6 +29,7 @@ class Scope:
         given = self.digest
         if given is None or len(given) == DIGEST_DIGITS:
             return self
+        client.need_tenant(self.tenant)
         listed = [one for one in client.namespaces().namespaces if self.tenant in (None, one.tenant)]
         matching = sorted({one.digest for one in listed if one.digest.startswith(given)})
         if not matching:
@@ -70,7 +71,7 @@ def parse(tenant: str | None, namespace: str | None, keys: Sequence[str], *, eve
     if len(keys) > KEYS_PER_FRAME:
         raise _usage(f"{len(keys):,} keys are too many; clear at most {KEYS_PER_FRAME:,} at a time")
     if namespace is not None and not (_is_hex(namespace) and PREFIX_DIGITS <= len(namespace) <= DIGEST_DIGITS):
-        raise _usage(f"--namespace takes {PREFIX_DIGITS} to {DIGEST_DIGITS} hex digits; see `kvctl namespaces`")
+        raise _usage(f"a namespace is named by {PREFIX_DIGITS} to {DIGEST_DIGITS} hex digits; see `kvctl namespaces`")
     for key in keys:
         if not _is_hex(key) or len(key) != DIGEST_DIGITS:
             raise _usage(f"{printable(key)!r} is not a key; --key takes {DIGEST_DIGITS} hex digits")

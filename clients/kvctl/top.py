@@ -131,7 +131,7 @@ def between(before: Sample, after: Sample) -> Figures | None:
         hit_share=found / (found + missed) if found + missed > 0 else None,
         hit_share_in_all=new.lease_hits / asked_in_all if asked_in_all else None,
         stored_per_s=rate("published"),
-        evicted_per_s=rate("evicted"),
+        evicted_per_s=rate("evicted", "evicted_by_operators"),
         refused_per_s=rate("refused_full", "refused_busy", "refused_quota"),
         faults_per_s=rate("faults"),
         saved_s_per_s=max(0.0, saved_s - _saved_s(was.tenants)) / interval_s,
@@ -219,7 +219,7 @@ def page(figures: Figures) -> RenderableType:
 
 
 def _tier_table(tiers: Sequence[TierFigures]) -> RenderableType:
-    table = _table("tier", ">used", ">of", "", ">blocks", ">in", ">out")
+    table = _table("tier", ">used", ">of", "", ">blocks", ">in", ">out", least=("blocks", "", "of"))
     for one in tiers:
         full = one.used_bytes / one.capacity_bytes if one.capacity_bytes else 0.0
         table.add_row(
@@ -230,7 +230,10 @@ def _tier_table(tiers: Sequence[TierFigures]) -> RenderableType:
 
 
 def _tenant_table(tenants: Sequence[TenantFigures]) -> RenderableType:
-    table = _table("tenant", ">dram", ">pinned", ">clients", ">out", ">refused", ">saved")
+    table = _table(
+        "tenant", ">dram", ">pinned", ">clients", ">out", ">refused", ">saved",
+        least=("clients", "pinned", "saved", "refused"),
+    )  # fmt: skip
     for one in tenants[:TENANTS_SHOWN]:
         table.add_row(
             short(one.name, 13), size(one.used_bytes), size(one.pinned_bytes), f"{one.clients:,}",
@@ -241,7 +244,10 @@ def _tenant_table(tenants: Sequence[TenantFigures]) -> RenderableType:
 
 
 def _client_table(clients: Sequence[ClientFigures]) -> RenderableType:
-    table = _table(">id", "client", "tenant", ">pid", ">requests", ">leases", ">tickets", ">ring")
+    table = _table(
+        ">id", "client", "tenant", ">pid", ">requests", ">leases", ">tickets", ">ring",
+        least=("ring", "tickets", "id", "tenant", "leases", "pid"),
+    )  # fmt: skip
     for one in clients[:CLIENTS_SHOWN]:
         ring = f"{one.ring_used_bytes / one.ring_bytes:.0%}" if one.ring_bytes else "-"
         table.add_row(

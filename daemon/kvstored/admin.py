@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from kvstore.report import (
     NodeReport,
     PolicyChange,
     PolicyReport,
+    RemoteReport,
     ScrubReport,
     SessionReport,
     TenantReport,
@@ -47,8 +48,10 @@ from kvstored.admin_costs import costs_report
 from kvstored.admin_evict import EvictWish, Walked, evict, walk
 from kvstored.admin_hints import guiding_report
 from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
-from kvstored.admin_pins import PrefixWish, pin, prefetch, unpin
-from kvstored.admin_quotas import QuotaWish, quota_reports, set_quota
+from kvstored.admin_pins import PrefixWish, Unpinned, pin, prefetch, unpin
+from kvstored.admin_quotas import QuotaWish, key_of, quota_reports, set_quota
+from kvstored.admin_remote import remote_warnings
+from kvstored.admin_routing import Routing
 from kvstored.admin_writers import writer_warnings
 from kvstored.config import Loaded
 from kvstored.connection import Connection
@@ -57,10 +60,12 @@ from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.hot import HotServer
 from kvstored.index import State
 from kvstored.keep import FdKeeper, Keeper, NoKeeper
+from kvstored.key_file import CIPHER
 from kvstored.memory import HostMemory
 from kvstored.metrics_snapshot import Snapshot, take_snapshot
 from kvstored.notify import SystemdKeeper
 from kvstored.placement import spread
+from kvstored.units import NO_FILE
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +153,7 @@ class Admin:
     ) -> None:  # fmt: skip
         """`hands` is looked at anew for each answer; `keeper` holds memory for the next life."""
         self.looking = Looking(store)
+        self.routing = Routing(store)
         self._loaded = loaded
         self._store = store
         self._hot = hot
@@ -155,6 +161,7 @@ class Admin:
         self._hands = hands
         self._keeper: Keeper = NoKeeper() if keeper is None else keeper
         self._configured = frozenset(tenant.name for tenant in loaded.config.tenants)
+        self.remote: Callable[[], RemoteReport | None] = lambda: None  # how the remote tier stands
         self._started_unix_s = time.time()
         self._started_ns = time.monotonic_ns()
 
@@ -179,13 +186,15 @@ class Admin:
             namespaces=len(self.namespaces()),
             disk=disk,
             restart=survey.restart_report(self._store, _keeper_kind(self._keeper)),
+            remote=self.remote(),
         )
 
     def snapshot(self, misses: Misses) -> Snapshot:
         """What the metrics are made of: as `status`, without what takes long where there are many namespaces."""
         disk = self._disk() if self._store.limits.disk.disk_bytes else None
         tiers = (self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store))
-        return take_snapshot(self._store, misses, self._configured, tiers, disk, len(list(self._warnings(disk))))
+        snapshot = take_snapshot(self._store, misses, self._configured, tiers, disk, len(list(self._warnings(disk))))
+        return replace(snapshot, remote=self.remote(), devices=self._hot.devices.report())
 
     def disk(self) -> DiskReport | None:
         """As `status` has it; None without a disk tier."""
@@ -245,6 +254,7 @@ class Admin:
             running_bytes=disk.demotion.running_bytes,
             counters=survey.disk_counters(self._store),
             drives=tuple(map(_drive_report, drives.status())) if drives else (),
+            encryption="" if self._loaded.config.disk_key_file == NO_FILE else CIPHER,
         )
 
     def _warnings(self, disk: DiskReport | None) -> Iterator[str]:
@@ -254,6 +264,10 @@ class Admin:
             yield self._memory.advice
         yield from self._keeper.faults
         yield from writer_warnings(self._store)
+        yield from self._hot.devices.warnings()
+        remote = self.remote()
+        if remote is not None:
+            yield from remote_warnings(remote)
         if disk is None:
             return
         for drive in disk.drives:
@@ -292,7 +306,13 @@ class Admin:
     def clear(self, scope: ClearScope, *, dry_run: bool) -> "Future[ClearReport]":
         """See the port."""
         answer: Future[ClearReport] = Future()
+        announcing = None if dry_run else self.routing.announcing
+        if announcing is not None:
+            swept = announcing.swept
+            answer.add_done_callback(lambda _: swept())
         self._store.clear(scope, answer.set_result, dry_run=dry_run)
+        if announcing is not None and not answer.done():
+            announcing.clearing(scope, self._store.now_ns())
         return answer
 
     def evict(self, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
@@ -341,7 +361,7 @@ class Admin:
         try:
             return set_quota(self._store, self._configured, wish, dry_run=dry_run)
         except QuotaError as error:
-            raise RefusedError(f"{error.field}: {error}; see `kvctl quota` for what the others have") from None
+            raise RefusedError(f"{key_of(error.field)}: {error}; `kvctl quota` shows what all have") from None
 
     def advise(self, tenant: str | None) -> Observed:
         """See the port."""
@@ -375,11 +395,11 @@ class Admin:
         except ValueError as error:
             raise AmbiguousError(str(error)) from None
 
-    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         """See the port."""
-        ended = unpin(self._store, tenant, numbers)
-        log.info("unpinned: tenant=%s pins=%d", tenant, ended)
-        return ended
+        found = unpin(self._store, tenant, numbers)
+        log.info("unpinned: tenant=%s pins=%d unknown=%d", tenant, found.ended, len(found.unknown))
+        return found
 
     def guiding(self, tenant: str | None) -> GuidingReport:
         """See the port."""
@@ -399,11 +419,13 @@ class Admin:
         )
 
     def set_policy(
-        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+        self, tier: Tier | None, tenant: str | None, rule: Rule | None, *, dry_run: bool
     ) -> tuple[PolicyChange, ...]:
         """See the port."""
         tiers = self._tiers(tier)
         self._check_tenant(tenant)
+        if rule is None:
+            return self._reset_policy(tiers, tenant, dry_run=dry_run)
         before = [survey.policy_report(self._store, one, tenant) for one in tiers]
         if dry_run:
             return tuple(PolicyChange(replace(one, rule=rule.value, chosen=True), one.rule) for one in before)
@@ -414,6 +436,28 @@ class Admin:
             log.info("policy: tier=%s tenant=%s rule=%s", change.tier, change.tenant or "*", change.rule)
         return tuple(PolicyChange(after, former.rule) for after, former in zip(now, before, strict=True))
 
+    def _reset_policy(self, tiers: Sequence[Tier], tenant: str | None, *, dry_run: bool) -> tuple[PolicyChange, ...]:
+        """A tenant's own rules go first, so that each change says what will hold in the end."""
+        policies = self._store.policies
+        chosen = (one for one in policies.chosen() if one.tier in tiers and tenant in (None, one.tenant))
+        own = [(one.tier, one.tenant) for one in chosen]
+        own += [(one, tenant) for one in tiers if (one, tenant) not in own]
+        own.sort(key=lambda one: (one[1] is None, one[1] or "", one[0] is Tier.DISK))
+        before = [survey.policy_report(self._store, tier, whose) for tier, whose in own]
+        if dry_run:
+            common = {one: policies.configured(one) if tenant is None else policies.rule_of(one, None) for one in tiers}
+            return tuple(
+                PolicyChange(replace(report, rule=common[tier].value, chosen=False), report.rule)
+                for (tier, _), report in zip(own, before, strict=True)
+            )
+        for tier, whose in own:
+            if policies.is_own(tier, whose):
+                self._store.reset_rule(tier, whose)
+        after = (survey.policy_report(self._store, *one) for one in own)
+        now = [replace(one, blocks=former.blocks) for one, former in zip(after, before, strict=True)]
+        log.info("policy: tiers=%s tenant=%s reset", ",".join(tiers), tenant or "*")
+        return tuple(PolicyChange(after, former.rule) for after, former in zip(now, before, strict=True))
+
     def _tiers(self, tier: Tier | None) -> tuple[Tier, ...]:
         """Those that are meant and that there are. Raises RefusedError."""
         there = (Tier.DRAM, Tier.DISK) if self._store.limits.disk.disk_bytes else (Tier.DRAM,)
@@ -422,8 +466,8 @@ class Admin:
         return there if tier is None else (tier,)
 
     def _check_tenant(self, tenant: str | None) -> None:
-        """Raises KeyError for one that was never here."""
-        if tenant is not None and tenant not in self._store.tenants:
+        """Raises KeyError for one that was never here, and is not configured."""
+        if tenant is not None and tenant not in self._store.tenants and tenant not in self._configured:
             raise KeyError(f"no tenant is called {tenant}")
 
 

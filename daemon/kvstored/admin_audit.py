@@ -48,8 +48,8 @@ class Act:
     uid: int  # -1: nobody on this host, see `who`
     pid: int  # 0: unknown
     who: str  # of a certificate, its name; else empty
-    verb: str
-    scope: str
+    verb: str  # as kvctl has it: `quota set`
+    scope: str  # what follows it; empty where nothing does
     blocks: int
     bytes: int
     outcome: str  # "done", or why not
@@ -114,9 +114,10 @@ class Audit:
 
     def stop(self, patience_s: float) -> None:
         """Write what waits, for so long at most."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
-        self._thread.join(patience_s)
+        end_s = time.monotonic() + patience_s
+        with suppress(queue.Full):  # behind all that waits
+            self._lines.put(None, timeout=patience_s)
+        self._thread.join(max(0.0, end_s - time.monotonic()))
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:

@@ -18,10 +18,10 @@ import grpc
 from kvproto import control_pb2 as pb
 from kvproto.control_token import TOKEN_KEY, TOKEN_SOCKET
 from kvstored.admin_access import Access, Caller
-from kvstored.admin_audit import OUTCOME_LETTERS, SCOPE_LETTERS, Act, Audit
+from kvstored.admin_audit import OUTCOME_LETTERS, Act, Audit
+from kvstored.admin_words import verb_of, words_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Control"].full_name
-SHOWN_DIGITS: Final = 12  # of a digest
 
 Handler: TypeAlias = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -57,6 +57,8 @@ _OF_ONE_TENANT: Final = frozenset(
         "ListBlocks",
         "GetTree",
         "StatPrefix",
+        "WatchBlocks",
+        "SummariseMatch",
     }
 )
 # or of all of theirs: field of the answer, and where an entry says whose it is,
@@ -73,35 +75,6 @@ _HARMLESS: Final = frozenset({"Ping"})
 def acts(verb: str, request: Any) -> bool:
     """Does this call change anything?"""
     return verb in _ACTS and _ACTS[verb](request)
-
-
-def scope_of(verb: str, request: Any) -> str:
-    """What a call is about, in words. Keys are counted, not named: whose prompt it was is nobody's business."""
-    names = {field.name for field in request.DESCRIPTOR.fields}
-    prefix = request.prefix if verb in {"Pin", "Prefetch"} else request
-    words: list[str] = []
-    if "tenant" in {field.name for field in prefix.DESCRIPTOR.fields} and prefix.tenant:
-        words.append(f"tenant {prefix.tenant}")
-    digest, keys = _where(verb, request)
-    words += ["everything"] if verb in {"Clear", "Evict"} and not (words or digest) else []
-    words += [f"namespace {digest[:SHOWN_DIGITS]}"] if digest else []
-    words += [f"{keys} keys"] if keys else []
-    words += [f"{name} {getattr(request, name)}" for name in ("tier", "rule") if name in names]
-    words += [f"{request.bytes} bytes"] if verb == "Evict" and request.bytes else []
-    if verb == "SetQuota":
-        words += [f"{field.name}={value}" for field, value in request.ListFields() if field.name != "tenant"]
-    if verb == "Unpin":
-        words.append(f"{len(request.pins)} pins" if request.pins else "all pins")
-    return ", ".join(word for word in words if not word.endswith(" "))[:SCOPE_LETTERS] or "everything"
-
-
-def _where(verb: str, request: Any) -> tuple[str, int]:
-    """Digest of the namespace, and the number of keys, that a call names."""
-    if verb in {"Pin", "Prefetch"}:
-        return request.prefix.namespace_digest, len(request.prefix.keys)
-    if verb in {"Clear", "Evict"} and request.WhichOneof("scope") == "prefix":
-        return request.prefix.namespace_digest, len(request.prefix.keys)
-    return getattr(request, "namespace_digest", ""), 0
 
 
 # -- the gate ---------------------------------------------------------------------------------------------------
@@ -228,8 +201,8 @@ def _act(verb: str, request: Any, answer: Any, caller: Caller | None, context: g
         uid=caller.uid if caller else -1,
         pid=caller.pid if caller else 0,
         who=caller.who if caller else "",
-        verb=request.verb if verb == "NoteTransfer" else verb.lower(),
-        scope=scope_of(verb, request),
+        verb=verb_of(verb, request),
+        scope=words_of(verb, request),
         blocks=int(getattr(counted, "blocks", 0)),
         bytes=int(getattr(counted, "bytes", 0)),
         outcome=outcome,

@@ -74,13 +74,24 @@ def pinned_of(pinned: Pinned) -> pb.PinResponse:
     return pb.PinResponse(pin=pinned.pin, blocks=pinned.blocks, bytes=pinned.bytes, why_not_all=why)
 
 
-def unpin(store: Store, tenant: str, numbers: Sequence[int]) -> int:
-    """End these pins of a tenant, or all of them; how many there were. Raises KeyError(text): unknown tenant."""
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """How many pins were ended, and which of those that were named are not the tenant's."""
+
+    ended: int
+    unknown: tuple[int, ...]
+
+
+def unpin(store: Store, tenant: str, numbers: Sequence[int]) -> Unpinned:
+    """End these pins of a tenant, or all of them if none is named. Raises KeyError(text): unknown tenant."""
     if tenant not in store.tenants:
         raise KeyError(f"no tenant is called {tenant}")
     whose = store.tenants[tenant]
-    mine = [number for number, pin in store.pinning.pins.items() if pin.tenant is whose]
-    return store.pinning.unpin(whose, numbers or mine)
+    if not numbers:
+        mine = [number for number, pin in store.pinning.pins.items() if pin.tenant is whose]
+        return Unpinned(store.pinning.unpin(whose, mine), ())
+    unknown = tuple(number for number in dict.fromkeys(numbers) if not store.pinning.unpin(whose, [number]))
+    return Unpinned(len(set(numbers)) - len(unknown), unknown)
 
 
 def pins_of(report: PinsReport) -> pb.ListPinsResponse:

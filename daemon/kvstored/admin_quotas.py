@@ -1,18 +1,18 @@
 """Quotas as operators see and change them: GetQuotas, SetQuota, and what the owner thread does for them."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from kvproto import control_pb2 as pb
-from kvstore.quotas import USUAL, Quota, QuotaError, check_numbers
+from kvstore.quotas import USUAL, Choice, QuotaError, check_numbers
 from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 
 if TYPE_CHECKING:
     from kvstore.store import Store
 
-__all__ = ["QuotaWish", "quota_reports", "set_quota", "wish_of"]
+__all__ = ["QuotaWish", "key_of", "quota_reports", "set_quota", "wish_of"]
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,17 @@ _FIELDS: Final = {  # of a SetQuotaRequest, and of `Quota`
 
 @dataclass(frozen=True, slots=True)
 class QuotaWish:
-    """What is to become of a tenant's quota. `said` is by field of `Quota`; what is not in it stays."""
+    """What is to become of a tenant's quota, by field of `Quota`; what is named nowhere stays as it is."""
 
     tenant: str
-    said: Mapping[str, int | float | None]
-    reset: bool  # first go back to what the configuration says
+    said: Choice
+    reset: bool  # first go back to what the configuration says, in all
+    unsaid: frozenset[str] = frozenset()  # in these alone
 
-    def on(self, quota: Quota) -> Quota:
-        """That quota, changed."""
-        return replace(quota, **self.said)  # type: ignore[arg-type]  # `wish_of` has seen to the types
+    def on(self, choice: Choice) -> Choice:
+        """That choice, changed."""
+        stays = {} if self.reset else {name: value for name, value in choice.items() if name not in self.unsaid}
+        return {**stays, **self.said}
 
 
 def wish_of(request: pb.SetQuotaRequest) -> QuotaWish:
@@ -47,20 +49,26 @@ def wish_of(request: pb.SetQuotaRequest) -> QuotaWish:
     said: dict[str, int | float | None] = {
         _FIELDS[name]: getattr(request, name) for name in _FIELDS if request.HasField(name)
     }
-    for name in request.usual:
+    for name in (*request.usual, *request.configured):
         if name not in _FIELDS:
             raise ValueError(f"there is no {name!r} in a quota: it is one of {', '.join(_FIELDS)}")
         if _FIELDS[name] in said:
-            raise ValueError(f"{name} cannot be both set and usual")
+            raise ValueError(f"{name} cannot be both set and {'usual' if name in request.usual else 'as configured'}")
     said |= {_FIELDS[name]: getattr(USUAL, _FIELDS[name]) for name in request.usual}
-    if not said and not request.reset:
-        raise ValueError("nothing is to be changed: set a field, name it in usual, or reset")
-    wish = QuotaWish(request.tenant, said, request.reset)
+    unsaid = frozenset(_FIELDS[name] for name in request.configured)
+    if not said and not unsaid and not request.reset:
+        raise ValueError("nothing is to be changed: set a field, name it in usual or configured, or reset")
+    wish = QuotaWish(request.tenant, said, request.reset, unsaid)
     try:
-        check_numbers(request.tenant, wish.on(USUAL))
+        check_numbers(request.tenant, replace(USUAL, **wish.said))  # type: ignore[arg-type]  # types are the message's
     except QuotaError as error:
-        raise ValueError(f"{error.field}: {error}") from None
+        raise ValueError(f"{key_of(error.field)}: {error}") from None
     return wish
+
+
+def key_of(field: str) -> str:
+    """A field of `Quota` as the configuration and kvctl call it: without its unit."""
+    return field.removesuffix("_bytes").removesuffix("_s")
 
 
 def quota_reports(store: "Store", configured: Collection[str], tenant: str | None) -> tuple[QuotaReport, ...]:
@@ -76,21 +84,20 @@ def set_quota(store: "Store", configured: Collection[str], wish: QuotaWish, *, d
     _check_known(store, configured, wish.tenant)
     quotas = store.quotas
     former = _report(store, wish.tenant)
-    chosen = quotas.of(wish.tenant) if quotas.is_chosen(wish.tenant) else None
-    wanted = wish.on(quotas.configured(wish.tenant) if wish.reset else quotas.of(wish.tenant))
-    quota = None if wish.reset and not wish.said else wanted
+    chosen = quotas.chosen_of(wish.tenant)
+    wanted = wish.on(chosen)
     if dry_run:
-        quotas.choose(wish.tenant, quota)  # nothing happens by that until somebody allocates
+        quotas.choose(wish.tenant, wanted)  # nothing happens by that until somebody allocates
         after = _report(store, wish.tenant)
         quotas.choose(wish.tenant, chosen)
         return QuotaChange(after, former)
-    store.choose_quota(wish.tenant, quota)
+    store.choose_quota(wish.tenant, wanted)
     after = _report(store, wish.tenant)
     log.info(
         "quota: tenant=%s dram=%s..%s disk=%s..%s pin_share=%g in_flight=%s classes=%s chosen=%s",
         after.tenant, after.dram_guaranteed_bytes, after.dram_max_bytes, after.disk_guaranteed_bytes,
         after.disk_max_bytes, after.pin_share, after.in_flight_max,
-        ",".join(f"{name}:{getattr(after, name)}" for name in CLASS_FIELDS), after.chosen,
+        ",".join(f"{name}:{getattr(after, name)}" for name in CLASS_FIELDS), ",".join(after.chosen_fields) or "no",
     )  # fmt: skip
     return QuotaChange(after, former)
 
@@ -101,13 +108,13 @@ def _check_known(store: "Store", configured: Collection[str], tenant: str) -> No
 
 
 def _report(store: "Store", name: str) -> QuotaReport:
-    quotas, quota = store.quotas, store.quotas.of(name)
+    quotas, quota, chosen = store.quotas, store.quotas.of(name), store.quotas.chosen_of(name)
     tenant = store.tenants.get(name)
     guaranteed_bytes = quotas.dram.guaranteed_bytes(name)
     budget_bytes = quotas.pin_budget_bytes(tenant) if tenant else int(quota.pin_share * guaranteed_bytes)
     return QuotaReport(
         tenant=name,
-        chosen=quotas.is_chosen(name),
+        chosen=bool(chosen),
         dram_guaranteed_bytes=guaranteed_bytes,
         dram_asked_bytes=quota.dram_guaranteed_bytes,
         dram_max_bytes=quotas.dram.max_bytes(name),
@@ -120,4 +127,5 @@ def _report(store: "Store", name: str) -> QuotaReport:
         dram_max_asked_bytes=quota.dram_max_bytes,
         disk_max_asked_bytes=quota.disk_max_bytes,
         **{name: getattr(quota, name) for name in CLASS_FIELDS},
+        chosen_fields=tuple(said for said, field in _FIELDS.items() if field in chosen),
     )

@@ -136,7 +136,8 @@ class Chronicle:
     def acted(self, act: Act) -> None:
         """An operator did something, or tried to. Any thread."""
         who = f"uid {act.uid}" if act.uid >= 0 else act.who or "somebody"
-        text = f"{act.verb} by {who}: {act.scope}" + ("" if act.outcome == "done" else f": {act.outcome}")
+        words = f"{act.verb} {act.scope}".rstrip()
+        text = f"{who}: kvctl {words}" + ("" if act.outcome == "done" else f": {act.outcome}")
         self._events.say(Kind.ADMIN, text, warning=act.outcome != "done", count=act.blocks, size_bytes=act.bytes)
 
     # -- what is compared ----------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Clients:
         self.by_session: dict[Session, Connection] = {}
         self.came: Callable[[Connection], None] = _nobody_hears  # `Chronicle`, of sessions that begin and end
         self.went: Callable[[Connection, str], None] = _nobody_hears
+        self.parting: Callable[[Session], None] = _nobody_hears  # `DeviceVerbs`, before a session's tickets end
         self._elders: dict[int, Connection] = {}  # by process: its closed session that stands for all of them
         self._listener: socket.socket | None = None
         self._outlives_us = False  # the listener: it is the service manager's
@@ -137,6 +138,7 @@ class Clients:
             self._forget(connection)
             return
         self.went(connection, reason)
+        self.parting(connection.session)
         self.store.detach(connection.session)
         self._leave_to_elder(connection)
         self.reap(connection)

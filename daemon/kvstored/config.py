@@ -31,6 +31,7 @@ from kvproto.sizes import format_bytes, parse_bytes, parse_seconds
 from kvstore.quotas import USUAL, Capacity, Quota
 from kvstore.report import ConfigValue
 from kvstore.rules import Tier
+from kvstored.block_events_address import EventsConfig, check_events
 from kvstored.control_address import TlsFiles
 from kvstored.host_limits import Limit, memory_limit
 from kvstored.http_address import OFF
@@ -39,6 +40,7 @@ from kvstored.layers import TENANTS, Given, TenantConfig, read_layers
 from kvstored.otlp_address import missing_packages
 from kvstored.placement import NoSuchNodeError, Topology, plan
 from kvstored.quota_keys import check_all
+from kvstored.remote_address import MOONCAKE, RemoteAddress, missing_package, parse_remote
 from kvstored.secret_files import SecretFileError
 from kvstored.settings import (
     ADMIN_GROUP,
@@ -61,6 +63,16 @@ from kvstored.settings import (
     DRAM,
     DRAM_SCRUB,
     DRAM_SCRUB_RATE,
+    EVENTS_FORM,
+    EVENTS_HASHES,
+    EVENTS_HIGH_WATER,
+    EVENTS_LISTEN,
+    EVENTS_REPLAY,
+    EVENTS_ROUTABLE,
+    EVENTS_TENANT,
+    EVENTS_TOPIC,
+    GPU_DEVICES,
+    GPU_HBM,
     HUGE_PAGES,
     INSIGHT_CURVES,
     KEEP,
@@ -75,6 +87,14 @@ from kvstored.settings import (
     POLICY_DISK,
     POLICY_DRAM,
     PREFAULT,
+    REMOTE,
+    REMOTE_ADMISSION,
+    REMOTE_CONNECTIONS,
+    REMOTE_DEADLINE,
+    REMOTE_ENDPOINT,
+    REMOTE_PYTHON,
+    REMOTE_REGION,
+    REMOTE_SIZE,
     RING,
     RUNTIME_DIR,
     SETTINGS,
@@ -144,8 +164,26 @@ class Config:
     control_certificate: str  # this and what follows: NO_FILE, or all are there
     control_key: str
     control_client_ca: str
+    gpu_devices: str  # "none", or devices (`device_names.py`)
+    gpu_hbm_bytes: int  # of each of them; 0: no tier there
     trace_otlp: str  # "off", or the address of a collector (`otlp_address.py`)
     trace_one_in: int  # leases
+    events_listen: str  # "off", "grpc", "ipc" or an address (`block_events_address.py`)
+    events_routable: bool
+    events_tenant: str  # ANY_TENANT, or a name
+    events_topic: str
+    events_hashes: str  # one of HASHES
+    events_form: str  # one of FORMS
+    events_replay: int  # batches
+    events_high_water: int  # batches
+    remote_url: str  # "off", or a bucket (`remote_address.py`)
+    remote_endpoint: str
+    remote_region: str
+    remote_python: str  # "none", or the path of an interpreter
+    remote_bytes: int
+    remote_admission: str  # one of ADMISSIONS
+    remote_deadline_s: float
+    remote_connections: int
     tenants: tuple[TenantConfig, ...]
 
     def tenants_of(self, uid: int) -> tuple[str, ...]:
@@ -161,6 +199,17 @@ class Config:
         if self.control_listen == OFF:
             return None
         return TlsFiles(Path(self.control_certificate), Path(self.control_key), Path(self.control_client_ca))
+
+    def events(self) -> EventsConfig:
+        """What is to be told of blocks, and to whom."""
+        return EventsConfig(
+            self.events_listen, self.events_tenant, self.events_topic, self.events_hashes, self.events_form,
+            self.events_replay, self.events_high_water, self.runtime_dir,
+        )  # fmt: skip
+
+    def remote_address(self) -> RemoteAddress | None:
+        """Where the remote tier is; None: there is none."""
+        return parse_remote(self.remote_url, self.remote_endpoint, self.remote_region, self.remote_python)
 
     def trusts(self, tenant: str) -> bool:
         """May a tenant's engines write into its memory themselves?"""
@@ -252,14 +301,34 @@ def load(
         control_certificate=chooser.choose(CONTROL_CERTIFICATE, basis),
         control_key=chooser.choose(CONTROL_KEY, basis),
         control_client_ca=chooser.choose(CONTROL_CLIENT_CA, basis),
+        gpu_devices=chooser.choose(GPU_DEVICES, basis),
+        gpu_hbm_bytes=chooser.choose(GPU_HBM, basis),
         trace_otlp=_trace_otlp(chooser, basis),
         trace_one_in=chooser.choose(TRACE_ONE_IN, basis),
+        events_listen=chooser.choose(EVENTS_LISTEN, basis),
+        events_routable=chooser.choose(EVENTS_ROUTABLE, basis),
+        events_tenant=chooser.choose(EVENTS_TENANT, basis),
+        events_topic=chooser.choose(EVENTS_TOPIC, basis),
+        events_hashes=chooser.choose(EVENTS_HASHES, basis),
+        events_form=chooser.choose(EVENTS_FORM, basis),
+        events_replay=chooser.choose(EVENTS_REPLAY, basis),
+        events_high_water=chooser.choose(EVENTS_HIGH_WATER, basis),
+        remote_url=chooser.choose(REMOTE, basis),
+        remote_endpoint=chooser.choose(REMOTE_ENDPOINT, basis),
+        remote_region=chooser.choose(REMOTE_REGION, basis),
+        remote_python=chooser.choose(REMOTE_PYTHON, basis),
+        remote_bytes=chooser.choose(REMOTE_SIZE, basis),
+        remote_admission=chooser.choose(REMOTE_ADMISSION, basis),
+        remote_deadline_s=chooser.choose(REMOTE_DEADLINE, basis),
+        remote_connections=chooser.choose(REMOTE_CONNECTIONS, basis),
         tenants=tuple(tenant for tenant, _ in layers.tenants),
     )
     _check_directories(config, chooser)
     _check_disk(config, chooser)
     _check_keys(config, chooser)
     _check_control(config, chooser)
+    _check_remote(config, chooser)
+    check_events(config.events(), chooser.places[EVENTS_LISTEN.name], routable=config.events_routable)
     if not config.disk_directories:
         config = replace(config, disk_bytes=0)
     of_tenants = [value for _, values in layers.tenants for value in values]
@@ -384,6 +453,23 @@ def _check_control(config: Config, chooser: _Chooser) -> None:
             files.checked()
     except SecretFileError as error:
         raise ConfigError(f"{place}: {error}") from None
+
+
+def _check_remote(config: Config, chooser: _Chooser) -> None:
+    """What it needs is no part of what a daemon needs otherwise."""
+    address = config.remote_address()
+    if address is None:
+        for setting in (REMOTE_ENDPOINT, REMOTE_SIZE):
+            if any(given.setting is setting for given in chooser.given):
+                raise ConfigError(f"{chooser.places[setting.name]}: is of no use without {REMOTE.toml}")
+        return
+    place = chooser.places[REMOTE.name]
+    if missing := missing_package(address):
+        how = "its package, or remote.python" if address.scheme == MOONCAKE else "pip install 'kvstored[remote]'"
+        raise ConfigError(f"{place}: {missing} is missing: {how}")
+    if not config.remote_bytes:
+        reason = f"needs {REMOTE_SIZE.toml} ({REMOTE_SIZE.flag}), the bytes that this host may keep there"
+        raise ConfigError(f"{place}: {REMOTE.toml} {reason}")
 
 
 def _trace_otlp(chooser: _Chooser, basis: Basis) -> str:

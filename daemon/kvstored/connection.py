@@ -16,6 +16,8 @@ from kvstored.peer import Peer
 from kvstored.regions import Region
 
 Frame = bytes | bytearray | memoryview
+FDS_PER_FRAME = 253  # the kernel's limit
+_FDS_SPACE = socket.CMSG_SPACE(4 * FDS_PER_FRAME)
 
 
 class SlowReaderError(Exception):
@@ -27,7 +29,7 @@ class Connection:
 
     __slots__ = (
         "socket", "peer", "session", "ring", "ring_wanted", "name", "role", "mode", "requests", "connected_ns",
-        "goaway", "_outbox",
+        "goaway", "fds", "_outbox",
     )  # fmt: skip
 
     def __init__(self, connection: socket.socket, peer: Peer) -> None:
@@ -43,6 +45,7 @@ class Connection:
         self.requests = 0
         self.connected_ns = time.monotonic_ns()
         self.goaway: Code | None = None
+        self.fds: list[int] = []  # that came with the frame being handled (mode daemon); who wants them takes them
         self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
 
     @property
@@ -84,6 +87,23 @@ class Connection:
             raise
         _close(fds)
         return True
+
+    def receive_with_descriptors(self, into: memoryview) -> int:
+        """The next frame's length, and in `fds` what came with it. Raises OSError, BlockingIOError without a frame."""
+        frame_bytes, ancillary, _, _ = self.socket.recvmsg_into(
+            [into], _FDS_SPACE, socket.MSG_TRUNC | socket.MSG_CMSG_CLOEXEC
+        )
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        self.fds = fds.tolist()
+        return frame_bytes
+
+    def close_descriptors(self) -> None:
+        """Those that nobody took."""
+        _close(self.fds)
+        self.fds = []
 
     def say_goodbye(self, code: Code, text: str) -> None:
         """GOAWAY, if the client still listens."""

@@ -68,8 +68,20 @@ from kvstored.admin_look import (
     stat_wish_of,
     tree_wish_of,
 )
-from kvstored.admin_pins import PrefixWish, pinned_of, pins_of, prefix_wish_of
+from kvstored.admin_pins import PrefixWish, Unpinned, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import QuotaWish, wish_of
+from kvstored.admin_routing import (
+    Routing,
+    admission_wish_of,
+    estimate,
+    load_of,
+    match_wish_of,
+    summary_of,
+)
+from kvstored.admin_routing import asker as ask_routing
+from kvstored.block_events import BlockEvents
+from kvstored.block_events_stream import WATCHERS as BLOCK_WATCHERS
+from kvstored.block_events_stream import WatchedBlocks
 from kvstored.door import CONTROL, Door
 from kvstored.events import Events
 from kvstored.events_stream import WATCHERS, Watched
@@ -110,6 +122,10 @@ class AdminPort(Protocol):
     @property
     def looking(self) -> Looking:
         """Blocks, slice by slice."""
+
+    @property
+    def routing(self) -> Routing:
+        """What routers ask."""
 
     def status(self) -> DaemonReport:
         """Everything of `kvctl status`."""
@@ -166,7 +182,7 @@ class AdminPort(Protocol):
     def prefetch(self, wish: PrefixWish) -> Fetching:
         """Have a prefix read into memory. Raises as `pin`."""
 
-    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         """End these pins of a tenant, or all of them if none is named. Raises KeyError(text): unknown tenant."""
 
     def guiding(self, tenant: str | None) -> GuidingReport:
@@ -179,10 +195,11 @@ class AdminPort(Protocol):
         """
 
     def set_policy(
-        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+        self, tier: Tier | None, tenant: str | None, rule: Rule | None, *, dry_run: bool
     ) -> tuple[PolicyChange, ...]:
         """Have a tier (None: every one), or a tenant's part of it, evict by `rule`, or only say what would change.
 
+        `rule` None: what the configuration says, and without a tenant also where one has a rule of its own.
         Raises as `policies`.
         """
 
@@ -224,14 +241,16 @@ class ControlServer:
 
     def __init__(
         self, owner: Owner, runtime_dir: Path, door: Door | None = None, audit: Audit | None = None,
-        events: Events | None = None,
+        events: Events | None = None, block_events: BlockEvents | None = None,
     ) -> None:  # fmt: skip
-        """`audit` has what was done here, and in former lives; `events` what happens."""
+        """`audit` has what was done here, and in former lives; `events` what happens; `block_events` where blocks lie,
+        if somebody looks."""
         self._door = Door() if door is None else door
         self.path = runtime_dir / self._door.name
         self._owner = owner
         self._audit = audit
         self._events = events or Events()
+        self._block_events = block_events
         self._health = health.HealthServicer()
         self._server: grpc.Server | None = None
         self._inode = 0
@@ -273,6 +292,8 @@ class ControlServer:
             return
         self._health.enter_graceful_shutdown()
         self._events.stop()
+        if self._block_events is not None:
+            self._block_events.end_watching()
         server.stop(grace_s).wait()
         # A successor may have put its own socket there already.
         if self.path.exists() and self.path.stat().st_ino == self._inode:
@@ -280,7 +301,7 @@ class ControlServer:
 
     def _new_server(self) -> grpc.Server:
         server = grpc.server(
-            ThreadPoolExecutor(self._door.threads + WATCHERS, thread_name_prefix="control"),
+            ThreadPoolExecutor(self._door.threads + WATCHERS + BLOCK_WATCHERS, thread_name_prefix="control"),
             options=[
                 ("grpc.max_receive_message_length", REQUEST_BYTES),
                 ("grpc.max_send_message_length", ANSWER_BYTES),
@@ -289,7 +310,7 @@ class ControlServer:
             maximum_concurrent_rpcs=self._door.calls,
             interceptors=[self._door.gate] if self._door.gate else None,
         )
-        handlers = _Control(self._owner, self.announce, self._audit, self._events)
+        handlers = _Control(self._owner, self.announce, self._audit, self._events, self._block_events)
         control_pb2_grpc.add_ControlServicer_to_server(handlers, server)
         if not self._door.health:
             return server
@@ -318,11 +339,14 @@ class ControlServer:
 class _Control:
     """The handlers. Their names are gRPC's."""
 
-    def __init__(self, owner: Owner, announce: "_Announce", audit: Audit | None, events: Events) -> None:
+    def __init__(
+        self, owner: Owner, announce: "_Announce", audit: Audit | None, events: Events, block_events: BlockEvents | None
+    ) -> None:  # fmt: skip
         self._owner = owner
         self._announce = announce
         self._audit = audit
         self._watched = Watched(events)
+        self._watched_blocks = WatchedBlocks(block_events, owner)
 
     def GetStatus(self, _: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
         return self._answer(context, lambda port: port.status(), _status)
@@ -429,7 +453,7 @@ class _Control:
         )
 
     def SetPolicy(self, request: pb.SetPolicyRequest, context: grpc.ServicerContext) -> pb.SetPolicyResponse:
-        tier, tenant, rule = _checked(context, lambda: (_tier(request), tenant_of(request), _rule(request.rule)))
+        tier, tenant, rule = _checked(context, lambda: (_tier(request), tenant_of(request), _rule_of(request)))
         return self._answer(
             context,
             lambda port: port.set_policy(tier, tenant, rule, dry_run=request.dry_run),
@@ -495,7 +519,7 @@ class _Control:
         return self._answer(
             context,
             lambda port: port.unpin(request.tenant, numbers),
-            lambda ended: pb.UnpinResponse(ended=ended),
+            lambda found: pb.UnpinResponse(**named(found)),
             unknown=KeyError,
         )
 
@@ -523,6 +547,24 @@ class _Control:
 
     def WatchEvents(self, request: pb.WatchEventsRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:
         return self._watched.stream(request, context)
+
+    def WatchBlocks(self, request: pb.WatchBlocksRequest, context: grpc.ServicerContext) -> Iterator[pb.BlockChanges]:
+        return self._watched_blocks.stream(request, context)
+
+    def SummariseMatch(
+        self, request: pb.SummariseMatchRequest, context: grpc.ServicerContext
+    ) -> pb.SummariseMatchResponse:
+        wish = _checked(context, lambda: match_wish_of(request))
+        return self._answer(context, lambda port: port.routing.summarise(wish), summary_of, unknown=KeyError)
+
+    def GetLoad(self, _: pb.GetLoadRequest, context: grpc.ServicerContext) -> pb.GetLoadResponse:
+        return self._answer(context, lambda port: port.routing.load(), load_of)
+
+    def EstimateAdmission(
+        self, request: pb.EstimateAdmissionRequest, context: grpc.ServicerContext
+    ) -> pb.EstimateAdmissionResponse:
+        wish = _checked(context, lambda: admission_wish_of(request))
+        return _answered(context, lambda wait_s: estimate(ask_routing(self._owner, wait_s), wish), KeyError)
 
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()
@@ -597,7 +639,13 @@ def _tier(request: pb.GetPolicyRequest | pb.SetPolicyRequest | pb.ScrubRequest) 
     return Tier(request.tier)
 
 
-def _rule(name: str) -> Rule:
+def _rule_of(request: pb.SetPolicyRequest) -> Rule | None:
+    """The rule that is wished for; None: what the configuration says. Raises ValueError."""
+    name = request.rule
+    if request.reset:
+        if name:
+            raise ValueError("a rule and reset do not go together")
+        return None
     if name not in list(Rule):
         raise ValueError(f"no rule is called {name!r}: it is one of {', '.join(Rule)}")
     return Rule(name)
@@ -610,6 +658,7 @@ def _status(report: DaemonReport) -> pb.GetStatusResponse:
         "counters": pb.Counters(**named(report.counters)),
         "disk": _disk(report.disk) if report.disk else None,
         "restart": pb.Restart(**named(report.restart)),
+        "remote": pb.Remote(**named(report.remote)) if report.remote else None,
     }
     return pb.GetStatusResponse(**{**named(report), **nested})
 

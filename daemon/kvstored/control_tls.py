@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import grpc
 
 from kvstored.admin_audit import Audit
+from kvstored.block_events import BlockEvents
 from kvstored.control import ControlServer, Owner
 from kvstored.control_address import TlsFiles
 from kvstored.door import Door
@@ -40,10 +41,10 @@ class RemoteControl(ControlServer):
 
     def __init__(
         self, owner: Owner, address: str, files: TlsFiles, door: Door, audit: Audit, events: Events,
-        announce: Announce,
+        announce: Announce, block_events: BlockEvents | None = None,
     ) -> None:  # fmt: skip
         """`announce`: what health says of the daemon is for its own control socket to say."""
-        super().__init__(owner, Path("/nonexistent"), door, audit, events)
+        super().__init__(owner, Path("/nonexistent"), door, audit, events, block_events)
         self._address = address
         self._files = files
         self._tell = announce

@@ -13,23 +13,28 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from kvproto.errors import Code
+from kvstore.announcing import Announcing
 from kvstore.insight.misses import Misses, loaded
 from kvstore.rules import Rule, Rules
 from kvstore.store import Limits, Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
+from kvstore.tier.remote_writing import RemoteAdmission
 from kvstored import __version__
 from kvstored.admin import Admin
 from kvstored.admin_access import Access
 from kvstored.admin_audit import Audit
 from kvstored.admin_gate import Gate
+from kvstored.admin_remote import remote_report
 from kvstored.admin_tokens import TokenSocket
+from kvstored.block_events import BlockEvents
 from kvstored.chronicle import Chronicle
 from kvstored.config import Config, Loaded
 from kvstored.control import AdminPort, ControlServer
 from kvstored.control_kinds import group_of
 from kvstored.control_tls import RemoteControl, door_of
+from kvstored.devices import make_devices
 from kvstored.door import Door, for_tenants
 from kvstored.events import Events, Kind
 from kvstored.host_limits import too_tight
@@ -43,6 +48,9 @@ from kvstored.memory import HostMemory
 from kvstored.metrics import Metrics
 from kvstored.placement import Placement, Topology, plan
 from kvstored.processes import HostProcesses
+from kvstored.remote import RemoteLimits, RemoteThreads
+from kvstored.remote_backends import open_backend
+from kvstored.remote_port import RemoteError
 from kvstored.service import LINGER_S, Pulse, Service
 from kvstored.standing import Ending, standing, unfinished
 from kvstored.tracing import Tracing, make_tracing
@@ -110,7 +118,9 @@ class Daemon:
         self._memory.advice = too_tight(config.dram_bytes)
         self._memory.adopt(kept)
         self._workers = HostWorkers(config, self._memory, self._leaf, index, loop.wake)
-        self._hot = HotServer(config, self._loop, self._memory, self._leaf)
+        self._devices, without = make_devices(config.gpu_devices, config.gpu_hbm_bytes, self._loop.wake)
+        self._memory.faults += without
+        self._hot = HotServer(config, self._loop, self._memory, self._leaf, self._devices)
         limits = Limits(
             config.dram_bytes,
             config.arena_bytes,
@@ -147,12 +157,14 @@ class Daemon:
         self._chronicle = Chronicle(self._store, self._events, self._admin.disk, self._admin.warnings)
         self._hot.clients.came, self._hot.clients.went = self._chronicle.came, self._chronicle.went
         self._audit.heard = self._chronicle.acted
+        self._block_events, self._announcing = self._make_block_events(config)
         self._control, self._others = self._make_control(config)
         self._metrics = self._make_metrics(config)
         self._tracing: Tracing | None = None
         if config.trace_otlp != OFF:
             self._tracing = make_tracing(config.trace_otlp, config.trace_one_in, __version__)
             self._tracing.install(self._hot, self._workers)
+        self._remote = self._make_remote(config)
         self._look_around_ns = 0
         self._pulse = Pulse(service, self._standing)
         self._stop_asked = 0  # times
@@ -166,15 +178,53 @@ class Daemon:
         others: list[TokenSocket | ControlServer] = [TokenSocket(access, config.runtime_dir)]
         if config.tenant_control:
             everybody = for_tenants(Gate(access, self._audit, open_to_all=True))
-            others.append(ControlServer(self, config.runtime_dir, everybody, self._audit))
-        control = ControlServer(self, config.runtime_dir, door, self._audit, self._events)
+            others.append(
+                ControlServer(self, config.runtime_dir, everybody, self._audit, block_events=self._block_events)
+            )
+        control = ControlServer(self, config.runtime_dir, door, self._audit, self._events, self._block_events)
         files = config.control_tls()
         if files is not None:
             remote = door_of(Gate(access, self._audit))
             others.append(
-                RemoteControl(self, config.control_listen, files, remote, self._audit, self._events, control.announce)
+                RemoteControl(
+                    self,
+                    config.control_listen,
+                    files,
+                    remote,
+                    self._audit,
+                    self._events,
+                    control.announce,
+                    self._block_events,
+                )
             )
         return control, tuple(others)
+
+    def _make_block_events(self, config: Config) -> tuple[BlockEvents | None, Announcing | None]:
+        """None: nobody is to be told where blocks lie. Raises OSError."""
+        if config.events_listen == OFF:
+            return None, None
+        events = BlockEvents(config.events(), group_of(config.admin_group), lambda: self._loop.call(announcing.room))
+        seeds = [HostRandomness().word() for _ in range(2)]
+        announcing = Announcing(self._store, seeds, events.tell)
+        self._store.forgotten = announcing.forgotten
+        self._admin.routing.announcing = announcing
+        return events, announcing
+
+    def _make_remote(self, config: Config) -> RemoteThreads | None:
+        """None: nothing is kept beyond this host."""
+        address = config.remote_address()
+        if address is None:
+            return None
+        try:
+            backend = open_backend(address, config.remote_deadline_s)
+        except RemoteError as error:
+            log.error("remote tier off: %s", error)  # noqa: TRY400  it says all
+            return None
+        limits = RemoteLimits(config.remote_bytes, config.remote_connections, config.state_dir)
+        remote = RemoteThreads(backend, limits, self._memory.view, self._leaf, self._loop.wake)
+        self._store.begin_remote(remote, RemoteAdmission(config.remote_admission))
+        self._admin.remote = lambda: remote_report(self._store, remote, config.remote_url)
+        return remote
 
     def _make_metrics(self, config: Config) -> Metrics | None:
         """None: nobody is to be told. Raises OSError."""
@@ -216,15 +266,25 @@ class Daemon:
                 stack.callback(self._tracing.close)
             gc.collect()
             gc.freeze()  # what start-up made stays; a full collection then has little to walk
+            gc.enable()
             self._memory.start()
             stack.callback(self._memory.stop)
             self._leaf.start()
             stack.callback(self._leaf.stop)
+            for device in self._devices:
+                device.start()
+                stack.callback(device.stop)
             self._workers.start()
             stack.callback(self._workers.stop)
+            if self._remote is not None:
+                self._remote.start()
+                stack.callback(self._remote.stop)
             self._hot.clients.listen(self._config.runtime_dir / SOCKET_NAME, self._listener)
             stack.callback(self._hot.clients.close, Code.SHUTTING_DOWN, "the daemon is shutting down")
             stack.callback(self._audit.stop, SAY_S)
+            if self._block_events is not None:
+                self._block_events.start()
+                stack.callback(self._block_events.stop)
             for other in self._others:
                 other.start()
                 stack.callback(other.stop, CONTROL_GRACE_S)
@@ -248,7 +308,10 @@ class Daemon:
     def _turn(self) -> int:
         """What events have brought about, what time has, and when to look again (ns)."""
         self._hot.finish_copies()
+        self._hot.devices.finish()
         self._workers.finish(self._store)
+        if self._remote is not None:
+            self._remote.finish(self._store)
         now_ns = time.monotonic_ns()
         soonest_ns = self._store.next_tick_ns()
         if soonest_ns is not None and soonest_ns <= now_ns:
@@ -262,6 +325,8 @@ class Daemon:
                 self._metrics.look_around()
             self._keeper.flush()  # this is how a dead keeper is noticed
             self._look_around_ns = now_ns + LOOK_AROUND_NS
+        if self._announcing is not None:
+            self._announcing.look(now_ns)
         if self._pulse.due_ns <= now_ns:
             self._pulse.beat(now_ns)
         if self._stop_asked:
@@ -272,6 +337,8 @@ class Daemon:
             self._notifier.flush()
             soonest_ns = min(soonest_ns or 1 << 62, now_ns + int(RETRY_S * 1e9))
         alone_ns = min(self._look_around_ns, self._pulse.due_ns)
+        if self._announcing is not None:
+            alone_ns = min(alone_ns, self._announcing.due_ns)
         return alone_ns if soonest_ns is None else min(soonest_ns, alone_ns)
 
     def _standing(self) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvproto import frames
 from kvproto.errors import Code, KvError, LimitError, ProtocolError, RefusedError, UnknownVerbError, UsageError
-from kvproto.frames import Head, Role, Verb
+from kvproto.frames import Head, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import (
     FLUSH_WAIT_NS_MAX,
@@ -35,6 +35,8 @@ from kvstore.store import ITEM, Store
 from kvstored.clients import Clients
 from kvstored.config import Config
 from kvstored.connection import Connection, SlowReaderError
+from kvstored.device_hot import DeviceVerbs
+from kvstored.device_work import DeviceThreads
 from kvstored.hot_policy import PolicyVerbs
 from kvstored.leaf import LeafThreads, Move
 from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = HOT_SOCKET
 BATCH_BYTES = 8 << 20  # what a leaf thread copies before it reports: a report wakes the owner and a client
 FDS_PER_FRAME = 253
+_WITH_DESCRIPTORS = Mode.DAEMON.name.lower()
 TIMED = 7  # one frame of a session in so many: reading the clock takes 0.02 to 0.15 us. Odd, so that no habit hides one
 
 _LEASED_AT = frames.HEAD_BYTES + frames.LEASED_HEAD.size
@@ -62,7 +65,11 @@ Handler = Callable[[Connection, Session, Head], None]
 class HotServer:
     """Answers the frames of all connected clients."""
 
-    def __init__(self, config: Config, loop: Loop, memory: HostMemory, leaf: LeafThreads) -> None:
+    def __init__(
+        self, config: Config, loop: Loop, memory: HostMemory, leaf: LeafThreads,
+        devices: Sequence[DeviceThreads] = (),
+    ) -> None:  # fmt: skip
+        """`devices`: of the GPUs that mode daemon copies for."""
         self._config = config
         self._loop = loop
         self._memory = memory
@@ -77,6 +84,10 @@ class HotServer:
         self._answer_bytes = memoryview(self._answer)  # type: ignore[arg-type]
         self._locations = self._answer.view(np.uint32)
         self._items = self._answer[frames.HEAD_BYTES : frames.HEAD_BYTES + KEYS_PER_FRAME * ITEM.itemsize].view(ITEM)
+        self.devices = DeviceVerbs(
+            devices, self._frame, self._words, lambda: self.store, self.clients, memory, self._tell
+        )  # fmt: skip
+        self.clients.parting = self.devices.parted
         self._verbs: dict[int, Handler] = {
             Verb.OPEN: self._open,
             Verb.MATCH: self._match,
@@ -92,7 +103,11 @@ class HotServer:
             Verb.ARENA_DROPPED: self._arena_dropped,
             Verb.FLUSH: self._flush,
             **PolicyVerbs(self._frame, self._words, lambda: self.store).handlers(),
+            **self.devices.handlers(),
         }
+        if self.devices.has_hbm:
+            self.wrap(Verb.PIN, self.devices.nearer)
+            self.wrap(Verb.PREFETCH, self.devices.nearer)
 
     def wrap(self, verb: Verb, around: Callable[[Handler], Handler]) -> None:
         """From now on what `around` makes of it answers this verb."""
@@ -118,6 +133,9 @@ class HotServer:
 
     def _read(self, connection: Connection) -> None:
         """One frame a turn, so that nobody can keep the loop to itself."""
+        if connection.mode == _WITH_DESCRIPTORS:
+            self._read_with_descriptors(connection)
+            return
         try:
             frame_bytes = connection.socket.recv_into(self._frame, FRAME_BYTES, socket.MSG_TRUNC)
         except BlockingIOError:
@@ -126,6 +144,22 @@ class HotServer:
             self.clients.hang_up(connection)
             return
         self._handle(connection, frame_bytes)
+        if connection.waiting and connection.socket.fileno() >= 0:
+            self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
+
+    def _read_with_descriptors(self, connection: Connection) -> None:
+        """The same in mode daemon: a frame may bring descriptors. Those that nobody takes are closed."""
+        try:
+            frame_bytes = connection.receive_with_descriptors(self._frame)
+        except BlockingIOError:
+            return
+        try:
+            if frame_bytes == 0:
+                self.clients.hang_up(connection)
+                return
+            self._handle(connection, frame_bytes)
+        finally:
+            connection.close_descriptors()
         if connection.waiting and connection.socket.fileno() >= 0:
             self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
 
@@ -171,7 +205,10 @@ class HotServer:
             )
         tenant = self._tenant_for(connection.peer, hello.tenant)
         ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
-        chosen = choose_mode(hello, connection.peer, tenant, trusting=self._config.trusts(tenant))
+        chosen = choose_mode(
+            hello, connection.peer, tenant, trusting=self._config.trusts(tenant), no_device=self.devices.why_not(),
+            emulated=self.devices.emulated,
+        )  # fmt: skip
         connection.session = self.store.attach(tenant, ring_bytes, chosen.owner)
         connection.name, connection.role = hello.name, hello.role.name.lower()
         connection.mode = chosen.mode.name.lower()
@@ -433,6 +470,8 @@ class HotServer:
 
     def leased(self, session: Session, parked: Parked, lease: Lease | None, locations: U4) -> None:
         """See the port."""
+        if self.devices.leased(session, parked, lease, locations):
+            return
         connection = self.clients.by_session[session]
         count = 0
         if lease:
@@ -442,6 +481,8 @@ class HotServer:
 
     def ready(self, stream: Stream, first: int, stop: int, left: int) -> None:
         """See the port."""
+        if self.devices.ready(stream, left):
+            return
         if first == stop and left and self.clients.by_session[stream.lease.session].waiting:
             return  # a promise, and no block, is no news to a client that does not even read the others
         lease, on_disk = stream.lease, int(stream.on_disk[first:stop].sum())

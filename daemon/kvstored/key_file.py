@@ -11,6 +11,7 @@ from typing import Final
 
 from kvstored.secret_files import SecretFileError, read_secret
 
+CIPHER: Final = "aes-256-gcm"  # what keys are for
 KEY_BYTES: Final = 32
 KEY_ID_BYTES: Final = 16
 KEYS: Final = 16

@@ -52,6 +52,7 @@ class HostMemory:
         self._huge = huge
         self.placement = placement or Placement()
         self._punched = punched
+        self.unmapping: Callable[[int], None] = _nobody_hears  # `DeviceVerbs`, of an arena's address; memory thread
         self._arenas: dict[int, Region] = {}
         self._tables: dict[str, Region] = {}
         self._kept_arenas: dict[int, Region] = {}
@@ -365,6 +366,7 @@ class HostMemory:
         os.close(region.fd)
 
     def _punch(self, arena: int, region: Region) -> None:
+        self.unmapping(region.address)
         try:
             region.unmap()
             libc.punch(region.fd, region.region_bytes)
@@ -382,3 +384,7 @@ class HostMemory:
         if text not in self.faults and len(self.faults) < 16:
             self.faults.append(text)
             log.warning("%s", text)
+
+
+def _nobody_hears(_address: int) -> None:
+    pass

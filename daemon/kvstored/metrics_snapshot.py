@@ -14,7 +14,7 @@ from kvstore.cost import Bandwidth
 from kvstore.insight.misses import Misses, Reason
 from kvstore.pins import Tally as PinTally
 from kvstore.prefetching import Tally as PrefetchTally
-from kvstore.report import Counters, DiskReport, TierReport
+from kvstore.report import Counters, DeviceReport, DiskReport, RemoteReport, TierReport
 from kvstore.restart import Kept
 from kvstore.rules import Tier
 from kvstore.sessions import Pool, Tenant
@@ -67,6 +67,8 @@ class Snapshot:
     scrubbed_bytes: int  # of memory
     stranded_bytes: int  # of slots that are out of use, since clients may still write there
     kept: Kept
+    remote: RemoteReport | None = None
+    devices: tuple[DeviceReport, ...] = ()
 
 
 def take_snapshot(

@@ -2,15 +2,15 @@
 
 systemd/METRICS.md has the same names, which a test holds. Names and units are Prometheus': seconds, bytes, `_total`.
 Every series is there from the first scrape on, at zero, with two exceptions: tenants nobody has configured appear with
-their first session, and there are no series of a disk tier where there is none. Labels are tiers, reasons and the like,
-tenants (64 at most) and directories (16): never a request, a key or a model.
+their first session, and there are no series of a disk or remote tier where there is none. Labels are tiers, reasons and
+the like, tenants (64 at most) and directories (16): never a request, a key or a model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from kvstore.report import DiskReport, DriveReport
+from kvstore.report import DeviceReport, DiskReport, DriveReport, RemoteReport
 from kvstored.metrics_snapshot import Snapshot, TenantFigures
 
 TIERS: Final = ("dram", "disk")
@@ -70,6 +70,21 @@ def _on_disk(name: str, kind: str, says: str, value: Callable[[Facts, DiskReport
     return Metric(name, kind, says, (), lambda facts: [((), value(facts, facts.disk))] if facts.disk else [])
 
 
+def _remote(name: str, kind: str, says: str, value: Callable[[RemoteReport], float]) -> Metric:
+    return Metric(name, kind, says, (), lambda facts: [((), value(facts.now.remote))] if facts.now.remote else [])
+
+
+def _device(name: str, kind: str, says: str, value: Callable[[DeviceReport], float]) -> Metric:
+    return Metric(name, kind, says, ("device",), lambda facts: [((one.name,), value(one)) for one in facts.now.devices])
+
+
+def _remote_faults(facts: Facts) -> Iterator[Row]:
+    remote = facts.now.remote
+    if remote is not None:
+        for kind in ("unreachable", "refused", "full", "damaged", "absent"):
+            yield (kind,), getattr(remote, kind)
+
+
 def _drives(name: str, kind: str, says: str, value: Callable[[DriveReport], float]) -> Metric:
     def rows(facts: Facts) -> Iterator[Row]:
         for drive in facts.disk.drives if facts.disk else ():
@@ -99,6 +114,13 @@ def _load_seconds(facts: Facts) -> Iterator[Row]:
     for one in facts.now.tenants:
         for tier in TIERS if facts.disk else TIERS[:1]:
             yield (one.name, tier), facts.load_s.get((one.name, tier), 0.0)
+
+
+def _evicted(facts: Facts) -> Iterator[Row]:
+    yield ("dram", "room"), facts.now.evicted
+    yield ("dram", "operator"), facts.now.counters.evicted_by_operators
+    if facts.disk:
+        yield ("disk", "operator"), facts.now.counters.disk_evicted_by_operators
 
 
 def _reserved(facts: Facts) -> dict[str, float]:
@@ -213,8 +235,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     _one("kvstored_open_tickets", "gauge", "Blocks that are being stored.", lambda facts: facts.now.tickets),
     _one("kvstored_deleted_blocks_total", "counter", "Blocks that clients deleted, with what continued them.",
          lambda facts: facts.now.counters.deleted),
-    _one("kvstored_evicted_blocks_total", "counter", "Blocks that gave up their place in memory.",
-         lambda facts: facts.now.evicted),
+    Metric("kvstored_evicted_blocks_total", "counter", "Blocks that gave up their place: in memory for want of room, "
+           "or in either tier because an operator evicted them.", ("tier", "reason"), _evicted),
     _one("kvstored_forgotten_blocks_total", "counter", "Blocks that were evicted from the last tier that had them.",
          lambda facts: facts.now.forgotten),
 
@@ -285,6 +307,54 @@ METRICS: Final[tuple[Metric, ...]] = (
             lambda drive: drive.damaged),
     _drives("kvstored_drive_free_bytes", "gauge", "Free bytes of its file system.", lambda drive: drive.free_bytes),
     _drives("kvstored_drive_capacity_bytes", "gauge", "Size of its file system.", lambda drive: drive.capacity_bytes),
+
+    # GPUs
+    _device("kvstored_device_lost", "gauge", "1 once the GPU does nothing any more for the daemon.",
+            lambda one: one.lost),
+    _device("kvstored_device_emulated", "gauge", "1 if it is no GPU, but an emulation in host memory.",
+            lambda one: one.emulated),
+    _device("kvstored_device_attached_bytes", "gauge", "Memory of engines that the daemon has open.",
+            lambda one: one.attached_bytes),
+    _device("kvstored_device_loads_total", "counter", "Loads that engines asked for (mode daemon).",
+            lambda one: one.loads),
+    _device("kvstored_device_saves_total", "counter", "Saves that engines asked for (mode daemon).",
+            lambda one: one.saves),
+    _device("kvstored_device_failed_total", "counter", "Of both, those that the GPU failed.", lambda one: one.failed),
+    _device("kvstored_device_loaded_bytes_total", "counter", "Bytes of blocks copied into memory of engines.",
+            lambda one: one.loaded_bytes),
+    _device("kvstored_device_saved_bytes_total", "counter", "Bytes of blocks copied out of memory of engines.",
+            lambda one: one.saved_bytes),
+    _device("kvstored_hbm_capacity_bytes", "gauge", "What the tier on the GPU has.", lambda one: one.hbm_bytes),
+    _device("kvstored_hbm_used_bytes", "gauge", "Of that, slots with copies of blocks.",
+            lambda one: one.hbm_used_bytes),
+    _device("kvstored_hbm_hit_blocks_total", "counter", "Blocks that were loaded from there.",
+            lambda one: one.hbm_hits),
+    _device("kvstored_hbm_promoted_blocks_total", "counter", "Blocks that were copied there.",
+            lambda one: one.hbm_promoted),
+    _device("kvstored_hbm_evicted_blocks_total", "counter", "Copies that gave way there.", lambda one: one.hbm_evicted),
+    # Beyond this host
+    _remote("kvstored_remote_reading", "gauge", "1 while calls that read from the remote tier go through.",
+            lambda remote: remote.reading == "closed"),
+    _remote("kvstored_remote_writing", "gauge", "1 while calls that write to the remote tier go through.",
+            lambda remote: remote.writing == "closed"),
+    _remote("kvstored_remote_capacity_bytes", "gauge", "What this host may have written there.",
+            lambda remote: remote.capacity_bytes),
+    _remote("kvstored_remote_used_bytes", "gauge", "What it has written there and not removed.",
+            lambda remote: remote.used_bytes),
+    _remote("kvstored_remote_sought_chains_total", "counter", "Chains that were asked for there, after a miss.",
+            lambda remote: remote.sought),
+    _remote("kvstored_remote_promoted_blocks_total", "counter", "Blocks that were read there and stored here.",
+            lambda remote: remote.promoted),
+    _remote("kvstored_remote_kept_blocks_total", "counter", "Blocks that were written there, or found to be there.",
+            lambda remote: remote.kept),
+    _remote("kvstored_remote_read_bytes_total", "counter", "Bytes read there.", lambda remote: remote.read_bytes),
+    _remote("kvstored_remote_written_bytes_total", "counter", "Bytes written there.",
+            lambda remote: remote.written_bytes),
+    Metric("kvstored_remote_requests_total", "counter", "Requests, listings and deletes too.", ("kind",),
+           lambda facts: [(("read",), facts.now.remote.reads), (("write",), facts.now.remote.writes)]
+           if facts.now.remote else []),
+    Metric("kvstored_remote_faults_total", "counter", "Requests that were not answered, refused, or found no room; "
+           "objects that were damaged, or gone when they were to be read.", ("kind",), _remote_faults),
 
     # Faults
     _some("kvstored_faults_total", "counter", "Blocks (of commit: transactions) that a fault cost: damaged, not "

@@ -1,6 +1,7 @@
 """Which transfer mode a session gets: the first that it offers and may have, and why not those before.
 
 copy     the client copies into its ring, a leaf thread from there to the slot
+daemon   the same, and the daemon itself copies between its arenas and memory of a GPU that the client hands it
 ring     the same, of a client that keeps a buffer of its own in between
 direct   the client copies straight into slots of its own tenant, which it maps writable; only where the operator trusts
          the tenant's processes not to harm each other, and where they can be told apart (`processes.py`)
@@ -27,13 +28,22 @@ class Chosen:
 _ALWAYS: Final = (Mode.COPY, Mode.RING)
 
 
-def choose_mode(hello: Hello, peer: Peer, tenant: str, *, trusting: bool) -> Chosen:
-    """`trusting`: does the operator say that of this tenant? Who offers nothing that can be had is told copy."""
+def choose_mode(hello: Hello, peer: Peer, tenant: str, *, trusting: bool, no_device: str, emulated: bool) -> Chosen:
+    """`trusting`: does the operator say that of this tenant? `no_device`: why this daemon copies for no GPU; empty: it
+    does, for an emulation of one if `emulated`. Who offers nothing that can be had is told copy.
+    """
     whys: list[str] = []
     for mode in hello.modes:
         if mode in _ALWAYS:
             return Chosen(mode, None, "; ".join(whys))
-        why, owner = _direct(hello, peer, tenant, trusting=trusting) if mode is Mode.DIRECT else _not_built()
+        if mode is Mode.DAEMON:
+            why = no_device if hello.role is Role.ENGINE else "only engines store"
+            if not why:
+                said = ["the GPU is an emulation in host memory"] if emulated else []
+                return Chosen(mode, None, "; ".join([*said, *whys]))
+            whys.append(f"daemon: {why}")
+            continue
+        why, owner = _direct(hello, peer, tenant, trusting=trusting)
         if owner is not None:
             return Chosen(mode, owner, "; ".join(whys))
         whys.append(f"{mode.name.lower()}: {why}")
@@ -47,7 +57,3 @@ def _direct(hello: Hello, peer: Peer, tenant: str, *, trusting: bool) -> tuple[s
         return f"tenant {tenant} is not marked as trusting (tenants.{tenant}.trusting)", None
     owner = process_of(peer)
     return "the daemon cannot tell when this process is gone", owner
-
-
-def _not_built() -> tuple[str, None]:
-    return "not built in this version", None

@@ -12,11 +12,14 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from kvproto import limits
 from kvproto.trace_ids import ONE_IN_MAX
 from kvstore.rules import Rule
+from kvstored.block_events_address import ANY_TENANT, FORMS, HASHES, events_listen_kind, events_tenant_kind, topic_kind
 from kvstored.control_address import control_listen_kind
 from kvstored.control_kinds import NO_GROUP, group_kind
+from kvstored.device_names import NO_DEVICES, devices_kind
 from kvstored.http_address import OFF, listen_kind
 from kvstored.otlp_address import otlp_kind
 from kvstored.placement import AUTO, numa_kind
+from kvstored.remote_address import NONE, endpoint_kind, region_kind, remote_kind
 from kvstored.units import (
     NO_FILE,
     Kind,
@@ -40,6 +43,7 @@ DISK_DIRECTORIES: Final = 16
 DISK_PATH_BYTES: Final = 1024  # PATH_MAX is 4,096, and names come behind it; 16 of them go into one answer
 SEGMENT_BYTES_MAX: Final = 64 * limits.GIB  # as an arena
 DISK_BYTES_MAX: Final = limits.SEGMENTS * SEGMENT_BYTES_MAX
+REMOTE_BYTES_MAX: Final = 1 << 60
 NUMBERS: Final = 2**32 - 1  # of slots in DRAM and on disk; the last one means nobody (`kvstore/blocks.py`)
 # Words of `kvstore.tier`, which this file does not import: it brings numba, and `config check` shall not wait for that.
 ADMISSIONS: Final = ("all", "second_touch", "none")
@@ -284,6 +288,14 @@ CONTROL_CLIENT_CA: Final = Setting(
     "control_client_ca", "control.client_ca", "KVSTORED_CONTROL_CLIENT_CA", "--control-client-ca",
     file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
     "whoever has a certificate of this authority, PEM, acts as an operator: an authority for that alone")
+GPU_DEVICES: Final = Setting(
+    "gpu_devices", "gpu.devices", "KVSTORED_GPU_DEVICES", "--gpu-devices",
+    devices_kind(), lambda _: NO_DEVICES, "devices",
+    "the daemon itself copies between its memory and these GPUs (mode daemon); each takes a CUDA context of ours")
+GPU_HBM: Final = Setting(
+    "gpu_hbm_bytes", "gpu.hbm", "KVSTORED_GPU_HBM", "--gpu-hbm",
+    size_kind(0, limits.ARENA_BYTES_MAX * limits.ARENAS), lambda _: 0, "bytes",
+    "of each GPU's memory, for copies of blocks that are loaded again and again; what engines lack then; 0: none")
 TRACE_OTLP: Final = Setting(
     "trace_otlp", "trace.otlp", "KVSTORED_TRACE_OTLP", "--trace-otlp",
     otlp_kind(), lambda _: OFF, "address",
@@ -292,6 +304,70 @@ TRACE_ONE_IN: Final = Setting(
     "trace_one_in", "trace.one_in", "KVSTORED_TRACE_ONE_IN", "--trace-one-in",
     count_kind(1, ONE_IN_MAX), lambda _: 100, "leases",
     "of so many one is traced, always the same as by clients that were told the same; a span takes the owner 30 us")
+EVENTS_LISTEN: Final = Setting(
+    "events_listen", "events.listen", "KVSTORED_EVENTS_LISTEN", "--events-listen",
+    events_listen_kind(), lambda _: OFF, "address",
+    "tells routers which blocks come, move and go: on the control socket, or in vLLM's schema on ZeroMQ too")
+EVENTS_ROUTABLE: Final = Setting(
+    "events_routable", "events.routable", "KVSTORED_EVENTS_ROUTABLE", "--events-routable",
+    switch_kind(), lambda _: False, "switch",
+    "events.listen may be an address that other hosts can reach: whoever does reads which blocks are here, unasked")
+EVENTS_TENANT: Final = Setting(
+    "events_tenant", "events.tenant", "KVSTORED_EVENTS_TENANT", "--events-tenant",
+    events_tenant_kind(), lambda _: ANY_TENANT, "name",
+    "whose blocks are told of on ZeroMQ; an address is for one tenant, so that none sees another's")
+EVENTS_TOPIC: Final = Setting(
+    "events_topic", "events.topic", "KVSTORED_EVENTS_TOPIC", "--events-topic",
+    topic_kind(), lambda _: "kv@{host}@{model}", "text",
+    "what subscribers choose by; llm-d reads the name of a pod and of a model in it")
+EVENTS_HASHES: Final = Setting(
+    "events_hashes", "events.hashes", "KVSTORED_EVENTS_HASHES", "--events-hashes",
+    word_kind(*HASHES), lambda _: HASHES[0], "form",
+    "how keys are written: their last 64 bits as a number, as vLLM does unless told otherwise, or all of them")
+EVENTS_FORM: Final = Setting(
+    "events_form", "events.form", "KVSTORED_EVENTS_FORM", "--events-form",
+    word_kind(*FORMS), lambda _: FORMS[0], "form",
+    "how events are written: as maps, as vLLM does today, or as arrays, which older consumers read")
+EVENTS_REPLAY: Final = Setting(
+    "events_replay", "events.replay", "KVSTORED_EVENTS_REPLAY", "--events-replay",
+    count_kind(1, 1_000_000), lambda _: 10_000, "batches",
+    "of each tenant so many are remembered for who missed them, in 64 MiB at most")
+EVENTS_HIGH_WATER: Final = Setting(
+    "events_high_water", "events.high_water", "KVSTORED_EVENTS_HIGH_WATER", "--events-high-water",
+    count_kind(1, 1_000_000), lambda _: 1000, "batches",
+    "wait for a subscriber on ZeroMQ that is slow; what comes then it misses, and can have replayed")
+REMOTE: Final = Setting(
+    "remote_url", "remote.url", "KVSTORED_REMOTE", "--remote",
+    remote_kind(), lambda _: OFF, "address",
+    "a bucket that keeps blocks for all hosts that name it; who we are is said in the environment, as AWS has it")
+REMOTE_ENDPOINT: Final = Setting(
+    "remote_endpoint", "remote.endpoint", "KVSTORED_REMOTE_ENDPOINT", "--remote-endpoint",
+    endpoint_kind(), lambda _: NONE, "address",
+    "of a server that speaks S3; none: AWS's own")
+REMOTE_REGION: Final = Setting(
+    "remote_region", "remote.region", "KVSTORED_REMOTE_REGION", "--remote-region",
+    region_kind(), lambda _: NONE, "region",
+    "where the bucket is; none: what AWS_REGION in the environment says")
+REMOTE_PYTHON: Final = Setting(
+    "remote_python", "remote.python", "KVSTORED_REMOTE_PYTHON", "--remote-python",
+    file_kind(DISK_PATH_BYTES), lambda _: NO_FILE, "path",
+    "of the interpreter whose environment has Mooncake's package, for its client; none: the daemon's own")
+REMOTE_SIZE: Final = Setting(
+    "remote_bytes", "remote.size", "KVSTORED_REMOTE_SIZE", "--remote-size",
+    size_kind(0, REMOTE_BYTES_MAX), lambda _: 0, "bytes",
+    "what this host may have written there; the oldest goes first; has no default, so that no bill is a surprise")
+REMOTE_ADMISSION: Final = Setting(
+    "remote_admission", "remote.admission", "KVSTORED_REMOTE_ADMISSION", "--remote-admission",
+    word_kind(*ADMISSIONS), lambda _: "second_touch", "policy",
+    "which blocks are written there: all, those that were fetched at least once, or none")
+REMOTE_DEADLINE: Final = Setting(
+    "remote_deadline_s", "remote.deadline", "KVSTORED_REMOTE_DEADLINE", "--remote-deadline",
+    duration_kind(0.1, 300.0), lambda _: 10.0, "seconds",
+    "how long one request may take; nobody who stores or fetches waits for it")
+REMOTE_CONNECTIONS: Final = Setting(
+    "remote_connections", "remote.connections", "KVSTORED_REMOTE_CONNECTIONS", "--remote-connections",
+    count_kind(1, 64), lambda _: 8, "requests",
+    "that read at a time, for all chains together")
 # fmt: on
 
 AnySetting: TypeAlias = (
@@ -302,5 +378,9 @@ SETTINGS: Final[tuple[AnySetting, ...]] = (
     RUNTIME_DIR, LEAF_THREADS, LOG_LEVEL, KEEP, KEEP_PATIENCE, STOP_WITHIN, DISK, DISK_SIZE, DISK_SEGMENT,
     DISK_ADMISSION, DISK_WRITE_RATE, DISK_CODEC, DISK_READERS, DISK_WRITERS, DISK_PACKERS, DISK_SCRUB_RATE,
     DISK_KEY_FILE, POLICY_DRAM, POLICY_DISK, INSIGHT_CURVES, METRICS_LISTEN, STATE_DIR, ADMIN_GROUP, TENANT_CONTROL,
-    CONTROL_LISTEN, CONTROL_CERTIFICATE, CONTROL_KEY, CONTROL_CLIENT_CA, TRACE_OTLP, TRACE_ONE_IN,
+    CONTROL_LISTEN, CONTROL_CERTIFICATE, CONTROL_KEY, CONTROL_CLIENT_CA, GPU_DEVICES, GPU_HBM, TRACE_OTLP,
+    TRACE_ONE_IN, EVENTS_LISTEN, EVENTS_ROUTABLE,
+    EVENTS_TENANT, EVENTS_TOPIC, EVENTS_HASHES, EVENTS_FORM, EVENTS_REPLAY, EVENTS_HIGH_WATER,
+    REMOTE, REMOTE_ENDPOINT, REMOTE_REGION, REMOTE_PYTHON, REMOTE_SIZE, REMOTE_ADMISSION, REMOTE_DEADLINE,
+    REMOTE_CONNECTIONS,
 )  # fmt: skip

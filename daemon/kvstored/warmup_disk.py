@@ -39,8 +39,8 @@ class _Life:
 
     def settle(self) -> None:
         """All orders are carried out."""
-        for _ in range(200):
-            self.clock.ns += 100 * 10**6
+        for _ in range(50):
+            self.clock.ns += 400 * 10**6
             self.store.tick()
             while self.workers.waiting:
                 self.store.finished(self.workers.carry_out())

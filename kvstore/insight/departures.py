@@ -103,6 +103,11 @@ class Turns:
         before_ns = self._last_ns[max(0, after - 1)]
         return (before_ns + (self._first_ns[after] if after < len(self._turns) else now_ns)) // 2
 
+    def latest_of(self, turn: int, now_ns: int) -> int:
+        """No later than that the eviction of that number was."""
+        after = bisect_left(self._turns, turn)
+        return self._first_ns[after] if after < len(self._turns) else now_ns
+
 
 class Departures:
     """All that is known of blocks that are not there."""
@@ -241,6 +246,10 @@ class Departures:
     def time_of(self, turn: int) -> int:
         """About when that eviction was."""
         return self.turns.time_of(turn, self._clock.now_ns())
+
+    def latest_ns(self, turn: int) -> int:
+        """No later than that that eviction was. An operator's leaves a ghost with the number of the one before it."""
+        return self.turns.latest_of(turn, self._clock.now_ns())
 
     def known_ns(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> int:
         """Since when an eviction of a key would be remembered.

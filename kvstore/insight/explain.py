@@ -31,6 +31,7 @@ ELSEWHERE: Final = 8  # of those that have it, named
 _SAID: Final = {
     Cause.DELETED: "A client deleted it",
     Cause.CLEARED: "An operator cleared it",
+    Cause.OPERATOR: "An operator evicted it",
     Cause.CORRUPT: "Dropped, because it was not what had been written",
     Cause.DISK_LOST: "Lost with its place on disk",
     Cause.REFUSED: "Refused when it came: there was no room",
@@ -224,7 +225,8 @@ def _why(store: Store, namespace: Namespace, key: U8) -> tuple[_Left | None, int
     """The latest trace of a key that left, and since when one would be remembered."""
     departures = store.watching.departures
     noted = departures.of(namespace.number, key)
-    traces = list(_evictions(store, namespace, key, pinned=noted.cause is Cause.PIN_EXPIRED))
+    since_ns = store.now_ns() - int(noted.age_s * 1e9) + STEP_NS if noted.cause is Cause.OPERATOR else -1
+    traces = list(_evictions(store, namespace, key, pinned=noted.cause is Cause.PIN_EXPIRED, since_ns=since_ns))
     if noted.cause not in (Cause.NEVER, Cause.PIN_EXPIRED):
         tier = {Place.NONE: "", Place.DRAM: "dram", Place.DISK: "disk"}[noted.place]
         at_ns = store.now_ns() - int(noted.age_s * 1e9)
@@ -243,11 +245,12 @@ def _pools(store: Store, namespace: Namespace) -> Sequence[Pool]:
     return [namespace.pool, *(pool for (tenant, _), pool in on_disk if tenant is namespace.tenant)]
 
 
-def _evictions(store: Store, namespace: Namespace, key: U8, *, pinned: bool) -> Iterator[_Left]:
+def _evictions(store: Store, namespace: Namespace, key: U8, *, pinned: bool, since_ns: int) -> Iterator[_Left]:
+    """Ghosts of a key, without those that an operator's eviction at `since_ns` has left."""
     departures, tenant = store.watching.departures, namespace.tenant
     for pool in _pools(store, namespace):
         turn = departures.ghost(tenant, namespace.number, key, pool.number)
-        if turn < 0:
+        if turn < 0 or departures.latest_ns(turn) <= since_ns:
             continue
         tier, at_ns = tier_of(pool), departures.time_of(turn)
         given_ns = departures.gave_way_ns(tenant, turn) if tier is Tier.DRAM else 0

@@ -63,6 +63,7 @@ class Cause(IntEnum):
     DRAINING = 12  # nothing new was taken when it came
     LIMIT = 13  # more than its tenant, or its client's ring, may have
     UNUSED = 14  # nobody had used it for longer than its tenant's quota says
+    OPERATOR = 15  # evicted because an operator wanted room
 
 
 class Place(IntEnum):
@@ -249,6 +250,7 @@ def noted(table: U8) -> int:
 _SAID: Final = {
     Cause.DELETED: "deleted by a client",
     Cause.CLEARED: "cleared by an operator",
+    Cause.OPERATOR: "evicted by an operator",
     Cause.PIN_EXPIRED: "evicted after its pin had expired",
     Cause.QUOTA: "evicted or refused because its tenant was above its share",
     Cause.CORRUPT: "was not what had been written, and was dropped",

@@ -46,7 +46,7 @@ class NodeMemory(_message.Message):
     def __init__(self, node: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults", "lease_disk_hits")
+    __slots__ = ("leases", "lease_hits", "lease_misses", "matches", "match_hits", "match_misses", "granted", "known", "pending", "refused_full", "refused_busy", "refused_quota", "refused_no_parent", "refused_draining", "published", "published_bytes", "stale", "discarded", "evicted", "deleted", "arenas_recycled", "leases_expired", "sessions_opened", "sessions_failed", "faults", "lease_disk_hits", "evicted_by_operators", "disk_evicted_by_operators")
     LEASES_FIELD_NUMBER: _ClassVar[int]
     LEASE_HITS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MISSES_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class Counters(_message.Message):
     SESSIONS_FAILED_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
     LEASE_DISK_HITS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BY_OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    DISK_EVICTED_BY_OPERATORS_FIELD_NUMBER: _ClassVar[int]
     leases: int
     lease_hits: int
     lease_misses: int
@@ -99,7 +101,9 @@ class Counters(_message.Message):
     sessions_failed: int
     faults: int
     lease_disk_hits: int
-    def __init__(self, leases: _Optional[int] = ..., lease_hits: _Optional[int] = ..., lease_misses: _Optional[int] = ..., matches: _Optional[int] = ..., match_hits: _Optional[int] = ..., match_misses: _Optional[int] = ..., granted: _Optional[int] = ..., known: _Optional[int] = ..., pending: _Optional[int] = ..., refused_full: _Optional[int] = ..., refused_busy: _Optional[int] = ..., refused_quota: _Optional[int] = ..., refused_no_parent: _Optional[int] = ..., refused_draining: _Optional[int] = ..., published: _Optional[int] = ..., published_bytes: _Optional[int] = ..., stale: _Optional[int] = ..., discarded: _Optional[int] = ..., evicted: _Optional[int] = ..., deleted: _Optional[int] = ..., arenas_recycled: _Optional[int] = ..., leases_expired: _Optional[int] = ..., sessions_opened: _Optional[int] = ..., sessions_failed: _Optional[int] = ..., faults: _Optional[int] = ..., lease_disk_hits: _Optional[int] = ...) -> None: ...
+    evicted_by_operators: int
+    disk_evicted_by_operators: int
+    def __init__(self, leases: _Optional[int] = ..., lease_hits: _Optional[int] = ..., lease_misses: _Optional[int] = ..., matches: _Optional[int] = ..., match_hits: _Optional[int] = ..., match_misses: _Optional[int] = ..., granted: _Optional[int] = ..., known: _Optional[int] = ..., pending: _Optional[int] = ..., refused_full: _Optional[int] = ..., refused_busy: _Optional[int] = ..., refused_quota: _Optional[int] = ..., refused_no_parent: _Optional[int] = ..., refused_draining: _Optional[int] = ..., published: _Optional[int] = ..., published_bytes: _Optional[int] = ..., stale: _Optional[int] = ..., discarded: _Optional[int] = ..., evicted: _Optional[int] = ..., deleted: _Optional[int] = ..., arenas_recycled: _Optional[int] = ..., leases_expired: _Optional[int] = ..., sessions_opened: _Optional[int] = ..., sessions_failed: _Optional[int] = ..., faults: _Optional[int] = ..., lease_disk_hits: _Optional[int] = ..., evicted_by_operators: _Optional[int] = ..., disk_evicted_by_operators: _Optional[int] = ...) -> None: ...
 
 class DiskCounters(_message.Message):
     __slots__ = ("saved", "saved_bytes", "packed", "dropped", "not_worth", "save_faults", "loaded", "loaded_bytes", "damaged", "load_faults", "gone", "erased", "erase_faults", "commits", "commit_faults", "quarantined", "segments_recycled")
@@ -166,7 +170,7 @@ class Drive(_message.Message):
     def __init__(self, directory: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., direct: _Optional[bool] = ..., segments: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., errors: _Optional[int] = ..., damaged: _Optional[int] = ...) -> None: ...
 
 class Disk(_message.Message):
-    __slots__ = ("state", "index_state", "index_reason", "rebuild_done_slots", "rebuild_total_slots", "rebuilt", "recovered_blocks", "orphan_blocks", "recovered_segments", "surplus_segments", "unknown_segments", "useless_records", "foreign_files", "foreign", "admission", "codec", "queued_chains", "running_bytes", "counters", "drives")
+    __slots__ = ("state", "index_state", "index_reason", "rebuild_done_slots", "rebuild_total_slots", "rebuilt", "recovered_blocks", "orphan_blocks", "recovered_segments", "surplus_segments", "unknown_segments", "useless_records", "foreign_files", "foreign", "admission", "codec", "queued_chains", "running_bytes", "counters", "drives", "encryption")
     STATE_FIELD_NUMBER: _ClassVar[int]
     INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
     INDEX_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +191,7 @@ class Disk(_message.Message):
     RUNNING_BYTES_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     DRIVES_FIELD_NUMBER: _ClassVar[int]
+    ENCRYPTION_FIELD_NUMBER: _ClassVar[int]
     state: str
     index_state: str
     index_reason: str
@@ -207,7 +212,8 @@ class Disk(_message.Message):
     running_bytes: int
     counters: DiskCounters
     drives: _containers.RepeatedCompositeFieldContainer[Drive]
-    def __init__(self, state: _Optional[str] = ..., index_state: _Optional[str] = ..., index_reason: _Optional[str] = ..., rebuild_done_slots: _Optional[int] = ..., rebuild_total_slots: _Optional[int] = ..., rebuilt: _Optional[str] = ..., recovered_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., recovered_segments: _Optional[int] = ..., surplus_segments: _Optional[int] = ..., unknown_segments: _Optional[int] = ..., useless_records: _Optional[int] = ..., foreign_files: _Optional[int] = ..., foreign: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ..., codec: _Optional[str] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., counters: _Optional[_Union[DiskCounters, _Mapping[str, object]]] = ..., drives: _Optional[_Iterable[_Union[Drive, _Mapping[str, object]]]] = ...) -> None: ...
+    encryption: str
+    def __init__(self, state: _Optional[str] = ..., index_state: _Optional[str] = ..., index_reason: _Optional[str] = ..., rebuild_done_slots: _Optional[int] = ..., rebuild_total_slots: _Optional[int] = ..., rebuilt: _Optional[str] = ..., recovered_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., recovered_segments: _Optional[int] = ..., surplus_segments: _Optional[int] = ..., unknown_segments: _Optional[int] = ..., useless_records: _Optional[int] = ..., foreign_files: _Optional[int] = ..., foreign: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ..., codec: _Optional[str] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., counters: _Optional[_Union[DiskCounters, _Mapping[str, object]]] = ..., drives: _Optional[_Iterable[_Union[Drive, _Mapping[str, object]]]] = ..., encryption: _Optional[str] = ...) -> None: ...
 
 class Restart(_message.Message):
     __slots__ = ("began", "reason", "found_blocks", "kept_blocks", "withheld_slots", "unverified_blocks", "verified_blocks", "verify_faults", "keeper")
@@ -232,7 +238,7 @@ class Restart(_message.Message):
     def __init__(self, began: _Optional[str] = ..., reason: _Optional[str] = ..., found_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., withheld_slots: _Optional[int] = ..., unverified_blocks: _Optional[int] = ..., verified_blocks: _Optional[int] = ..., verify_faults: _Optional[int] = ..., keeper: _Optional[str] = ...) -> None: ...
 
 class Namespace(_message.Message):
-    __slots__ = ("tenant", "digest", "model", "engine", "layout", "dtype", "revision", "adapter", "block_tokens", "block_bytes", "tp_rank", "tp_size", "pp_rank", "pp_size", "slot_bytes", "blocks", "bytes", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s")
+    __slots__ = ("tenant", "digest", "model", "engine", "layout", "dtype", "revision", "adapter", "block_tokens", "block_bytes", "tp_rank", "tp_size", "pp_rank", "pp_size", "slot_bytes", "blocks", "bytes", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "codec")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +260,7 @@ class Namespace(_message.Message):
     PREFILL_REPORTS_FIELD_NUMBER: _ClassVar[int]
     SAVED_DRAM_S_FIELD_NUMBER: _ClassVar[int]
     SAVED_DISK_S_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     digest: str
     model: str
@@ -275,7 +282,8 @@ class Namespace(_message.Message):
     prefill_reports: int
     saved_dram_s: float
     saved_disk_s: float
-    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ...) -> None: ...
+    codec: str
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Tenant(_message.Message):
     __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped", "hit_dram_bytes", "hit_disk_bytes")
@@ -379,12 +387,80 @@ class ConfigValue(_message.Message):
     reason: str
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ..., origin: _Optional[str] = ..., unit: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Remote(_message.Message):
+    __slots__ = ("url", "reading", "writing", "reason", "capacity_bytes", "used_bytes", "objects", "bytes_per_s", "sought", "sought_empty", "sought_dropped", "promoted", "promoted_bytes", "no_room", "kept", "kept_bytes", "not_worth", "not_kept", "shared", "removed", "damaged", "absent", "quarantined", "reads", "writes", "read_bytes", "written_bytes", "unreachable", "refused", "full", "queued_runs", "running")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    READING_FIELD_NUMBER: _ClassVar[int]
+    WRITING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SOUGHT_FIELD_NUMBER: _ClassVar[int]
+    SOUGHT_EMPTY_FIELD_NUMBER: _ClassVar[int]
+    SOUGHT_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NO_ROOM_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOT_WORTH_FIELD_NUMBER: _ClassVar[int]
+    NOT_KEPT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    WRITES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_RUNS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    reading: str
+    writing: str
+    reason: str
+    capacity_bytes: int
+    used_bytes: int
+    objects: int
+    bytes_per_s: int
+    sought: int
+    sought_empty: int
+    sought_dropped: int
+    promoted: int
+    promoted_bytes: int
+    no_room: int
+    kept: int
+    kept_bytes: int
+    not_worth: int
+    not_kept: int
+    shared: int
+    removed: int
+    damaged: int
+    absent: int
+    quarantined: int
+    reads: int
+    writes: int
+    read_bytes: int
+    written_bytes: int
+    unreachable: int
+    refused: int
+    full: int
+    queued_runs: int
+    running: int
+    def __init__(self, url: _Optional[str] = ..., reading: _Optional[str] = ..., writing: _Optional[str] = ..., reason: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., bytes_per_s: _Optional[int] = ..., sought: _Optional[int] = ..., sought_empty: _Optional[int] = ..., sought_dropped: _Optional[int] = ..., promoted: _Optional[int] = ..., promoted_bytes: _Optional[int] = ..., no_room: _Optional[int] = ..., kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., not_worth: _Optional[int] = ..., not_kept: _Optional[int] = ..., shared: _Optional[int] = ..., removed: _Optional[int] = ..., damaged: _Optional[int] = ..., absent: _Optional[int] = ..., quarantined: _Optional[int] = ..., reads: _Optional[int] = ..., writes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., unreachable: _Optional[int] = ..., refused: _Optional[int] = ..., full: _Optional[int] = ..., queued_runs: _Optional[int] = ..., running: _Optional[int] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces", "disk", "restart")
+    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces", "disk", "restart", "remote")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +478,7 @@ class GetStatusResponse(_message.Message):
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uid: int
@@ -419,7 +496,8 @@ class GetStatusResponse(_message.Message):
     namespaces: int
     disk: Disk
     restart: Restart
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ..., disk: _Optional[_Union[Disk, _Mapping[str, object]]] = ..., restart: _Optional[_Union[Restart, _Mapping[str, object]]] = ...) -> None: ...
+    remote: Remote
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ..., disk: _Optional[_Union[Disk, _Mapping[str, object]]] = ..., restart: _Optional[_Union[Restart, _Mapping[str, object]]] = ..., remote: _Optional[_Union[Remote, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
     __slots__ = ()
@@ -674,16 +752,18 @@ class GetPolicyResponse(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[_Union[Policy, _Mapping[str, object]]]] = ...) -> None: ...
 
 class SetPolicyRequest(_message.Message):
-    __slots__ = ("tier", "tenant", "rule", "dry_run")
+    __slots__ = ("tier", "tenant", "rule", "dry_run", "reset")
     TIER_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
     tier: str
     tenant: str
     rule: str
     dry_run: bool
-    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., rule: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    reset: bool
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., rule: _Optional[str] = ..., dry_run: _Optional[bool] = ..., reset: _Optional[bool] = ...) -> None: ...
 
 class PolicyChange(_message.Message):
     __slots__ = ("policy", "former_rule")
@@ -702,7 +782,7 @@ class SetPolicyResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
-    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s")
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "chosen_fields")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -723,6 +803,7 @@ class Quota(_message.Message):
     PIN_TOOL_TTL_S_FIELD_NUMBER: _ClassVar[int]
     PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
     UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELDS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     chosen: bool
     dram_guaranteed_bytes: int
@@ -743,7 +824,8 @@ class Quota(_message.Message):
     pin_tool_ttl_s: float
     pin_tool_share: float
     unused_ttl_s: float
-    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ...) -> None: ...
+    chosen_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., chosen_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetQuotasRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -758,7 +840,7 @@ class GetQuotasResponse(_message.Message):
     def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping[str, object]]]] = ...) -> None: ...
 
 class SetQuotaRequest(_message.Message):
-    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s")
+    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "configured")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -776,6 +858,7 @@ class SetQuotaRequest(_message.Message):
     PIN_TOOL_TTL_S_FIELD_NUMBER: _ClassVar[int]
     PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
     UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURED_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     dram_guaranteed_bytes: int
     dram_max_bytes: int
@@ -793,7 +876,8 @@ class SetQuotaRequest(_message.Message):
     pin_tool_ttl_s: float
     pin_tool_share: float
     unused_ttl_s: float
-    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ...) -> None: ...
+    configured: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., configured: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetQuotaResponse(_message.Message):
     __slots__ = ("quota", "former", "dry_run")
@@ -1168,10 +1252,12 @@ class UnpinRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., pins: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UnpinResponse(_message.Message):
-    __slots__ = ("ended",)
+    __slots__ = ("ended", "unknown")
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     ended: int
-    def __init__(self, ended: _Optional[int] = ...) -> None: ...
+    unknown: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ended: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Prefix(_message.Message):
     __slots__ = ("tenant", "namespace_digest", "keys")
@@ -1544,3 +1630,155 @@ class Event(_message.Message):
     bytes: int
     lost: int
     def __init__(self, number: _Optional[int] = ..., unix_s: _Optional[float] = ..., kind: _Optional[str] = ..., warning: _Optional[bool] = ..., text: _Optional[str] = ..., tenant: _Optional[str] = ..., count: _Optional[int] = ..., bytes: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...
+
+class WatchBlocksRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "start_from", "follow")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    START_FROM_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    start_from: int
+    follow: bool
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., start_from: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class BlockChanges(_message.Message):
+    __slots__ = ("number", "next", "unix_s", "tenant", "namespace_digest", "cleared", "there", "changes")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    next: int
+    unix_s: float
+    tenant: str
+    namespace_digest: str
+    cleared: bool
+    there: bool
+    changes: _containers.RepeatedCompositeFieldContainer[BlockChange]
+    def __init__(self, number: _Optional[int] = ..., next: _Optional[int] = ..., unix_s: _Optional[float] = ..., tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., cleared: _Optional[bool] = ..., there: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[BlockChange, _Mapping[str, object]]]] = ...) -> None: ...
+
+class BlockChange(_message.Message):
+    __slots__ = ("key", "parent", "dram", "disk", "was_dram", "was_disk")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    DRAM_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    WAS_DRAM_FIELD_NUMBER: _ClassVar[int]
+    WAS_DISK_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    parent: bytes
+    dram: bool
+    disk: bool
+    was_dram: bool
+    was_disk: bool
+    def __init__(self, key: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., dram: _Optional[bool] = ..., disk: _Optional[bool] = ..., was_dram: _Optional[bool] = ..., was_disk: _Optional[bool] = ...) -> None: ...
+
+class SummariseMatchRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digests", "keys")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digests: _containers.RepeatedScalarFieldContainer[str]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digests: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SummariseMatchResponse(_message.Message):
+    __slots__ = ("tenant", "blocks", "dram_blocks", "disk_blocks", "pending_blocks", "dram_bytes", "disk_bytes", "load_s", "recompute_s", "block_tokens")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    blocks: int
+    dram_blocks: int
+    disk_blocks: int
+    pending_blocks: int
+    dram_bytes: int
+    disk_bytes: int
+    load_s: float
+    recompute_s: float
+    block_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., pending_blocks: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., recompute_s: _Optional[float] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+
+class GetLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TierLoad(_message.Message):
+    __slots__ = ("name", "capacity_bytes", "used_bytes", "blocks", "read_bytes_per_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    capacity_bytes: int
+    used_bytes: int
+    blocks: int
+    read_bytes_per_s: float
+    def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class GetLoadResponse(_message.Message):
+    __slots__ = ("draining", "clients", "tickets", "leases", "waiting_leases", "queued_chains", "running_bytes", "tiers")
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    TICKETS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_LEASES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_CHAINS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    draining: bool
+    clients: int
+    tickets: int
+    leases: int
+    waiting_leases: int
+    queued_chains: int
+    running_bytes: int
+    tiers: _containers.RepeatedCompositeFieldContainer[TierLoad]
+    def __init__(self, draining: _Optional[bool] = ..., clients: _Optional[int] = ..., tickets: _Optional[int] = ..., leases: _Optional[int] = ..., waiting_leases: _Optional[int] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping[str, object]]]] = ...) -> None: ...
+
+class EstimateAdmissionRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class EstimateAdmissionResponse(_message.Message):
+    __slots__ = ("wanted_blocks", "free_blocks", "evicted_blocks", "evicted_bytes", "kept_blocks", "lost_s", "unpriced_blocks", "short_blocks", "from_others")
+    WANTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LOST_S_FIELD_NUMBER: _ClassVar[int]
+    UNPRICED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SHORT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FROM_OTHERS_FIELD_NUMBER: _ClassVar[int]
+    wanted_blocks: int
+    free_blocks: int
+    evicted_blocks: int
+    evicted_bytes: int
+    kept_blocks: int
+    lost_s: float
+    unpriced_blocks: int
+    short_blocks: int
+    from_others: bool
+    def __init__(self, wanted_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., lost_s: _Optional[float] = ..., unpriced_blocks: _Optional[int] = ..., short_blocks: _Optional[int] = ..., from_others: _Optional[bool] = ...) -> None: ...

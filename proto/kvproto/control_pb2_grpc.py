@@ -190,6 +190,26 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.Event.FromString,
                 _registered_method=True)
+        self.WatchBlocks = channel.unary_stream(
+                '/kvstored.control.v1.Control/WatchBlocks',
+                request_serializer=kvproto_dot_control__pb2.WatchBlocksRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.BlockChanges.FromString,
+                _registered_method=True)
+        self.SummariseMatch = channel.unary_unary(
+                '/kvstored.control.v1.Control/SummariseMatch',
+                request_serializer=kvproto_dot_control__pb2.SummariseMatchRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.SummariseMatchResponse.FromString,
+                _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/kvstored.control.v1.Control/GetLoad',
+                request_serializer=kvproto_dot_control__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.GetLoadResponse.FromString,
+                _registered_method=True)
+        self.EstimateAdmission = channel.unary_unary(
+                '/kvstored.control.v1.Control/EstimateAdmission',
+                request_serializer=kvproto_dot_control__pb2.EstimateAdmissionRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.EstimateAdmissionResponse.FromString,
+                _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/kvstored.control.v1.Control/Ping',
                 request_serializer=kvproto_dot_control__pb2.PingRequest.SerializeToString,
@@ -418,6 +438,36 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchBlocks(self, request, context):
+        """Where a tenant's blocks are, for routers: all of them, or what changed since a number, and (with `follow`) what changes
+        from then on. What ZeroMQ's subscribers are told too (events.listen), with the same numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SummariseMatch(self, request, context):
+        """How much of a prefix is here, in which tiers, and what loading and computing it take. Nothing is touched by it: not who
+        is evicted next, no curve, no counter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoad(self, request, context):
+        """How full and how busy this host's store is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateAdmission(self, request, context):
+        """What would be given up if so much more were stored now. Nothing is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ping(self, request, context):
         """A round trip through the owner thread.
         """
@@ -582,6 +632,26 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=kvproto_dot_control__pb2.WatchEventsRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.Event.SerializeToString,
+            ),
+            'WatchBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBlocks,
+                    request_deserializer=kvproto_dot_control__pb2.WatchBlocksRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.BlockChanges.SerializeToString,
+            ),
+            'SummariseMatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummariseMatch,
+                    request_deserializer=kvproto_dot_control__pb2.SummariseMatchRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.SummariseMatchResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=kvproto_dot_control__pb2.GetLoadRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'EstimateAdmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateAdmission,
+                    request_deserializer=kvproto_dot_control__pb2.EstimateAdmissionRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.EstimateAdmissionResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -1426,6 +1496,114 @@ class Control:
             '/kvstored.control.v1.Control/WatchEvents',
             kvproto_dot_control__pb2.WatchEventsRequest.SerializeToString,
             kvproto_dot_control__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvstored.control.v1.Control/WatchBlocks',
+            kvproto_dot_control__pb2.WatchBlocksRequest.SerializeToString,
+            kvproto_dot_control__pb2.BlockChanges.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummariseMatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/SummariseMatch',
+            kvproto_dot_control__pb2.SummariseMatchRequest.SerializeToString,
+            kvproto_dot_control__pb2.SummariseMatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/GetLoad',
+            kvproto_dot_control__pb2.GetLoadRequest.SerializeToString,
+            kvproto_dot_control__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateAdmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/EstimateAdmission',
+            kvproto_dot_control__pb2.EstimateAdmissionRequest.SerializeToString,
+            kvproto_dot_control__pb2.EstimateAdmissionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,10 +12,12 @@ reports misuse or a broken peer:
     |   |-- TicketError              BAD_TICKET       foreign, invented or reused ticket
     |   |-- NamespaceError           BAD_NAMESPACE    a namespace number that this session did not open
     |   `-- LimitError               LIMIT            more keys, tickets or leases than allowed
+    |-- AttachError                  DEVICE           memory of a GPU that the daemon cannot reach, or not any more
     `-- RefusedError                 REFUSED          the daemon will not serve this peer (version, tenant, uid)
 """
 
 from enum import IntEnum
+from typing import Final
 
 
 class Code(IntEnum):
@@ -32,6 +34,7 @@ class Code(IntEnum):
     SLOW_READER = 8
     DRAINING = 9
     SHUTTING_DOWN = 10
+    DEVICE = 11
 
 
 class Grant(IntEnum):
@@ -103,6 +106,12 @@ class LimitError(ProtocolError):
     code = Code.LIMIT
 
 
+class AttachError(KvError):
+    """Memory of a GPU that the daemon cannot reach: another device, a handle that cannot be opened, a lost GPU."""
+
+    code = Code.DEVICE
+
+
 class RefusedError(KvError):
     """The daemon will not serve this peer: version, tenant or user."""
 
@@ -111,8 +120,19 @@ class RefusedError(KvError):
 
 def error_for(code: Code, text: str) -> KvError:
     """The exception that stands for a wire code; `KvError` itself for codes without one of their own."""
-    by_code: dict[Code, type[KvError]] = {
-        kind.code: kind
-        for kind in (ProtocolError, UnknownVerbError, TicketError, NamespaceError, LimitError, RefusedError, UsageError)
-    }
-    return by_code.get(code, KvError)(f"{text} ({code.name})")
+    return _BY_CODE.get(code, KvError)(f"{text} ({code.name})")
+
+
+_BY_CODE: Final[dict[Code, type[KvError]]] = {
+    kind.code: kind
+    for kind in (
+        ProtocolError,
+        UnknownVerbError,
+        TicketError,
+        NamespaceError,
+        LimitError,
+        RefusedError,
+        UsageError,
+        AttachError,
+    )
+}

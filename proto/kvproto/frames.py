@@ -82,6 +82,11 @@ class Verb(IntEnum):
     REPORT = 20
     ADVISE = 21
     MATCH_ALL = 22
+    ATTACH = 23  # this and what follows: mode daemon alone (device_frames.py)
+    DETACH = 24
+    LOAD = 25
+    SAVE = 26
+    CANCEL_TRANSFER = 27
 
     WELCOME = 128
     OPENED = 129
@@ -105,6 +110,12 @@ class Verb(IntEnum):
     GOAWAY = 147
     READY = 148
     REFUSED = 149
+    ATTACHED = 150
+    DETACHED = 151
+    MOVING = 152
+    LOADED = 153
+    SAVED = 154
+    CANCELLED = 155
 
 
 class Flag(IntEnum):

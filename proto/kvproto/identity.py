@@ -1,7 +1,8 @@
 """Namespace identity: everything that makes bytes interchangeable.
 
 Two engines share blocks only if every field agrees. The digest is SHA-256 over the canonical form: a version
-line, then each field as its name, a length and its bytes, so that no two different identities share a form.
+line, then each field as its name, a length and its bytes, so that no two different identities share a form. `codec`
+is there only for blocks that are encoded (`kvclient.codecs` says how): those of before it, and raw ones, have none.
 """
 
 import hashlib
@@ -34,9 +35,10 @@ class NamespaceIdentity:
     tp_size: int = 1
     pp_rank: int = 0
     pp_size: int = 1
+    codec: str = ""  # how clients encode the blocks, `block_bytes` then being encoded; empty: raw
 
     def __post_init__(self) -> None:
-        for name in ("model", "engine", "layout", "dtype", "revision", "adapter"):
+        for name in ("model", "engine", "layout", "dtype", "revision", "adapter", "codec"):
             text = getattr(self, name)
             if not isinstance(text, str):
                 raise UsageError(f"namespace {name} must be a string, not {type(text).__name__}")
@@ -56,6 +58,8 @@ class NamespaceIdentity:
         parts = [_FORM]
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "codec" and not value:
+                continue
             encoded = value.encode() if isinstance(value, str) else _NUMBER.pack(value)
             name = field.name.encode()
             parts += [_LENGTH.pack(len(name)), name, _LENGTH.pack(len(encoded)), encoded]
@@ -73,11 +77,15 @@ class NamespaceIdentity:
         values: dict[str, str | int] = {}
         offset = len(_FORM)
         for field in fields(cls):
+            if field.name == "codec" and offset == len(form):
+                break
             name, offset = _take(form, offset)
             if name != field.name.encode():
                 raise UsageError(f"namespace field {field.name} is missing or out of order")
             encoded, offset = _take(form, offset)
             values[field.name] = _decode(field.name, encoded, is_text=field.type is str)
+            if field.name == "codec" and not encoded:
+                raise UsageError("a codec of nothing is left out of the namespace identity")
         if offset != len(form):
             raise UsageError("bytes left over after the namespace identity")
         return cls(**values)  # type: ignore[arg-type]  # each value has just been decoded by its field's type

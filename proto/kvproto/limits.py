@@ -104,6 +104,15 @@ HINT_TEXT_BYTES: Final = 60 * KIB
 # Prefill profiles. One of 50 cells takes 30 KiB, 8 MiB a tenant; one in which every cell is filled 145 KiB.
 PROFILES_PER_TENANT: Final = 256
 
+# Mode daemon. Engines have one KV memory, perhaps two; in most layouts an allocation a layer. The daemon keeps a
+# descriptor for each allocation: so many of a session, of a uid, and of all.
+MEMORIES_PER_SESSION: Final = 8
+HANDLES_PER_SESSION: Final = 256
+HANDLES_PER_UID: Final = 1024
+HANDLES_ATTACHED: Final = 4096
+TRANSFERS_PER_SESSION: Final = 64  # each up to 1,024 blocks: 36 KiB of keys and pages
+LAYER_GROUPS: Final = 256  # groups of layers that a LOAD may be told of one by one
+
 BLOCK_TOKENS_MAX: Final = 1 << 16
 BLOCK_BYTES_MAX: Final = ARENA_BYTES_MAX
 

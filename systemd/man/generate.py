@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from kvctl import cli
 from kvctl.host import package_version
+from kvctl.program import records
 from kvstored.layers import TENANTS
 from kvstored.quota_keys import QUOTA_KEYS
 from kvstored.settings import SETTINGS, Basis, Setting
@@ -24,9 +25,10 @@ EXIT_CODES: Final = (
     ("1", "refused by the daemon, or by you at the prompt; doctor: a check failed; scrub --wait: damage was found"),
     ("2", "usage: the command line is wrong, or what would be destroyed was neither confirmed nor told --yes"),
     ("3", "no daemon is reachable"),
-    ("4", "no such tenant, namespace or block"),
+    ("4", "no such tenant, namespace, block or pin"),
     ("5", "timed out"),
     ("78", "configuration: the runtime directory can never hold a socket"),
+    ("75, 78", "of kvctl check, as of kvstored check: see kvstored(8)"),
 )
 DAEMON_CODES: Final = (
     ("0", "stopped as asked"),
@@ -34,6 +36,12 @@ DAEMON_CODES: Final = (
     ("75", "another daemon serves this directory"),
     ("78", "configuration error; systemd does not start it again"),
     ("130", "interrupted before it served"),
+)
+CHECK_CODES: Final = (
+    ("0", "nothing is wrong"),
+    ("1", "problems were found; with --repair they are repaired now"),
+    ("75", "a daemon has one of the directories"),
+    ("78", "a directory cannot be read, is not a disk tier's, or is of another version"),
 )
 GLOBAL: Final = "The options of kvctl(1) may be written before the command or after it."
 
@@ -81,7 +89,7 @@ def see_also(*pages: tuple[str, int]) -> Iterator[str]:
 def kvctl_pages() -> Iterator[tuple[str, list[str]]]:
     """File names and lines: the command, and each of its own."""
     root: Any = get_command(cli.app)
-    context = typer.Context(root, info_name="kvctl")
+    context = typer.Context(root, info_name="kvctl", **root.context_settings)
     leaves = list(_leaves(root, context))
     lines = [*heading("kvctl", 1, "watch and steer a kvstored daemon"), ".SH SYNOPSIS", ".B kvctl"]
     lines += [said("[OPTIONS] COMMAND [ARGUMENTS]"), ".SH DESCRIPTION"]
@@ -90,7 +98,7 @@ def kvctl_pages() -> Iterator[tuple[str, list[str]]]:
         "runtime directory. Answers go to the standard output, as tables of 80 columns, or with -o json as objects "
         'that have "version": 1 and whose fields are only ever added to; questions and errors go to the standard error.'
     )
-    lines += [".SH OPTIONS", *entries(_records(root, context)), ".SH COMMANDS"]
+    lines += [".SH OPTIONS", *entries(records(root, context, "option")), ".SH COMMANDS"]
     lines += entries([(f"kvctl-{'-'.join(words)}(1)", _about(command)) for words, command, _ in leaves])
     lines += [".SH EXIT STATUS", *entries(EXIT_CODES), ".SH FILES"]
     places = "/run/kvstored, $XDG_RUNTIME_DIR/kvstored, ~/.local/state/kvstored/run"
@@ -102,9 +110,11 @@ def kvctl_pages() -> Iterator[tuple[str, list[str]]]:
         page = [*heading(name, 1, _about(command)), ".SH SYNOPSIS", f".B kvctl {said(' '.join(words))}"]
         page += [said(" ".join(command.collect_usage_pieces(own))), ".SH DESCRIPTION"]
         page += paragraphs(command.help or "")
-        records = _records(command, own)
-        page += [".SH OPTIONS", *entries(records), *paragraphs(GLOBAL)]
-        page += see_also(("kvctl", 1), ("kvstored", 8))
+        arguments = records(command, own, "argument")
+        page += [".SH ARGUMENTS", *entries(arguments)] if arguments else []
+        page += [".SH OPTIONS", *entries(records(command, own, "option")), *paragraphs(GLOBAL)]
+        below = [(f"{name}-{inner}", 1) for inner in getattr(command, "commands", ())]
+        page += see_also(*below, ("kvctl", 1), ("kvstored", 8))
         yield f"{name}.1", page
 
 
@@ -127,11 +137,6 @@ def _about(command: Any) -> str:
     """The first sentence of its help."""
     first: str = " ".join((command.help or "").strip().split("\n\n")[0].split())
     return first.partition(". ")[0].rstrip(".")
-
-
-def _records(command: Any, context: typer.Context) -> list[tuple[str, str]]:
-    found = (parameter.get_help_record(context) for parameter in command.params)
-    return [record for record in found if record is not None]
 
 
 # -- kvstored ---------------------------------------------------------------------------------------------------
@@ -159,7 +164,8 @@ def kvstored_pages() -> Iterator[tuple[str, list[str]]]:
             ("SIGTERM, SIGINT", "end, once what has begun is finished or daemon.stop_within is over; again: at once"),
         ]
     )
-    lines += [".SH EXIT STATUS", *entries(DAEMON_CODES), ".SH FILES"]
+    lines += [".SH EXIT STATUS", *entries(DAEMON_CODES), *paragraphs("Of kvstored check:"), *entries(CHECK_CODES)]
+    lines += [*paragraphs("Of kvstored config check: 0 if the file would start a daemon here, else 78."), ".SH FILES"]
     lines += entries(
         [
             ("/etc/kvstored/kvstored.toml", "what the service is configured by"),
@@ -209,9 +215,11 @@ def _meaning(setting: Setting[Any]) -> str:
 
 def _default(setting: Setting[Any]) -> str:
     """As far as it is the same on every host."""
-    small = Basis({"HOME": "/a"}, 1 << 33, 2, 1 << 30, 1 << 24, 1 << 34)
-    large = Basis({"HOME": "/b"}, 1 << 40, 64, 1 << 38, 1 << 30, 1 << 43)
+    small = Basis({"HOME": "/a"}, 1 << 33, 2, 1 << 30, 1 << 24, 1 << 34, runtime_dir=Path("/a/run"))
+    large = Basis({"HOME": "/b"}, 1 << 40, 64, 1 << 38, 1 << 30, 1 << 43, runtime_dir=Path("/b/run"))
     one, other = (setting.default(basis) for basis in (small, large))
+    if (one, other) == (small.runtime_dir, large.runtime_dir):
+        return "Default: $STATE_DIRECTORY, which systemd sets, else the runtime directory."
     if one != other:
         return "Default: by the host, see kvctl config."
     shown = setting.kind.show(one)

@@ -22,6 +22,7 @@ DRIFT: dict[str, dict[str, object]] = {
     "dtype": {"dtype": "float16"}, "block_tokens": {"block_tokens": 32}, "block_bytes": {"block_bytes": 4096},
     "revision": {"revision": "main2"}, "adapter": {"adapter": "lora-2"},
     "tp_rank": {"tp": (1, 2)}, "tp_size": {"tp": (0, 4)}, "pp_rank": {"pp": (1, 2)}, "pp_size": {"pp": (0, 4)},
+    "codec": {"codec": "int8/1 4096 bfloat16 rows of 128"},
 }  # fmt: skip
 
 

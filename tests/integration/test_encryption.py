@@ -58,6 +58,8 @@ def test_what_is_on_disk_is_worth_nothing_without_the_key_and_comes_back_with_it
     assert "are encrypted with the key" in node.log()
     said = json.loads(kvctl(node, "-o", "json", "status").stdout)
     assert "files among the segments are not ours" in " ".join(said["status"]["warnings"])
+    assert said["status"]["disk"]["encryption"] == "aes-256-gcm"
+    assert ", encrypted (aes-256-gcm)" in " ".join(kvctl(node, "status").stdout.split())
 
     node.restart(*key_file(node, 2, 1))  # both are read
     ns = node.namespace(BLOCK_BYTES)

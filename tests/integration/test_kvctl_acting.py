@@ -117,7 +117,7 @@ def test_an_archive_of_a_tenant_that_is_not_there_is_refused(node: Node) -> None
     path = node.home / "nobody.kva"
     code, _, said = kvctl(node, "export", str(path), "--tenant", "nobody")
     assert code == Exit.NOT_FOUND
-    assert "no tenant nobody" in said
+    assert "no tenant is called nobody; there are: chat, root" in said
     assert not path.exists()
 
 

@@ -13,25 +13,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bench import placement
+from bench.placement import TWO_NODES
 from bench.process import DaemonProcess
 from kvproto import control_pb2, control_pb2_grpc
 from kvproto.limits import MIB
 from tests.node import until
 from tests.raw import real_daemon
-
-# Python runs it at the start of the daemon: two nodes, of which pages lie on the one they were wanted on.
-TWO_NODES = """
-import sys
-if sys.orig_argv[1:3] == ["-m", "kvstored"]:
-    from kvkernels import numa
-    wanted = []
-    numa.prefer = lambda address, size, node: wanted.append((address, size, node))
-    numa.nodes_of = lambda pages: [
-        ([node for start, size, node in wanted if start <= page < start + size] or [0])[-1] for page in pages
-    ]
-    from kvstored import placement
-    placement.Topology.read = staticmethod(lambda: placement.Topology((0, 1)))
-"""
 
 
 def status(daemon: DaemonProcess) -> control_pb2.GetStatusResponse:
@@ -58,6 +46,13 @@ def test_arenas_are_shared_by_two_nodes_and_kvctl_says_how_much_lies_on_each(
         ).stdout  # fmt: skip
         words = " ".join(shown.split())  # lines are as long as the terminal is wide
         assert "32.0 MiB on node 0, 32.0 MiB on node 1" in words
+
+
+def test_the_benchmark_says_how_a_pool_is_shared_by_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "DRAM_MIB", 32)
+    expected = {"simulated_nodes": 2, "simulated_mib_placed": 32, "simulated_mib_apart": 0}
+    assert placement.shared_by_two_nodes() == expected
+    assert "PYTHONPATH" not in os.environ or "kvstored-bench-" not in os.environ["PYTHONPATH"]
 
 
 def test_on_one_node_nothing_is_asked_of_the_kernel_and_memory_without_huge_pages_has_none() -> None:

@@ -150,6 +150,11 @@ def test_the_example_keeps_its_prefix_over_a_tool_call(node: Node) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "the whole prefix is there" in ran.stdout
+    for words in ([], ["--help"], ["a", "b"]):
+        ran = subprocess.run([sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert ran.stderr.startswith("usage: agent.py RUNTIME_DIR")
+        assert ran.stderr.count("\n") == 1
 
 
 def test_a_program_keeps_its_context_until_it_is_finished(node: Node, ns: kvclient.Namespace) -> None:

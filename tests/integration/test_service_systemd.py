@@ -180,6 +180,14 @@ def _removed(group: Path) -> bool:
     return True
 
 
+@pytest.mark.timeout(300)
+def test_a_day_in_the_life_of_a_host_is_lived_under_it_too(machine: Machine) -> None:
+    told = machine.run("sh", "-c", f"cd {ROOT} && exec {sys.executable} -m tests.e2e.day --fast")
+    assert "Start: systemd starts it" in told
+    assert told.endswith(" promises, 0 broken"), told
+    assert machine.run("systemctl", "list-units", "--all", "--no-legend", "kvstored-day*") == "", "nothing is left"
+
+
 def test_a_day_of_the_units(machine: Machine) -> None:
     machine.run("systemctl", "start", "kvstored.socket")
     assert machine.show("ActiveState") == "inactive"

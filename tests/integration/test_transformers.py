@@ -3,6 +3,7 @@
 Equality is to the last bit and every such test has its control: `test_a_corrupted_block_changes_the_logits`.
 """
 
+import math
 import os
 import signal
 
@@ -18,7 +19,9 @@ import transformers
 
 import kvclient
 from bench.process import DaemonProcess
+from bench.quality import logits_moved
 from kvclient import Reason
+from kvclient.codecs import codec_of
 from kvclient.integrations import transformers as adapter
 from kvclient.integrations.transformers import TransformersKV
 from kvclient.integrations.trials import TRIED_ANYWAY
@@ -150,6 +153,36 @@ def test_a_cache_comes_back_byte_for_byte(
     assert tokens == loaded.get_seq_length() == DOCUMENT
     assert loaded.layers[0].keys.dtype == dtype
     assert same_bytes(loaded, cache, DOCUMENT)
+
+
+def test_an_encoded_cache_comes_back_and_the_lossless_one_bit_for_bit(client: kvclient.Client, salt: bytes) -> None:
+    model, prompt = llama(dtype=torch.bfloat16), prompt_of(DOCUMENT + REST)
+    cache = computed_cache(model, prompt[:, :DOCUMENT])
+    for codec in ("bf16-fixed", "int8"):
+        kv = TransformersKV(client, model, codec=codec, lossy=codec == "int8")
+        assert kv.namespace is not None
+        assert kv.namespace.identity.block_bytes < kv.namespace.block_bytes
+        assert kv.save(prompt[:, :DOCUMENT], cache, salt=salt, wait=True).accepted == 8
+        loaded, tokens = kv.load(prompt, salt=salt)
+        assert tokens == DOCUMENT
+        assert same_bytes(loaded, cache, DOCUMENT) == (codec == "bf16-fixed")
+        for one, other in zip(loaded.layers, cache.layers, strict=True):
+            assert torch.allclose(one.keys.float(), other.keys.float(), rtol=0.02, atol=0.02 * float(other.keys.max()))
+    with pytest.raises(kvclient.UsageError, match="lossy=True"):
+        TransformersKV(client, model, codec="int8")
+    with pytest.raises(kvclient.UsageError, match="dtype bfloat16 or float16"):
+        TransformersKV(client, llama(), codec="bf16-fixed")
+
+
+def test_what_a_codec_does_to_logits_is_measured_on_any_model() -> None:
+    model, prompt = llama(dtype=torch.bfloat16), prompt_of(DOCUMENT + REST)
+    shape = (LLAMA["num_hidden_layers"], 2, LLAMA["num_key_value_heads"], BLOCK, LLAMA["head_dim"])
+    moved = {}
+    for name in ("bf16-fixed", "int8", "int4-g64"):
+        codec = codec_of(name, dtype="bfloat16", block_bytes=2 * math.prod(shape), block_shape=shape, lossy=True)
+        assert codec is not None
+        moved[name] = logits_moved(model, prompt, codec)["codec_logit_kl_mean"]
+    assert 0 == moved["bf16-fixed"] < moved["int8"] < moved["int4-g64"]
 
 
 def test_what_was_generated_is_there_for_the_next_turn(client: kvclient.Client, model: Any, salt: bytes) -> None:

@@ -4,10 +4,11 @@ What is guaranteed is worked out here anew, from what was chosen and nothing els
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from random import Random
 
 from kvproto.limits import PAGE_BYTES
-from kvstore.quotas import Quota, QuotaError
+from kvstore.quotas import Choice, Quota, QuotaError
 from kvstore.rules import Tier
 from kvstore.sessions import Pool, Tenant
 from tests.core import Core
@@ -27,14 +28,16 @@ class QuotaEvents:
         self._rng = rng
         self._seen = seen
         self._core: Core
-        self._chosen: dict[str, Quota] = {}
+        self._choices: dict[str, Choice] = {}
+        self._chosen: dict[str, Quota] = {}  # what they come to
 
     def attach(self, core: Core, *, warm: bool) -> None:
         """A store begins its life: with the choices of the one before, if it has its memory."""
         self._core = core
         if not warm:
+            self._choices.clear()
             self._chosen.clear()
-        assert dict(core.store.quotas.chosen()) == self._chosen, "a choice of a quota is lost, or came from nowhere"
+        assert dict(core.store.quotas.chosen()) == self._choices, "a choice of a quota is lost, or came from nowhere"
         self._watch_memory()
         self._watch_disk()
 
@@ -42,28 +45,32 @@ class QuotaEvents:
         """An operator changes a quota; more than there is, is refused and changes nothing."""
         rng, store = self._rng, self._core.store
         name = rng.choice(tenants)
-        quota = None if rng.random() < 0.2 else self._random()
+        choice: Choice = {} if rng.random() < 0.2 else self._random()
+        quota = Quota(**choice)  # type: ignore[arg-type]  # nothing is configured
         wanted = {key: value for key, value in self._chosen.items() if key != name}
-        if quota is not None:
+        if choice:
             wanted[name] = quota
-        fits = all(self._fits(tier, wanted) for tier in Tier) and (quota is None or shares_fit(quota))
+        fits = all(self._fits(tier, wanted) for tier in Tier) and shares_fit(quota)
         try:
-            store.choose_quota(name, quota)
+            store.choose_quota(name, choice)
         except QuotaError:
-            assert not fits, f"{quota} was refused to {name}"
+            assert not fits, f"{choice} was refused to {name}"
         else:
-            assert fits, f"{quota} of {name} cannot be, beside {self._chosen}"
+            assert fits, f"{choice} of {name} cannot be, beside {self._choices}"
             self._chosen = wanted
+            self._choices = {key: value for key, value in self._choices.items() if key != name}
+            self._choices |= {name: choice} if choice else {}
             self._seen.quotas += 1
-        assert dict(store.quotas.chosen()) == self._chosen, "something else was chosen"
+        assert dict(store.quotas.chosen()) == self._choices, "something else was chosen"
 
     def lift(self) -> None:
         """No tenant has a quota of its own any more."""
         for name in list(self._chosen):
-            self._core.store.choose_quota(name, None)
+            self._core.store.choose_quota(name, {})
+        self._choices.clear()
         self._chosen.clear()
 
-    def _random(self) -> Quota:
+    def _random(self) -> Choice:
         limits, rng = self._core.store.limits, self._rng
         dram, disk = limits.dram_bytes, limits.disk.disk_bytes
 
@@ -76,10 +83,12 @@ class QuotaEvents:
         def seconds() -> float | None:
             return None if rng.random() < 0.6 else 1.0 + 30.0 * rng.random()
 
-        return Quota(
+        quota = Quota(
             some(dram), some(dram), some(disk), some(disk), rng.random(), rng.choice((None, 2, 30)),
             seconds(), share(), seconds(), share(), seconds(), share(), rng.choice((None, None, 60.0)),
         )  # fmt: skip
+        named = rng.random() < 0.5  # only some of it
+        return {key: value for key, value in asdict(quota).items() if not named or rng.random() < 0.4}
 
     def _fits(self, tier: Tier, quotas: dict[str, Quota]) -> bool:
         unit_bytes, units = self._tier(tier)

@@ -56,10 +56,11 @@ def fill(peer: Peer, keys: list[bytes], blocks: Blocks, at_once: int, ready_bloc
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Until `condition` holds, without a pause. Fails after a generous while."""
+    """Until `condition` holds. Fails after a generous while."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline_s, "never came true"
+        time.sleep(0.001)  # or the thread that is waited for waits for the GIL
 
 
 def namespace_of(client: kvclient.Client, block_bytes: int = BLOCK_BYTES) -> kvclient.Namespace:

@@ -18,7 +18,7 @@ from kvstore.hints.report import GuidingReport, HintCounters, ProgramReport, Wor
 from kvstore.insight.advise import Sizes
 from kvstore.insight.explain import Elsewhere, Explanation, MissQuestion
 from kvstore.insight.looking import Looking
-from kvstore.quotas import USUAL, Quota
+from kvstore.quotas import Choice, Quota
 from kvstore.report import (
     ClearReport,
     ClearScope,
@@ -43,8 +43,9 @@ from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstore.watching import Observed
 from kvstored.admin_evict import EvictWish, Walked
-from kvstored.admin_pins import PrefixWish
+from kvstored.admin_pins import PrefixWish, Unpinned
 from kvstored.admin_quotas import QuotaWish
+from kvstored.admin_routing import Routing
 from kvstored.control import AdminPort, RefusedError
 from tests.core import Core
 
@@ -207,13 +208,17 @@ class MemoryPort:
     explanation: Explanation = field(default_factory=explanation)
     questions: list[MissQuestion] = field(default_factory=list)
     whole: int = 0  # blocks of any chain that are there, all questions together
-    chosen: dict[str, Quota] = field(default_factory=dict)
+    chosen: dict[str, Choice] = field(default_factory=dict)
     wishes: list[PrefixWish] = field(default_factory=list)
     unpinned: list[tuple[int, ...]] = field(default_factory=list)
 
     @cached_property
     def looking(self) -> Looking:
         return Looking(Core(arenas=1).store)  # which has nothing
+
+    @cached_property
+    def routing(self) -> Routing:
+        return Routing(Core(arenas=1).store)
 
     def status(self) -> DaemonReport:
         self._check()
@@ -397,12 +402,13 @@ class MemoryPort:
         self.wishes.append(wish)
         return Fetching(7, 5, 3)
 
-    def unpin(self, tenant: str, numbers: Sequence[int]) -> int:
+    def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         self._check()
         if tenant != "research":
             raise KeyError(f"no tenant is called {tenant}")
-        self.unpinned.append(tuple(numbers))
-        return len(numbers) or 600
+        unknown = tuple(number for number in dict.fromkeys(numbers) if number not in (7, 9))
+        self.unpinned.append(tuple(number for number in numbers if number not in unknown))
+        return Unpinned(len(self.unpinned[-1]) if numbers else 600, unknown)
 
     def guiding(self, tenant: str | None) -> GuidingReport:
         self._check()
@@ -422,9 +428,17 @@ class MemoryPort:
         return tuple(self._policy(one, name) for one in self._tiers(tier, tenant) for name in whose)
 
     def set_policy(
-        self, tier: Tier | None, tenant: str | None, rule: Rule, *, dry_run: bool
+        self, tier: Tier | None, tenant: str | None, rule: Rule | None, *, dry_run: bool
     ) -> tuple[PolicyChange, ...]:
         self._check()
+        if rule is None:
+            self._tiers(tier, tenant)
+            gone = {one for one in self.rules if tier in (None, one[0]) and tenant in (None, one[1])}
+            former = {one: self._policy(*one) for one in sorted(gone)}
+            self.rules = self.rules if dry_run else {one: its for one, its in self.rules.items() if one not in gone}
+            return tuple(
+                PolicyChange(replace(one, rule=Rule.LRU.value, chosen=False), one.rule) for one in former.values()
+            )
         before = {one: self._policy(one, tenant or "") for one in self._tiers(tier, tenant)}
         if not dry_run:
             self.rules |= {(one, tenant or ""): rule for one in before}
@@ -439,25 +453,25 @@ class MemoryPort:
 
     def set_quota(self, wish: QuotaWish, *, dry_run: bool) -> QuotaChange:
         (former,) = self.quotas(wish.tenant)
-        quota = wish.on(USUAL if wish.reset else self.chosen.get(wish.tenant, USUAL))
-        if (quota.dram_guaranteed_bytes or 0) > 1024 * MIB:
+        after = wish.on(self.chosen.get(wish.tenant, {}))
+        if (after.get("dram_guaranteed_bytes") or 0) > 1024 * MIB:
             raise RefusedError("dram_guaranteed_bytes: there is not so much; ask for less")
-        after = None if wish.reset and not wish.said else quota
         if not dry_run:
             self.chosen = {name: one for name, one in self.chosen.items() if name != wish.tenant}
             self.chosen |= {wish.tenant: after} if after else {}
         return QuotaChange(self._quota(wish.tenant, after), former)
 
-    def _quota(self, name: str, chosen: Quota | None) -> QuotaReport:
-        quota = chosen or USUAL
+    def _quota(self, name: str, chosen: Choice | None) -> QuotaReport:
+        quota = Quota(**(chosen or {}))  # type: ignore[arg-type]  # nothing is configured
         asked = quota.dram_guaranteed_bytes
         guaranteed = 512 * MIB if asked is None else asked // (64 * MIB) * 64 * MIB
         most = quota.dram_max_bytes
         return QuotaReport(
-            name, chosen is not None, guaranteed, asked,
+            name, bool(chosen), guaranteed, asked,
             None if most is None else min(most // (64 * MIB) * 64, 2048) * MIB, 0, quota.disk_guaranteed_bytes,
             quota.disk_max_bytes, quota.pin_share, int(quota.pin_share * guaranteed), quota.in_flight, most,
             quota.disk_max_bytes, **{name: getattr(quota, name) for name in CLASS_FIELDS},
+            chosen_fields=tuple(name.replace("in_flight", "in_flight_max") for name in chosen or ()),
         )  # fmt: skip
 
     def _policy(self, tier: Tier, tenant: str) -> PolicyReport:

@@ -10,6 +10,7 @@ from kvproto.policy_frames import Tier
 from kvstore import survey
 from kvstore.insight.looking import Looking
 from kvstore.report import NamespaceReport
+from kvstored.admin_routing import Routing
 from kvstored.control import ControlServer
 from kvstored.events import Events
 from tests.core import SECOND, Client, Core, chain, words
@@ -44,6 +45,10 @@ class StorePort(MemoryPort):
     @cached_property
     def looking(self) -> Looking:
         return Looking(self.core.store)
+
+    @cached_property
+    def routing(self) -> Routing:
+        return Routing(self.core.store)
 
     def namespaces(self) -> tuple[NamespaceReport, ...]:
         return survey.namespace_reports(self.core.store)

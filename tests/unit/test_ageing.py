@@ -1,5 +1,7 @@
 """Blocks that nobody uses for longer than their tenant's quota says."""
 
+from dataclasses import asdict
+
 import pytest
 
 from kvproto.ids import BlockKey
@@ -88,12 +90,12 @@ def test_a_choice_begins_and_ends_it_and_many_blocks_go_in_slices() -> None:
         client.put(namespace, [key_of(number)])
     live(core, 20 * MINUTE)
     assert client.match(namespace, [key_of(0)]) == 1
-    core.store.choose_quota("t", TTL)
+    core.store.choose_quota("t", asdict(TTL))
     live(core, SECOND)
     assert client.match(namespace, [key_of(0)]) == 0
     assert core.store.ageing.dropped.total() == 40
     client.put(namespace, [key_of(0)])
-    core.store.choose_quota("t", None)
+    core.store.choose_quota("t", {})
     assert core.store.ageing.next_ns() is None
     live(core, 20 * MINUTE)
     assert client.match(namespace, [key_of(0)]) == 1

@@ -57,6 +57,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline_s, "never came true"
+        time.sleep(0.001)  # or the thread that is waited for waits for the GIL
 
 
 # -- absent, gone, back --------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class TestOffer:
         assert hello_of("", "", 0, Role.TOOL, mode).modes == (Mode.COPY,)
 
     def test_refuses_a_mode_that_does_not_exist(self) -> None:
-        with pytest.raises(UsageError, match="mode is one of copy, direct, ring, auto"):
+        with pytest.raises(UsageError, match="mode is one of copy, direct, ring, daemon, auto"):
             hello_of("", "", 0, Role.ENGINE, "dma")
 
 

@@ -412,7 +412,7 @@ class TestAudit:
         assert {name: said[name] for name in ("uid", "pid", "verb", "outcome")} == {
             "uid": 0, "pid": 77, "verb": "clear", "outcome": "done",
         }  # fmt: skip
-        assert said["scope"] == f"tenant research, namespace {DIGEST_A.hex()[:12]}, 1 keys"
+        assert said["scope"] == f"--tenant research --namespace {DIGEST_A.hex()[:12]} (1 key)"
         assert said["blocks"] > 0 < said["bytes"]
         assert KEYS[0].hex() not in line
         assert token[0][1] not in line

@@ -262,7 +262,7 @@ class TestChronicle:
         acted = scene.said.after(3)[0]
         assert (acted.kind, acted.text, acted.count, acted.bytes) == (
             "admin",
-            "clear by uid 1000: namespace abc",
+            "uid 1000: kvctl clear namespace abc",
             5,
             320,
         )

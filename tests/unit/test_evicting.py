@@ -124,6 +124,32 @@ def test_only_what_the_scope_names_goes(dry_run: bool) -> None:
         assert left() == (whole if dry_run else after)
 
 
+def test_what_an_operator_evicted_is_told_apart_from_what_went_for_want_of_room() -> None:
+    core, client, namespace = begin(arenas=2)
+    keys = put(core, client, namespace, "a")
+    question = MissQuestion("t", namespace.digest, tuple(map(BlockKey, keys)))
+    asked(core, dry_run=True)
+    assert explain(core.store, question).state == "hit"
+    asked(core)
+    found = explain(core.store, question)
+    assert (found.cause, found.tier, found.rule) == ("operator", "dram", "")
+    assert any(sentence.startswith("An operator evicted it from DRAM, about") for sentence in found.sentences)
+    assert (core.store.tally.evicted_by_operators, core.store.tally.evicted) == (4, 0)
+    for _ in range(90):
+        core.pass_time(10 * SECOND)
+        client.put(namespace, chain(1, "another"))  # evictions are counted when somebody stores
+    later = explain(core.store, question)
+    assert later.cause == "operator"
+    assert 890 < later.age_s < 910
+    client.put(namespace, keys)
+    core.pass_time(60 * SECOND)
+    for step in range(64):
+        client.put(namespace, chain(4, f"new {step}"))
+        core.pass_time(SECOND)
+    assert explain(core.store, question).cause == "evicted", "the later one counts"
+    assert core.store.tally.evicted_by_operators == 4
+
+
 def test_from_memory_to_disk_and_from_disk_alone() -> None:
     core, client, namespace = begin(disk=8)
     keys = put(core, client, namespace, "a", 8)
@@ -136,7 +162,11 @@ def test_from_memory_to_disk_and_from_disk_alone() -> None:
     assert report.kept_blocks == 0
     assert client.match(namespace, keys) == 8 - report.blocks
     question = MissQuestion("t", namespace.digest, tuple(map(BlockKey, keys)))
-    assert explain(core.store, question).cause == "cleared"
+    found = explain(core.store, question)
+    assert (found.cause, found.tier) == ("operator", "disk")
+    assert any(sentence.startswith("An operator evicted it from disk, about") for sentence in found.sentences)
+    counted = core.store.tally
+    assert (counted.evicted_by_operators, counted.disk_evicted_by_operators, counted.evicted) == (8, report.blocks, 0)
     assert asked(core, tier=Tier.DISK).blocks == 8 - report.blocks
     assert client.match(namespace, keys) == 0
     assert int(core.store.tables.book[8]) == 0, "nothing is left there"

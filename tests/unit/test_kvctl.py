@@ -153,7 +153,7 @@ class TestAnswers:
 
     def test_status_says_what_disk_does_and_what_it_found(self, ask: Run) -> None:
         out = ask("status").out
-        assert "disk: serving, index ready, admission second_touch, codec auto" in out
+        assert "disk: serving, index ready, admission second_touch, codec auto, not encrypted" in out
         assert "found at start: 2 blocks in 1 segments, 1 orphans dropped" in out
         assert "2,001 blocks saved (2.0 KiB), 2,003 packed, 4 chains wait, 2.0 MiB under way" in out
         assert "1,004 of them on disk" in " ".join(out.split())
@@ -325,9 +325,9 @@ class TestClear:
             (("--all", "--namespace", HEX_A), "--all means everything;"),
             (("--key", KEY), "a key means nothing without its namespace; add --namespace"),
             (("--key", KEY, "--tenant", "web"), "a key means nothing without its namespace; add --namespace"),
-            (("--namespace", "abcde"), "--namespace takes 6 to 64 hex digits;"),
-            (("--namespace", "abcdez"), "--namespace takes 6 to 64 hex digits;"),
-            (("--namespace", HEX_A + "0"), "--namespace takes 6 to 64 hex digits;"),
+            (("--namespace", "abcde"), "a namespace is named by 6 to 64 hex digits"),
+            (("--namespace", "abcdez"), "a namespace is named by 6 to 64 hex digits"),
+            (("--namespace", HEX_A + "0"), "a namespace is named by 6 to 64 hex digits"),
             (("--namespace", HEX_A, "--key", "abc"), "'abc' is not a key; --key takes 64 hex digits"),
             (("--tenant", ""), "--tenant is empty;"),
             (("--namespace", HEX_A, *("--key", KEY) * 1025), "1,025 keys are too many;"),

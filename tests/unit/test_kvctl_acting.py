@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kvctl.client import Exit
+from kvstore.rules import Tier
 from tests.unit.control_fakes import DIGEST_A, MemoryPort
 from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
@@ -80,6 +81,30 @@ class TestConcerned:
         assert ask("policy", "set", "--dry-run", "arc").code == 0
         daemon.port.chains.clear()
         assert ask("clear", "--all", typed="").code != 0 or "[y/N]" not in ask("clear", "--all", typed="").err
+
+
+def test_who_cannot_be_asked_to_repair_is_told_what_looks(kvctl: Run) -> None:  # noqa: F811
+    answer = kvctl("check", "--repair", "/nowhere")
+    assert answer.code == Exit.USAGE
+    assert "give --yes to repair, or leave --repair out to look" in " ".join(answer.err.split())
+    assert "--dry-run" not in answer.err, "it has none"
+
+
+class TestPolicyReset:
+    def test_goes_back_to_the_configuration_for_one_tenant_or_for_all(self, ask: Run, daemon: Daemon) -> None:  # noqa: F811
+        for words in (["arc"], ["lfu", "--tenant", "web", "--tier", "dram"], ["density", "--tenant", "research"]):
+            assert ask("policy", "set", *words, "--yes").code == 0
+        before = dict(daemon.port.rules)
+        told = ask("policy", "reset", "web", "--dry-run")
+        assert told.out == "dram, tenant web: would evict by lru, until now by lfu (1 blocks)\n"
+        assert daemon.port.rules == before
+        assert ask("policy", "reset", "web").code == Exit.USAGE, "blocks go by another rule: somebody must be asked"
+        assert ask("policy", "reset", "web", "--yes").code == 0
+        assert len(daemon.port.rules) == len(before) - 1
+        assert ask("policy", "reset", "--tier", "dram", "--yes").code == 0
+        assert {tier for tier, _ in daemon.port.rules} == {Tier.DISK}
+        assert ask("policy", "reset", "--yes").code == 0
+        assert not daemon.port.rules
 
 
 class TestEvict:

@@ -52,6 +52,9 @@ COMMANDS: Final = {
     "ls NAMESPACE --blocks": ["ls", "NAMESPACE", "--blocks", "-n", "1"],
     "tree": ["tree", "NAMESPACE"],
     "stat": ["stat", KEY, "--namespace", "NAMESPACE"],
+    "load": ["load"],
+    "match": ["match", KEY, "--namespace", "NAMESPACE"],
+    "admission": ["admission", "1MiB", "--namespace", "NAMESPACE"],
 }
 
 

@@ -12,7 +12,7 @@ from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
 from kvstored.admin import Admin
-from kvstored.admin_pins import PrefixWish, pin, prefetch, prefix_wish_of, unpin
+from kvstored.admin_pins import PrefixWish, Unpinned, pin, prefetch, prefix_wish_of, unpin
 from kvstored.control import AmbiguousError
 from tests.core import SECOND, Core, chain, words
 from tests.unit.control_fakes import MIB, MemoryPort
@@ -74,9 +74,9 @@ def test_the_owner_reports_what_is_pinned_and_ends_it() -> None:
     for ask in (lambda: pins_report(core.store, "nobody"), lambda: unpin(core.store, "nobody", ())):
         with pytest.raises(KeyError):
             ask()
-    assert unpin(core.store, "other", [late.pin]) == 0
-    assert unpin(core.store, "t", [late.pin]) == 1
-    assert unpin(core.store, "t", ()) == 1
+    assert unpin(core.store, "other", [late.pin]) == Unpinned(0, (late.pin,))
+    assert unpin(core.store, "t", [late.pin, 1, late.pin]) == Unpinned(1, (1,))
+    assert unpin(core.store, "t", ()) == Unpinned(1, ())
     assert pins_report(core.store, "t").pins_total == 0
     assert PINS_LISTED > 1
 

@@ -87,7 +87,8 @@ class TestList:
         assert max(map(len, answer.out.splitlines())) <= 80
         assert answer.out.splitlines()[1].startswith(talks[:12])
         assert len(ask("ls", "-o", "json").json["namespaces"]) == 2
-        assert ask("ls", "--tenant", "nobody").out == "no namespace holds blocks or is open\n"
+        assert ask("ls", "--tenant", "web").out == "no namespace holds blocks or is open\n"
+        assert ask("ls", "--tenant", "nobody").code == Exit.NOT_FOUND
 
     def test_beginnings_of_a_namespace(self, ask: Run, talks: str) -> None:
         answer = ask("ls", talks[:12])

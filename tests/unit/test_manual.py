@@ -58,6 +58,24 @@ def test_each_page_names_every_option_of_its_command() -> None:
                     assert word in text, f"{name} {word}: run make man"
 
 
+def test_synopses_name_arguments_as_manuals_do_and_group_what_goes_together() -> None:
+    synopses = {
+        name: plain(FOLDER / f"{name}.1").partition(".SH SYNOPSIS\n")[2].partition(".SH")[0] for name in commands()
+    }
+    for name, text in synopses.items():
+        assert not any(odd in text for odd in ("[[", "]]...", "{", "<", "....")), f"{name}: {text}"
+    assert synopses["kvctl-unpin"].split() == [".B", "kvctl", "unpin", "[OPTIONS]", "TENANT", "[PIN]..."]
+    assert synopses["kvctl-check"].endswith("[OPTIONS] DIR...\n")
+    assert "[TENANT [set KEY=VALUE... | reset [KEY...]]]" in synopses["kvctl-quota"]
+    assert "[COMMAND [ARGS]...]" in synopses["kvctl-policy"], "it does something by itself"
+    assert "list[" not in plain(FOLDER / "kvctl-quota.1")
+
+
+def test_what_kvstored_check_exits_with_is_told() -> None:
+    text = plain(FOLDER / "kvstored.8").partition("Of kvstored check:")[2].partition(".SH")[0]
+    assert [line.removeprefix(".B ") for line in text.splitlines() if line.startswith(".B ")] == ["0", "1", "75", "78"]
+
+
 def test_every_setting_is_in_both_pages_of_the_daemon() -> None:
     daemon, file = plain(FOLDER / "kvstored.8"), plain(FOLDER / "kvstored.toml.5")
     for setting in SETTINGS:
@@ -73,6 +91,8 @@ def test_defaults_are_told_only_where_they_are_the_same_everywhere() -> None:
     text = " ".join(plain(FOLDER / "kvstored.toml.5").split())
     assert "Default: by the host" in text.split(".B size", 1)[1].split(".TP", 1)[0]
     assert "Default: 30s." in text.split(".B ticket_ttl", 1)[1].split(".TP", 1)[0]
+    assert "Default: $STATE_DIRECTORY, which systemd sets" in text.split(".B state_dir", 1)[1].split(".TP", 1)[0]
+    assert "Default: .." not in text
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="there is no groff here")

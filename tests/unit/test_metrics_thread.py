@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from kvstored import metrics as module
 from kvstored.loop import Loop
 from kvstored.metrics import Metrics
 from kvstored.metrics_snapshot import Snapshot, TenantFigures, take_snapshot
-from kvstored.metrics_table import METRICS
+from kvstored.metrics_table import METRICS, Facts
 from tests.core import Core, chain
 from tests.node import until
 from tests.unit.test_metrics_http import read_all, status_of
@@ -147,3 +149,16 @@ def test_a_store_without_pools_and_one_with_many_are_counted_alike() -> None:
     assert {name: one.used_bytes for name, one in found.items()} == {
         "a": (3 * (4096 + 8192), 0), "b": (5 * (4096 + 8192), 0), "x": (0, 0),
     }  # fmt: skip
+
+
+def test_what_operators_evict_is_counted_apart_from_what_went_for_want_of_room() -> None:
+    core = Core()
+    tally = core.store.tally
+    tally.evicted, tally.evicted_by_operators, tally.disk_evicted_by_operators = 5, 3, 2
+    (metric,) = [one for one in METRICS if one.name == "kvstored_evicted_blocks_total"]
+    snapshot = take_snapshot(core.store, Misses(core.store), (), (), None, 0)
+    memory = {("dram", "room"): 5, ("dram", "operator"): 3}
+    assert dict(metric.rows(Facts(snapshot, {}, True, "", 4))) == memory, "there is no disk"
+    on_disk: Any = SimpleNamespace()
+    object.__setattr__(snapshot, "disk", on_disk)
+    assert dict(metric.rows(Facts(snapshot, {}, True, "", 4))) == memory | {("disk", "operator"): 2}

@@ -66,7 +66,7 @@ def test_a_time_that_is_chosen_later_counts_from_the_next_use_on() -> None:
     core, client, namespace = begin()
     pin(client, namespace, "a", 4, LONG)
     core.clock.advance(MINUTE)
-    core.store.choose_quota("t", Quota(pin_1h_ttl_s=30.0))
+    core.store.choose_quota("t", {"pin_1h_ttl_s": 30.0})
     client.fetch(namespace, chain(4, "a"))
     (listed,) = core.store.pinning.list_pins(client.session.tenant, 0, 9)
     assert listed.expires_ns == core.clock.ns - MINUTE + LONG, "who was told an hour keeps it"
@@ -146,13 +146,13 @@ def test_a_smaller_pin_share_ends_pins_of_the_class_furthest_above_its_own() -> 
     for number in range(2):
         pin(client, namespace, f"short{number}", 8, SHORT)
         pin(client, namespace, f"long{number}", 8, LONG)
-    core.store.choose_quota("t", Quota(pin_share=0.25, pin_1h_share=0.25))
+    core.store.choose_quota("t", {"pin_share": 0.25, "pin_1h_share": 0.25})
     assert core.store.next_tick_ns() == 0
     for _ in range(4):
         core.store.tick()
     core.audit()
     assert (used(client, PinClass.SHORT), used(client, PinClass.LONG)) == (0, 16)
-    core.store.choose_quota("t", Quota(pin_share=1.0))
+    core.store.choose_quota("t", {"pin_share": 1.0})
     core.store.tick()
     assert used(client, PinClass.LONG) == 16, "a larger one ends nothing"
 

@@ -10,7 +10,6 @@ from kvstore.classes import PinClass
 from kvstore.pin_book import PinBook
 from kvstore.pin_notes import GO_ON_NS, NOTE_NS, NOTED
 from kvstore.pinning import LOOK_AT
-from kvstore.quotas import Quota
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from tests.core import SECOND, Client, Core, chain, key_of, words
@@ -160,7 +159,7 @@ def test_who_drops_waits_for_all_pins_that_there_are_and_for_none_that_there_are
 
 def test_a_pin_stays_of_the_class_that_it_asked_for() -> None:
     core, client, namespace = begin()
-    core.store.choose_quota("t", Quota(pin_1h_ttl_s=240.0))
+    core.store.choose_quota("t", {"pin_1h_ttl_s": 240.0})
     client.put(namespace, chain(4))
     pinned = pin(client, namespace, chain(4), ttl_ns=3600 * SECOND)
     assert pinned.expires_ns == core.clock.ns + 240 * SECOND
@@ -184,7 +183,7 @@ def test_of_a_pin_for_which_there_is_too_little_budget_the_beginning_stays() -> 
     for name in ("a", "b"):
         client.put(namespace, chain(4, name))
         pin(client, namespace, chain(4, name))
-    core.store.registry.choose_quota("t", Quota(pin_share=0.4))  # six of sixteen; nobody has let go yet
+    core.store.registry.choose_quota("t", {"pin_share": 0.4})  # six of sixteen; nobody has let go yet
     later = successor(core)
     later.audit()
     client = later.client()
@@ -202,7 +201,7 @@ def test_a_class_has_what_it_is_sure_of_in_the_next_life_too() -> None:
             classes.pin(client, namespace, f"short{number}", 8, classes.SHORT)
         long = classes.pin(client, namespace, "long", 16, classes.LONG)
         assert long.blocks == 16
-        core.store.registry.choose_quota("t", Quota(pin_share=0.25, pin_1h_share=share))
+        core.store.registry.choose_quota("t", {"pin_share": 0.25, "pin_1h_share": share})
         later = successor(core)
         later.audit()
         client = later.client()

@@ -7,7 +7,6 @@ from kvproto.limits import PAGE_BYTES, PINS_PER_TENANT
 from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore import blocks
 from kvstore.pinning import LET_GO, LOOK_AT
-from kvstore.quotas import Quota
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier.codec import Wish
@@ -340,7 +339,7 @@ def end_many(client: Client, keys: list[bytes]) -> None:
 def test_who_has_ended_many_pins_leaves_others_theirs() -> None:
     core, (many, few), keys = large("many", "few")
     namespace, pinning, tenant = few.open(), core.store.pinning, few.session.tenant
-    core.store.choose_quota("few", Quota(pin_share=200 * PAGE_BYTES / core.store.quotas.memory_bytes(tenant)))
+    core.store.choose_quota("few", {"pin_share": 200 * PAGE_BYTES / core.store.quotas.memory_bytes(tenant)})
     first = pinning.pin(tenant, namespace, words(keys), 0, 200, A_WHILE, Tier.DRAM)
     assert (first.blocks, first.partial) == (200, Partial.NOTHING)
     end_many(many, keys)

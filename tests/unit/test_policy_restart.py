@@ -68,6 +68,28 @@ def test_what_was_chosen_at_run_time_holds_in_all_successors() -> None:
         assert rule_of(core, "newcomer") == blocks.LFU
 
 
+def test_a_rule_that_was_reset_is_the_configured_one_again_here_and_in_successors() -> None:
+    core = Core(arenas=3)
+    for tenant in ("a", "b"):
+        put(core.client(tenant), f"{tenant}0", f"{tenant}1")
+    usual = rule_of(core, "a")
+    core.store.choose_rule(Chosen(Tier.DRAM, None, Rule.LFU))
+    core.store.choose_rule(Chosen(Tier.DRAM, "a", Rule.ARC))
+    assert usual not in {rule_of(core, "a"), rule_of(core, "b")}
+    core.store.reset_rule(Tier.DRAM, "a")
+    core.store.reset_rule(Tier.DRAM, "nobody")
+    assert rule_of(core, "a") == rule_of(core, "b") == blocks.LFU, "the rule of all"
+    later = successor(core)
+    assert rule_of(later, "a") == blocks.LFU
+    later.store.reset_rule(Tier.DRAM, None)
+    later.settle()
+    later.audit()
+    for core in (later, successor(later)):
+        assert rule_of(core, "a") == rule_of(core, "b") == usual
+        assert not core.store.policies.chosen()
+        assert core.store.kept.blocks == 4
+
+
 def test_a_choice_outlives_a_journal_that_is_written_anew() -> None:
     core = Core(arenas=3)
     put(core.client(), "one")

@@ -10,7 +10,7 @@ from kvctl.scrub import parse_rate
 from kvproto import control_pb2 as pb
 from kvproto.limits import GIB, MIB
 from kvproto.sizes import UNITS_SAID
-from kvstore.quotas import USUAL, Quota, QuotaError
+from kvstore.quotas import USUAL, Choice, Quota, QuotaError
 from kvstore.report_quotas import QuotaReport
 from kvstored.admin_quotas import quota_reports, set_quota, wish_of
 from kvstored.config import parse_bytes
@@ -100,7 +100,10 @@ def test_a_change_keeps_what_it_does_not_speak_of() -> None:
     wish = wish_of(pb.SetQuotaRequest(tenant="t", dram_max_bytes=3 * ARENA_BYTES, pin_share=0.0, in_flight_max=9))
     change = set_quota(store, KNOWN, wish, dry_run=False)
     two, three = 2 * ARENA_BYTES, 3 * ARENA_BYTES
-    assert change.quota == QuotaReport("t", True, two, two, three, 0, None, None, 0.0, 0, 9, three, None)
+    named = ("dram_max_bytes", "pin_share", "in_flight_max")
+    assert change.quota == QuotaReport(
+        "t", True, two, two, three, 0, None, None, 0.0, 0, 9, three, None, chosen_fields=named
+    )
     assert change.former == QuotaReport("t", False, two, two, None, 0, None, None, 0.5, ARENA_BYTES, None, None, None)
     assert store.quotas.of("t") == Quota(two, three, None, None, 0.0, 9)
     usual = wish_of(pb.SetQuotaRequest(tenant="t", usual=["dram_guaranteed_bytes", "pin_share"]))
@@ -111,7 +114,7 @@ def test_a_change_keeps_what_it_does_not_speak_of() -> None:
 def test_a_reset_goes_back_to_the_configuration_and_changes_from_there() -> None:
     store = core().store
     configured = store.quotas.of("t")
-    store.choose_quota("t", Quota(in_flight=3))
+    store.choose_quota("t", {"in_flight": 3})
     set_quota(store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="t", reset=True, pin_share=0.1)), dry_run=False)
     assert store.quotas.of("t") == Quota(configured.dram_guaranteed_bytes, pin_share=0.1)
     change = set_quota(store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="t", reset=True)), dry_run=False)
@@ -119,8 +122,22 @@ def test_a_reset_goes_back_to_the_configuration_and_changes_from_there() -> None
     assert (change.quota.chosen, change.former.chosen) == (False, True)
 
 
-@pytest.mark.parametrize("chosen", [None, Quota(in_flight=3)])
-def test_a_dry_run_says_the_same_and_changes_nothing(chosen: Quota | None) -> None:
+def test_single_fields_go_back_to_the_configuration_and_others_stay_chosen() -> None:
+    store = core().store
+    two, three = 2 * ARENA_BYTES, 3 * ARENA_BYTES
+    said = pb.SetQuotaRequest(tenant="t", dram_guaranteed_bytes=three, pin_share=0.1, in_flight_max=9)
+    set_quota(store, KNOWN, wish_of(said), dry_run=False)
+    back = wish_of(pb.SetQuotaRequest(tenant="t", configured=["dram_guaranteed_bytes", "unused_ttl_s"], pin_share=0.2))
+    change = set_quota(store, KNOWN, back, dry_run=False)
+    assert store.quotas.of("t") == Quota(two, pin_share=0.2, in_flight=9)
+    assert change.quota.chosen_fields == ("pin_share", "in_flight_max")
+    rest = wish_of(pb.SetQuotaRequest(tenant="t", configured=["pin_share", "in_flight_max"]))
+    assert not set_quota(store, KNOWN, rest, dry_run=False).quota.chosen
+    assert store.quotas.of("t") == Quota(two)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"in_flight": 3}])
+def test_a_dry_run_says_the_same_and_changes_nothing(chosen: Choice) -> None:
     store = core().store
     if chosen:
         store.choose_quota("t", chosen)
@@ -128,7 +145,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(chosen: Quota | None) -> No
     wish = wish_of(pb.SetQuotaRequest(tenant="t", dram_guaranteed_bytes=ARENA_BYTES))
     dry = set_quota(store, KNOWN, wish, dry_run=True)
     assert store.quotas.of("t") == store.tenants["t"].quota == before
-    assert store.quotas.is_chosen("t") == bool(chosen)
+    assert store.quotas.chosen_of("t") == chosen
     assert len(store.registry._everybody()) == said
     assert set_quota(store, KNOWN, wish, dry_run=False) == dry
     assert store.quotas.of("t") != before
@@ -157,10 +174,12 @@ def test_a_tenant_that_is_configured_and_was_never_seen_has_a_quota_and_others_a
         (pb.SetQuotaRequest(tenant="t"), "nothing is to be changed"),
         (pb.SetQuotaRequest(tenant="t", usual=["uids"]), "there is no 'uids' in a quota"),
         (pb.SetQuotaRequest(tenant="t", usual=["pin_share"], pin_share=0.5), "cannot be both set and usual"),
+        (pb.SetQuotaRequest(tenant="t", configured=["pin_share"], pin_share=0.5), "both set and as configured"),
+        (pb.SetQuotaRequest(tenant="t", configured=["uids"]), "there is no 'uids' in a quota"),
         (pb.SetQuotaRequest(tenant="t", pin_share=float("nan")), "pin_share: a share is from 0 to 1"),
         (pb.SetQuotaRequest(tenant="t", pin_share=-0.1), "pin_share: a share is from 0 to 1"),
         (pb.SetQuotaRequest(tenant="t", in_flight_max=0), "in_flight: must be from 1"),
-        (pb.SetQuotaRequest(tenant="t", dram_max_bytes=(1 << 64) - 1), "dram_max_bytes: must be from 0"),
+        (pb.SetQuotaRequest(tenant="t", dram_max_bytes=(1 << 64) - 1), "dram_max: must be from 0 to 4194304TiB"),
     ],
 )
 def test_what_no_daemon_could_do_is_refused_before_the_owner_is_asked(
@@ -201,15 +220,28 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
         "  disk_max: no maximum",
         "  pin_share: 25%, 32.0 MiB now, until now 50%, 256.0 MiB now",
         "  in_flight: 9, until now as many as sessions may have",
+        "  by kvctl quota set: dram_guaranteed, dram_max, pin_share, in_flight; the rest ",
+        "by the configuration",
         "  dram_guaranteed is 128.0 MiB of the 130.0 MiB asked for: it is in whole arenas",
     ]
-    assert daemon.port.chosen == {"web": Quota(130 * MIB, 3 * GIB // 2, None, None, 0.25, 9)}
+    said = {"dram_guaranteed_bytes": 130 * MIB, "dram_max_bytes": 3 * GIB // 2, "pin_share": 0.25, "in_flight": 9}
+    assert daemon.port.chosen == {"web": said}
+    assert "web, by kvctl quota set: dram_guaranteed, dram_max, pin_share, in_flight; the rest by" in " ".join(
+        ask("quota", "web").out.split()
+    )
     lines = rows(ask("quota", "web").out)
     assert ["web", "128.0", "MiB", "0", "B", "*", "25%", "9"] in lines
     assert ["kvctl", "quota", "set", "1.5", "GiB", "-", "32.0", "MiB"] in lines
     assert len(ask("quota", "-o", "json").json["quotas"]) == 2
     assert ask("quota", "web", "set", "dram_max=none").code == 0
-    assert daemon.port.chosen["web"].dram_max_bytes is None
+    assert daemon.port.chosen["web"] == said | {"dram_max_bytes": None}, "none is a choice, too"
+    assert ask("quota", "reset", "web", "dram_max", "in_flight", "--yes").code == 0
+    del said["dram_max_bytes"], said["in_flight"]
+    assert daemon.port.chosen == {"web": said}
+    assert ask("quota", "set", "web", "in_flight=9").code == 0
+    assert daemon.port.chosen == {"web": said | {"in_flight": 9}}
+    wrong = ask("quota", "web", "reset", "dram_mx")
+    assert (wrong.code, "'dram_mx' is no key; a key is one of" in wrong.err) == (Exit.USAGE, True)
     assert ask("quota", "web", "reset", "-o", "json").json["quota"]["quota"]["chosen"] is False
     assert not daemon.port.chosen
 
@@ -217,14 +249,15 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
 def test_quota_says_what_holds_for_classes_only_where_something_is_said(ask: Run, daemon: Daemon) -> None:  # noqa: F811
     answer = ask("quota", "--yes", "web", "set", "pin_1h_ttl=30m", "pin_5m_share=0.1", "unused_ttl=24h")
     assert (answer.code, answer.err) == (0, "")
-    assert answer.out.splitlines()[-3:] == [
+    assert answer.out.splitlines()[-5:-2] == [
         "  pin_5m_share: sure of 10%, until now sure of nothing",
         "  pin_1h_ttl: at most 30 min 0 s, until now as long as they ask for",
         "  unused_ttl: 1 d 0 h, until now never dropped for that",
     ]
-    assert daemon.port.chosen == {"web": Quota(pin_1h_ttl_s=1800.0, pin_5m_share=0.1, unused_ttl_s=86400.0)}
+    said = {"pin_1h_ttl_s": 1800.0, "pin_5m_share": 0.1, "unused_ttl_s": 86400.0}
+    assert daemon.port.chosen == {"web": said}
     assert ask("quota", "web", "set", "pin_1h_ttl=none").code == 0
-    assert daemon.port.chosen == {"web": Quota(pin_5m_share=0.1, unused_ttl_s=86400.0)}
+    assert daemon.port.chosen == {"web": said | {"pin_1h_ttl_s": None}}
     lines = ask("quota", "web").out.splitlines()
     assert "web, pins up to 5m: sure of 10%" in lines
     assert "web, unused: dropped after 1 d 0 h" in lines
@@ -302,7 +335,7 @@ def test_quota_with_dry_run_changes_nothing(ask: Run, daemon: Daemon) -> None:  
     ("words", "code", "sentence"),
     [
         (("web", "set"), Exit.USAGE, "after the tenant comes"),
-        (("web", "reset", "in_flight=1"), Exit.USAGE, "after the tenant comes"),
+        (("web", "reset", "in_flight=1"), Exit.USAGE, "is no key"),
         (("web", "raise"), Exit.USAGE, "after the tenant comes"),
         (("web", "set", "dram"), Exit.USAGE, "'dram' is not KEY=VALUE"),
         (("web", "set", "ram=1GiB"), Exit.USAGE, "a key is one of dram_guaranteed,"),
@@ -315,6 +348,8 @@ def test_quota_with_dry_run_changes_nothing(ask: Run, daemon: Daemon) -> None:  
         (("web", "set", "pin_share=2"), Exit.USAGE, "pin_share: a share is from 0 to 1"),
         (("web", "set", "in_flight=1", "in_flight=2"), Exit.USAGE, "in_flight is given twice"),
         (("web", "set", "in_flight=none", "in_flight=2"), Exit.USAGE, "in_flight is given twice"),
+        (("set",), Exit.USAGE, "set whose quota?"),
+        (("reset", "web", "uids"), Exit.USAGE, "'uids' is no key"),
         (("web", "--dry-run"), Exit.USAGE, "--dry-run goes with set or reset"),
         (("nobody",), Exit.NOT_FOUND, "no tenant is called nobody;"),
         (("nobody", "reset"), Exit.NOT_FOUND, "no tenant is called nobody;"),

@@ -1,13 +1,13 @@
 """Quotas: what is guaranteed cannot be taken, what is allowed is not exceeded, and both can be changed at run time."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier as PinTier
-from kvstore.quotas import USUAL, Capacity, Quota, QuotaError, check_quotas, quota_as_record, quota_of_record
+from kvstore.quotas import USUAL, Capacity, Quota, QuotaError, check_quotas, choice_as_record, choice_of_record
 from kvstore.rules import Tier
 from kvstore.sessions import Parked
 from kvstore.store import Store
@@ -216,7 +216,7 @@ def test_a_tenant_above_a_lower_maximum_gives_way_before_all_others() -> None:
     a, b = core.client("a"), core.client("b")
     store(a, 4 * SLOTS, "a")
     store(b, 2 * SLOTS, "b")  # less above its guarantee than a is
-    core.store.choose_quota("b", Quota(dram_guaranteed_bytes=0, dram_max_bytes=arenas(1)))
+    core.store.choose_quota("b", {"dram_guaranteed_bytes": 0, "dram_max_bytes": arenas(1)})
     store(core.client("c"), SLOTS, "c")
     assert held(core) == {"a": 4, "b": 1, "c": 1}
     core.audit()
@@ -229,7 +229,7 @@ def test_a_lower_maximum_counts_from_the_next_allocation_on() -> None:
     core = Core(arenas=4)
     client = core.client("t")
     keys = store(client, 4 * SLOTS, "old")
-    core.store.choose_quota("t", Quota(dram_max_bytes=arenas(2)))
+    core.store.choose_quota("t", {"dram_max_bytes": arenas(2)})
     core.settle()
     assert held(core) == {"t": 4}
     assert there(client, keys) == 4 * SLOTS
@@ -246,11 +246,11 @@ def test_a_higher_maximum_and_a_guarantee_count_from_the_next_allocation_on() ->
     store(other, 4 * SLOTS, "other")
     store(client, 2 * SLOTS, "one")
     assert held(core) == {"other": 3, "t": 1}
-    core.store.choose_quota("t", Quota(dram_guaranteed_bytes=arenas(3)))
+    core.store.choose_quota("t", {"dram_guaranteed_bytes": arenas(3), "dram_max_bytes": None})
     assert held(core) == {"other": 3, "t": 1}
     store(client, 3 * SLOTS, "three")
     assert held(core) == {"other": 1, "t": 3}
-    core.store.choose_quota("t", None)
+    core.store.choose_quota("t", {})
     assert core.store.quotas.of("t") == Quota(dram_max_bytes=arenas(1)), "as configured"
     core.audit()
 
@@ -259,10 +259,10 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     core = Core(arenas=4, quotas={"a": Quota(dram_guaranteed_bytes=arenas(3))})
     core.client("b")
     with pytest.raises(QuotaError, match="more than the tier has"):
-        core.store.choose_quota("b", Quota(dram_guaranteed_bytes=arenas(2)))
+        core.store.choose_quota("b", {"dram_guaranteed_bytes": arenas(2)})
     assert core.store.quotas.of("b") == core.store.tenants["b"].quota == USUAL
     assert not core.store.quotas.chosen()
-    core.store.choose_quota("b", Quota(dram_guaranteed_bytes=arenas(1)))
+    core.store.choose_quota("b", {"dram_guaranteed_bytes": arenas(1)})
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------
@@ -273,15 +273,15 @@ CHOSEN = Quota(arenas(1), arenas(3.5), 0, None, 0.25, 77)
 def test_a_choice_holds_in_all_successors_and_wins_over_the_configuration() -> None:
     core = Core(arenas=4, quotas={"t": Quota(in_flight=5), "other": Quota(in_flight=6)})
     keys = store(core.client("t"), 4, "t")
-    core.store.choose_quota("t", Quota(pin_share=0.9))
-    core.store.choose_quota("t", CHOSEN)
-    core.store.choose_quota("other", CHOSEN)
-    core.store.choose_quota("other", None)
+    core.store.choose_quota("t", {"pin_share": 0.9})
+    core.store.choose_quota("t", asdict(CHOSEN))
+    core.store.choose_quota("other", asdict(CHOSEN))
+    core.store.choose_quota("other", {})
     for _ in range(3):
         core = Core(arenas=4, memory=core.memory.successor(), clock=core.clock, quotas=core.store.limits.quotas)
         assert core.store.kept.warm, core.store.kept.reason
         assert core.store.quotas.of("t") == core.client("t").session.tenant.quota == CHOSEN
-        assert core.store.quotas.chosen() == [("t", CHOSEN)]
+        assert core.store.quotas.chosen() == [("t", asdict(CHOSEN))]
         assert core.store.quotas.dram.most(core.store.tenants["t"]) == 3
         assert core.store.quotas.of("other") == Quota(in_flight=6)
         assert core.store.kept.blocks == len(keys) == 4
@@ -291,7 +291,7 @@ def test_a_choice_holds_in_all_successors_and_wins_over_the_configuration() -> N
 def test_a_cold_start_knows_of_no_choice() -> None:
     core = Core(arenas=4)
     store(core.client("t"), 4, "t")
-    core.store.choose_quota("t", CHOSEN)
+    core.store.choose_quota("t", asdict(CHOSEN))
     later = Core(arenas=5, memory=core.memory.successor())
     assert not later.store.kept.warm
     assert later.store.quotas.of("t") == USUAL
@@ -300,7 +300,7 @@ def test_a_cold_start_knows_of_no_choice() -> None:
 def test_choices_that_the_configuration_leaves_no_room_for_are_forgotten() -> None:
     core = Core(arenas=4)
     store(core.client("t"), 4, "t")
-    core.store.choose_quota("t", Quota(dram_guaranteed_bytes=arenas(3)))
+    core.store.choose_quota("t", {"dram_guaranteed_bytes": arenas(3)})
     for guaranteed, forgotten in ((1, ()), (2, ("t",))):
         limits = replace(core.store.limits, quotas={"boss": Quota(dram_guaranteed_bytes=arenas(guaranteed))})
         memory = core.memory.successor()
@@ -310,15 +310,36 @@ def test_choices_that_the_configuration_leaves_no_room_for_are_forgotten() -> No
         assert (later.quotas.of("t") == USUAL) == bool(forgotten)
 
 
+def test_a_choice_is_of_what_it_names_and_the_rest_follows_a_later_configuration() -> None:
+    core = Core(arenas=4, quotas={"t": Quota(in_flight=5, pin_share=0.2)})
+    store(core.client("t"), 4, "t")
+    core.store.choose_quota("t", {"pin_share": 0.9, "dram_max_bytes": None})
+    assert core.store.quotas.of("t") == Quota(in_flight=5, pin_share=0.9)
+    later = {"t": Quota(in_flight=7, pin_share=0.3, dram_max_bytes=arenas(2), unused_ttl_s=600.0)}
+    core = Core(arenas=4, memory=core.memory.successor(), clock=core.clock, quotas=later)
+    assert core.store.kept.warm, core.store.kept.reason
+    assert core.store.quotas.of("t") == Quota(in_flight=7, pin_share=0.9, unused_ttl_s=600.0), "no maximum was chosen"
+    core.store.choose_quota("t", {"pin_share": 0.9})
+    assert core.store.quotas.of("t").dram_max_bytes == arenas(2)
+    core.store.choose_quota("t", {})
+    assert core.store.quotas.of("t") == later["t"]
+
+
 def test_a_record_says_a_choice_whole() -> None:
     classes = Quota(None, 3, None, 4, 0.6, 7, 60.5, 0.1, 61.5, 0.2, 62.5, 0.3, 600.0)
-    for quota in (CHOSEN, USUAL, None, Quota(pin_share=1 / 3), classes):
-        kind, *rest = quota_as_record("t", quota)
+    for choice in (asdict(CHOSEN), asdict(USUAL), {}, {"pin_share": 1 / 3}, {"dram_max_bytes": None}, asdict(classes)):
+        kind, *rest = choice_as_record("t", choice)
         assert kind == "quota"
-        assert quota_of_record(rest) == ("t", quota)
-    assert quota_of_record(quota_as_record("t", CHOSEN)[1:]) != ("t", USUAL)
-    older = quota_as_record("t", CHOSEN)[1:8]
-    assert quota_of_record(older) == ("t", CHOSEN), "as it was written before there were classes"
+        assert choice_of_record(rest) == ("t", choice)
+    assert choice_of_record(choice_as_record("t", asdict(CHOSEN))[1:]) != ("t", asdict(USUAL))
+
+
+def test_a_choice_that_an_earlier_version_wrote_is_one_of_all_that_it_knew_of() -> None:
+    values = ["" if value is None else str(value) for value in asdict(CHOSEN).values()]
+    assert choice_of_record(["t", *values]) == ("t", asdict(CHOSEN))
+    name, older = choice_of_record(["t", *values[:6]])
+    assert (name, older) == ("t", dict(list(asdict(CHOSEN).items())[:6])), "as it was written before there were classes"
+    assert len(older) == 6
 
 
 @pytest.mark.parametrize(
@@ -326,12 +347,13 @@ def test_a_record_says_a_choice_whole() -> None:
     [
         [], ["t", "1"], ["t", "x", "", "", "", "0.5", ""], ["t", "", "", "", "", "2", ""],
         ["t", "-1", "", "", "", "0", ""], ["t", "", "", "", "", "0", "0"], ["t", *[""] * 14],
+        ["t", "uids=3"], ["t", "in_flight=x"], ["t", "in_flight=0"], ["t", "pin_share=0.5", "3"],
         ["t", *[""] * 4, "0.5", "", "0", *[""] * 6], ["t", *[""] * 4, "0.5", "", "", "2", *[""] * 5],
     ],
 )  # fmt: skip
 def test_what_no_daemon_has_written_is_no_choice(rest: list[int | str]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  whatever it says, the record is left out
-        quota_of_record(rest)
+        choice_of_record(rest)
 
 
 # -- what can be -------------------------------------------------------------------------------------------------
@@ -447,7 +469,7 @@ def test_the_pin_budget_is_a_share_of_what_a_tenant_can_count_on() -> None:
     assert budget(b.session.tenant) == arenas(6) // 4
     store(a, 4 * SLOTS, "a")
     assert budget(a.session.tenant) == arenas(2), "it has more than it is promised"
-    core.store.choose_quota("a", Quota(dram_guaranteed_bytes=arenas(2), dram_max_bytes=arenas(3), pin_share=1.0))
+    core.store.choose_quota("a", {"dram_guaranteed_bytes": arenas(2), "dram_max_bytes": arenas(3), "pin_share": 1.0})
     assert budget(a.session.tenant) == arenas(3), "and may not keep all of that"
 
 
@@ -506,16 +528,16 @@ def test_a_tenant_has_no_more_segments_than_it_may_and_gives_back_what_is_more()
     client = core.client("t")
     write(client, 6 * DISK_SLOTS, "first")
     assert lie(core) == {"t": 3}
-    core.store.choose_quota("t", Quota(disk_max_bytes=segments(5)))
+    core.store.choose_quota("t", {"disk_max_bytes": segments(5)})
     write(client, 6 * DISK_SLOTS, "second")
     assert lie(core) == {"t": 5}
-    core.store.choose_quota("t", Quota(disk_max_bytes=segments(2)))
+    core.store.choose_quota("t", {"disk_max_bytes": segments(2)})
     write(client, 6 * DISK_SLOTS, "third")
     assert lie(core) == {"t": 2}
-    core.store.choose_quota("t", Quota(disk_max_bytes=0))
+    core.store.choose_quota("t", {"disk_max_bytes": 0})
     write(client, 6 * DISK_SLOTS, "fourth")
     assert lie(core) == {"t": 0}
-    core.store.choose_quota("t", Quota(disk_max_bytes=segments(1)))
+    core.store.choose_quota("t", {"disk_max_bytes": segments(1)})
     write(core.client("other"), 8 * DISK_SLOTS, "other")
     write(client, 3 * DISK_SLOTS, "fifth")
     assert lie(core) == {"t": 1, "other": 7}

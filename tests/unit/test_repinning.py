@@ -7,7 +7,6 @@ from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier
 from kvstore import blocks, rules
 from kvstore.pin_book import BOOK_BYTES, PinBook, Saved
-from kvstore.quotas import Quota
 from tests.core import MS, SECOND, Client, chain, key_of, words
 from tests.unit.test_pinning import begin, flood, pin
 from tests.unit.test_restart import successor
@@ -108,7 +107,7 @@ def test_a_smaller_budget_takes_up_what_it_holds() -> None:
     for name in ("a", "b"):
         client.put(namespace, chain(4, name))
         pin(client, namespace, chain(4, name))
-    core.store.registry.choose_quota("t", Quota(pin_share=0.3))  # in the journal; nobody has let go yet
+    core.store.registry.choose_quota("t", {"pin_share": 0.3})  # in the journal; nobody has let go yet
     later = successor(core)
     assert [blocks for blocks, _ in listed(later.client()).values()] == [4]
     assert (later.store.kept.pins, later.store.kept.pins_lost) == (1, 1)

@@ -1,0 +1,70 @@
+"""How the remote tier stands: for status, metrics and warnings. Owner thread; threads count meanwhile."""
+
+from collections.abc import Iterator
+
+from kvstore.report import RemoteReport
+from kvstore.store import Store
+from kvstore.tier.remote_breaker import Circuit
+from kvstored.remote import RemoteThreads
+
+
+def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteReport:
+    """A copy of its counters."""
+    remote, jobs, far = store.remote, threads.jobs, threads.far
+    tally, writing, seen, calls = remote.tally, remote.writing, jobs.seen, far.tally
+    return RemoteReport(
+        url=url,
+        reading=far.reading.state.value,
+        writing=far.writing.state.value,
+        reason=far.reading.reason or far.writing.reason,
+        capacity_bytes=threads.limits.quota_bytes,
+        used_bytes=jobs.ledger.total_bytes,
+        objects=len(jobs.ledger),
+        bytes_per_s=int(1 / remote.way.byte_seconds) if remote.way.reports and remote.way.byte_seconds else 0,
+        sought=tally.sought,
+        sought_empty=tally.seeks_empty,
+        sought_dropped=tally.seeks_dropped,
+        promoted=tally.promoted,
+        promoted_bytes=tally.promoted_bytes,
+        no_room=tally.no_room,
+        kept=writing.tally.kept,
+        kept_bytes=writing.tally.kept_bytes,
+        not_worth=writing.tally.not_worth,
+        not_kept=writing.tally.dropped + writing.tally.gone,
+        shared=seen.skipped,
+        removed=seen.removed,
+        damaged=seen.damaged,
+        absent=seen.absent,
+        quarantined=jobs.known.bad,
+        reads=calls.reads,
+        writes=calls.writes,
+        read_bytes=calls.read_bytes,
+        written_bytes=calls.written_bytes,
+        unreachable=calls.unreachable,
+        refused=calls.refused,
+        full=calls.full,
+        queued_runs=writing.waiting,
+        running=writing.running + remote.seeking,
+    )
+
+
+def remote_warnings(report: RemoteReport) -> Iterator[str]:
+    """Each names what is wrong and, after a semicolon, what to do."""
+    if Circuit.CLOSED.value not in {report.reading, report.writing}:
+        what = "neither reads nor writes"
+    elif report.reading != Circuit.CLOSED:
+        what = "does not read"
+    elif report.writing != Circuit.CLOSED:
+        what = "does not write"
+    else:
+        what = ""
+    if what:
+        yield (
+            f"the remote tier {what} ({report.reason}): what only it has is missed; it tries again by itself, see "
+            "that the bucket answers, that credentials and the clock are right, and that there is room"
+        )
+    if report.quarantined:
+        yield (
+            f"the remote tier has {report.quarantined:,} damaged objects, which are not read again; see the log for "
+            "their names and remove them, or leave them to the bucket's rule"
+        )
