@@ -19,6 +19,7 @@ from bench.process import DaemonProcess
 from kvproto import frames, policy_frames
 from kvproto.frames import Verb
 from kvproto.policy_frames import Event, Hint, Question, Report
+from tests.attached_kit import EMULATED, connected, engine, namespace_of
 from tests.fault.test_memory import read, store
 from tests.raw import RawClient, key, raw_client, real_daemon
 
@@ -153,8 +154,26 @@ def test_the_owner_is_told_something_else_so_the_comparison_can_fail(two: Two) -
 def test_every_verb_is_probed_or_named_here() -> None:
     others = {"HELLO", "OPEN", "RESERVE", "COMMIT", "ABORT", "PING", "ARENA_DROPPED"}  # name nothing that is stored;
     # another session's ticket ends the session that names it: test_bad_frames.py
+    others |= {"ATTACH", "DETACH", "LOAD", "SAVE", "CANCEL_TRANSFER"}  # of mode daemon alone: the next test
     asked = {verb.name for verb in Verb if verb < Verb.WELCOME} - {"STORE"}
     assert asked == PROBES.keys() | others
+
+
+def test_what_another_tenant_has_is_loaded_by_nobody_else() -> None:
+    keys = [key(number) for number in range(1, 9)]
+    with ExitStack() as stack:
+        daemon = stack.enter_context(real_daemon(*EMULATED, tenants=("victim", "thief")))
+        kv = stack.enter_context(engine())
+        victim, thief = (stack.enter_context(connected(daemon, tenant=name)) for name in ("victim", "thief"))
+        saved = namespace_of(victim, "of both").save(keys, kv.attach(victim)[range(8)])
+        assert saved.accepted == 8, saved
+        before = kv.get(range(32, 40)).copy()
+        memory = kv.attach(thief)
+        assert not namespace_of(thief, "of both").load(keys, memory[range(32, 40)]).blocks
+        assert np.array_equal(kv.get(range(32, 40)), before), "and nothing was written there"
+        assert namespace_of(victim, "of both").load(keys, kv.attach(victim)[range(40, 48)]).blocks == 8
+        assert np.array_equal(kv.get(range(40, 48)), kv.values[:, :8]), "the control"
+        assert not np.array_equal(before, kv.values[:, :8]), "these differ, so the comparison can fail"
 
 
 def test_a_key_that_another_tenant_has_is_granted_as_if_nobody_had_it(two: Two) -> None:

@@ -19,6 +19,7 @@ from kvproto.control_token import token_metadata
 from kvstore.insight.misses import REASONS
 from kvstored.http_server import CONNECTIONS
 from tests.node import Node, chain, fetch, managed, put, until, values
+from tests.s3 import S3Server
 from tests.segments import flip
 from tests.unit.test_metrics_files import documented
 
@@ -136,8 +137,18 @@ def control(run: Path) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def test_every_documented_metric_is_there_from_the_start_and_no_other(node: Node) -> None:
-    path = start(node, "--gpu-devices", "emulation")
+def test_every_documented_metric_is_there_from_the_start_and_no_other(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with S3Server() as s3:
+        for name, value in s3.environ.items():
+            monkeypatch.setenv(name, value)
+        remote = ("--remote", f"s3://{s3.bucket}/hosts", "--remote-endpoint", s3.endpoint, "--remote-size", "1GiB")
+        check_every_metric(node, start(node, "--gpu-devices", "emulation", *remote))
+
+
+def check_every_metric(node: Node, path: Path) -> None:
+    """Those of a daemon that has all it could have."""
     assert until(lambda: "kvstored_drive_up" in get(path, "/metrics")[1])
     node.namespace().match(chain("somebody is a tenant", 1))
     assert until(lambda: 'kvstored_sessions{tenant="' in get(path, "/metrics")[1])
@@ -162,7 +173,7 @@ def test_every_documented_metric_is_there_from_the_start_and_no_other(node: Node
 # What starting and connecting do by themselves.
 _NOT_ZERO = {
     "kvstored_sessions_opened_total", "kvstored_matches_total", "kvstored_match_blocks_total",
-    "process_cpu_seconds_total",
+    "process_cpu_seconds_total", "kvstored_remote_sought_chains_total", "kvstored_remote_requests_total",
 }  # fmt: skip
 
 
@@ -217,7 +228,7 @@ def test_what_clients_do_moves_what_it_should(node: Node) -> None:
     moved(
         path, counted,
         {
-            "kvstored_evicted_blocks_total{tier=dram}{reason=room}", "kvstored_hit_blocks_total{tier=disk}",
+            "kvstored_evicted_blocks_total{reason=room}{tier=dram}", "kvstored_hit_blocks_total{tier=disk}",
             "kvstored_miss_blocks_total{reason=on_disk}{tier=disk}", f"kvstored_hit_bytes_total{tenant}{{tier=disk}}",
             f"kvstored_compute_saved_seconds_total{tenant}{{tier=disk}}", "kvstored_disk_loaded_blocks_total",
             "kvstored_disk_loaded_bytes_total", f"kvstored_drive_read_bytes_total{{directory={node.disks[0]}}}",
