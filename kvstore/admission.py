@@ -98,7 +98,8 @@ def slice_of(store: Store, setting: Setting, start: int) -> tuple[Held, int]:
     there = np.flatnonzero(np.isin(table["state"], _IN_DRAM))
     positions = table["slot"][there] >> np.uint32(tables.book[blocks.SHIFT])
     there = there[tables.arenas["pool"][positions] == setting.pool + 1]
-    found = np.take(table.view(np.uint64).reshape(table.size, -1), there, axis=0).view(blocks.BLOCK)[:, 0]
+    words = table.view(np.uint64).reshape(table.size, table.itemsize // 8)
+    found = np.take(words, there, axis=0).view(blocks.BLOCK)[:, 0]
     rows = (there + start).astype(np.uint32)
     on_disk, flags = found["disk"] != 0, found["flags"]
     childless_only = ~on_disk & (flags & blocks.PARENT != 0) & (found["dram_children"] == 0)
@@ -111,15 +112,13 @@ def slice_of(store: Store, setting: Setting, start: int) -> tuple[Held, int]:
 
 def estimate(setting: Setting, parts: Sequence[Held], wanted_blocks: int) -> Estimate:
     """Any thread."""
-    all_of = Held(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     free = min(wanted_blocks, setting.free_slots)
-    at_of = {row: at for at, row in enumerate(all_of.rows.tolist())}
-    children, ranks, held = all_of.children.tolist(), all_of.ranks.tolist(), all_of.held.tolist()
-    kept, parents, queues = all_of.kept.tolist(), all_of.parents.tolist(), all_of.queues.tolist()
-    leaves = _Leaves(setting, seconds_of_codes(all_of.costs).tolist())
-    for at in range(len(children)):
-        if not (children[at] or held[at]):
-            leaves.add(at, queues[at], ranks[at])
+    if not parts:  # there is room: nobody was looked at
+        return Estimate(wanted_blocks, free, 0, 0, 0, 0.0, 0, wanted_blocks - free, setting.from_others)
+    # Arrays, not lists: to make one of a million numbers holds the GIL for 50 ms, and the owner thread would wait.
+    all_of = Held(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    children, ranks, held, kept = all_of.children, all_of.ranks, all_of.held, all_of.kept
+    leaves = _Leaves(setting, all_of)
     evicted: list[int] = []
     while len(evicted) < wanted_blocks - free:
         next_one = leaves.next()
@@ -127,15 +126,16 @@ def estimate(setting: Setting, parts: Sequence[Held], wanted_blocks: int) -> Est
             break
         at = next_one
         evicted.append(at)
-        above = at_of.get(parents[at])
+        above = _index_of(all_of.rows, all_of.parents[at])
         if above is None:
             continue
-        children[above] -= 1
+        last_child = children[above] == 1
+        children[above] -= children[above] > 0  # slices are of different moments
         ranks[above] = max(ranks[above], ranks[at])
         stays_below = kept[at] and not kept[above]  # what lies on disk needs what it continues
         held[above] = held[above] or stays_below
-        if not children[above] and not held[above]:
-            leaves.add(above, queues[above], ranks[above])
+        if last_child and not held[above]:
+            leaves.add(above)
     return _summed(setting, all_of, evicted, wanted_blocks, free)
 
 
@@ -150,24 +150,69 @@ def _summed(setting: Setting, all_of: Held, evicted: Sequence[int], wanted: int,
     )  # fmt: skip
 
 
+def _index_of(rows: U4, row: np.uint32) -> int | None:
+    """Where a row is in what was copied, which is in the order of rows; None: it is not."""
+    at = int(np.searchsorted(rows, row))
+    return at if at < rows.size and rows[at] == row else None
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """Leaves, the one to go first in front."""
+
+    leaves: npt.NDArray[np.int64]
+    next: int = 0
+
+    def head(self) -> int | None:
+        """None: there are no more."""
+        return int(self.leaves[self.next]) if self.next < self.leaves.size else None
+
+
 class _Leaves:
     """Leaf lists as a pool has them, by queue: the heads are compared, and the one that is worth least goes."""
 
-    def __init__(self, setting: Setting, costs: list[float]) -> None:
+    def __init__(self, setting: Setting, all_of: Held) -> None:
         self._setting = setting
-        self._costs = costs
+        self._all = all_of
         self._bonus = setting.bonus.tolist()
         self._usual = 2.0 ** ((setting.usual_cost - 40 * 1024) / 1024.0)
-        self._lists: dict[int, list[tuple[float, int]]] = {}
+        first = np.flatnonzero((all_of.children == 0) & ~all_of.held)
+        self._there: dict[int, _Sorted] = {}  # those that were leaves from the beginning
+        for queue in np.unique(all_of.queues[first]).tolist():
+            mine = first[all_of.queues[first] == queue]
+            self._there[queue] = _Sorted(mine[np.argsort(all_of.ranks[mine], kind="stable")])
+        self._lists: dict[int, list[tuple[float, int]]] = {}  # those that have become leaves
 
-    def add(self, at: int, queue: int, rank: float) -> None:
+    def add(self, at: int) -> None:
         """One more."""
-        heappush(self._lists.setdefault(queue, []), (rank, at))
+        queue = int(self._all.queues[at])
+        heappush(self._lists.setdefault(queue, []), (float(self._all.ranks[at]), at))
 
     def next(self) -> int | None:
         """The one that goes, which is a leaf no more; None: there is none."""
-        heads = [(self._worth(queue, *leaves[0]), queue) for queue, leaves in self._lists.items() if leaves]
-        return heappop(self._lists[min(heads)[1]])[1] if heads else None
+        best: tuple[tuple[float, float], int] | None = None
+        for queue in {*self._there, *self._lists}:
+            head = self._head(queue)
+            if head is not None and (best is None or (self._worth(queue, *head), queue) < best):
+                best = self._worth(queue, *head), queue
+        return self._take(best[1]) if best is not None else None
+
+    def _head(self, queue: int) -> tuple[float, int] | None:
+        there, later = self._there.get(queue), self._lists.get(queue)
+        at = there.head() if there is not None else None
+        first = (float(self._all.ranks[at]), at) if at is not None else None
+        if later and (first is None or later[0] < first):
+            return later[0]
+        return first
+
+    def _take(self, queue: int) -> int:
+        head = self._head(queue)
+        assert head is not None, "somebody has looked"
+        later = self._lists.get(queue)
+        if later and later[0] == head:
+            return heappop(later)[1]
+        self._there[queue].next += 1
+        return head[1]
 
     def _worth(self, queue: int, rank: float, at: int) -> tuple[float, float]:
         """And what decides among equals."""
@@ -175,7 +220,7 @@ class _Leaves:
         if queue >= blocks.QUEUES:
             return 0.0, rank
         if setting.rule == blocks.DENSITY:
-            cost = self._costs[at] or self._usual
+            cost = float(seconds_of_codes(self._all.costs[at : at + 1])[0]) or self._usual
             return float(setting.index[queue, _age_bin(setting.now - rank)]) * cost, rank
         if setting.rule in _QUEUED:
             return float(queue), rank

@@ -67,6 +67,7 @@ class Leasing:
         self.parked: Wheel[Session] = Wheel()  # those that a LEASE waits in, by when the wait is over
         self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
         self.asked: Asked = _nobody_hears  # `Watching`, of each LEASE that is answered
+        self.cut: Callable[[Lease], None] = _nobody_hears  # `DeviceVerbs`, of each that ends while blocks come for it
         self.missed: Missed = _nobody_hears  # `Remote`, of each that had less than it asked for
         self.touched: Callable[[U4, int], None] = _nobody_hears  # `Remote`, of the rows of each lease
         self._limits = limits
@@ -239,6 +240,7 @@ class Leasing:
         return True
 
     def _end(self, lease: Lease) -> None:
+        coming = lease.stream is not None
         if lease.stream is not None:
             self.streams.forget(lease.stream)
             lease.stream = None
@@ -246,6 +248,8 @@ class Leasing:
         del self.leases[lease.number], lease.session.leases[lease.number]
         blocks.end_lease(*self._tables, lease.ends, self._clock.now_ns())
         self._forget(lease.session)
+        if coming:
+            self.cut(lease)
 
     # -- time ----------------------------------------------------------------------------------------------------
 

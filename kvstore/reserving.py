@@ -116,7 +116,9 @@ class Reserving:
         granted = np.flatnonzero(grants[:count] == Grant.GRANTED)
         if granted.size:
             self._issue_tickets(session, namespace, granted, items)
-        session.tenant.refused += self._tally.count_grants(grants[:count])
+        refused = self._tally.count_grants(grants[:count])
+        if session.heard is None:  # the daemon asks again and again
+            session.tenant.refused += refused
         self._answered = namespace, keys, at, count
 
     def account(self) -> None:

@@ -129,7 +129,7 @@ def load_of(store: Store) -> LoadReport:
         )
     return LoadReport(
         draining=store.draining,
-        clients=len(sessions),
+        clients=sum(session.heard is None for session in sessions),
         tickets=sum(len(session.tickets) for session in sessions),
         leases=len(store.leases),
         waiting_leases=sum(len(session.parked) for session in sessions),

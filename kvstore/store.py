@@ -327,10 +327,23 @@ class Store:
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        heard = done
         if not dry_run:
             self.watching.cleared(scope, self.namespaces.values())
-            self.remote.cleared(scope, self.namespaces.values())
-        self.dropping.clear(scope, done, dry_run=dry_run)
+            if self.remote.on:
+                heard = self._clear_remote(scope, done)
+        self.dropping.clear(scope, heard, dry_run=dry_run)
+
+    def _clear_remote(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> Callable[[ClearReport], None]:
+        """Beyond this host before anything goes here, and again behind it: meanwhile some of it may be written."""
+        before = list(self.namespaces.values())
+        self.remote.cleared(scope, before)
+
+        def dropped(report: ClearReport) -> None:
+            self.remote.cleared(scope, dict.fromkeys((*before, *self.namespaces.values())))
+            done(report)
+
+        return dropped
 
     # -- arenas --------------------------------------------------------------------------------------------------
 

@@ -106,17 +106,20 @@ class Held:
 
     def valid(self) -> bool:
         """Whether everything read so far was read in time: not released, and no deadline passed."""
+        return self.was_valid(_clock())
+
+    def was_valid(self, at_ns: int) -> bool:
+        """As `valid`, of what had been read by then: in nanoseconds of CLOCK_MONOTONIC."""
         self._endpoint.check_fork()
         if self._released or self._undecodable:
             return False
-        if self._lapsed():
+        if self._lapsed(at_ns):
             self._endpoint.catch_up()  # it may have been renewed, by what has just not been read
-            return not self._released and not self._lapsed()
+            return not self._released and not self._lapsed(at_ns)
         return True
 
-    def _lapsed(self) -> bool:
-        now_ns = _clock()
-        return any(part.blocks and now_ns >= part.deadline_ns for part in self._parts)
+    def _lapsed(self, at_ns: int) -> bool:
+        return any(part.blocks and at_ns >= part.deadline_ns for part in self._parts)
 
     def give_up(self) -> None:
         """What has come is all: whoever waits for more waits no longer. Any thread, any number of times."""
@@ -264,7 +267,7 @@ class Held:
 
     def _spoil(self, codec: "Codec") -> None:
         """Somebody stored something else there, or the lease has lapsed and it is another's by now: a miss."""
-        if not self._lapsed():
+        if not self._lapsed(_clock()):
             _log.warning("a block that is none of its namespace's codec: codec=%r", codec.text)
         self._undecodable = True
 

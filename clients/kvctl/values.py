@@ -4,6 +4,7 @@ Nothing is offered, and nothing is said, where there is no daemon, it does not a
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -17,6 +18,9 @@ __all__ = ["namespaces", "one_of", "pins", "tenants"]
 
 WAIT_S: Final = 0.5  # somebody waits with a finger on the key
 DIGITS: Final = 12  # of a digest
+# zsh evaluates what it is offered, and a tenant chooses what its models are called.
+_WORD: Final = re.compile(r"[\w.@+-]+", re.ASCII)
+_UNSAFE: Final = re.compile(r"[^\w .,:@/+-]", re.ASCII)
 TIERS: Final = ("dram", "disk")
 RULES: Final = ("lru", "second_touch", "pgdsf", "lfu", "s3fifo", "arc", "density")
 ORDERS: Final = ("blocks", "hits", "recent")
@@ -67,7 +71,8 @@ def _asked(
     try:
         socket = find_socket(Path(given) if given else None, os.environ, Path.home())
         with ControlClient(socket, WAIT_S) as client:
-            found = list(question(client))
+            found = [(one, "") if isinstance(one, str) else one for one in question(client)]
     except (KvctlError, OSError):
         return []
-    return [one for one in found if (one if isinstance(one, str) else one[0]).startswith(incomplete)]
+    harmless = ((word, _UNSAFE.sub("_", said)) for word, said in found if _WORD.fullmatch(word))
+    return [(word, said) if said else word for word, said in harmless if word.startswith(incomplete)]

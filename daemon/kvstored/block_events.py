@@ -6,14 +6,17 @@
 The queue is bounded: the owner is told when it is full, looks at nothing more, and loses nothing by that, since what it
 would have found is still in its table. Only who subscribes can miss anything, and sees it by the numbers.
 
-Each tenant's log begins with "all cleared": what former lives of the daemon have told is over.
+Each tenant's log begins with "all cleared": what former lives of the daemon have told is over. It begins with a number
+that none of them has come to, so that who goes on where a former life was is told that, too.
 """
 
 import logging
 import socket
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Final
 
@@ -21,7 +24,7 @@ import numpy as np
 
 from kvstore.announcing import CHANGE, Changes, Place, Told
 from kvstored.block_events_address import ANY_TENANT, GRPC, EventsConfig, topic_of
-from kvstored.block_log import BlockLog
+from kvstored.block_log import REMEMBERED_BYTES, REMEMBERED_BYTES_OF_ALL, BlockLog
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +32,28 @@ QUEUED_MOST: Final = 1 << 16  # changes: 5 MB
 BATCH_CHANGES: Final = 512
 NOTHING: Final[Changes] = np.zeros(0, dtype=CHANGE)
 NAMESPACE_DIGITS: Final = 16
+BATCHES_BITS: Final = 20  # of numbers: no life tells of so many a second, and they stay below the 2**53 of JSON
 LOOK_UP_S: Final = 0.1  # until somebody who wants replay is heard
 
 
 class BlockEvents:
     """The queue, the thread and the logs of one daemon."""
 
-    def __init__(self, config: EventsConfig, gid: int | None, room: Callable[[], None]) -> None:
+    def __init__(self, config: EventsConfig, gid: int | None, room: Callable[[], None], begin: int = 0) -> None:
         """Members of `gid` may connect to sockets of ZeroMQ, beside the daemon's user. `room` is called, from the
-        thread, when a queue that was full is so no more.
+        thread, when a queue that was full is so no more. `begin`: the number of each log's first batch (`begin_now`).
 
         Raises OSError or ValueError where sockets of ZeroMQ are wanted and cannot be.
         """
         self._config = config
         self._room = room
+        self._begin = begin
         self._told: deque[Told] = deque()
         self._queued = 0  # changes
         self._full = False
         self._news = threading.Condition()  # for all that two threads touch; to notify does not give the GIL away
         self._logs: dict[str, BlockLog] = {}
+        self._users: Counter[str] = Counter()  # of logs that might have to go
         self._host = socket.gethostname()
         self._running = self._watched = True
         self._sockets = None
@@ -94,10 +100,34 @@ class BlockEvents:
         with self._news:
             found = self._logs.get(tenant)
             if found is None:
-                found = self._logs[tenant] = BlockLog(tenant, self._config.replay)
+                found = self._logs[tenant] = BlockLog(tenant, self._config.replay, self._begin)
+                self._share()
                 if not self._watched:
                     found.stop()
             return found
+
+    @contextmanager
+    def log_for(self, tenant: str) -> Iterator[BlockLog]:
+        """The same while somebody uses it; after that one is forgotten if nothing was ever told in it: anybody can ask
+        for a tenant that there is not. Any thread.
+        """
+        with self._news:
+            self._users[tenant] += 1
+        try:
+            yield self.log_of(tenant)
+        finally:
+            with self._news:
+                self._users[tenant] -= 1
+                if not self._users[tenant]:
+                    del self._users[tenant]
+                    log_ = self._logs.get(tenant)
+                    if log_ is not None and not log_.begun:
+                        del self._logs[tenant]
+                        self._share()
+
+    def _share(self) -> None:
+        for one in self._logs.values():
+            one.limit(min(REMEMBERED_BYTES, REMEMBERED_BYTES_OF_ALL // len(self._logs)))
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -106,7 +136,9 @@ class BlockEvents:
             self._begun(self._config.tenant)
         while self._running or self._told:
             try:
-                self._take()
+                waiting = len(self._told)  # the owner, who told it, does not wait for who wants replay
+                for _ in range(max(1, waiting)):
+                    self._take()
                 if self._sockets is not None:
                     self._sockets.replay(self._logs)
             except Exception:
@@ -132,12 +164,14 @@ class BlockEvents:
             self._add(self._begun(told.cleared), NOTHING, None)
         for changes, place in by_place(told):
             for at in range(0, changes.size, BATCH_CHANGES):
-                self._add(self._begun(place.tenant), changes[at : at + BATCH_CHANGES], place)
+                part = changes[at : at + BATCH_CHANGES]
+                # A copy where others were told at the same time: a log that remembers few would keep all of theirs.
+                self._add(self._begun(place.tenant), part if part.size == told.changes.size else part.copy(), place)
 
     def _begun(self, tenant: str) -> BlockLog:
-        found = self.log_of(tenant)
-        if not found.next:
-            self._add(found, NOTHING, None)
+        with self.log_for(tenant) as found:
+            if not found.begun:
+                self._add(found, NOTHING, None)
         return found
 
     def _add(self, to: BlockLog, changes: Changes, place: Place | None) -> None:
@@ -151,6 +185,11 @@ class BlockEvents:
     def _values(self, tenant: str, place: Place | None) -> dict[str, str]:
         model, namespace = (place.model, place.digest[:NAMESPACE_DIGITS]) if place is not None else ("", "")
         return {"host": self._host, "tenant": tenant, "model": model, "namespace": namespace}
+
+
+def begin_now() -> int:
+    """A number to begin with that no former life of this daemon has come to, by the host's clock."""
+    return int(time.time()) << BATCHES_BITS
 
 
 def by_place(told: Told) -> Iterator[tuple[Changes, Place]]:

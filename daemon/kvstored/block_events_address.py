@@ -98,7 +98,7 @@ def endpoints_of(listen: str, runtime_dir: Path, tenant: str) -> Endpoints:
     folder = runtime_dir / FOLDER
     if not _TENANT.fullmatch(tenant) or len(os.fsencode(folder / f"{tenant}.replay")) > SOCKET_PATH_BYTES:
         raise ValueError(f"no socket of ZeroMQ can be called {quoted(tenant)}.replay in {folder}")
-    return Endpoints(f"ipc://{folder / tenant}.pub", f"ipc://{folder / tenant}.replay")
+    return Endpoints(f"ipc://{folder}/{tenant}.pub", f"ipc://{folder}/{tenant}.replay")  # also one that is called "."
 
 
 def events_tenant_kind() -> Kind[str]:

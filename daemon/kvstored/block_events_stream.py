@@ -9,6 +9,7 @@ that who takes each block's word of where it is now ends up with what is true.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from kvstored.block_log import Batch, BlockLog
 from kvstored.requests import namespace_of
 
 WATCHERS: Final = 4  # at once; each has a thread
+WATCHERS_OF_ONE: Final = 2  # of them, of one tenant where tenants themselves ask: nobody has all of them
 OWNER_WAIT_S: Final = 10.0
 LOOK_UP_S: Final = 0.5  # how often to see whether somebody still listens
 CHANGES_MOST: Final = 1024  # of a message
@@ -31,10 +33,13 @@ _DRAM, _DISK = int(IN_DRAM), int(ON_DISK)
 class WatchedBlocks:
     """The changes that one control socket tells of. None: nobody looks for any."""
 
-    def __init__(self, events: BlockEvents | None, owner: Owner) -> None:
+    def __init__(self, events: BlockEvents | None, owner: Owner, of_one: int = WATCHERS) -> None:
+        """`of_one`: so many may watch one tenant at once."""
         self._events = events
         self._owner = owner
-        self._places = threading.BoundedSemaphore(WATCHERS)
+        self._of_one = of_one
+        self._lock = threading.Lock()
+        self._watching: Counter[str] = Counter()  # by tenant
 
     def stream(self, request: pb.WatchBlocksRequest, context: grpc.ServicerContext) -> Iterator[pb.BlockChanges]:
         """See control.proto."""
@@ -49,15 +54,33 @@ class WatchedBlocks:
         if self._events is None:
             text = "nobody looks where blocks lie here; set events.listen to grpc, or to more"
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
-        if not self._places.acquire(blocking=False):
-            text = f"{WATCHERS} watch already; end one of them, or do not follow"
+        watching = self._begin(request.tenant)
+        if watching:
+            text = f"{watching} watch already; end one of them, or do not follow"
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
-            yield from self._told(self._events.log_of(request.tenant), request, digest, context)
+            with self._events.log_for(request.tenant) as log:
+                yield from self._told(log, request, digest, context)
         except TimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the owner thread did not answer in time")
         finally:
-            self._places.release()
+            self._end(request.tenant)
+
+    def _begin(self, tenant: str) -> int:
+        """0: it may watch; else how many do that are too many."""
+        with self._lock:
+            if self._watching.total() >= WATCHERS:
+                return WATCHERS
+            if self._watching[tenant] >= self._of_one:
+                return self._of_one
+            self._watching[tenant] += 1
+            return 0
+
+    def _end(self, tenant: str) -> None:
+        with self._lock:
+            self._watching[tenant] -= 1
+            if not self._watching[tenant]:
+                del self._watching[tenant]
 
     def _told(
         self, log: BlockLog, request: pb.WatchBlocksRequest, digest: str, context: grpc.ServicerContext

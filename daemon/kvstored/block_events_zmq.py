@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 END: Final = (-1).to_bytes(8, "big", signed=True)
 REQUESTS_MOST: Final = 4  # of a socket, before others have their turn
-REQUEST_BYTES: Final = 1024  # of a subscriber's: it has 16
+REQUEST_BYTES: Final = 1024  # of a subscriber's: it has 16, and a topic at most 512
 
 
 class Sockets:
@@ -47,6 +47,9 @@ class Sockets:
             folder.chmod(0o700 if self._gid is None else 0o710)
             if self._gid is not None:
                 os.chown(folder, -1, self._gid)
+            for left in folder.iterdir():  # by a daemon that was killed
+                if left.is_socket():
+                    left.unlink()
         if config.tenant == ANY_TENANT:
             return
         try:
@@ -107,9 +110,9 @@ class Sockets:
         try:
             publish.setsockopt(zmq.SNDHWM, self._config.high_water)
             router.setsockopt(zmq.SNDHWM, self._config.replay + 2)  # a whole answer
-            router.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES)
             for one, endpoint in ((publish, endpoints.publish), (router, endpoints.replay)):
                 one.setsockopt(zmq.LINGER, 0)
+                one.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES)  # of what comes in
                 one.setsockopt(zmq.IPV6, "[" in endpoint)
                 self._bind(one, endpoint)
         except zmq.ZMQError as error:

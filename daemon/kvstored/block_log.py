@@ -15,6 +15,7 @@ from typing import Final
 from kvstore.announcing import Changes, Place
 
 REMEMBERED_BYTES: Final = 64 << 20  # of one tenant, however many batches that are
+REMEMBERED_BYTES_OF_ALL: Final = 256 << 20  # of all tenants together, in equal shares
 BATCH_BYTES: Final = 256  # beside its changes and its payload
 
 
@@ -36,15 +37,16 @@ class Batch:
 
 
 class BlockLog:
-    """Those of one tenant, in one life of the daemon. The first one has the number 0."""
+    """Those of one tenant, in one life of the daemon."""
 
-    def __init__(self, tenant: str, batches: int) -> None:
-        """`batches`: so many are remembered, if they fit into memory."""
+    def __init__(self, tenant: str, batches: int, begin: int = 0) -> None:
+        """`batches`: so many are remembered, if they fit into memory. `begin`: the number of the first one."""
         self.tenant = tenant
         self._ring: deque[Batch] = deque()
         self._most = batches
+        self._most_bytes = REMEMBERED_BYTES
         self._held_bytes = 0
-        self._next = 0
+        self._begin = self._next = begin
         self._stopped = False
         self._news = threading.Condition()
 
@@ -52,6 +54,11 @@ class BlockLog:
     def next(self) -> int:
         """The number of the batch to come."""
         return self._next
+
+    @property
+    def begun(self) -> bool:
+        """Was there one at all?"""
+        return self._next > self._begin
 
     @property
     def first(self) -> int:
@@ -66,10 +73,19 @@ class BlockLog:
             self._next += 1
             self._ring.append(batch)
             self._held_bytes += batch.size_bytes
-            while len(self._ring) > self._most or (self._held_bytes > REMEMBERED_BYTES and len(self._ring) > 1):
-                self._held_bytes -= self._ring.popleft().size_bytes
+            self._trim()
             self._news.notify_all()
         return batch
+
+    def limit(self, most_bytes: int) -> None:
+        """From now on it takes no more memory than this, or one batch. Any thread."""
+        with self._news:
+            self._most_bytes = most_bytes
+            self._trim()
+
+    def _trim(self) -> None:
+        while len(self._ring) > self._most or (self._held_bytes > self._most_bytes and len(self._ring) > 1):
+            self._held_bytes -= self._ring.popleft().size_bytes
 
     def after(self, number: int) -> list[Batch] | None:
         """Those from `number` on, in order; None where some of them are forgotten, or there never were so many."""

@@ -21,6 +21,7 @@ from kvproto.limits import LINGERING_PER_UID, SESSIONS, SESSIONS_PER_UID
 from kvstore.sessions import Session
 from kvstore.store import Store
 from kvstored.connection import Connection
+from kvstored.descriptors import let_through
 from kvstored.loop import READABLE, Loop
 from kvstored.memory import HostMemory
 from kvstored.peer import Peer, peer_of
@@ -59,6 +60,7 @@ class Clients:
         `passed`: a socket that listens there already, and goes on doing so for a successor.
         """
         self._listener, self._outlives_us = listen(path, passed), passed is not None
+        let_through(self._listener, wanted=False)
         self._loop.watch(self._listener.fileno(), READABLE, self._on_connect)
 
     def _on_connect(self, _events: int) -> None:
@@ -84,6 +86,7 @@ class Clients:
             _refuse(accepted, refusal)
             return
         connection = Connection(accepted, peer)
+        connection.receives = not let_through(accepted, wanted=False)
         self.connections[accepted.fileno()] = connection
         self._loop.watch(accepted.fileno(), READABLE, partial(self._on_ready, connection))
         self._loop.watch(peer.pidfd, READABLE, lambda _events: self._on_exit(connection))

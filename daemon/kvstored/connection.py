@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from kvproto.errors import Code
 from kvproto.frames import Verb, build_failure
 from kvproto.limits import OUTBOX_FRAMES
 from kvstore.sessions import Session
+from kvstored.descriptors import closing
 from kvstored.peer import Peer
 from kvstored.regions import Region
 
@@ -29,7 +31,7 @@ class Connection:
 
     __slots__ = (
         "socket", "peer", "session", "ring", "ring_wanted", "name", "role", "mode", "requests", "connected_ns",
-        "goaway", "fds", "_outbox",
+        "goaway", "fds", "receives", "_outbox",
     )  # fmt: skip
 
     def __init__(self, connection: socket.socket, peer: Peer) -> None:
@@ -45,7 +47,8 @@ class Connection:
         self.requests = 0
         self.connected_ns = time.monotonic_ns()
         self.goaway: Code | None = None
-        self.fds: list[int] = []  # that came with the frame being handled (mode daemon); who wants them takes them
+        self.fds: list[int] = []  # that came with the frame being handled; who wants them takes them
+        self.receives = False  # descriptors may come with frames
         self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
 
     @property
@@ -100,10 +103,18 @@ class Connection:
         self.fds = fds.tolist()
         return frame_bytes
 
+    @property
+    def left(self) -> bool:
+        """Has the client hung up? It may have left frames that are not read yet."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def close_descriptors(self) -> None:
         """Those that nobody took."""
-        _close(self.fds)
-        self.fds = []
+        if self.fds:
+            closing.put(self.fds)
+            self.fds = []
 
     def say_goodbye(self, code: Code, text: str) -> None:
         """GOAWAY, if the client still listens."""

@@ -310,7 +310,8 @@ class ControlServer:
             maximum_concurrent_rpcs=self._door.calls,
             interceptors=[self._door.gate] if self._door.gate else None,
         )
-        handlers = _Control(self._owner, self.announce, self._audit, self._events, self._block_events)
+        watched = WatchedBlocks(self._block_events, self._owner, self._door.watchers_of_one)
+        handlers = _Control(self._owner, self.announce, self._audit, self._events, watched)
         control_pb2_grpc.add_ControlServicer_to_server(handlers, server)
         if not self._door.health:
             return server
@@ -340,13 +341,13 @@ class _Control:
     """The handlers. Their names are gRPC's."""
 
     def __init__(
-        self, owner: Owner, announce: "_Announce", audit: Audit | None, events: Events, block_events: BlockEvents | None
+        self, owner: Owner, announce: "_Announce", audit: Audit | None, events: Events, watched_blocks: WatchedBlocks
     ) -> None:  # fmt: skip
         self._owner = owner
         self._announce = announce
         self._audit = audit
         self._watched = Watched(events)
-        self._watched_blocks = WatchedBlocks(block_events, owner)
+        self._watched_blocks = watched_blocks
 
     def GetStatus(self, _: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:
         return self._answer(context, lambda port: port.status(), _status)

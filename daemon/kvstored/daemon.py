@@ -28,7 +28,7 @@ from kvstored.admin_audit import Audit
 from kvstored.admin_gate import Gate
 from kvstored.admin_remote import remote_report
 from kvstored.admin_tokens import TokenSocket
-from kvstored.block_events import BlockEvents
+from kvstored.block_events import BlockEvents, begin_now
 from kvstored.chronicle import Chronicle
 from kvstored.config import Config, Loaded
 from kvstored.control import AdminPort, ControlServer
@@ -151,6 +151,7 @@ class Daemon:
             names = ",".join(self._store.quotas.forgotten)
             log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
         self._hot.store = self._hot.clients.store = self._store
+        self._store.leasing.cut = self._hot.devices.cut
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._audit = Audit(config.state_dir)
         self._events = Events()
@@ -203,7 +204,9 @@ class Daemon:
         """None: nobody is to be told where blocks lie. Raises OSError."""
         if config.events_listen == OFF:
             return None, None
-        events = BlockEvents(config.events(), group_of(config.admin_group), lambda: self._loop.call(announcing.room))
+        events = BlockEvents(
+            config.events(), group_of(config.admin_group), lambda: self._loop.call(announcing.room), begin_now()
+        )  # fmt: skip
         seeds = [HostRandomness().word() for _ in range(2)]
         announcing = Announcing(self._store, seeds, events.tell)
         self._store.forgotten = announcing.forgotten

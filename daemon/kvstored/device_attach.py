@@ -5,7 +5,7 @@ should a session have broken while copies were.
 """
 
 import logging
-import os
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from kvproto.frames import Head, Mode, Verb
 from kvproto.limits import HANDLES_ATTACHED, HANDLES_PER_SESSION, HANDLES_PER_UID, MEMORIES_PER_SESSION
 from kvstore.sessions import Session
 from kvstored.connection import Connection
+from kvstored.descriptors import closing
 from kvstored.device_records import Memory, Mover
 from kvstored.device_work import Closing, DeviceThreads, Done, Opening, Work
 
@@ -43,12 +44,17 @@ class _Attaching:
 class Attached:
     """All of it. `put` has work done and calls back with each piece; `send` tells a client that may be gone."""
 
-    def __init__(self, threads: Sequence[DeviceThreads], frame: memoryview, put: Put, send: Send) -> None:
+    def __init__(
+        self, threads: Sequence[DeviceThreads], frame: memoryview, put: Put, send: Send,
+        hang_up: Callable[[Connection], None],
+    ) -> None:  # fmt: skip
         self.movers: dict[Session, Mover] = {}
         self._threads = threads
         self._frame = frame
         self._put = put
         self._send = send
+        self._hang_up = hang_up
+        self._handles_max = min(HANDLES_ATTACHED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._attaching: list[_Attaching] = []  # those that wait for former sessions of their process
 
     def mover(self, connection: Connection, session: Session) -> Mover:
@@ -77,6 +83,7 @@ class Attached:
         memory = Memory(mover.next_memory, threads, len(attach.handles), whole_bytes, Opening(shared))
         mover.next_memory += 1
         mover.memories[memory.number] = memory
+        self._end_former(mover)
         self._attaching.append(_Attaching(mover, memory, head.request, fds))
         self.open_some()
 
@@ -114,7 +121,7 @@ class Attached:
         of_uid = sum(count for of, count in counts.items() if of.connection.peer.uid == uid)
         for what, has, most in (
             ("this session", counts[mover], HANDLES_PER_SESSION), (f"uid {uid}", of_uid, HANDLES_PER_UID),
-            ("all sessions", sum(counts.values()), HANDLES_ATTACHED),
+            ("all sessions", sum(counts.values()), self._handles_max),
         ):  # fmt: skip
             if has + more > most:
                 raise LimitError(f"{has} allocations of {what} are attached already, and {more} more than {most}")
@@ -124,6 +131,13 @@ class Attached:
             raise LimitError(
                 f"{whole_bytes + mine} bytes, and {threads.name} has {threads.device.properties.memory_bytes}"
             )
+
+    def _end_former(self, mover: Mover) -> None:
+        """Sessions of its process that the client has left, now: a LOAD they left unread must not come after this."""
+        pid = mover.connection.peer.pid
+        for other in [each for each in self.movers.values() if each is not mover and not each.gone]:
+            if other.connection.peer.pid == pid and other.connection.left:
+                self._hang_up(other.connection)
 
     def open_some(self) -> None:
         """Whose former sessions write nothing any more."""
@@ -138,10 +152,11 @@ class Attached:
         _close(attaching.fds)
         if opening.error is not None or opening.opened is None:
             del mover.memories[memory.number]
-            text = f"{type(opening.error).__name__}: {opening.error}" if opening.error else "not wanted any more"
+            text = f"{type(opening.error).__name__}: {opening.error}"
             self._send(mover, frames.build_failure(Verb.FAILED, attaching.request, Code.DEVICE, text))
             self.forget_if_done(mover)
             return
+        memory.opened = opening.opened
         log.info(
             "memory attached: pid=%d device=%r bytes=%d pages=%d",
             mover.connection.peer.pid, memory.threads.name, memory.whole_bytes, memory.opening.shared.blocks,
@@ -183,9 +198,9 @@ class Attached:
 
     def close_if_unused(self, mover: Mover, memory: Memory) -> None:
         """Let go of memory that is not wanted any more, and that nothing is copied to or from."""
-        opened = memory.opening.opened
+        opened = memory.opened
         if memory.closing and not memory.users and opened is not None:
-            memory.opening.opened = None  # once
+            memory.opened = None  # once
             self._put(memory.threads, Closing(opened), partial(self._closed, mover, memory))
 
     def _closed(self, mover: Mover, memory: Memory, _done: Done) -> None:
@@ -197,5 +212,5 @@ class Attached:
 
 
 def _close(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())
+    closing.put(fds)
+    fds.clear()

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
+import numpy as np
+
 from kvproto import device_frames, frames, policy_frames
 from kvproto.device_frames import Fate, Loaded, State
 from kvproto.errors import AttachError, KvError, LimitError, UsageError
@@ -37,12 +39,13 @@ from kvstored.memory import HostMemory
 
 _KEY_WORDS: Final = 4
 _TIER_HEAD: Final = struct.Struct("<IB")  # how PIN and PREFETCH begin: namespace, tier
+_NO_PLACES: Final[U4] = np.zeros(0, dtype=np.uint32)
 Handler = Callable[[Connection, Session, Head], None]
 log = logging.getLogger(__name__)
 
 
 class DeviceVerbs:
-    """All of it. `hot.py` asks `handlers`, `ready` and `leased`; the daemon's loop `finish`."""
+    """All of it. `hot.py` asks `handlers`, `ready` and `leased`; the store says `cut`; the daemon's loop `finish`."""
 
     def __init__(
         self, threads: Sequence[DeviceThreads], frame: memoryview, words: U8, store: Callable[[], Store],
@@ -55,7 +58,7 @@ class DeviceVerbs:
         self._clients = clients
         self._host = memory
         self._tell = tell
-        self._attached = Attached(threads, frame, self._put, self._send)
+        self._attached = Attached(threads, frame, self._put, self._send, clients.hang_up)
         self._promotions = Promotions(memory, self._put, self._give_back)
         self._waiting: dict[Lease | Parked, Transfer | None] = {}  # None: not wanted any more
         self._works: dict[Work, Callable[[Done], None]] = {}
@@ -158,9 +161,15 @@ class DeviceVerbs:
             self._fill(transfer, moving.take(session, transfer.namespace, lease, locations))
         return True
 
+    def cut(self, lease: Lease) -> None:
+        """A lease has ended while blocks came for it, as one does that a DELETE has met: a LOAD gets nothing by it."""
+        transfer = self._waiting.pop(lease, None)
+        if transfer is not None:
+            self._fill(transfer, self._store().moving.take(lease.session, transfer.namespace, None, _NO_PLACES))
+
     def _fill(self, transfer: Transfer, held: Held) -> None:
         transfer.waits_for, transfer.held = None, held
-        opened = transfer.memory.opening.opened
+        opened = transfer.memory.opened
         assert opened is not None, "memory that is in use stays open"
         sources = self._promotions.sources(transfer.memory.threads, held)
         transfer.copies = sources.copies
@@ -257,7 +266,7 @@ class DeviceVerbs:
 
     def _empty(self, transfer: Transfer) -> None:
         """The next slice of it, or its end."""
-        saving, opened = transfer.saving, transfer.memory.opening.opened
+        saving, opened = transfer.saving, transfer.memory.opened
         assert saving is not None, "a LOAD saves nothing"
         assert opened is not None, "memory that is in use stays open"
         granted = [] if transfer.unwanted or transfer.of.gone else self._store().moving.reserve(saving)
@@ -309,7 +318,7 @@ class DeviceVerbs:
     def _memory(self, mover: Mover, number: int, namespace: Namespace, pages: Sequence[int]) -> Memory:
         """Pages that there are, of the namespace's size. Raises UsageError, LimitError, AttachError."""
         memory = mover.memories.get(number)
-        if memory is None or memory.closing or memory.opening.opened is None:
+        if memory is None or memory.closing or memory.opened is None:
             raise UsageError("no such memory is attached")
         if memory.threads.lost:
             raise AttachError(f"{memory.threads.name} is lost: {memory.threads.lost}")

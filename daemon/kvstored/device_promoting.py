@@ -4,6 +4,7 @@ A block that is loaded out of DRAM a second time is copied into the tier on the 
 hold still keeps it in DRAM. What was seen once is remembered for `SEEN` blocks.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,7 @@ class Promotions:
         self._host = host
         self._put = put
         self._give_back = give_back
-        self._seen: dict[tuple[int, int], None] = {}
+        self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     def sources(self, threads: DeviceThreads, held: Held) -> Sources:
         """The nearest there are. Copies are held until `loaded`."""
@@ -101,8 +102,10 @@ class Promotions:
             copy = threads.hbm.reserve(namespace.tenant.number, namespace.slot_bytes, *key)
             if copy is not None:
                 new.append((place, copy))
+            elif not threads.hbm.has(*key):
+                break  # there is no room, and none for the next either
         while len(self._seen) > SEEN:
-            del self._seen[next(iter(self._seen))]
+            self._seen.popitem(last=False)
         return new
 
     def _promoted(

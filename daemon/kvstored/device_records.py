@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from kvkernels.device.sharing import OpenedPages
 from kvproto.device_frames import Load
 from kvproto.errors import UsageError
 from kvstore.moving import Held, Saving
@@ -16,13 +17,14 @@ from kvstored.device_work import DeviceThreads, Emptying, Filling, Opening
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """An engine's pages in our threads. `opening` until they are open, `opened` from then on."""
+    """An engine's pages in our threads. `opening` is the thread's, until the owner has heard of it; then `opened`."""
 
     number: int
     threads: DeviceThreads
     handles: int
     whole_bytes: int
     opening: Opening
+    opened: OpenedPages | None = None
     users: int = 0  # transfers
     closing: bool = False  # no new ones
     detaching: int | None = None  # the request that waits for the end

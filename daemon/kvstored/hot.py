@@ -35,6 +35,7 @@ from kvstore.store import ITEM, Store
 from kvstored.clients import Clients
 from kvstored.config import Config
 from kvstored.connection import Connection, SlowReaderError
+from kvstored.descriptors import CLOSING, closing, let_through
 from kvstored.device_hot import DeviceVerbs
 from kvstored.device_work import DeviceThreads
 from kvstored.hot_policy import PolicyVerbs
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = HOT_SOCKET
 BATCH_BYTES = 8 << 20  # what a leaf thread copies before it reports: a report wakes the owner and a client
 FDS_PER_FRAME = 253
-_WITH_DESCRIPTORS = Mode.DAEMON.name.lower()
 TIMED = 7  # one frame of a session in so many: reading the clock takes 0.02 to 0.15 us. Odd, so that no habit hides one
 
 _LEASED_AT = frames.HEAD_BYTES + frames.LEASED_HEAD.size
@@ -133,7 +133,7 @@ class HotServer:
 
     def _read(self, connection: Connection) -> None:
         """One frame a turn, so that nobody can keep the loop to itself."""
-        if connection.mode == _WITH_DESCRIPTORS:
+        if connection.receives:
             self._read_with_descriptors(connection)
             return
         try:
@@ -148,7 +148,7 @@ class HotServer:
             self._loop.rewatch(connection.socket.fileno(), READABLE | WRITABLE)
 
     def _read_with_descriptors(self, connection: Connection) -> None:
-        """The same in mode daemon: a frame may bring descriptors. Those that nobody takes are closed."""
+        """The same where a frame may bring descriptors. Those that nobody takes are closed."""
         try:
             frame_bytes = connection.receive_with_descriptors(self._frame)
         except BlockingIOError:
@@ -157,6 +157,8 @@ class HotServer:
             if frame_bytes == 0:
                 self.clients.hang_up(connection)
                 return
+            if connection.fds and closing.many:
+                raise LimitError(f"more than {CLOSING} descriptors that were sent are not closed yet")
             self._handle(connection, frame_bytes)
         finally:
             connection.close_descriptors()
@@ -212,6 +214,9 @@ class HotServer:
         connection.session = self.store.attach(tenant, ring_bytes, chosen.owner)
         connection.name, connection.role = hello.name, hello.role.name.lower()
         connection.mode = chosen.mode.name.lower()
+        if chosen.mode is Mode.DAEMON:
+            let_through(connection.socket, wanted=True)
+            connection.receives = True
         self.clients.by_session[connection.session] = connection
         self.clients.came(connection)
         if ring_bytes and chosen.owner is None:

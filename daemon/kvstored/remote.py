@@ -1,7 +1,8 @@
 """The threads of the remote tier: `kvstore.tier.remote_orders.RemoteWorkers` of a real daemon.
 
     owner thread            submit --> queues -------------> seekers (4) --ask--> readers, as many as connections
-    (nothing here waits)                                     writers (4), one that forgets
+    (nothing here waits)                                     writers (4), one that notes what was dropped,
+                                                         one that removes it
                             finish <-- one deque, a wake <--'
 
 Whatever the far side does, they are the only ones to wait for it.
@@ -14,9 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final
 
 from kvproto.limits import MIB
@@ -30,6 +30,7 @@ from kvstored.remote_jobs import Jobs
 from kvstored.remote_ledger import Ledger
 from kvstored.remote_pool import Budget, Pool
 from kvstored.remote_port import Backend, RemoteError
+from kvstored.remote_removals import Removal, Removals
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ WRITERS: Final = KEEPS  # one each, so that no block waits in DRAM for another o
 BATCH_BYTES: Final = 8 * MIB  # what a leaf thread copies before it reports
 BUDGET_BYTES: Final = 128 * MIB  # read, and not in DRAM yet
 STOP_S: Final = 2.0
-FORGETS: Final = 4096  # that wait; of more, the objects stay until their bucket's rule removes them
-TRY_AGAIN_S: Final = 2.0
+FINISH_S: Final = 0.002  # of the owner thread in one turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,14 @@ class RemoteThreads:
         self._seeks: SimpleQueue[Seek | None] = SimpleQueue()
         self._keeps: SimpleQueue[Keep | None] = SimpleQueue()
         self._forgets: SimpleQueue[Forget | None] = SimpleQueue()
+        self._removals = Removals()
         self._ended: deque[Callable[[Store], None]] = deque()
         self._stopping = threading.Event()
         self._threads = [
             *(self._thread(f"remote-seek-{number}", self._seek) for number in range(SEEKERS)),
             *(self._thread(f"remote-write-{number}", self._keep) for number in range(WRITERS)),
-            self._thread("remote-forget", self._forget),
+            self._thread("remote-note", self._note),
+            self._thread("remote-remove", self._remove),
         ]
 
     def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
@@ -95,6 +97,7 @@ class RemoteThreads:
         elif isinstance(order, Keep):
             if not self.writing():
                 return False
+            self.jobs.begin_keep(order)
             self._keeps.put(order)
         else:
             self.jobs.announce(order)
@@ -133,6 +136,8 @@ class RemoteThreads:
     def start(self) -> None:
         """Start the threads."""
         self._readers.start()
+        for prefix in self.ledger.clearing():  # what a former life has not finished
+            self._removals.add(Removal(prefix))
         for thread in self._threads:
             thread.start()
 
@@ -145,6 +150,7 @@ class RemoteThreads:
         for _ in range(WRITERS):
             self._keeps.put(None)
         self._forgets.put(None)
+        self._removals.close()
         self._readers.stop()
         deadline_s = time.monotonic() + STOP_S
         for thread in self._threads:
@@ -153,9 +159,13 @@ class RemoteThreads:
         self.far.close()
 
     def finish(self, store: Store) -> None:
-        """Hand back to the store what has come."""
+        """Hand back to the store what has come; the rest in the next turn if it is much."""
+        until_s = time.monotonic() + FINISH_S if self._ended else 0.0
         while self._ended:
             self._ended.popleft()(store)
+            if self._ended and time.monotonic() > until_s:
+                self._wake()
+                return
 
     def _say(self, what: Callable[[Store], None]) -> None:
         """Any thread."""
@@ -187,28 +197,33 @@ class RemoteThreads:
             keep.contents = []
             self._say(lambda store, keep=keep: store.remote.writing.kept(keep))  # type: ignore[misc]
 
-    def _forget(self) -> None:
-        """What was dropped is noted at once, in order; what lies over there goes when the far side can be written."""
+    def _note(self) -> None:
+        """What was dropped is noted at once, in order: this waits for a file, and for no far side."""
         _be_nice()
-        # What a former life has not finished comes first.
-        late = deque(partial(self.jobs.clear, prefix) for prefix in self.ledger.clearing())
-        while True:
+        told = False
+        while (order := self._forgets.get()) is not None:
             try:
-                order = self._forgets.get(timeout=TRY_AGAIN_S if late else None)
-            except Empty:
-                work = late.popleft()
-            else:
-                if order is None:
-                    return
-                self.jobs.begin_forget(order)
-                self._say(lambda store, order=order: store.remote.forgot(order))  # type: ignore[misc]
-                work = partial(self.jobs.forget, order)
+                removal = self.jobs.begin_forget(order)
+            except Exception:  # then nothing of it is asked for any more
+                log.exception("remote: what was dropped is not noted")
+                continue
+            self._say(lambda store, order=order: store.remote.forgot(order))  # type: ignore[misc]
+            if not self._removals.add(removal) and not told:
+                told = True
+                log.warning("remote: too many deletes wait: what they name is not read again, and stays over there")
+
+    def _remove(self) -> None:
+        """What lies over there goes when the far side can be written."""
+        _be_nice()
+        while (removal := self._removals.next()) is not None:
             try:
-                work()
+                self.jobs.remove(removal)
             except RemoteError as error:
                 log.debug("remote: not deleted yet: %s", error)
-                if len(late) < FORGETS:
-                    late.append(work)
+                self._removals.again(removal)
+            except Exception:  # whatever it is, the thread is needed for others
+                log.exception("remote: not deleted yet")
+                self._removals.again(removal)
 
 
 def _be_nice() -> None:

@@ -19,6 +19,7 @@ from kvstored.remote_port import (
     Listed,
     RefusedError,
     RemoteError,
+    TooLargeError,
     UnreachableError,
 )
 
@@ -68,7 +69,8 @@ class FarSide:
 
     def listing(self, prefix: str, most: int) -> list[Listed]:
         """`Backend.listing`. Raises RemoteError."""
-        return self._call(self.reading, lambda: self._backend.listing(prefix, most))
+        listed = self._call(self.reading, lambda: self._backend.listing(prefix, most))
+        return [one for one in listed[:most] if one.name.startswith(prefix)]  # some are deleted: never another's
 
     def exists_many(self, names: Sequence[str]) -> list[bool]:
         """`Backend.exists_many`. Raises RemoteError."""
@@ -98,7 +100,7 @@ class FarSide:
             self.tally.writes += breaker is self.writing
         try:
             answer = call()
-        except AbsentError:  # that is an answer
+        except (AbsentError, TooLargeError):  # that is an answer, or the far side was not even asked
             self._answered(breaker)
             raise
         except RemoteError as error:

@@ -27,7 +27,6 @@ from kvstore.tier.remote_format import (
     ObjectHeader,
     Place,
     key_digest,
-    mark_of,
     marks_in,
     name_of,
     pack_header,
@@ -38,8 +37,9 @@ from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, Seek
 from kvstored.remote_calls import FarSide
 from kvstored.remote_ledger import Ledger
 from kvstored.remote_pool import Budget, Pool
-from kvstored.remote_port import AbsentError, RemoteError
+from kvstored.remote_port import AbsentError, RemoteError, TooLargeError
 from kvstored.remote_ranges import Ask, asks_of, bytes_of
+from kvstored.remote_removals import Epochs, Removal, holding
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Jobs:
         self._quota_bytes = quota_bytes
         self._lock = threading.Lock()
         self._headers: OrderedDict[str, ObjectHeader] = OrderedDict()
-        self._epochs: dict[str, int] = {}  # how often something of a namespace was dropped
+        self._epochs = Epochs()
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -203,7 +203,20 @@ class Jobs:
         name, block_bytes = ask.stretch.name, seek.block_bytes
         if content.size != bytes_of(ask, block_bytes):
             raise DamagedError(f"{content.size} bytes of {bytes_of(ask, block_bytes)}")
-        header = self._header(name, content if ask.whole else None)
+        header, remembered = self._header(name, content if ask.whole else None)
+        try:
+            return self._compared(seek, ask, content, header)
+        except DamagedError:
+            if not remembered:
+                raise
+        # The object may have gone and come back since, with bytes that another host has computed.
+        with self._lock:
+            self._headers.pop(name, None)
+        return self._compared(seek, ask, content, self._header(name, None)[0])
+
+    def _compared(self, seek: Seek, ask: Ask, content: Bytes, header: ObjectHeader) -> tuple[Piece, bool]:
+        """Raises DamagedError."""
+        block_bytes = seek.block_bytes
         if header.place != seek.place or header.block_bytes != block_bytes or len(header.keys) != ask.stretch.blocks:
             raise DamagedError("another object lies there")
         at = ask.stretch.at + ask.first - ask.stretch.skip
@@ -222,11 +235,12 @@ class Jobs:
         piece = Piece(seek, at, header.parent, contents)
         return piece, len(contents) == ask.stop - ask.first
 
-    def _header(self, name: str, content: Bytes | None) -> ObjectHeader:
+    def _header(self, name: str, content: Bytes | None) -> tuple[ObjectHeader, bool]:
+        """An object's header, and whether it was read earlier. Raises RemoteError, DamagedError."""
         with self._lock:
             header = self._headers.get(name)
         if header is not None and content is None:
-            return header
+            return header, True
         page = self._far.get_range(name, 0, HEADER_BYTES) if content is None else content[:HEADER_BYTES]
         try:
             header = parse_header(page.tobytes())
@@ -236,7 +250,7 @@ class Jobs:
             self._headers[name] = header
             if len(self._headers) > HEADERS:
                 self._headers.popitem(last=False)
-        return header
+        return header, False
 
     def _damaged(self, name: str, reason: str) -> None:
         with self._lock:
@@ -250,8 +264,11 @@ class Jobs:
     def keep(self, keep: Keep, copied: Callable[[Keep], None]) -> None:
         """Write a run; `copied` is called as soon as DRAM is needed no more."""
         count, block_bytes = len(keep.keys), keep.block_bytes
-        place, prefix = keep.place, keep.place.prefix
-        epoch = self._epochs.get(prefix, 0)
+        place = keep.place
+        if len(self._allowed(place, keep.keys)) < count:  # stored again under a key that was deleted
+            copied(keep)
+            keep.failed = "deleted"
+            return
         content = np.empty(HEADER_BYTES + count * block_bytes, dtype=np.uint8)
         good = self._copy(keep, content)
         copied(keep)
@@ -265,7 +282,7 @@ class Jobs:
             with self._lock:
                 self.seen.skipped += keep.stored
             while keep.stored < count:
-                self._put(keep, content, min(count, keep.stored + self._far.most_blocks), epoch)
+                self._put(keep, content, min(count, keep.stored + self._far.most_blocks))
         except RemoteError as error:
             keep.failed = str(error)
 
@@ -280,7 +297,7 @@ class Jobs:
                 return False
         return True
 
-    def _put(self, keep: Keep, content: Bytes, stop: int, epoch: int) -> None:
+    def _put(self, keep: Keep, content: Bytes, stop: int) -> None:
         """Blocks from `keep.stored` to `stop` as one object. Raises RemoteError."""
         start, block_bytes = keep.stored, keep.block_bytes
         keys = keep.keys[start:stop]
@@ -294,9 +311,10 @@ class Jobs:
             bad = self.known.is_bad(name)
         if bad:
             raise RemoteError("what lies there is damaged, and is not written over")
+        self._make_room(end - begin)
         new = self._far.put(name, [content[begin:end]])
         with self._lock:
-            dropped = self._epochs.get(prefix, 0) != epoch
+            dropped = self._epochs.of(prefix) != keep.epoch
             if new:
                 self.ledger.wrote(name, end - begin)
             if not dropped:
@@ -307,14 +325,19 @@ class Jobs:
             self._remove([name])
             raise RemoteError("deleted meanwhile")
         keep.stored = stop
-        self._make_room()
+        self._make_room(0)  # others write at the same time
 
-    def _make_room(self) -> None:
-        """Delete what was written first while there is more than the quota allows. Raises RemoteError."""
+    def _make_room(self, wanted_bytes: int) -> None:
+        """Delete what was written first while there is more than the quota allows.
+
+        Raises RemoteError: who cannot delete does not write either.
+        """
+        if wanted_bytes > self._quota_bytes:
+            raise TooLargeError(f"{wanted_bytes} bytes are more than all that this host may keep there")
         while True:
             with self._lock:
                 oldest = self.ledger.oldest()
-                if oldest is None or self.ledger.total_bytes <= self._quota_bytes:
+                if oldest is None or self.ledger.total_bytes + wanted_bytes <= self._quota_bytes:
                     return
             self._remove([oldest])
 
@@ -332,44 +355,54 @@ class Jobs:
 
     # -- dropping ------------------------------------------------------------------------------------------------
 
+    def begin_keep(self, keep: Keep) -> None:
+        """What is dropped from now on may be some of it. Owner thread."""
+        keep.epoch = self._epochs.of(keep.place.prefix)
+
     def announce(self, forget: Forget) -> None:
         """What is being written of this namespace may have been dropped. Owner thread; waits for nobody."""
-        prefix = forget.place.prefix
-        self._epochs[prefix] = self._epochs.get(prefix, 0) + 1
+        self._epochs.dropped(forget.place.prefix)
 
-    def begin_forget(self, forget: Forget) -> None:
-        """From now on nothing of it is read or written."""
+    def begin_forget(self, forget: Forget) -> Removal:
+        """From now on nothing of it is read or written. Returns what is to be removed."""
         prefix = forget.place.prefix
+        digests = [key_digest(forget.place, key) for key in forget.keys]
         with self._lock:
-            for key in forget.keys:
-                self.ledger.delete_key(prefix, key_digest(forget.place, key))
+            self.ledger.delete_keys(prefix, digests)
             if not forget.keys:
                 self.ledger.begin_clear(prefix)
                 self.known.forget_all(prefix)
+        return Removal(prefix, tuple(digests))
 
     def forget(self, forget: Forget) -> None:
         """Delete what holds some of it. Raises RemoteError: it must be tried again."""
-        if not forget.keys:
-            self.clear(forget.place.prefix)
+        place = forget.place
+        self.remove(Removal(place.prefix, tuple(key_digest(place, key) for key in forget.keys)))
+
+    def remove(self, removal: Removal) -> None:
+        """Delete what holds some of it. Raises RemoteError: it must be tried again."""
+        prefix = removal.prefix
+        if not removal.digests:
+            self.clear(prefix)
             return
-        for key in forget.keys:
-            digest = key_digest(forget.place, key)
-            begins = f"{forget.place.prefix}{digest.hex()}/"
-            names = {one.name for one in self._far.listing(begins, LISTED)} if self._far.most_blocks > 1 else set()
-            with self._lock:
-                mine = self.ledger.below(forget.place.prefix)
-            mark = mark_of(digest)
-            for name in mine:
-                marks = marks_in(name, name[: name.rfind("/") + 1])
-                if name.startswith(begins) or (marks is not None and mark in marks):
-                    names.add(name)
-            self._remove(sorted(names))
+        for digest in removal.digests:
+            begins = f"{prefix}{digest.hex()}/"
+            if self._far.most_blocks == 1:
+                self._remove([f"{begins}1."])  # there is no other, whoever wrote it
+            else:
+                self._remove([one.name for one in self._far.listing(begins, LISTED)])
+        with self._lock:
+            mine = self.ledger.below(prefix)
+        self._remove(holding(mine, prefix, removal.digests))
 
     def clear(self, prefix: str) -> None:
         """Delete all of a namespace's objects. Raises RemoteError: it must be tried again."""
-        if self._far.most_blocks > 1:
-            while listed := self._far.listing(prefix, LISTED):
-                self._remove([one.name for one in listed])
+        before: list[str] = []
+        while self._far.most_blocks > 1 and (names := [one.name for one in self._far.listing(prefix, LISTED)]):
+            if names == before:
+                raise RemoteError("what was deleted is still there")
+            self._remove(names)
+            before = names
         with self._lock:
             mine = self.ledger.below(prefix)
         self._remove(mine)

@@ -10,6 +10,7 @@ objects stay where they are until the bucket's own rule removes them. One thread
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 
 FILE: Final = "remote-ledger"
 OBJECTS: Final = 1 << 20  # remembered at most; about 450 bytes each
-DELETED: Final = 1 << 16  # keys
+DELETED: Final = 1 << 16  # keys, of all tenants together
+LINE_BYTES: Final = NAME_BYTES + 64
+LINES: Final = 3 * (OBJECTS + DELETED)  # of a file: more than it is ever let have
 SLACK: Final = 4096  # lines that are over, at the least, before the file is written anew
 
 
@@ -32,9 +35,11 @@ class Ledger:
         self.faults = 0  # lines that could not be read, and writes that failed
         self._path = folder / FILE if folder is not None else None
         self._objects: OrderedDict[str, int] = OrderedDict()
-        self._deleted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._deleted: dict[str, OrderedDict[tuple[str, str], None]] = {}  # by tenant
         self._clearing: dict[str, None] = {}
+        self._count = 0  # of deleted keys
         self._lines = 0
+        self._torn = False  # the last line has no end: the next one must not go on with it
         self._read()
 
     def __len__(self) -> int:
@@ -58,16 +63,26 @@ class Ledger:
         """Names that begin so."""
         return [name for name in self._objects if name.startswith(prefix)]
 
-    def delete_key(self, prefix: str, digest: bytes) -> None:
-        """A key of a namespace: nothing of it is to come back."""
-        self._deleted[prefix, digest.hex()] = None
-        if len(self._deleted) > DELETED:
-            self._deleted.popitem(last=False)
-        self._append(f"x {prefix} {digest.hex()}")
+    def delete_keys(self, prefix: str, digests: Sequence[bytes]) -> None:
+        """Keys of a namespace: nothing of them is to come back."""
+        for digest in digests:
+            self._note(prefix, digest.hex())
+        if digests:
+            self._append(*(f"x {prefix} {digest.hex()}" for digest in digests))
 
     def is_deleted(self, prefix: str, digest: bytes) -> bool:
         """Was this key deleted?"""
-        return bool(self._deleted) and (prefix, digest.hex()) in self._deleted
+        return (prefix, digest.hex()) in self._deleted.get(_tenant(prefix), ())
+
+    def _note(self, prefix: str, digest: str) -> None:
+        """One above the bound costs the tenant who has most of them its oldest one."""
+        of_tenant = self._deleted.setdefault(_tenant(prefix), OrderedDict())
+        self._count -= len(of_tenant)
+        of_tenant[prefix, digest] = None
+        self._count += len(of_tenant)
+        if self._count > DELETED:
+            max(self._deleted.values(), key=len).popitem(last=False)
+            self._count -= 1
 
     def begin_clear(self, prefix: str) -> None:
         """All of a namespace was dropped: nothing of it is to come back."""
@@ -91,7 +106,7 @@ class Ledger:
     @property
     def deleted(self) -> int:
         """How many keys are remembered as deleted."""
-        return len(self._deleted)
+        return self._count
 
     def _add(self, name: str, object_bytes: int) -> None:
         self._take(name)
@@ -111,16 +126,18 @@ class Ledger:
         if self._path is None:
             return
         try:
-            lines = self._path.read_text(encoding="ascii", errors="replace").splitlines()
+            with self._path.open(encoding="ascii", errors="replace", newline="\n") as file:
+                while (line := file.readline(LINE_BYTES)) and self._lines < LINES:
+                    self._torn = not line.endswith("\n")
+                    if line != "\n":
+                        self._lines += 1
+                        self.faults += not self._take_line(line.removesuffix("\n").split(" "))
         except FileNotFoundError:
             return
         except OSError as error:
             log.warning("remote: what was written before is not known: %s", error.strerror)
             self.faults += 1
             return
-        for line in lines:
-            self._lines += 1
-            self.faults += not self._take_line(line.split(" "))
         if self.faults:
             log.warning("remote: lines=%d of the ledger could not be read", self.faults)
         self._renew_if_due()
@@ -133,7 +150,7 @@ class Ledger:
         elif len(words) == 2 and words[0] == "-":
             self._take(words[1])
         elif len(words) == 3 and words[0] == "x" and words[1].isascii():
-            self._deleted[words[1], words[2]] = None
+            self._note(words[1], words[2])
         elif len(words) == 2 and words[0] == "c" and words[1].isascii():
             self._clearing[words[1]] = None
         elif len(words) == 2 and words[0] == "d":
@@ -142,32 +159,49 @@ class Ledger:
             return False
         return True
 
-    def _append(self, line: str) -> None:
+    def _append(self, *lines: str) -> None:
         if self._path is None:
             return
+        content = "".join(f"{line}\n" for line in lines).encode("ascii")
+        if self._torn:
+            content = b"\n" + content
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.write(descriptor, f"{line}\n".encode("ascii"))
+                self._torn = os.write(descriptor, content) < len(content)
             finally:
                 os.close(descriptor)
         except OSError:
             self.faults += 1
             return
-        self._lines += 1
+        self.faults += self._torn
+        self._lines += len(lines)
         self._renew_if_due()
 
     def _renew_if_due(self) -> None:
-        alive = len(self._objects) + len(self._deleted)
+        alive = len(self._objects) + self._count
         if self._path is None or self._lines <= 2 * alive + SLACK:
             return
         beside = self._path.with_suffix(".new")
         lines = [f"+ {object_bytes} {name}" for name, object_bytes in self._objects.items()]
         lines += [f"c {prefix}" for prefix in self._clearing]
-        lines += [f"x {prefix} {digest}" for prefix, digest in self._deleted]
+        lines += [f"x {prefix} {digest}" for one in self._deleted.values() for prefix, digest in one]
         try:
-            beside.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            with open(beside, "w", encoding="ascii", opener=_for_us_alone) as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
             beside.replace(self._path)
+            self._torn = False
         except OSError:
             self.faults += 1
         self._lines = alive
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _tenant(prefix: str) -> str:
+    """What prefixes of all namespaces of a tenant begin with."""
+    return prefix.rsplit("/", 2)[0]

@@ -6,7 +6,6 @@ address names, by default the daemon's own; kvstore/tier/REMOTE.md has what was 
 """
 
 import logging
-import socket
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Final
 from kvproto.limits import MIB
 from kvstored.remote_mooncake_life import CLOSED, ChildRequest, Life
 from kvstored.remote_mooncake_memory import Span
-from kvstored.remote_port import AbsentError, Bytes, FullError, Listed, RemoteError, UnreachableError
+from kvstored.remote_port import AbsentError, Bytes, FullError, Listed, RemoteError, TooLargeError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class MooncakeBackend:
         """See the port. Not atomic against another writer of the same name, whose bytes are the same ones."""
         size, until_s = sum(part.size for part in parts), self._until_s()
         if size > self._object_bytes:
-            raise RemoteError(f"{size} bytes are more than an object may have")
+            raise TooLargeError(f"{size} bytes are more than an object may have")
         life = self._alive()
         span = self._span(life, size, until_s)
         at = 0
@@ -175,7 +174,7 @@ class MooncakeBackend:
             if life is None or (life.over and time.monotonic() >= life.began_s + self._pause_s):
                 address = self._address
                 request = ChildRequest(
-                    address.python, address.master, address.host or way_to(address.master), address.metadata,
+                    address.python, address.master, address.host, address.metadata,
                     address.protocol, address.devices, self._deadline_s, self._region_bytes, self._object_bytes,
                 )  # fmt: skip
                 try:
@@ -212,19 +211,6 @@ class MooncakeBackend:
         if isinstance(answer, list) and len(answer) == count and all(isinstance(code, int) for code in answer):
             return answer
         raise UnreachableError("an answer that makes no sense" if answer != -1 else MEANS[-1])
-
-
-def way_to(master: str) -> str:
-    """The address of this host on the way to another one. No packet is sent. Raises UnreachableError."""
-    host, _, port = master.rpartition(":")
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            own: str = probe.getsockname()[0]
-    except (OSError, ValueError) as error:
-        raise UnreachableError(f"there is no way to {master}") from error
-    return own
 
 
 def _meaning(code: int) -> str:

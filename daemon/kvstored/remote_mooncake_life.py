@@ -34,7 +34,7 @@ ENDED: Final = "its client has ended"
 
 @dataclass(frozen=True, slots=True)
 class ChildRequest:
-    """What it is told. `devices`: of RDMA, separated by commas; empty: all."""
+    """What it is told. `host` empty: as the way to the master says. `devices`: of RDMA, with commas; empty: all."""
 
     python: str
     master: str
@@ -104,7 +104,11 @@ class Life:
         self._lanes.put(lane)
         if self._over.is_set():
             self._close_lanes()
-        return json.loads(answer)
+        try:
+            return json.loads(answer)
+        except ValueError:
+            self.end("an answer that makes no sense")
+            raise UnreachableError("an answer that makes no sense") from None
 
     def end(self, reason: str) -> None:
         """Kill it. Any number of times; the first reason counts."""
@@ -137,17 +141,23 @@ class Life:
     def _run(self) -> None:
         # As nice as the threads that use it: it spins while it waits, and would keep the processor from them.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        lanes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(LANES)]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lanes: list[tuple[socket.socket, socket.socket]] = []
+        ends: list[socket.socket] = []  # of the control socket: ours, the child's
         try:
+            lanes += [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(LANES)]
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends += (ours, theirs)
+            host = self._request.host or way_to(self._request.master)  # this may wait for a name server
             with self._lock:
                 if not self.reason:
-                    self._process = self._start(theirs, [child for _, child in lanes])
+                    self._process = self._start(host, theirs, [child for _, child in lanes])
             theirs.close()
             for _, child in lanes:
                 child.close()
             if self._process is not None:
                 self._hear(ours, [lane for lane, _ in lanes])
+        except UnreachableError as error:
+            self.reason = self.reason or str(error)
         except OSError as error:
             self.reason = self.reason or f"its client cannot be started: {error.strerror}"
         finally:
@@ -158,16 +168,17 @@ class Life:
                 for lane, _ in lanes:
                     lane.close()
             self._close_lanes()
-            ours.close()
+            for end in (*ends, *(child for _, child in lanes)):
+                end.close()
             self.region.close()
 
-    def _start(self, control: socket.socket, lanes: list[socket.socket]) -> subprocess.Popen[bytes]:
+    def _start(self, host: str, control: socket.socket, lanes: list[socket.socket]) -> subprocess.Popen[bytes]:
         request = self._request
         numbers = [lane.fileno() for lane in lanes]
         told = {
             "parent": os.getpid(), "control": control.fileno(), "lanes": numbers, "memory": self.region.fd,
             "memory_bytes": request.region_bytes, "object_bytes": request.object_bytes, "master": request.master,
-            "host": request.host, "metadata": request.metadata, "protocol": request.protocol,
+            "host": host, "metadata": request.metadata, "protocol": request.protocol,
             "devices": request.devices, "deadline_ms": max(100, int(800 * request.deadline_s)),
         }  # fmt: skip
         return subprocess.Popen(  # noqa: S603  as the operator says
@@ -206,6 +217,19 @@ class Life:
                 self.reason or "by itself",
                 words,
             )
+
+
+def way_to(master: str) -> str:
+    """The address of this host on the way to another one. No packet is sent. Raises UnreachableError."""
+    host, _, port = master.rpartition(":")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            own: str = probe.getsockname()[0]
+    except (OSError, ValueError) as error:
+        raise UnreachableError(f"there is no way to {master}") from error
+    return own
 
 
 def _drain(pipe: Any, last: deque[str]) -> None:

@@ -1,10 +1,13 @@
 """Threads that make requests, and how many bytes may be on their way. The threads end with the process."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
+
+from kvstored.leaf import NICE
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +48,7 @@ class Pool:
         return future
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while (call := self._calls.get()) is not None:
             call()
             del call  # it would keep what was read

@@ -13,6 +13,7 @@ asked.
     +-- AbsentError       there is no such object
     +-- RefusedError      credentials, permissions or the clock are wrong: the same call will be refused again
     +-- FullError         there is no room for what is to be written
+    +-- TooLargeError     no object of this engine may be so large; others go through
     `-- UnreachableError  down, cut off, slower than the deadline, or an answer that makes no sense
 """
 
@@ -41,6 +42,10 @@ class RefusedError(RemoteError):
 
 class FullError(RemoteError):
     """There is no room."""
+
+
+class TooLargeError(RemoteError):
+    """No object may be so large."""
 
 
 class UnreachableError(RemoteError):

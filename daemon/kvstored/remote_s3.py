@@ -123,7 +123,7 @@ class S3Backend:
         import obstore  # noqa: PLC0415
 
         found: list[Listed] = []
-        with _errors():
+        with _errors(writing=True):  # what is not found is the bucket
             for chunk in obstore.list(self._store, prefix.rstrip("/"), chunk_size=min(most, LISTED_AT_A_TIME)):
                 found += [Listed(one["path"], one["size"]) for one in chunk]
                 if len(found) >= most:
@@ -173,4 +173,5 @@ def _is_full(text: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """One line of what a library says, without what only its authors want to know."""
-    return " ".join(str(error).split("\n\nDebug source:")[0].split())[:REASON_LETTERS]
+    text = " ".join(str(error).split("\n\nDebug source:")[0].split())[:REASON_LETTERS]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # some of it the far side has said

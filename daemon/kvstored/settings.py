@@ -331,7 +331,7 @@ EVENTS_FORM: Final = Setting(
 EVENTS_REPLAY: Final = Setting(
     "events_replay", "events.replay", "KVSTORED_EVENTS_REPLAY", "--events-replay",
     count_kind(1, 1_000_000), lambda _: 10_000, "batches",
-    "of each tenant so many are remembered for who missed them, in 64 MiB at most")
+    "of each tenant so many are remembered for who missed them, in 64 MiB at most, and in 256 MiB those of all tenants")
 EVENTS_HIGH_WATER: Final = Setting(
     "events_high_water", "events.high_water", "KVSTORED_EVENTS_HIGH_WATER", "--events-high-water",
     count_kind(1, 1_000_000), lambda _: 1000, "batches",

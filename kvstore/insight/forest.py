@@ -63,7 +63,7 @@ def slice_of(tables: blocks.Tables, pinning: Pinning, number: int, start: int, n
     table = tables.blocks[start:stop]
     at = np.flatnonzero((table["namespace"] == number) & LIVE_STATES[table["state"]])
     # As rows of words: to take structures apart one by one costs five times as much.
-    found = np.take(table.view(np.uint64).reshape(table.size, -1), at, axis=0).view(blocks.BLOCK)[:, 0]
+    found = np.take(table.view(np.uint64).reshape(table.size, table.itemsize // 8), at, axis=0).view(blocks.BLOCK)[:, 0]
     rows = (at + start).astype(np.uint32)
     ages = np.maximum(now_ns - found["touched"].astype(np.int64), 0) // TICK_NS
     on_disk = (found["disk"] != 0) & (found["flags"] & _SAVING == 0)

@@ -13,6 +13,8 @@ give it up is to forget it. Memory goes to tenants by arenas, each of one slot s
 A share is an equal part, for each tenant that has any; so nobody takes from one that has less than itself.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,7 +49,16 @@ class HbmArena:
     slot_bytes: int = 0
     free: list[int] = field(default_factory=list)
     copies: dict[Copy, None] = field(default_factory=dict)
+    busy: int = 0  # copies that are read or written right now
     used: int = 0  # turn of its last use
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One tenant's copies of one slot size. A plain dict that loses what came first is slow to say what does."""
+
+    idle: "OrderedDict[Copy, None]" = field(default_factory=OrderedDict)  # used longest ago first
+    with_room: "OrderedDict[HbmArena, None]" = field(default_factory=OrderedDict)
 
 
 @dataclass(slots=True)
@@ -69,7 +80,9 @@ class Hbm:
         self.tally = HbmTally()
         self._arenas = [HbmArena(first) for first in range(0, hbm_bytes - arena_bytes + 1, arena_bytes)]
         self._unused = self._arenas[::-1]
-        self._copies: dict[tuple[int, int], Copy] = {}  # those used longest ago first
+        self._copies: dict[tuple[int, int], Copy] = {}
+        self._shelves: dict[tuple[int, int], _Shelf] = {}  # by tenant and slot size
+        self._of: dict[int, dict[HbmArena, None]] = {}  # by tenant: its arenas, if it has any
         self._turn = 0
 
     @property
@@ -88,18 +101,27 @@ class Hbm:
             len(arena.copies) * arena.slot_bytes for arena in self._arenas if tenant is None or arena.tenant == tenant
         )
 
+    def has(self, row: int, generation: int) -> bool:
+        """Is there a copy, or one on its way?"""
+        return (row, generation) in self._copies
+
     def find(self, row: int, generation: int) -> Copy | None:
         """A whole copy, which stays until `release`."""
         found = self._copies.get((row, generation))
         if found is None or not found.whole:
             return None
-        self._touch(found)
+        if not found.users:
+            del self._shelf(found).idle[found]
+            found.arena.busy += 1
         found.users += 1
+        self._touch(found.arena)
         return found
 
     def release(self, copy: Copy) -> None:
         """It was read."""
         copy.users -= 1
+        if not copy.users:
+            self._rest(copy)
 
     def reserve(self, tenant: int, slot_bytes: int, row: int, generation: int) -> Copy | None:
         """Room for a copy; None if it is there, or on its way, or if there is none to be had right now."""
@@ -109,81 +131,96 @@ class Hbm:
         if arena is None:
             return None
         copy = Copy(row, generation, arena, arena.free.pop(), users=1)
+        if not arena.free:
+            del self._shelf(copy).with_room[arena]
         arena.copies[copy] = None
+        arena.busy += 1
         self._copies[row, generation] = copy
-        self._touch(copy)
+        self._touch(arena)
         return copy
 
     def filled(self, copy: Copy) -> None:
         """Its bytes are there."""
         copy.whole, copy.users = True, 0
         self.tally.promoted += 1
+        self._rest(copy)
 
     def failed(self, copy: Copy) -> None:
         """They never will be."""
         copy.users = 0
+        self._rest(copy)
         self._drop(copy)
 
-    def _touch(self, copy: Copy) -> None:
+    def _shelf(self, copy: Copy) -> _Shelf:
+        return self._shelves[copy.arena.tenant, copy.arena.slot_bytes]
+
+    def _touch(self, arena: HbmArena) -> None:
         self._turn += 1
-        copy.arena.used = self._turn
-        self._copies[copy.row, copy.generation] = self._copies.pop((copy.row, copy.generation))
+        arena.used = self._turn
+
+    def _rest(self, copy: Copy) -> None:
+        """Nobody reads or writes it any more."""
+        copy.arena.busy -= 1
+        self._shelf(copy).idle[copy] = None
 
     def _drop(self, copy: Copy) -> None:
-        del self._copies[copy.row, copy.generation], copy.arena.copies[copy]
-        copy.arena.free.append(copy.slot)
+        """One that is idle."""
+        shelf, arena = self._shelf(copy), copy.arena
+        del self._copies[copy.row, copy.generation], arena.copies[copy], shelf.idle[copy]
+        arena.free.append(copy.slot)
+        shelf.with_room[arena] = None
 
     # -- room ----------------------------------------------------------------------------------------------------
 
     def _room(self, tenant: int, slot_bytes: int) -> HbmArena | None:
-        """An arena of this tenant with a free slot of this size."""
-        mine = [arena for arena in self._arenas if arena.tenant == tenant]
-        fitting = [arena for arena in mine if arena.slot_bytes == slot_bytes]
-        found = next((arena for arena in fitting if arena.free), None)
+        """An arena of this tenant with a free slot of this size. Quick, however many copies there are."""
+        shelf, mine = self._shelves.get((tenant, slot_bytes)), self._of.get(tenant, {})
+        found = next(iter(shelf.with_room), None) if shelf is not None else None
         if found is None and self._unused:
             return self._give(self._unused.pop(), tenant, slot_bytes)
         if found is None and len(mine) < self._share(tenant):
             found = self._take_from_others(tenant, len(mine), slot_bytes)
-        if found is None:
-            found = self._evict(fitting)
+        if found is None and shelf is not None and shelf.idle:
+            oldest = next(iter(shelf.idle))
+            self.tally.evicted += 1
+            self._drop(oldest)
+            found = oldest.arena
         return found or self._change_size(mine, tenant, slot_bytes)
 
     def _share(self, tenant: int) -> int:
-        tenants = {arena.tenant for arena in self._arenas if arena.tenant} | {tenant}
-        return len(self._arenas) // len(tenants)
+        return len(self._arenas) // len({*self._of, tenant})
 
     def _take_from_others(self, tenant: int, has: int, slot_bytes: int) -> HbmArena | None:
         """Of who has most, and more than one more: else it would go to and fro."""
-        counts: dict[int, int] = {}
-        for arena in self._arenas:
-            counts[arena.tenant] = counts.get(arena.tenant, 0) + 1
-        most = max(counts, key=lambda each: counts[each])
-        if counts[most] <= has + 1:
+        most = max(self._of, key=lambda each: len(self._of[each]), default=0)
+        if len(self._of.get(most, ())) <= has + 1:
             return None
-        return self._change_size([arena for arena in self._arenas if arena.tenant == most], tenant, slot_bytes)
+        return self._change_size(self._of[most], tenant, slot_bytes)
 
-    def _change_size(self, arenas: list[HbmArena], tenant: int, slot_bytes: int) -> HbmArena | None:
+    def _change_size(self, arenas: Iterable[HbmArena], tenant: int, slot_bytes: int) -> HbmArena | None:
         """The one used longest ago, of those that nobody reads, for another slot size or tenant."""
-        idle = [arena for arena in arenas if not any(copy.users for copy in arena.copies)]
-        if not idle:
+        oldest = min((arena for arena in arenas if not arena.busy), key=lambda arena: arena.used, default=None)
+        if oldest is None:
             return None
-        oldest = min(idle, key=lambda arena: arena.used)
         self.tally.evicted += len(oldest.copies)
         for copy in list(oldest.copies):
             self._drop(copy)
+        self._take_back(oldest)
         return self._give(oldest, tenant, slot_bytes)
+
+    def _take_back(self, arena: HbmArena) -> None:
+        """It is empty."""
+        mine = self._of[arena.tenant]
+        del mine[arena]
+        self._shelves[arena.tenant, arena.slot_bytes].with_room.pop(arena, None)
+        if not any(each.slot_bytes == arena.slot_bytes for each in mine):
+            del self._shelves[arena.tenant, arena.slot_bytes]
+        if not mine:
+            del self._of[arena.tenant]
 
     def _give(self, arena: HbmArena, tenant: int, slot_bytes: int) -> HbmArena:
         arena.tenant, arena.slot_bytes = tenant, slot_bytes
         arena.free = list(range(self.arena_bytes // slot_bytes))[::-1]
+        self._of.setdefault(tenant, {})[arena] = None
+        self._shelves.setdefault((tenant, slot_bytes), _Shelf()).with_room[arena] = None
         return arena
-
-    def _evict(self, arenas: list[HbmArena]) -> HbmArena | None:
-        """Of these arenas, the copy used longest ago gives way."""
-        of = {*arenas}
-        for copy in self._copies.values():
-            if copy.arena in of and not copy.users:
-                self.tally.evicted += 1
-                self._drop(copy)
-                return copy.arena
-        return None

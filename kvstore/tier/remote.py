@@ -26,15 +26,17 @@ from kvstore.ports import Clock
 from kvstore.report import ClearScope
 from kvstore.reserving import ITEM, Reserving
 from kvstore.sessions import Namespace, Session, Tenant
-from kvstore.tier.remote_format import NO_PARENT
+from kvstore.tier.remote_format import NO_PARENT, Place
 from kvstore.tier.remote_orders import Forget, Piece, RemoteWorkers, Seek
 from kvstore.tier.remote_writing import RemoteAdmission, Writing, place_of, split
 
 SEEKS: Final = 64  # at a time
+SEEKS_EACH: Final = 32  # of one tenant: who misses much leaves room to others
 ASKED: Final = 4096  # first missing blocks that are remembered
 AGAIN_NS: Final = 2 * 10**9  # how long nobody asks again for what begins with the same block
 BUSY_NS: Final = 5 * 10**6  # until memory that changes hands is asked for again
 LAND_TRIES: Final = 200
+FORGETTING: Final = 1 << 16  # keys of one namespace that wait to be noted
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Tally:
     known: int = 0  # were stored by somebody else meanwhile
     no_room: int = 0  # DRAM was full, or the parent gone, when they came
     forgotten: int = 0  # requests to forget
+    not_noted: int = 0  # of those: too many at a time
 
 
 _HERE: Final = frozenset({Grant.GRANTED, Grant.KNOWN, Grant.PENDING})
@@ -78,7 +81,8 @@ class Remote:
         self._pieces: dict[tuple[Tenant, int], tuple[int, Piece]] = {}  # by ticket: row, and where it came from
         self._late: deque[Piece] = deque()  # those that wait for room
         self._late_ns = 0
-        self._forgetting: Counter[Namespace] = Counter()
+        self._forgetting: Counter[Place] = Counter()  # keys; a namespace may have another number by then
+        self._closed: set[Place] = set()  # something was dropped that nobody has noted
         self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._items = np.zeros(KEYS_PER_FRAME, dtype=ITEM)
 
@@ -97,7 +101,7 @@ class Remote:
     def missed(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
         """A request's lead run had `found` blocks here, of `count`. `keys[at:]`: 4 words a key. Returns at once."""
         workers = self._workers
-        if workers is None or found >= count or namespace in self._forgetting or not workers.reading():
+        if workers is None or found >= count or not workers.reading() or self._is_forgetting(namespace):
             return
         now_ns = self._clock.now_ns()
         end, _, writing = blocks.extend_run(
@@ -112,7 +116,8 @@ class Remote:
         self._asked.move_to_end(first)
         if len(self._asked) > ASKED:
             self._asked.popitem(last=False)
-        if len(self._seeks) >= SEEKS:
+        tenant = namespace.tenant
+        if len(self._seeks) >= SEEKS or sum(one.namespace.tenant is tenant for one in self._seeks) >= SEEKS_EACH:
             self.tally.seeks_dropped += 1
             return
         whole = split(keys[at : at + 4 * count].tobytes())
@@ -137,7 +142,8 @@ class Remote:
     def land(self, piece: Piece) -> None:
         """Store what has come, behind what of the same chain waits for room."""
         self.way.took(piece.read_bytes, piece.read_s)
-        if any(one.seek is piece.seek for one in self._late):
+        if piece.seek.late:
+            piece.seek.late += 1
             self._late.append(piece)
         else:
             self._store(piece)
@@ -168,6 +174,7 @@ class Remote:
             piece.at, piece.contents = piece.at + later, piece.contents[later:]
             piece.tries += 1
             self._late.appendleft(piece)
+            seek.late += 1
             self._late_ns = self._clock.now_ns() + BUSY_NS
         else:
             self.tally.no_room += count - later
@@ -219,23 +226,39 @@ class Remote:
                 self._forget(namespace, tuple(scope.keys))
 
     def _forget(self, namespace: Namespace, keys: tuple[bytes, ...]) -> None:
-        """What is on its way here is not wanted any more, and nothing is asked for until that has been noted."""
+        """What is on its way here is not wanted any more, and nothing is asked for until that has been noted.
+
+        Who deletes faster than it can be noted gets nothing of that namespace from over there in this life.
+        """
         assert self._workers is not None, "there is a far side"
         self.tally.forgotten += 1
-        self._forgetting[namespace] += 1
         self.forget_namespace(namespace)
-        self._workers.submit(Forget(namespace, place_of(namespace), keys))
+        place = place_of(namespace)
+        if keys and self._forgetting[place] + len(keys) > FORGETTING:
+            self.tally.not_noted += 1
+            self._closed.add(place)
+            return
+        self._forgetting[place] += max(1, len(keys))
+        self._workers.submit(Forget(namespace, place, keys))
 
     def forgot(self, order: Forget) -> None:
         """It is noted: from now on nothing of it comes from over there."""
-        self._forgetting[order.namespace] -= 1
-        if not self._forgetting[order.namespace]:
-            del self._forgetting[order.namespace]
+        self._forgetting[order.place] -= max(1, len(order.keys))
+        if not self._forgetting[order.place]:
+            del self._forgetting[order.place]
+
+    def _is_forgetting(self, namespace: Namespace) -> bool:
+        if not (self._forgetting or self._closed):
+            return False
+        place = place_of(namespace)
+        return place in self._forgetting or place in self._closed
 
     def forget_namespace(self, namespace: Namespace) -> None:
         """Its number goes to another, or some of it was dropped: what is on its way is not wanted any more."""
         for seek in self._seeks:
             seek.over |= seek.namespace is namespace
+        for piece in self._late:  # its seek may have ended
+            piece.seek.over |= piece.seek.namespace is namespace
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +266,9 @@ class Remote:
         """Begin writes for which there is room, and store what waits for it."""
         self.writing.tick(now_ns)
         if self._late and now_ns >= self._late_ns:
-            self._store(self._late.popleft())
+            piece = self._late.popleft()
+            piece.seek.late -= 1
+            self._store(piece)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if only an event can help."""

@@ -18,6 +18,7 @@ keys. Names have neither keys nor salts nor names of tenants in them.
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _BLOCK: Final = struct.Struct("<32sQIB3x")
 _SUM: Final = struct.Struct("<Q")
 _FIRST_BYTES: Final = 20
 _MARK: Final = 3  # letters: 18 bits
+_MARKS: Final = re.compile(r"[A-Za-z0-9_-]*")  # names are logged
 assert _HEAD.size + OBJECT_BLOCKS * _BLOCK.size + _SUM.size <= HEADER_BYTES
 
 
@@ -114,7 +116,7 @@ def marks_in(name: str, prefix: str) -> tuple[str, ...] | None:
     if not name.startswith(prefix) or not dot or not count.isdecimal() or len(count) > 2 or count.startswith("0"):
         return None
     blocks = int(count)
-    if not 0 < blocks <= OBJECT_BLOCKS or len(marks) != _MARK * (blocks - 1) or not marks.isascii():
+    if not 0 < blocks <= OBJECT_BLOCKS or len(marks) != _MARK * (blocks - 1) or not _MARKS.fullmatch(marks):
         return None
     return tuple(marks[at : at + _MARK] for at in range(0, len(marks), _MARK))
 

@@ -30,6 +30,7 @@ class Seek:
     asked_ns: int
     found: int = 0  # blocks that names told of
     over: bool = False  # nobody wants the rest of it: no further piece is to be read
+    late: int = 0  # pieces of it that wait for room
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +64,7 @@ class Keep:
     copied: bool = False
     stored: int = 0  # so many of the first blocks are over there now
     failed: str = ""
+    epoch: tuple[int, int] = (0, 0)  # what had been dropped when it was made
     contents: list[Bytes] = field(default_factory=list)
 
 

@@ -105,7 +105,8 @@ HINT_TEXT_BYTES: Final = 60 * KIB
 PROFILES_PER_TENANT: Final = 256
 
 # Mode daemon. Engines have one KV memory, perhaps two; in most layouts an allocation a layer. The daemon keeps a
-# descriptor for each allocation: so many of a session, of a uid, and of all.
+# descriptor for each allocation: so many of a session, of a uid, and of all; never more than a quarter of what the
+# process may have.
 MEMORIES_PER_SESSION: Final = 8
 HANDLES_PER_SESSION: Final = 256
 HANDLES_PER_UID: Final = 1024

@@ -6,9 +6,12 @@ are meanwhile, whatever becomes of their lease.
 
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ from tests.attached_kit import (
     other_engine,
 )
 from tests.node import until
-from tests.raw import RawClient, key, raw_client
+from tests.raw import RawClient, dial, key, raw_client
 
 COUNT = 8
 FROM, TO = list(range(COUNT)), list(range(32, 32 + COUNT))
@@ -389,3 +392,84 @@ def test_verbs_of_mode_daemon_are_for_sessions_in_it(gated: tuple[DaemonProcess,
     with raw_client(gated[0].runtime_dir) as copying:
         copying.send(device_frames.build_transfer(Verb.CANCEL_TRANSFER, 1, 1))
         assert copying.goodbye()[0] is Code.BAD_FRAME
+
+
+def test_frames_that_a_session_left_unread_do_not_come_behind_the_fence(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    """Else LOAD writes to pages that their owner was told are his."""
+    daemon, _ = gated
+    with raw_client(daemon.runtime_dir) as writer:
+        namespace = writer.open(PIECE, model="unread")
+        writer.commit([writer.reserve(namespace, [key(1)])[0].ticket])
+        assert writer.lease(namespace, [key(1)], wait_s=5.0).locations
+    first, second = dial(daemon.runtime_dir), dial(daemon.runtime_dir)
+    try:
+        first.hello(modes=(Mode.DAEMON,))
+        memory, namespace = attached(first, kv), first.open(PIECE, model="unread")
+        second.hello(modes=(Mode.DAEMON,))
+        kv.put([5], np.full((LAYERS, 1, PIECE), 7, dtype=np.uint8))
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(40):
+                first.send(frames.build(Verb.RELEASE, 0))  # one a turn; who answers would find the socket closed
+            first.send(device_frames.build_load(9, namespace, memory, [5], key(1), wait_ns=0, groups=1))
+            first.socket.shutdown(socket.SHUT_RDWR)
+            handle = kv.device.export(kv.layers[0].data_ptr(), int(kv.layers[0].array.nbytes))
+            second.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)]), [handle.fd])
+            os.close(handle.fd)
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        second.answer(Verb.ATTACHED)
+        kv.put([5], np.full((LAYERS, 1, PIECE), 8, dtype=np.uint8))
+        for _ in range(100):
+            second.ping()
+        assert np.all(kv.get([5]) == 8)
+        again, namespace = attached(second, kv), second.open(PIECE, model="unread")
+        second.send(device_frames.build_load(9, namespace, again, [5], key(1), wait_ns=0, groups=1))
+        second.answer(Verb.LOADED)
+        assert until(lambda: not np.all(kv.get([5])[0] == 8))  # the control: such a LOAD does write
+    finally:
+        first.close()
+        second.close()
+
+
+@contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """A socket that cannot send what it holds, and waits for that when it is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        full = socket.create_connection(server.getsockname())
+        silent, _ = server.accept()
+    with full, silent:
+        full.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                full.send(bytes(1 << 16))
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        yield full
+
+
+@pytest.mark.parametrize("mode", [Mode.DAEMON, Mode.COPY])
+@pytest.mark.parametrize("verb", [Verb.PING, Verb.ATTACH])
+def test_nobody_waits_for_a_descriptor_that_does_not_close(
+    gated: tuple[DaemonProcess, Gate], kv: Engine, mode: Mode, verb: Verb
+) -> None:
+    """Longer than a test lasts: whoever answers does not close it."""
+    frame = frames.build(Verb.PING, 1, bytes(8))
+    if verb is Verb.ATTACH:
+        frame = attach_frame(kv, pieces=[Piece(0, 0, PIECE)])
+    run = gated[0].runtime_dir
+    with lingering() as full, raw_client(run, modes=(mode,)) as raw, raw_client(run) as other:
+        os.kill(gated[0].process.pid, signal.SIGSTOP)  # so that its descriptor is the last one
+        try:
+            raw.send(frame, [full.fileno()])
+        except PermissionError:  # a kernel that can refuse it
+            assert mode is Mode.COPY
+            full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+        finally:
+            full.close()
+            os.kill(gated[0].process.pid, signal.SIGCONT)
+        other.ping()
+        if mode is Mode.DAEMON:
+            raw.ping()
+            assert attached(raw, kv)

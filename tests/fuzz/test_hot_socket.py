@@ -2,13 +2,18 @@
 
 import os
 import random
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.process import DaemonProcess
-from kvproto import frames, policy_frames
+from kvkernels.device.emulation import Emulation
+from kvkernels.device.port import Handle, Via
+from kvproto import device_frames, frames, policy_frames
+from kvproto.device_frames import Attach, Fate, Opens, Piece, SharedHandle, State
 from kvproto.errors import KvError, UsageError
 from kvproto.frames import Head, Hello, Mode, Role, Verb
 from kvproto.identity import NamespaceIdentity
@@ -20,13 +25,17 @@ from kvproto.limits import (
     MATCHES_PER_FRAME,
     NAME_BYTES,
     NAMESPACES_PER_MATCH,
+    PAGE_BYTES,
 )
 from kvproto.policy_frames import Question, Report
-from tests.raw import RawClient, dial, identity, key, raw_client, real_daemon
+from tests.node import until
+from tests.raw import Message, RawClient, dial, identity, key, raw_client, real_daemon
 
 SEED = 20261120
 ROUNDS = 4000
 ROUNDS_LONG = 400_000
+SMALL = ("--ring", "1MiB", "--gpu-devices", "emulation", "--gpu-hbm", "32MiB")
+PAGES = 64  # of 4 KiB, that an engine attaches
 
 derandomized = settings(derandomize=True, max_examples=300, deadline=None)
 names = st.text(max_size=8)
@@ -136,44 +145,154 @@ def test_a_changed_byte_never_leaves_an_identity_the_same(data: st.DataObject) -
 
 
 def test_a_daemon_outlives_random_and_damaged_frames() -> None:
-    with real_daemon("--ring", "1MiB") as daemon:
+    with real_daemon(*SMALL) as daemon:
         _bombard(daemon, ROUNDS)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_daemon_outlives_many_more_of_them() -> None:
-    with real_daemon("--ring", "1MiB") as daemon:
+    with real_daemon(*SMALL) as daemon:
         _bombard(daemon, ROUNDS_LONG)
 
 
 def _bombard(daemon: DaemonProcess, rounds: int) -> None:
     generator = random.Random(SEED)
     print(f"seed {SEED}")
-    with raw_client(daemon.runtime_dir) as bystander:
-        client = _newcomer(daemon, generator)
+    with raw_client(daemon.runtime_dir) as bystander, closing(Emulation()) as device:
+        memory = device.allocate(PAGES * PAGE_BYTES, Via.DESCRIPTOR)
+        handle = device.export(memory.address, PAGES * PAGE_BYTES)
+        descriptors = count_of(daemon)
+        client = _newcomer(daemon, generator, handle)
         for number in range(rounds):
             try:
-                client.send(_frame(generator))
+                client.send(*_message(generator, client, handle))
+            except PermissionError:  # not in mode daemon
+                pass
             except OSError:  # it was told to go
                 client.close()
-                client = _newcomer(daemon, generator)
+                client = _newcomer(daemon, generator, handle)
             _listen(client)
             if number % 256 == 0:
                 bystander.ping()
                 assert daemon.process.poll() is None
         client.close()
+        os.close(handle.fd)
         bystander.ping()
         namespace = bystander.open(model="after")
         assert bystander.reserve(namespace, [key(1)])[0].grant == 0
+        assert _moves(daemon, device, memory.address)
+        assert until(lambda: count_of(daemon) == descriptors)  # all that came was closed
 
 
-def _newcomer(daemon: DaemonProcess, generator: random.Random) -> RawClient:
+def count_of(daemon: DaemonProcess) -> int:
+    """Descriptors of emulated memory that it has: of engines, and of its own tier."""
+    names = []
+    for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+        with suppress(OSError):
+            names.append(str(path.readlink()))
+    return sum("kvstored-emulated-device" in name for name in names)
+
+
+def _moves(daemon: DaemonProcess, device: Emulation, address: int) -> bool:
+    """Does mode daemon still save and load?"""
+    with raw_client(daemon.runtime_dir, modes=(Mode.DAEMON,)) as engine:
+        handle = device.export(address, PAGES * PAGE_BYTES)
+        engine.send(device_frames.build_attach(1, _attach(handle)), [handle.fd])
+        os.close(handle.fd)
+        head, frame, _ = engine.answer(Verb.ATTACHED)
+        number, namespace = frames.parse_number(frame, head), engine.open(PAGE_BYTES, model="after")
+        engine.send(device_frames.build_save(2, namespace, number, [1], key(2), parent=None))
+        head, frame, _ = engine.answer(Verb.SAVED)
+        saved = device_frames.parse_saved(frame, head)[1]
+        engine.send(device_frames.build_load(3, namespace, number, [2], key(2), wait_ns=0, groups=1))
+        while (state := device_frames.parse_loaded(*_swapped(engine.answer(Verb.LOADED)))).state is State.MOVING:
+            pass
+    return saved == [Fate.SAVED] and state[1:] == (1, 1, State.DONE)
+
+
+def _swapped(message: Message) -> tuple[bytes, Head]:
+    head, frame, _ = message
+    return frame, head
+
+
+def _attach(handle: Handle) -> Attach:
+    """All of it, a page a block."""
+    whole = SharedHandle(handle.whole_bytes, Opens.DESCRIPTOR)
+    return Attach(bytes.fromhex(handle.identity), [whole], [Piece(0, 0, PAGE_BYTES)], PAGE_BYTES, PAGES)
+
+
+def _message(generator: random.Random, client: RawClient, handle: Handle) -> tuple[bytes, list[int]]:
+    """A frame, and what comes with it."""
+    moves = client.welcome is not None and client.welcome.mode is Mode.DAEMON
+    if generator.random() < (0.1 if moves else 0.9):
+        return _frame(generator), []
+    whole = _attach(handle)
+    if generator.random() < 0.05:
+        frame, fds = device_frames.build_attach(1, whole), [handle.fd]
+    elif generator.random() < 0.05:
+        frame, fds = device_frames.build_attach(1, _damaged(generator, whole)), [handle.fd] * generator.randrange(4)
+    else:
+        frame, fds = _transfer(generator), [handle.fd] * (generator.random() < 0.05)
+    if generator.random() < 0.02:
+        damaged = bytearray(frame)
+        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        frame = bytes(damaged)
+    return frame, fds
+
+
+def _damaged(generator: random.Random, attach: Attach) -> Attach:
+    """One thing about it is wrong, mostly."""
+    odd = [0, 1, 15, 16, PAGE_BYTES, 1 << 31, (1 << 32) - 1]
+    far = [*odd, 1 << 57, (1 << 64) - 16, (1 << 64) - 1, _number(generator)]
+    wrong = SharedHandle(generator.choice(far), generator.choice(list(Opens)), os.urandom(generator.randrange(65)))
+    piece = Piece(generator.choice(odd), generator.choice(far), generator.choice(far))
+    return generator.choice(
+        [
+            attach._replace(identity=os.urandom(16)),
+            attach._replace(handles=[wrong] * generator.randrange(1, 300)),
+            attach._replace(handles=[*attach.handles] * generator.randrange(4)),
+            attach._replace(pieces=[piece] * generator.randrange(4)),
+            attach._replace(pieces=[*attach.pieces] * generator.randrange(1000)),
+            attach._replace(piece_bytes=generator.choice(far)),
+            attach._replace(blocks=generator.choice(odd)),
+        ]
+    )
+
+
+def _transfer(generator: random.Random) -> bytes:
+    """A LOAD or SAVE, mostly of what there is, or its end."""
+    verb = generator.choice([Verb.LOAD, Verb.LOAD, Verb.SAVE, Verb.SAVE, Verb.CANCEL_TRANSFER, Verb.DETACH])
+    number = generator.choice([1, 1, 1, 1, 1, 2, 0, (1 << 32) - 1])
+    if verb is Verb.CANCEL_TRANSFER:
+        return device_frames.build_transfer(verb, 1, generator.choice([generator.randrange(8), _number(generator)]))
+    if verb is Verb.DETACH:
+        return frames.build(verb, 1, frames.NUMBER_BODY.pack(number))
+    count = generator.choice([1, 1, 2, 3, 60, PAGES])
+    pages = generator.sample(range(PAGES), count)
+    if generator.random() < 0.05:
+        pages[0] = generator.choice([PAGES, (1 << 32) - 1, pages[-1]])
+    chain = generator.randrange(3)
+    keys = b"".join(key(PAGES * chain + place) for place in range(count))
+    if verb is Verb.LOAD:
+        groups = generator.choice([*[1] * 50, 0, 2, 256, 257, (1 << 32) - 1])
+        wait_ns = generator.choice([*[0, 10**6, 10**9] * 10, _number(generator)])
+        return device_frames.build_load(1, 1, number, pages, keys, wait_ns=wait_ns, groups=groups)
+    parent = generator.choice([None, None, None, key(PAGES * chain), key(1000)])
+    us = generator.choice([0, 1, (1 << 32) - 1])
+    return device_frames.build_save(1, 1, number, pages, keys, parent=parent, recompute_us=us)
+
+
+def _newcomer(daemon: DaemonProcess, generator: random.Random, handle: Handle) -> RawClient:
     client = dial(daemon.runtime_dir)
     if generator.random() < 0.9:
-        client.hello()
+        client.hello(modes=generator.choice([(Mode.COPY,), (Mode.DAEMON,)]))
         if generator.random() < 0.9:
             client.open()
+        if client.welcome is not None and client.welcome.mode is Mode.DAEMON and generator.random() < 0.8:
+            client.send(device_frames.build_attach(1, _attach(handle)), [handle.fd])
+            if generator.random() < 0.8:
+                client.answer(Verb.ATTACHED)
     return client
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,6 +125,38 @@ def test_a_part_that_cannot_be_copied_makes_every_block_bad(
     assert run(engine, second, LOADED) == set(LOADED[:5])
 
 
+def test_without_a_thread_more_the_engine_copies_itself(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    request, before = saved
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", none_left)
+        assert load(engine, again(request, "b"), LOADED) == 5
+        assert engine.workers[0].worker._early._thread is None
+    assert engine.workers[0].worker.take_bad_blocks() == set()
+    assert same(engine, before, LOADED)
+    assert load(engine, again(request, "c"), LOADED) == 5
+    assert engine.workers[0].worker._early._thread is not None, "the control: there is one again"
+
+
+def test_what_cannot_be_begun_early_is_tried_again_before_the_forward(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no")
+
+    request, before = saved
+    monkeypatch.setattr(vllm_early.EarlyLoads, "_of_layers", fail)
+    monkeypatch.setattr(vllm_early.EarlyLoads, "_of_blocks", fail)
+    assert load(engine, again(request, "b"), LOADED) == 5
+    assert engine.workers[0].worker.take_bad_blocks() == set()
+    assert same(engine, before, LOADED)
+    assert until(lambda: open_leases(engine) == 0)
+
+
 def test_a_step_that_never_came_leaves_nothing_behind(
     engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
 ) -> None:
@@ -241,6 +274,66 @@ def test_a_lease_that_lapses_beside_the_forward_makes_every_block_bad(
 
 
 @by_layers
+def test_of_two_loads_beside_one_forward_only_the_one_that_lapsed_is_bad(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, before = saved
+    monkeypatch.setattr(vllm_early.EarlyLoads, "_start", lambda *_: None)  # each layer has to be waited for
+    other = [10, 11, 12, 13, 14, 16]
+    caches, worker = engine.workers[0].caches, engine.workers[0].worker
+    plan_load(engine, again(request, "b"), LOADED)
+    plan_load(engine, again(request, "c"), other)
+    plan = engine.scheduler.plan({"b": 1, "c": 1}, {"b": LOADED, "c": other}.__getitem__)
+    worker.begin(plan)
+    for part in worker._early._beside[0].lease._parts:
+        part.deadline_ns = 1
+    for name in caches:
+        assert not torch.equal(caches[name][other[:5]], before[name][SAVED[:5]]), "the control: not before"
+        worker.wait_for_layer(name)
+        for block_ids in (LOADED, other):
+            assert torch.equal(caches[name][block_ids[:5]], before[name][SAVED[:5]])
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set(LOADED[:5])
+    assert until(lambda: open_leases(engine) == 0)
+
+
+@by_layers
+def test_a_forward_may_take_longer_than_the_lease_of_what_was_copied_in_time(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    request, before = saved
+    worker, second = engine.workers[0].worker, again(request, "b")
+    plan_load(engine, second, LOADED)
+    plan = begin_step(engine, second, LOADED)
+    for name in engine.workers[0].caches:
+        worker.wait_for_layer(name)
+    (begun,) = worker._early._beside
+    for part in begun.lease._parts:
+        part.deadline_ns = time.monotonic_ns()
+    assert not begun.lease.valid(), "the control: it is over by now"
+    worker.end(plan)
+    assert worker.take_bad_blocks() == set()
+    assert same(engine, before, LOADED)
+
+
+@by_layers
+def test_what_a_load_took_is_not_what_the_forward_took(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
+) -> None:
+    worker, second = engine.workers[0].worker, again(saved[0], "b")
+    plan_load(engine, second, LOADED)
+    plan = begin_step(engine, second, LOADED)
+    for name in engine.workers[0].caches:
+        worker.wait_for_layer(name)
+    (begun,) = worker._early._beside
+    begun.since, begun.ready = begun.since - 1000, begun.ready - 1000  # the forward takes that long
+    worker.end(plan)
+    counted = worker.take_counts()
+    assert counted["beside_blocks"] == 5, "the control"
+    assert 0 < counted["load_seconds"] < 500
+
+
+@by_layers
 def test_a_forward_that_does_not_ask_makes_every_block_bad_and_no_load_goes_on_beside_one_again(
     engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]]
 ) -> None:
@@ -351,6 +444,23 @@ def test_a_daemon_that_dies_before_it_answers_is_a_lease_of_nothing(start_daemon
         daemon.kill()
         assert lease().blocks == 0
         assert namespace.start_fetch([b"k" * 32])().blocks == 0
+
+
+@by_layers
+def test_the_thread_that_copies_leaves_the_engine_its_processor_and_no_other_thread_moves(
+    engine: Engine, saved: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processors = os.sched_getaffinity(0)
+    threads = {each.native_id: os.sched_getaffinity(each.native_id or 0) for each in threading.enumerate()}
+    for mine in sorted(processors)[:2]:
+        monkeypatch.setattr(vllm_early, "current_cpu", lambda mine=mine: mine)
+        assert load(engine, again(saved[0], f"on {mine}"), LOADED) == 5
+        copying = engine.workers[0].worker._early._thread
+        assert copying is not None
+        kept = os.sched_getaffinity(copying.native_id or 0)
+        assert kept == processors - {mine} or kept == processors == {mine}, "the only one is shared"
+    assert os.sched_getaffinity(0) == processors
+    assert {each: os.sched_getaffinity(each or 0) for each in threads} == threads
 
 
 def test_a_copy_runs_once_whoever_takes_it() -> None:

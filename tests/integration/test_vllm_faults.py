@@ -95,6 +95,26 @@ def test_layers_are_loaded_while_the_forward_runs(
     assert difference(warm, right) <= SAME, "nothing is stored of the forward that was thrown away"
 
 
+def test_what_a_forward_read_of_a_lease_that_lapsed_meanwhile_is_thrown_away(
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
+) -> None:
+    base = prompt_of("beside", 6 * BLOCK)
+    longer = base + prompt_of("and longer", 3 * BLOCK)
+    ask(honest, [*base, 3])
+    (right,) = ask(honest, longer, kv_transfer_params=APART)
+    with start(python, model, node.run, tmp_path / "late", lie="late", async_scheduling=False) as liar:
+        for _ in range(100):  # until a forward in which every layer asked, and the daemon's memory is populated
+            ask(liar, base, kv_transfer_params={"kvstored": {"store": False}})
+            if counts(liar).get("failed blocks"):
+                break
+        (late,) = ask(liar, longer)
+        assert counts(liar)["failed blocks"] == 6, "known when the forward is over"
+    assert difference(late, right) <= SAME
+    (warm,) = ask(honest, longer)
+    assert warm["cached_tokens"] == 8 * BLOCK
+    assert difference(warm, right) <= SAME, "nothing is stored of the forward that was thrown away"
+
+
 @pytest.mark.parametrize("overlap", [False, True], ids=["before the forward", "beside it"])
 def test_a_lease_that_lapses_is_a_miss(
     python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path, *, overlap: bool

@@ -5,7 +5,8 @@
     zeros      every loaded block is filled with zeros and called good, layer by layer too, and beside the forward
     short      the second half of what was asked for is filled with zeros, and said not to be there
     lapse      no block is copied before its lease is over
-    late       layer by layer: the last layer is zeros, and filled when the lease is over, in the middle of the forward
+    late       layer by layer, and beside the forward: the last layer is zeros, and filled when the lease is over, in
+               the middle of the forward
     held PATH  half of the blocks are copied, PATH is made, and nothing more is copied while PATH is there
 """
 
@@ -20,6 +21,7 @@ import torch
 from kvclient.copying import Move
 from kvclient.integrations import vllm as real
 from kvclient.integrations import vllm_early
+from kvclient.integrations.vllm_copies import copy_pieces
 from kvclient.integrations.vllm_jobs import LoadJob
 from kvclient.integrations.vllm_worker import Worker
 from kvclient.lease import Lease
@@ -55,6 +57,8 @@ class LyingConnector(real.KvstoredConnector):
             _before_copying(lambda lease, _: _until(lambda: time.monotonic_ns() > lease.deadline_ns))
         elif lie == "held":
             _before_copying(lambda lease, targets: _half(lease, targets, Path(path)))
+        elif lie == "late":
+            _late_beside(worker._early)
         if worker._layers is not None:
             _spoil_layers(worker._layers, lie)
 
@@ -120,6 +124,21 @@ def _before_copying(act: Callable[[Lease, Any], None]) -> None:
 def _zeros(targets: Addresses, _sources: Addresses) -> None:
     for address, length in targets.tolist():
         ctypes.memset(address, 0, length)
+
+
+def _late_beside(early: Any) -> None:
+    """Whoever copies it, the last part comes when the leases of this step are over."""
+    last = early._columns[0].max()  # where the memory of one layer begins
+
+    def copy_late(targets: Addresses, sources: Addresses) -> None:
+        if (targets[:, 0] < last).all():
+            copy_pieces(targets, sources)
+            return
+        leases = [begun.lease for begun in (*early._begun.values(), *early._beside)]
+        _until(lambda: time.monotonic_ns() > max(lease.deadline_ns for lease in leases))
+        _zeros(targets, sources)
+
+    setattr(vllm_early, "copy_pieces", copy_late)  # noqa: B010 -- as above
 
 
 def _half(lease: Lease, targets: Any, path: Path) -> None:

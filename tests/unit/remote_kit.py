@@ -45,6 +45,7 @@ class Kit:
             [xxhash.xxh3_64_intdigest(content) for content in contents],
             [(1, i * BLOCK_BYTES) for i in range(len(keys))], BLOCK_BYTES,
         )  # fmt: skip
+        self.jobs.begin_keep(keep)
         copied: list[Keep] = []
         self.jobs.keep(keep, copied.append)
         assert copied == [keep], "memory is let go of once, whatever happens"

@@ -37,8 +37,8 @@ class Listener:
         for change in told.changes:
             name = told.places[int(change["namespace"])].tenant, change["key"].tobytes()
             was, now = int(change["was"]), int(change["now"])
-            assert was != now, "nothing has changed"
             assert self.where.get(name, 0) == was, "told twice, or not at all"
+            assert was or now, "nothing has changed"
             self.where[name] = now
             if not now:
                 del self.where[name]
@@ -115,7 +115,7 @@ def test_tiers_are_told_as_they_change() -> None:
 
 
 @pytest.mark.parametrize("other_first", [True, False])
-def test_what_comes_again_in_another_row_before_anybody_looks_is_no_change(*, other_first: bool) -> None:
+def test_what_comes_again_in_another_row_before_anybody_looks_is_where_it_was(*, other_first: bool) -> None:
     core = Core()
     listener, client = Listener(core), core.client()
     namespace, (key,), others = client.open(), chain(1), chain(1, "b")
@@ -138,7 +138,7 @@ def test_what_comes_again_in_another_row_before_anybody_looks_is_no_change(*, ot
             client.put(namespace, one)
     assert core.row(namespace, key) != before
     said = [(was, now) for one, was, now in listener.look() if one == key]
-    assert said in ([], [(IN_DRAM, 0), (0, IN_DRAM)])
+    assert said in ([(IN_DRAM, IN_DRAM)], [(IN_DRAM, 0), (0, IN_DRAM)])
     assert listener.where == truth(core)
 
 
@@ -206,6 +206,53 @@ def test_what_is_there_can_be_asked_for() -> None:
     assert {change["key"].tobytes() for change in told.changes} == set(chain(3))
     assert then == 0
     assert listener.announcing.there("nobody", 1)[0].changes.size == 0
+
+
+def test_what_moves_to_a_row_that_was_read_already_is_not_lost_for_who_asks_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core()
+    listener, client = Listener(core), core.client()
+    namespace, (moving,) = client.open(), chain(1, "moving")
+    client.put(namespace, chain(2, "a"))
+    client.put(namespace, [moving])
+    listener.look()
+    monkeypatch.setattr(announcing, "SLICE_ROWS", 2)
+    told, then = listener.announcing.there("t", 1)
+    found = {change["key"].tobytes() for change in told.changes}
+    assert moving not in found, "its row comes later"
+    client.delete(namespace, [moving])
+    client.delete(namespace, chain(2, "a"))
+    core.settle()
+    while core.row(namespace, moving) == 0 or core.row(namespace, moving) >= then:
+        client.delete(namespace, [moving])
+        core.settle()
+        client.put(namespace, chain(1, f"other {core.store.tables.book[blocks.GENERATION]}"))
+        client.put(namespace, [moving])
+    heard = listener.look()
+    while then:
+        told, then = listener.announcing.there("t", then)
+        found |= {change["key"].tobytes() for change in told.changes}
+    found |= {key for key, _, now in heard if now}
+    assert moving in found, "who was told what is there, and then what has changed, knows of it"
+
+
+def test_a_namespace_that_leaves_much_untold_is_forgotten_in_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcing, "FORGOTTEN_MOST", 1)
+    core = Core()
+    listener, client = Listener(core), core.client()
+    gone, stays = client.open(model="gone"), client.open(model="stays")
+    client.put(gone, chain(2))
+    client.put(stays, chain(2, "b"))
+    listener.look()
+    client.delete(gone, chain(2))
+    core.settle()
+    listener.heard.clear()
+    listener.announcing.forgotten(gone.number)
+    assert not listener.heard
+    assert not listener.where, "all of the tenant's"
+    assert {key for key, was, _ in listener.look() if not was} == set(chain(2, "b")), "and told anew"
+    assert listener.where == truth(core)
 
 
 def test_after_a_pass_comes_a_rest() -> None:

@@ -1,5 +1,8 @@
 """Events of blocks on their way to subscribers: their form, their numbers, what can be had again and what cannot."""
 
+import dataclasses
+import os
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ import pytest
 import zmq
 
 from kvstore.announcing import CHANGE, IN_DRAM, ON_DISK, Changes, Place, Told
-from kvstored.block_events import BlockEvents
+from kvstored.block_events import BlockEvents, begin_now
 from kvstored.block_events_address import (
     FORMS,
     EventsConfig,
@@ -161,7 +164,52 @@ def test_a_log_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert log.next - log.first == 3
 
 
+def test_all_logs_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kvstored.block_events.REMEMBERED_BYTES_OF_ALL", 4000)
+    events = BlockEvents(EventsConfig("grpc", runtime_dir=tmp_path), None, lambda: None)
+    log = events.log_of("one")
+    for _ in range(9):
+        log.add(stored("a"), PLACE, b"", bytes(1000))
+    assert log.next - log.first == 3
+    with events.log_for("two"):
+        assert log.next - log.first == 1, "half of it"
+    log.add(stored("a"), PLACE, b"", bytes(1000))
+    log.add(stored("a"), PLACE, b"", bytes(1000))
+    assert log.next - log.first == 3, "who is not there takes nothing"
+
+
 # -- addresses --------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_a_former_life_are_forgotten_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = BlockLog("one", 3, begin=1000)
+    assert (log.begun, log.first, log.next) == (False, 1000, 1000)
+    assert log.after(999) is None
+    assert [batch.number for batch in (log.add(stored("a"), PLACE), log.add(stored("b"), PLACE))] == [1000, 1001]
+    assert log.begun
+    assert log.after(1001) is not None, "the control"
+    monkeypatch.setattr("kvstored.block_events.time.time", lambda: 1_795_000_000.5)
+    former = begin_now()
+    monkeypatch.setattr("kvstored.block_events.time.time", lambda: 1_795_000_002.0)
+    assert former + 1_000_000 < begin_now() < 1 << 53
+
+
+def test_a_log_keeps_no_memory_of_what_others_were_told_with_it(tmp_path: Path) -> None:
+    events = BlockEvents(EventsConfig("grpc", runtime_dir=tmp_path), None, lambda: None)
+    events.start()
+    try:
+        mixed = stored(*range(100))
+        mixed["namespace"][99] = 1
+        events.tell(Told(mixed, {0: PLACE, 1: OTHER}))
+        log = events.log_of(OTHER.tenant)
+        assert log.wait(1, PATIENCE_MS / 1000)
+        batches = log.after(1)
+        assert batches is not None
+        (batch,) = batches
+        assert batch.changes.size == 1
+        assert batch.changes.base is None
+    finally:
+        events.stop()
 
 
 def test_addresses_are_read_and_what_is_none_is_refused() -> None:
@@ -407,3 +455,48 @@ def test_an_address_that_is_taken_is_told_at_the_start(tmp_path: Path) -> None:
         port = taken.bind_to_random_port("tcp://127.0.0.1", 40_000, 60_000)
         with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
             BlockEvents(EventsConfig(f"tcp://127.0.0.1:{port}", "one", runtime_dir=tmp_path), None, lambda: None)
+
+
+def test_a_topic_without_end_is_not_taken(published: Callable[..., Published]) -> None:
+    events = published()
+    events.events.start()
+    events.subscriber("one")
+    greedy = events.socket(zmq.SUB)
+    with greedy.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+        greedy.connect(endpoints_of("ipc", events.home, "one").publish)
+        greedy.subscribe(bytes(512))
+        went_at_once = monitor.poll(100)
+        greedy.subscribe(bytes(2000))
+        went = monitor.poll(PATIENCE_MS)
+        greedy.disable_monitor()
+    assert went
+    assert not went_at_once, "the control: this long it may be"
+
+
+def test_sockets_lie_in_their_directory_whatever_a_tenant_is_called_and_those_of_a_dead_daemon_do_not(
+    tmp_path: Path, published: Callable[..., Published]
+) -> None:
+    for tenant in (".", "..", "one"):
+        for endpoint in dataclasses.astuple(endpoints_of("ipc", tmp_path, tenant)):
+            assert os.path.normpath(endpoint.removeprefix("ipc://")).startswith(f"{tmp_path}/events/")
+    left = tmp_path / "events" / "gone.pub"
+    left.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left))
+    (left.parent / "note").touch()
+    published()
+    assert [path.name for path in left.parent.iterdir()] == ["note"]
+
+
+def test_who_asks_for_replay_waits_for_what_is_told_and_not_the_other_way_round(
+    published: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = published()
+    for name in range(50):
+        tell(events, PLACE, name)
+    left: list[int] = []
+    monkeypatch.setattr(events.events._sockets, "replay", lambda _: left.append(len(events.events._told)))
+    events.events.start()
+    assert events.events.log_of("one").wait(50, PATIENCE_MS / 1000)
+    events.events.stop()
+    assert left[0] == 0

@@ -136,6 +136,10 @@ def test_a_lease_outlives_its_session_until_its_deadline(tmp_path: Path) -> None
             assert (targets == BLOCKS).all()
             assert not lease.renew(60)  # the new session does not know it
             assert lease.valid()
+            ends_ns = lease.deadline_ns
+            assert lease.was_valid(ends_ns - 1)
+            assert not lease.was_valid(ends_ns)
+        assert not lease.was_valid(ends_ns - 1), "it was given back"
 
 
 # -- silent and late -----------------------------------------------------------------------------------------------
@@ -321,6 +325,7 @@ def a_goodbye(peer: Peer, head: Head, frame: bytes) -> None:
 def test_a_daemon_that_misspeaks_is_left_and_tried_anew(
     tmp_path: Path, wrong: Callable[[Peer, Head, bytes], None]
 ) -> None:
+    gc.collect()  # of earlier tests
     before = descriptors()
     with Peer(tmp_path) as peer, client_of(peer) as client:
         ns = namespace_of(client)

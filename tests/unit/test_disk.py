@@ -12,12 +12,12 @@ from kvproto.errors import Grant
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearReport, ClearScope
-from kvstore.sessions import Namespace
+from kvstore.sessions import Lease, Namespace
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
 from kvstore.tier.orders import Commit, Erase, Load, MakeSegment, Outcome, Save
-from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
+from tests.core import MS, SECOND, Client, Core, Held, chain, value_of, words
 
 SEGMENT_BYTES = 18 * PAGE_BYTES  # eight slots of two pages, a header, and a page over
 SLOTS = 8
@@ -287,6 +287,27 @@ def test_a_lease_released_while_its_blocks_are_read_leaves_nothing_behind() -> N
     core.audit()
     assert core.outbox.readies == []
     assert not core.store.streams._waiting
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_lease_that_ends_while_its_blocks_are_read_is_told_of(deleted: bool) -> None:
+    """Else a LOAD would wait for READY for ever: a block that was deleted keeps a lease from being prolonged."""
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(8, "first"), chain(16, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)
+    heard: list[Lease] = []
+    core.store.leasing.cut = heard.append
+    held = client.ask(namespace, first, ttl_ns=SECOND, wait_ns=50 * SECOND)
+    assert isinstance(held, Held)
+    if deleted:
+        client.store.delete(namespace, words(first), 0, 8, lambda _: None)
+    core.pass_time(10 * SECOND)
+    assert [lease.number for lease in heard] == ([held.number] if deleted else [])
+    assert core.outbox.readies == [] or not deleted
+    core.work_all()
+    core.audit()
 
 
 def test_a_delete_reaches_the_disk_before_it_is_answered() -> None:

@@ -1,7 +1,10 @@
 """Copies in a GPU's memory: found by row and generation alone, never given away while they are read, shared fairly."""
 
+import sys
 from itertools import pairwise
 from random import Random
+from types import FrameType
+from typing import Any
 
 from kvstore.tier.hbm import Copy, Hbm
 
@@ -114,3 +117,35 @@ def test_no_two_copies_overlap_whatever_happens() -> None:
         assert all(each in hbm._copies.values() for each in reading), turn
         assert not spans or spans[-1][1] <= hbm.hbm_bytes
     assert hbm.tally.evicted > 100
+
+
+def lines_of(hbm: Hbm, rows: range) -> int:
+    """Lines that are run to put these copies of tenant 2 where it has no room left."""
+    count = 0
+
+    def trace(_frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for row in rows:
+            assert put(hbm, 2, row)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_what_others_have_does_not_make_a_copy_slower() -> None:
+    """The owner thread does this for each block of a LOAD."""
+    lines: list[int] = []
+    for arenas in (4, 400):
+        hbm = Hbm(arenas * ARENA, ARENA)
+        for row in range(2 * arenas):
+            assert put(hbm, 1, row)
+            assert put(hbm, 2, 10_000 + row)
+        assert hbm.blocks == 4 * arenas
+        lines.append(lines_of(hbm, range(20_000, 20_008)))
+    assert lines[0] == lines[1]

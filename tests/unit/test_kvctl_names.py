@@ -1,5 +1,6 @@
 """Names on a command line: of tenants and pins that are not there, and what Tab offers of those that are."""
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable
@@ -188,6 +189,21 @@ def test_tab_is_silent_without_a_daemon_and_where_it_does_not_answer(
         assert tab(line) == set()
     monkeypatch.setattr(values, "WAIT_S", 60.0)
     assert tab(line) == BOTH, "the control"
+
+
+def test_what_a_tenant_calls_its_model_is_no_command_of_whoever_presses_tab(
+    tab: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "m\\$(reboot)\\`reboot`\n'; reboot #"
+    (first, *_) = MemoryPort().namespaces()
+    monkeypatch.setattr(MemoryPort, "namespaces", lambda *_: (dataclasses.replace(first, model=evil),))
+    line = "kvctl --runtime-dir DIR tree "
+    for shell in ("zsh", "fish"):
+        said = "".join(tab(line, shell))
+        assert "m__" in said, "the control: it is named"
+        assert not set(said) & set("$`;#"), shell
+    monkeypatch.setattr(MemoryPort, "namespaces", lambda *_: (dataclasses.replace(first, model="org/m-7.1"),))
+    assert "org/m-7.1" in "".join(tab(line, "zsh"))
 
 
 def test_words_that_are_always_the_same_are_those_of_the_daemon() -> None:

@@ -1,10 +1,15 @@
 """The remote tier's part of the store: what it asks for, what it stores of what comes, and what it writes."""
 
+from dataclasses import replace
+
 import numpy as np
 import xxhash
 
 from kvproto.policy_frames import Tier
+from kvstore.report import ClearReport, ClearScope
+from kvstore.routing import load_of
 from kvstore.sessions import Copy
+from kvstore.tier.remote import FORGETTING, SEEKS_EACH
 from kvstore.tier.remote_format import NO_PARENT
 from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
 from kvstore.tier.remote_writing import KEEPS, LATER_NS, SETTLE_NS, TRIES, RemoteAdmission
@@ -290,6 +295,96 @@ def test_what_was_deleted_is_not_stored_by_what_was_on_its_way() -> None:
     far.work()
     assert client.match(ns, keys) == 0
     core.audit()
+
+
+def test_what_waits_for_room_when_it_is_deleted_is_not_stored_though_its_seek_has_ended() -> None:
+    """Room is refused while a client has all that its tenant may have in flight."""
+    _, far, client = host()
+    ns, keys = client.open(), chain(6)
+    client.put(ns, keys)
+    client.fetch(ns, keys)
+    far.work()
+    for deleted in (False, True):
+        core, other, client = elsewhere(far)
+        ns = client.open()
+        core.store.choose_quota("t", {"in_flight": 1})
+        (busy,) = client.begin(ns, chain(1, "busy"))
+        client.match(ns, keys)
+        other.work()
+        assert not core.store.remote.seeking
+        assert other.on_their_way, "it waits for room"
+        assert client.session.tenant.refused == 0, "it is not the client that was refused"
+        assert load_of(core.store).clients == 1
+        if deleted:
+            client.delete(ns, keys[:1])
+        core.store.abort(client.session, [busy])
+        for _ in range(20):
+            core.pass_time(5 * 10**6)
+            other.work()
+        assert client.match(ns, keys) == (0 if deleted else 6)
+        assert not other.on_their_way
+        core.audit()
+
+
+def test_what_is_written_while_a_namespace_is_being_cleared_does_not_stay() -> None:
+    core = Core(slice_steps=2)
+    far, client = FarSide(core), core.client()
+    ns, keys = client.open(), chain(6)
+    client.put(ns, keys)
+    cleared: list[ClearReport] = []
+    core.store.clear(ClearScope(tenant="t"), cleared.append, dry_run=False)
+    (forget,) = far.orders
+    assert isinstance(forget, Forget)
+    far.carry_out(far.orders.pop())  # the far side is quick
+    assert not cleared, "it is still being dropped here"
+    rows = np.array([core.row(ns, key) for key in keys], dtype=np.uint32)
+    core.store.remote.writing.leased(rows, len(keys))  # as of who fetches it meanwhile
+    core.store.remote.tick(core.store.now_ns())
+    far.carry_out(far.orders.pop())
+    assert len(far.content) == 6
+    core.settle()
+    far.work()
+    assert [report.blocks for report in cleared] == [6]
+    assert not far.content
+    core.audit()
+
+
+def test_a_tenant_that_misses_much_leaves_room_to_others() -> None:
+    core, far, client = host()
+    ns = client.open()
+    for number in range(SEEKS_EACH + 5):
+        client.match(ns, chain(2, number))
+    assert len(far.orders) == SEEKS_EACH
+    other = core.client("u")
+    other.match(other.open(), chain(2))
+    assert len(far.orders) == SEEKS_EACH + 1
+
+
+def test_who_deletes_faster_than_it_is_noted_gets_nothing_of_that_namespace_any_more() -> None:
+    core, far, client = host()
+    ns, other = client.open(), client.open(model="other")
+    for number in range(FORGETTING // 64 + 1):
+        client.delete(ns, chain(64, f"gone {number}"))
+    assert sum(len(order.keys) for order in far.orders if isinstance(order, Forget)) == FORGETTING
+    assert core.store.remote.tally.not_noted == 1
+    far.work()
+    client.match(ns, chain(3))
+    assert not far.orders
+    client.match(other, chain(3))
+    assert len(far.orders) == 1
+
+
+def test_a_namespace_that_gets_another_number_is_not_asked_for_before_it_is_noted() -> None:
+    core, far, client = host()
+    ns = client.open()
+    client.delete(ns, chain(2))
+    again = replace(ns)
+    assert again is not ns
+    core.store.remote.missed(again, words(chain(3)), 0, 3, 0)
+    assert not [order for order in far.orders if isinstance(order, Seek)]
+    far.work()
+    core.store.remote.missed(again, words(chain(3)), 0, 3, 0)
+    assert [order for order in far.orders if isinstance(order, Seek)]
 
 
 def test_what_finds_no_room_is_let_go_and_nothing_leaks() -> None:

@@ -1,19 +1,31 @@
 """What threads of the remote tier bring and write, over a real socket: found and verified, or a miss."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import cast
 
+import numpy as np
 import pytest
 
+from kvstore.store import Store
 from kvstore.tier.remote_breaker import Circuit
-from kvstore.tier.remote_format import HEADER_BYTES, Place, name_of, tenant_digest
+from kvstore.tier.remote_format import HEADER_BYTES, Place, key_digest, name_of, tenant_digest
 from kvstore.tier.remote_index import Known
-from kvstored.remote_port import RemoteError
-from tests.core import chain, key_of
+from kvstore.tier.remote_orders import Forget, Keep
+from kvstored import remote
+from kvstored.leaf import LeafThreads
+from kvstored.remote import RemoteLimits, RemoteThreads
+from kvstored.remote_address import RemoteAddress
+from kvstored.remote_jobs import Seen
+from kvstored.remote_ledger import DELETED, SLACK, Ledger
+from kvstored.remote_port import Listed, RefusedError, RemoteError, TooLargeError
+from kvstored.remote_removals import DIGESTS, EPOCHS, Removal, Removals
+from kvstored.remote_s3 import S3Backend
+from tests.core import chain, key_of, value_of
 from tests.s3 import S3Server
-from tests.unit.remote_kit import BLOCK_BYTES, PLACE, Kit, kit
+from tests.unit.remote_kit import BLOCK_BYTES, NOBODY, PLACE, Kit, kit
 
 FLIPS = 300
 FLIPS_LONG = 10_000
@@ -164,6 +176,23 @@ def test_the_oldest_objects_go_when_the_quota_is_used_up_and_after_a_restart_too
         assert sum(map(len, s3.objects.values())) == host.jobs.ledger.total_bytes == room
         assert host.seek(chain(2, "a")) == []
         host.assert_blocks(host.seek(chain(2, "b")), chain(2, "b"))
+
+
+def test_who_may_not_delete_does_not_write_more_than_the_quota(s3: S3Server) -> None:
+    room = 2 * (HEADER_BYTES + 2 * BLOCK_BYTES)
+    with kit(s3, quota_bytes=room) as host:
+
+        def refuse(names: Sequence[str]) -> None:
+            raise RefusedError(f"may not delete {names}")
+
+        host.far._backend.delete = refuse  # type: ignore[method-assign]
+        for number in range(5):
+            heal(host)
+            assert host.keep(chain(2, number)).stored == (2 if number < 2 else 0)
+        assert sum(map(len, s3.objects.values())) == room
+        heal(host)
+        assert host.keep(chain(9, "large")).stored == 0, "more than there ever is room for"
+        assert sum(map(len, s3.objects.values())) == room
 
 
 def test_a_damaged_ledger_is_read_as_far_as_it_goes(s3: S3Server, tmp_path: Path) -> None:
@@ -351,3 +380,238 @@ def test_a_clear_that_did_not_get_through_goes_on_in_the_next_life(s3: S3Server,
         assert host.keep(keys).stored == 4
     with kit(s3, tmp_path) as host:
         host.assert_blocks(host.seek(keys), keys)
+
+
+def test_an_object_that_was_written_anew_with_other_bytes_is_no_damaged_one(one: Kit, s3: S3Server) -> None:
+    """Whoever computes the same tokens elsewhere may get other bits; who read the first one's page knows it still."""
+    keys = chain(6)
+    one.keep(keys)
+    with kit(s3) as reader:
+        assert len(reader.seek(keys, 2)) == 4
+        s3.objects.clear()
+        with kit(s3) as other:
+            other.keep(keys, version=1)
+        got = [block.tobytes() for block in reader.seek(keys, 2)]
+        assert got == [value_of(key, BLOCK_BYTES, 1) for key in keys[2:]]
+        assert reader.jobs.seen == Seen()
+        (name,) = s3.objects
+        s3.flip(name, HEADER_BYTES + 3 * BLOCK_BYTES)
+        assert reader.seek(keys, 2) == []
+        assert reader.jobs.seen.damaged == 1, "a damaged one is found all the same"
+
+
+def test_what_is_stored_again_under_a_deleted_key_is_not_even_copied(one: Kit) -> None:
+    keys = chain(4)
+    one.forget(keys[1:2])
+
+    def nobody(_keep: Keep, _content: object) -> bool:
+        raise AssertionError("it was copied")
+
+    one.jobs._copy = nobody  # type: ignore[assignment, method-assign]
+    assert one.keep(keys).stored == 0
+
+
+def test_a_write_that_was_ordered_before_a_clear_does_not_outlive_it(one: Kit, s3: S3Server) -> None:
+    """Though its thread begins with it when all of the clear is over."""
+    begin_keep = one.jobs.begin_keep
+
+    def begin(keep: Keep) -> None:
+        begin_keep(keep)
+        one.forget([])
+
+    one.jobs.begin_keep = begin  # type: ignore[method-assign]
+    assert one.keep(chain(3)).stored == 0
+    assert not s3.objects
+
+
+def test_how_often_namespaces_were_dropped_is_not_remembered_for_ever(one: Kit, s3: S3Server) -> None:
+    begin_keep = one.jobs.begin_keep
+
+    def begin(keep: Keep) -> None:
+        begin_keep(keep)
+        for number in range(EPOCHS + 1):
+            place = Place(PLACE.tenant, key_of(number))
+            one.jobs.announce(Forget(keep.namespace, place, ()))
+
+    one.jobs.begin_keep = begin  # type: ignore[method-assign]
+    assert one.keep(chain(3)).stored == 0, "it may have been one of them"
+    assert len(one.jobs._epochs) <= EPOCHS
+    assert not s3.objects
+    one.jobs.begin_keep = begin_keep  # type: ignore[method-assign]
+    assert one.keep(chain(3)).stored == 3
+
+
+def test_a_listing_that_never_ends_or_names_what_is_not_below_costs_little(one: Kit, s3: S3Server) -> None:
+    one.keep(chain(3))
+    other = Place(PLACE.tenant, key_of("other"))
+    one.keep(chain(3), other)
+    names = [name.removeprefix("k/") for name in s3.objects]
+    one.far._backend.listing = lambda prefix, most: [Listed(name, 1) for name in names]  # type: ignore[method-assign]
+    with pytest.raises(RemoteError, match="still there"):
+        one.forget([])
+    assert [name for name in s3.objects if name.startswith(f"k/{other.prefix}")]
+    assert len(s3.objects) == 1
+
+
+def test_many_keys_are_looked_for_in_the_ledger_in_one_pass(one: Kit, s3: S3Server) -> None:
+    keys = chain(20)
+    one.keep(keys[:10])
+    one.keep(keys[10:], parent=keys[9])
+    one.keep(chain(3, "b"))
+    passes = 0
+    below = one.jobs.ledger.below
+
+    def counted(prefix: str) -> list[str]:
+        nonlocal passes
+        passes += 1
+        return below(prefix)
+
+    one.jobs.ledger.below = counted  # type: ignore[method-assign]
+    one.forget([keys[3], keys[10], keys[15]])
+    assert passes == 1
+    assert len(s3.objects) == 1
+
+
+def test_where_names_follow_from_keys_another_hosts_object_is_deleted_too(one: Kit, s3: S3Server) -> None:
+    one.far.most_blocks = 1
+    keys = chain(3)
+    assert one.keep(keys).stored == 3
+    with kit(s3) as other:
+        other.far.most_blocks = 1
+        other.forget(keys[1:2])
+    assert len(s3.objects) == 2
+    assert f"k/{name_of(PLACE, keys[1:2])}" not in s3.objects
+
+
+def test_what_no_object_may_hold_does_not_stop_other_writes(one: Kit, s3: S3Server) -> None:
+    put = one.far._backend.put
+
+    def refuse(name: str, parts: object) -> bool:
+        raise TooLargeError(f"{name}: {parts}")
+
+    one.far._backend.put = refuse  # type: ignore[method-assign]
+    for number in range(5):
+        assert one.keep(chain(2, number)).stored == 0
+    one.far._backend.put = put  # type: ignore[method-assign]
+    assert one.keep(chain(2)).stored == 2
+
+
+def test_a_ledger_that_ends_in_the_midst_of_a_line_loses_no_more_than_that(s3: S3Server, tmp_path: Path) -> None:
+    keys = chain(4)
+    with kit(s3, tmp_path) as host:
+        host.keep(keys)
+    file = next(tmp_path.iterdir())
+    with file.open("a") as ledger:
+        ledger.write("+ 123")
+    with kit(s3, tmp_path) as host:
+        host.forget(keys[:1])
+    with kit(s3, tmp_path) as host:
+        assert host.jobs.ledger.faults == 1
+        assert host.jobs.ledger.deleted == 1
+        assert host.seek(keys) == []
+
+
+def test_a_ledger_that_was_written_anew_is_for_its_owner_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    digests = [key_digest(PLACE, key_of(number)) for number in range(SLACK + 2)]
+    ledger.delete_keys(PLACE.prefix, digests[:1])
+    for _ in range(SLACK // 64 + 2):
+        ledger.delete_keys(PLACE.prefix, digests[:1] * 64)
+    (file,) = tmp_path.iterdir()
+    assert len(file.read_text().splitlines()) < SLACK
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert Ledger(tmp_path).is_deleted(PLACE.prefix, digests[0])
+
+
+def test_a_tenant_that_deletes_much_does_not_have_the_deletes_of_others_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    other = Place(tenant_digest("u"), PLACE.namespace)
+    ledger.delete_keys(other.prefix, [b"other"])
+    for batch in range(0, DELETED + 4096, 4096):
+        ledger.delete_keys(PLACE.prefix, [number.to_bytes(20, "little") for number in range(batch, batch + 4096)])
+    for one in (ledger, Ledger(tmp_path)):
+        assert one.deleted == DELETED
+        assert one.is_deleted(other.prefix, b"other")
+        assert not one.is_deleted(PLACE.prefix, (0).to_bytes(20, "little")), "its own go"
+        assert one.is_deleted(PLACE.prefix, (DELETED + 4095).to_bytes(20, "little"))
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_to_be_removed_waits_after_a_failure_in_turn_and_is_bounded() -> None:
+    removals = Removals(pause_s=0.0)
+    first, second = Removal("a/", (b"1",)), Removal("b/")
+    removals.add(first)
+    removals.add(second)
+    removals.add(Removal("b/"))
+    assert removals.next() is first
+    removals.again(first)
+    assert removals.next() == second
+    assert removals.next() is first
+    removals.add(Removal("a/", (b"x",) * DIGESTS))
+    removals.add(first)
+    assert removals.dropped == 1
+    removals.add(second)
+    assert removals.next() != second
+    assert removals.next() == second, "clearing comes in always"
+    removals.close()
+    assert removals.next() is None
+
+
+def test_what_is_dropped_is_noted_while_the_far_side_does_not_answer(s3: S3Server, tmp_path: Path) -> None:
+    """And what the thread that removes cannot do is done later, though others come meanwhile, and whatever it was."""
+    backend = S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 5.0, s3.environ)
+    asked = threading.Event()
+    go_on = threading.Semaphore(0)
+    listing = backend.listing
+    removed: list[str] = []
+
+    def slow(prefix: str, most: int) -> list[Listed]:
+        asked.set()
+        go_on.acquire()
+        removed.append(prefix)
+        if len(removed) == 1:
+            raise ValueError("a back-end that breaks its contract")
+        return listing(prefix, most)
+
+    backend.listing = slow  # type: ignore[method-assign]
+    noted = threading.Semaphore(0)
+    threads = RemoteThreads(
+        backend, RemoteLimits(1 << 30, 2, tmp_path), lambda _arena: np.zeros(0, dtype=np.uint8),
+        cast(LeafThreads, None), noted.release,
+    )  # fmt: skip
+    threads._removals._pause_s = 0.0
+    threads.start()
+    try:
+        threads.submit(Forget(NOBODY, PLACE, ()))
+        assert asked.wait(10)
+        threads.submit(Forget(NOBODY, PLACE, tuple(chain(2))))
+        for _ in range(2):
+            assert noted.acquire(timeout=10)
+        assert Ledger(tmp_path).deleted == 2
+        assert Ledger(tmp_path).clearing() == [PLACE.prefix]
+        for _ in range(8):
+            go_on.release()
+        while threads.ledger.clearing():
+            assert threads._threads[-1].is_alive()
+        assert removed.count(PLACE.prefix) == 2
+    finally:
+        for _ in range(8):
+            go_on.release()
+        threads.stop()
+
+
+def test_the_owner_is_given_back_its_turn_however_much_has_come(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    wakes: list[int] = []
+    threads = RemoteThreads(
+        S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 5.0, s3.environ), RemoteLimits(1 << 30, 2),
+        lambda _arena: np.zeros(0, dtype=np.uint8), cast(LeafThreads, None), lambda: wakes.append(1),
+    )  # fmt: skip
+    done: list[int] = []
+    threads._ended.extend(lambda _store, number=number: done.append(number) for number in range(3))  # type: ignore[misc]
+    monkeypatch.setattr(remote, "FINISH_S", -1.0)
+    for turn in range(3):
+        threads.finish(cast(Store, None))
+        assert done == list(range(turn + 1))
+    assert len(wakes) == 2

@@ -3,19 +3,24 @@
 tests/integration/test_remote_mooncake.py has the real one.
 """
 
+import errno
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstored.remote_address import parse_remote
-from kvstored.remote_mooncake import MooncakeAddress, MooncakeBackend, way_to
+from kvstored.remote_mooncake import MooncakeAddress, MooncakeBackend
+from kvstored.remote_mooncake_life import way_to
 from kvstored.remote_mooncake_memory import Region, Span
-from kvstored.remote_port import AbsentError, FullError, RefusedError, RemoteError, UnreachableError
+from kvstored.remote_port import AbsentError, FullError, RefusedError, RemoteError, TooLargeError, UnreachableError
 from tests.node import until
 
 STUB = Path(__file__).parent.parent / "stub" / "mooncake_package"
@@ -77,7 +82,7 @@ def test_what_is_full_unanswered_or_too_large_is_said_as_the_port_has_it(backend
         backend.put("full", [content(100)])
     with pytest.raises(UnreachableError, match="master"):
         backend.exists_many(["unanswered"])
-    with pytest.raises(RemoteError, match="more than"):
+    with pytest.raises(TooLargeError, match="more than"):
         backend.put("large", [content(2 * MIB + 1)])
     assert backend.exists_many(["full"]) == [False]
     assert backend.lives == 1
@@ -111,6 +116,43 @@ def test_without_the_package_or_a_way_it_says_so_and_tries_nothing_at_once(
     with pytest.raises(UnreachableError, match="no way"):
         way_to("127.0.0.1:none")
     assert way_to("127.0.0.1:1") == "127.0.0.1"
+
+
+def test_a_name_server_that_does_not_answer_holds_up_neither_start_nor_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def slow(*_: object, **__: object) -> NoReturn:
+        answer.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    backend = MooncakeBackend(MooncakeAddress("far.example:50051"), 0.05)
+    backend.begin()
+    with pytest.raises(UnreachableError, match="set up"):
+        backend.exists_many(["a"])
+    backend.close()
+    assert not answer.is_set()
+    life = backend._life
+    assert life is not None
+    assert not life._over.is_set(), "it still waits"
+    answer.set()
+    assert life.wait(10)
+    assert life.pid == 0
+
+
+def test_without_descriptors_it_fails_and_another_life_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    backend = MooncakeBackend(MooncakeAddress(MASTER), 5.0, pause_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", none)
+        with pytest.raises(UnreachableError, match="too many open files"):
+            backend.exists_many(["a"])
+        with pytest.raises(UnreachableError, match="too many open files"):
+            backend.exists_many(["a"])
+    assert backend.lives == 2
+    backend.close()
 
 
 def test_a_setup_that_fails_is_told(backend: MooncakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,12 @@ def test_names_fit_say_how_long_a_run_is_and_tell_tenants_apart() -> None:
     assert name_of(PLACE, keys[:1]).endswith("/1.")
 
 
+@pytest.mark.parametrize("last", ["2.a\nb", "2.a\x1bb", "2.a/b", "2.\u00e9aa", "2.ab", "2.abcd", "02.abc", "0."])
+def test_names_that_are_not_ours_are_nobodys(last: str) -> None:
+    assert marks_in(f"p/{last}", "p/") is None
+    assert marks_in("p/2.a-_", "p/") == ("a-_",)
+
+
 def test_what_is_known_is_bounded_and_gets_old() -> None:
     known = Known()
     for number in range(RUNS + 10):

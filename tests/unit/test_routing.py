@@ -185,3 +185,13 @@ def test_a_tenant_below_what_it_is_sure_of_is_told_that_others_would_give_way() 
     assert told.from_others
     assert not estimated(core, mine, 4).from_others, "the control"
     assert np.isfinite(told.lost_s)
+
+
+def test_where_there_is_room_nobody_is_looked_at_and_a_store_that_is_empty_has_rows_to_look_at_none() -> None:
+    core = Core(arenas=1)
+    namespace = core.client().open()
+    setting = admission.begin(core.store, namespace)
+    assert setting.free_slots == SLOTS
+    told = admission.estimate(setting, [], SLOTS)
+    assert (told.free_blocks, told.evicted_blocks, told.short_blocks) == (SLOTS, 0, 0)
+    assert estimated(core, namespace, SLOTS + 1).short_blocks == 1, "the control: more than all of it"

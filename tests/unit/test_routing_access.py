@@ -173,3 +173,31 @@ def test_where_nobody_looks_a_watcher_is_told_what_to_set(tmp_path: Path) -> Non
         served = Served(tmp_path, stack, told=False)
         refusal = served.refusal(OPERATOR, "WatchBlocks", pb.WatchBlocksRequest(tenant="web"))
         assert refusal is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_tenant_whose_watchers_stall_leaves_places_to_others(served: Served) -> None:
+    def watch(uid: int) -> Any:
+        token = [(TOKEN_KEY, served.access.issue(uid, 77, frozenset())[0])]
+        request = pb.WatchBlocksRequest(follow=True)
+        stream = served.stubs[0].WatchBlocks(request, timeout=PATIENCE_S, metadata=token)
+        next(stream)
+        return stream
+
+    stalled = [watch(OURS) for _ in range(2)]
+    try:
+        assert served.refusal(OURS, "WatchBlocks", pb.WatchBlocksRequest()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert keys_in(served.ask(STRANGER, "WatchBlocks", pb.WatchBlocksRequest())) >= set(served.of_web)
+    finally:
+        for stream in stalled:
+            stream.cancel()
+
+
+def test_a_tenant_that_there_is_not_leaves_nothing_behind(served: Served) -> None:
+    assert served.events is not None
+    before = set(served.events._logs)
+    for name in range(20):
+        (only,) = served.ask(OPERATOR, "WatchBlocks", pb.WatchBlocksRequest(tenant=f"nobody {name}"))
+        assert only.cleared
+    with served.events.log_for("somebody later"):
+        assert set(served.events._logs) - before == {"somebody later"}, "the control: while it is watched it is there"
+    assert set(served.events._logs) == before

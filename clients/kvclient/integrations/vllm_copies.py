@@ -25,6 +25,7 @@ class Copy:
         self._taken = threading.Lock()
         self._good = False
         self.seconds = 0.0
+        self.ended_ns = 0  # CLOCK_MONOTONIC
         self.begun = threading.Event()
         self._ended = threading.Event()
 
@@ -40,6 +41,7 @@ class Copy:
         except Exception:  # noqa: BLE001 -- `good` says so, and the blocks are computed
             _log.exception("a copy failed")
         finally:
+            self.ended_ns = time.monotonic_ns()
             self._ended.set()
 
     def cancel(self) -> None:

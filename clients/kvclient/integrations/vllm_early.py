@@ -8,9 +8,10 @@
     forward    each layer ---> its part: done by now, or waited for, or done here if nobody has begun it
     worker     end       ----> was the lease valid to the last byte, and has every layer asked? Else all of it is bad
 
-Only where both halves of the connector live in one process, and where the engine itself writes nothing into new
-blocks before the forward. A thread that copies needs the GIL to begin and to end a part, and the engine's thread
-seldom gives it away while it computes; so it waits, shortly, until the first part has begun.
+Only where both halves of the connector live in one process (vLLM on CPU starts its worker apart, unless
+VLLM_ENABLE_V1_MULTIPROCESSING is 0), and where the engine itself writes nothing into new blocks before the forward. A
+thread that copies needs the GIL to begin and to end a part, and the engine's thread seldom gives it away while it
+computes; so it waits, shortly, until the first part has begun.
 
 Whether layers ask is seen, not believed (`Asking`): a forward that was captured as a whole asks for none. Loads go on
 beside a forward once one has been seen in which every layer asked, and never again after one in which some did not.
@@ -59,13 +60,20 @@ class Begun:
     since: float
     part_of: Sequence[int] = ()  # by layer, in the order of the layout: its part; nothing if parts are blocks
     bad: bool = field(default=False)
+    ready: float = field(default_factory=time.monotonic)  # to be copied
 
     def finish(self) -> bool:
         """Do what nobody has begun, from the back, and wait for the rest. Is all of it filled, and right?"""
         for each in reversed(self.copies):
             each.run()
         filled = [each.good() for each in self.copies]  # none of them still runs
-        return all(filled) and self.lease.valid() and not self.bad
+        # A forward may take longer than a lease; what counts is when the last byte was read.
+        return all(filled) and self.lease.was_valid(max(each.ended_ns for each in self.copies)) and not self.bad
+
+    def seconds(self) -> float:
+        """What it took, without the forward that it went on beside. Once it is finished."""
+        copying = sum(each.seconds for each in self.copies)
+        return min(time.monotonic() - self.since, self.ready - self.since + copying)
 
 
 class Asked(NamedTuple):
@@ -114,17 +122,17 @@ class EarlyLoads:
 
     def begin(self, job: LoadJob) -> None:
         """Nothing reads or writes the blocks of this load from now on, until it has ended. May do nothing."""
-        block_ids = self._layout.checked(job.block_ids)
         asked = self._asked.get(job.request)
         if asked is None or asked.keys != job.keys:
             self.ask(job.request, job.keys)  # which gives up what there was
-        asked = self._asked.pop(job.request, None)
+        asked = self._asked.get(job.request)
         if asked is None:
             return
         since = time.monotonic()
         try:
             # What can be done until the answer is there.
-            targets = self._targets(block_ids) if self._asking.is_sure else None
+            targets = self._targets(self._layout.checked(job.block_ids)) if self._asking.is_sure else None
+            del self._asked[job.request]  # whose lease is given back from here on
             lease = asked.lease()
         except Exception:  # noqa: BLE001 -- it is tried again before the forward, and then counts
             _log.exception("early load of %d blocks failed", len(job.keys))
@@ -132,9 +140,10 @@ class EarlyLoads:
         try:
             begun = self._of_layers(job, lease, targets, since) if targets is not None else None
             begun = begun or self._of_blocks(job, lease, since)
-        except BaseException:
+        except Exception:  # noqa: BLE001 -- the same
+            _log.exception("early load of %d blocks failed", len(job.keys))
             lease.release()
-            raise
+            return
         if not begun.copies:  # some have yet to come from disk
             lease.release()
             return
@@ -182,7 +191,7 @@ class EarlyLoads:
         return part_of
 
     def end(self, job: LoadJob) -> tuple[int, float] | None:
-        """Blocks from the front that are filled and right, and seconds since `begin`; None if that did nothing."""
+        """Blocks from the front that are filled and right, and seconds that it took; None if `begin` did nothing."""
         begun = self._begun.get(job.request)
         if begun is None or begun.job != job:
             self._cancel(job.request)
@@ -195,7 +204,7 @@ class EarlyLoads:
             good = begun.finish()
             if good:
                 self._report(lease.expected, begun)
-            return (lease.expected if good else 0), time.monotonic() - begun.since
+            return (lease.expected if good else 0), begun.seconds()
 
     # -- beside it -----------------------------------------------------------------------------------------------
 
@@ -273,10 +282,8 @@ class EarlyLoads:
             begun.lease.release()
 
     def _start(self, copies: Sequence[Copy]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="kvstored-early", daemon=True)
-            self._thread.start()
-            self._processors = os.sched_getaffinity(self._thread.native_id or 0)
+        if self._thread is None and not self._start_thread():
+            return  # the engine's thread does all of it
         self._step_aside()
         for each in copies:
             self._copies.put(each)
@@ -284,6 +291,18 @@ class EarlyLoads:
         until = time.monotonic() + BEGIN_S
         while not copies[0].begun.is_set() and time.monotonic() < until:
             time.sleep(NAP_S)
+
+    def _start_thread(self) -> bool:
+        thread = threading.Thread(target=self._run, name="kvstored-early", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads for this process; perhaps next time
+            _log.warning("early loads have no thread of their own: %s", error)
+            return False
+        self._thread = thread
+        with contextlib.suppress(OSError):  # where that may not be asked it stays where it is
+            self._processors = os.sched_getaffinity(thread.native_id or 0)
+        return True
 
     def _step_aside(self) -> None:
         """Keep the other thread off this one's processor: the kernel lets a copy there go on for milliseconds."""
