@@ -5,7 +5,8 @@
     any thread      `estimate`    those of the copy that its rule would give up, one after the other
 
 The order is that of ranks and queues, and for DENSITY of what each class promises at its age now. What a rule decides
-by more than that is left out: how full the queues of S3-FIFO and ARC are, and what DENSITY would learn meanwhile.
+by more than that is left out: how full the queues of S3-FIFO and ARC are, and what DENSITY would learn meanwhile. So is
+what the tenant's blocks of other sizes would give.
 Slices are of different moments. A leaf that goes makes a leaf of what it continued, which takes over its last use.
 """
 
@@ -55,6 +56,7 @@ class Setting:
     usual_cost: float
     now: float
     index: npt.NDArray[np.float32]
+    other_sizes_bytes: int  # of arenas that hold the tenant's blocks of other sizes: they may make way, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Estimate:
     unpriced_blocks: int
     short_blocks: int
     from_others: bool
+    other_sizes_bytes: int
 
 
 def begin(store: Store, namespace: Namespace) -> Setting:
@@ -81,11 +84,12 @@ def begin(store: Store, namespace: Namespace) -> Setting:
     more = len(arenas.free)
     if shares.has_maximum(tenant):
         more = min(more, max(0, shares.most(tenant) - arenas.charged(tenant)))
+    others = sum(other.arenas for other in arenas.pools if other.tenant is tenant and other is not pool)
     free = pool.arenas * each - int(row["blocks"]) + more * each
     return Setting(
         pool.number, pool.slot_bytes, max(0, free), shares.giving_way(tenant, arenas.charged) is not None,
         int(row["rule"]), row["bonus"].copy(), float(row["clock"]), float(tables.book[blocks.NOW]),
-        tables.reuse[pool.number]["index"].copy(),
+        tables.reuse[pool.number]["index"].copy(), others * arenas.arena_bytes,
     )  # fmt: skip
 
 
@@ -114,7 +118,10 @@ def estimate(setting: Setting, parts: Sequence[Held], wanted_blocks: int) -> Est
     """Any thread."""
     free = min(wanted_blocks, setting.free_slots)
     if not parts:  # there is room: nobody was looked at
-        return Estimate(wanted_blocks, free, 0, 0, 0, 0.0, 0, wanted_blocks - free, setting.from_others)
+        short = wanted_blocks - free
+        return Estimate(
+            wanted_blocks, free, 0, 0, 0, 0.0, 0, short, setting.from_others, setting.other_sizes_bytes
+        )  # fmt: skip
     # Arrays, not lists: to make one of a million numbers holds the GIL for 50 ms, and the owner thread would wait.
     all_of = Held(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     children, ranks, held, kept = all_of.children, all_of.ranks, all_of.held, all_of.kept
@@ -146,7 +153,7 @@ def _summed(setting: Setting, all_of: Held, evicted: Sequence[int], wanted: int,
     return Estimate(
         wanted, free, len(evicted), len(evicted) * setting.slot_bytes, int(np.count_nonzero(kept)),
         float(seconds_of_codes(costs[costs != 0]).sum()), int(np.count_nonzero(costs == 0)),
-        wanted - free - len(evicted), setting.from_others,
+        wanted - free - len(evicted), setting.from_others, setting.other_sizes_bytes,
     )  # fmt: skip
 
 

@@ -358,6 +358,13 @@ class Bandwidth:
             return None
         return self.call_seconds + self.byte_seconds * load_bytes if load_bytes else 0.0
 
+    def speed(self) -> float | None:
+        """Bytes a second of the largest loads that were timed, all in; None: nothing was loaded yet."""
+        if not self.reports:
+            return None
+        largest = 2.0 ** max(self._timings.rows)
+        return largest / max(1e-9, self.call_seconds + self.byte_seconds * largest)
+
     def bytes_within(self, seconds: float) -> int:
         """The most bytes that one call moves in so many seconds; 0 if nobody knows."""
         left = seconds - self.call_seconds

@@ -303,8 +303,8 @@ class RemoteReport:
     """The remote tier. Counters begin with the daemon; blocks, unless the name says otherwise."""
 
     url: str
-    reading: str  # "closed": calls go through; "open": none is made; "trying": one is
-    writing: str
+    reading: str  # "goes on"; "fails": the last call did; "stopped": none is made; "tries again": one is
+    writing: str  # the same
     reason: str  # of the last failure, empty if all is well
     capacity_bytes: int  # that this host may have written there
     used_bytes: int  # that it has, and that are still there as far as it knows
@@ -358,6 +358,7 @@ class DaemonReport:
     disk: DiskReport | None  # None: no disk tier
     restart: RestartReport
     remote: RemoteReport | None = None  # None: no remote tier
+    devices: tuple[DeviceReport, ...] = ()  # GPUs that it copies for
 
 
 @dataclass(frozen=True, slots=True)

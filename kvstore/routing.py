@@ -13,6 +13,7 @@ from kvproto.limits import KEYS_PER_FRAME
 from kvproto.policy_frames import Tier as Way
 from kvstore import blocks, survey
 from kvstore.blocks import U4, U8
+from kvstore.report import RemoteReport
 from kvstore.sessions import Namespace
 from kvstore.store import Store
 
@@ -56,6 +57,7 @@ class LoadReport:
     queued_chains: int
     running_bytes: int
     tiers: tuple[TierLoad, ...]
+    remote: RemoteReport | None = None  # None: no remote tier
 
 
 def summarise(store: Store, namespaces: Sequence[Namespace], keys: U8) -> MatchSummary:

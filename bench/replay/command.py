@@ -187,6 +187,8 @@ def _show(trials: dict[str, Trial], shares: tuple[float, ...], png: Path | None)
     say(table(curves, ceiling))
     for name, speed in _speeds(all_trials, shares).items():
         say(f"{name:24} {speed:12,.0f} block accesses a second")
+    footprint = fmean(trial.workload.footprint_bytes for trial in all_trials)
+    say(f"footprint: {footprint / 2**30:,.2f} GiB, all different blocks that were asked for or stored")
     if png:
         title = all_trials[0].workload.name + (f", mean of seeds {', '.join(trials)}" if len(trials) > 1 else "")
         draw(title, curves, ceiling, png)

@@ -4,14 +4,18 @@
     kvstored --runtime-dir /tmp/kv-b --dram 64MiB --events-listen grpc &
     python clients/examples/router.py TENANT /tmp/kv-a /tmp/kv-b
 
-Then each line of its input, block keys in hex, is answered with the directory of the host that should have the request.
+Then each line of its input is answered with the directory of the host that should have the request. A line is the
+whole digest of the model's namespace (several with commas, one a rank: all of them must have a block) and block keys,
+all in hex. The client's `namespace.identity.digest().hex()` is it; `kvctl namespaces -o json` has it, too.
 
 What each host holds is followed by its events (WatchBlocks): a set of keys in memory, so that choosing asks nobody.
+Equal keys in other namespaces are other blocks: of another model, or of another form of it.
 Where several hosts hold most of a prefix, their match summaries tell which one has it soonest; else they take turns.
 """
 
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,7 @@ class Host:
         self.name = str(runtime_dir)
         self.routed = 0  # blocks of requests that were sent there
         self._runtime_dir, self._tenant = runtime_dir, tenant
-        self._held: dict[bytes, bool] = {}  # by key: in DRAM?
+        self._held: defaultdict[str, dict[bytes, bool]] = defaultdict(dict)  # by namespace and key: in DRAM?
         self._next: int | None = None
         self._news = threading.Condition()
         self._channel = grpc.insecure_channel(f"unix:{runtime_dir}/control.sock")
@@ -43,18 +47,19 @@ class Host:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def prefix(self, keys: Sequence[bytes]) -> int:
-        """How many of the first blocks of a chain it has. Asks nobody."""
-        return next((i for i, key in enumerate(keys) if key not in self._held), len(keys))
+    def prefix(self, namespaces: Sequence[str], keys: Sequence[bytes]) -> int:
+        """How many of the first blocks of a chain it has in all of these. Asks nobody."""
+        held = [self._held.get(namespace, {}) for namespace in namespaces]
+        return next((i for i, key in enumerate(keys) if not all(key in one for one in held)), len(keys))
 
-    def wait(self, keys: Sequence[bytes], blocks: int, timeout_s: float) -> bool:
+    def wait(self, namespaces: Sequence[str], keys: Sequence[bytes], blocks: int, timeout_s: float) -> bool:
         """Until it has told of so many of them."""
         with self._news:
-            return self._news.wait_for(lambda: self.prefix(keys) == blocks, timeout_s)
+            return self._news.wait_for(lambda: self.prefix(namespaces, keys) == blocks, timeout_s)
 
-    def summary(self, keys: Sequence[bytes]) -> pb.SummariseMatchResponse | None:
+    def summary(self, namespaces: Sequence[str], keys: Sequence[bytes]) -> pb.SummariseMatchResponse | None:
         """As the host itself says now; None: it does not answer."""
-        request = pb.SummariseMatchRequest(tenant=self._tenant, keys=keys)
+        request = pb.SummariseMatchRequest(tenant=self._tenant, namespace_digests=namespaces, keys=keys)
         try:
             answer: pb.SummariseMatchResponse = self._stub.SummariseMatch(
                 request, timeout=ASKED_S, metadata=self._token()
@@ -62,6 +67,14 @@ class Host:
         except grpc.RpcError:
             return None
         return answer
+
+    def tenants(self) -> set[str] | None:
+        """Those that it knows, as far as we may ask; None: it does not answer."""
+        try:
+            answer = self._stub.ListTenants(pb.ListTenantsRequest(), timeout=ASKED_S, metadata=self._token())
+        except (grpc.RpcError, OSError, ValueError):
+            return None
+        return {one.name for one in answer.tenants}
 
     def close(self) -> None:
         """Follow it no more."""
@@ -90,37 +103,59 @@ class Host:
         with self._news:
             if message.cleared:
                 self._held.clear()
+            held = self._held[message.namespace_digest] if message.changes else {}
             for change in message.changes:
                 if change.dram or change.disk:
-                    self._held[change.key] = change.dram
+                    held[change.key] = change.dram
                 else:
-                    self._held.pop(change.key, None)
+                    held.pop(change.key, None)
             self._next = message.next
             self._news.notify_all()
 
 
-def choose(hosts: Sequence[Host], keys: Sequence[bytes]) -> Host:
+def choose(hosts: Sequence[Host], namespaces: Sequence[str], keys: Sequence[bytes]) -> Host:
     """The host that has most of a prefix, and of those that have about as much the one that has it soonest."""
-    longest = max(host.prefix(keys) for host in hosts)
-    close = [host for host in hosts if longest and host.prefix(keys) >= CLOSE * longest] or list(hosts)
-    chosen = min(close, key=lambda host: (_load_s(host, keys) if longest and len(close) > 1 else 0.0, host.routed))
+    has = {host: host.prefix(namespaces, keys) for host in hosts}
+    longest = max(has.values())
+    close = [host for host in hosts if longest and has[host] >= CLOSE * longest] or list(hosts)
+    ask = longest and len(close) > 1
+    chosen = min(close, key=lambda host: (_load_s(host, namespaces, keys) if ask else 0.0, host.routed))
     chosen.routed += len(keys)
     return chosen
 
 
-def _load_s(host: Host, keys: Sequence[bytes]) -> float:
+def _load_s(host: Host, namespaces: Sequence[str], keys: Sequence[bytes]) -> float:
     """Seconds until the prefix could be used; where nobody has measured, what lies on disk is later."""
-    summary = host.summary(keys)
+    summary = host.summary(namespaces, keys)
     if summary is None:
         return float("inf")
     return summary.load_s if summary.HasField("load_s") else float(summary.disk_blocks)
 
 
 def main(tenant: str, *runtime_dirs: str) -> None:
-    """Answer lines of keys."""
+    """Answer lines of a namespace and keys."""
     hosts = [Host(Path(runtime_dir), tenant) for runtime_dir in runtime_dirs]
+    for text in unheard(hosts, tenant):
+        print(text, file=sys.stderr, flush=True)
     for line in sys.stdin:
-        print(choose(hosts, [bytes.fromhex(key) for key in line.split()]).name, flush=True)
+        namespaces, *keys = line.split() or [""]
+        if not namespaces or not keys:
+            print("a line is the digest of a namespace, and block keys", file=sys.stderr, flush=True)
+            continue
+        print(choose(hosts, namespaces.split(","), [bytes.fromhex(key) for key in keys]).name, flush=True)
+
+
+def unheard(hosts: Sequence[Host], tenant: str) -> list[str]:
+    """Hosts from which nothing can be learned now, in words: a name may be wrong, or nobody has come yet."""
+    said = []
+    for host in hosts:
+        known = host.tenants()
+        if known is None:
+            said.append(f"{host.name} does not answer; it is asked again")
+        elif tenant not in known:
+            there = ", ".join(sorted(known)) or "none yet"
+            said.append(f"{host.name} knows no tenant {tenant} (there are: {there}); it only takes its turn")
+    return said
 
 
 if __name__ == "__main__":

@@ -133,8 +133,9 @@ class Client:
     def attach(self, place: Any, pages: "Pages") -> "AttachedMemory":
         """Hand an engine's KV memory to the daemon, in mode "daemon": it copies itself, by `ns.load` and `ns.save`.
 
-        `pages` is what `kvkernels.device.pages.pages_of` makes of the layers' tensors, `place` what the `device` of one
-        of them is. The memory must have been made to be shared (torch's is, by IPC). Without a session right now it is
+        `place` is what the `device` of one of the layers' tensors is, `pages` what `kvkernels.device.pages.pages_of`
+        makes of `kvclient.devices.port_of(place)` and of these tensors. The memory must have been made to be shared
+        (torch's is, by IPC). Without a session right now it is
         attached as soon as it is used. Raises UsageError; AttachError where the daemon cannot or will not have it:
         another device, a handle that cannot be opened, a session in another mode.
         """

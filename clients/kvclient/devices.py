@@ -275,6 +275,14 @@ def copies_for(place: Any) -> Copies:
         return _by_gpu[number]
 
 
+def port_of(place: Any) -> Device:
+    """What `pages_of` takes, for the device that a tensor's `device` names (torch's `cuda:0`). Any thread.
+
+    One a device serves the whole process. Raises UsageError for a device that there is no port for.
+    """
+    return copies_for(place).device
+
+
 def forget(device: Device) -> None:
     """Close what was made for it, before it is closed itself. Nothing may be copied any more."""
     with _lock:

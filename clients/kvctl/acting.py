@@ -10,7 +10,7 @@ from rich.text import Text
 from kvctl import insight, pins, render, service, values
 from kvctl import quotas as quota_tables
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
-from kvctl.client import ControlClient, Exit, KvctlError
+from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import (
     Continuing,
     Digest,
@@ -201,6 +201,8 @@ def unpin(
     Exits with 4 if the tenant has no such pins; those that it has are ended.
     """
     chosen = globals_of(context)
+    if tenant.isdecimal() and not numbers and not every:
+        raise KvctlError(Exit.USAGE, f"whose pin {printable(tenant)}? Say `kvctl unpin TENANT {printable(tenant)}`")
     if bool(numbers) == every:
         raise KvctlError(Exit.USAGE, "name pins, or say --all; kvctl pins lists them")
     if any(not 0 < number < 1 << 64 for number in numbers or ()):

@@ -106,7 +106,7 @@ def parse(keys: Sequence[str], tokens: Path | None, extra: str, tenant: str | No
         raise _usage("name a chain: give its keys, or --tokens with a file, and not both")
     for key in keys:
         if len(key) != 2 * KEY_BYTES or _from_hex(key) is None:
-            raise _usage(f"{printable(key)!r} is not a key; a key is {2 * KEY_BYTES} hex digits")
+            raise _usage(f"{printable(key)!r} is not a key; a key is {2 * KEY_BYTES} hex digits{scope.WHOLE_KEYS}")
     added = _from_hex(extra)
     if added is None:
         raise _usage(f"--extra takes hex digits, not {printable(extra)!r}")

@@ -174,7 +174,8 @@ def _key(text: str) -> bytes:
     except ValueError:
         found = b""
     if len(found) * 2 != DIGEST_DIGITS:
-        raise KvctlError(Exit.USAGE, f"{printable(text)!r} is not a key; a key is {DIGEST_DIGITS} hex digits")
+        wanted = f"a key is {DIGEST_DIGITS} hex digits{scope.WHOLE_KEYS}"
+        raise KvctlError(Exit.USAGE, f"{printable(text)!r} is not a key; {wanted}")
     return found
 
 

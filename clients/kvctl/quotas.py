@@ -190,6 +190,9 @@ def cuts(report: pb.SetQuotaResponse, tenant: pb.Tenant) -> list[str]:
         lines.append(
             f"pins: {size(tenant.pinned_bytes - now.pin_budget_bytes)} of {size(tenant.pinned_bytes)} are let go"
         )
+    most_before = before.in_flight_max if before.HasField("in_flight_max") else inf
+    if now.HasField("in_flight_max") and now.in_flight_max < most_before:
+        lines.append(f"in_flight: what is more than {now.in_flight_max:,} at a time is turned away, or not waited for")
     lasted_s = before.unused_ttl_s if before.HasField("unused_ttl_s") else inf
     if now.HasField("unused_ttl_s") and now.unused_ttl_s < lasted_s:
         lines.append(f"unused_ttl: of its {tenant.blocks:,} blocks, those unused for {span(now.unused_ttl_s)} go")

@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvctl.amounts import size as size  # noqa: PLC0414  pages have it from here
+from kvctl.beyond import device, remote
 from kvctl.client import printable
 from kvctl.fitting import Fitting
 from kvproto import control_pb2 as pb
@@ -66,16 +68,6 @@ def _plain(value: object) -> Json:
     return [_plain(one) for one in value]
 
 
-def size(size_bytes: int) -> str:
-    """Bytes for people: `1.5 GiB`."""
-    scaled = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if scaled < 1023.95 or unit == "TiB":
-            break
-        scaled /= 1024
-    return f"{size_bytes} B" if unit == "B" else f"{scaled:,.1f} {unit}"
-
-
 def count(value: float) -> str:
     """A number in few letters: `1,234`, `12.3k`, `4.5M`."""
     for least, scale, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
@@ -115,7 +107,8 @@ def status(report: pb.GetStatusResponse) -> RenderableType:
     if report.HasField("disk"):
         parts += [Text(), _disk(report.disk), Text(), _drives(report.disk.drives)]
     if report.HasField("remote"):
-        parts += [Text(), _remote(report.remote)]
+        parts += [Text(), remote(report.remote)]
+    parts += [part for one in report.devices for part in (Text(), device(one))]
     parts += [Text(), tenants(report.tenants), Text(), _traffic(report.counters)]
     return Group(*parts)
 
@@ -159,22 +152,6 @@ def _memory(tier: pb.Tier) -> Text:
     if len(tier.nodes) > 1 or tier.numa not in {"", "off"}:
         told += [f"{size(each.bytes)} on node {each.node}" for each in tier.nodes]
     return Text(f"{printable(tier.name)}: " + ", ".join(told))
-
-
-def _remote(remote: pb.Remote) -> Text:
-    stands = {"closed": "goes on", "open": "stopped for a while", "trying": "tried again"}
-    reading, writing = (stands.get(word, printable(word)) for word in (remote.reading, remote.writing))
-    text = f"remote: {printable(remote.url)}, reading {reading}, writing {writing}"
-    if remote.reason:
-        text += f" ({printable(remote.reason)})"
-    text += f"\n{size(remote.used_bytes)} of {size(remote.capacity_bytes)} in {remote.objects:,} objects of this host"
-    text += f", read at {size(remote.bytes_per_s)}/s" if remote.bytes_per_s else ""
-    text += f"\n{remote.kept:,} blocks kept ({size(remote.kept_bytes)}), {remote.shared:,} of them there already, "
-    text += f"{remote.not_worth:,} not worth it, {remote.not_kept:,} given up, {remote.queued_runs:,} runs wait"
-    text += f"\n{remote.sought:,} chains sought, {remote.sought_empty:,} not there, {remote.promoted:,} blocks brought "
-    text += f"({size(remote.promoted_bytes)}), {remote.no_room:,} without room, {remote.damaged:,} objects damaged"
-    faults = remote.unreachable + remote.refused + remote.full
-    return Text(f"{text}\n{remote.reads + remote.writes:,} requests, {faults:,} of them in vain")
 
 
 def _disk(disk: pb.Disk) -> Text:

@@ -30,7 +30,13 @@ def show_load(context: typer.Context) -> None:
         f"{report.waiting_leases:,} that wait; {report.queued_chains:,} chains wait for disk"
         f"{'; draining' if report.draining else ''}"
     )
-    chosen.show("load", render.plain(report), Group(table, Text(said)))
+    lines = [Text(said)]
+    if report.HasField("remote"):
+        far = report.remote
+        speed = size(round(far.read_bytes_per_s)) + "/s" if far.HasField("read_bytes_per_s") else "not measured"
+        stands = f"reading {printable(far.reading)} ({speed}), writing {printable(far.writing)}"
+        lines.append(Text(f"remote tier: {stands}, {size(far.used_bytes)} of {size(far.capacity_bytes)} by this host"))
+    chosen.show("load", render.plain(report), Group(table, *lines))
 
 
 @command("match")
@@ -53,7 +59,7 @@ def show_match(
         digests = [digest] if digest is not None else []
         report = client.summarise(pb.SummariseMatchRequest(tenant=tenant, namespace_digests=digests, keys=keys))
     dram = f"{report.dram_blocks:,} in memory ({size(report.dram_bytes)})"
-    disk = f"{report.disk_blocks:,} on disk ({size(report.disk_bytes)})"
+    disk = f"{report.disk_blocks:,} on disk alone ({size(report.disk_bytes)})"
     lines = [f"{report.blocks:,} of {len(keys):,} blocks: {dram}, {disk}"]
     if report.pending_blocks:
         lines.append(f"{report.pending_blocks:,} more are being stored")
@@ -90,16 +96,26 @@ def show_admission(
         report = client.admission(
             pb.EstimateAdmissionRequest(tenant=tenant or owners[0], namespace_digest=digest, bytes=wanted)
         )
-    lost = f"{report.evicted_blocks - report.kept_blocks:,} would be gone, which take {report.lost_s:.3g} s to compute"
+    lost = f"{report.evicted_blocks - report.kept_blocks:,} would be gone"
+    priced = report.evicted_blocks - report.kept_blocks - report.unpriced_blocks
+    if priced > 0:
+        lost += f"; computing {priced:,} of them takes {report.lost_s:.3g} s"
     leave = f"{report.evicted_blocks:,} others would leave memory, {size(report.evicted_bytes)}"
     lines = [
         f"{report.wanted_blocks:,} blocks: for {report.free_blocks:,} there is room",
         f"{leave}: {report.kept_blocks:,} stay on disk, {lost}",
     ]
     if report.unpriced_blocks:
-        lines.append(f"of {report.unpriced_blocks:,} of those nobody knows what they take")
-    if report.short_blocks:
+        lines.append(f"of {report.unpriced_blocks:,} of those nobody knows what computing them takes")
+    if report.short_blocks and report.other_sizes_bytes:
+        lines.append(
+            f"for {report.short_blocks:,} more, blocks of other sizes of this tenant would have to make way: "
+            f"they have {size(report.other_sizes_bytes)}, and how many would is not counted here"
+        )
+    elif report.short_blocks and not report.from_others:
         lines.append(f"for {report.short_blocks:,} there is no room: the rest is leased, pinned or being stored")
+    elif report.short_blocks:
+        lines.append(f"for {report.short_blocks:,} this tenant itself has no room")
     if report.from_others:
         lines.append("memory of another tenant would be taken instead; that is not counted here")
     chosen.show("admission", render.plain(report), Text("\n".join(lines)))
@@ -122,6 +138,7 @@ def watch(
     """
     chosen = globals_of(context)
     with chosen.connect() as client:
+        client.need_tenant(tenant)  # one that is configured may still come
         digest = None
         if namespace is not None:
             digest = scope.parse(tenant, namespace, (), everything=False).resolved(client).digest

@@ -10,9 +10,10 @@ from kvctl.render import DIGEST_DIGITS as SHOWN_DIGITS
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
 
-__all__ = ["PREFIX_DIGITS", "Scope", "parse"]
+__all__ = ["PREFIX_DIGITS", "WHOLE_KEYS", "Scope", "parse"]
 
 DIGEST_DIGITS: Final = 2 * KEY_BYTES
+WHOLE_KEYS: Final = "; `kvctl -o json ls NAMESPACE --blocks` has keys whole"  # tables show their beginnings
 PREFIX_DIGITS: Final = 6  # 16 million values: few enough to type, enough to tell 4,096 namespaces apart
 
 
@@ -74,7 +75,7 @@ def parse(tenant: str | None, namespace: str | None, keys: Sequence[str], *, eve
         raise _usage(f"a namespace is named by {PREFIX_DIGITS} to {DIGEST_DIGITS} hex digits; see `kvctl namespaces`")
     for key in keys:
         if not _is_hex(key) or len(key) != DIGEST_DIGITS:
-            raise _usage(f"{printable(key)!r} is not a key; --key takes {DIGEST_DIGITS} hex digits")
+            raise _usage(f"{printable(key)!r} is not a key; --key takes {DIGEST_DIGITS} hex digits{WHOLE_KEYS}")
     digest = None if namespace is None else namespace.lower()
     return Scope(tenant, digest, tuple(bytes.fromhex(key) for key in keys))
 

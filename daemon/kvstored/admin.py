@@ -187,6 +187,7 @@ class Admin:
             disk=disk,
             restart=survey.restart_report(self._store, _keeper_kind(self._keeper)),
             remote=self.remote(),
+            devices=self._hot.devices.report(),
         )
 
     def snapshot(self, misses: Misses) -> Snapshot:

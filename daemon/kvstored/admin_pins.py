@@ -64,7 +64,8 @@ def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:
     if not found:
         raise KeyError("no such namespace holds blocks or is open")
     if len(found) > 1:
-        raise ValueError(f"{len(found)} namespaces could be meant; name one, and its tenant if several have it")
+        meant = f"{len(found)} namespaces could be meant; name one, and its tenant if several have it"
+        raise ValueError(f"{meant}; `kvctl namespaces` lists them")
     return found[0], np.frombuffer(b"".join(wish.keys), dtype=np.uint64).copy()
 
 

@@ -1,26 +1,43 @@
 """How the remote tier stands: for status, metrics and warnings. Owner thread; threads count meanwhile."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from kvstore.report import RemoteReport
 from kvstore.store import Store
-from kvstore.tier.remote_breaker import Circuit
+from kvstore.tier.remote_breaker import Breaker, Circuit
 from kvstored.remote import RemoteThreads
+
+GOES_ON: Final = "goes on"
+FAILING: Final = "fails"  # the last call did; calls still go through
+STOPPED: Final = "stopped"
+TRIES: Final = "tries again"
+_OFF: Final = frozenset({STOPPED, TRIES})
+
+
+def standing(breaker: Breaker) -> str:
+    """How one kind of call stands, in a word of these."""
+    if breaker.state is Circuit.CLOSED:
+        return FAILING if breaker.reason else GOES_ON
+    return STOPPED if breaker.state is Circuit.OPEN else TRIES
 
 
 def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteReport:
     """A copy of its counters."""
     remote, jobs, far = store.remote, threads.jobs, threads.far
     tally, writing, seen, calls = remote.tally, remote.writing, jobs.seen, far.tally
+    reads, writes = standing(far.reading), standing(far.writing)
+    if reads in _OFF:  # who writes looks first what is there
+        writes = reads
     return RemoteReport(
         url=url,
-        reading=far.reading.state.value,
-        writing=far.writing.state.value,
+        reading=reads,
+        writing=writes,
         reason=far.reading.reason or far.writing.reason,
         capacity_bytes=threads.limits.quota_bytes,
         used_bytes=jobs.ledger.total_bytes,
         objects=len(jobs.ledger),
-        bytes_per_s=int(1 / remote.way.byte_seconds) if remote.way.reports and remote.way.byte_seconds else 0,
+        bytes_per_s=int(remote.way.speed() or 0),
         sought=tally.sought,
         sought_empty=tally.seeks_empty,
         sought_dropped=tally.seeks_dropped,
@@ -50,18 +67,19 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
 
 def remote_warnings(report: RemoteReport) -> Iterator[str]:
     """Each names what is wrong and, after a semicolon, what to do."""
-    if Circuit.CLOSED.value not in {report.reading, report.writing}:
-        what = "neither reads nor writes"
-    elif report.reading != Circuit.CLOSED:
-        what = "does not read"
-    elif report.writing != Circuit.CLOSED:
-        what = "does not write"
+    if report.reading in _OFF:
+        what = "the remote tier neither reads nor writes"
+    elif report.writing in _OFF:
+        what = "the remote tier does not write"
+    elif FAILING in {report.reading, report.writing}:
+        what = "the last request to the remote tier failed"
     else:
         what = ""
     if what:
         yield (
-            f"the remote tier {what} ({report.reason}): what only it has is missed; it tries again by itself, see "
-            "that the bucket answers, that credentials and the clock are right, and that there is room"
+            f"{what} ({report.reason}): what only it has is missed, what cannot be written is given up; it tries again "
+            "by itself, see that the far side answers, that credentials and the clock are right, and that there "
+            "is room"
         )
     if report.quarantined:
         yield (

@@ -6,7 +6,7 @@ handlers        the rest: requests are checked, slices put together, answers wri
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from kvstore import admission, routing
 from kvstore.admission import Held, Setting
 from kvstore.announcing import Announcing, Told
 from kvstore.insight.looking import Looking
+from kvstore.report import RemoteReport
 from kvstore.routing import LoadReport, MatchSummary
 from kvstore.sessions import Namespace
 from kvstore.store import Store
@@ -62,6 +63,7 @@ class Routing:
         self._store = store
         self._looking = Looking(store)
         self.announcing: Announcing | None = None  # who tells where blocks lie, if that is wanted
+        self.remote: Callable[[], RemoteReport | None] = lambda: None  # how the remote tier stands
 
     def _namespace(self, tenant: str | None, digest: NamespaceDigest | None) -> Namespace:
         """Raises KeyError, SeveralError."""
@@ -76,7 +78,7 @@ class Routing:
 
     def load(self) -> LoadReport:
         """How busy it is."""
-        return routing.load_of(self._store)
+        return replace(routing.load_of(self._store), remote=self.remote())
 
     def begin(self, wish: AdmissionWish) -> tuple[Setting, int]:
         """What an estimate goes by, and how many blocks are wanted. Raises KeyError."""
@@ -113,8 +115,21 @@ def summary_of(summary: MatchSummary) -> pb.SummariseMatchResponse:
 
 def load_of(report: LoadReport) -> pb.GetLoadResponse:
     """Field by field."""
-    nested: dict[str, Any] = {"tiers": [pb.TierLoad(**named(tier)) for tier in report.tiers]}
+    nested: dict[str, Any] = {
+        "tiers": [pb.TierLoad(**named(tier)) for tier in report.tiers],
+        "remote": _remote_load(report.remote) if report.remote else None,
+    }
     return pb.GetLoadResponse(**{**named(report), **nested})
+
+
+def _remote_load(report: RemoteReport) -> pb.RemoteLoad:
+    return pb.RemoteLoad(
+        reading=report.reading,
+        writing=report.writing,
+        capacity_bytes=report.capacity_bytes,
+        used_bytes=report.used_bytes,
+        read_bytes_per_s=report.bytes_per_s or None,
+    )
 
 
 def admission_wish_of(request: pb.EstimateAdmissionRequest) -> AdmissionWish:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kvstored import __version__
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
+from kvstored.defaults import default_words
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.lock import AlreadyRunningError, only_one
@@ -56,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kvstored {__version__}")
     parser.add_argument("--config", metavar="FILE", help="TOML file; environment and flags override it")
     for setting in SETTINGS:
-        reason = f"{setting.reason} [{setting.toml}, {setting.env}; {setting.range}]".replace("%", "%%")
+        said = f"{setting.reason} [{setting.toml}, {setting.env}; {setting.range}] {default_words(setting)}"
+        reason = said.replace("%", "%%")
         count = None if setting.kind.bare is None else "?"  # a switch may stand alone: --keep
         parser.add_argument(setting.flag, metavar="VALUE", nargs=count, const=setting.kind.bare, help=reason)
     return parser

@@ -660,6 +660,7 @@ def _status(report: DaemonReport) -> pb.GetStatusResponse:
         "disk": _disk(report.disk) if report.disk else None,
         "restart": pb.Restart(**named(report.restart)),
         "remote": pb.Remote(**named(report.remote)) if report.remote else None,
+        "devices": [pb.Device(**named(device)) for device in report.devices],
     }
     return pb.GetStatusResponse(**{**named(report), **nested})
 

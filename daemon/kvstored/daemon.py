@@ -227,6 +227,7 @@ class Daemon:
         remote = RemoteThreads(backend, limits, self._memory.view, self._leaf, self._loop.wake)
         self._store.begin_remote(remote, RemoteAdmission(config.remote_admission))
         self._admin.remote = lambda: remote_report(self._store, remote, config.remote_url)
+        self._admin.routing.remote = self._admin.remote
         return remote
 
     def _make_metrics(self, config: Config) -> Metrics | None:

@@ -334,9 +334,9 @@ METRICS: Final[tuple[Metric, ...]] = (
     _device("kvstored_hbm_evicted_blocks_total", "counter", "Copies that gave way there.", lambda one: one.hbm_evicted),
     # Beyond this host
     _remote("kvstored_remote_reading", "gauge", "1 while calls that read from the remote tier go through.",
-            lambda remote: remote.reading == "closed"),
+            lambda remote: remote.reading in {"goes on", "fails"}),
     _remote("kvstored_remote_writing", "gauge", "1 while calls that write to the remote tier go through.",
-            lambda remote: remote.writing == "closed"),
+            lambda remote: remote.writing in {"goes on", "fails"}),
     _remote("kvstored_remote_capacity_bytes", "gauge", "What this host may have written there.",
             lambda remote: remote.capacity_bytes),
     _remote("kvstored_remote_used_bytes", "gauge", "What it has written there and not removed.",

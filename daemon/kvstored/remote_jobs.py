@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -144,7 +145,7 @@ class Jobs:
         looking: Future[list[Stretch]] | None = self._look(seek, digests, seek.start)
         asks: deque[Ask] = deque()
         running: deque[tuple[Ask, Future[Read]]] = deque()
-        last_s = 0.0
+        first_s = inf
         try:
             while (asks or running or looking) and not seek.over:
                 if looking is not None and (looking.done() or not (asks or running)):
@@ -165,9 +166,10 @@ class Jobs:
                 ask, future = running[0]
                 content, began_s, ended_s = future.result()
                 piece, whole = self._checked(seek, ask, content)
-                piece.read_bytes, piece.read_s = content.size, max(1e-6, ended_s - max(began_s, last_s))
+                first_s = min(first_s, began_s)
+                seek.read_bytes += content.size
+                seek.read_s = max(seek.read_s, ended_s - first_s)
                 piece.taken_bytes = bytes_of(ask, seek.block_bytes)
-                last_s = ended_s
                 running.popleft()
                 deliver(piece)
                 if not whole:

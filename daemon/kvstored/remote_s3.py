@@ -32,6 +32,8 @@ REASON_LETTERS: Final = 200
 _STATUS_403: Final = re.compile(r"status code: 40[13]\b")
 _STATUS_416: Final = re.compile(r"status code: 416\b")
 _STATUS_507: Final = re.compile(r"status code: 507\b")
+_URL: Final = re.compile(r"(https?://[^\s/?]{1,100})\S*")
+_CAUSE: Final = re.compile(r'message: "([^"\n]{1,60})"')  # what the system has said, innermost last
 
 
 class S3Backend:
@@ -173,5 +175,8 @@ def _is_full(text: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """One line of what a library says, without what only its authors want to know."""
-    text = " ".join(str(error).split("\n\nDebug source:")[0].split())[:REASON_LETTERS]
+    said, _, inside = str(error).partition("\n\nDebug source:")
+    text = _URL.sub(r"\1", " ".join(said.split()))  # names of objects are long, and what failed comes behind them
+    cause = _CAUSE.findall(inside)
+    text = f"{cause[-1]}: {text}"[:REASON_LETTERS] if cause else text[:REASON_LETTERS]
     return "".join(letter if letter.isprintable() else "?" for letter in text)  # some of it the far side has said

@@ -49,7 +49,8 @@ def warm_up() -> None:
 def first(*, disk: bool) -> Callable[[], None]:
     """What clients need at once, with a disk tier or without. Returns the rest. Raises AssertionError."""
     begun = time.monotonic()
-    log.info("preparing compiled code: about a minute at the first start after an installation")
+    if not _mark().exists():
+        log.info("compiling, since nothing is kept from an earlier start: about a minute")
     clock, store, session, namespace = _begin()
     if disk:
         live_with_disk()

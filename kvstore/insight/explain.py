@@ -166,7 +166,8 @@ def _namespace(store: Store, question: MissQuestion, keys: U8) -> Namespace:
     having = (one for one in holding[:SEARCHED] if blocks.find_one(store.tables, one.tenant.index, one.number, keys, 0))
     runs = [(_lead_run(store, one, keys)[0], one) for one in islice(having, ELSEWHERE)]
     if not runs:
-        raise ValueError(f"{len(named)} namespaces could be meant; name one, and its tenant if several have it")
+        meant = f"{len(named)} namespaces could be meant; name one, and its tenant if several have it"
+        raise ValueError(f"{meant}; `kvctl namespaces` lists them")
     return max(runs, key=lambda run: run[0])[1]
 
 

@@ -101,7 +101,8 @@ class Looking:
         if not found:
             raise KeyError("no such namespace holds blocks or is open")
         if len(found) > 1:
-            raise SeveralError(f"{len(found)} namespaces could be meant; name one, and its tenant if several have it")
+            meant = f"{len(found)} namespaces could be meant; name one, and its tenant if several have it"
+            raise SeveralError(f"{meant}; `kvctl namespaces` lists them")
         namespace, row = found[0], 0
         if key is not None:
             row = self._row(namespace, key)

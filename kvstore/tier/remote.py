@@ -136,12 +136,13 @@ class Remote:
             if self._under_way.get((seek.namespace.number, key)) is seek:
                 del self._under_way[seek.namespace.number, key]
         self.tally.seeks_empty += not seek.found
+        if seek.read_bytes:  # as a whole: of one piece nobody can say what it took, others were read beside it
+            self.way.took(seek.read_bytes, seek.read_s)
 
     # -- up: landing ---------------------------------------------------------------------------------------------
 
     def land(self, piece: Piece) -> None:
         """Store what has come, behind what of the same chain waits for room."""
-        self.way.took(piece.read_bytes, piece.read_s)
         if piece.seek.late:
             piece.seek.late += 1
             self._late.append(piece)

@@ -31,6 +31,8 @@ class Seek:
     found: int = 0  # blocks that names told of
     over: bool = False  # nobody wants the rest of it: no further piece is to be read
     late: int = 0  # pieces of it that wait for room
+    read_bytes: int = 0  # all that was read of it
+    read_s: float = 0.0  # from the first request until the last one was answered: they run side by side
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +43,6 @@ class Piece:
     at: int
     parent: bytes  # of the first of them where `at` is 0, as its object says; NO_PARENT: a chain begins there
     contents: list[Bytes]
-    read_bytes: int = 0
-    read_s: float = 0.0
     left: int = 0  # blocks whose bytes are still being copied
     taken_bytes: int = 0  # of what may be on its way at a time
     tries: int = 0

@@ -455,12 +455,44 @@ class Remote(_message.Message):
     running: int
     def __init__(self, url: _Optional[str] = ..., reading: _Optional[str] = ..., writing: _Optional[str] = ..., reason: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., bytes_per_s: _Optional[int] = ..., sought: _Optional[int] = ..., sought_empty: _Optional[int] = ..., sought_dropped: _Optional[int] = ..., promoted: _Optional[int] = ..., promoted_bytes: _Optional[int] = ..., no_room: _Optional[int] = ..., kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., not_worth: _Optional[int] = ..., not_kept: _Optional[int] = ..., shared: _Optional[int] = ..., removed: _Optional[int] = ..., damaged: _Optional[int] = ..., absent: _Optional[int] = ..., quarantined: _Optional[int] = ..., reads: _Optional[int] = ..., writes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., unreachable: _Optional[int] = ..., refused: _Optional[int] = ..., full: _Optional[int] = ..., queued_runs: _Optional[int] = ..., running: _Optional[int] = ...) -> None: ...
 
+class Device(_message.Message):
+    __slots__ = ("name", "emulated", "lost", "attached_bytes", "loads", "saves", "failed", "loaded_bytes", "saved_bytes", "hbm_bytes", "hbm_used_bytes", "hbm_hits", "hbm_promoted", "hbm_evicted")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EMULATED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    SAVES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_HITS_FIELD_NUMBER: _ClassVar[int]
+    HBM_PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    HBM_EVICTED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    emulated: bool
+    lost: bool
+    attached_bytes: int
+    loads: int
+    saves: int
+    failed: int
+    loaded_bytes: int
+    saved_bytes: int
+    hbm_bytes: int
+    hbm_used_bytes: int
+    hbm_hits: int
+    hbm_promoted: int
+    hbm_evicted: int
+    def __init__(self, name: _Optional[str] = ..., emulated: _Optional[bool] = ..., lost: _Optional[bool] = ..., attached_bytes: _Optional[int] = ..., loads: _Optional[int] = ..., saves: _Optional[int] = ..., failed: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., hbm_bytes: _Optional[int] = ..., hbm_used_bytes: _Optional[int] = ..., hbm_hits: _Optional[int] = ..., hbm_promoted: _Optional[int] = ..., hbm_evicted: _Optional[int] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces", "disk", "restart", "remote")
+    __slots__ = ("version", "pid", "uid", "started_unix_s", "uptime_s", "runtime_dir", "serving", "draining", "isolation", "warnings", "tiers", "tenants", "counters", "sessions", "namespaces", "disk", "restart", "remote", "devices")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -479,6 +511,7 @@ class GetStatusResponse(_message.Message):
     DISK_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uid: int
@@ -497,7 +530,8 @@ class GetStatusResponse(_message.Message):
     disk: Disk
     restart: Restart
     remote: Remote
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ..., disk: _Optional[_Union[Disk, _Mapping[str, object]]] = ..., restart: _Optional[_Union[Restart, _Mapping[str, object]]] = ..., remote: _Optional[_Union[Remote, _Mapping[str, object]]] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., started_unix_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., runtime_dir: _Optional[str] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., isolation: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping[str, object]]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping[str, object]]]] = ..., counters: _Optional[_Union[Counters, _Mapping[str, object]]] = ..., sessions: _Optional[int] = ..., namespaces: _Optional[int] = ..., disk: _Optional[_Union[Disk, _Mapping[str, object]]] = ..., restart: _Optional[_Union[Restart, _Mapping[str, object]]] = ..., remote: _Optional[_Union[Remote, _Mapping[str, object]]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping[str, object]]]] = ...) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
     __slots__ = ()
@@ -1732,7 +1766,7 @@ class TierLoad(_message.Message):
     def __init__(self, name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("draining", "clients", "tickets", "leases", "waiting_leases", "queued_chains", "running_bytes", "tiers")
+    __slots__ = ("draining", "clients", "tickets", "leases", "waiting_leases", "queued_chains", "running_bytes", "tiers", "remote")
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     TICKETS_FIELD_NUMBER: _ClassVar[int]
@@ -1741,6 +1775,7 @@ class GetLoadResponse(_message.Message):
     QUEUED_CHAINS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
     draining: bool
     clients: int
     tickets: int
@@ -1749,7 +1784,22 @@ class GetLoadResponse(_message.Message):
     queued_chains: int
     running_bytes: int
     tiers: _containers.RepeatedCompositeFieldContainer[TierLoad]
-    def __init__(self, draining: _Optional[bool] = ..., clients: _Optional[int] = ..., tickets: _Optional[int] = ..., leases: _Optional[int] = ..., waiting_leases: _Optional[int] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping[str, object]]]] = ...) -> None: ...
+    remote: RemoteLoad
+    def __init__(self, draining: _Optional[bool] = ..., clients: _Optional[int] = ..., tickets: _Optional[int] = ..., leases: _Optional[int] = ..., waiting_leases: _Optional[int] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping[str, object]]]] = ..., remote: _Optional[_Union[RemoteLoad, _Mapping[str, object]]] = ...) -> None: ...
+
+class RemoteLoad(_message.Message):
+    __slots__ = ("reading", "writing", "capacity_bytes", "used_bytes", "read_bytes_per_s")
+    READING_FIELD_NUMBER: _ClassVar[int]
+    WRITING_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    reading: str
+    writing: str
+    capacity_bytes: int
+    used_bytes: int
+    read_bytes_per_s: float
+    def __init__(self, reading: _Optional[str] = ..., writing: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class EstimateAdmissionRequest(_message.Message):
     __slots__ = ("tenant", "namespace_digest", "bytes")
@@ -1762,7 +1812,7 @@ class EstimateAdmissionRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class EstimateAdmissionResponse(_message.Message):
-    __slots__ = ("wanted_blocks", "free_blocks", "evicted_blocks", "evicted_bytes", "kept_blocks", "lost_s", "unpriced_blocks", "short_blocks", "from_others")
+    __slots__ = ("wanted_blocks", "free_blocks", "evicted_blocks", "evicted_bytes", "kept_blocks", "lost_s", "unpriced_blocks", "short_blocks", "from_others", "other_sizes_bytes")
     WANTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -1772,6 +1822,7 @@ class EstimateAdmissionResponse(_message.Message):
     UNPRICED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SHORT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FROM_OTHERS_FIELD_NUMBER: _ClassVar[int]
+    OTHER_SIZES_BYTES_FIELD_NUMBER: _ClassVar[int]
     wanted_blocks: int
     free_blocks: int
     evicted_blocks: int
@@ -1781,4 +1832,5 @@ class EstimateAdmissionResponse(_message.Message):
     unpriced_blocks: int
     short_blocks: int
     from_others: bool
-    def __init__(self, wanted_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., lost_s: _Optional[float] = ..., unpriced_blocks: _Optional[int] = ..., short_blocks: _Optional[int] = ..., from_others: _Optional[bool] = ...) -> None: ...
+    other_sizes_bytes: int
+    def __init__(self, wanted_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., lost_s: _Optional[float] = ..., unpriced_blocks: _Optional[int] = ..., short_blocks: _Optional[int] = ..., from_others: _Optional[bool] = ..., other_sizes_bytes: _Optional[int] = ...) -> None: ...

@@ -15,9 +15,10 @@ from typer.main import get_command
 from kvctl import cli
 from kvctl.host import package_version
 from kvctl.program import records
+from kvstored.defaults import default_words
 from kvstored.layers import TENANTS
 from kvstored.quota_keys import QUOTA_KEYS
-from kvstored.settings import SETTINGS, Basis, Setting
+from kvstored.settings import SETTINGS, Setting
 
 HERE: Final = Path(__file__).parent
 EXIT_CODES: Final = (
@@ -210,20 +211,7 @@ def _toml_page() -> list[str]:
 
 
 def _meaning(setting: Setting[Any]) -> str:
-    return f"{setting.reason}. Range: {setting.range}; {setting.unit}. {_default(setting)}"
-
-
-def _default(setting: Setting[Any]) -> str:
-    """As far as it is the same on every host."""
-    small = Basis({"HOME": "/a"}, 1 << 33, 2, 1 << 30, 1 << 24, 1 << 34, runtime_dir=Path("/a/run"))
-    large = Basis({"HOME": "/b"}, 1 << 40, 64, 1 << 38, 1 << 30, 1 << 43, runtime_dir=Path("/b/run"))
-    one, other = (setting.default(basis) for basis in (small, large))
-    if (one, other) == (small.runtime_dir, large.runtime_dir):
-        return "Default: $STATE_DIRECTORY, which systemd sets, else the runtime directory."
-    if one != other:
-        return "Default: by the host, see kvctl config."
-    shown = setting.kind.show(one)
-    return f"Default: {shown}." if shown else "Default: none."
+    return f"{setting.reason}. Range: {setting.range}; {setting.unit}. {default_words(setting)}"
 
 
 def write(folder: Path) -> list[Path]:

@@ -136,17 +136,21 @@ def test_status_and_warnings_say_how_it_stands(writer: Node, s3: S3Server) -> No
     assert answer.remote.kept >= 3
     assert 3 * BLOCK_BYTES < answer.remote.used_bytes <= sum(map(len, s3.objects.values()))
     assert answer.remote.capacity_bytes == GIB
-    assert (answer.remote.reading, answer.remote.writing) == ("closed", "closed")
+    assert (answer.remote.reading, answer.remote.writing) == ("goes on", "goes on")
     assert "reading goes on, writing goes on" in text
+    with grpc.insecure_channel(f"unix:{writer.run}/control.sock") as channel:
+        load = control_pb2_grpc.ControlStub(channel).GetLoad(control_pb2.GetLoadRequest())
+    assert (load.remote.reading, load.remote.used_bytes) == ("goes on", answer.remote.used_bytes)
+    assert not load.remote.HasField("read_bytes_per_s"), "it has written, and read nothing"
     assert not any("remote" in warning for warning in answer.warnings)
     s3.key_id = "another"
     try:
         writer.namespace(BLOCK_BYTES).match(chain("refused", 3))
-        assert until(lambda: told(writer)[0].remote.reading == "open")
+        assert until(lambda: told(writer)[0].remote.reading == "stopped")
         answer, text = told(writer)
         assert answer.remote.refused
         assert any("credentials" in warning for warning in answer.warnings)
-        assert "reading stopped for a while" in text
+        assert "reading stopped" in text
         assert "not-a-secret" not in text + writer.log()
     finally:
         s3.key_id = KEY_ID

@@ -20,7 +20,7 @@ from kvstored.block_events_address import endpoints_of
 from tests.unit.test_block_events import DECODER
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "clients" / "examples" / "router.py"))
-Host, choose = EXAMPLE["Host"], EXAMPLE["choose"]
+Host, choose, unheard = EXAMPLE["Host"], EXAMPLE["choose"], EXAMPLE["unheard"]
 BLOCK_BYTES = 4096
 PATIENCE_S = 30.0
 TENANT = f"uid-{os.getuid()}"
@@ -44,6 +44,7 @@ class Trio:
             )
             for client in self.clients
         ]
+        self.digests = [self.spaces[0].identity.digest().hex()]
         self.hosts = [Host(one.runtime_dir, TENANT) for one in self.daemons]
         for host in self.hosts:
             stack.callback(host.close)
@@ -54,7 +55,7 @@ class Trio:
     def store(self, number: int, keys: list[bytes]) -> None:
         content = np.zeros((len(keys), BLOCK_BYTES), dtype=np.uint8)
         self.spaces[number].store(keys, content, wait=True)
-        assert self.hosts[number].wait(keys, len(keys), PATIENCE_S)
+        assert self.hosts[number].wait(self.digests, keys, len(keys), PATIENCE_S)
 
     def stub(self, number: int, stack: ExitStack) -> control_pb2_grpc.ControlStub:
         path = self.daemons[number].runtime_dir / "control.sock"
@@ -73,19 +74,19 @@ def test_a_request_goes_where_its_prefix_is_and_what_nobody_has_goes_round(trio:
     for number, keys in chains.items():
         trio.store(number, keys)
     for number, keys in chains.items():
-        assert choose(trio.hosts, [*keys, *trio.keys(99)]) is trio.hosts[number]
-    new = [choose(trio.hosts, trio.keys(100 + i)) for i in range(3)]
+        assert choose(trio.hosts, trio.digests, [*keys, *trio.keys(99)]) is trio.hosts[number]
+    new = [choose(trio.hosts, trio.digests, trio.keys(100 + i)) for i in range(3)]
     assert {host.name for host in new} == {host.name for host in trio.hosts}, "the control: nobody has these"
 
 
 def test_what_is_dropped_is_not_routed_there_any_more(trio: Trio) -> None:
     keys = trio.keys(7)
     trio.store(1, keys)
-    assert choose(trio.hosts, keys) is trio.hosts[1]
+    assert choose(trio.hosts, trio.digests, keys) is trio.hosts[1]
     trio.spaces[1].delete(keys[2:])
-    assert trio.hosts[1].wait(keys, 2, PATIENCE_S)
+    assert trio.hosts[1].wait(trio.digests, keys, 2, PATIENCE_S)
     trio.store(2, keys[:5])
-    assert choose(trio.hosts, keys) is trio.hosts[2]
+    assert choose(trio.hosts, trio.digests, keys) is trio.hosts[2]
 
 
 def test_of_hosts_that_have_it_the_summary_and_the_load_decide(trio: Trio) -> None:
@@ -94,9 +95,9 @@ def test_of_hosts_that_have_it_the_summary_and_the_load_decide(trio: Trio) -> No
         trio.store(number, keys)
     for host in trio.hosts:
         host.routed = 0
-    chosen = {choose(trio.hosts, keys).name for _ in range(2)}
+    chosen = {choose(trio.hosts, trio.digests, keys).name for _ in range(2)}
     assert chosen == {trio.hosts[0].name, trio.hosts[2].name}, "as idle as each other they take turns"
-    summary = trio.hosts[0].summary(keys)
+    summary = trio.hosts[0].summary(trio.digests, keys)
     assert summary is not None
     assert (summary.blocks, summary.dram_blocks, summary.dram_bytes) == (8, 8, 8 * BLOCK_BYTES)
 
@@ -162,3 +163,29 @@ def test_asking_leaves_no_trace(trio: Trio) -> None:
     assert [tier.name for tier in load.tiers] == ["dram"]
     assert cost.wanted_blocks == cost.free_blocks + cost.evicted_blocks + cost.short_blocks == (16 << 20) // BLOCK_BYTES
     assert cost.evicted_blocks == load.tiers[0].blocks
+
+
+def test_equal_keys_of_another_model_count_for_nothing(trio: Trio) -> None:
+    keys = trio.keys(12)
+    other = trio.clients[1].namespace(
+        model="another", engine="e", layout="flat", dtype="uint8", block_tokens=16, block_bytes=BLOCK_BYTES
+    )
+    other.store(keys, np.zeros((len(keys), BLOCK_BYTES), dtype=np.uint8), wait=True)
+    digests = [other.identity.digest().hex()]
+    assert trio.hosts[1].wait(digests, keys, len(keys), PATIENCE_S)
+    trio.store(0, keys[:2])
+    assert choose(trio.hosts, trio.digests, keys) is trio.hosts[0], "host 1 has them all, of another model"
+    assert choose(trio.hosts, digests, keys) is trio.hosts[1], "the control"
+    assert trio.hosts[1].prefix([*digests, *trio.digests], keys) == 0, "all ranks must have it"
+    trio.store(1, keys)
+    trio.store(0, keys)
+    summary = trio.hosts[1].summary(trio.digests, keys)
+    assert summary is not None, "with two namespaces it answers which one is meant"
+    assert summary.blocks == len(keys)
+
+
+def test_a_tenant_that_no_host_knows_is_said(trio: Trio) -> None:
+    said = unheard(trio.hosts, "nobody")
+    assert len(said) == len(trio.hosts)
+    assert TENANT in said[0]
+    assert unheard(trio.hosts, TENANT) == [], "the control"

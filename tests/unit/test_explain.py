@@ -332,7 +332,7 @@ class TestElsewhere:
         late.put(other, chain(2))
         keys = tuple(map(BlockKey, chain(2)))
         assert explain(core.store, MissQuestion("late", None, keys)).digest == other.digest.hex()
-        with pytest.raises(ValueError, match="2 namespaces could be meant"):
+        with pytest.raises(ValueError, match=r"2 namespaces could be meant.*`kvctl namespaces`"):
             explain(core.store, MissQuestion(None, None, keys))  # nobody is named: the first two of all
         said = ask(core, namespace, chain(2))
         assert [one.digest for one in said.elsewhere] == [other.digest.hex()]
@@ -373,7 +373,7 @@ class TestElsewhere:
         namespace = client.open()
         assert explain(core.store, MissQuestion(None, None, keys)).digest == namespace.digest.hex()
         other = client.open(model="other")
-        with pytest.raises(ValueError, match="2 namespaces could be meant"):
+        with pytest.raises(ValueError, match=r"2 namespaces could be meant.*`kvctl namespaces`"):
             explain(core.store, MissQuestion(None, None, keys))
         client.put(other, chain(2))
         assert explain(core.store, MissQuestion("t", None, keys)).digest == other.digest.hex()

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from kvctl import checkup, cli
+from kvstore.report import DeviceReport
 from kvstored.events import Events, Kind
 from tests.core import key_of
 from tests.unit.store_port import SYSTEM, StorePort, served
@@ -58,6 +59,9 @@ COMMANDS: Final = {
 }
 
 
+GPU: Final = DeviceReport("cuda:0", *[False] * 2, *[0] * 11)
+
+
 class Port(StorePort):
     """A second passes from look to look."""
 
@@ -65,7 +69,7 @@ class Port(StorePort):
 
     def status(self) -> Any:
         self.looks += 1
-        return replace(super().status(), uptime_s=float(self.looks))
+        return replace(super().status(), uptime_s=float(self.looks), devices=(GPU,))
 
 
 def paths(value: Any, above: str = "") -> Iterator[str]:

@@ -131,10 +131,10 @@ def test_the_owner_keeps_what_an_operator_names() -> None:
     admin = Admin.__new__(Admin)
     admin._store = core.store
     for asked in (pin, prefetch):
-        with pytest.raises(ValueError, match="2 namespaces could be meant"):
+        with pytest.raises(ValueError, match=r"2 namespaces could be meant.*`kvctl namespaces`"):
             asked(core.store, wish)
     for refused in (admin.pin, admin.prefetch):  # that is no unknown name: there are too many
-        with pytest.raises(AmbiguousError, match="2 namespaces could be meant"):
+        with pytest.raises(AmbiguousError, match=r"2 namespaces could be meant.*`kvctl namespaces`"):
             refused(wish)
         with pytest.raises(KeyError, match="no such namespace"):
             refused(PrefixWish("nobody", None, wish.keys, 1))

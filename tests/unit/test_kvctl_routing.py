@@ -65,4 +65,7 @@ def test_watch_lists_what_is_there_and_then_changes(ask: Ask, home: tuple[Path, 
     assert all(key.hex() in text for key in home[1].of_web)
     code, text = ask("watch", "--tenant", "web", "--from", "1")
     assert "nowhere -> dram" in text
+    code, text = ask("watch", "--tenant", "nobody")
+    assert code == 4, "a name that nobody has is no empty answer"
+    assert "web" in text
     assert ask("watch", "--tenant", "web", "--from", "1", "-o", "json")[1].startswith('{"version"')

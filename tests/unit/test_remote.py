@@ -95,10 +95,11 @@ class FarSide:
                 break
             found.append(self.content[seek.place.namespace, key])
         seek.found = len(found)
+        seek.read_bytes, seek.read_s = sum(len(content) for _, content in found), 0.5
         made = []
         for at in range(0, len(found), self.piece):
             blocks = [np.frombuffer(content, dtype=np.uint8) for _, content in found[at : at + self.piece]]
-            made.append(Piece(seek, seek.start + at, found[at][0], blocks, 1, 0.001))
+            made.append(Piece(seek, seek.start + at, found[at][0], blocks))
             self.on_their_way.add(id(made[-1]))
         self.kept_alive = made  # an id is nobody else's meanwhile
         return made
@@ -133,6 +134,7 @@ def test_what_was_used_twice_is_written_and_found_by_another_host() -> None:
     assert client.fetch(ns, keys) == 10
     assert not far.on_their_way, "all memory is given back"
     assert core.store.remote.tally.promoted == 10
+    assert core.store.remote.way.reports == 1, "one load, in however many pieces it came"
     far.work()
     assert core.store.remote.writing.tally.kept == 0, "what came from there is not sent back"
     core.audit()

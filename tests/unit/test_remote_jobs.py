@@ -2,20 +2,27 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 
+from kvproto.limits import GIB
+from kvstore.cost import Bandwidth
+from kvstore.report import RemoteReport
 from kvstore.store import Store
-from kvstore.tier.remote_breaker import Circuit
+from kvstore.tier.remote_breaker import FAILURES, Circuit
 from kvstore.tier.remote_format import HEADER_BYTES, Place, key_digest, name_of, tenant_digest
 from kvstore.tier.remote_index import Known
-from kvstore.tier.remote_orders import Forget, Keep
+from kvstore.tier.remote_orders import Forget, Keep, Piece, Seek
 from kvstored import remote
+from kvstored.admin_remote import FAILING, GOES_ON, STOPPED, TRIES, remote_warnings, standing
 from kvstored.leaf import LeafThreads
+from kvstored.metrics_table import METRICS, Facts
 from kvstored.remote import RemoteLimits, RemoteThreads
 from kvstored.remote_address import RemoteAddress
 from kvstored.remote_jobs import Seen
@@ -615,3 +622,77 @@ def test_the_owner_is_given_back_its_turn_however_much_has_come(s3: S3Server, mo
         threads.finish(cast(Store, None))
         assert done == list(range(turn + 1))
     assert len(wakes) == 2
+
+
+# -- what reading takes, and how it stands ----------------------------------------------------------------------------
+
+
+def test_ranges_that_are_read_side_by_side_are_timed_together(one: Kit, s3: S3Server) -> None:
+    """Three objects whose requests begin and end at the same time: 150 blocks in one second, not in none."""
+    keys = chain(150)
+    for start in range(0, 150, 64):
+        one.keep(keys[start : start + 64], parent=keys[start - 1] if start else bytes(32))
+    read, jobs, pieces = one.jobs._read, one.jobs, cast(list[Piece], [])
+    jobs._read = lambda ask, block_bytes: (read(ask, block_bytes)[0], 5.0, 6.0)  # type: ignore[method-assign]
+    seek = Seek(NOBODY, PLACE, tuple(keys), 0, BLOCK_BYTES, 0)
+    jobs.seek(seek, pieces.append)
+    assert len(pieces) == 3
+    assert seek.read_bytes == 150 * BLOCK_BYTES + 3 * HEADER_BYTES
+    assert seek.read_s == 1.0
+
+
+def test_what_was_read_is_a_load_of_the_way_that_others_are_judged_by() -> None:
+    way = Bandwidth()
+    assert way.speed() is None
+    for times in range(1, 9):
+        way.took(times * GIB, 0.5 * times)
+    speed = way.speed()
+    assert speed is not None
+    assert speed == pytest.approx(2 * GIB, rel=0.05)
+    assert speed != pytest.approx(4 * GIB, rel=0.05)
+
+
+def test_status_has_words_for_how_it_stands(one: Kit, s3: S3Server) -> None:
+    """A request in vain shows at once, and not only when the third has stopped all of it."""
+    assert (standing(one.far.reading), standing(one.far.writing)) == (GOES_ON, GOES_ON)
+    one.keep(chain(4))
+    s3.broken = True
+    assert one.keep(chain(4, "lost")).stored == 0
+    assert standing(one.far.reading) == FAILING
+    for number in range(FAILURES):
+        one.seek(chain(4, number))
+    assert standing(one.far.reading) == STOPPED
+    s3.broken = False
+    heal(one)
+    one.assert_blocks(one.seek(chain(4)), chain(4))
+    assert standing(one.far.reading) == GOES_ON
+
+
+def test_a_warning_says_what_does_not_work_and_why() -> None:
+    calm = RemoteReport(**{field.name: 0 for field in fields(RemoteReport)} | {"reading": GOES_ON, "writing": GOES_ON})  # type: ignore[arg-type]
+    assert not list(remote_warnings(calm))
+    for reading, writing, said in (
+        (FAILING, GOES_ON, "the last request to the remote tier failed (why)"),
+        (STOPPED, STOPPED, "neither reads nor writes (why)"),
+        (GOES_ON, STOPPED, "does not write (why)"),
+    ):
+        (text,) = remote_warnings(replace(calm, reading=reading, writing=writing, reason="why"))
+        assert said in text
+
+
+@pytest.mark.parametrize(("word", "value"), [(GOES_ON, 1), (FAILING, 1), (STOPPED, 0), (TRIES, 0)])
+def test_metrics_know_the_words_of_status(word: str, value: int) -> None:
+    facts = cast(Facts, SimpleNamespace(now=SimpleNamespace(remote=SimpleNamespace(reading=word, writing=word))))
+    for name in ("kvstored_remote_reading", "kvstored_remote_writing"):
+        metric = next(one for one in METRICS if one.name == name)
+        assert list(metric.rows(facts)) == [((), value)]
+
+
+def test_a_reason_begins_with_the_cause_and_ends_before_names_of_objects(s3: S3Server) -> None:
+    with kit(s3) as host:
+        s3.stop()
+        with pytest.raises(RemoteError) as caught:
+            host.far.listing("a" * 150 + "/" + "b" * 60, 10)
+    assert str(caught.value).startswith("Connection refused")
+    assert s3.endpoint in str(caught.value)
+    assert "prefix=" not in str(caught.value)

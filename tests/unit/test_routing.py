@@ -195,3 +195,14 @@ def test_where_there_is_room_nobody_is_looked_at_and_a_store_that_is_empty_has_r
     told = admission.estimate(setting, [], SLOTS)
     assert (told.free_blocks, told.evicted_blocks, told.short_blocks) == (SLOTS, 0, 0)
     assert estimated(core, namespace, SLOTS + 1).short_blocks == 1, "the control: more than all of it"
+
+
+def test_memory_of_a_tenants_other_block_sizes_is_told_beside_what_is_short() -> None:
+    core = Core(arenas=2)
+    client = core.client()
+    small, large = client.open(), client.open(model="large", block_bytes=3 * PAGE_BYTES)
+    assert estimated(core, large, 1).other_sizes_bytes == 0, "the control: it has none yet"
+    client.put(small, chain(32))
+    told = estimated(core, large, 4)
+    assert told.short_blocks == 4, "what others of the tenant would give is not counted"
+    assert told.other_sizes_bytes == core.store.arenas.arena_bytes * 2

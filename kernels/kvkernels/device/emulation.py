@@ -168,7 +168,7 @@ class Emulation:
             if handle.via is not Via.IPC or named is None:
                 raise HandleError("not a handle of this kind of device")
             if not self._opens_ipc:
-                raise HandleError("this container opens no other process's memory")
+                raise HandleError("this emulation opens no memory of other processes by IPC; share it as DESCRIPTOR")
             return os.open(f"/proc/{int(named[1])}/fd/{int(named[2])}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise HandleError(f"the handle's memory is not there: {error}") from error

@@ -1,0 +1,84 @@
+"""What kvctl and kvstored say to who has left something out, and what a page shows that was asked for often."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import kvstored.warmup
+from kvctl import quotas, render
+from kvctl.cli import app, globals_first
+from kvctl.client import Exit
+from kvproto import control_pb2 as pb
+from kvproto.limits import MIB
+from kvstored import cli
+from kvstored.defaults import default_words
+from kvstored.settings import SETTINGS
+from tests.unit.test_kvctl_hints import shown
+
+KEY = "0123456789ab"  # as tables show it
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stat", KEY], ["match", KEY], ["explain-miss", KEY], ["pin", KEY, "--ttl", "5m"],
+        ["clear", "--namespace", KEY, "--key", KEY], ["tree", KEY, "--key", KEY],
+    ],
+)  # fmt: skip
+def test_who_has_half_a_key_is_told_where_whole_ones_are(words: list[str]) -> None:
+    result = CliRunner().invoke(app, globals_first(words))
+    assert result.exit_code == Exit.USAGE
+    assert "kvctl -o json ls NAMESPACE --blocks" in str(result.exception) + result.output
+
+
+@pytest.mark.parametrize(("words", "said"), [(["7"], "whose pin 7?"), (["t"], "name pins, or say --all")])
+def test_unpin_says_what_is_missing(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, globals_first(["unpin", "--yes", *words]))
+    assert result.exit_code == Exit.USAGE
+    assert said in str(result.exception) + result.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_cut"), [(None, 3, True), (4, 3, True), (3, 3, False), (3, None, False)]
+)
+def test_fewer_in_flight_is_a_cut(before: int | None, after: int | None, is_cut: bool) -> None:
+    change = pb.SetQuotaResponse(quota=pb.Quota(in_flight_max=after), former=pb.Quota(in_flight_max=before))
+    said = quotas.cuts(change, pb.Tenant(name="t"))
+    assert bool(said) == is_cut
+    assert not quotas.cuts(change, pb.Tenant()), "nobody has come yet"
+
+
+def test_status_shows_gpus_and_the_tier_on_them() -> None:
+    device = pb.Device(name="cuda:0", hbm_bytes=64 * MIB, hbm_used_bytes=16 * MIB, hbm_hits=1234, loads=5)
+    text = shown(render.status(pb.GetStatusResponse(devices=[device])))
+    for part in ("GPU cuda:0", "5 loads", "16.0 MiB of 64.0 MiB", "1,234 blocks loaded from there"):
+        assert part in text
+    assert "its tier" not in shown(render.status(pb.GetStatusResponse(devices=[pb.Device(name="cuda:0")])))
+    assert "GPU" not in shown(render.status(pb.GetStatusResponse()))
+
+
+def test_help_of_the_daemon_says_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("Default: ") == len(SETTINGS)
+    level = next(one for one in SETTINGS if one.toml == "daemon.log_level")
+    assert default_words(level) == "Default: info."
+    dram = next(one for one in SETTINGS if one.toml == "dram.size")
+    assert default_words(dram) == "Default: by the host, see kvctl config."
+
+
+def test_only_a_start_that_compiles_says_that_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kvstored.warmup, "_begin", lambda: (None, None, None, None))
+    monkeypatch.setattr(kvstored.warmup, "_mark", lambda: tmp_path / "mark")
+    caplog.set_level(logging.INFO)
+    kvstored.warmup.first(disk=False)
+    assert "about a minute" in caplog.text
+    caplog.clear()
+    (tmp_path / "mark").touch()
+    kvstored.warmup.first(disk=False)
+    assert "about a minute" not in caplog.text
