@@ -696,7 +696,8 @@ class Parts:
         limits = DiskLimits(4 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=codec, row_bytes=2 * PAGE_BYTES)
         self.core = Core(disk=limits if disk else None)
         self.hands = FoundHands()
-        hot: Any = SimpleNamespace(clients=SimpleNamespace(connections={}))
+        devices = SimpleNamespace(report=tuple, warnings=tuple)
+        hot: Any = SimpleNamespace(clients=SimpleNamespace(connections={}), devices=devices)
         self.faults: list[str] = []
         memory: Any = SimpleNamespace(
             faults=self.faults, advice="", populated_bytes=0, huge_bytes=0, locked_bytes=0, placement=Placement()

@@ -172,7 +172,7 @@ def test_a_kernel_that_reaches_too_far_loses_the_device(wrong: str) -> None:
 def test_a_container_without_ipc_refuses_handles_and_takes_descriptors(device: Emulation) -> None:
     inside = Emulation(opens_ipc=False)
     by_ipc, by_descriptor = device.allocate(PAGE, Via.IPC), device.allocate(PAGE, Via.DESCRIPTOR)
-    with pytest.raises(HandleError, match="container"):
+    with pytest.raises(HandleError, match="share it as DESCRIPTOR"):
         inside.open(device.export(by_ipc.address, PAGE))
     handle = device.export(by_descriptor.address, PAGE)
     opened = inside.open(handle)

@@ -129,7 +129,7 @@ def test_times_of_evictions_are_not_known_of_a_life_that_wrote_nothing_down() ->
     assert (said.cause, said.age_s) == ("evicted", 50.0), "before this life began"
 
 
-@pytest.mark.parametrize("damage", ["name", "future", "causes"])
+@pytest.mark.parametrize("damage", ["name", "future", "places"])
 def test_damaged_traces_are_not_believed(damage: str) -> None:
     core = flooded(rules.Rule.LRU)
     client = core.client()
@@ -144,11 +144,11 @@ def test_damaged_traces_are_not_believed(damage: str) -> None:
         core.store.watching.departures._dropped_ns[3] = core.clock.ns + SECOND
     else:
         used = np.flatnonzero(table[16:]) + 16
-        table[used] |= np.uint64(0xF00)  # a cause that is none
+        table[used] |= np.uint64(0xE0)  # a place that is none
     later = successor(core)
     said = ask(later, later.client().open(), chain(2, "gone"))
     assert said.cause == "never"
-    assert bool(later.store.kept.faults) == (damage != "causes")
+    assert bool(later.store.kept.faults) == (damage != "places")
 
 
 def test_turns_are_read_as_they_were_written() -> None:

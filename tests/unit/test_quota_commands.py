@@ -238,7 +238,8 @@ def test_quota_set_says_what_holds_and_what_held(ask: Run, daemon: Daemon) -> No
     assert ask("quota", "reset", "web", "dram_max", "in_flight", "--yes").code == 0
     del said["dram_max_bytes"], said["in_flight"]
     assert daemon.port.chosen == {"web": said}
-    assert ask("quota", "set", "web", "in_flight=9").code == 0
+    assert ask("quota", "set", "web", "in_flight=9").code == Exit.USAGE, "fewer than as many as one likes: it asks"
+    assert ask("quota", "set", "web", "in_flight=9", "--yes").code == 0
     assert daemon.port.chosen == {"web": said | {"in_flight": 9}}
     wrong = ask("quota", "web", "reset", "dram_mx")
     assert (wrong.code, "'dram_mx' is no key; a key is one of" in wrong.err) == (Exit.USAGE, True)
