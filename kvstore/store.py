@@ -349,6 +349,8 @@ class Store:
 
     def fresh_arenas(self, session: Session, arenas: U4) -> list[int]:
         """Those of some arenas whose descriptors a session lacks; from now on it is taken to have them."""
+        if not session.attached:  # it hung up while it was answered, and may be forgotten: nobody would take them back
+            return []
         fresh = [arena for arena in np.unique(arenas).tolist() if arena not in session.arenas]
         for arena in fresh:
             self.arenas.gave(session, arena)
@@ -356,7 +358,7 @@ class Store:
 
     def fresh_writable(self, session: Session, arenas: Iterable[int]) -> list[int]:
         """The same of writable descriptors, for a session in mode direct."""
-        return self.writers.give(session, arenas)
+        return self.writers.give(session, arenas) if session.attached else []
 
     def arena_dropped(self, session: Session, arena: int) -> None:
         """A session maps nothing of an arena any more."""
