@@ -79,7 +79,7 @@ def _install(python: Path, folder: Path) -> tuple[Path | None, Findings]:
 def _small(home: Path, python: Path, peer: Path | None, rounds: int) -> Findings:
     """First tokens of an engine that spends about as much in the model as the one of the peers' own figures does.
 
-    What the model takes is added to every contestant alike, and hides what they differ by: these are the `ttft_*`.
+    What the model takes is added to every contestant alike, and hides what they differ by: these are `small_ttft_*`.
     """
     run_dir = home / "run-small"
     with _daemon(home, "run-small", SMALL_DRAM) as daemon, ExitStack() as stack:
@@ -87,11 +87,12 @@ def _small(home: Path, python: Path, peer: Path | None, rounds: int) -> Findings
         native = stack.enter_context(_engine(home, "native-small", python, size=SMALL))
         ours = stack.enter_context(_engine(home, "ours-small", python, transfer_config(run_dir), size=SMALL))
         peers, findings = _peers(stack, home, peer, SMALL)
-        return findings | first_tokens(native, ours, peers, rounds, MAPPED)
+        found = first_tokens(native, ours, peers, rounds, MAPPED)
+        return findings | {f"small_{name}": value for name, value in found.items()}
 
 
 def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Findings:
-    """Everything that is measured of the large model's engines, driven step by step; first tokens as `large_ttft_*`."""
+    """Everything that is measured of the large model's engines, driven step by step."""
     run_dir = home / "run"
     with _daemon(home, "run", "2GiB") as daemon, ExitStack() as stack:
         daemon.await_memory()
@@ -100,8 +101,7 @@ def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Fin
         with ExitStack() as beside:  # LMCache's are gone before anything else is measured
             peers, findings = _peers(beside, home, peer, LARGE)
             say(f"engines that are ready: {', '.join(('native', 'ours', *peers))}")
-            found = first_tokens(native, ours, peers, 3 if quick else 12)
-            findings |= {f"large_{name}": value for name, value in found.items()}
+            findings |= first_tokens(native, ours, peers, 3 if quick else 12)
         findings |= steps_beside_transfers(ours, prompt_of, lambda: clear(run_dir), BLOCK, 4 if quick else 30)
         findings |= _steps_in_mode_copy(home, python, run_dir, 4 if quick else 12)
         findings |= misses(native, ours, 3 if quick else 12)
