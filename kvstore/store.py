@@ -306,6 +306,7 @@ class Store:
         """Two closed sessions of one living process: one record of what it may still map is enough."""
         assert not session.attached, "an open session maps for itself"
         assert not heir.attached, "an open session maps for itself"
+        assert not heir.exited, "nobody gives back what is left to a process that is gone"
         self.arenas.bequeath(session, heir)
         self.writers.bequeath(session, heir)
         self._forget(session)
@@ -349,8 +350,6 @@ class Store:
 
     def fresh_arenas(self, session: Session, arenas: U4) -> list[int]:
         """Those of some arenas whose descriptors a session lacks; from now on it is taken to have them."""
-        if not session.attached:  # it hung up while it was answered, and may be forgotten: nobody would take them back
-            return []
         fresh = [arena for arena in np.unique(arenas).tolist() if arena not in session.arenas]
         for arena in fresh:
             self.arenas.gave(session, arena)
@@ -358,7 +357,7 @@ class Store:
 
     def fresh_writable(self, session: Session, arenas: Iterable[int]) -> list[int]:
         """The same of writable descriptors, for a session in mode direct."""
-        return self.writers.give(session, arenas) if session.attached else []
+        return self.writers.give(session, arenas)
 
     def arena_dropped(self, session: Session, arena: int) -> None:
         """A session maps nothing of an arena any more."""

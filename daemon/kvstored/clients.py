@@ -152,10 +152,12 @@ class Clients:
         elder = self._elders.get(connection.peer.pid)
         if session is None or session.number not in self.store.sessions or connection.peer.pid <= 0:
             return
-        if elder is None or elder.session is None or elder.session.number not in self.store.sessions:
+        # One that has exited is forgotten as soon as its tickets have ended: nobody would give back what it inherits.
+        heir = elder.session if elder is not None else None
+        if heir is None or heir.exited or heir.number not in self.store.sessions:
             self._elders[connection.peer.pid] = connection
         elif elder is not connection:
-            self.store.bequeath(session, elder.session)
+            self.store.bequeath(session, heir)
 
     def _on_exit(self, connection: Connection) -> None:
         self.hang_up(connection)

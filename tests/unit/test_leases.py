@@ -1,6 +1,5 @@
 """The rules of leases: what they wait for, what they keep in place, and what ends them."""
 
-import numpy as np
 import pytest
 
 from kvproto.errors import Grant
@@ -209,19 +208,3 @@ def test_a_leased_block_keeps_what_it_continues_though_all_of_it_is_deleted() ->
     client.release(held)
     core.audit()
     assert core.store.tables.book[2] == 0
-
-
-def test_who_hung_up_while_it_was_answered_is_given_no_descriptors() -> None:
-    core = Core()
-    client = core.client()
-    namespace = client.open()
-    client.put(namespace, chain(2))
-    held = client.lease(namespace, chain(2))
-    arenas = np.array([arena for arena, _ in held.locations], dtype=np.uint32)
-    later = core.client()
-    core.store.detach(later.session)
-    assert not core.store.fresh_arenas(later.session, arenas)
-    assert not core.store.fresh_writable(later.session, arenas.tolist())
-    another = core.client()
-    assert core.store.fresh_arenas(another.session, arenas), "the control"
-    core.audit()
