@@ -1,4 +1,4 @@
-"""Several sessions of one process that is killed: nothing of them is left, in whatever order their ends are heard of."""
+"""Sessions of one process that is killed: nothing of them is left, in whatever order their ends are heard of."""
 
 import os
 import socket
