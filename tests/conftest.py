@@ -1,15 +1,18 @@
-"""`--figures FILE`: see figures.py."""
+"""`--figures FILE`: see figures.py. Daemons are forked off a prepared process: see prepared.py."""
 
 from pathlib import Path
 
 import pytest
 
+from bench.process import DaemonProcess
 from tests.figures import Figures
+from tests.prepared import Prepared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Called by pytest."""
     parser.addoption("--figures", type=Path, metavar="FILE", help="write what the long tests did there")
+    parser.addoption("--execute", action="store_true", help="execute every daemon instead of forking a prepared one")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,3 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     file = config.getoption("--figures")
     if file is not None:
         config.pluginmanager.register(Figures(file), "figures")
+    if not config.getoption("--execute"):
+        prepared = Prepared()
+        config.add_cleanup(prepared.end)
+        DaemonProcess.starter = prepared

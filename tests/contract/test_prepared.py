@@ -1,0 +1,79 @@
+"""A daemon that was forked off a prepared process is one like any other."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvclient
+from bench.process import DaemonProcess
+from tests.prepared import Prepared
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Prepared]:
+    made = Prepared()
+    yield made
+    made.end()
+
+
+@pytest.fixture(params=["forked", "executed"])
+def either(request: pytest.FixtureRequest, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DaemonProcess, "starter", prepared if request.param == "forked" else None)
+
+
+@pytest.fixture
+def running(either: None, tmp_path: Path) -> Iterator[DaemonProcess]:
+    arguments = ("--dram", "64MiB", "--lock", "false")
+    with DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log") as made:
+        yield made
+
+
+def test_it_serves_has_nothing_open_that_is_not_its_own_and_says_how_it_ended(running: DaemonProcess) -> None:
+    process = running.process
+    with kvclient.connect(running.runtime_dir) as client:
+        assert client.wait_connected(PATIENCE_S)
+        assert client.ping() is not None
+    opened = [file.readlink() for file in Path(f"/proc/{process.pid}/fd").iterdir()]
+    assert sum(str(file).startswith("pipe:") for file in opened) == 1, "standard output"
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.01)
+    assert running.terminate(PATIENCE_S) == 0
+    assert process.poll() == process.returncode == 0
+    process.kill()  # too late, and no harm
+
+
+def test_one_that_is_killed_says_by_what(running: DaemonProcess) -> None:
+    running.process.send_signal(signal.SIGKILL)
+    assert running.process.wait(PATIENCE_S) == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("either")
+def test_one_that_cannot_start_ends_with_its_own_code(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of range"):
+        DaemonProcess(tmp_path / "run", "--dram", "1KiB", log_file=tmp_path / "log")
+
+
+def test_an_answer_that_nobody_heard_is_not_taken_for_the_next_one(prepared: Prepared, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = ("--dram", "64MiB", "--lock", "false")
+    with DaemonProcess(tmp_path / "first", *arguments, log_file=log) as first, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prepared, "_reply", lambda _: pytest.fail("its time is over"))
+        with log.open("ab") as file, pytest.raises(pytest.fail.Exception):
+            prepared.fork(["--runtime-dir", str(tmp_path / "lost"), *arguments], file.fileno())
+        patch.undo()
+        patch.setattr(DaemonProcess, "starter", prepared)
+        with DaemonProcess(tmp_path / "second", *arguments, log_file=log) as second:
+            assert f"pid {second.process.pid}" in second.serving_line
+        assert first.process.poll() is None
+        assert second.process.poll() == -signal.SIGKILL
+
+
+def test_settings_of_the_interpreter_want_a_new_one(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    assert prepared.fork([], 2) is None
