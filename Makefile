@@ -4,6 +4,7 @@
 # make deb    a Debian package of the daemon in dist/ (systemd/debian/build says what is in it)
 # make lock  versions and hashes of what the service needs, in systemd/requirements.txt
 # make day    a day in the life of one host, told as it happens
+# make cluster   three hosts, a router in front and an object store behind: one is killed, one is cut off
 # make test-skew   an earlier version's clients with this daemon, and the other way round
 # make man    the manual pages in systemd/man anew, from the commands and settings
 # make engines test-engines   tests with real engines, in .venv-vllm (3.4 GB), .venv-sglang (1.4 GB), .venv-mooncake (0.2 GB)
@@ -19,7 +20,7 @@ BESIDE := $(MAKE) --no-print-directory --output-sync=target
 # Tests start some 700 processes; without bytecode each compiles its sources again, a quarter of a daemon's start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit test-rest test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
+.PHONY: demo cluster test test-unit test-rest test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,12 +59,16 @@ test-integration-%: compiled
 test-rest: compiled
 	@$(SHORT) tests --ignore=tests/unit --ignore=tests/integration
 
-test-long: check
-	@$(BIN)/python -m pytest -m 'not engines and not skew' --figures bench/results/test_long.json
+test-long: test
+	@$(BIN)/python -m pytest -m 'long and not engines and not skew' --figures bench/results/test_long.json
 
 # A day in the life of one host, told as it happens: install, serve, upgrade, a full drive, one that is pulled, no power.
 day: $(STAMP) compiled
 	@$(BIN)/python -m tests.e2e.day
+
+# Three daemons, a router in front, an object store (and Mooncake, after `make engines`) behind, and trouble.
+cluster: $(STAMP) compiled
+	@$(BIN)/python -m bench.cluster
 
 # Clients and daemons of earlier versions, built from history, with those of today.
 test-skew: $(STAMP)

@@ -1,5 +1,10 @@
-"""What the long forms did, and how long they took, as a record beside those of the benchmarks."""
+"""What the long forms did, and how long they took, as a record beside those of the benchmarks.
 
+They take more than an hour, so a record may be made in parts (`pytest -m long tests/sim --figures FILE`): a run
+replaces what it has run again and leaves the rest, and `made` says of every test when and of which commit it was.
+"""
+
+import fcntl
 import json
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -31,6 +36,19 @@ class Figures:
         return report
 
     def pytest_sessionfinish(self) -> None:
-        """Write the record."""
-        line = record("test_long", self._results, quick=False)
-        self._file.write_text(json.dumps(json.loads(line), indent=1) + "\n")
+        """Write the record, over what this run has done anew."""
+        if not self._results:
+            return
+        with self._file.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another part may end at the same time
+            file.seek(0)
+            before = json.loads(file.read() or '{"results": {}, "made": {}}')
+            made = json.loads(record("test_long", self._results, quick=False))
+            tests = [name.removesuffix("_passed") for name in self._results if name.endswith("_passed")]
+            again = tuple(f"{test}_" for test in tests)
+            kept = {name: value for name, value in before["results"].items() if not name.startswith(again)}
+            made["results"] = dict(sorted((kept | made["results"]).items()))
+            when = f"{made['time']} {made['commit']}"
+            made["made"] = dict(sorted((before["made"] | dict.fromkeys(tests, when)).items()))
+            file.truncate(0)
+            file.write(json.dumps(made, indent=1) + "\n")
