@@ -20,6 +20,8 @@ from kvstore.tier.orders import Commit, Name, Outcome
 from kvstore.tier.segments import Segments
 
 COMMIT_NS = 50 * 10**6  # how long a write waits for others to be made durable with
+# ... while somebody waits for more writes: a commit beside them takes as long as writing 30 MiB, and helps nobody.
+PATIENT_NS = 10 * COMMIT_NS
 COMMIT_BYTES = 256 * MIB  # or so much of it
 TRIES = 4  # commits that a block waits for what it continues, once nobody writes that any more
 AGAIN_NS = 5 * 10**6  # how long until a commit that only looks whether that has come
@@ -54,7 +56,8 @@ class Commits:
         self._running: Commit | None = None
         self._covered: list[Written] = []
         self._taken: list[tuple[int, int]] = []
-        self.urgent = False  # somebody waits for it
+        self.urgent = False  # somebody waits for it, and for nothing else
+        self.patient = False  # somebody waits for writes first
         self.commits = 0
         self.faults = 0
 
@@ -102,9 +105,9 @@ class Commits:
         """When `pump` has something to do; None if only an event can help."""
         if self._running is not None or not self._since_ns:
             return None
-        # Who waits, waits for the last write: commits beside those before it bring nothing forward.
-        now = self._bytes >= COMMIT_BYTES or (self.urgent and not self._writing())
-        return self._since_ns if now else self._since_ns + COMMIT_NS
+        if self.urgent or self._bytes >= COMMIT_BYTES:
+            return self._since_ns
+        return self._since_ns + (PATIENT_NS if self.patient and self._writing() else COMMIT_NS)
 
     def pump(self, now_ns: int) -> None:
         """Begin a commit if one is due."""

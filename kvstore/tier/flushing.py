@@ -75,16 +75,21 @@ class Flushing:
         flush = Flush(session, namespace, request, rows, generations, stored.lost, deadline_ns)
         mine = self._alive(flush) & (self._tables.blocks["disk"][rows] == 0)
         self._demotion.admit(rows[mine].tolist(), generations[mine].tolist())
-        self._hurry(True)
         counts = self._counts(flush)
         if counts[3]:
             self._waiting.append(flush)
-            return None
-        self._hurry(bool(self._waiting))
-        return counts
+        self._hurry()
+        return None if counts[3] else counts
 
-    def _hurry(self, somebody_waits: bool) -> None:
-        self._commits.urgent = self._demotion.hurry = somebody_waits
+    def _hurry(self) -> None:
+        """Writes are to go on for who waits; a commit is to begin once one of them waits for nothing else."""
+        self._demotion.hurry = bool(self._waiting)
+        self._commits.patient = bool(self._waiting)
+        self._commits.urgent = any(not self._wants_writes(flush) for flush in self._waiting)
+
+    def _wants_writes(self, flush: Flush) -> bool:
+        flags = self._tables.blocks["flags"][flush.rows]
+        return bool((self._alive(flush) & ((flags & (blocks.QUEUED | blocks.SAVING)) != 0)).any())
 
     def _alive(self, flush: Flush) -> Mask:
         table = self._tables.blocks
@@ -123,7 +128,7 @@ class Flushing:
             else:
                 answers.append((flush, counts))
         self._waiting = waiting
-        self._hurry(bool(waiting))
+        self._hurry()
         for flush, counts in answers:
             self._keep_undecided(flush)
             self._outbox.durable(flush.session, flush.request, counts)

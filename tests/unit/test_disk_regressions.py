@@ -344,6 +344,7 @@ def test_a_row_that_took_the_place_of_a_kept_one_during_recovery_is_not_called_d
 def test_a_flush_waits_for_a_first_write_that_takes_longer_than_many_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     core, client, namespace = make(admission=Admission.NONE)
     monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    monkeypatch.setattr(commits, "PATIENT_NS", commits.COMMIT_NS)
     client.put(namespace, chain(6))
     core.store.flush(client.session, namespace, 7, 60 * SECOND)
     while not any(isinstance(batch[0], Save) for batch in core.drive.waiting):
@@ -360,6 +361,36 @@ def test_a_flush_waits_for_a_first_write_that_takes_longer_than_many_commits(mon
     assert not core.outbox.flushed, "and nothing has failed"
     core.work_all()
     assert core.outbox.flushed == [(client.session, 7, (6, 0, 0, 0))]
+    core.audit()
+
+
+def test_commits_beside_writes_are_begun_for_who_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    client.put(namespace, chain(1))
+    core.store.flush(client.session, namespace, 1, 60 * SECOND)
+    core.work_all()
+    client.put(namespace, chain(6, "long"))
+    core.store.flush(client.session, namespace, 2, 60 * SECOND)
+    begun = core.store.disk.commits.commits
+
+    def work_all_but(slow: object) -> None:
+        for _ in range(20):
+            for index, batch in reversed(list(enumerate(core.drive.waiting))):
+                if batch is not slow:
+                    core.work(index)
+            core.pass_time(10 * MS)
+
+    core.pass_time(MS)
+    slow = next(batch for batch in core.drive.waiting if isinstance(batch[0], Save))
+    work_all_but(slow)
+    assert core.store.disk.commits.commits == begun, "five blocks are written, and who waits wants the sixth as well"
+    client.put(namespace, chain(1, "short"))
+    core.store.flush(client.session, namespace, 3, 60 * SECOND)
+    work_all_but(slow)
+    assert core.outbox.flushed[1:] == [(client.session, 3, (1, 0, 0, 0))], "it is not made to wait for the sixth"
+    core.work_all()
+    assert core.outbox.flushed[2:] == [(client.session, 2, (6, 0, 0, 0))]
     core.audit()
 
 
