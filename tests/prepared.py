@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,12 +97,17 @@ class Prepared:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._number = 0
+        self._asking = threading.Lock()  # some tests start several daemons side by side
         self._interpreter = of_the_interpreter(os.environ)
 
     def fork(self, arguments: Sequence[str], log: int) -> Forked | None:
-        """A daemon whose standard error goes to `log`; None where it must be executed instead."""
+        """A daemon whose standard error goes to `log`; None where it must be executed instead. Any thread."""
         if of_the_interpreter(os.environ) != self._interpreter:
             return None
+        with self._asking:
+            return self._fork(arguments, log)
+
+    def _fork(self, arguments: Sequence[str], log: int) -> Forked | None:
         self._number += 1
         request = json.dumps([self._number, list(arguments), dict(os.environ), str(Path.cwd())]).encode()
         if len(request) > REQUEST_BYTES:

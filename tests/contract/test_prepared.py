@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_an_answer_that_nobody_heard_is_not_taken_for_the_next_one(prepared: Pre
             assert f"pid {second.process.pid}" in second.serving_line
         assert first.process.poll() is None
         assert second.process.poll() == -signal.SIGKILL
+
+
+def test_several_that_are_asked_for_at_once_are_not_mixed_up(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DaemonProcess, "starter", prepared)
+
+    def start(number: int) -> DaemonProcess:
+        arguments = ("--dram", "64MiB", "--lock", "false")
+        return DaemonProcess(tmp_path / f"run{number}", *arguments, log_file=tmp_path / f"log{number}")
+
+    with ThreadPoolExecutor(4) as starting:
+        started = list(starting.map(start, range(4)))
+    try:
+        assert all(f"pid {one.process.pid}" in one.serving_line for one in started)
+    finally:
+        for one in started:
+            one.kill()
 
 
 def test_settings_of_the_interpreter_want_a_new_one(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
