@@ -79,6 +79,7 @@ class FakeMemory:
         self.lasting: set[str] = set()
         self.kept_tables: dict[str, Bytes] = {}
         self.kept: dict[int, Bytes] = {}
+        self.about_to_take: Callable[[], None] = lambda: None  # an arena of the former life; a successor may die here
 
     def table(self, name: str, table_bytes: int, *, lasting: bool = True) -> Bytes:
         """See the port."""
@@ -110,6 +111,7 @@ class FakeMemory:
 
     def take_arena(self, arena: int) -> None:
         """See the port."""
+        self.about_to_take()
         self.arenas[arena] = self.kept.pop(arena)
 
     def drop_kept(self) -> None:

@@ -134,6 +134,13 @@ class Seen:
     strays: int = 0  # writes into slots by clients whose tickets or sessions are over
     scrubbed: int = 0  # passes over memory
     withheld: int = 0  # slots that a successor kept out of use for them
+    operations: int = 0  # of clients
+    ended_in_commit: int = 0  # lives, each while this was under way: copies,
+    ended_in_publish: int = 0  # a block that is there, and its writer not told
+    ended_in_demotion: int = 0  # writes to disk
+    ended_in_promotion: int = 0  # reads from it
+    ended_in_index_commit: int = 0
+    ended_in_hand_over: int = 0  # what the life before had kept was being taken over
 
     def add(self, other: "Seen") -> None:
         """Sum over runs."""
@@ -182,6 +189,7 @@ class Actor:
             (self.expect, 2),
         )  # fmt: skip
         self.rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()
+        self.seen.operations += 1
 
     # -- keeping, and fetching in advance --------------------------------------------------------------------------
 
@@ -598,7 +606,7 @@ class Actor:
     def fail_all(self) -> None:
         """Whatever it was writing will never be published."""
         for writing in self.writing.values():
-            writing.generation.dead = True
+            writing.generation.dead |= not writing.generation.published  # it may be, and nobody was told
         if self.owner is not None:
             self.strays += self.open_tickets()
         self.writing.clear()

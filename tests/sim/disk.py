@@ -171,8 +171,21 @@ class DiskEvents:
 
     # -- the end of a life ---------------------------------------------------------------------------------------
 
+    def reading(self) -> bool:
+        """Is anything on its way from disk to memory?"""
+        return any(isinstance(batch[0], Load) for batch in self.core.drive.waiting)
+
+    def note_end(self) -> None:
+        """What is under way while a life ends."""
+        kinds = {type(batch[0]) for batch in self.core.drive.waiting}
+        self.seen.ended_in_commit += bool(self.core.running)
+        self.seen.ended_in_demotion += Save in kinds
+        self.seen.ended_in_promotion += Load in kinds
+        self.seen.ended_in_index_commit += Commit in kinds
+
     def crash(self, *, killed: bool) -> FakeDrive:
         """Power is lost, or the daemon is killed. What the next life is given."""
+        self.note_end()
         if self.core.store.disk.state is DiskState.SERVING:  # what it has not looked at is as it was
             self.served_life = self.model.life
             self.chains = self.durable_chains()
@@ -203,8 +216,15 @@ class DiskEvents:
         while drive.waiting:
             batch = drive.waiting.pop(self.rng.randrange(len(drive.waiting)))
             if not isinstance(batch[0], Pack | Verify) and self.rng.random() < 0.5:
-                drive.waiting.insert(0, batch[: self.rng.randrange(1, len(batch) + 1)])
+                drive.waiting.insert(0, self.cut_short(batch[: self.rng.randrange(1, len(batch) + 1)]))
                 drive.carry_out(0)
+
+    def cut_short(self, batch: Sequence[Order]) -> Sequence[Order]:
+        """Of a commit, perhaps no more than the sync: the index is told of all of it or of nothing."""
+        first = batch[0]
+        if isinstance(first, Commit) and self.rng.random() < 0.3:
+            return [Commit(first.segments, [], [], [])]
+        return batch
 
     def durable_chains(self) -> dict[int, list[int]]:
         """Generations that FLUSH has called durable and that nothing has happened to since, each with its chain."""

@@ -1,42 +1,19 @@
-"""The whole core, lived through from seeds : faults from an atlas, then a liveness phase."""
+"""The whole core, lived through from seeds: faults from an atlas, then a liveness phase."""
 
 import os
-import subprocess
-from collections.abc import Callable
 
 import pytest
 
-from kvstore.tier.codec import Wish
 from tests.figures import Recorder
-from tests.sim.actor import Habits, Seen
-from tests.sim.disk import as_it_was
-from tests.sim.world import World
+from tests.sim.actor import Seen
+from tests.sim.many import live, live_at_once, packing
 
 SEEDS = 200  # about 20 s
 PACKED_SEEDS = 40
-
-# Blocks of several pages, of which more or less shrinks: places on disk of many sizes.
-PACKING = Habits(sizes=(64, 5 * 4096 - 7, 3 * 4096), noise=0.7)
-
-
-def live(seeds: range, make: Callable[[int], World] = World) -> Seen:
-    """Live every seed; name the one that fails, and how to see it again."""
-    seen = Seen()
-    for seed in seeds:
-        try:
-            with as_it_was():
-                seen.add(make(seed).live())
-        except BaseException:
-            print(f"\nseed {seed} fails at commit {commit()}: python -m tests.sim {seed}")
-            raise
-    print(f"\nseeds {seeds.start} to {seeds.stop - 1}: {seen}")
-    return seen
-
-
-def commit() -> str:
-    """The commit that is being tested."""
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
+SEEDS_LONG = 23_000  # and a fifth of it packed: ten million operations of clients
+OPERATIONS = 10**7
+ENDS_LONG = 100  # of lives, in each of
+ENDED_IN = ("commit", "publish", "demotion", "promotion", "index_commit", "hand_over")
 
 
 def enough(seen: Seen, seeds: int) -> None:
@@ -48,7 +25,7 @@ def enough(seen: Seen, seeds: int) -> None:
         "recycled": 0.5, "rules": 0.5,
         "quotas": 0.5, "quota": 0.03, "returned_arenas": 0.02,
         "evicted": 2, "expired": 1, "refused_arenas": 0.05, "pinned": 10, "expected": 10,
-        "direct": 8, "strays": 2, "withheld": 0.2, "scrubbed": 0.5,
+        "direct": 8, "strays": 2, "withheld": 0.2, "scrubbed": 0.5, "operations": 300,
     }  # fmt: skip
     on_disk = {
         "saved": 8, "loaded": 0.3, "ready_blocks": 0.3, "streams": 0.3, "flushes": 5, "durable": 1, "returned": 0.08,
@@ -59,15 +36,18 @@ def enough(seen: Seen, seeds: int) -> None:
     assert seen.disks > 0.6 * seen.lives
     for name, floor in (floors | on_disk).items():
         assert getattr(seen, name) >= floor * seeds, f"{name}: {getattr(seen, name)} in {seeds} seeds"
+    for name in ENDED_IN:
+        assert ends(seen, name) >= 0.02 * seeds, f"hardly a life ends in {name}: {ends(seen, name)} of {seeds}"
+
+
+def ends(seen: Seen, name: str) -> int:
+    """How many lives have ended while this was under way."""
+    number: int = getattr(seen, f"ended_in_{name}")
+    return number
 
 
 def test_no_seed_breaks_a_promise() -> None:
     enough(live(range(SEEDS)), SEEDS)
-
-
-def packing(seed: int) -> World:
-    """A life in which every block is packed if that pays."""
-    return World(seed, PACKING, Wish.BF16_PLANES_ZSTD)
 
 
 def test_no_seed_with_packed_blocks_breaks_a_promise() -> None:
@@ -80,7 +60,15 @@ def test_no_seed_with_packed_blocks_breaks_a_promise() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_no_seed_of_many_breaks_a_promise(record_property: Recorder) -> None:
-    count = int(os.environ.get("KVSTORED_SEEDS", "20000"))
-    enough(live(range(SEEDS, SEEDS + count)), count)
-    live(range(PACKED_SEEDS, PACKED_SEEDS + count // 5), packing)
+    count = int(os.environ.get("KVSTORED_SEEDS", str(SEEDS_LONG)))
+    seen = live_at_once(range(SEEDS, SEEDS + count))
+    enough(seen, count)
+    seen.add(live_at_once(range(PACKED_SEEDS, PACKED_SEEDS + count // 5), packing))
     record_property("seeds", count + count // 5)
+    record_property("operations", seen.operations)
+    record_property("blocks_read", seen.read_blocks)
+    record_property("lives", seen.lives)
+    for name in ENDED_IN:
+        record_property(f"ended_in_{name}", ends(seen, name))
+    assert count < SEEDS_LONG or seen.operations >= OPERATIONS
+    assert count < SEEDS_LONG or all(ends(seen, name) >= ENDS_LONG for name in ENDED_IN)

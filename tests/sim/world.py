@@ -26,6 +26,12 @@ STEPS = 600
 AUDIT_EVERY = 60
 TENANTS = ("red", "green", "blue")
 SLOTS = ARENA_BYTES // PAGE_BYTES
+UNTOLD = 0.003  # of the copies that end are the last that this life ends
+UNREAD = 0.04  # of the steps in which something is read from disk are the last of a life
+
+
+class Died(BaseException):
+    """A daemon is gone, in the middle of what it did."""
 
 
 def reader(rng: random.Random, habits: Habits) -> Habits:
@@ -42,6 +48,7 @@ class World:
     def __init__(self, seed: int, habits: Habits | None = None, codec: Wish = Wish.RAW) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        self.fate = random.Random(-1 - seed)  # of whom death finds in the middle of something
         self.seen = Seen()
         self.refusing = False
         self.habits = habits or Habits()
@@ -147,6 +154,8 @@ class World:
     def step(self) -> None:
         """One event: a client does something, a thread finishes something, time passes, an operator acts."""
         self.model.next_event()
+        if self.disk.reading() and self.fate.random() < UNREAD:
+            self.crash()
         self.haunt()
         if not self.actors:
             self.join()
@@ -197,11 +206,39 @@ class World:
         self.actors.clear()
         self.gone.clear()
         self.clears.clear()
-        self.begin(self.core.clock, drive, generation, memory)
+        self.succeed(drive, generation, memory)
         kept = self.core.store.kept
         assert kept.warm == (memory is not None), "what was kept is not used, or something is that was not"
         self.seen.warm += kept.warm
         self.core.audit()
+
+    def succeed(self, drive: FakeDrive, generation: int, memory: FakeMemory | None) -> None:
+        """Another one begins; one or two before it may die while they take over what was kept."""
+        clock = self.core.clock
+        for _ in range(2):
+            if memory is not None and self.fate.random() < 0.2:
+                self.die_after(memory, self.fate.randrange(self.arenas))
+            try:
+                self.begin(clock, drive, generation, memory)
+            except Died:
+                assert memory is not None
+                self.seen.ended_in_hand_over += 1
+                memory = memory.successor()
+            else:
+                return
+        self.begin(clock, drive, generation, memory)
+
+    def die_after(self, memory: FakeMemory, arenas: int) -> None:
+        """Whoever takes over this memory dies when it has taken so many arenas, if there are more."""
+        left = arenas
+
+        def about_to_take() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Died
+
+        memory.about_to_take = about_to_take
 
     def break_off_copies(self) -> None:
         """Copies that are running get no further than they are."""
@@ -253,12 +290,17 @@ class World:
                 by_session[ready.lease.session].ready(ready)
 
     def finish_copy(self) -> None:
-        """A leaf thread ends a few copies, in any order."""
+        """A leaf thread ends a few copies, in any order; the daemon may die before it has said so of one."""
         for _ in range(self.rng.randrange(1, self.habits.copies + 1)):
+            if self.core.running and self.fate.random() < UNTOLD:
+                self.finish_one(self.rng.randrange(len(self.core.running)), told=False)
+                self.seen.ended_in_publish += 1
+                self.crash()
+                return
             if self.core.running:
                 self.finish_one(self.rng.randrange(len(self.core.running)))
 
-    def finish_one(self, index: int) -> None:
+    def finish_one(self, index: int, *, told: bool = True) -> None:
         """The copy must find the bytes that its writer wrote last."""
         copy, ring = self.core.running[index]
         generation = None
@@ -278,7 +320,7 @@ class World:
         if int(book[blocks.GENERATION]) != number:
             assert generation is not None, "published for nobody"
             self.model.publish(generation, number)
-        for actor in self.actors:
+        for actor in self.actors if told else ():
             actor.told(evicted=self.core.store.streams.evicted != evicted)
 
     def finish_punch(self) -> None:

@@ -237,6 +237,25 @@ def test_a_torn_table_never_gives_wrong_bytes() -> None:
         later.audit()
 
 
+@pytest.mark.parametrize("field", ["key", "checksum", "generation", "namespace"])
+def test_a_row_with_a_part_of_another_row_is_not_believed(field: str) -> None:
+    """Each part is right, and so is the checksum of the content: only the seal tells that they are of two blocks."""
+    core = Core(arenas=2)
+    client = core.client()
+    one, other = client.open(), client.open(model="other")
+    client.put(one, chain(1, "a"))
+    client.put(other, chain(1, "b"))
+    rows, table = [core.row(one, chain(1, "a")[0]), core.row(other, chain(1, "b")[0])], core.store.tables.blocks
+    assert (table[field][rows[0]] != table[field][rows[1]]).any(), "the control: they differ"
+    table[field][rows] = table[field][rows[::-1]].copy()
+    later = successor(core)
+    later.audit()
+    assert later.store.kept.blocks == 0
+    assert read_all(later, chain(1, "a")) == read_all(later, chain(1, "b"), "other") == 0
+    later.work_all()
+    later.audit()
+
+
 def test_a_successor_that_dies_on_the_way_leaves_another_one_the_same() -> None:
     core = Core(arenas=2)
     client = core.client()

@@ -232,6 +232,22 @@ def test_copies_of_a_dead_client_are_discarded_and_its_blocks_never_visible() ->
     core.audit()
 
 
+def test_copies_of_a_dead_client_that_end_before_its_tickets_are_ended_publish_nothing() -> None:
+    core = Core(slice_steps=1)
+    dying, other = core.client(), core.client()
+    namespace, keys = dying.open(), chain(6)
+    for key in keys:  # chains of one: what one of them loses is not lost with another
+        dying.commit(dying.begin(namespace, [key]))
+    dying.store.detach(dying.session)
+    assert len(dying.session.tickets) == 6, "there is more to end than a slice does"
+    core.finish_all()
+    assert not any(other.match(other.open(), [key]) for key in keys)
+    core.settle()
+    assert not any(other.match(other.open(), [key]) for key in keys)
+    assert core.store.tables.book[2] == 0
+    core.audit()
+
+
 def test_a_reused_key_is_not_published_by_the_copy_of_its_first_writer() -> None:
     core = Core()
     dying, other = core.client(), core.client()
