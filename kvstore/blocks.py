@@ -443,8 +443,13 @@ HINTS: Final = 8  # levels of what is said, "nothing" (0) included
 _CLASSES: Final = 32  # of DENSITY where nothing is said,
 _HINTED_CLASSES: Final = 10  # and for each thing that is
 _USUAL_GAP_NS: Final = 30 * 10**9
+_BY_USES: Final = 0.2
+_BY_COST: Final = 0.5
+_ARENA_SAMPLES: Final = 64  # slots of an arena
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
-_PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand
+_GROUPS: Final = 16  # of classes
+_PRIOR: Final = 20.0  # blocks whose fate is taken as known beforehand, of a group;
+_CLASS_PRIOR: Final = 400.0  # of a class: a conversation's blocks have one fate, so these are few conversations
 _PRIOR_CHANCE: Final = 0.02  # the same in every bin: then the oldest goes first;
 _PRIOR_FIRST: Final = 0.06  # but the first bin is twice as long as the next one
 _IN_A_ROW: Final = 16  # evictions from one queue before all are looked at again, at most,
@@ -553,59 +558,82 @@ def _learn(t: Tables, pool: Number, queue: Number, age_ns: Number, again: bool) 
 
 
 @compiled
-def _index(t: Tables, number: Number) -> None:
-    """What a block promises, by queue and age: Gittins' index of its next use.
+def _group_of(queue: Number) -> Number:
+    """DENSITY's classes that are taken for alike until more is known: of as many uses, or of which the same is said."""
+    if queue < _CLASSES:
+        return (queue + 4) // 5
+    return min(_GROUPS - 1, 8 + (queue - _CLASSES) // _HINTED_CLASSES)
 
-    Of those of a queue that reach an age bin, the share that is used again in it (Kaplan and Meier's estimate: who is
-    still waiting, here or as a ghost, counts as far as it got), drawn towards that of all queues where little is known.
-    The index is the best ratio of uses to time that waiting from that age on, and giving up later, can have.
-    """
+
+@compiled
+def _index(t: Tables, number: Number) -> None:
+    """Draw conclusions from what became of blocks: what one promises, by queue and age."""
     pool, reuse = t.pools[number], t.reuse[number]
-    again, gone, index = reuse["again"], reuse["gone"], reuse["index"]
-    waits = np.zeros((QUEUES + 1, AGES), np.float64)
-    hits = np.zeros((QUEUES + 1, AGES), np.float64)
-    _count_waiting(t, number, waits)
-    for queue in range(QUEUES):
-        for age in range(AGES):
-            hits[queue, age] = again[queue, age]
-            waits[queue, age] += gone[queue, age]
-            hits[QUEUES, age] += hits[queue, age]
-            waits[QUEUES, age] += waits[queue, age]
-    chance = np.full((QUEUES + 1, AGES), _PRIOR_CHANCE)
-    chance[QUEUES, 0] = _PRIOR_FIRST
-    known = np.zeros(QUEUES + 1, np.uint8)
-    for i in range(QUEUES + 1):
-        queue = QUEUES - i  # all together first
-        reached = 0.0
-        for age in range(AGES - 1, -1, -1):
-            reached += hits[queue, age] + waits[queue, age]
-            before = chance[QUEUES, age]
-            known[queue] |= reached > 0.0
-            chance[queue, age] = (hits[queue, age] + _PRIOR * before) / (reached - waits[queue, age] / 2 + _PRIOR)
+    chance, known = _chances(t, number)
     usual = np.zeros(AGES, np.float32)
-    for i in range(QUEUES + 1):
-        queue = QUEUES - i
-        if queue < QUEUES and not known[queue]:
-            index[queue] = usual
-            continue
-        for age in range(AGES):
-            left, uses, time, best = 1.0, 0.0, 0.0, 0.0
-            for later in range(age, AGES):
-                width = 0.25 * (2.0 ** ((later + 1) / 2) - (2.0 ** (later / 2) if later else 0.0))
-                uses += left * chance[queue, later]
-                time += left * width * (1.0 - chance[queue, later] / 2)
-                best = max(best, uses / time)
-                left *= 1.0 - chance[queue, later]
-            if queue == QUEUES:
-                usual[age] = best
-            else:
-                index[queue, age] = best
+    _promise(chance[QUEUES], usual)
+    for queue in range(QUEUES):
+        if known[queue]:
+            _promise(chance[queue], reuse["index"][queue])
+        else:
+            reuse["index"][queue] = usual
     if pool["news"] > _MEMORY:
         for queue in range(QUEUES):
             for age in range(AGES):
-                again[queue, age] *= np.float32(0.5)
-                gone[queue, age] *= np.float32(0.5)
+                reuse["again"][queue, age] *= np.float32(0.5)
+                reuse["gone"][queue, age] *= np.float32(0.5)
         pool["news"] = 0
+
+
+@compiled
+def _chances(t: Tables, number: Number) -> tuple[Number, Number]:
+    """The chance of a use in each bin of age, for who reaches it: by queue, then of all, then by group of queues; and
+    of which of them anything is known.
+
+    It is the share that was used again in it (Kaplan and Meier's estimate: who is still waiting, here or as a ghost,
+    counts as far as it got). Where little is known it is drawn towards that of the group, there towards that of all.
+    """
+    reuse, rows = t.reuse[number], QUEUES + 1 + _GROUPS
+    hits = np.zeros((rows, AGES), np.float64)
+    waits = np.zeros((rows, AGES), np.float64)
+    _count_waiting(t, number, waits)
+    for queue in range(QUEUES):
+        group = QUEUES + 1 + _group_of(queue)
+        for age in range(AGES):
+            hits[queue, age] = reuse["again"][queue, age]
+            waits[queue, age] += reuse["gone"][queue, age]
+            for above in (QUEUES, group):
+                hits[above, age] += hits[queue, age]
+                waits[above, age] += waits[queue, age]
+    chance = np.full((rows, AGES), _PRIOR_CHANCE)
+    chance[QUEUES, 0] = _PRIOR_FIRST
+    known = np.zeros(rows, np.uint8)
+    for i in range(rows):
+        row = (QUEUES + i) % rows  # all together first, then groups
+        above = QUEUES if row >= QUEUES else QUEUES + 1 + _group_of(row)
+        prior = _PRIOR if row >= QUEUES else _CLASS_PRIOR
+        reached = 0.0
+        for age in range(AGES - 1, -1, -1):
+            reached += hits[row, age] + waits[row, age]
+            known[row] |= reached > 0.0
+            usual = prior * chance[above, age]
+            chance[row, age] = (hits[row, age] + usual) / (reached - waits[row, age] / 2 + prior)
+    return chance, known
+
+
+@compiled
+def _promise(chance: Number, index: Number) -> None:
+    """Gittins' index of the next use, by age: the best ratio of uses to time that waiting from that age on, and giving
+    up later, can have."""
+    for age in range(AGES):
+        left, uses, time, best = 1.0, 0.0, 0.0, 0.0
+        for later in range(age, AGES):
+            width = 0.25 * (2.0 ** ((later + 1) / 2) - (2.0 ** (later / 2) if later else 0.0))
+            uses += left * chance[later]
+            time += left * width * (1.0 - chance[later] / 2)
+            best = max(best, uses / time)
+            left *= 1.0 - chance[later]
+        index[age] = best
 
 
 @compiled
@@ -660,10 +688,15 @@ def _victim_by_density(t: Tables, number: Number) -> tuple[Number, Number]:
 
 @compiled
 def _worth(t: Tables, pool: Number, number: Number, queue: Number, head: Number) -> Number:
-    """Seconds of computing a second that a block promises to save."""
-    row = t.blocks[head]
-    cost = np.float64(row["cost"])
-    return t.reuse[number]["index"][queue, _age_bin(_since_ns(t, head))] * seconds_of_cost(cost or pool["clock"])
+    """What the head of a queue promises: uses a second, for so many uses and so many seconds of computing.
+
+    Promises are estimates, and of those taken for least many are wrong. So what is certain counts too: how often the
+    block was used; and a high cost, which the depths of long contexts have, for less. The exponents are from replays.
+    """
+    row, usual = t.blocks[head], pool["clock"]
+    uses: Number = max(1, np.int64(row["uses"]) & USES_MAX)
+    cost = usual + _BY_COST * ((np.float64(row["cost"]) or usual) - usual)  # all logarithms
+    return t.reuse[number]["index"][queue, _age_bin(_since_ns(t, head))] * uses**_BY_USES * seconds_of_cost(cost)
 
 
 @compiled
@@ -1031,9 +1064,23 @@ def reindex(t: Tables, pool: Number) -> None:
 
 @compiled
 def least_worth(t: Tables, pool: Number) -> Number:
-    """What DENSITY would lose by the next eviction from a pool, in seconds of computing a second and byte; infinite if
+    """What DENSITY would lose by the next eviction from a pool, by the measure of `_worth` and a byte; infinite if
     it has nothing to give up."""
     return _victim_by_density(t, pool)[1] / np.float64(t.pools[pool]["slot_bytes"])
+
+
+@compiled
+def arena_worth(t: Tables, position: Number) -> Number:
+    """What DENSITY would lose if all of an arena went, by the same measure; from a sample of its slots."""
+    arena, total = t.arenas[position], 0.0
+    number, slots = np.int64(arena["pool"]) - 1, np.int64(arena["untouched"])
+    pool, start = t.pools[number], np.int64(position) << np.int64(t.book[SHIFT])
+    step: Number = max(1, slots // _ARENA_SAMPLES)
+    for slot in range(start, start + slots, step):
+        block = np.int64(t.slots[slot]["block"])
+        if block and block != NOBODY and t.blocks[block]["queue"] != NO_QUEUE:
+            total += step * _worth(t, pool, number, np.int64(t.blocks[block]["queue"]), block)
+    return total / (np.float64(pool["slot_bytes"]) * np.float64(arena["slots"]))
 
 
 @compiled

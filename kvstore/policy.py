@@ -7,7 +7,7 @@
     lfu            by uses                     last touch               the least used queue, there the least rank
     s3fifo         small / main                when it came             small first while it has over a tenth
     arc            used once / used again      last touch               by a share that follows what comes back
-    density        by uses, gap and hint       last touch or hint       the least promise a second x cost of computing
+    density        by uses, gap and hint       last touch or hint       the least promise a second, by uses and cost
 
 Leaves only, whatever the rule: see blocks.py. A block's use passes to the one before it when it goes, so a prefix is
 worth at least what its best continuation was.

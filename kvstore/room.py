@@ -1,12 +1,15 @@
 """Who gives way when a pool has no free slot. Decided at allocation time, never by a loop in the background."""
 
 from enum import Enum
+from typing import Final
 
 from kvstore import blocks
 from kvstore.arenas import Arenas
 from kvstore.blocks import Tables
 from kvstore.quotas import Shares
 from kvstore.sessions import Pool
+
+POOREST: Final = 4  # pools of a tenant, of which an arena each is looked at before one changes hands
 
 
 class Room(Enum):
@@ -98,12 +101,16 @@ def _sibling_arena(arenas: Arenas, tables: Tables, pool: Pool, oldest: int, now_
 def _poorest_arena(
     arenas: Arenas, tables: Tables, pool: Pool, siblings: list[Pool], now_ns: int
 ) -> int | None:  # fmt: skip
-    """The least valuable arena of the pool that would lose least a byte, if this one would lose half as much again."""
-    worth = {other.number: float(blocks.least_worth(tables, other.number)) for other in (pool, *siblings)}
-    poorest = min(siblings, key=lambda other: worth[other.number])
-    if 3 * worth[poorest.number] >= 2 * worth[pool.number]:
-        return None
-    return arenas.least_valuable([poorest], now_ns)
+    """Of the poorest siblings' least valuable arenas the one whose blocks are worth least a byte, all of them together,
+    if this pool's next victim is worth more."""
+    least, poorest = float(blocks.least_worth(tables, pool.number)), None
+    by_worth = sorted(siblings, key=lambda other: float(blocks.least_worth(tables, other.number)))
+    for other in by_worth[:POOREST]:
+        position = arenas.least_valuable([other], now_ns)
+        worth = least if position is None else float(blocks.arena_worth(tables, position))
+        if worth < least:
+            least, poorest = worth, position
+    return poorest
 
 
 def _oldest_ns(tables: Tables, pool: Pool, now_ns: int) -> int:
