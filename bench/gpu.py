@@ -18,6 +18,7 @@ import numpy as np
 import kvclient
 from bench import harness
 from bench.codec import values_like_kv
+from bench.gpu_swap import slowdown
 from bench.harness import Findings, say
 from kvclient import devices
 from kvclient.buffers import Scattered
@@ -50,7 +51,6 @@ MIB: Final = 1 << 20
 # What the issue names and nothing here can show yet.
 LATER: Final = {
     "hbm_hit_over_d2d": "there is no HBM tier",
-    "slowdown_beside_a_swap": "there is no budget yet",
 }
 
 
@@ -388,4 +388,5 @@ FIGURES: Final[dict[str, Callable[[Rig], float]]] = {
     "first_fetch_over_register": first_fetch_over_register,
     "client_fetch_2_mib_over_h2d": client_fetch_over_h2d,
     "client_store_2_mib_over_d2h": client_store_over_d2h,
+    "slowdown_beside_a_swap": lambda rig: slowdown(rig, Place(rig.device)),
 }

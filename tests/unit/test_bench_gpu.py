@@ -23,7 +23,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_emulation_runs_and_says_so_in_every_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needs_daemon = {"client_fetch_2_mib_over_h2d", "client_store_2_mib_over_d2h"}
+    needs_daemon = {"client_fetch_2_mib_over_h2d", "client_store_2_mib_over_d2h", "slowdown_beside_a_swap"}
     figures = {name: figure for name, figure in gpu.FIGURES.items() if name not in needs_daemon}
     monkeypatch.setattr(gpu, "FIGURES", figures)
     monkeypatch.setattr(gpu, "load_or_measure", lambda *_: GUESS)

@@ -1,0 +1,118 @@
+"""Swaps against a scripted daemon: blocks that come from disk when told, leases that lapse, rings that are full."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kvclient
+from kvclient import swap_lines, swap_ways
+from kvclient.results import LoadResult, StoreResult
+from kvclient.swap_budget import Budget
+from kvclient.swap_ways import host_pages
+from kvclient.swapping import Priority, Swapper
+from kvproto.errors import Grant
+from kvproto.frames import Verb
+from tests.peer import Peer
+from tests.unit.client_kit import client_of, fill, keys_of, namespace_of, wait_until
+
+BLOCK, COUNT, PAGES = 4096, 8, 32
+CHUNK = 4 * BLOCK
+
+
+class Rig:
+    """A scripted daemon with eight blocks, and an engine's memory of two layers."""
+
+    def __init__(self, peer: Peer, client: kvclient.Client, *, at_once: int = COUNT) -> None:
+        self.peer, self.client = peer, client
+        self.keys = keys_of(COUNT)
+        self.blocks = np.random.default_rng(5).integers(0, 256, (COUNT, BLOCK), dtype=np.uint8)
+        self.layers = [torch.zeros((PAGES, BLOCK // 2), dtype=torch.uint8) for _ in range(2)]
+        self.swapper: Swapper = client.swapper(namespace_of(client, BLOCK), host_pages(self.layers), chunk_bytes=CHUNK)
+        fill(peer, self.keys, self.blocks, at_once)
+
+    def holds(self, pages: range, numbers: range) -> bool:
+        """Do these pages hold the daemon's blocks of these numbers?"""
+        held = torch.cat([layer[pages.start : pages.stop] for layer in self.layers], dim=1).numpy()
+        return bool(np.array_equal(held, self.blocks[numbers.start : numbers.stop]))
+
+
+@contextmanager
+def rig(folder: Path, at_once: int = COUNT) -> Iterator[Rig]:
+    with Peer(folder) as peer, client_of(peer) as client:
+        yield Rig(peer, client, at_once=at_once)
+
+
+def test_what_comes_from_disk_holds_up_no_other_swap(tmp_path: Path) -> None:
+    with rig(tmp_path, at_once=4) as one:
+        slow = one.swapper.swap_in(one.keys, range(COUNT), Priority.URGENT, wait_s=60.0)
+        wait_until(lambda: one.peer.leases)
+        quick = one.swapper.swap_in(one.keys[:4], range(8, 12), Priority.LATER)
+        assert quick.result(30.0) == LoadResult(4)
+        assert one.holds(range(8, 12), range(4))
+        assert not slow.done
+        assert not one.holds(range(4), range(4)), "the control: layers of all blocks come together"
+        one.peer.ready(min(one.peer.leases), 4)
+        assert slow.result(30.0) == LoadResult(COUNT)
+        assert one.holds(range(COUNT), range(COUNT))
+
+
+def test_what_never_comes_from_disk_is_a_miss(tmp_path: Path) -> None:
+    with rig(tmp_path, at_once=4) as one:
+        swap = one.swapper.swap_in(one.keys, range(COUNT), wait_s=0.05)
+        assert swap.result(30.0) == LoadResult(4)
+        assert one.holds(range(4), range(4))
+        assert not any(layer[4:].any() for layer in one.layers)
+
+
+def test_a_lease_that_lapsed_while_it_was_read_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig(tmp_path) as one:
+        assert one.swapper.swap_in(one.keys, range(COUNT)).result(30.0) == LoadResult(COUNT), "the control"
+        real = one.peer.leased
+        monkeypatch.setattr(one.peer, "leased", lambda request, _ttl_ns, *more: real(request, 1, *more))
+        assert one.swapper.swap_in(one.keys, range(COUNT)).result(30.0) == LoadResult(0)
+
+
+def test_a_lease_is_kept_while_its_swap_waits_for_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later_s = [0.0]
+    for module in (swap_lines, swap_ways):
+        monkeypatch.setattr(module, "_clock", lambda: time.monotonic() + later_s[0])
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        client._budget = Budget(1e-6)  # next to nothing, for ever
+        one = Rig(peer, client)
+        swap = one.swapper.swap_in(one.keys, range(COUNT), wait_s=1.0)
+        wait_until(lambda: swap.moved_bytes)
+        assert swap.moved_bytes == BLOCK
+        assert Verb.RENEW not in peer.seen
+        later_s[0] = 20.0
+        one.swapper.wake()
+        wait_until(lambda: Verb.RENEW in peer.seen)
+        swap.urge()
+        assert swap.result(30.0) == LoadResult(COUNT)
+        assert one.holds(range(COUNT), range(COUNT))
+
+
+def test_a_chunk_whose_parent_has_no_tickets_yet_goes_again(tmp_path: Path) -> None:
+    with rig(tmp_path) as one:
+        keys = keys_of(12, seed=9)
+        one.peer.mute(Verb.COMMIT)
+        one.peer.grants = [Grant.GRANTED] * 4 + [Grant.NO_PARENT] * 4
+        swap = one.swapper.swap_out(keys, range(12), priority=Priority.URGENT)
+        wait_until(lambda: swap.alone)
+        assert swap.chunks == [range(4)], "the first one is not over"
+        assert swap.next == 4
+        one.peer.answer_held()
+        assert swap.result(30.0) == StoreResult(12, 0, ())
+        assert one.peer.seen.count(Verb.RESERVE) == 4
+
+
+def test_a_chunk_whose_parent_is_not_there_ends_the_swap(tmp_path: Path) -> None:
+    with rig(tmp_path) as one:
+        one.peer.grants = [Grant.NO_PARENT] * 4
+        swap = one.swapper.swap_out(keys_of(12, seed=9), range(12), parent=bytes(32), priority=Priority.URGENT)
+        assert swap.result(30.0).reasons == {kvclient.Reason.NO_PARENT: 12}
+        assert one.peer.seen.count(Verb.RESERVE) == 1
