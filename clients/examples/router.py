@@ -9,13 +9,15 @@ whole digest of the model's namespace (several with commas, one a rank: all of t
 all in hex. The client's `namespace.identity.digest().hex()` is it; `kvctl namespaces -o json` has it, too.
 
 What each host holds is followed by its events (WatchBlocks): a set of keys in memory, so that choosing asks nobody.
+What was just sent to a host is taken to be there for a moment, until its events say so.
 Equal keys in other namespaces are other blocks: of another model, or of another form of it.
 Where several hosts hold most of a prefix, their match summaries tell which one has it soonest; else they take turns.
 """
 
 import sys
 import threading
-from collections import defaultdict
+import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from kvproto.control_token import TOKEN_KEY, ask_token
 
 AGAIN_S = 0.2  # before a host that went away is asked again
 ASKED_S = 1.0
+EXPECTED_S = 1.0  # how long a host is believed to have what was sent there, without a word of it
+EXPECTED = 1 << 16  # such blocks of a host
 CLOSE = 0.9  # of the longest prefix: who has so much of it is asked what loading it takes
 
 
@@ -37,8 +41,10 @@ class Host:
     def __init__(self, runtime_dir: Path, tenant: str) -> None:
         self.name = str(runtime_dir)
         self.routed = 0  # blocks of requests that were sent there
+        self.up = False  # it tells
         self._runtime_dir, self._tenant = runtime_dir, tenant
         self._held: defaultdict[str, dict[bytes, bool]] = defaultdict(dict)  # by namespace and key: in DRAM?
+        self._expected: OrderedDict[tuple[str, bytes], float] = OrderedDict()  # what it will tell of, until when
         self._next: int | None = None
         self._news = threading.Condition()
         self._channel = grpc.insecure_channel(f"unix:{runtime_dir}/control.sock")
@@ -49,8 +55,23 @@ class Host:
 
     def prefix(self, namespaces: Sequence[str], keys: Sequence[bytes]) -> int:
         """How many of the first blocks of a chain it has in all of these. Asks nobody."""
-        held = [self._held.get(namespace, {}) for namespace in namespaces]
-        return next((i for i, key in enumerate(keys) if not all(key in one for one in held)), len(keys))
+        now_s = time.monotonic()
+        held = [(namespace, self._held.get(namespace, {})) for namespace in namespaces]
+
+        def has(key: bytes) -> bool:
+            return all(key in one or self._expected.get((name, key), 0.0) > now_s for name, one in held)
+
+        return next((i for i, key in enumerate(keys) if not has(key)), len(keys))
+
+    def expect(self, namespaces: Sequence[str], keys: Sequence[bytes]) -> None:
+        """A request with these was sent there: soon it has them, and in a moment it tells of that."""
+        until_s = time.monotonic() + EXPECTED_S
+        with self._news:
+            for name in ((namespace, key) for namespace in namespaces for key in keys):
+                self._expected[name] = until_s
+                self._expected.move_to_end(name)
+            while len(self._expected) > EXPECTED:
+                self._expected.popitem(last=False)
 
     def wait(self, namespaces: Sequence[str], keys: Sequence[bytes], blocks: int, timeout_s: float) -> bool:
         """Until it has told of so many of them."""
@@ -94,13 +115,16 @@ class Host:
                     self._learn(message)
             except (grpc.RpcError, OSError, ValueError):  # it went away, or this is over: another life counts anew
                 self._next = None
+                self.up = False
                 with self._news:
                     self._held.clear()
+                    self._expected.clear()
                     self._news.notify_all()
             self._over.wait(AGAIN_S)
 
     def _learn(self, message: pb.BlockChanges) -> None:
         with self._news:
+            self.up = True
             if message.cleared:
                 self._held.clear()
             held = self._held[message.namespace_digest] if message.changes else {}
@@ -109,18 +133,26 @@ class Host:
                     held[change.key] = change.dram
                 else:
                     held.pop(change.key, None)
+                    self._expected.pop((message.namespace_digest, change.key), None)
             self._next = message.next
             self._news.notify_all()
 
 
 def choose(hosts: Sequence[Host], namespaces: Sequence[str], keys: Sequence[bytes]) -> Host:
-    """The host that has most of a prefix, and of those that have about as much the one that has it soonest."""
+    """The host that has most of a prefix, and of those that have about as much the one that has it soonest.
+
+    Where nobody has half of it, it matters more that all hosts' memories are used: then they take turns. A host that is
+    down has no turn, unless all are.
+    """
+    hosts = [host for host in hosts if host.up] or list(hosts)
     has = {host: host.prefix(namespaces, keys) for host in hosts}
     longest = max(has.values())
-    close = [host for host in hosts if longest and has[host] >= CLOSE * longest] or list(hosts)
-    ask = longest and len(close) > 1
+    known = 2 * longest >= len(keys)
+    close = [host for host in hosts if known and has[host] >= CLOSE * longest] or list(hosts)
+    ask = known and len(close) > 1
     chosen = min(close, key=lambda host: (_load_s(host, namespaces, keys) if ask else 0.0, host.routed))
     chosen.routed += len(keys)
+    chosen.expect(namespaces, keys)
     return chosen
 
 

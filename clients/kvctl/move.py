@@ -1,0 +1,210 @@
+"""`kvctl move`: another daemon is to go on with a prefix.
+
+    by the remote tier    this daemon writes it there at once; the other one finds it, sooner if told `kvctl prefetch`
+    --to RUNTIME_DIR      of this machine: read out of one and stored into the other, as any client does (move_near.py)
+
+What is here is shown and somebody is asked, as everywhere; the source keeps its blocks unless told otherwise.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.text import Text
+
+from kvctl import insight
+from kvctl.asking import DryRun, Yes, ask, need_terminal
+from kvctl.client import ControlClient, Exit, KvctlError, printable
+from kvctl.program import Digest, Extra, Globals, Keys, Owner, Tokens, command, globals_of
+from kvctl.render import size
+from kvproto import control_pb2 as pb
+from kvproto.limits import KEYS_PER_FRAME
+
+LOOK_S: Final = 0.02
+LOOK_S_MAX: Final = 0.2
+AGAIN_S: Final = 2.0  # where nothing was written meanwhile
+
+
+@dataclass(slots=True)
+class Moved:
+    """What came of it, for people and programs. Blocks are the first so many of the chain."""
+
+    blocks: int  # here
+    bytes: int
+    there_blocks: int  # of them, in the remote tier before (`remote`)
+    moved_blocks: int = 0  # the other daemon can have now; with `dry_run` 0
+    moved_bytes: int = 0
+    evicted_blocks: int = 0  # left memory or disk here
+    evicted_bytes: int = 0
+    seconds: float = 0.0
+    remote: bool = False
+    dry_run: bool = False
+
+
+@command("move", short="Have another daemon go on with a prefix.")
+def move(
+    context: typer.Context,
+    key: Keys = None,
+    *,
+    tokens: Tokens = None,
+    extra: Extra = "",
+    namespace: Digest = None,
+    tenant: Owner = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The directory of another daemon of this machine. Else by the remote tier."),
+    ] = None,
+    evict: Annotated[
+        bool, typer.Option("--evict", help="What was moved leaves memory and disk here, unless others continue it.")
+    ] = False,
+    within: Annotated[
+        float, typer.Option(min=0.1, max=3600.0, metavar="SECONDS", help="How long to wait until all is there.")
+    ] = 60.0,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Have another daemon go on with a prefix: by way of the remote tier at once, or straight into one of this machine.
+
+    Copied, not taken away, unless --evict. Exits with 1 if not all of what is here came there.
+    """
+    chosen = globals_of(context)
+    chain = insight.parse(key or (), tokens, extra, tenant, namespace)
+    need_terminal("move", yes=yes, dry_run=dry_run)
+    if to is not None:
+        chosen.socket()  # refuses another host: blocks go through this one's memory
+    with chosen.connect() as client:
+        prefix = _Prefix.named(client, chain)
+        moved = _look(client, prefix, remote=to is None, dry_run=dry_run)
+        where = "the remote tier" if to is None else str(to)
+        if not dry_run:
+            if not yes:
+                ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(_said(moved, where)))
+            _move(chosen, client, prefix, moved, to, within)
+            if evict and moved.moved_blocks:
+                _evict(client, prefix, moved)
+    chosen.show("move", asdict(moved), Text(_said(moved, where)))
+    if not dry_run and moved.moved_blocks < moved.blocks:
+        raise KvctlError(Exit.REFUSED, f"{moved.blocks - moved.moved_blocks:,} blocks did not come there; see above")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """A chain of one namespace of one tenant."""
+
+    tenant: str
+    digest: str
+    keys: Sequence[bytes]
+
+    @classmethod
+    def named(cls, client: ControlClient, chain: insight.Miss) -> "_Prefix":
+        """The only one that a command line can mean. Raises KvctlError."""
+        client.need_tenant(chain.tenant)
+        digest, keys = chain.named(client)
+        listed = [
+            one
+            for one in client.namespaces().namespaces
+            if digest in (None, one.digest) and chain.tenant in (None, one.tenant)
+        ]
+        if not listed:
+            raise KvctlError(Exit.NOT_FOUND, "no such namespace holds blocks or is open; see `kvctl namespaces`")
+        if len(listed) > 1:
+            raise KvctlError(Exit.USAGE, f"{len(listed)} namespaces could be meant; say --namespace, and --tenant")
+        return cls(listed[0].tenant, listed[0].digest, keys)
+
+    def parts(self) -> list[pb.Prefix]:
+        """As many as a request takes, each."""
+        return [
+            pb.Prefix(tenant=self.tenant, namespace_digest=self.digest, keys=self.keys[at : at + KEYS_PER_FRAME])
+            for at in range(0, len(self.keys), KEYS_PER_FRAME)
+        ]
+
+
+def _look(client: ControlClient, prefix: _Prefix, *, remote: bool, dry_run: bool) -> Moved:
+    """What is here. Raises KvctlError with NOT_FOUND where nothing is."""
+    told = _asked(client, prefix, 1.0, dry_run=True)
+    if not told.blocks:
+        raise KvctlError(Exit.NOT_FOUND, "the first block of this chain is not here; see `kvctl match`, `explain-miss`")
+    if remote and not told.remote:
+        text = "this daemon has no remote tier that it may write to, or it does not answer; see `kvctl status`"
+        raise KvctlError(Exit.REFUSED, f"{text}, or move --to a daemon of this machine")
+    return Moved(told.blocks, told.bytes, told.there if remote else 0, remote=remote, dry_run=dry_run)
+
+
+def _asked(client: ControlClient, prefix: _Prefix, within_s: float, *, dry_run: bool) -> pb.HandOverResponse:
+    """Of all parts together, up to the first that is not here as a whole."""
+    total = pb.HandOverResponse(dry_run=dry_run)
+    lead = True
+    for part in prefix.parts():
+        one = client.hand_over(pb.HandOverRequest(prefix=part, within_s=within_s, dry_run=dry_run))
+        total.blocks, total.bytes, total.remote = total.blocks + one.blocks, total.bytes + one.bytes, one.remote
+        if lead:
+            total.there += one.there
+        lead &= one.there == len(part.keys)
+        total.coming += one.coming
+        if one.blocks < len(part.keys):
+            break
+    return total
+
+
+def _move(
+    chosen: Globals, client: ControlClient, prefix: _Prefix, moved: Moved, to: Path | None, within_s: float
+) -> None:
+    began = time.monotonic()
+    block_bytes = moved.bytes // moved.blocks
+    if to is None:
+        moved.moved_blocks = _by_remote(client, prefix, moved, began + within_s)
+    else:
+        from kvctl.move_near import copy  # noqa: PLC0415  it brings the client, which no other command waits for
+
+        moved.moved_blocks = copy(chosen, client, to, prefix.tenant, prefix.digest, prefix.keys[: moved.blocks])
+    moved.moved_bytes, moved.seconds = moved.moved_blocks * block_bytes, round(time.monotonic() - began, 3)
+
+
+def _by_remote(client: ControlClient, prefix: _Prefix, moved: Moved, until: float) -> int:
+    """How many of the first blocks are over there. Asks once, waits, and asks again where nothing happens."""
+    there, nap_s = moved.there_blocks, LOOK_S
+    if there == moved.blocks:
+        return there
+    _asked(client, prefix, max(0.1, until - time.monotonic()), dry_run=False)
+    asked = time.monotonic()
+    while True:
+        found = min(moved.blocks, _asked(client, prefix, 1.0, dry_run=True).there)
+        now = time.monotonic()
+        if found == moved.blocks or now >= until:
+            return found
+        if found > there:
+            there, nap_s, asked = found, LOOK_S, now
+        elif now - asked > AGAIN_S:
+            _asked(client, prefix, max(0.1, until - now), dry_run=False)
+            asked = now
+        time.sleep(min(nap_s, max(0.0, until - now)))
+        nap_s = min(2 * nap_s, LOOK_S_MAX)
+
+
+def _evict(client: ControlClient, prefix: _Prefix, moved: Moved) -> None:
+    """What was moved leaves here, the last block first. What others continue, lease or pin stays."""
+    keys = prefix.keys[: moved.moved_blocks]
+    tiers = [tier.name for tier in client.status().tiers]
+    for at in range((len(keys) - 1) // KEYS_PER_FRAME * KEYS_PER_FRAME, -1, -KEYS_PER_FRAME):
+        scope = pb.ClearRequest.Prefix(namespace_digest=prefix.digest, keys=keys[at : at + KEYS_PER_FRAME])
+        for tier in ("disk", "dram") if "disk" in tiers else ("dram",):
+            request = pb.EvictRequest(tenant=prefix.tenant, prefix=scope, tier=tier, exactly=True)
+            report = client.evict(request)
+            moved.evicted_blocks += report.blocks - report.kept_blocks
+            moved.evicted_bytes += report.bytes
+
+
+def _said(moved: Moved, where: str) -> str:
+    lines = [f"{moved.blocks:,} blocks are here, {size(moved.bytes)}; to {printable(where)}"]
+    if moved.remote and moved.there_blocks:
+        lines.append(f"{moved.there_blocks:,} of them are there already")
+    if moved.seconds:
+        lines.append(f"{moved.moved_blocks:,} are there now, {size(moved.moved_bytes)}, in {moved.seconds:.3g} s")
+    if moved.seconds and moved.remote and moved.moved_blocks:
+        lines.append("the other daemon finds them when they are asked for; `kvctl prefetch` there has them at once")
+    if moved.evicted_blocks:
+        lines.append(f"{moved.evicted_blocks:,} blocks have left this daemon, {size(moved.evicted_bytes)} are free")
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""A client that hands over and follows, against a peer that is too old for it, or is gone; and the frames of it."""
+
+from pathlib import Path
+
+import pytest
+
+from kvclient.following import follow
+from kvclient.handing_over import HandOver, take_over
+from kvproto import policy_frames
+from kvproto.errors import ClosedError, ProtocolError, UsageError
+from kvproto.frames import Verb
+from kvproto.limits import KEYS_PER_FRAME, PROTOCOL_VERSION
+from kvproto.policy_frames import REMOTE, Tier
+from tests.core import SECOND, Core, chain
+from tests.unit.client_kit import keys_of
+from tests.unit.client_policy_kit import trio
+from tests.unit.test_hot_policy import Wire
+
+KEYS = keys_of(5)
+
+
+def test_a_daemon_that_is_too_old_is_not_asked_for_the_remote_tier(tmp_path: Path) -> None:
+    with trio(tmp_path) as (peer, policies, client, ns):
+        policies.there = 5
+        assert ns.prefetch(KEYS, tier="remote").there == 5, "the control"
+        assert [tier for tier, _, _ in policies.prefetches] == [REMOTE]
+        peer.version = PROTOCOL_VERSION - 1
+        peer.hang_up()
+        peer.wait_for(lambda: peer.hellos == 2)
+        assert client.wait_connected(30)
+        asked = ns.prefetch(KEYS, tier="remote")
+        assert (asked.there, asked.coming, len(policies.prefetches)) == (0, 0, 1)
+        assert ns.prefetch(KEYS).there == 5, "everything else goes on"
+
+
+def test_a_long_chain_is_handed_over_frame_by_frame(tmp_path: Path) -> None:
+    with trio(tmp_path) as (peer, policies, _, ns):
+        keys = keys_of(KEYS_PER_FRAME + 5)
+        for key in keys:
+            peer.put(key, bytes(ns.block_bytes))
+        policies.there = KEYS_PER_FRAME
+        done = HandOver(ns, None, far=True).finish(keys, 30.0)
+        assert (done.blocks, done.why) == (len(keys), "")
+        assert [count for _, _, count in policies.prefetches if count > 5] == [KEYS_PER_FRAME]
+
+
+def test_who_follows_is_over_when_the_client_is_closed_and_who_asks_nonsense_is_told(tmp_path: Path) -> None:
+    with trio(tmp_path) as (_, _, client, ns):
+        with pytest.raises(UsageError):
+            follow(ns, [b"short"])
+        with pytest.raises(UsageError):
+            follow(ns, KEYS, -1.0)
+        assert follow(ns, []).over
+        following = follow(ns, KEYS, 600.0)
+        client.close()
+        assert following.wait() == 0
+        assert following.over
+        with pytest.raises(ClosedError):
+            take_over(ns, KEYS, wait_s=0)
+
+
+def test_only_a_prefetch_is_of_the_remote_tier(tmp_path: Path) -> None:
+    wire = Wire(Core(4).client())
+    number, keys = wire.client.open().number, b"".join(chain(4))
+    wire.say(policy_frames.build_prefetch(9, number, keys, REMOTE, SECOND))
+    head, frame = wire.answer(Verb.FETCHING)
+    assert policy_frames.parse_fetching(frame, head) == (0, 0, 0), "there is none"
+    with pytest.raises(ProtocolError, match="tier 3"):
+        wire.say(policy_frames.build_pin(9, number, keys, REMOTE, SECOND, refresh=False))  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError, match="tier 4"):
+        wire.say(policy_frames.build_prefetch(9, number, keys, REMOTE + 1, SECOND))
+    assert REMOTE not in list(Tier)
+    with trio(tmp_path) as (_, _, _, ns), pytest.raises(UsageError):
+        ns.pin(KEYS, 1.0, tier="remote")
