@@ -1,6 +1,7 @@
 """Which blocks lie where, told to others as changes: stored, gone, in another tier, cleared. Off unless wanted.
 
     block table --- `look`, a slice of rows a time ---> what is known of each row ---> changes, to `tell`
+    beyond.py, what is known to lie beyond this host -----------------------------------^
 
 Nothing on the way of a store or a lease knows of this. Rows are compared with what was told of them before: so all that
 ever moves a block (eviction, deletion, a scrub, a restart) is seen, whoever does it, and what cannot be told in time
@@ -13,15 +14,18 @@ that are as they were takes 0.05 ms, 100 new blocks 0.1 ms; all rows are looked 
 them a second, which is half a percent of a core.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from kvproto.limits import NAMESPACES
+from kvproto.limits import KEY_BYTES, NAMESPACES
 from kvstore import blocks
+from kvstore.beyond import Beyond
 from kvstore.blocks import DISK, FREE, KEPT, LOADING, RESIDENT, SAVING, U4, U8, Rows, compiled, siphash
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace, Tenant
@@ -30,6 +34,7 @@ from kvstore.store import Store
 Number: TypeAlias = Any
 IN_DRAM: Final = np.uint8(1)
 ON_DISK: Final = np.uint8(2)
+IN_REMOTE: Final = np.uint8(4)  # in no row: `beyond.py`
 SLICE_ROWS: Final = 8192
 CHANGES: Final = 512  # of one look, at most: 0.5 ms
 PACE_NS: Final = 10**7  # from look to look while a pass goes on
@@ -104,6 +109,20 @@ def _take_from(told: Rows, told_of: U4, heads: U4, seeds: U8, epochs: U4, namesp
 
 
 @compiled
+def told_tiers(told: Rows, heads: U4, seeds: U8, epochs: U4, namespace: Number, key: Number) -> Number:
+    """What was told of a key as that of some row and still holds; 0: nothing."""
+    at = np.int64(heads[_chain_of(heads, seeds, namespace, key)])
+    while at:
+        one = told[at]
+        its = one["key"]
+        same = its[0] == key[0] and its[1] == key[1] and its[2] == key[2] and its[3] == key[3]
+        if same and one["namespace"] == namespace:
+            return one["tiers"] if one["epoch"] == epochs[namespace] else np.uint8(0)
+        at = np.int64(one["next"])
+    return np.uint8(0)
+
+
+@compiled
 def _note(
     changes: Changes, at: Number, key: Number, parent: Number, namespace: Number, was: Number, now: Number
 ) -> None:
@@ -118,16 +137,28 @@ def _note(
 
 @compiled
 def compare(
-    rows: Rows, told: Rows, told_of: U4, heads: U4, seeds: U8, epochs: U4, start: Number, stop: Number, changes: Changes
+    rows: Rows,
+    told: Rows,
+    told_of: U4,
+    heads: U4,
+    seeds: U8,
+    epochs: U4,
+    doomed: U8,
+    start: Number,
+    stop: Number,
+    changes: Changes,
 ) -> tuple[Number, Number]:
     """Note what has changed in rows `start` to `stop`; how far it came, and how many changes there are.
 
+    `doomed`: by namespace, up to which generation all blocks are as good as dropped.
     It stops early where `changes` might not hold those of one more row, which are two at most.
     """
     count = 0
     for row in range(start, stop):
         block, known = rows[row], told[row]
         now = _tiers(block)
+        if now and block["generation"] <= doomed[block["namespace"]]:
+            now = np.uint8(0)
         if not now and not known["tiers"]:
             continue
         valid = known["tiers"] and known["epoch"] == epochs[known["namespace"]]
@@ -188,8 +219,13 @@ class Told:
 class Announcing:
     """Finds what has changed, and has it told."""
 
-    def __init__(self, store: Store, seeds: Sequence[int], tell: Callable[[Told], bool]) -> None:
-        """`tell` returns whether there is room for more; while there is none nothing is looked at."""
+    def __init__(
+        self, store: Store, seeds: Sequence[int], tell: Callable[[Told], bool], beyond: Beyond | None = None
+    ) -> None:
+        """`tell` returns whether there is room for more; while there is none nothing is looked at. `beyond`: what is
+        known of a remote tier.
+        """
+        self.beyond = beyond or Beyond()
         rows = store.tables.blocks.size
         self.due_ns = 0
         self.passes = 0  # over all rows, since the start
@@ -202,9 +238,14 @@ class Announcing:
         self._heads: U4 = np.zeros(min(BUCKETS_MOST, 1 << (rows - 1).bit_length()), dtype=np.uint32)
         self._seeds: U8 = np.array(seeds[:2], dtype=np.uint64)
         self._epochs: U4 = np.zeros(NAMESPACES, dtype=np.uint32)
+        self._doomed: U8 = np.zeros(NAMESPACES, dtype=np.uint64)
+        self._sweeps: deque[tuple[int, list[int], int]] = (
+            deque()
+        )  # until when, of which namespaces, up to what generation
         self._changes: Changes = np.zeros(CHANGES, dtype=CHANGE)
         self._places: dict[int, tuple[Namespace, Place]] = {}
         self._compare(0, 0)  # so that it is compiled before anybody waits
+        self._tiers_of(0, bytes(KEY_BYTES))
 
     def room(self) -> None:
         """Whoever is told can take more again. Owner thread."""
@@ -215,6 +256,10 @@ class Announcing:
         if now_ns < self.due_ns:
             return
         self.due_ns = now_ns + PACE_NS
+        while self._sweeps and self._sweeps[0][0] <= now_ns:
+            self._swept(self._sweeps[0])
+        if self._room:
+            self._look_beyond()
         if not self._room:
             return
         unused = int(self._store.tables.book[blocks.UNUSED_ROW])
@@ -224,25 +269,34 @@ class Announcing:
             self.passes += 1
             self.due_ns = now_ns + REST_NS
 
-    def clearing(self, scope: ClearScope, now_ns: int) -> None:
+    def clearing(self, scope: ClearScope, now_ns: int) -> Callable[[], None]:
         """An operator has begun to drop what a scope names: where that is all of a tenant, it is said in one word.
 
-        What is still to be swept would look new, so nobody looks before `swept`, or for five seconds.
+        What is still to be swept would look new, so blocks that were stored before count as gone until it is over, or
+        for five seconds: others, and those that are stored meanwhile, are told as ever. Who calls says that it is over.
         """
         if scope.digest is not None:
-            return
+            return lambda: None
+        numbers = []
         for tenant in self._store.tenants.values():
             if scope.tenant in (None, tenant.name):
+                numbers += [namespace.number for namespace in self._store.registry.of(tenant)]
                 self._clear(tenant)
-        self.due_ns = now_ns + CLEARING_NS
+        sweep = now_ns + CLEARING_NS, numbers, int(self._store.tables.book[blocks.GENERATION]) - 1  # the next one's
+        self._doomed[numbers] = sweep[2]
+        self._sweeps.append(sweep)
+        return partial(self._swept, sweep)
 
-    def swept(self) -> None:
-        """That is over."""
-        self.due_ns = 0
+    def _swept(self, sweep: tuple[int, list[int], int]) -> None:
+        """What is there of these namespaces now is told, if nobody has begun to clear them again."""
+        if sweep in self._sweeps:
+            self._sweeps.remove(sweep)
+            left = [number for number in sweep[1] if int(self._doomed[number]) == sweep[2]]
+            self._doomed[left] = 0
 
     def forgotten(self, number: int) -> None:
         """A namespace that holds no blocks is about to give its number to another one."""
-        left = int(self._told_of[number])
+        left = int(self._told_of[number]) + self.beyond.told_of(number)
         if left > FORGOTTEN_MOST:  # one word takes less time, and all that is there is told anew
             self._clear(self._store.registry.by_number[number].tenant, number)
         elif left:
@@ -250,27 +304,33 @@ class Announcing:
             told = self._told[:unused]
             for row in np.flatnonzero((told["namespace"] == number) & (told["tiers"] != 0)).tolist():
                 self._compare(row, row + 1)
+            self._tell_of([(number, key, IN_REMOTE, np.uint8(0)) for key in self.beyond.expel(number)])
         self._places.pop(number, None)
 
     def there(self, tenant: str, start: int) -> tuple[Told, int]:
-        """What was told of a slice of rows from `start` (at least 1) on and still holds, as changes from nowhere, and
+        """What was told of a slice of rows from `start` (at first 1) on and still holds, as changes from nowhere, and
         where to go on; 0: that was all."""
+        numbers = [one.number for one in self._namespaces_of(tenant)]
+        if start < 0:  # what lies beyond this host comes behind all rows
+            keys, after = self.beyond.there(numbers, -start, CHANGES)
+            return self._as_told(self._made([(*one, 0, self._tiers_of(*one) | IN_REMOTE) for one in keys])), -after
         unused = int(self._store.tables.book[blocks.UNUSED_ROW])
         stop = min(start + SLICE_ROWS, unused)
         told = self._told[start:stop]
-        numbers = [one.number for one in self._namespaces_of(tenant)]
         valid = (told["tiers"] != 0) & (told["epoch"] == self._epochs[told["namespace"]])
         rows = np.flatnonzero(valid & np.isin(told["namespace"], numbers))
         changes: Changes = np.zeros(rows.size, dtype=CHANGE)
         for name in ("key", "namespace"):
             changes[name] = told[name][rows]
         changes["now"] = told["tiers"][rows]
-        return self._as_told(changes), (stop if stop < unused else 0)
+        changes["now"] |= self._remote_bits(changes)
+        return self._as_told(changes), (stop if stop < unused else -1 if self.beyond.told else 0)
 
     def _clear(self, tenant: Tenant, *more: int) -> None:
         """Say that all of a tenant's blocks are gone. `more`: numbers of namespaces that it has no longer."""
         for number in (*(namespace.number for namespace in self._store.registry.of(tenant)), *more):
             self._epochs[number] += np.uint32(1)  # nothing is told of it any more
+            self.beyond.forget(number, said=True)
         self._room = self._tell(Told(self._changes[:0], {}, cleared=tenant.name))
 
     def _namespaces_of(self, name: str) -> list[Namespace]:
@@ -280,11 +340,51 @@ class Announcing:
     def _compare(self, start: int, stop: int) -> int:
         rows = self._store.tables.blocks
         reached, count = compare(
-            rows, self._told, self._told_of, self._heads, self._seeds, self._epochs, start, stop, self._changes
+            rows, self._told, self._told_of, self._heads, self._seeds, self._epochs, self._doomed, start, stop,
+            self._changes,
         )  # fmt: skip
         if count:
-            self._room = self._tell(self._as_told(self._changes[:count].copy()))
+            changes = self._changes[:count].copy()
+            bits = self._remote_bits(changes)
+            changes["was"] |= bits
+            changes["now"] |= bits
+            self._room = self._tell(self._as_told(changes))
         return int(reached)
+
+    # -- beyond this host ----------------------------------------------------------------------------------------
+
+    def _look_beyond(self) -> None:
+        found = []
+        for number, key, there in self.beyond.take(CHANGES):
+            here = self._tiers_of(number, key)
+            both = here | IN_REMOTE
+            found.append((number, key, here, both) if there else (number, key, both, here))
+        self._tell_of(found)
+
+    def _tell_of(self, found: Sequence[tuple[int, bytes, Number, Number]]) -> None:
+        if found:
+            self._room = self._tell(self._as_told(self._made(found)))
+
+    def _made(self, found: Sequence[tuple[int, bytes, Number, Number]]) -> Changes:
+        """Of (namespace, key, was, now)."""
+        changes: Changes = np.zeros(len(found), dtype=CHANGE)
+        for change, (number, key, was, now) in zip(changes, found, strict=True):
+            change["key"], change["namespace"] = np.frombuffer(key, dtype=np.uint64), number
+            change["was"], change["now"] = was, now
+        return changes
+
+    def _tiers_of(self, number: int, key: bytes) -> Number:
+        words = np.frombuffer(key, dtype=np.uint64).copy()  # read-only arrays would be compiled for apart
+        return told_tiers(self._told, self._heads, self._seeds, self._epochs, np.int64(number), words)
+
+    def _remote_bits(self, changes: Changes) -> npt.NDArray[np.uint8]:
+        """Of each, whether it was told to be beyond this host as well."""
+        bits = np.zeros(changes.size, dtype=np.uint8)
+        if self.beyond.told:
+            for at, (number, key) in enumerate(zip(changes["namespace"].tolist(), changes["key"], strict=True)):
+                if self.beyond.is_told(number, key.tobytes()):
+                    bits[at] = IN_REMOTE
+        return bits
 
     def _as_told(self, changes: Changes) -> Told:
         return Told(changes, {number: self._place(number) for number in np.unique(changes["namespace"]).tolist()})

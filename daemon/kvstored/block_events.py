@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from kvstore.announcing import CHANGE, Changes, Place, Told
 from kvstored.block_events_address import ANY_TENANT, GRPC, EventsConfig, topic_of
-from kvstored.block_log import REMEMBERED_BYTES, REMEMBERED_BYTES_OF_ALL, BlockLog
+from kvstored.block_log import REMEMBERED_BYTES, REMEMBERED_BYTES_OF_ALL, BlockLog, EventTally
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,13 @@ class BlockEvents:
         self._logs: dict[str, BlockLog] = {}
         self._users: Counter[str] = Counter()  # of logs that might have to go
         self._host = socket.gethostname()
+        self._tally = EventTally()  # of this thread, but for watchers
         self._running = self._watched = True
         self._sockets = None
         if config.listen != GRPC:
             from kvstored.block_events_zmq import Sockets  # noqa: PLC0415  packages that not everybody has
 
-            self._sockets = Sockets(config, gid)
+            self._sockets = Sockets(config, gid, self._tally)
         self._thread = threading.Thread(target=self._run, name="block-events", daemon=True)
 
     def start(self) -> None:
@@ -94,6 +96,22 @@ class BlockEvents:
             self._full = self._queued >= QUEUED_MOST
             self._news.notify()
             return not self._full
+
+    def tally(self) -> EventTally:
+        """A copy. Any thread."""
+        with self._news:
+            return replace(self._tally, waiting=self._queued)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Somebody watches on a control socket meanwhile. Any thread."""
+        with self._news:
+            self._tally.watchers += 1
+        try:
+            yield
+        finally:
+            with self._news:
+                self._tally.watchers -= 1
 
     def log_of(self, tenant: str) -> BlockLog:
         """A tenant's log; of one that nothing was told of yet, too. Any thread."""
@@ -175,6 +193,8 @@ class BlockEvents:
         return found
 
     def _add(self, to: BlockLog, changes: Changes, place: Place | None) -> None:
+        self._tally.batches += 1
+        self._tally.changes += changes.size
         if self._sockets is None or self._config.tenant not in (ANY_TENANT, to.tenant):
             to.add(changes, place)
             return

@@ -18,9 +18,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from kvstore.announcing import IN_DRAM, ON_DISK, Changes, Place
+from kvstore.announcing import IN_DRAM, IN_REMOTE, ON_DISK, Changes, Place
 
-MEDIA: Final = ((int(IN_DRAM), "CPU"), (int(ON_DISK), "STORAGE"))  # vLLM's words
+# vLLM's words, and for what lies beyond this host, which vLLM has none for, Dynamo's.
+MEDIA: Final = ((int(IN_DRAM), "CPU"), (int(ON_DISK), "STORAGE"), (int(IN_REMOTE), "EXTERNAL"))
 
 Hash = int | bytes
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import grpc
 
 from kvproto import control_pb2 as pb
-from kvstore.announcing import IN_DRAM, ON_DISK, Changes, Place, Told
+from kvstore.announcing import IN_DRAM, IN_REMOTE, ON_DISK, Changes, Place, Told
 from kvstored.admin_look import Owner
 from kvstored.block_events import BlockEvents, by_place
 from kvstored.block_log import Batch, BlockLog
@@ -27,7 +27,8 @@ WATCHERS_OF_ONE: Final = 2  # of them, of one tenant where tenants themselves as
 OWNER_WAIT_S: Final = 10.0
 LOOK_UP_S: Final = 0.5  # how often to see whether somebody still listens
 CHANGES_MOST: Final = 1024  # of a message
-_DRAM, _DISK = int(IN_DRAM), int(ON_DISK)
+_DRAM, _DISK, _REMOTE = int(IN_DRAM), int(ON_DISK), int(IN_REMOTE)
+_HERE = _DRAM | _DISK  # in a row of the table, which knows its parent
 
 
 class WatchedBlocks:
@@ -59,7 +60,7 @@ class WatchedBlocks:
             text = f"{watching} watch already; end one of them, or do not follow"
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
-            with self._events.log_for(request.tenant) as log:
+            with self._events.watched(), self._events.log_for(request.tenant) as log:
                 yield from self._told(log, request, digest, context)
         except TimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the owner thread did not answer in time")
@@ -134,8 +135,10 @@ def _changes(changes: Changes, *, parents: bool) -> list[pb.BlockChange]:
     keys, above = changes["key"], changes["parent"]
     return [
         pb.BlockChange(
-            key=keys[i].tobytes(), parent=above[i].tobytes() if parents and now else b"", dram=bool(now & _DRAM),
-            disk=bool(now & _DISK), was_dram=bool(was & _DRAM), was_disk=bool(was & _DISK),
+            key=keys[i].tobytes(),
+            parent=above[i].tobytes() if parents and now & _HERE and was ^ now != _REMOTE else b"",
+            dram=bool(now & _DRAM), disk=bool(now & _DISK), remote=bool(now & _REMOTE),
+            was_dram=bool(was & _DRAM), was_disk=bool(was & _DISK), was_remote=bool(was & _REMOTE),
         )
         for i, (was, now) in enumerate(zip(changes["was"].tolist(), changes["now"].tolist(), strict=True))
     ]  # fmt: skip

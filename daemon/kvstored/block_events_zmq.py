@@ -5,12 +5,14 @@
               ->  "" | topic | number | payload     for each that is remembered from there on
               ->  "" | ""    | -1     | ""          and that was all
 
-A subscriber that is `high_water` messages behind misses what comes until it has caught up, and nobody waits for it. One
-thread. Needs the packages of [events].
+A subscriber that is `high_water` messages behind misses what comes until it has caught up, and nobody waits for it.
+ZeroMQ says when that begins, and not how much it is. Who is connected is heard of each socket's monitor. One thread.
+Needs the packages of [events].
 """
 
 import logging
 import os
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -20,26 +22,31 @@ import zmq
 from kvstore.announcing import Changes, Place
 from kvstored.block_events_address import ANY_TENANT, FOLDER, IPC, EventsConfig, endpoints_of
 from kvstored.block_events_schema import Encoder
-from kvstored.block_log import Batch, BlockLog
+from kvstored.block_log import Batch, BlockLog, EventTally
 
 log = logging.getLogger(__name__)
 
 END: Final = (-1).to_bytes(8, "big", signed=True)
 REQUESTS_MOST: Final = 4  # of a socket, before others have their turn
+CONNECTIONS_MOST: Final = 64  # of a socket, that came or went, likewise
+MONITORED: Final = struct.Struct("=HI")  # what a monitor's message begins with: an event, and a descriptor
 REQUEST_BYTES: Final = 1024  # of a subscriber's: it has 16, and a topic at most 512
 
 
 class Sockets:
     """Those of one daemon."""
 
-    def __init__(self, config: EventsConfig, gid: int | None) -> None:
+    def __init__(self, config: EventsConfig, gid: int | None, tally: EventTally) -> None:
         """Raises OSError or ValueError where they cannot be."""
         self._config = config
+        self._tally = tally
         self._gid = gid
         self._encoder = Encoder(config.form, config.hashes)
         self._context = zmq.Context()
         self._publish: dict[str, zmq.Socket[bytes]] = {}
         self._routers: dict[str, zmq.Socket[bytes]] = {}
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._connected: set[tuple[str, int]] = set()  # tenant, descriptor
         self._refused: set[str] = set()
         if config.listen == IPC:
             folder = config.runtime_dir / FOLDER
@@ -71,10 +78,22 @@ class Sockets:
         if tenant not in self._publish and not self._opened(tenant):
             return
         frames = (batch.topic, batch.number.to_bytes(8, "big"), batch.payload)
-        self._publish[tenant].send_multipart(frames, zmq.NOBLOCK)
+        publish = self._publish[tenant]
+        try:
+            publish.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:  # somebody is too far behind: the others get it
+            self._tally.overruns += 1
+            publish.setsockopt(zmq.XPUB_NODROP, 0)
+            publish.send_multipart(frames, zmq.NOBLOCK)
+            publish.setsockopt(zmq.XPUB_NODROP, 1)
 
     def replay(self, logs: Mapping[str, BlockLog]) -> None:
-        """Answer those who ask; never waits."""
+        """Answer those who ask, and hear who comes and goes; never waits."""
+        for tenant, monitor in self._monitors.items():
+            with suppress(zmq.Again):
+                for _ in range(CONNECTIONS_MOST):
+                    self._hear(tenant, monitor.recv_multipart(zmq.NOBLOCK)[0])
+        self._tally.subscribers = len(self._connected)
         for tenant, router in self._routers.items():
             with suppress(zmq.Again):
                 for _ in range(REQUESTS_MOST):
@@ -85,11 +104,20 @@ class Sockets:
             log.warning("events: a request for replay has %d frames and is ignored", len(frames))
             return
         client, start = frames[0], int.from_bytes(frames[2], "big")
+        self._tally.replays += 1
         if its is not None:
             for batch in its.after(min(max(start, its.first), its.next)) or ():
                 number = batch.number.to_bytes(8, "big")
                 router.send_multipart((client, b"", batch.topic, number, batch.payload), zmq.NOBLOCK)
+                self._tally.replayed += 1
         router.send_multipart((client, b"", b"", END, b""), zmq.NOBLOCK)
+
+    def _hear(self, tenant: str, event: bytes) -> None:
+        kind, descriptor = MONITORED.unpack(event)
+        if kind == zmq.EVENT_ACCEPTED:
+            self._connected.add((tenant, descriptor))
+        else:
+            self._connected.discard((tenant, descriptor))
 
     def _opened(self, tenant: str) -> bool:
         """False: it has no sockets, and was told so before."""
@@ -109,6 +137,8 @@ class Sockets:
         publish, router = self._context.socket(zmq.PUB), self._context.socket(zmq.ROUTER)
         try:
             publish.setsockopt(zmq.SNDHWM, self._config.high_water)
+            publish.setsockopt(zmq.XPUB_NODROP, 1)  # so that it says when one has that much
+            self._monitors[tenant] = publish.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
             router.setsockopt(zmq.SNDHWM, self._config.replay + 2)  # a whole answer
             for one, endpoint in ((publish, endpoints.publish), (router, endpoints.replay)):
                 one.setsockopt(zmq.LINGER, 0)
@@ -116,7 +146,9 @@ class Sockets:
                 one.setsockopt(zmq.IPV6, "[" in endpoint)
                 self._bind(one, endpoint)
         except zmq.ZMQError as error:
-            publish.close()
+            publish.disable_monitor()
+            for one in (self._monitors.pop(tenant), publish):
+                one.close()
             router.close()
             raise OSError(error.errno, f"{endpoints.publish}: {error}") from None
         self._publish[tenant], self._routers[tenant] = publish, router

@@ -19,6 +19,20 @@ REMEMBERED_BYTES_OF_ALL: Final = 256 << 20  # of all tenants together, in equal 
 BATCH_BYTES: Final = 256  # beside its changes and its payload
 
 
+@dataclass(slots=True)
+class EventTally:
+    """Totals of all tenants in this life, and how it stands."""
+
+    changes: int = 0  # one for a block and a look
+    batches: int = 0
+    overruns: int = 0  # times that a subscriber fell so far behind that it missed messages; ZeroMQ says not how many
+    replays: int = 0  # requests for what was missed
+    replayed: int = 0  # batches sent for them
+    waiting: int = 0  # changes on their way from the owner to whom they are for
+    subscribers: int = 0  # connections to sockets of ZeroMQ
+    watchers: int = 0  # streams on control sockets
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Changes of one namespace, or (no place) the word that all of the tenant's blocks are gone."""

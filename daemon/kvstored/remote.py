@@ -2,7 +2,8 @@
 
     owner thread            submit --> queues -------------> seekers (4) --ask--> readers, as many as connections
     (nothing here waits)                                     writers (4), one that notes what was dropped,
-                                                         one that removes it
+                                                         one that removes it; the former reads the ledger first, and
+                                                         nothing is read or written over there until it has
                             finish <-- one deque, a wake <--'
 
 Whatever the far side does, they are the only ones to wait for it.
@@ -13,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -40,6 +41,7 @@ BATCH_BYTES: Final = 8 * MIB  # what a leaf thread copies before it reports
 BUDGET_BYTES: Final = 128 * MIB  # read, and not in DRAM yet
 STOP_S: Final = 2.0
 FINISH_S: Final = 0.002  # of the owner thread in one turn
+NAMES_TOLD: Final = 16  # of objects that are gone, in one word: 0.3 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class RemoteThreads:
         self._keeps: SimpleQueue[Keep | None] = SimpleQueue()
         self._forgets: SimpleQueue[Forget | None] = SimpleQueue()
         self._removals = Removals()
+        self._remembers = False  # the ledger is read: what was deleted is known
         self._ended: deque[Callable[[Store], None]] = deque()
         self._stopping = threading.Event()
         self._threads = [
@@ -91,7 +94,7 @@ class RemoteThreads:
     def submit(self, order: RemoteOrder) -> bool:
         """See the port."""
         if isinstance(order, Seek):
-            if not self.far.can_read():
+            if not self.reading():
                 return False
             self._seeks.put(order)
         elif isinstance(order, Keep):
@@ -106,18 +109,18 @@ class RemoteThreads:
 
     def reading(self) -> bool:
         """See the port."""
-        return self.far.can_read()
+        return self._remembers and self.far.can_read()
 
     def writing(self) -> bool:
         """See the port."""
-        return self.far.can_write() and self.far.can_read()  # who writes looks first what is there
+        return self.reading() and self.far.can_write()  # who writes looks first what is there
 
     def carry(self, copies: list[tuple[Copy, Bytes]]) -> None:
         """See the port."""
         batch: list[Move] = []
         batch_bytes = 0
         for copy, source in copies:
-            target = self.jobs.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
+            target = self.jobs.keeping.view(copy.arena)[copy.target_offset : copy.target_offset + copy.block_bytes]
             batch.append(Move(copy.ticket, source, target))
             batch_bytes += copy.block_bytes
             if batch_bytes >= BATCH_BYTES:
@@ -133,11 +136,19 @@ class RemoteThreads:
 
     # -- for the daemon ------------------------------------------------------------------------------------------
 
+    def tell_gone(self) -> None:
+        """From now on the store hears of objects that are there no more. Before `start`."""
+
+        def gone(names: Sequence[str]) -> None:
+            for at in range(0, len(names), NAMES_TOLD):
+                some = names[at : at + NAMES_TOLD]
+                self._say(lambda store, some=some: store.remote.gone(some))  # type: ignore[misc]
+
+        self.jobs.holdings.gone = gone
+
     def start(self) -> None:
         """Start the threads."""
         self._readers.start()
-        for prefix in self.ledger.clearing():  # what a former life has not finished
-            self._removals.add(Removal(prefix))
         for thread in self._threads:
             thread.start()
 
@@ -194,12 +205,12 @@ class RemoteThreads:
             except Exception as error:  # blocks that are not written are written when they are used again
                 log.exception("remote: a run was not written")
                 keep.failed = type(error).__name__
-            keep.contents = []
-            self._say(lambda store, keep=keep: store.remote.writing.kept(keep))  # type: ignore[misc]
+            self._say(lambda store, keep=keep: store.remote.kept(keep))  # type: ignore[misc]
 
     def _note(self) -> None:
         """What was dropped is noted at once, in order: this waits for a file, and for no far side."""
         _be_nice()
+        self._remember()
         told = False
         while (order := self._forgets.get()) is not None:
             try:
@@ -211,6 +222,15 @@ class RemoteThreads:
             if not self._removals.add(removal) and not told:
                 told = True
                 log.warning("remote: too many deletes wait: what they name is not read again, and stays over there")
+
+    def _remember(self) -> None:
+        """Read what former lives have noted, and go on removing what they have not finished."""
+        with self.jobs.holdings.lock:  # whoever reports waits for no lock
+            self.ledger.read()
+            left = self.ledger.clearing()
+        for prefix in left:
+            self._removals.add(Removal(prefix))
+        self._remembers = True
 
     def _remove(self) -> None:
         """What lies over there goes when the far side can be written."""

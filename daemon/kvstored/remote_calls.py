@@ -67,6 +67,13 @@ class FarSide:
             self.tally.read_bytes += content.size
         return content
 
+    def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
+        """`Backend.get_many`. Raises RemoteError."""
+        objects = self._call(self.reading, lambda: self._backend.get_many(names, object_bytes))
+        with self._lock:
+            self.tally.read_bytes += sum(content.size for content in objects if content is not None)
+        return objects
+
     def listing(self, prefix: str, most: int) -> list[Listed]:
         """`Backend.listing`. Raises RemoteError."""
         listed = self._call(self.reading, lambda: self._backend.listing(prefix, most))

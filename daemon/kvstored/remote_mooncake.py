@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kvproto.limits import MIB
+from kvproto.limits import MIB, PAGE_BYTES
 from kvstored.remote_mooncake_life import CLOSED, ChildRequest, Life
 from kvstored.remote_mooncake_memory import Span
 from kvstored.remote_port import AbsentError, Bytes, FullError, Listed, RemoteError, TooLargeError, UnreachableError
@@ -128,6 +128,44 @@ class MooncakeBackend:
             if not span.size < room <= self._object_bytes:
                 break
         raise UnreachableError(f"an object of {room} bytes cannot be read")
+
+    def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
+        """See the port. A message, a batch of Mooncake's and a span for so many objects at a time."""
+        room = -(-object_bytes // PAGE_BYTES) * PAGE_BYTES
+        if object_bytes > self._object_bytes:
+            raise TooLargeError(f"{object_bytes} bytes are more than an object may have")
+        until_s, found = self._until_s(), list[Bytes | None]()
+        life = self._alive()
+        for at in range(0, len(names), NAMES):
+            found += self._get_batch(life, list(names[at : at + NAMES]), room, until_s)
+        return found
+
+    def _get_batch(self, life: Life, names: list[str], room: int, until_s: float) -> "list[Bytes | None]":
+        span = self._span(life, len(names) * room, until_s)
+        try:
+            lengths = life.ask(until_s, do="get_many", names=names, at=span.at, room=room)
+        except RemoteError:
+            if not life.over:  # nothing was begun; otherwise it is lost with its life
+                span.free()
+            raise
+        good = isinstance(lengths, list) and len(lengths) == len(names)
+        if not good or any(not isinstance(length, int) or length > room for length in lengths):
+            reason = MEANS[-1] if lengths == -1 else "an answer that makes no sense"
+            life.end(reason)
+            raise UnreachableError(reason)
+        for code in lengths:
+            if code < 0 and code not in NOTHING_COMES:
+                life.end(_meaning(code))
+                raise UnreachableError(_meaning(code))
+        for code in lengths:
+            if code < 0 and code not in ABSENT | {INVALID}:
+                span.free()
+                raise UnreachableError(_meaning(code))
+        lent = span.lend(0, len(names) * room)
+        return [
+            None if length in ABSENT else lent[number * room : number * room + max(0, length)]  # too large: of no bytes
+            for number, length in enumerate(lengths)
+        ]
 
     def exists_many(self, names: Sequence[str]) -> list[bool]:
         """See the port."""

@@ -4,8 +4,10 @@
            -- control: READY or FAILED once; its end: this process ends ----
 
 Whatever Mooncake does, it does it here: it hangs, ends the process, prints, or writes into memory after it has said
-that it failed. Reads that wait at the same time are one batch of Mooncake's: several calls of it at a time are slower
-than one, on few cores. Imports nothing but the standard library and Mooncake, so that any interpreter will do.
+that it failed. Reads come many at a time, and those that wait at the same time are one batch of Mooncake's: several
+calls of it at a time are slower than one, on few cores.
+
+Imports nothing but the standard library and Mooncake, so that any interpreter will do.
 
 With TCP, shared memory is not registered: what is registered can be written to by every host that reaches this process.
 RDMA wants that, so there each lane has a registered buffer of its own, and what was read is copied out of it.
@@ -24,7 +26,7 @@ import threading
 from typing import Any
 
 MESSAGE_BYTES = 1 << 17
-BATCH = 16  # reads at a time
+BATCH = 32  # reads at a time
 PR_SET_PDEATHSIG = 1
 OK = 0
 NOT_FOUND = -704
@@ -89,6 +91,7 @@ class Lane:
         self._base = base
         self._reads = reads
         self._own = 0
+        self._own_bytes = request["object_bytes"]
         if request["protocol"] != "tcp":
             self._buffer = mmap.mmap(-1, request["object_bytes"])
             self._own = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
@@ -112,18 +115,34 @@ class Lane:
         """To the call that is being made."""
         self._link.send(json.dumps(answer).encode())
 
-    def get(self, name: str, at: int, room: int) -> None:
-        """Answered with bytes of the whole object, which lie at `at` then; or with a code below 0."""
-        self._reads.put((self, name, at, room))
+    def get(self, name: str, at: int, room: int) -> int:
+        """Bytes of the whole object, which lie at `at` then; or a code below 0."""
+        (length,) = self._get_into([name], at, room)
+        return length
 
-    def got(self, at: int, length: int) -> None:
-        """Answer a `get`."""
-        if self._own and length > 0:
-            ctypes.memmove(self._base + at, self._own, length)
-        self.answer(length)
+    def get_many(self, names: list[str], at: int, room: int) -> "list[int] | None":
+        """As `get`, of each; they lie `room` bytes apart. Answered later, with others, where memory is shared."""
+        if self._own:
+            return self._get_into(names, at, room)
+        self._reads.put((self, names, [self._base + at + number * room for number in range(len(names))], room))
+        return None
+
+    def _get_into(self, names: list[str], at: int, room: int) -> list[int]:
+        """At once; by way of the registered buffer where there is one, as many at a time as it holds."""
+        many = max(1, self._own_bytes // room) if self._own else len(names)
+        lengths: list[int] = []
+        for first in range(0, len(names), many):
+            some, target = names[first : first + many], self._base + at + first * room
+            addresses = [(self._own or target) + number * room for number in range(len(some))]
+            got: list[int] = self._store.batch_get_into(some, addresses, [room] * len(some))
+            for number, length in enumerate(got):
+                if self._own and length > 0:
+                    ctypes.memmove(target + number * room, addresses[number], length)
+            lengths += got
+        return lengths
 
     def address(self, at: int) -> int:
-        """Where Mooncake reads and writes for a span."""
+        """Where Mooncake reads what is put."""
         return self._own or self._base + at
 
     def size(self, name: str) -> int:
@@ -152,25 +171,27 @@ class Lane:
         return codes
 
 
-Read = tuple[Lane, str, int, int]  # whom to answer, name, where, and how much room there is
+Read = tuple[Lane, list[str], list[int], int]  # whom to answer, names, where each goes, and how much room there is
 
 
 def read_in_batches(store: Any, reads: "queue.SimpleQueue[Read]") -> None:
     """Whatever waits, at once."""
     while True:
         batch = [reads.get()]
-        while len(batch) < BATCH and not reads.empty():
+        while sum(len(names) for _, names, _, _ in batch) < BATCH and not reads.empty():
             batch.append(reads.get())
+        names = [name for _, some, _, _ in batch for name in some]
         try:
             lengths: list[int] = store.batch_get_into(
-                [name for _, name, _, _ in batch], [lane.address(at) for lane, _, at, _ in batch],
-                [room for _, _, _, room in batch],
+                names, [one for _, _, addresses, _ in batch for one in addresses],
+                [room for _, some, _, room in batch for _ in some],
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001  as above
             print(f"mooncake: {error!r}", file=sys.stderr, flush=True)
-            lengths = [LOST] * len(batch)
-        for (lane, _, at, _), length in zip(batch, lengths, strict=True):
-            lane.got(at, length)
+            lengths = [LOST] * len(names)
+        for lane, some, _, _ in batch:
+            lane.answer(lengths[: len(some)])
+            lengths = lengths[len(some) :]
 
 
 if __name__ == "__main__":

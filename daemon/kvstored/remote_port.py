@@ -71,6 +71,12 @@ class Backend(Protocol):
     def get_range(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes `start..stop` of an object, read-only; fewer where it ends earlier. Raises AbsentError."""
 
+    def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
+        """Objects of at most so many bytes each, whole, in one request where the engine has that; None: it is gone.
+
+        One that is larger may come as any bytes. Asked of engines with `most_blocks` 1.
+        """
+
     def exists_many(self, names: Sequence[str]) -> list[bool]:
         """Which of these are there, in one round trip where the engine has that."""
 

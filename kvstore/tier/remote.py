@@ -19,6 +19,7 @@ from kvproto.errors import Grant
 from kvproto.errors import Outcome as Landed
 from kvproto.limits import KEYS_PER_FRAME
 from kvstore import blocks
+from kvstore.beyond import Beyond
 from kvstore.blocks import U4, U8, Tables
 from kvstore.cost import Bandwidth
 from kvstore.costing import Costing
@@ -27,13 +28,14 @@ from kvstore.report import ClearScope
 from kvstore.reserving import ITEM, Reserving
 from kvstore.sessions import Namespace, Session, Tenant
 from kvstore.tier.remote_format import NO_PARENT, Place
-from kvstore.tier.remote_orders import Forget, Piece, RemoteWorkers, Seek
+from kvstore.tier.remote_orders import Forget, Keep, Piece, RemoteWorkers, Seek
 from kvstore.tier.remote_writing import RemoteAdmission, Writing, place_of, split
 
 SEEKS: Final = 64  # at a time
 SEEKS_EACH: Final = 32  # of one tenant: who misses much leaves room to others
 ASKED: Final = 4096  # first missing blocks that are remembered
 AGAIN_NS: Final = 2 * 10**9  # how long nobody asks again for what begins with the same block
+WISHED_AGAIN_NS: Final = 50 * 10**6  # who wants it fetched: another host may be about to write it
 BUSY_NS: Final = 5 * 10**6  # until memory that changes hands is asked for again
 LAND_TRIES: Final = 200
 FORGETTING: Final = 1 << 16  # keys of one namespace that wait to be noted
@@ -67,6 +69,7 @@ class Remote:
         """`session_of` begins a session of the daemon's own, whose outcomes `landed` hears."""
         self.tally = Tally()
         self.way = Bandwidth()  # what reading from the far side takes
+        self.beyond: Beyond | None = None  # who is told what lies over there, if anybody is
         self.writing = Writing(tables, clock, by_number, costing, self.way)
         self._workers: RemoteWorkers | None = None
         self._tables = tables
@@ -100,6 +103,15 @@ class Remote:
 
     def missed(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
         """A request's lead run had `found` blocks here, of `count`. `keys[at:]`: 4 words a key. Returns at once."""
+        self._look_for(namespace, keys, at, count, found)
+
+    def wished(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
+        """As `missed`, by somebody who wants it fetched: that it was not there a moment ago does not count."""
+        self._look_for(namespace, keys, at, count, found, wished=True)
+
+    def _look_for(
+        self, namespace: Namespace, keys: U8, at: int, count: int, found: int, *, wished: bool = False
+    ) -> None:
         workers = self._workers
         if workers is None or found >= count or not workers.reading() or self._is_forgetting(namespace):
             return
@@ -110,7 +122,8 @@ class Remote:
         if end == count or writing:
             return
         first = (namespace.number, keys[at + 4 * end : at + 4 * end + 4].tobytes())
-        if first in self._under_way or now_ns < self._asked.get(first, 0):
+        asked_ns = self._asked.get(first, 0)  # in the past, or up to AGAIN_NS from now
+        if first in self._under_way or now_ns < asked_ns - (wished and AGAIN_NS - WISHED_AGAIN_NS):
             return
         self._asked[first] = now_ns + AGAIN_NS
         self._asked.move_to_end(first)
@@ -121,7 +134,8 @@ class Remote:
             self.tally.seeks_dropped += 1
             return
         whole = split(keys[at : at + 4 * count].tobytes())
-        seek = Seek(namespace, place_of(namespace), whole, end, namespace.identity.block_bytes, now_ns)
+        block_bytes = namespace.identity.block_bytes
+        seek = Seek(namespace, place_of(namespace), whole, end, block_bytes, now_ns, wished=wished)
         self.tally.sought += 1
         if workers.submit(seek):
             self._seeks.add(seek)
@@ -190,6 +204,9 @@ class Remote:
             row, piece = self._pieces.pop((session.tenant, number))
             if outcome == Landed.PUBLISHED:
                 self.writing.arrived(row)
+                if self.beyond is not None:
+                    seek, key = piece.seek, self._tables.blocks["key"][row].tobytes()
+                    self.beyond.note(seek.namespace, seek.place, [key])
                 self.tally.promoted += 1
                 self.tally.promoted_bytes += piece.seek.block_bytes
             piece.left -= 1
@@ -234,6 +251,8 @@ class Remote:
         assert self._workers is not None, "there is a far side"
         self.tally.forgotten += 1
         self.forget_namespace(namespace)
+        if self.beyond is not None:
+            self.beyond.withdraw(namespace.number, keys)
         place = place_of(namespace)
         if keys and self._forgetting[place] + len(keys) > FORGETTING:
             self.tally.not_noted += 1
@@ -247,6 +266,18 @@ class Remote:
         self._forgetting[order.place] -= max(1, len(order.keys))
         if not self._forgetting[order.place]:
             del self._forgetting[order.place]
+
+    def kept(self, keep: Keep) -> None:
+        """A write has ended."""
+        self.writing.kept(keep)
+        namespace = keep.namespace
+        if self.beyond is not None and keep.stored and self._by_number.get(namespace.number) is namespace:
+            self.beyond.note(namespace, keep.place, keep.keys[: keep.stored])
+
+    def gone(self, names: Sequence[str]) -> None:
+        """These objects are over there no more, or are not what they should be."""
+        if self.beyond is not None:
+            self.beyond.gone(names)
 
     def _is_forgetting(self, namespace: Namespace) -> bool:
         if not (self._forgetting or self._closed):

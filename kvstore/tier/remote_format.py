@@ -3,17 +3,19 @@
     name      v1/TENANT/NAMESPACE/FIRST/COUNT.MARKS
               TENANT, NAMESPACE  digests of the tenant's name and of the namespace's identity, 32 hex digits each
               FIRST              digest of namespace and first key, 40 hex digits
-              COUNT              blocks, decimal
+              COUNT              blocks, decimal; with a z behind it where blocks may be encoded
               MARKS              for each block after the first one, three letters of its key's digest
-    content   header page (4,096 bytes), then the blocks, one behind the other
+    content   header page (4,096 bytes), then the blocks, one behind the other, each as its codec says
 
 So one listing of `v1/TENANT/NAMESPACE/FIRST/` tells all runs that begin with a block, how long each is, and, with a
 chance of 1 in 262,144 a block of being wrong, how far it goes along with a chain. What is read is compared with whole
-keys. Names have neither keys nor salts nor names of tenants in them.
+keys. Names have neither keys nor salts nor names of tenants in them. An earlier daemon takes a name with a z for none
+of its own, and leaves it alone.
 
     header    "KVREMOTE", u32 version, u32 count, u32 block bytes, u32 0, namespace digest (32), tenant digest (16),
-              parent's key (32; zeros: none), then for each block its key (32), XXH3-64 of its bytes, u32 stored bytes,
-              u8 codec, three zeros; the last 8 bytes are XXH3-64 of all before
+              parent's key (32; zeros: none), then for each block its key (32), XXH3-64 of its bytes as they were before
+              they were encoded, u32 stored bytes, u8 codec (format.py), three zeros; the last 8 bytes are XXH3-64 of
+              all before. Version 1: every block is raw; 2: its name has the z.
 """
 
 import base64
@@ -22,6 +24,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import xxhash
@@ -30,6 +33,7 @@ from kvproto.limits import KEY_BYTES
 from kvstore.tier.format import Codec, FormatError
 
 FORMAT_VERSION: Final = 1
+ENCODED_VERSION: Final = 2  # of headers of objects whose blocks may be encoded
 HEADER_BYTES: Final = 4096
 OBJECT_BLOCKS: Final = 64
 NO_PARENT: Final = bytes(KEY_BYTES)
@@ -41,6 +45,7 @@ _BLOCK: Final = struct.Struct("<32sQIB3x")
 _SUM: Final = struct.Struct("<Q")
 _FIRST_BYTES: Final = 20
 _MARK: Final = 3  # letters: 18 bits
+_ENCODED: Final = "z"
 _MARKS: Final = re.compile(r"[A-Za-z0-9_-]*")  # names are logged
 assert _HEAD.size + OBJECT_BLOCKS * _BLOCK.size + _SUM.size <= HEADER_BYTES
 
@@ -60,22 +65,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class ObjectHeader:
-    """The first page of an object."""
+    """The first page of an object. `stored`: of each block its codec and so many bytes; empty: all of them are raw."""
 
     place: Place
     parent: bytes  # NO_PARENT: a chain begins here
     keys: tuple[bytes, ...]
-    checksums: tuple[int, ...]
+    checksums: tuple[int, ...]  # of the blocks as they are, not as they are stored
     block_bytes: int
-
-    def range_of(self, first: int, stop: int) -> tuple[int, int]:
-        """Where blocks `first..stop` lie in the object."""
-        return HEADER_BYTES + first * self.block_bytes, HEADER_BYTES + stop * self.block_bytes
+    stored: tuple[tuple[Codec, int], ...] = ()
 
     @property
-    def object_bytes(self) -> int:
-        """Of the whole object."""
-        return self.range_of(0, len(self.keys))[1]
+    def ends(self) -> tuple[int, ...]:
+        """Where in the object the header ends, and each of its blocks."""
+        sizes = [size for _, size in self.stored] or [self.block_bytes] * len(self.keys)
+        return tuple(accumulate(sizes, initial=HEADER_BYTES))
 
 
 def tenant_digest(name: str) -> bytes:
@@ -103,16 +106,23 @@ def mark_of(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest[-3:])[:_MARK].decode()
 
 
-def name_of(place: Place, keys: Sequence[bytes]) -> str:
+def name_of(place: Place, keys: Sequence[bytes], *, encoded: bool = False) -> str:
     """The object that holds this run."""
     assert 0 < len(keys) <= OBJECT_BLOCKS, "an object of no or too many blocks"
     digests = [key_digest(place, key) for key in keys]
-    return f"{runs_prefix(place, digests[0])}{len(keys)}.{''.join(map(mark_of, digests[1:]))}"
+    count = f"{len(keys)}{_ENCODED if encoded else ''}"
+    return f"{runs_prefix(place, digests[0])}{count}.{''.join(map(mark_of, digests[1:]))}"
+
+
+def is_encoded(name: str) -> bool:
+    """May the blocks of such an object be encoded? Then its header says where they lie."""
+    return name[name.rfind("/") + 1 :].partition(".")[0].endswith(_ENCODED)
 
 
 def marks_in(name: str, prefix: str) -> tuple[str, ...] | None:
     """The marks in a listed name; None: it is not one of ours."""
     count, dot, marks = name.removeprefix(prefix).partition(".")
+    count = count.removesuffix(_ENCODED)
     if not name.startswith(prefix) or not dot or not count.isdecimal() or len(count) > 2 or count.startswith("0"):
         return None
     blocks = int(count)
@@ -135,13 +145,14 @@ def pack_header(header: ObjectHeader) -> bytes:
     """The page."""
     page = bytearray(HEADER_BYTES)
     place = header.place
+    version = ENCODED_VERSION if header.stored else FORMAT_VERSION
     _HEAD.pack_into(
-        page, 0, _MAGIC, FORMAT_VERSION, len(header.keys), header.block_bytes, 0, place.namespace, place.tenant,
-        header.parent,
-    )  # fmt: skip
+        page, 0, _MAGIC, version, len(header.keys), header.block_bytes, 0, place.namespace, place.tenant, header.parent
+    )
+    stored = header.stored or ((Codec.RAW, header.block_bytes),) * len(header.keys)
     at = _HEAD.size
-    for key, checksum in zip(header.keys, header.checksums, strict=True):
-        _BLOCK.pack_into(page, at, key, checksum, header.block_bytes, Codec.RAW)
+    for key, checksum, (codec, stored_bytes) in zip(header.keys, header.checksums, stored, strict=True):
+        _BLOCK.pack_into(page, at, key, checksum, stored_bytes, codec)
         at += _BLOCK.size
     _SUM.pack_into(page, HEADER_BYTES - _SUM.size, xxhash.xxh3_64_intdigest(page[: -_SUM.size]))
     return bytes(page)
@@ -154,15 +165,21 @@ def parse_header(page: bytes) -> ObjectHeader:
     if xxhash.xxh3_64_intdigest(page[: -_SUM.size]) != _SUM.unpack_from(page, HEADER_BYTES - _SUM.size)[0]:
         raise FormatError("the header's checksum is wrong")
     magic, version, count, block_bytes, _, namespace, tenant, parent = _HEAD.unpack_from(page)
-    if magic != _MAGIC or version != FORMAT_VERSION:
-        raise FormatError(f"not an object of version {FORMAT_VERSION}")
+    if magic != _MAGIC or version not in {FORMAT_VERSION, ENCODED_VERSION}:
+        raise FormatError(f"not an object of version {FORMAT_VERSION} or {ENCODED_VERSION}")
     if not 0 < count <= OBJECT_BLOCKS or not block_bytes:
         raise FormatError(f"{count} blocks of {block_bytes} bytes")
-    keys, checksums = [], []
+    keys, checksums, stored = [], [], []
     for number in range(count):
         key, checksum, stored_bytes, codec = _BLOCK.unpack_from(page, _HEAD.size + number * _BLOCK.size)
-        if codec != Codec.RAW or stored_bytes != block_bytes:
+        raw = codec == Codec.RAW and stored_bytes == block_bytes
+        smaller = codec == Codec.BF16_PLANES_ZSTD and 0 < stored_bytes < block_bytes and version == ENCODED_VERSION
+        if not raw and not smaller:
             raise FormatError(f"a block of codec {codec} in {stored_bytes} bytes")
         keys.append(key)
         checksums.append(checksum)
-    return ObjectHeader(Place(tenant, namespace), parent, tuple(keys), tuple(checksums), block_bytes)
+        stored.append((Codec(codec), stored_bytes))
+    return ObjectHeader(
+        Place(tenant, namespace), parent, tuple(keys), tuple(checksums), block_bytes,
+        tuple(stored) if version == ENCODED_VERSION else (),
+    )  # fmt: skip

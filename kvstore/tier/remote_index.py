@@ -6,7 +6,7 @@ an object may be gone, or another host may have written a new one, so it is beli
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,6 +100,13 @@ class Known:
         """Whatever lies under a prefix may not be there any more."""
         for name in [one for one in self._entries if one.startswith(prefix)]:
             self._drop(name)
+
+    def doubt(self, prefixes: Iterable[str]) -> None:
+        """What is not known to be there is to be looked up anew: somebody may just have written it."""
+        for prefix in prefixes:
+            entry = self._entries.get(prefix)
+            if entry is not None and not entry.runs:
+                self._drop(prefix)
 
     def quarantine(self, name: str) -> None:
         """An object is not what it should be: never look at it again."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import Place
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Seek:
     start: int
     block_bytes: int
     asked_ns: int
+    wished: bool = False  # somebody wants it fetched: that it was not there is not believed without asking
     found: int = 0  # blocks that names told of
     over: bool = False  # nobody wants the rest of it: no further piece is to be read
     late: int = 0  # pieces of it that wait for room
@@ -65,7 +67,8 @@ class Keep:
     stored: int = 0  # so many of the first blocks are over there now
     failed: str = ""
     epoch: tuple[int, int] = (0, 0)  # what had been dropped when it was made
-    contents: list[Bytes] = field(default_factory=list)
+    codec: Codec = Codec.RAW  # for blocks that it makes smaller, where objects may hold several
+    packed: list[int] = field(default_factory=list)  # what each block that was tried takes with it
 
 
 @dataclass(slots=True, eq=False)

@@ -1,19 +1,23 @@
 """Writing behind to the far side: which runs, cut into objects how, and what is held meanwhile. Owner thread.
 
     leased (second touch)        \\
+    handed over, at once         -+
     published (admission "all") -> queue, a run each -> [runs that continue one another joined] -> what is not over
                                    there yet -> Keep, up to 64 blocks -> copied out of DRAM -> written -> noted by row
 
 A run that is partly not in DRAM waits a little, then it is let go: it comes again with its next use. What is slower to
-read back than to compute is not written.
+read back than to compute is not written. Blocks that are packed on disk are packed over there, too, where an object
+holds several.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kvproto.limits import KEY_BYTES, MIB
 from kvstore import blocks
@@ -21,11 +25,14 @@ from kvstore.blocks import DESCRIBED, U4, U8, Rows, Tables
 from kvstore.cost import Bandwidth
 from kvstore.costing import Costing
 from kvstore.ports import Clock
-from kvstore.sessions import Namespace
+from kvstore.sessions import Namespace, Tenant
+from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, tenant_digest
 from kvstore.tier.remote_orders import Keep, RemoteWorkers
 
 QUEUE: Final = 2048  # runs that wait, 12 KB each at most
+WISHES: Final = 256  # beyond these, runs that somebody asked for
+WISHES_EACH: Final = 64  # of one tenant
 OBJECT_BYTES: Final = 32 * MIB  # a block that is larger is an object of its own
 HELD_BYTES: Final = 64 * MIB  # of DRAM, until they are copied out of it
 KEEPS: Final = 4  # on their way at a time: each is copied to memory of its own
@@ -62,6 +69,7 @@ class _Run:
     generations: U8
     due_ns: int
     tries: int = 0
+    wished: Tenant | None = None  # who asked for it: then nobody asks whether it is worth it
 
 
 class Writing:
@@ -74,6 +82,8 @@ class Writing:
         self.tally = Tally()
         self.admission = RemoteAdmission.SECOND_TOUCH
         self.workers: RemoteWorkers | None = None
+        self.codec_for: Callable[[Namespace], Codec] = lambda _: Codec.RAW  # as on disk
+        self.learn: Callable[[Namespace, int, int], None] = lambda *_: None  # what packing a block has gained
         self._tables = tables
         self._clock = clock
         self._by_number = by_number
@@ -115,6 +125,43 @@ class Writing:
         self._queued[int(rows[-1])] = int(run.generations[-1])
         self._queue.append(run)
 
+    def hand_over(self, tenant: Tenant, run: U4, count: int) -> tuple[int, bool]:
+        """Have the first `count` rows of `run`, a chain, written next. Returns how many of them are over there, and
+        whether more will be. Who asks again has those written that were not in DRAM before.
+        """
+        rows, table = run[:count].copy(), self._tables.blocks
+        generations = table["generation"][rows]
+        stored, there = self._stored[rows] == generations, self.over_there(rows)
+        if there == count or not self.takes:
+            return there, False
+        end = _lead(stored | (table["state"][rows] == blocks.RESIDENT))
+        if stored[there:end].all():
+            return there, True
+        return there, self._wish(tenant, rows[there:end], generations[there:end])
+
+    def over_there(self, rows: U4) -> int:
+        """How many of the first rows of a chain are written for sure, as far as this life of the daemon knows."""
+        under_way = [row for keep in self._keeps for row in keep.rows]
+        return _lead((self._stored[rows] == self._tables.blocks["generation"][rows]) & ~np.isin(rows, under_way))
+
+    @property
+    def takes(self) -> bool:
+        """May anything be written, and is there any use in trying?"""
+        return self.workers is not None and self.admission is not RemoteAdmission.NONE and self.workers.writing()
+
+    def _wish(self, tenant: Tenant, rows: U4, generations: U8) -> bool:
+        """Before all that nobody asked for. False: too much waits."""
+        last, generation = int(rows[-1]), int(generations[-1])
+        wished = [one for one in self._queue if one.wished is not None]
+        if any(int(one.rows[-1]) == last and int(one.generations[-1]) == generation for one in wished):
+            return True
+        if len(wished) >= WISHES or sum(one.wished is tenant for one in wished) >= WISHES_EACH:
+            return False
+        place = next((at for at, one in enumerate(self._queue) if one.wished is None), len(self._queue))
+        self._queue.insert(place, _Run(rows, generations, self._clock.now_ns(), wished=tenant))
+        self._queued[last] = generation
+        return True
+
     # -- its turn ------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
@@ -130,7 +177,7 @@ class Writing:
                     self._queue.append(run)
                     continue
                 self.tally.gone += 1
-            elif left.size and not self._send(left):
+            elif left.size and not self._send(left, wished=run.wished is not None):
                 self._queue.appendleft(run)
                 return
             self._unqueue(run)
@@ -151,7 +198,7 @@ class Writing:
             return run
         return _Run(
             np.concatenate([part.rows for part in parts]), np.concatenate([part.generations for part in parts]),
-            run.due_ns, run.tries,
+            run.due_ns, run.tries, next((part.wished for part in parts if part.wished), None),
         )  # fmt: skip
 
     def _left(self, run: _Run) -> U4 | None:
@@ -181,7 +228,7 @@ class Writing:
     def _room(self) -> bool:
         return len(self._keeps) < KEEPS and self._held_bytes < HELD_BYTES
 
-    def _send(self, rows: U4) -> bool:
+    def _send(self, rows: U4, *, wished: bool) -> bool:
         """Send a run on its way, object by object; False if there was no room for all of it."""
         workers = self.workers
         assert workers is not None, "there is a far side"
@@ -191,7 +238,7 @@ class Writing:
             if not self._room():
                 return False
             some = rows[at : at + most]
-            if not self._worth(namespace, some):
+            if not (wished or self._worth(namespace, some)):
                 self.tally.not_worth += rows.size - at
                 break
             keep = self._keep(namespace, some)
@@ -220,7 +267,7 @@ class Writing:
             namespace, place_of(namespace), described["parent_key"][0].tobytes(), split(described["key"].tobytes()),
             rows.tolist(), described["generation"].tolist(), described["checksum"].tolist(),
             [(int(ids[slot >> shift]), (slot & mask) * namespace.slot_bytes) for slot in slots],
-            namespace.identity.block_bytes,
+            namespace.identity.block_bytes, codec=self.codec_for(namespace),
         )  # fmt: skip
 
     # -- writes end ----------------------------------------------------------------------------------------------
@@ -237,6 +284,8 @@ class Writing:
         if not keep.copied:
             self.copied(keep)
         self._keeps.discard(keep)
+        for stored_bytes in keep.packed:
+            self.learn(keep.namespace, keep.block_bytes, stored_bytes)
         self.tally.kept += keep.stored
         self.tally.kept_bytes += keep.stored * keep.block_bytes
         self.tally.dropped += len(keep.rows) - keep.stored
@@ -261,6 +310,12 @@ class Writing:
     def running(self) -> int:
         """Writes that are under way."""
         return len(self._keeps)
+
+
+def _lead(good: npt.NDArray[np.bool_]) -> int:
+    """How many of the first are."""
+    bad = np.flatnonzero(~good)
+    return int(bad[0]) if bad.size else good.size
 
 
 def place_of(namespace: Namespace) -> Place:

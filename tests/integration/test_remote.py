@@ -1,6 +1,7 @@
 """The remote tier of real daemons over a real socket: what one host has written, another one finds, or misses."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ def host(s3: S3Server, *arguments: str) -> Iterator[Node]:
     """A host without a disk, whose daemon serves."""
     with Node(disks=0) as node:
         remote = ("--remote", f"s3://{s3.bucket}/hosts", "--remote-endpoint", s3.endpoint, "--remote-size", "1GiB")
-        node.start(*remote, "--remote-deadline", "1s", *arguments)
+        node.start(*remote, "--remote-deadline", "1s", "--events-listen", "grpc", *arguments)
         yield node
 
 
@@ -66,6 +67,21 @@ def test_what_one_host_wrote_another_one_misses_once_and_then_has(writer: Node, 
     assert until(lambda: ns.match(keys).blocks == 100), reader.log()[-3000:]
     assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
     assert ns.match(chain("never", 3)).blocks == 0
+
+
+def test_what_is_over_there_is_told_to_routers_until_it_is_there_no_more(writer: Node, s3: S3Server) -> None:
+    keys, other = keep(writer, s3, "routed", 5), keep(writer, s3, "routed, too", 3)
+    with grpc.insecure_channel(f"unix:{writer.run}/control.sock") as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+
+        def beyond() -> set[bytes]:
+            there = stub.WatchBlocks(control_pb2.WatchBlocksRequest(tenant=f"uid-{os.geteuid()}"))
+            return {change.key for message in there for change in message.changes if change.remote}
+
+        assert until(lambda: {*keys, *other} <= beyond())
+        writer.namespace(BLOCK_BYTES).delete(keys[3:])
+        assert until(lambda: not set(keys) & beyond()), "the object that had them is gone"
+        assert set(other) <= beyond(), "the control"
 
 
 def test_a_prefetch_by_name_brings_what_the_bucket_has(writer: Node, reader: Node, s3: S3Server) -> None:

@@ -39,7 +39,7 @@ class Kit:
         """Write a run whose bytes follow from its keys."""
         contents = [value_of(key, BLOCK_BYTES, version) for key in keys]
         arena = np.frombuffer(b"".join(contents), dtype=np.uint8)
-        self.jobs.view = lambda _arena: arena
+        self.jobs.keeping.view = lambda _arena: arena
         keep = Keep(
             NOBODY, place, parent, tuple(keys), list(range(len(keys))), [1] * len(keys),
             [xxhash.xxh3_64_intdigest(content) for content in contents],
@@ -59,7 +59,7 @@ class Kit:
         def take(piece: Piece) -> None:
             assert piece.at == start + len(got), "a gap"
             got.extend(piece.contents)
-            self.jobs._budget.give(piece.taken_bytes)
+            self.jobs.reading._budget.give(piece.taken_bytes)
 
         self.jobs.seek(seek, take)
         return got
@@ -75,6 +75,13 @@ class Kit:
         """These and no others; a control differs."""
         assert [block.tobytes() for block in got] == [value_of(key, BLOCK_BYTES) for key in keys]
         assert not keys or got[0].tobytes() != value_of(keys[0], BLOCK_BYTES, 1)
+
+
+def read_ledger(folder: Path | None) -> Ledger:
+    """As a daemon's thread makes it."""
+    ledger = Ledger(folder)
+    ledger.read()
+    return ledger
 
 
 @contextmanager
@@ -94,7 +101,13 @@ def kit(
     readers.start()
     empty = np.zeros(0, dtype=np.uint8)
     jobs = Jobs(
-        far, Ledger(folder), lambda _arena: empty, readers, window=4, budget=Budget(64 * MIB), quota_bytes=quota_bytes
+        far,
+        read_ledger(folder),
+        lambda _arena: empty,
+        readers,
+        window=4,
+        budget=Budget(64 * MIB),
+        quota_bytes=quota_bytes,
     )
     try:
         yield Kit(s3, far, jobs)
@@ -102,4 +115,4 @@ def kit(
         readers.stop()
 
 
-__all__ = ["BLOCK_BYTES", "PLACE", "Kit", "chain", "kit"]
+__all__ = ["BLOCK_BYTES", "PLACE", "Kit", "chain", "kit", "read_ledger"]

@@ -6,7 +6,7 @@ import pytest
 
 from kvproto.limits import PAGE_BYTES
 from kvstore import announcing, blocks
-from kvstore.announcing import CLEARING_NS, REST_NS, Announcing, Told
+from kvstore.announcing import REST_NS, Announcing, Told
 from kvstore.evicting import evict
 from kvstore.report import ClearScope
 from kvstore.rules import Tier
@@ -151,16 +151,43 @@ def test_a_tenant_that_is_cleared_is_told_in_one_word_and_what_comes_after_anew(
     two.put(others, keys)
     listener.look()
     core.store.clear(ClearScope("one"), lambda _: None, dry_run=False)
-    listener.announcing.clearing(ClearScope("one"), 0)
-    listener.heard.clear()
-    listener.announcing.look(CLEARING_NS - 1)
-    assert not listener.heard, "what is still to be swept is not told anew"
+    swept = listener.announcing.clearing(ClearScope("one"), 0)
+    two.put(others, chain(4, "b"))
+    assert {key for key, _, _ in listener.look()} == set(chain(4, "b")), "others are told as ever, and nothing of it"
     core.settle()
-    listener.announcing.swept()
+    swept()
     assert listener.look() == [], "one word has said it"
     assert {tenant for tenant, _ in listener.where} == {"two"}
     one.put(mine, keys)
     assert [(key, was) for key, was, _ in listener.look()] == [(key, 0) for key in keys], "though it was told before"
+
+
+def test_while_a_tenant_is_swept_only_what_is_dropped_is_left_out() -> None:
+    """Others are told as ever, and so is what the tenant stores meanwhile; two clears do not end one another."""
+    core = Core(slice_steps=1)
+    listener, one, two = Listener(core), core.client("one"), core.client("two")
+    mine, others = one.open(), two.open()
+    for name in range(4):
+        one.put(mine, chain(5, name))
+        two.put(others, chain(5, name))
+    listener.look()
+    over = []
+    for tenant in ("one", "two"):
+        core.store.clear(ClearScope(tenant), lambda _: None, dry_run=False)
+        over.append(listener.announcing.clearing(ClearScope(tenant), 0))
+    assert {tenant for tenant, _ in truth(core)} == {"one", "two"}, "the control: it is still to be swept"
+    assert not listener.where
+    two.put(others, chain(2, "new"))
+    assert [key for key, _, _ in listener.look()] == chain(2, "new")
+    over[0]()
+    listener.look()
+    assert "one" in {tenant for tenant, _ in listener.where}, "it was said to be over, and there is some of it"
+    assert listener.where.keys() >= {("two", key) for key in chain(2, "new")}
+    assert not any(("two", key) in listener.where for name in range(4) for key in chain(5, name))
+    core.settle()
+    over[1]()
+    listener.look(2)
+    assert listener.where == truth(core)
 
 
 def test_a_namespace_alone_that_is_cleared_is_told_block_by_block() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from kvstore.announcing import CHANGE, IN_DRAM, ON_DISK, Changes, Place, Told
+from kvstore.announcing import CHANGE, IN_DRAM, IN_REMOTE, ON_DISK, Changes, Place, Told
 from kvstored.block_events import BlockEvents, begin_now
 from kvstored.block_events_address import (
     FORMS,
@@ -27,9 +27,10 @@ from kvstored.block_events_address import (
     topic_of,
 )
 from kvstored.block_events_schema import Encoder
-from kvstored.block_log import BlockLog
+from kvstored.block_log import BlockLog, EventTally
 from kvstored.units import ConfigError
 from tests.core import key_of
+from tests.node import until
 
 PLACE: Final = Place("one", "ab" * 32, "org/model@7", "", 4096)
 OTHER: Final = Place("two", "ab" * 32, "org/model@7", "", 4096)
@@ -110,6 +111,17 @@ def test_a_block_that_is_stored_moved_and_dropped_is_told_with_its_media() -> No
         BlockRemoved([number_of("e")], "CPU"),
     ]
     assert number_of("a") != number_of("b"), "the control"
+
+
+def test_what_lies_beyond_the_host_has_a_medium_of_its_own() -> None:
+    dram, remote = int(IN_DRAM), int(IN_REMOTE)
+    moves = changes(("a", dram, dram | remote), ("a", dram | remote, remote), ("a", remote, 0))
+    events = DECODER.decode(Encoder("maps", "int").encode(moves, PLACE)).events
+    assert events == [
+        BlockStored([number_of("a")], None, [], 0, None, "EXTERNAL", None),
+        BlockRemoved([number_of("a")], "CPU"),
+        BlockRemoved([number_of("a")], "EXTERNAL"),
+    ]
 
 
 def test_each_stored_block_has_its_own_event_and_what_left_together_goes_together() -> None:
@@ -375,6 +387,7 @@ def test_a_slow_subscriber_misses_what_nobody_waits_for_and_can_have_it_again(
     events = published(high_water=2)
     events.events.start()
     slow = events.subscriber("one", high_water=2)
+    already = events.events.tally().overruns
     log = events.events.log_of("one")
     before, many = log.next, stored(*range(400))
     for _ in range(400):  # more than sockets hold for who does not read
@@ -385,8 +398,30 @@ def test_a_slow_subscriber_misses_what_nobody_waits_for_and_can_have_it_again(
         seen.append(heard(slow)[1])
     assert seen == sorted(set(seen))
     assert len(seen) < 400, "the control: it missed some"
+    assert events.events.tally().overruns > already, "that it fell behind is counted"
     missing = set(range(before, before + 400)) - set(seen)
     assert missing <= {at for at, _ in events.replayed("one", min(missing))}
+
+
+def test_who_listens_and_what_was_told_is_counted(published: Callable[..., Published]) -> None:
+    events = published()
+    events.events.start()
+    assert events.events.tally() == EventTally()
+    one, two = events.subscriber("one"), events.subscriber("two")
+    assert until(lambda: events.events.tally().subscribers == 2)
+    before = events.events.tally()
+    tell(events, PLACE, "a", "b", "c")
+    heard(one)
+    tally = events.events.tally()
+    assert (tally.batches - before.batches, tally.changes - before.changes) == (1, 3)
+    assert (tally.overruns, tally.waiting, tally.replays, tally.watchers) == (0, 0, 0, 0)
+    assert len(events.replayed("one", 0)) == events.events.tally().replayed
+    assert events.events.tally().replays == 1
+    two.close(0)
+    assert until(lambda: events.events.tally().subscribers == 1)
+    with events.events.watched():
+        assert events.events.tally().watchers == 1
+    assert events.events.tally().watchers == 0
 
 
 def test_a_tenant_has_sockets_of_its_own_and_hears_nothing_of_others(published: Callable[..., Published]) -> None:

@@ -9,6 +9,9 @@ from kvproto.policy_frames import Tier
 from kvstore.report import ClearReport, ClearScope
 from kvstore.routing import load_of
 from kvstore.sessions import Copy
+from kvstore.tier.codec import Wish
+from kvstore.tier.disk import DiskLimits
+from kvstore.tier.format import Codec
 from kvstore.tier.remote import FORGETTING, SEEKS_EACH
 from kvstore.tier.remote_format import NO_PARENT
 from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
@@ -74,7 +77,7 @@ class FarSide:
             self.write(order)
             remote.writing.copied(order)
             order.stored = len(order.keys)
-            remote.writing.kept(order)
+            remote.kept(order)
         else:
             for piece in self.pieces(order):
                 remote.land(piece)
@@ -138,6 +141,27 @@ def test_what_was_used_twice_is_written_and_found_by_another_host() -> None:
     far.work()
     assert core.store.remote.writing.tally.kept == 0, "what came from there is not sent back"
     core.audit()
+
+
+def test_runs_are_written_with_the_codec_of_the_disk_and_what_that_gains_is_learned_for_both() -> None:
+    core = Core(4, disk=DiskLimits(codec=Wish.BF16_PLANES_ZSTD))
+    far, client = FarSide(core, RemoteAdmission.ALL), core.client()
+    ns = client.open()
+    client.put(ns, chain(3))
+    core.clock.advance(SETTLE_NS)
+    core.store.tick()
+    (keep,) = [order for order in far.orders if isinstance(order, Keep)]
+    assert keep.codec is Codec.BF16_PLANES_ZSTD
+    assert core.store.disk.choice.ratio(ns) is None
+    keep.packed = [BLOCK_BYTES // 2] * 3
+    far.work()
+    assert core.store.disk.choice.ratio(ns) == 0.5
+    core = Core(4, disk=DiskLimits(codec=Wish.RAW))
+    far, client = FarSide(core, RemoteAdmission.ALL), core.client()
+    client.put(client.open(), chain(3))
+    core.clock.advance(SETTLE_NS)
+    core.store.tick()
+    assert [order.codec for order in far.orders if isinstance(order, Keep)] == [Codec.RAW], "the control"
 
 
 def test_what_is_written_once_is_not_written_again_and_only_the_rest_is() -> None:

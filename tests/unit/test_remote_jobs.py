@@ -25,14 +25,14 @@ from kvstored.leaf import LeafThreads
 from kvstored.metrics_table import METRICS, Facts
 from kvstored.remote import RemoteLimits, RemoteThreads
 from kvstored.remote_address import RemoteAddress
-from kvstored.remote_jobs import Seen
+from kvstored.remote_holdings import Seen
 from kvstored.remote_ledger import DELETED, SLACK, Ledger
 from kvstored.remote_port import Listed, RefusedError, RemoteError, TooLargeError
 from kvstored.remote_removals import DIGESTS, EPOCHS, Removal, Removals
 from kvstored.remote_s3 import S3Backend
 from tests.core import chain, key_of, value_of
 from tests.s3 import S3Server
-from tests.unit.remote_kit import BLOCK_BYTES, NOBODY, PLACE, Kit, kit
+from tests.unit.remote_kit import BLOCK_BYTES, NOBODY, PLACE, Kit, kit, read_ledger
 
 FLIPS = 300
 FLIPS_LONG = 10_000
@@ -68,7 +68,7 @@ def test_chains_that_part_share_what_comes_before(one: Kit, s3: S3Server) -> Non
     one.keep(left)
     with kit(s3) as other:
         assert other.keep(right).stored == 20
-        assert other.jobs.seen.skipped == 12
+        assert other.jobs.holdings.seen.skipped == 12
     assert len(s3.objects) == 2
     with kit(s3) as third:
         third.assert_blocks(third.seek(right), right)
@@ -98,15 +98,15 @@ def flips(jobs: Kit, s3: S3Server, trials: int, seed: int) -> None:
         content = bytearray(whole)
         content[at] ^= 1 << random.randrange(8)
         s3.objects[name] = bytes(content)
-        jobs.jobs.known = Known()
-        jobs.jobs._headers.clear()
+        jobs.jobs.holdings.known = Known()
+        jobs.jobs.holdings.forget_header("")
         assert jobs.seek(keys) == [], f"seed {seed}, trial {trial}: byte {at} was flipped"
-        assert jobs.jobs.seen.damaged == trial + 1
+        assert jobs.jobs.holdings.seen.damaged == trial + 1
     gets = s3.count("GET")
     assert jobs.seek(keys) == []
     assert s3.count("GET") == gets, "an object in quarantine was read"
     s3.objects[name] = whole
-    jobs.jobs.known = Known()
+    jobs.jobs.holdings.known = Known()
     jobs.assert_blocks(jobs.seek(keys), keys)
 
 
@@ -141,7 +141,7 @@ def test_a_far_side_that_lies_gives_misses(one: Kit, s3: S3Server, lie: str) -> 
     s3.lies = told
     with kit(s3) as reader:
         assert reader.seek(keys) == []
-        assert reader.jobs.seen.damaged == 1
+        assert reader.jobs.holdings.seen.damaged == 1
         reader.assert_blocks(reader.seek(others), others)
 
 
@@ -178,9 +178,9 @@ def test_the_oldest_objects_go_when_the_quota_is_used_up_and_after_a_restart_too
         for name in "abc":
             assert host.keep(chain(2, name)).stored == 2
     with kit(s3, tmp_path, quota_bytes=room) as host:
-        assert host.jobs.ledger.total_bytes == room
+        assert host.jobs.holdings.ledger.total_bytes == room
         host.keep(chain(2, "d"))
-        assert sum(map(len, s3.objects.values())) == host.jobs.ledger.total_bytes == room
+        assert sum(map(len, s3.objects.values())) == host.jobs.holdings.ledger.total_bytes == room
         assert host.seek(chain(2, "a")) == []
         host.assert_blocks(host.seek(chain(2, "b")), chain(2, "b"))
 
@@ -208,8 +208,8 @@ def test_a_damaged_ledger_is_read_as_far_as_it_goes(s3: S3Server, tmp_path: Path
     file = next(tmp_path.iterdir())
     file.write_bytes(file.read_bytes() + b"\xff\xfe torn\n+ x y\n+ 5")
     with kit(s3, tmp_path) as host:
-        assert len(host.jobs.ledger) == 1
-        assert host.jobs.ledger.faults == 3
+        assert len(host.jobs.holdings.ledger) == 1
+        assert host.jobs.holdings.ledger.faults == 3
 
 
 def test_what_was_deleted_does_not_come_back_here_nor_after_a_restart(s3: S3Server, tmp_path: Path) -> None:
@@ -241,14 +241,14 @@ def test_clearing_a_namespace_empties_it_over_there_for_everybody(one: Kit, s3: 
 
 
 def test_what_is_dropped_while_it_is_written_does_not_stay(one: Kit, s3: S3Server) -> None:
-    far_put = one.jobs._far.put
+    far_put = one.far.put
 
     def put(name: str, parts: object) -> bool:
         done = far_put(name, parts)  # type: ignore[arg-type]
         one.forget([])
         return done
 
-    one.jobs._far.put = put  # type: ignore[method-assign]
+    one.far.put = put  # type: ignore[method-assign]
     assert one.keep(chain(3)).stored == 0
     assert not s3.objects
 
@@ -293,7 +293,7 @@ def test_a_port_that_nobody_listens_on_is_a_miss(s3: S3Server) -> None:
 def test_who_does_not_answer_costs_a_deadline_and_no_more(s3: S3Server) -> None:
     with kit(s3, deadline_s=0.2) as host:
         host.keep(chain(4))
-        host.jobs.known = Known()
+        host.jobs.holdings.known = Known()
         with s3.stalling():
             for _ in range(4):
                 assert host.seek(chain(4)) == []
@@ -305,7 +305,7 @@ def test_who_does_not_answer_costs_a_deadline_and_no_more(s3: S3Server) -> None:
 @pytest.mark.parametrize("trouble", ["key", "clock"])
 def test_who_is_refused_says_so_and_does_not_insist(one: Kit, s3: S3Server, trouble: str) -> None:
     one.keep(chain(4))
-    one.jobs.known = Known()
+    one.jobs.holdings.known = Known()
     if trouble == "key":
         s3.key_id = "another"
     else:
@@ -346,10 +346,10 @@ def test_an_object_that_is_gone_is_a_miss_and_not_a_fault(one: Kit, s3: S3Server
     one.keep(chain(4))
     s3.objects.clear()
     assert one.seek(chain(4)) == []
-    assert one.jobs.seen.absent == 1
+    assert one.jobs.holdings.seen.absent == 1
     assert one.far.reading.state is Circuit.CLOSED
     assert one.seek(chain(4)) == []
-    assert one.jobs.seen.absent == 1, "it is known to be gone"
+    assert one.jobs.holdings.seen.absent == 1, "it is known to be gone"
 
 
 def test_many_at_once_get_each_their_own(one: Kit) -> None:
@@ -381,8 +381,8 @@ def test_a_clear_that_did_not_get_through_goes_on_in_the_next_life(s3: S3Server,
     with kit(s3, tmp_path) as host:
         assert host.seek(keys) == [], "nothing of it comes before it is gone"
         assert host.keep(keys).stored == 0
-        (prefix,) = host.jobs.ledger.clearing()
-        host.jobs.clear(prefix)
+        (prefix,) = host.jobs.holdings.ledger.clearing()
+        host.jobs.holdings.clear(prefix)
         assert not s3.objects
         assert host.keep(keys).stored == 4
     with kit(s3, tmp_path) as host:
@@ -400,11 +400,11 @@ def test_an_object_that_was_written_anew_with_other_bytes_is_no_damaged_one(one:
             other.keep(keys, version=1)
         got = [block.tobytes() for block in reader.seek(keys, 2)]
         assert got == [value_of(key, BLOCK_BYTES, 1) for key in keys[2:]]
-        assert reader.jobs.seen == Seen()
+        assert reader.jobs.holdings.seen == Seen()
         (name,) = s3.objects
         s3.flip(name, HEADER_BYTES + 3 * BLOCK_BYTES)
         assert reader.seek(keys, 2) == []
-        assert reader.jobs.seen.damaged == 1, "a damaged one is found all the same"
+        assert reader.jobs.holdings.seen.damaged == 1, "a damaged one is found all the same"
 
 
 def test_what_is_stored_again_under_a_deleted_key_is_not_even_copied(one: Kit) -> None:
@@ -414,7 +414,7 @@ def test_what_is_stored_again_under_a_deleted_key_is_not_even_copied(one: Kit) -
     def nobody(_keep: Keep, _content: object) -> bool:
         raise AssertionError("it was copied")
 
-    one.jobs._copy = nobody  # type: ignore[assignment, method-assign]
+    one.jobs.keeping._copy = nobody  # type: ignore[assignment, method-assign]
     assert one.keep(keys).stored == 0
 
 
@@ -426,7 +426,7 @@ def test_a_write_that_was_ordered_before_a_clear_does_not_outlive_it(one: Kit, s
         begin_keep(keep)
         one.forget([])
 
-    one.jobs.begin_keep = begin  # type: ignore[method-assign]
+    one.jobs.begin_keep = begin
     assert one.keep(chain(3)).stored == 0
     assert not s3.objects
 
@@ -440,11 +440,11 @@ def test_how_often_namespaces_were_dropped_is_not_remembered_for_ever(one: Kit, 
             place = Place(PLACE.tenant, key_of(number))
             one.jobs.announce(Forget(keep.namespace, place, ()))
 
-    one.jobs.begin_keep = begin  # type: ignore[method-assign]
+    one.jobs.begin_keep = begin
     assert one.keep(chain(3)).stored == 0, "it may have been one of them"
-    assert len(one.jobs._epochs) <= EPOCHS
+    assert len(one.jobs.holdings.epochs) <= EPOCHS
     assert not s3.objects
-    one.jobs.begin_keep = begin_keep  # type: ignore[method-assign]
+    one.jobs.begin_keep = begin_keep
     assert one.keep(chain(3)).stored == 3
 
 
@@ -466,14 +466,14 @@ def test_many_keys_are_looked_for_in_the_ledger_in_one_pass(one: Kit, s3: S3Serv
     one.keep(keys[10:], parent=keys[9])
     one.keep(chain(3, "b"))
     passes = 0
-    below = one.jobs.ledger.below
+    below = one.jobs.holdings.ledger.below
 
     def counted(prefix: str) -> list[str]:
         nonlocal passes
         passes += 1
         return below(prefix)
 
-    one.jobs.ledger.below = counted  # type: ignore[method-assign]
+    one.jobs.holdings.ledger.below = counted  # type: ignore[method-assign]
     one.forget([keys[3], keys[10], keys[15]])
     assert passes == 1
     assert len(s3.objects) == 1
@@ -513,13 +513,13 @@ def test_a_ledger_that_ends_in_the_midst_of_a_line_loses_no_more_than_that(s3: S
     with kit(s3, tmp_path) as host:
         host.forget(keys[:1])
     with kit(s3, tmp_path) as host:
-        assert host.jobs.ledger.faults == 1
-        assert host.jobs.ledger.deleted == 1
+        assert host.jobs.holdings.ledger.faults == 1
+        assert host.jobs.holdings.ledger.deleted == 1
         assert host.seek(keys) == []
 
 
 def test_a_ledger_that_was_written_anew_is_for_its_owner_alone(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = read_ledger(tmp_path)
     digests = [key_digest(PLACE, key_of(number)) for number in range(SLACK + 2)]
     ledger.delete_keys(PLACE.prefix, digests[:1])
     for _ in range(SLACK // 64 + 2):
@@ -527,16 +527,16 @@ def test_a_ledger_that_was_written_anew_is_for_its_owner_alone(tmp_path: Path) -
     (file,) = tmp_path.iterdir()
     assert len(file.read_text().splitlines()) < SLACK
     assert file.stat().st_mode & 0o777 == 0o600
-    assert Ledger(tmp_path).is_deleted(PLACE.prefix, digests[0])
+    assert read_ledger(tmp_path).is_deleted(PLACE.prefix, digests[0])
 
 
 def test_a_tenant_that_deletes_much_does_not_have_the_deletes_of_others_forgotten(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = read_ledger(tmp_path)
     other = Place(tenant_digest("u"), PLACE.namespace)
     ledger.delete_keys(other.prefix, [b"other"])
     for batch in range(0, DELETED + 4096, 4096):
         ledger.delete_keys(PLACE.prefix, [number.to_bytes(20, "little") for number in range(batch, batch + 4096)])
-    for one in (ledger, Ledger(tmp_path)):
+    for one in (ledger, read_ledger(tmp_path)):
         assert one.deleted == DELETED
         assert one.is_deleted(other.prefix, b"other")
         assert not one.is_deleted(PLACE.prefix, (0).to_bytes(20, "little")), "its own go"
@@ -596,8 +596,8 @@ def test_what_is_dropped_is_noted_while_the_far_side_does_not_answer(s3: S3Serve
         threads.submit(Forget(NOBODY, PLACE, tuple(chain(2))))
         for _ in range(2):
             assert noted.acquire(timeout=10)
-        assert Ledger(tmp_path).deleted == 2
-        assert Ledger(tmp_path).clearing() == [PLACE.prefix]
+        assert read_ledger(tmp_path).deleted == 2
+        assert read_ledger(tmp_path).clearing() == [PLACE.prefix]
         for _ in range(8):
             go_on.release()
         while threads.ledger.clearing():
@@ -606,6 +606,48 @@ def test_what_is_dropped_is_noted_while_the_far_side_does_not_answer(s3: S3Serve
     finally:
         for _ in range(8):
             go_on.release()
+        threads.stop()
+
+
+def test_while_the_ledger_is_read_nothing_comes_from_over_there_and_nobody_waits(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that a former life has deleted must not come back before that is known; deletes meanwhile are kept."""
+    keys = chain(4)
+    with kit(s3, tmp_path) as host:
+        host.keep(keys)
+        host.jobs.begin_forget(Forget(NOBODY, PLACE, tuple(keys[:1])))
+    go_on, read = threading.Event(), Ledger.read
+
+    def slow(ledger: Ledger) -> None:
+        go_on.wait(10)
+        read(ledger)
+
+    monkeypatch.setattr(Ledger, "read", slow)
+    noted = threading.Semaphore(0)
+    threads = RemoteThreads(
+        S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 5.0, s3.environ),
+        RemoteLimits(1 << 30, 2, tmp_path), lambda _arena: np.zeros(0, dtype=np.uint8), cast(LeafThreads, None),
+        noted.release,
+    )  # fmt: skip
+    threads.start()
+    try:
+        threads.submit(Forget(NOBODY, PLACE, tuple(chain(1, "later"))))
+        assert not threads.reading()
+        assert not threads.writing()
+        assert not threads.submit(Seek(NOBODY, PLACE, tuple(keys), 0, BLOCK_BYTES, 0))
+        go_on.set()
+        assert noted.acquire(timeout=10)
+        assert threads.reading()
+        assert threads.writing()
+        assert threads.ledger.deleted == 2
+        brought: list[Piece] = []
+        threads.jobs.seek(Seek(NOBODY, PLACE, tuple(keys), 0, BLOCK_BYTES, 0), brought.append)
+        assert not brought
+        threads.jobs.seek(Seek(NOBODY, PLACE, tuple(keys[1:]), 0, BLOCK_BYTES, 0), brought.append)
+        assert not brought, "no run begins there"
+    finally:
+        go_on.set()
         threads.stop()
 
 
@@ -632,10 +674,11 @@ def test_ranges_that_are_read_side_by_side_are_timed_together(one: Kit, s3: S3Se
     keys = chain(150)
     for start in range(0, 150, 64):
         one.keep(keys[start : start + 64], parent=keys[start - 1] if start else bytes(32))
-    read, jobs, pieces = one.jobs._read, one.jobs, cast(list[Piece], [])
-    jobs._read = lambda ask, block_bytes: (read(ask, block_bytes)[0], 5.0, 6.0)  # type: ignore[method-assign]
+    reading, pieces = one.jobs.reading, cast(list[Piece], [])
+    read = reading._read
+    reading._read = lambda *ask: replace(read(*ask), began_s=5.0, ended_s=6.0)  # type: ignore[method-assign]
     seek = Seek(NOBODY, PLACE, tuple(keys), 0, BLOCK_BYTES, 0)
-    jobs.seek(seek, pieces.append)
+    one.jobs.seek(seek, pieces.append)
     assert len(pieces) == 3
     assert seek.read_bytes == 150 * BLOCK_BYTES + 3 * HEADER_BYTES
     assert seek.read_s == 1.0

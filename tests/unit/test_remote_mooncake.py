@@ -59,6 +59,70 @@ def test_what_is_written_is_read_in_ranges_and_the_first_writer_wins(backend: Mo
         backend.get_range("v1/a", 0, 10)
 
 
+def test_many_are_read_at_once_each_into_its_own_place(backend: MooncakeBackend) -> None:
+    names = [f"v1/{number}" for number in range(150)]
+    for number, name in enumerate(names):
+        if number % 7:
+            backend.put(name, [content(1000 + number, seed=number)])
+    got = backend.get_many(names, 2000)
+    for number, one in enumerate(got):
+        assert (one is None) == (number % 7 == 0)
+        if one is not None:
+            assert np.array_equal(one, content(1000 + number, seed=number))
+            assert not np.array_equal(one, content(1000 + number, seed=number + 1)), "the control"
+            assert not one.flags.writeable
+    backend.put("v1/large", [content(9000)])
+    too_large = backend.get_many(["v1/1", "v1/large"], 2000)
+    assert [one is not None and one.size for one in too_large] == [1001, 0], "of a size that it should not have"
+    life = backend._life
+    assert life is not None
+    del got, one, too_large
+    assert life.region.free_bytes == 16 * MIB
+    with pytest.raises(TooLargeError):
+        backend.get_many(names, 2 * MIB + 1)
+    assert backend.lives == 1
+
+
+@pytest.mark.parametrize("name", ["dies", "hangs", "fails", "lies", "raises"])
+def test_whatever_one_of_many_does_ends_within_its_deadline_and_with_its_process(
+    backend: MooncakeBackend, name: str
+) -> None:
+    backend.put("good", [content(9_000)])
+    (held,) = backend.get_many(["good"], 9_000)
+    pid = backend.pid
+    with pytest.raises(UnreachableError):
+        backend.get_many(["good", name, "good"], 9_000)
+    assert until(lambda: succeeds(lambda: backend.exists_many(["good"])))
+    assert backend.pid not in {0, pid}
+    assert held is not None
+    assert np.array_equal(held, content(9_000)), "what was lent before stays"
+    assert backend.lives == 2
+
+
+def test_several_batches_at_a_time_are_one_of_mooncakes_and_everybody_gets_his_own(backend: MooncakeBackend) -> None:
+    for number in range(60):
+        backend.put(f"{number}", [content(500 + number, seed=number)])
+    wrong: list[int] = []
+
+    def read(first: int) -> None:
+        for _ in range(20):
+            numbers = range(first, first + 10)
+            got = backend.get_many([f"{number}" for number in numbers], 600)
+            wrong.extend(
+                number
+                for number, one in zip(numbers, got, strict=True)
+                if one is None or not np.array_equal(one, content(500 + number, seed=number))
+            )
+
+    threads = [threading.Thread(target=read, args=(first,)) for first in range(0, 60, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert backend.lives == 1
+
+
 @pytest.mark.parametrize("name", ["dies", "hangs", "fails", "lies", "raises"])
 def test_whatever_a_read_does_ends_within_its_deadline_and_with_its_process(
     backend: MooncakeBackend, name: str

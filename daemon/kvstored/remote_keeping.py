@@ -1,0 +1,135 @@
+"""Writing a run to the far side. Threads of the remote tier; no store here.
+
+Keep -> copied out of DRAM and compared -> what is there already is left out -> encoded where that pays
+     -> objects -> ledger
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from kvkernels.copyhash import copy_and_hash
+from kvkernels.planes import pack
+from kvstore.tier.format import Codec
+from kvstore.tier.remote_format import HEADER_BYTES, ObjectHeader, marks_in, name_of, pack_header
+from kvstore.tier.remote_index import Run
+from kvstore.tier.remote_orders import Bytes, Keep
+from kvstored.remote_holdings import Holdings
+from kvstored.remote_port import RemoteError, TooLargeError
+
+SHARE_PACKED: Final = 0.9  # of its bytes: what saves less is not worth decoding
+
+
+class Keeping:
+    """One host's writes. Any thread."""
+
+    def __init__(self, holdings: Holdings, view: Callable[[int], Bytes], quota_bytes: int) -> None:
+        """`view`: an arena's bytes. `quota_bytes`: what this host may have over there."""
+        self.view = view
+        self._holdings = holdings
+        self._quota_bytes = quota_bytes
+
+    def begin(self, keep: Keep) -> None:
+        """What is dropped from now on may be some of it. Owner thread."""
+        keep.epoch = self._holdings.epochs.of(keep.place.prefix)
+
+    def keep(self, keep: Keep, copied: Callable[[Keep], None]) -> None:
+        """Write a run; `copied` is called as soon as DRAM is needed no more."""
+        holdings, place, count = self._holdings, keep.place, len(keep.keys)
+        if len(holdings.allowed(place, keep.keys)) < count:  # stored again under a key that was deleted
+            copied(keep)
+            keep.failed = "deleted"
+            return
+        content = np.empty(HEADER_BYTES + count * keep.block_bytes, dtype=np.uint8)
+        good = self._copy(keep, content)
+        copied(keep)
+        digests = holdings.allowed(place, keep.keys) if good else []
+        if len(digests) < count:
+            keep.failed = "deleted meanwhile" if good else "changed in memory"
+            return
+        try:
+            while stretches := holdings.follow(place, digests, keep.stored) if keep.stored < count else []:
+                keep.stored += sum(stretch.count for stretch in stretches)
+            with holdings.lock:
+                holdings.seen.skipped += keep.stored
+            while keep.stored < count:
+                self._put(keep, content, min(count, keep.stored + holdings.far.most_blocks))
+        except RemoteError as error:
+            keep.failed = str(error)
+
+    def _copy(self, keep: Keep, content: Bytes) -> bool:
+        block_bytes = keep.block_bytes
+        for number, (arena, offset) in enumerate(keep.sources):
+            begin = HEADER_BYTES + number * block_bytes
+            source = self.view(arena)[offset : offset + block_bytes]
+            if copy_and_hash(source, content[begin : begin + block_bytes]) != keep.checksums[number]:
+                with self._holdings.lock:
+                    self._holdings.seen.changed += 1
+                return False
+        return True
+
+    def _put(self, keep: Keep, content: Bytes, stop: int) -> None:
+        """Blocks from `keep.stored` to `stop` as one object. Raises RemoteError."""
+        holdings, start = self._holdings, keep.stored
+        keys, prefix = keep.keys[start:stop], keep.place.prefix
+        stored, packed = _packed(keep, content, stop) if holdings.far.most_blocks > 1 else ((), [])
+        name = name_of(keep.place, keys, encoded=bool(stored))
+        with holdings.lock:
+            bad = holdings.known.is_bad(name)
+        if bad:
+            raise RemoteError("what lies there is damaged, and is not written over")
+        parent = keep.keys[start - 1] if start else keep.parent
+        header = ObjectHeader(keep.place, parent, keys, tuple(keep.checksums[start:stop]), keep.block_bytes, stored)
+        # What lies before it in memory is over there by now: its place is the header's.
+        begin, end = start * keep.block_bytes, HEADER_BYTES + stop * keep.block_bytes
+        content[begin : begin + HEADER_BYTES] = np.frombuffer(pack_header(header), dtype=np.uint8)
+        parts = [content[begin : begin + HEADER_BYTES], *packed] if stored else [content[begin:end]]
+        object_bytes = header.ends[-1]
+        self._make_room(object_bytes)
+        new = holdings.far.put(name, parts)
+        with holdings.lock:
+            dropped = holdings.epochs.of(prefix) != keep.epoch
+            if new:
+                holdings.ledger.wrote(name, object_bytes)
+            if not dropped:
+                folder = name[: name.rfind("/") + 1]
+                marks = marks_in(name, folder)
+                assert marks is not None, "a name of our own"
+                holdings.known.add(folder, Run(name, marks, object_bytes), time.monotonic_ns())
+        if dropped:  # something of this namespace was deleted while it was written: it may be this
+            holdings.remove([name])
+            raise RemoteError("deleted meanwhile")
+        keep.stored = stop
+        self._make_room(0)  # others write at the same time
+
+    def _make_room(self, wanted_bytes: int) -> None:
+        """Delete what was written first while there is more than the quota allows.
+
+        Raises RemoteError: who cannot delete does not write either.
+        """
+        holdings = self._holdings
+        if wanted_bytes > self._quota_bytes:
+            raise TooLargeError(f"{wanted_bytes} bytes are more than all that this host may keep there")
+        while True:
+            with holdings.lock:
+                oldest = holdings.ledger.oldest()
+                if oldest is None or holdings.ledger.total_bytes + wanted_bytes <= self._quota_bytes:
+                    return
+            holdings.remove([oldest])
+
+
+def _packed(keep: Keep, content: Bytes, stop: int) -> tuple[tuple[tuple[Codec, int], ...], list[Bytes]]:
+    """Blocks from `keep.stored` to `stop` encoded: codec and size of each, and their bytes. Empty: none shrinks."""
+    if keep.codec is Codec.RAW:
+        return (), []
+    block_bytes, stored, parts = keep.block_bytes, [], []
+    for number in range(keep.stored, stop):
+        begin = HEADER_BYTES + number * block_bytes
+        block = content[begin : begin + block_bytes]
+        small = pack(block, int(SHARE_PACKED * block_bytes))
+        keep.packed.append(small[1] if small else block_bytes)
+        stored.append((keep.codec, small[1]) if small else (Codec.RAW, block_bytes))
+        parts.append(small[0][: small[1]] if small else block)
+    return (tuple(stored), parts) if any(codec is not Codec.RAW for codec, _ in stored) else ((), [])
