@@ -69,8 +69,8 @@ class Codec:
             raise UsageError(f"codec {encoding}: {error}") from error
         rows = f" rows of {row}" if encoding in _WITH_ROWS else ""
         self.text = f"{encoding}/{VERSION} {values} {dtype}{rows}"
-        self._row = row
-        self._half = dtype == "float16"
+        self.row = row
+        self.half = dtype == "float16"
         self._way = _way(accelerate)
         self._compiled = bool(accelerate)
         fields = _HEAD.pack(_MAGIC, VERSION, _NUMBERS[encoding], DTYPES[dtype], row if rows else 0, 0, values)
@@ -81,17 +81,25 @@ class Codec:
         """Bytes of a plain block over those of a stored one."""
         return self.plain_bytes / self.stored_bytes
 
+    def write_head(self, target: Bytes) -> None:
+        """What stands in front of each block."""
+        target[:HEAD_BYTES] = self._head
+
+    def has_head(self, encoded: Bytes) -> bool:
+        """Does a block of this very codec begin like that?"""
+        return bool(np.array_equal(encoded[:HEAD_BYTES], self._head))
+
     def encode(self, source: Bytes, target: Bytes) -> bool:
         """`plain_bytes` into `stored_bytes`; False if this codec cannot take them, and `target` is then undefined."""
         values = source.view(np.uint16)
         if self._compiled and not values.flags.aligned:  # which would have it compiled anew
             values = values.copy()
-        target[:HEAD_BYTES] = self._head
-        return self._way.encode(self.encoding, values, target[HEAD_BYTES:], self._row, half=self._half)
+        self.write_head(target)
+        return self._way.encode(self.encoding, values, target[HEAD_BYTES:], self.row, half=self.half)
 
     def decode(self, encoded: Bytes, target: Bytes) -> bool:
         """`stored_bytes` into `plain_bytes`; False for what is no block of this codec."""
-        if not np.array_equal(encoded[:HEAD_BYTES], self._head):
+        if not self.has_head(encoded):
             return False
         encoded, values = encoded[HEAD_BYTES:], target.view(np.uint16)
         into = values
@@ -100,7 +108,7 @@ class Codec:
             encoded = encoded.copy() if self.encoding is Encoding.BF16_FIXED else encoded
             into = values if values.flags.aligned else np.empty_like(values)
         try:
-            self._way.decode(self.encoding, encoded, into, self._row, half=self._half)
+            self._way.decode(self.encoding, encoded, into, self.row, half=self.half)
         except EncodingError:
             return False
         if into is not values:
@@ -210,15 +218,16 @@ def pays(link_bytes_per_s: float, ratio: float, speed_bytes_per_s: float) -> boo
 
 
 def measure(
-    block_bytes: int = 2 << 20, row: int = 128, *, accelerate: str = "", clock: Callable[[], float] = time.perf_counter
-) -> list[Speed]:
-    """How fast each codec is right here, in this thread, on bfloat16 blocks of normally distributed values.
+    block_bytes: int = 2 << 20, row: int = 128, *, accelerate: str = "",
+    encodings: Sequence[Encoding] = tuple(Encoding), clock: Callable[[], float] = time.perf_counter,
+) -> list[Speed]:  # fmt: skip
+    """How fast each of these codecs is right here, in this thread, on bfloat16 blocks of normally distributed values.
 
     The best of three times four blocks each way: some tenths of a second in all. Raises UsageError.
     """
     random = np.random.default_rng(0)
     speeds = []
-    for encoding in Encoding:
+    for encoding in encodings:
         shape = (block_bytes // 2 // max(1, row), row)
         codec = codec_of(
             encoding, dtype="bfloat16", block_bytes=block_bytes, block_shape=shape, lossy=True, accelerate=accelerate

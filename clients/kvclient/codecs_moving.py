@@ -8,7 +8,8 @@ from kvclient.buffers import Memory
 from kvclient.codecs import Codec
 from kvclient.copying import Gate, bytes_at, copy
 from kvclient.flows import Copy
-from kvclient.mapping import Place
+from kvclient.mapping import Mapping, Place
+from kvkernels.device.port import DeviceError
 
 
 class Encode(Copy):
@@ -25,11 +26,11 @@ class Encode(Copy):
         self.done = 0
 
     def carry_out(self) -> None:
-        """In any thread. Raises WithdrawnError."""
+        """In any thread. Raises WithdrawnError: who closes the gate waits for one block at most."""
         codec, source = self._codec, self._source
-        with self.gate:
-            between = None if source.scattered is None else np.empty(codec.plain_bytes, np.uint8)
-            for index, target in zip(self._indices, self._targets, strict=True):
+        between = None if source.scattered is None else np.empty(codec.plain_bytes, np.uint8)
+        for index, target in zip(self._indices, self._targets, strict=True):
+            with self.gate:
                 if between is None:
                     plain = bytes_at(source.addresses[index], codec.plain_bytes)
                 else:
@@ -38,6 +39,36 @@ class Encode(Copy):
                 if not codec.encode(plain, bytes_at(target, codec.stored_bytes)):
                     return
                 self.done += 1
+
+
+class EncodeOnDevice(Copy):
+    """The same for blocks in a GPU's memory, on that GPU. `failed`: it could not."""
+
+    __slots__ = ("_codec", "_indices", "_maps", "_source", "_targets", "done")
+
+    def __init__(
+        self, codec: Codec, source: Memory, indices: Sequence[int], targets: Sequence[int], gate: Gate | None,
+        maps: Sequence[Mapping],
+    ) -> None:  # fmt: skip
+        """`maps`: what the targets lie in."""
+        super().__init__([], gate=gate)
+        self._codec = codec
+        self._source = source
+        self._indices = indices
+        self._targets = targets
+        self._maps = maps
+        self.done = 0
+
+    def carry_out(self) -> None:
+        """In any thread. Raises WithdrawnError."""
+        assert self._source.device is not None, "memory of a device"
+        with self.gate:
+            try:
+                self.done = self._source.device.encode(
+                    self._codec, self._source, self._indices, self._targets, self._maps
+                )
+            except DeviceError as error:
+                self.failed = error
 
 
 def decode_to(codec: Codec, memory: Memory, first: int, places: Sequence[Place]) -> bool:

@@ -32,7 +32,7 @@ from kvstored import device_report
 from kvstored.clients import Clients
 from kvstored.connection import Connection
 from kvstored.device_attach import Attached
-from kvstored.device_promoting import Promotions
+from kvstored.device_hbm import HbmVerbs
 from kvstored.device_records import Memory, Mover, Transfer, check_free, check_targets
 from kvstored.device_work import Block, DeviceThreads, Done, Emptying, Filling, Region, Work
 from kvstored.memory import HostMemory
@@ -59,7 +59,8 @@ class DeviceVerbs:
         self._host = memory
         self._tell = tell
         self._attached = Attached(threads, frame, self._put, self._send, clients.hang_up)
-        self._promotions = Promotions(memory, self._put, self._give_back)
+        self._hbm = HbmVerbs(threads, store, memory, self._put, self._give_back)
+        self._promotions = self._hbm.promotions
         self._waiting: dict[Lease | Parked, Transfer | None] = {}  # None: not wanted any more
         self._works: dict[Work, Callable[[Done], None]] = {}
         memory.unmapping = self._unmapping
@@ -95,10 +96,9 @@ class DeviceVerbs:
         """For status: what is no GPU, and what works no more."""
         return device_report.warnings(self._threads)
 
-    @property
-    def has_hbm(self) -> bool:
-        """Is there a tier on any of them?"""
-        return any(threads.hbm is not None for threads in self._threads)
+    def begin(self, store: Store) -> None:
+        """The store is there, and hears of the tiers on GPUs."""
+        self._hbm.begin(store)
 
     def report(self) -> tuple[DeviceReport, ...]:
         """How each of them stands, for metrics."""
@@ -122,6 +122,7 @@ class DeviceVerbs:
             self._refuse(connection, head, error)
             return
         memory.threads.tally.loads += 1
+        self._hbm.settle(memory.threads, namespace)
         memory.filling.update(load.pages)
         transfer = self._begin(mover, memory, namespace, load.pages, head)
         transfer.groups = load.groups
@@ -224,24 +225,19 @@ class DeviceVerbs:
         self._store().moving.give_back(held)
 
     def nearer(self, handler: Handler) -> Handler:
-        """PIN and PREFETCH: what lies in DRAM of a chain that is wanted in HBM is copied up, once that is answered."""
+        """PIN and PREFETCH for the tier on a GPU mean the one that the session has memory on."""
 
         def handle(connection: Connection, session: Session, head: Head) -> None:
-            handler(connection, session, head)
+            mover = self._attached.movers.get(session)
+            policy_frames.pin_keys(head)  # is it as long as it says?
             number, tier = _TIER_HEAD.unpack_from(self._frame, head.body)
-            if tier == Tier.HBM:
+            if tier == Tier.HBM and mover is not None:
                 namespace = self._store().namespace(session, number)
-                at = (policy_frames.pin_keys(head)) >> 3
-                held = self._store().moving.hold(namespace, self._words, at, head.count)
-                self._promotions.promote(self._nearest(session), held, namespace)
+                for memory in list(mover.memories.values())[:1]:
+                    self._hbm.settle(memory.threads, namespace)
+            handler(connection, session, head)
 
         return handle
-
-    def _nearest(self, session: Session) -> DeviceThreads:
-        """The GPU that a session has memory on, else the first."""
-        mover = self._attached.movers.get(session)
-        theirs = [memory.threads for memory in mover.memories.values()] if mover is not None else []
-        return next(threads for threads in (*theirs, *self._threads) if threads.hbm is not None)
 
     # -- SAVE ----------------------------------------------------------------------------------------------------
 
@@ -408,6 +404,7 @@ class DeviceVerbs:
         for threads in self._threads:
             for done in threads.take_done():
                 (self._works.pop(done.work) if done.over else self._works[done.work])(done)
+            self._hbm.look(threads)
 
     # -- answers -------------------------------------------------------------------------------------------------
 

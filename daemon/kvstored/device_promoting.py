@@ -12,7 +12,7 @@ from typing import Final
 
 from kvstore.moving import Held, Place
 from kvstore.sessions import Namespace
-from kvstore.tier.hbm import Copy
+from kvstore.tier.hbm import Copy, Hbm
 from kvstored.device_work import DeviceThreads, Done, Promoting, Region, Work
 from kvstored.memory import HostMemory
 
@@ -34,8 +34,10 @@ class Promotions:
 
     def __init__(
         self, host: HostMemory, put: Callable[[DeviceThreads, Work, Callable[[Done], None]], None],
-        give_back: Callable[[Held], None],
+        give_back: Callable[[Held], None], call: Callable[[Hbm, Sequence[Copy], Namespace], None],
     ) -> None:  # fmt: skip
+        """`call`: what copies are of, told while their blocks are held."""
+        self._call = call
         self._host = host
         self._put = put
         self._give_back = give_back
@@ -46,7 +48,7 @@ class Promotions:
         begins, regions = self._arenas(held.places)
         sources = Sources([], [], regions)
         for place in held.places:
-            copy = threads.hbm.find(place.row, place.generation) if threads.hbm is not None else None
+            copy = threads.tier.find(place.row, place.generation) if threads.tier is not None else None
             sources.copies.append(copy)
             at = begins[place.arena] + place.offset if copy is None else threads.hbm_address(copy)
             sources.addresses.append(at)
@@ -65,12 +67,11 @@ class Promotions:
         if hbm is None:
             self._give_back(held)
             return
-        for copy in copies:
-            if copy is not None:
-                hbm.release(copy)
-                if good:
-                    hbm.tally.hits += 1
-                    hbm.tally.hit_bytes += namespace.identity.block_bytes
+        near = [copy for copy in copies if copy is not None]
+        for copy in near:
+            hbm.release(copy)
+        if good and near:
+            hbm.hit(len(near), namespace.identity.block_bytes, namespace.tenant)
         far = [place for place, copy in zip(held.places, copies, strict=True) if copy is None]
         new = self._reserve(threads, far, namespace) if good and not threads.lost else []
         if not new:
@@ -79,7 +80,7 @@ class Promotions:
         begins, regions = self._arenas([place for place, _ in new])
         places = [(threads.hbm_address(copy), begins[place.arena] + place.offset) for place, copy in new]
         work = Promoting(places, namespace.identity.block_bytes, regions)
-        self._put(threads, work, partial(self._promoted, threads, held, [copy for _, copy in new], work))
+        self._put(threads, work, partial(self._promoted, threads, held, namespace, [copy for _, copy in new], work))
 
     def promote(self, threads: DeviceThreads, held: Held, namespace: Namespace) -> None:
         """Have these blocks on the device, seen or not; they are held until then."""
@@ -99,7 +100,7 @@ class Promotions:
                 continue
             if len(new) * namespace.slot_bytes >= AT_ONCE:
                 break
-            copy = threads.hbm.reserve(namespace.tenant.number, namespace.slot_bytes, *key)
+            copy = threads.hbm.reserve(namespace.tenant, namespace.slot_bytes, *key)
             if copy is not None:
                 new.append((place, copy))
             elif not threads.hbm.has(*key):
@@ -109,11 +110,14 @@ class Promotions:
         return new
 
     def _promoted(
-        self, threads: DeviceThreads, held: Held, copies: Sequence[Copy], work: Promoting, done: Done
+        self, threads: DeviceThreads, held: Held, namespace: Namespace, copies: Sequence[Copy], work: Promoting,
+        done: Done,
     ) -> None:  # fmt: skip
         if not done.over:
             return
         assert threads.hbm is not None, "it was there"
         for copy in copies:
             (threads.hbm.filled if work.error is None else threads.hbm.failed)(copy)
+        if work.error is None:
+            self._call(threads.hbm, copies, namespace)
         self._give_back(held)

@@ -248,6 +248,11 @@ class DeviceThreads:
         self._hbm_address = self.device.allocate(hbm_bytes).address
         self.hbm = Hbm(hbm_bytes)
 
+    @property
+    def tier(self) -> Hbm | None:
+        """The tier in its memory; None where there is none, or none any more."""
+        return None if self.lost else self.hbm
+
     def hbm_address(self, copy: Copy) -> int:
         """Where a copy lies."""
         return self._hbm_address + copy.offset

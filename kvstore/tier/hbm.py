@@ -4,23 +4,42 @@
                                --failed--> its slot is free
 
 A copy belongs to a row and its generation, so what becomes of the block in DRAM need not be told here: nobody finds a
-copy but by a lease on the block itself, and another block in that row has another generation. It is clean, always: to
-give it up is to forget it. Memory goes to tenants by arenas, each of one slot size at a time:
+copy but by a lease on the block itself, and another block in that row has another generation. It is clean: to give it
+up is to forget it, unless DRAM has evicted the block meanwhile (`hbms.py`: `leaving` then takes hold of it). Memory
+goes to tenants by arenas, each of one slot size at a time:
 
-    a free arena -> below its share: the arena of the tenant with most that was used longest ago
-                 -> the tenant's own copy that was used longest ago -> its own oldest arena, for another slot size
+    a free arena -> an arena of the tenant furthest above what is guaranteed to it (`quotas.Shares`), the one that was
+                    used longest ago -> the tenant's own copy that was used longest ago -> its own oldest arena, for
+                    another slot size
 
-A share is an equal part, for each tenant that has any; so nobody takes from one that has less than itself.
+What a pin wants here (`keep`) is not evicted by what its own tenant reads. It promises nobody memory: a tenant below
+its guarantee takes the arena all the same, pinned copies last.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from kvproto.limits import MIB
+import numpy as np
 
-ARENA_BYTES: Final = 16 * MIB
+from kvstore.blocks import U4, U8
+from kvstore.quotas import HBM, HBM_ARENA_BYTES, Capacity, Shares
+from kvstore.sessions import Namespace, Tenant
+
+LEAVE_AT_ONCE: Final = 8  # copies that are looked at for one that nobody else has an interest in
+Key = tuple[int, int]  # row and generation
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a copy is of, once its row may be another block's."""
+
+    namespace: Namespace
+    key: bytes
+    parent: bytes | None  # the key of the block before it
+    checksum: int
+    epoch: int  # see `HbmTiers.is_alone`
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +52,14 @@ class Copy:
     slot: int
     whole: bool = False
     users: int = 0  # copies that read it right now
+    since_ns: int = 0  # when it was whole
+    used_ns: int = 0
+    name: Name | None = None
+
+    @property
+    def key(self) -> Key:
+        """Of which block it is one."""
+        return self.row, self.generation
 
     @property
     def offset(self) -> int:
@@ -45,11 +72,12 @@ class HbmArena:
     """A part of that memory, as one tenant has it for blocks of one size."""
 
     first_byte: int
-    tenant: int = 0
+    tenant: Tenant | None = None
     slot_bytes: int = 0
     free: list[int] = field(default_factory=list)
     copies: dict[Copy, None] = field(default_factory=dict)
     busy: int = 0  # copies that are read or written right now
+    kept: int = 0  # copies that pins want here
     used: int = 0  # turn of its last use
 
 
@@ -57,7 +85,7 @@ class HbmArena:
 class _Shelf:
     """One tenant's copies of one slot size. A plain dict that loses what came first is slow to say what does."""
 
-    idle: "OrderedDict[Copy, None]" = field(default_factory=OrderedDict)  # used longest ago first
+    idle: "OrderedDict[Copy, None]" = field(default_factory=OrderedDict)  # used longest ago first; none that is pinned
     with_room: "OrderedDict[HbmArena, None]" = field(default_factory=OrderedDict)
 
 
@@ -68,22 +96,32 @@ class HbmTally:
     hits: int = 0
     hit_bytes: int = 0
     promoted: int = 0
+    promoted_bytes: int = 0  # of slots
     evicted: int = 0
+    evicted_after_ns: int = 0  # how long those that were evicted had been there, together
+    unpinned: int = 0  # of those evicted, pinned ones
 
 
 class Hbm:
     """The tier on one GPU."""
 
-    def __init__(self, hbm_bytes: int, arena_bytes: int = ARENA_BYTES) -> None:
+    def __init__(self, hbm_bytes: int, arena_bytes: int = HBM_ARENA_BYTES) -> None:
         """So many bytes, in whole arenas."""
         self.arena_bytes = arena_bytes
         self.tally = HbmTally()
+        self.hit_bytes: Counter[Tenant] = Counter()  # since the start
+        self.clock: Callable[[], int] = lambda: 0
+        self.leaving: Callable[[Copy], bool] = lambda _copy: False  # who takes hold of one that would be evicted
+        self.generations: U8 | None = None  # by row: of the block that a whole copy is of, 0: of none; if wanted
         self._arenas = [HbmArena(first) for first in range(0, hbm_bytes - arena_bytes + 1, arena_bytes)]
         self._unused = self._arenas[::-1]
-        self._copies: dict[tuple[int, int], Copy] = {}
-        self._shelves: dict[tuple[int, int], _Shelf] = {}  # by tenant and slot size
-        self._of: dict[int, dict[HbmArena, None]] = {}  # by tenant: its arenas, if it has any
+        self._copies: dict[Key, Copy] = {}
+        self._shelves: dict[tuple[Tenant, int], _Shelf] = {}  # by tenant and slot size
+        self._of: dict[Tenant, dict[HbmArena, None]] = {}  # by tenant: its arenas, if it has any
+        self._named: dict[tuple[Namespace, bytes], Copy] = {}
+        self._kept: Counter[Key] = Counter()  # pins that want a copy here
         self._turn = 0
+        self.shares = Shares(Capacity(HBM, arena_bytes, len(self._arenas)), self.held)
 
     @property
     def hbm_bytes(self) -> int:
@@ -95,15 +133,25 @@ class Hbm:
         """Copies that are whole, or will be."""
         return len(self._copies)
 
-    def used_bytes(self, tenant: int | None = None) -> int:
+    def held(self, tenant: Tenant) -> int:
+        """Arenas of a tenant."""
+        return len(self._of.get(tenant, ()))
+
+    def used_bytes(self, tenant: Tenant | None = None) -> int:
         """Of slots with copies; of one tenant, or of all."""
-        return sum(
-            len(arena.copies) * arena.slot_bytes for arena in self._arenas if tenant is None or arena.tenant == tenant
-        )
+        arenas = self._arenas if tenant is None else self._of.get(tenant, ())
+        return sum(len(arena.copies) * arena.slot_bytes for arena in arenas)
 
     def has(self, row: int, generation: int) -> bool:
         """Is there a copy, or one on its way?"""
         return (row, generation) in self._copies
+
+    def whole(self, rows: U4, generations: U8) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Of which of these blocks is there a whole copy? `generations`: those of the rows."""
+        if self.generations is None:
+            return np.zeros(rows.size, dtype=np.bool_)
+        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.generations[rows] == generations
+        return found
 
     def find(self, row: int, generation: int) -> Copy | None:
         """A whole copy, which stays until `release`."""
@@ -111,11 +159,39 @@ class Hbm:
         if found is None or not found.whole:
             return None
         if not found.users:
-            del self._shelf(found).idle[found]
+            self._shelf(found).idle.pop(found, None)
             found.arena.busy += 1
         found.users += 1
+        found.used_ns = self.clock()
         self._touch(found.arena)
         return found
+
+    def call(self, copy: Copy, name: Name) -> None:
+        """Say what a whole copy is of; an older one of the same has no name any more."""
+        older = self._named.get((name.namespace, name.key))
+        if older is not None:
+            older.name = None
+        copy.name = name
+        self._named[name.namespace, name.key] = copy
+
+    def called(self, namespace: Namespace, key: bytes) -> Copy | None:
+        """A copy by its name, whoever is in its row by now."""
+        return self._named.get((namespace, key))
+
+    @property
+    def has_names(self) -> bool:
+        """Is any copy known by its name?"""
+        return bool(self._named)
+
+    def forget_namespace(self, namespace: Namespace) -> None:
+        """Its names mean nothing any more."""
+        for key in [key for key in self._named if key[0] is namespace]:
+            self._named.pop(key).name = None
+
+    def forget(self, copy: Copy) -> None:
+        """Nobody wants it any more, unless somebody reads it."""
+        if not copy.users and self._copies.get(copy.key) is copy:
+            self._drop(copy)
 
     def release(self, copy: Copy) -> None:
         """It was read."""
@@ -123,7 +199,13 @@ class Hbm:
         if not copy.users:
             self._rest(copy)
 
-    def reserve(self, tenant: int, slot_bytes: int, row: int, generation: int) -> Copy | None:
+    def hit(self, copies: int, block_bytes: int, tenant: Tenant) -> None:
+        """So many were read to the end."""
+        self.tally.hits += copies
+        self.tally.hit_bytes += copies * block_bytes
+        self.hit_bytes[tenant] += copies * block_bytes
+
+    def reserve(self, tenant: Tenant, slot_bytes: int, row: int, generation: int) -> Copy | None:
         """Room for a copy; None if it is there, or on its way, or if there is none to be had right now."""
         if (row, generation) in self._copies or slot_bytes > self.arena_bytes:
             return None
@@ -135,14 +217,19 @@ class Hbm:
             del self._shelf(copy).with_room[arena]
         arena.copies[copy] = None
         arena.busy += 1
-        self._copies[row, generation] = copy
+        arena.kept += copy.key in self._kept
+        self._copies[copy.key] = copy
         self._touch(arena)
         return copy
 
     def filled(self, copy: Copy) -> None:
         """Its bytes are there."""
         copy.whole, copy.users = True, 0
+        copy.since_ns = copy.used_ns = self.clock()
+        if self.generations is not None:
+            self.generations[copy.row] = copy.generation
         self.tally.promoted += 1
+        self.tally.promoted_bytes += copy.arena.slot_bytes
         self._rest(copy)
 
     def failed(self, copy: Copy) -> None:
@@ -151,7 +238,38 @@ class Hbm:
         self._rest(copy)
         self._drop(copy)
 
+    # -- pins ----------------------------------------------------------------------------------------------------
+
+    def wanted(self, key: Key) -> bool:
+        """Does a pin want this block here?"""
+        return key in self._kept
+
+    def keep(self, keys: Iterable[Key]) -> None:
+        """One pin more wants copies of these, there or not."""
+        for key in keys:
+            self._kept[key] += 1
+            copy = self._copies.get(key)
+            if copy is not None and self._kept[key] == 1:
+                copy.arena.kept += 1
+                self._shelf(copy).idle.pop(copy, None)
+
+    def let_go(self, keys: Iterable[Key]) -> None:
+        """One fewer does."""
+        for key in keys:
+            self._kept[key] -= 1
+            if self._kept[key]:
+                continue
+            del self._kept[key]
+            copy = self._copies.get(key)
+            if copy is not None:
+                copy.arena.kept -= 1
+                if not copy.users:
+                    self._shelf(copy).idle[copy] = None
+
+    # -- copies that come and go ---------------------------------------------------------------------------------
+
     def _shelf(self, copy: Copy) -> _Shelf:
+        assert copy.arena.tenant is not None, "a copy lies in somebody's arena"
         return self._shelves[copy.arena.tenant, copy.arena.slot_bytes]
 
     def _touch(self, arena: HbmArena) -> None:
@@ -161,64 +279,99 @@ class Hbm:
     def _rest(self, copy: Copy) -> None:
         """Nobody reads or writes it any more."""
         copy.arena.busy -= 1
-        self._shelf(copy).idle[copy] = None
+        if copy.key not in self._kept:
+            self._shelf(copy).idle[copy] = None
+
+    def _evict(self, copy: Copy) -> None:
+        self.tally.evicted += 1
+        self.tally.evicted_after_ns += self.clock() - copy.since_ns
+        self.tally.unpinned += copy.key in self._kept
+        self._drop(copy)
 
     def _drop(self, copy: Copy) -> None:
-        """One that is idle."""
+        """One that nobody reads or writes."""
         shelf, arena = self._shelf(copy), copy.arena
-        del self._copies[copy.row, copy.generation], arena.copies[copy], shelf.idle[copy]
+        del self._copies[copy.key], arena.copies[copy]
+        shelf.idle.pop(copy, None)
+        if copy.name is not None and self._named.get((copy.name.namespace, copy.name.key)) is copy:
+            del self._named[copy.name.namespace, copy.name.key]
+        arena.kept -= copy.key in self._kept
+        if self.generations is not None and self.generations[copy.row] == copy.generation:
+            self.generations[copy.row] = 0
         arena.free.append(copy.slot)
         shelf.with_room[arena] = None
 
     # -- room ----------------------------------------------------------------------------------------------------
 
-    def _room(self, tenant: int, slot_bytes: int) -> HbmArena | None:
+    def _room(self, tenant: Tenant, slot_bytes: int) -> HbmArena | None:
         """An arena of this tenant with a free slot of this size. Quick, however many copies there are."""
-        shelf, mine = self._shelves.get((tenant, slot_bytes)), self._of.get(tenant, {})
+        if self.held(tenant) > self.shares.most(tenant):
+            self._give_back_one(tenant)
+        shelf = self._shelves.get((tenant, slot_bytes))
         found = next(iter(shelf.with_room), None) if shelf is not None else None
-        if found is None and self._unused:
+        if found is None and self.held(tenant) < self.shares.most(tenant):
+            found = self._one_more(tenant, slot_bytes)
+        if found is None and shelf is not None:
+            found = self._evict_oldest(shelf)
+        if found is None and self.held(tenant):
+            empty = self._emptied(self._of[tenant], pinned=False)
+            found = self._give(empty, tenant, slot_bytes) if empty is not None else None
+        return found
+
+    def _evict_oldest(self, shelf: _Shelf) -> HbmArena | None:
+        for _ in range(LEAVE_AT_ONCE):
+            oldest = next(iter(shelf.idle), None)
+            if oldest is None:
+                return None
+            if not self.leaving(oldest):
+                self._evict(oldest)
+                return oldest.arena
+        return None
+
+    def _one_more(self, tenant: Tenant, slot_bytes: int) -> HbmArena | None:
+        """A free one, or one of who is furthest above what is guaranteed to it."""
+        if self._unused:
             return self._give(self._unused.pop(), tenant, slot_bytes)
-        if found is None and len(mine) < self._share(tenant):
-            found = self._take_from_others(tenant, len(mine), slot_bytes)
-        if found is None and shelf is not None and shelf.idle:
-            oldest = next(iter(shelf.idle))
-            self.tally.evicted += 1
-            self._drop(oldest)
-            found = oldest.arena
-        return found or self._change_size(mine, tenant, slot_bytes)
-
-    def _share(self, tenant: int) -> int:
-        return len(self._arenas) // len({*self._of, tenant})
-
-    def _take_from_others(self, tenant: int, has: int, slot_bytes: int) -> HbmArena | None:
-        """Of who has most, and more than one more: else it would go to and fro."""
-        most = max(self._of, key=lambda each: len(self._of[each]), default=0)
-        if len(self._of.get(most, ())) <= has + 1:
+        giver = self.shares.giving_way(tenant, self.held)
+        if giver is None:
             return None
-        return self._change_size(self._of[most], tenant, slot_bytes)
+        sure = self.held(tenant) < self.shares.guaranteed(tenant)
+        empty = self._emptied(self._of[giver], pinned=sure)
+        return self._give(empty, tenant, slot_bytes) if empty is not None else None
 
-    def _change_size(self, arenas: Iterable[HbmArena], tenant: int, slot_bytes: int) -> HbmArena | None:
-        """The one used longest ago, of those that nobody reads, for another slot size or tenant."""
-        oldest = min((arena for arena in arenas if not arena.busy), key=lambda arena: arena.used, default=None)
+    def _give_back_one(self, tenant: Tenant) -> None:
+        """Its maximum became smaller than what it has."""
+        empty = self._emptied(self._of[tenant], pinned=True)
+        if empty is not None:
+            self._unused.append(empty)
+
+    def _emptied(self, arenas: Iterable[HbmArena], *, pinned: bool) -> HbmArena | None:
+        """The one used longest ago, of those that nobody reads: nobody's now. With `pinned`, pinned copies go as well,
+        where there is no arena without any.
+        """
+        some = [arena for arena in arenas if not arena.busy and (pinned or not arena.kept)]
+        oldest = min(some, key=lambda arena: (arena.kept > 0, arena.used), default=None)
         if oldest is None:
             return None
-        self.tally.evicted += len(oldest.copies)
         for copy in list(oldest.copies):
-            self._drop(copy)
+            self._evict(copy)
         self._take_back(oldest)
-        return self._give(oldest, tenant, slot_bytes)
+        return oldest
 
     def _take_back(self, arena: HbmArena) -> None:
         """It is empty."""
-        mine = self._of[arena.tenant]
+        tenant = arena.tenant
+        assert tenant is not None, "it is somebody's"
+        mine = self._of[tenant]
         del mine[arena]
-        self._shelves[arena.tenant, arena.slot_bytes].with_room.pop(arena, None)
+        self._shelves[tenant, arena.slot_bytes].with_room.pop(arena, None)
         if not any(each.slot_bytes == arena.slot_bytes for each in mine):
-            del self._shelves[arena.tenant, arena.slot_bytes]
+            del self._shelves[tenant, arena.slot_bytes]
         if not mine:
-            del self._of[arena.tenant]
+            del self._of[tenant]
+        arena.tenant = None
 
-    def _give(self, arena: HbmArena, tenant: int, slot_bytes: int) -> HbmArena:
+    def _give(self, arena: HbmArena, tenant: Tenant, slot_bytes: int) -> HbmArena:
         arena.tenant, arena.slot_bytes = tenant, slot_bytes
         arena.free = list(range(self.arena_bytes // slot_bytes))[::-1]
         self._of.setdefault(tenant, {})[arena] = None

@@ -19,6 +19,7 @@ import pytest
 import kvclient
 from bench.process import DaemonProcess
 from kvclient.results import Reason
+from kvctl.client import ControlClient
 from kvproto import device_frames, frames
 from kvproto.device_frames import Attach, Opens, Piece, SharedHandle, State
 from kvproto.errors import AttachError, Code, UsageError
@@ -248,11 +249,18 @@ def test_a_device_that_is_lost_ends_mode_daemon_and_nothing_else(kv: Engine) -> 
         namespace, keys = saved(client, kv, "lost")
         memory = kv.attach(client)
         assert namespace.load(keys, memory[TO]).blocks == COUNT
+        assert namespace.pin(keys, ttl_s=60.0, tier="hbm").blocks == COUNT
+        assert until(lambda: namespace.match(keys).tiers.hbm == COUNT)
         gate.lose()
         assert namespace.load(keys, memory[TO]) == kvclient.LoadResult(0, settled=True, reason=Reason.DEVICE)
         assert namespace.save(list(namespace.keys([1, 2, 3, 4])), memory[FROM[:1]]).reasons == {Reason.DEVICE: 1}
         with pytest.raises(AttachError, match="lost"):
             kv.attach(client)
+        assert namespace.match(keys).tiers == kvclient.Tiers(dram=COUNT), "the tier is off, its blocks are not gone"
+        assert namespace.prefetch(keys, tier="hbm").there == COUNT
+        with ControlClient(daemon.runtime_dir / "control.sock", 20.0) as control:
+            (gpu,) = control.status().devices
+            assert (gpu.lost, gpu.hbm_bytes, gpu.hbm_blocks) == (True, 0, 0)
         on_host = np.zeros((COUNT, BLOCK_BYTES), dtype=np.uint8)
         with namespace.fetch(keys) as lease:
             assert lease.copy_to(on_host)

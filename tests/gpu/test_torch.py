@@ -24,7 +24,7 @@ def torch(gpu: Cuda) -> Any:
 
 
 @pytest.fixture(scope="module")
-def namespace(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvclient.Namespace]:
+def client(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvclient.Client]:
     """Of a real daemon."""
     folder = tmp_path_factory.mktemp("daemon")
     with (
@@ -32,9 +32,13 @@ def namespace(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         kvclient.connect(daemon.runtime_dir) as client,
     ):
         assert client.wait_connected(30)
-        yield client.namespace(
-            model="m", engine="gpu", layout="flat", dtype="uint8", block_tokens=4, block_bytes=BLOCK
-        )  # fmt: skip
+        yield client
+
+
+@pytest.fixture(scope="module")
+def namespace(client: kvclient.Client) -> kvclient.Namespace:
+    """Of a real daemon."""
+    return client.namespace(model="m", engine="gpu", layout="flat", dtype="uint8", block_tokens=4, block_bytes=BLOCK)
 
 
 def test_blocks_go_from_the_gpu_and_back(torch: Any, namespace: kvclient.Namespace) -> None:
@@ -48,6 +52,27 @@ def test_blocks_go_from_the_gpu_and_back(torch: Any, namespace: kvclient.Namespa
         assert torch.equal(target, source)
         target[3, 5] ^= 1
         assert not torch.equal(target, source)
+
+
+@pytest.mark.parametrize("codec", ["bf16-fixed", "int8", "fp8", "int4-g64"])
+def test_encoded_blocks_are_those_that_a_processor_makes(torch: Any, client: kvclient.Client, codec: str) -> None:
+    namespace = client.namespace(
+        model="m", engine="gpu", layout=f"codec {codec}", dtype="bfloat16", block_tokens=4, block_bytes=BLOCK,
+        codec=codec, block_shape=(BLOCK // 256, 128), lossy=True,
+    )  # fmt: skip
+    keys, on_host = (namespace.keys(list(range(4 * COUNT)), extra=extra) for extra in (b"gpu", b"host"))
+    source = torch.randn((COUNT, BLOCK // 2), device="cuda").to(torch.bfloat16)
+    assert namespace.store(keys, source, wait=True, stream=torch.cuda.current_stream()).accepted == COUNT
+    assert namespace.store(on_host, source.cpu(), wait=True).accepted == COUNT
+    found = []
+    for chain, like in ((keys, source.cpu()), (on_host, source)):  # each side reads what the other stored
+        target = torch.zeros_like(like)
+        with namespace.fetch(chain) as lease:
+            assert lease.copy_to(target)
+        found.append(target.cpu())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], source.cpu()) == (codec == "bf16-fixed")
+    assert not torch.equal(found[0], source.roll(1, 0).cpu())
 
 
 def test_the_callers_stream_comes_first_and_waits(torch: Any, namespace: kvclient.Namespace) -> None:

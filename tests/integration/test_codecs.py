@@ -11,13 +11,11 @@ import pytest
 
 import kvclient
 from bench.process import DaemonProcess
-from kvclient import Reason, Refused, aio, devices
+from kvclient import Reason, Refused, aio
 from kvclient.buffers import Scattered
 from kvclient.copying import Gate, WithdrawnError
 from kvctl.archive_export import namespace_of
 from kvctl.client import ControlClient
-from kvkernels.device.emulated_tensor import EmulatedTensor
-from kvkernels.device.emulation import Emulation
 from kvkernels.encodings import Encoding
 from kvproto import control_pb2 as pb
 from kvproto.errors import UsageError
@@ -216,25 +214,6 @@ def test_blocks_in_pieces_go_in_and_out(daemon: DaemonProcess) -> None:
             ns.store(ns.keys(range(500, 580)), scattered(layers))
 
 
-def test_tensors_on_a_device_are_refused_with_a_reason(daemon: DaemonProcess) -> None:
-    device = Emulation()
-    pages = EmulatedTensor.zeros(device, (COUNT, BLOCK_BYTES))
-    try:
-        with client_of(daemon) as client:
-            ns = client.namespace(**named("int8", layout="device"))
-            keys = ns.keys(TOKENS)
-            with pytest.raises(UsageError, match="memory of the host only"):
-                ns.store(keys, pages)
-            assert ns.store(keys, bf16_blocks(), wait=True).accepted == COUNT
-            with ns.fetch(keys) as lease:
-                for fill in (lease.copy_to, lease.start_copy):
-                    with pytest.raises(UsageError, match="memory of the host only"):
-                        fill(pages)
-    finally:
-        devices.forget(device)
-        device.close()
-
-
 def test_threads_share_a_namespace(daemon: DaemonProcess) -> None:
     with client_of(daemon) as client, ThreadPoolExecutor(4) as pool:
         ns = client.namespace(**named("bf16-fixed", layout="threads"))
@@ -284,3 +263,31 @@ def test_the_asyncio_flavour_encodes_and_decodes(daemon: DaemonProcess) -> None:
                 return await lease.copy_to(target) and np.array_equal(target, blocks)
 
     assert asyncio.run(there_and_back())
+
+
+def test_auto_is_raw_on_a_fast_link_and_lossless_on_a_slow_one(daemon: DaemonProcess) -> None:
+    with client_of(daemon) as client:
+        fields = named("auto", layout="auto", lossy=False)
+        fast = client.namespace(**fields, link_bytes_per_s=1e15)
+        slow = client.namespace(**fields, link_bytes_per_s=1e6)
+        lossy = client.namespace(**fields | {"lossy": True}, link_bytes_per_s=1e6)
+        assert (fast.codec, fast.identity.codec) == (None, "")
+        assert [ns.codec.encoding for ns in (slow, lossy) if ns.codec] == [Encoding.BF16_FIXED, Encoding.INT4_G64]
+        by_name = client.namespace(**named("bf16-fixed", layout="auto"))
+        assert slow.identity == by_name.identity, "who names it shares it"
+        assert client.namespace(**fields | {"dtype": "float32"}).codec is None
+        untold = client.namespace(**fields).codec
+        assert untold is None or untold.encoding.is_lossless
+        with pytest.raises(UsageError, match='is for codec "auto"'):
+            client.namespace(**named("int8", layout="auto"), link_bytes_per_s=1e9)
+        with pytest.raises(UsageError, match="above 0"):
+            client.namespace(**fields, link_bytes_per_s=0)
+
+
+def test_the_asyncio_flavour_chooses_as_well(daemon: DaemonProcess) -> None:
+    async def chosen() -> str:
+        async with await aio.connect(daemon.runtime_dir, timeout_s=20.0) as client:
+            ns = await client.namespace(**named("auto", layout="aio auto", lossy=False), link_bytes_per_s=1e6)
+            return ns.identity.codec
+
+    assert asyncio.run(chosen()).startswith("bf16-fixed/")

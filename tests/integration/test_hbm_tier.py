@@ -152,3 +152,29 @@ def test_a_tier_that_does_not_fit_is_said_and_the_daemon_serves(tmp_path: Path) 
         assert namespace.save(keys, memory[[0]]).accepted == 1
         assert namespace.load(keys, memory[[1]]).blocks == 1
         assert "cannot be had" in (tmp_path / "log").read_text()
+
+
+def test_what_memory_has_evicted_comes_back_from_its_copy(tmp_path: Path) -> None:
+    arguments = ("--dram", "16MiB", "--arena", "4MiB", "--policy-dram", "lru", "--gpu-hbm", "32MiB", *EMULATED)
+    with (
+        DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log") as daemon,
+        connected(daemon) as client, engine() as kv,
+    ):  # fmt: skip
+        namespace, memory = namespace_of(client, "evicted"), kv.attach(client)
+        keys, control = (list(namespace.keys(list(range(4 * HALF)), extra=name)) for name in (b"kept", b"control"))
+        for each in (keys, control):
+            assert namespace.save(each, memory[FIRST]).accepted == HALF
+        namespace.prefetch(keys, tier="hbm")
+        assert until(lambda: namespace.match(keys).tiers.hbm == HALF)
+        right = kv.values
+        kv.put(FIRST, 255 - kv.values[:, :HALF])
+        for number in range(40):  # 20 MiB
+            others = namespace.keys(list(range(4 * HALF)), extra=number.to_bytes(2, "little"))
+            assert namespace.save(list(others), memory[FIRST]).accepted == HALF
+        assert namespace.match(keys).blocks < HALF
+        assert until(lambda: namespace.match(keys).blocks == HALF)
+        assert namespace.match(control).blocks == 0
+        kv.values = right
+        load(namespace, keys, memory, kv)
+        namespace.delete(keys)
+        assert namespace.match(keys).blocks == 0

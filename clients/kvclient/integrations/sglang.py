@@ -43,6 +43,8 @@ from sglang.srt.mem_cache.hicache_storage import (
 )
 
 from kvclient.client import Client, connect, identity_of
+from kvclient.codecs import Codec
+from kvclient.integrations.codec_choice import codec_for, encoded
 from kvclient.integrations.sglang_pages import Pages, pages_of
 from kvclient.integrations.sglang_settings import Settings, version_trouble
 from kvclient.integrations.sglang_store import PageStore
@@ -92,15 +94,21 @@ class KvstoredHiCache(HiCacheStorage):
         """The engine's host memory is there."""
         super().register_mem_pool_host(mem_pool_host)
         pages, settings = pages_of(mem_pool_host), self._settings
-        identity = _identity(self._config, pages, settings, self._weights)
+        codec = codec_for(
+            settings.codec, lossy=settings.lossy, dtype=pages.dtype, block_bytes=pages.page_bytes, row=pages.row
+        )
+        identity = encoded(_identity(self._config, pages, settings, self._weights), codec)
         lookups = self._client("lookups", settings.lookup_timeout_ms, Role.TOOL)
         transfers = self._client("transfers", settings.transfer_timeout_ms, Role.ENGINE)
         self.store = PageStore(
-            _namespace(lookups, identity), _namespace(transfers, identity), pages.page_bytes,
+            _namespace(lookups, identity), _namespace(transfers, identity, codec), pages.page_bytes,
             disk_wait_s=settings.disk_wait_s,
         )  # fmt: skip
         self._pages, self.identity = pages, identity
-        _log.info("kvstored: pages of %d tokens and %d bytes", pages.tokens, pages.page_bytes)
+        _log.info(
+            "kvstored: pages of %d tokens and %d bytes, codec %s",
+            pages.tokens, pages.page_bytes, codec.text if codec else "raw",
+        )  # fmt: skip
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
         """A pool of a hybrid model, of which there may be one only. Raises UsageError for a second one."""
@@ -243,11 +251,12 @@ def _before(extra_info: HiCacheStorageExtraInfo | None, said: Callable[[str], No
     return _keys(before[-1:])[0] if before else None
 
 
-def _namespace(client: Client, identity: NamespaceIdentity) -> Any:
+def _namespace(client: Client, identity: NamespaceIdentity, codec: Codec | None = None) -> Any:
     fields: Mapping[str, Any] = asdict(identity)
     tp, pp = (fields["tp_rank"], fields["tp_size"]), (fields["pp_rank"], fields["pp_size"])
     plain = {name: value for name, value in fields.items() if name[:3] not in {"tp_", "pp_"}}
-    return client.namespace(**plain, tp=tp, pp=pp)
+    namespace = client.namespace(**plain, tp=tp, pp=pp)
+    return namespace if codec is None else namespace.encoded_by(codec)
 
 
 def _trouble(config: HiCacheStorageConfig) -> str:

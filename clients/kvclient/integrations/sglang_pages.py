@@ -14,6 +14,7 @@ order of SGLang's own flat page, so that what one of its interfaces has stored t
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +42,7 @@ class Pages:
     latent: bool  # every tensor-parallel rank has the same bytes
     dtype: str
     words: str  # for the namespace
+    row: int  # values that lie side by side of one token and head
 
     @property
     def page_bytes(self) -> int:
@@ -96,7 +98,15 @@ def pages_of(pool: Any) -> Pages:
         latent=kind.startswith("MLA"),
         dtype=str(pool.dtype).removeprefix("torch."),
         words=f"{kind} {pool.layout}, {pool.layer_num} layers, {len(lengths)} pieces {digest}",
+        row=_row(pool),
     )
+
+
+def _row(pool: Any) -> int:
+    """Of keys and of values, or what divides both; of latent KV all that a token has in a layer; 0 if not known."""
+    latent = getattr(pool, "kv_cache_dim", 0)
+    sizes = [latent] if latent else [getattr(pool, name, 0) or 0 for name in ("head_dim", "v_head_dim")]
+    return gcd(*(int(size) for size in sizes))
 
 
 def _trouble(pool: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from kvclient.integrations.codec_choice import codec_trouble
 from kvproto.errors import UsageError
 
 TESTED: Final = ((0, 5, 23), (0, 5, 23))  # versions of SGLang, from the first to the last
@@ -30,6 +31,8 @@ class Settings:
     transfer_timeout_ms: float = 1000.0  # how long a load or a save may wait for one
     disk_wait_s: float = 2.0  # how long a load may wait for pages that come from disk
     store: bool = True  # False: only load
+    codec: str = "raw"  # how pages lie in the store; "auto" takes what pays
+    lossy: bool = False  # it may change values
     any_version: bool = False  # try other versions of SGLang than the tested ones
 
     @classmethod
@@ -42,7 +45,10 @@ class Settings:
                 raise UsageError(f"the extra config has no {name!r}: one of {', '.join(sorted(known | HICACHE))}")
             if wanted := _misfit(name, value, getattr(cls(), name)):
                 raise UsageError(f"{name!r} of the extra config must be {wanted}, not {value!r}")
-        return cls(**ours)
+        made = cls(**ours)
+        if trouble := codec_trouble(made.codec, lossy=made.lossy):
+            raise UsageError(f"the extra config: {trouble}")
+        return made
 
 
 def _misfit(name: str, value: object, default: object) -> str:

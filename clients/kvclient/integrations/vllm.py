@@ -35,6 +35,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from kvclient.client import Client, connect
+from kvclient.integrations.codec_choice import codec_for, encoded
 from kvclient.integrations.vllm_identity import engine_identity, engine_trouble, namespace_of
 from kvclient.integrations.vllm_jobs import Plan, Progress, Shard
 from kvclient.integrations.vllm_layout import Layout, layout_of
@@ -116,15 +117,22 @@ class KvstoredConnector(KVConnectorBase_V1):
         """The engine's memory is there."""
         settings = self._settings
         layout = layout_of(kv_caches, int(self._kv_cache_config.num_blocks))
-        identity = _identity(self._vllm_config, layout, kv_caches, settings, self._block_tokens)
+        codec = codec_for(
+            settings.codec, lossy=settings.lossy, dtype=_dtypes_of(kv_caches), block_bytes=layout.block_bytes,
+            row=_row_of(self._kv_cache_config),
+        )  # fmt: skip
+        identity = encoded(_identity(self._vllm_config, layout, kv_caches, settings, self._block_tokens), codec)
         self._shard = Shard(identity)
         quick = self._client("worker lookups", timeout_s=settings.lookup_timeout_ms / 1000, stores=False)
         patient = self._client("worker", timeout_s=1.0, stores=True)
         self._worker = Worker(
-            namespace_of(quick, identity), namespace_of(patient, identity), layout,
+            namespace_of(quick, identity, codec), namespace_of(patient, identity, codec), layout,
             disk_wait_s=settings.disk_wait_s, layerwise=settings.layerwise and settings.at_once_bytes > 0,
         )  # fmt: skip
-        _log.info("kvstored: blocks of %d tokens and %d bytes", self._block_tokens, layout.block_bytes)
+        _log.info(
+            "kvstored: blocks of %d tokens and %d bytes, codec %s",
+            self._block_tokens, layout.block_bytes, codec.text if codec else "raw",
+        )  # fmt: skip
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """What this rank stores, for the scheduler."""
@@ -354,6 +362,16 @@ def _identity(
         tp=(_rank("tp"), int(parallel.tensor_parallel_size)),
         pp=(_rank("pp"), int(parallel.pipeline_parallel_size)),
     )
+
+
+def _dtypes_of(caches: Mapping[str, torch.Tensor]) -> str:
+    """Of values in all layers: a name no codec takes, if they differ."""
+    return " ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in caches.values()}))
+
+
+def _row_of(kv_cache_config: Any) -> int:
+    """Values of one token and head, of keys or of values."""
+    return int(getattr(kv_cache_config.kv_cache_groups[0].kv_cache_spec, "head_size", 0))
 
 
 def _rank(axis: str) -> int:

@@ -248,7 +248,7 @@ class EarlyLoads:
     def _report(self, blocks: int, begun: Begun) -> None:
         """Tell the daemon now and then how fast its memory is read, as `Lease.copy_to` does."""
         self._ended += 1
-        if self._ended % TIMED_EACH == 0:
+        if self._ended % TIMED_EACH == 0 and self._namespace.codec is None:  # decoding says little about memory
             seconds = sum(each.seconds for each in begun.copies)
             with contextlib.suppress(KvError):  # such as of a client that is being closed
                 self._namespace.report_load("dram", blocks * self._layout.block_bytes, seconds)

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from vllm.v1.core import kv_cache_utils
 
 from kvclient.client import Client, identity_of
+from kvclient.codecs import Codec
 from kvclient.integrations.transformers_model import config_digest
 from kvclient.integrations.vllm_layout import weights_mark
 from kvclient.integrations.vllm_settings import version_trouble
@@ -75,12 +76,16 @@ def engine_identity(
     )
 
 
-def namespace_of(client: Client, identity: NamespaceIdentity) -> Any:
-    """That namespace, of this client. Raises UsageError if the daemon finds it impossible."""
+def namespace_of(client: Client, identity: NamespaceIdentity, codec: Codec | None = None) -> Any:
+    """That namespace, of this client; blocks are encoded by `codec` on the way, which its identity names then.
+
+    Raises UsageError if the daemon finds it impossible.
+    """
     fields: Mapping[str, Any] = asdict(identity)
     tp, pp = (fields["tp_rank"], fields["tp_size"]), (fields["pp_rank"], fields["pp_size"])
     plain = {name: value for name, value in fields.items() if name[:3] not in {"tp_", "pp_"}}
-    return client.namespace(**plain, tp=tp, pp=pp)
+    namespace = client.namespace(**plain, tp=tp, pp=pp)
+    return namespace if codec is None else namespace.encoded_by(codec)
 
 
 def _weights(config: "VllmConfig") -> str:

@@ -38,6 +38,7 @@ _clock = time.monotonic
 SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
 FRESH_S: Final = 0.002  # how long a lookup of a request that comes is good for its first step
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
+ASK_EACH_S: Final = 0.05  # how often what another engine hands over is asked for
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
 REFUSED_S: Final = 1.0  # how long a request's blocks are not saved again once some were refused
@@ -58,6 +59,8 @@ class Known:
     disk_until: float = 0.0  # how long it waits for what is on its way from disk,
     same_until: float = 0.0  # for what another request is loading,
     stored_until: float = 0.0  # and for what is just being stored
+    handed_until: float = 0.0  # for what another engine is computing,
+    ask_again: float = 0.0  # and when that is asked for by name, from disk or from beyond this host
     look_again: float = 0.0
     prefetches: list[Prefetch] = field(default_factory=list)  # one a rank
     loading: tuple[bytes, ...] = ()  # keys of a load that runs
@@ -150,7 +153,7 @@ class Scheduler:
             return None, False
         found = self._found_just_now(known, now) or self._match(keys)
         known.stored = max(known.stored, found.blocks)
-        if self._waits_for_store(known, found, first, now):
+        if self._waits_for_hand_over(known, found, keys, now) or self._waits_for_store(known, found, first, now):
             return None, False
         if found.blocks <= first or not self._is_to_load(known, found):
             return 0, False
@@ -324,6 +327,18 @@ class Scheduler:
         known.stored_until = known.stored_until or now + STORE_S
         known.look_again = now + AGAIN_S
         return now < known.stored_until
+
+    def _waits_for_hand_over(self, known: Known, found: Match, keys: Sequence[bytes], now: float) -> bool:
+        """Is another engine, here or on another host, computing the rest of this prompt?"""
+        if not known.wishes.handed_over_s or found.blocks == len(keys):
+            return False
+        known.handed_until = known.handed_until or now + known.wishes.handed_over_s
+        known.look_again = now + AGAIN_S
+        if now >= known.ask_again:
+            known.ask_again = now + ASK_EACH_S
+            known.prefetches.clear()
+            self._prefetch(known, keys)
+        return now < known.handed_until
 
     def _waits_for_another(self, known: Known, key: bytes, now: float) -> bool:
         """Is another request loading what this one needs next? Then that will be there without a second load."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from kvclient.integrations.codec_choice import codec_trouble
 from kvproto.errors import UsageError
 from kvproto.limits import MIB
 from kvproto.retention import Retention
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 TESTED: Final = ((0, 32), (0, 33))  # versions of vLLM, from the first to the last
 PARAMS_KEY: Final = "kvstored"  # of `kv_transfer_params`
 PRIORITIES: Final = ("high", "low")
+# Of one core, decoding by NumPy against copying: codec.json (client_*) and dram.json of bench/results.
+DECODING_SLOWER: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Settings:
     store: bool = True  # False: only load
     hold_share: float = 0.25  # of the engine's blocks that finished requests may hold at a time (`hold_s`)
     hold_longest_s: float = 60.0  # that a request may hold its blocks at most, whatever its `hold_s` says
+    codec: str = "raw"  # how blocks lie in the store; "auto" takes what pays
+    lossy: bool = False  # it may change values
     any_version: bool = False  # try other versions of vLLM than the tested ones
 
     @classmethod
@@ -45,12 +50,19 @@ class Settings:
             if name not in known:
                 raise UsageError(f"kv_connector_extra_config has no {name!r}: one of {', '.join(sorted(known))}")
             _check(name, value, getattr(cls(), name))
-        return cls(**given)
+        made = cls(**given)
+        if trouble := codec_trouble(made.codec, lossy=made.lossy):
+            raise UsageError(f"kv_connector_extra_config: {trouble}")
+        if made.codec != "raw" and made.layerwise:
+            raise UsageError(
+                'kv_connector_extra_config: "layerwise" copies blocks layer by layer, a codec whole blocks'
+            )
+        return made
 
     @property
     def at_once_bytes(self) -> int:
-        """Of a load, at most, to be done before the forward."""
-        return int(self.at_once_mib * MIB)
+        """Of a load, at most, to be done before the forward: of raw blocks, or of encoded ones, which take longer."""
+        return int(self.at_once_mib * MIB / (1 if self.codec == "raw" else DECODING_SLOWER))
 
 
 def _check(name: str, value: object, default: object) -> None:
@@ -81,6 +93,7 @@ class Wishes:
     tool: str = ""  # a tool that the program calls once this request has finished
     tool_expected_s: float | None = None
     program_finished: bool = False
+    handed_over_s: float = 0.0  # another engine is computing this prompt: wait so long until all of it is there
 
 
 _PLAIN: Final = Wishes()
@@ -138,6 +151,7 @@ def _retention(value: object) -> str:
 _READERS: Final = {
     "load": _flag, "store": _flag, "pin_ttl_s": _seconds, "retention": _retention, "hold_s": _seconds,
     "priority": _priority, "program": _name, "tool": _name, "tool_expected_s": _seconds, "program_finished": _flag,
+    "handed_over_s": _seconds,
 }  # fmt: skip
 
 

@@ -132,6 +132,8 @@ class KvstoredTier(SecondaryTierManager):
         """`given`: what the user says of this tier. Raises UsageError."""
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         self._settings = Settings.parse(given)
+        if self._settings.codec != "raw":
+            raise UsageError('"codec" is for KvstoredConnector: what lies in a chunk of this tier is not known here')
         engine = getattr(_making, "engine", None)
         if engine is None:
             raise UsageError(f'KvstoredTier needs "kv_connector": "KvstoredTieringConnector", of the module {__name__}')

@@ -25,9 +25,9 @@ from kvclient.integrations.vllm_early import EarlyLoads
 from kvclient.integrations.vllm_jobs import LoadJob, PinJob, Plan, Progress, SaveJob, WordJob
 from kvclient.integrations.vllm_layerwise import Layerwise, Leased, leased
 from kvclient.integrations.vllm_layout import Layout
+from kvclient.integrations.vllm_pace import Pace, Saved
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
-from kvclient.results import Reason
 from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 AT_ONCE_WAIT_S: Final = 0.02  # what was there a moment ago and is not now is computed anew
 AT_ONCE_S: Final = 0.04  # and what is left of a step's loads after so long, as well
 READ_S: Final = 30.0  # how long a lease is held for copying
-SPACE_S: Final = 2.0  # how long a save waits for room in the ring
 CLOSE_S: Final = 2.0  # how long a finished request's blocks wait for their saves
 IDLE_S: Final = 0.001  # how long a step without a forward leaves the processor to the threads here
 LOAD_S: Final = 0.005  # and while something is loaded: the time of some 50 MiB, after which the next step can run it
@@ -77,6 +76,7 @@ class Worker:
         self._layout = layout
         self._disk_wait_s = disk_wait_s
         self._early = EarlyLoads(quick, layout, wait_s=AT_ONCE_WAIT_S, ttl_s=READ_S)
+        self._pace = Pace()
         self._lock = threading.Condition()
         self._loads: SimpleQueue[Loading | None] = SimpleQueue()
         self._disk_loads: SimpleQueue[Loading | None] = SimpleQueue()
@@ -154,6 +154,7 @@ class Worker:
                 layer_by_layer.append(held)
         if self._layers is not None:
             self._layers.begin(layer_by_layer)
+        self._pace.begin()
 
     def wait_for_layer(self, layer: str) -> None:
         """Before this layer's memory is read."""
@@ -163,6 +164,7 @@ class Worker:
 
     def end(self, plan: Plan) -> None:
         """The forward is over: hear what it was loaded with, and save what earlier ones have computed."""
+        self._pace.end()
         for held in self._layers.end() if self._layers is not None else ():
             self._note(held.job, held.blocks if held.good else 0, held.seconds)
         for load, blocks, seconds in self._early.end_forward():
@@ -184,6 +186,7 @@ class Worker:
 
     def idle(self) -> None:
         """A step without a forward: let the threads here run, which the engine's busy loop would keep from the GIL."""
+        self._pace.idle()
         with self._lock:
             if self._parts:
                 self._lock.wait_for(lambda: self._received, LOAD_S)
@@ -268,9 +271,11 @@ class Worker:
     def _note(self, job: LoadJob, good: int, seconds: float, *, beside: int = 0) -> None:
         """So many blocks from the front were filled, and are right; `beside` of them while the forward ran."""
         if job.tried and good == len(job.keys) and seconds > 0 and not job.from_disk:
+            namespace = self._quick if job.at_once else self._patient
+            # Decoding says little about memory.
             with contextlib.suppress(KvError):  # such as of a client that is being closed
-                namespace = self._quick if job.at_once else self._patient
-                namespace.report_load("dram", good * self._layout.block_bytes, seconds)
+                if namespace.codec is None:
+                    namespace.report_load("dram", good * self._layout.block_bytes, seconds)
         with self._lock:
             dropped = job.request in self._dropped  # nobody asks for these
             if not dropped:
@@ -354,26 +359,24 @@ class Worker:
         if isinstance(job, WordJob):
             self._patient.expect(job.keys, job.expectation, SOURCE)
             return
-        began = time.monotonic()
-        saving = self._saving[job.number]
-        accepted = known = 0
-        short = True
+        saving, saved = self._saving[job.number], Saved()
         try:
-            source = replace(self._layout.scattered(job.block_ids), gate=saving.gate)
-            result = self._patient.store(job.keys, source, parent=job.parent, space_s=SPACE_S)
-            accepted, known = result.accepted, result.known
-            short = any(one.reason is not Reason.PENDING for one in result.refused)  # that one somebody else stores
+            self._pace.save(self._patient, self._layout, job, saving.gate, saved, lambda: self._is_urgent(saving))
         except WithdrawnError:
             pass
         finally:
             with self._lock:
-                self.counts["saved_blocks"] += accepted
-                self.counts["known_blocks"] += known
-                self.counts["refused_blocks"] += len(job.keys) - accepted - known
-                self.counts["saved_bytes"] += accepted * self._layout.block_bytes
-                self.counts["save_seconds"] += time.monotonic() - began
-                self._end_save(job, refused=short)
+                self.counts["saved_blocks"] += saved.accepted
+                self.counts["known_blocks"] += saved.known
+                self.counts["refused_blocks"] += len(job.keys) - saved.accepted - saved.known
+                self.counts["saved_bytes"] += saved.accepted * self._layout.block_bytes
+                self.counts["save_seconds"] += saved.seconds
+                self._end_save(job, refused=saved.short)
                 self._lock.notify_all()
+
+    def _is_urgent(self, saving: Saving) -> bool:
+        """Does somebody wait for this save, or for one behind it, or is it not wanted any more?"""
+        return saving.gate.closed or bool(self._closing) or len(self._saving) > SAVES_WAITING // 2
 
     def _end_save(self, job: SaveJob, *, refused: bool) -> None:
         self._saving.pop(job.number, None)
