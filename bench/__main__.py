@@ -13,7 +13,7 @@ from bench.harness import record, say
 
 NAMES = (
     "hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec", "placement", "gpu",
-    "remote",
+    "remote", "cluster", "swap",
     "quality",
 )  # fmt: skip
 APART = ("replay", "load")  # with commands of their own

@@ -10,10 +10,10 @@ from typing import Any
 
 import kvclient
 import kvclient.aio
-from kvclient import codecs
+from kvclient import codecs, following, handing_over, swap_ways, swapping
 from kvclient.integrations import transformers
 
-INNER = {"naming", "target_for"}  # for the flows of this package
+INNER = {"look", "naming", "target_for"}  # for the flows of this package
 HEAD = """# kvclient
 
 Made by `make reference` from the docstrings; a test holds it against them. The README shows how these go together.
@@ -33,6 +33,16 @@ def main() -> Iterator[str]:
     yield f"## kvclient.codecs\n\n{text(codecs)}\n"
     for name in ("choose", "pays", "measure", "Speed"):
         yield from described(f"codecs.{name}", getattr(codecs, name), 3)
+    yield f"## kvclient.handing_over\n\n{text(handing_over)}\n"
+    for name in ("hand_over", "take_over", "HandOver", "HandedOver", "Round"):
+        yield from described(f"handing_over.{name}", getattr(handing_over, name), 3)
+    yield f"## kvclient.following\n\n{text(following)}\n"
+    for name in ("follow", "Following"):
+        yield from described(f"following.{name}", getattr(following, name), 3)
+    yield f"## kvclient.swapping\n\n{text(swapping)}\n"
+    for name in ("Swapper", "SwapOut", "SwapIn", "Priority"):
+        yield from described(f"swapping.{name}", getattr(swapping, name), 3)
+    yield from described("swap_ways.host_pages", swap_ways.host_pages, 3)
     yield "## kvclient.integrations.transformers\n"
     yield from described("TransformersKV", transformers.TransformersKV, 3)
 

@@ -60,6 +60,8 @@ class Dropping:
 
                 if not self._disk.when_serving(again):
                     again()
+        else:
+            self._disk.closed.give_up(tenant.name)
 
         tops = []
         for i in range(count):
@@ -86,6 +88,8 @@ class Dropping:
             self._disk.when_serving(lambda: self._clear_late(scope, done))
             return
         chosen = self._chosen(scope)
+        if not dry_run:
+            self._disk.closed.give_up(scope.tenant)
         wanted = np.zeros(NAMESPACES, dtype=np.uint32)
         wanted[[namespace.number for namespace in chosen]] = 1
 
@@ -108,8 +112,9 @@ class Dropping:
     def _clear_late(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> None:
         try:
             self.clear(scope, done, dry_run=False)
-        except KeyError:  # nobody knows of it, neither here nor on disk
-            done(ClearReport(0, 0, 0, 0, dry_run=False))
+        except KeyError:  # nobody knows of it, neither here nor on disk, as far as keys open it
+            self._disk.closed.give_up(scope.tenant)
+            self._when_gone(None, lambda: done(ClearReport(0, 0, 0, 0, dry_run=False)))
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:
         if scope.tenant is not None and scope.tenant not in self._registry.tenants:

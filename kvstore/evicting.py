@@ -47,12 +47,15 @@ class EvictReport:
 Done = Callable[[EvictReport], None]
 
 
-def evict(store: Store, scope: ClearScope, tier: Tier, wanted_bytes: int, done: Done, *, dry_run: bool) -> None:
+def evict(
+    store: Store, scope: ClearScope, tier: Tier, wanted_bytes: int, done: Done, *, dry_run: bool, exactly: bool = False
+) -> None:
     """Have what `scope` names leave `tier` until `wanted_bytes` are free (0: all that may go).
 
+    `exactly`: its keys themselves, and not what continues them: those that others continue stay.
     `done` hears of it when it is over, on disk too. Raises KeyError for an unknown tenant or namespace.
     """
-    job = _Evict(store, scope, tier, wanted_bytes, dry_run=dry_run)
+    job = _Evict(store, scope, tier, wanted_bytes, dry_run=dry_run, exactly=exactly)
 
     def answer() -> None:
         if dry_run:
@@ -67,13 +70,15 @@ def evict(store: Store, scope: ClearScope, tier: Tier, wanted_bytes: int, done: 
 class _Evict:
     """A `sweeps.Job`. Between slices others may change anything: a row counts only while its generation is the same."""
 
-    def __init__(self, store: Store, scope: ClearScope, tier: Tier, wanted_bytes: int, *, dry_run: bool) -> None:
+    def __init__(
+        self, store: Store, scope: ClearScope, tier: Tier, wanted_bytes: int, *, dry_run: bool, exactly: bool
+    ) -> None:
         self.over: Callable[[], None] = lambda: None
         self._store = store
         self._tables = store.tables
         self._tier = tier
         self._wanted_bytes = wanted_bytes
-        self._dry_run = dry_run
+        self._dry_run, self._exactly = dry_run, exactly
         self._chosen = {one.number: one for one in _chosen(store, scope)}
         self._wanted = np.zeros(NAMESPACES, dtype=np.bool_)
         self._wanted[list(self._chosen)] = True
@@ -124,7 +129,7 @@ class _Evict:
         if self._below:
             row, generation = self._below.pop()
             if self._generation(row) == generation:
-                children = list(self._children(row))
+                children = [] if self._exactly else list(self._children(row))
                 self._below += [(child, self._generation(child)) for child in children]
                 self._offer(row)
                 return STEPS_A_BLOCK + len(children)
@@ -192,7 +197,7 @@ class _Evict:
         self._freed_blocks += 1
         self._freed_bytes += slot_bytes
         self._kept += kept
-        if parent and (self._tops is None or row not in self._tops):
+        if parent and (self._tops is None or row not in self._tops or parent in self._tops):
             if self._dry_run:
                 self._planned[parent] = self._planned.get(parent, 0) + 1
             self._offer(parent)

@@ -293,7 +293,7 @@ class Guiding:
             return
         count = self._put_keys(fetch.chain)
         within_ns = min(max(fetch.by_ns - now_ns, FETCH_NS_MIN), PREFETCH_NS_MAX)
-        begun = self._prefetching.prefetch(told.tenant, namespace, self._keys, 0, count, within_ns, Tier.DRAM)
+        begun = self._prefetching.prefetch(told.tenant, namespace, self._keys, 0, count, within_ns, Tier.HBM)
         self.tally.fetches += 1
         if not fetch.program or (begun.coming and not begun.prefetch):  # there are too many: the former one stays
             return

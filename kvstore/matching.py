@@ -17,6 +17,8 @@ from kvstore.costing import Costing
 from kvstore.sessions import Missed, Namespace, nobody_hears
 from kvstore.tally import Tally
 
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
 
 class Matching:
     """Answers MATCH and MATCH_ALL. `keys[at:]` are 4 words a key."""
@@ -28,6 +30,7 @@ class Matching:
         self._costing = costing
         self._account = account
         self.missed: Missed = nobody_hears  # `Remote`, of each run that ends before its request does
+        self.above: Callable[[U4], Flags] | None = None  # `HbmTiers.above`, where there is one: which lie on a GPU
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._runs = np.zeros(MATCHES_PER_FRAME, dtype=np.uint32)
 
@@ -40,10 +43,13 @@ class Matching:
             self.missed(namespace, keys, at, count, found)
         if not found and not pending:
             return NOTHING_MATCHED
-        if not self._costing.heard:
-            return Matched(0, found - on_disk, on_disk, pending, UNKNOWN_NS, UNKNOWN_NS)
-        load_ns, recompute_ns = self._costing.estimate(namespace, self._run, found, on_disk)
-        return Matched(0, found - on_disk, on_disk, pending, load_ns, recompute_ns)
+        load_ns = recompute_ns = UNKNOWN_NS
+        if self._costing.heard:
+            load_ns, recompute_ns = self._costing.estimate(namespace, self._run, found, on_disk)
+        if self.above is None:
+            return Matched(0, found - on_disk, on_disk, pending, load_ns, recompute_ns)
+        above, away = self.above(self._run[:found]), self._away(self._run[:found], on_disk)
+        return _matched(above, away, pending, load_ns, recompute_ns)
 
     def match_all(self, namespaces: Sequence[Namespace], keys: U8, at: int, count: int) -> Matched:
         """How long the run is that all of these namespaces have; at most `MATCHES_PER_FRAME` look-ups.
@@ -69,8 +75,12 @@ class Matching:
             return NOTHING_MATCHED
         if not there:
             return Matched(0, 0, 0, coming, UNKNOWN_NS, UNKNOWN_NS)
-        on_disk, load_ns, recompute_ns = self._slowest(runs, there)
-        return Matched(0, there - on_disk, on_disk, coming - there, load_ns, recompute_ns)
+        above: Flags = np.full(there, self.above is not None)
+        for _, run, _ in runs:
+            if self.above is not None:
+                above &= self.above(run[:there])
+        away, load_ns, recompute_ns = self._slowest(runs, there)
+        return _matched(above, away, coming - there, load_ns, recompute_ns)
 
     def _look(self, namespace: Namespace, keys: U8, at: int, count: int, run: U4) -> tuple[int, int, int]:
         """(Blocks of the lead run, how many of them lie on disk, how many after it are on their way)."""
@@ -90,22 +100,32 @@ class Matching:
         tally.match_hits += found
         tally.match_misses += count - found
 
-    def _slowest(self, runs: Sequence[tuple[Namespace, U4, int]], there: int) -> tuple[int, int, int]:
-        """Of the first `there` blocks: how many some namespace has on disk alone; the longest times of any. Where one
+    def _away(self, run: U4, on_disk: int) -> Flags:
+        """Which of these blocks do not lie in DRAM? `on_disk`: how many of the run, at least 0."""
+        if not on_disk:
+            return np.zeros(run.size, dtype=np.bool_)
+        state = self._tables.blocks["state"][run]
+        lies: Flags = (state == blocks.DISK) | (state == blocks.LOADING)
+        return lies
+
+    def _slowest(self, runs: Sequence[tuple[Namespace, U4, int]], there: int) -> tuple[Flags, int, int]:
+        """Of the first `there` blocks: which some namespace has on disk alone; the longest times of any. Where one
         is not known the longest is not either: `UNKNOWN_NS` is more than any other.
         """
-        states = self._tables.blocks["state"]
         heard = self._costing.heard
         load_ns = recompute_ns = 0 if heard else UNKNOWN_NS
         away = np.zeros(there, dtype=np.bool_)
         for namespace, run, on_disk in runs:
-            mine = 0
-            if on_disk:
-                state = states[run[:there]]
-                lies = (state == blocks.DISK) | (state == blocks.LOADING)
-                mine = int(np.count_nonzero(lies))
-                away |= lies
+            lies = self._away(run[:there], on_disk)
+            mine = int(np.count_nonzero(lies))
+            away |= lies
             if heard:
                 load, recompute = self._costing.estimate(namespace, run, there, mine)
                 load_ns, recompute_ns = max(load_ns, load), max(recompute_ns, recompute)
-        return int(np.count_nonzero(away)), load_ns, recompute_ns
+        return away, load_ns, recompute_ns
+
+
+def _matched(above: Flags, away: Flags, pending: int, load_ns: int, recompute_ns: int) -> Matched:
+    """Each block counts once, where it is nearest."""
+    near, far = int(np.count_nonzero(above)), int(np.count_nonzero(away & ~above))
+    return Matched(near, above.size - near - far, far, pending, load_ns, recompute_ns)

@@ -16,7 +16,7 @@ on. Where the budget is used up, pins of a class that has more than it is sure o
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,25 @@ def _each_once(rows: U4) -> U4:
     return rows if unique.size == rows.size else unique
 
 
+class Nearer(Protocol):
+    """What pins want in memory of GPUs: `tier.hbms.HbmTiers`."""
+
+    def affordable(self, namespace: Namespace, rows: U4) -> int:
+        """How many of these blocks, from the first on."""
+
+    def keep(self, number: int, namespace: Namespace, rows: U4) -> None:
+        """A pin wants these there."""
+
+    def shorten(self, number: int, namespace: Namespace, rows: U4) -> None:
+        """Only these from now on."""
+
+    def let_go(self, number: int) -> None:
+        """It is over."""
+
+    def lift(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """Copy them up."""
+
+
 class Pinning:
     """All pins of a store."""
 
@@ -69,6 +88,7 @@ class Pinning:
         self.tally = Tally()
         self.pins: dict[int, Held] = {}
         self.expired: Callable[[U4], None] = _nobody_hears  # `Departures`, of rows that are not pinned any more
+        self.nearer: Nearer | None = None  # `HbmTiers`
         self.unpin_absent: Callable[[Tenant, int], bool] = lambda _tenant, _number: False  # `Repinning`
         self._tables = tables
         self._clock = clock
@@ -106,7 +126,8 @@ class Pinning:
     ) -> Pinned:  # fmt: skip
         """Keep the lead run of a chain for `ttl_ns`; with `refresh`, a lease of its last block begins that anew.
 
-        HBM counts as DRAM where there is no HBM tier. `owner` is who will end it, "" for a client.
+        HBM counts as DRAM where there is no HBM tier; else it is both, as far as either has room for pins, until a
+        restart. `owner` is who will end it, "" for a client.
         """
         if max(len(self._of.get(tenant, ())), len(self._ending.get(tenant, ()))) >= PINS_PER_TENANT:
             self.tally.over_budget += 1
@@ -114,7 +135,10 @@ class Pinning:
         kind = class_of(ttl_ns, owner)
         lasts_ns = tenant.quota.terms(kind).lasts_ns(ttl_ns)
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
-        covered = self._affordable(tenant, namespace, self._run[:end], kind)
+        nearer = self.nearer if tier is Tier.HBM else None
+        # First: it ends no pin for that.
+        near = end if nearer is None else nearer.affordable(namespace, self._run[:end])
+        covered = self._affordable(tenant, namespace, self._run[:near], kind)
         partial = Partial.NOTHING if covered == count else Partial.ABSENT if covered == end else Partial.BUDGET
         self.tally.over_budget += partial is Partial.BUDGET
         if not covered:
@@ -127,6 +151,9 @@ class Pinning:
         self._next += 1
         self._begin(pin)
         self.tally.pinned += 1
+        if nearer is not None:
+            nearer.keep(pin.number, namespace, rows)
+            nearer.lift(namespace, keys, at, covered)
         if on_disk and tier is not Tier.DISK:
             fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, lasts_ns, tier, kept=True)
             pin.fetch = fetching.prefetch
@@ -319,6 +346,8 @@ class Pinning:
         self._book.wipe(pin.place)
         self._classes.end(pin)
         self._due.drop(pin)
+        if self.nearer is not None:
+            self.nearer.let_go(pin.number)
         del self.pins[pin.number]
         mine = self._of[pin.tenant]
         del mine[pin.number]
@@ -413,6 +442,8 @@ class Pinning:
         self._notes.write(pin)
         self._hold(pin)
         self._charge(pin, 1)
+        if self.nearer is not None:
+            self.nearer.shorten(pin.number, pin.namespace, pin.rows)
 
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if there are no pins."""

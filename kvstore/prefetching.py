@@ -52,6 +52,7 @@ class Wanted:
     key: Key
     piece: U4  # what of it is on its way
     kept: bool  # pins want it: it counts against their budget, and is not wasted if nobody uses it
+    nearer: bool  # once it is in DRAM, it is to be copied to a GPU
     asked: int = 1  # so many want it, and have not taken that back
 
 
@@ -91,7 +92,9 @@ class Prefetching:
     ) -> None:  # fmt: skip
         """`memory_of`: bytes of DRAM that a tenant has or may have."""
         self.tally = Tally()
-        self.missed: Missed = nobody_hears  # `Remote`, of each chain that goes on beyond this host
+        self.missed: Missed = nobody_hears  # `Remote`, of each chain that goes on beyond this host,
+        self.wished: Missed = nobody_hears  # and of those that somebody asks for by name
+        self.nearer: Callable[[Namespace, U8, int, int], None] = nobody_hears  # `HbmTiers.lift`
         self._tables = tables
         self._clock = clock
         self._streams = streams
@@ -119,16 +122,19 @@ class Prefetching:
 
     def prefetch(
         self, tenant: Tenant, namespace: Namespace, keys: U8, at: int, count: int, within_ns: int, tier: Tier,
-        *, kept: bool = False,
+        *, kept: bool = False, wished: bool = False,
     ) -> Fetching:  # fmt: skip
-        """Have the lead run of a chain in DRAM within so long, if there is time and room for it. `kept`: it is pinned.
+        """Have the lead run of a chain in DRAM within so long, if there is time and room for it. `kept`: it is pinned;
+        `wished`: by somebody who asks for just that.
 
         HBM counts as DRAM where there is no HBM tier; what is wanted on disk is there or cannot be had.
         """
         self.tally.asked += 1
         end, on_disk, _ = blocks.extend_run(self._tables, tenant.index, namespace.number, keys, at, count, 0, self._run)
         if end < count:
-            self.missed(namespace, keys, at, count, end)
+            (self.wished if wished else self.missed)(namespace, keys, at, count, end)
+        if tier is Tier.HBM:
+            self.nearer(namespace, keys, at, end)
         if not on_disk or tier is Tier.DISK:
             return Fetching(0, end, 0)
         by_ns = self._clock.now_ns() + within_ns
@@ -136,6 +142,7 @@ class Prefetching:
         same = self._by_key.get(key)
         if same is not None:
             same.asked += 1
+            same.nearer |= tier is Tier.HBM
             same.by_ns = max(same.by_ns, by_ns)
             if by_ns < same.first_ns:
                 same.first_ns = by_ns
@@ -146,7 +153,9 @@ class Prefetching:
             self.tally.refused += 1
             return Fetching(0, end - on_disk, 0)
         copied = keys[at : at + 4 * end].copy()
-        wanted = Wanted(self._next, tenant, namespace, copied, end, by_ns, by_ns, key, self._run[:0], kept)
+        wanted = Wanted(
+            self._next, tenant, namespace, copied, end, by_ns, by_ns, key, self._run[:0], kept, tier is Tier.HBM
+        )
         self._next += 1
         self._wanted[wanted.number] = self._by_key[key] = wanted
         self._count[tenant] += 1
@@ -240,6 +249,8 @@ class Prefetching:
             most = max(1, most)
         if not missing.size or most <= 0:
             self.tally.no_room += bool(missing.size)
+            if wanted.nearer:
+                self.nearer(namespace, wanted.keys, 0, wanted.count)
             self._forget(wanted)
             return
         start = int(missing[0])

@@ -16,7 +16,7 @@ Without numba, so that a configuration can be checked without waiting for it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from kvproto.sizes import format_bytes
 from kvstore.classes import PIN_TTL_S_MAX, PIN_TTL_S_MIN, UNUSED_TTL_S_MAX, UNUSED_TTL_S_MIN, PinClass, Terms
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from kvstore.sessions import Tenant
 
 PIN_SHARE: Final = 0.5
+HBM: Final = "hbm"  # of each GPU; a tier without rules of its own, so `Tier` does not have it
+HBM_ARENA_BYTES: Final = 16 << 20
+TierName: TypeAlias = Tier | Literal["hbm"]
 IN_FLIGHT_MAX: Final = 1 << 20  # of one tenant: far above what all of its sessions may have
 BYTES_MAX: Final = 1 << 62  # no tier is as large
 _ROUNDING: Final = 1e-9  # of sums of shares
@@ -48,14 +51,18 @@ class Quota:
     pin_tool_ttl_s: float | None = None
     pin_tool_share: float | None = None
     unused_ttl_s: float | None = None  # what is not pinned is dropped once nobody has used it for so long
+    hbm_guaranteed_bytes: int | None = None  # of each GPU
+    hbm_max_bytes: int | None = None
 
-    def guaranteed_bytes(self, tier: Tier) -> int | None:
+    def guaranteed_bytes(self, tier: TierName) -> int | None:
         """Promised by name, before it is rounded down to whole arenas."""
-        return self.dram_guaranteed_bytes if tier is Tier.DRAM else self.disk_guaranteed_bytes
+        found: int | None = getattr(self, f"{tier}_guaranteed_bytes")
+        return found
 
-    def max_bytes(self, tier: Tier) -> int | None:
+    def max_bytes(self, tier: TierName) -> int | None:
         """At most, before it is rounded down to whole arenas."""
-        return self.dram_max_bytes if tier is Tier.DRAM else self.disk_max_bytes
+        found: int | None = getattr(self, f"{tier}_max_bytes")
+        return found
 
     def terms(self, kind: PinClass) -> Terms:
         """What is said of a class of pins."""
@@ -84,14 +91,14 @@ class QuotaError(ValueError):
 class Capacity:
     """A tier: how many arenas (segments) there may be, and the bytes of each. No units: there is no such tier."""
 
-    tier: Tier
+    tier: TierName
     unit_bytes: int
     units: int
 
     @property
     def unit(self) -> str:
         """What a whole one is called."""
-        return "arena" if self.tier is Tier.DRAM else "segment"
+        return "segment" if self.tier is Tier.DISK else "arena"
 
 
 def check_quotas(quotas: Mapping[str, Quota], capacities: Iterable[Capacity]) -> None:
@@ -116,7 +123,8 @@ def check_numbers(name: str, quota: Quota) -> None:
         raise QuotaError(name, "pin_share", "a share is from 0 to 1")
     if quota.in_flight is not None and not 1 <= quota.in_flight <= IN_FLIGHT_MAX:
         raise QuotaError(name, "in_flight", f"must be from 1 to {IN_FLIGHT_MAX}")
-    for tier in Tier:
+    tiers: tuple[TierName, ...] = (*Tier, HBM)
+    for tier in tiers:
         for which, size_bytes in (("guaranteed", quota.guaranteed_bytes(tier)), ("max", quota.max_bytes(tier))):
             if size_bytes is not None and not 0 <= size_bytes <= BYTES_MAX:
                 raise QuotaError(name, f"{tier}_{which}_bytes", f"must be from 0 to {format_bytes(BYTES_MAX)}")
@@ -253,14 +261,24 @@ class Quotas:
     successors that start warm (`registry.py` journals it), and all others follow the configuration.
     """
 
-    def __init__(self, dram: Capacity, disk: Capacity, configured: Mapping[str, Quota]) -> None:
-        """`configured` is what `check_quotas` finds nothing against."""
+    def __init__(
+        self, dram: Capacity, disk: Capacity, configured: Mapping[str, Quota], hbm: Capacity | None = None
+    ) -> None:
+        """`configured` is what `check_quotas` finds nothing against. `hbm`: of each GPU; None: there is none."""
         self.tenants: list[Tenant] = []
+        self.capacities = (dram, disk, hbm or Capacity(HBM, 1, 0))
+        self._hbm: list[Shares] = []
         self.dram = Shares(dram, lambda tenant: tenant.arenas, self.tenants)
         self.disk = Shares(disk, lambda tenant: tenant.segments, self.tenants)
         self.forgotten: tuple[str, ...] = ()  # tenants of whom a former life's choice does not fit any more
         self._configured = dict(configured)
         self._chosen: dict[str, dict[str, int | float | None]] = {}
+        self._renew()
+
+    def share_hbm(self, shares: Shares) -> None:
+        """Quotas hold for one GPU's memory, too."""
+        shares.tenants = self.tenants
+        self._hbm.append(shares)
         self._renew()
 
     def begin(self, tenant: "Tenant") -> None:
@@ -292,7 +310,7 @@ class Quotas:
         """Could this be chosen, beside what holds for all others? Raises QuotaError."""
         wanted = self._everybody(self._chosen)
         wanted.pop(name, None)
-        check_quotas({**wanted, name: self._with(name, choice)}, (self.dram.capacity, self.disk.capacity))
+        check_quotas({**wanted, name: self._with(name, choice)}, self.capacities)
 
     def choose(self, name: str, choice: Choice) -> None:
         """From now on; empty: what the configuration says. Raises QuotaError and changes nothing."""
@@ -315,7 +333,7 @@ class Quotas:
     def settle(self) -> None:
         """All choices of the former life are known: they hold unless another configuration leaves no room for them."""
         try:
-            check_quotas(self._everybody(self._chosen), (self.dram.capacity, self.disk.capacity))
+            check_quotas(self._everybody(self._chosen), self.capacities)
         except QuotaError:
             self.forgotten = tuple(self._chosen)
             self._chosen.clear()
@@ -342,13 +360,13 @@ class Quotas:
 
     def _renew(self) -> None:
         everybody = self._everybody(self._chosen)
-        self.dram.renew(everybody)
-        self.disk.renew(everybody)
+        for shares in (self.dram, self.disk, *self._hbm):
+            shares.renew(everybody)
         for tenant in self.tenants:
             tenant.quota = self.of(tenant.name)
 
 
-_BEFORE_CLASSES: Final = 6  # fields that a choice had before there were classes: the same, in the same order
+_IN_ORDER: Final = (6, 13)  # fields that a choice had when it was of all: before there were classes, and since
 _NAMES: Final = tuple(one.name for one in fields(Quota))
 _WHOLE: Final = frozenset(name for name in _NAMES if name.endswith("_bytes") or name == "in_flight")
 
@@ -364,7 +382,7 @@ def choice_of_record(rest: "list[int | str]") -> tuple[str, Choice]:
     """The same backwards, without the first word. Raises ValueError for what no daemon has written."""
     name, *texts = map(str, rest)
     if texts and "=" not in texts[0]:  # until 0.1.0 a choice was of all fields, in their order
-        if len(texts) not in {_BEFORE_CLASSES, len(_NAMES)}:
+        if len(texts) not in _IN_ORDER:
             raise ValueError("a quota of another version")
         texts = [f"{one}={text}" for one, text in zip(_NAMES, texts, strict=False)]
     choice: dict[str, int | float | None] = {}

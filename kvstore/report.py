@@ -125,6 +125,12 @@ class TenantReport:
     unused_dropped: int = 0  # blocks dropped since nobody had used them for longer than its quota says
     hit_dram_bytes: int = 0  # of blocks that were leased since the start, by where they were
     hit_disk_bytes: int = 0
+    hit_hbm_bytes: int = 0  # of blocks that were loaded out of memory of GPUs
+    hbm_assigned_bytes: int = 0  # of arenas there, of all GPUs
+    hbm_used_bytes: int = 0
+    hbm_pinned_bytes: int = 0
+    hbm_guaranteed_bytes: int = 0  # of each GPU
+    hbm_max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +302,11 @@ class DeviceReport:
     hbm_hits: int
     hbm_promoted: int
     hbm_evicted: int
+    hbm_blocks: int = 0  # copies that are there now
+    hbm_hit_bytes: int = 0
+    hbm_promoted_bytes: int = 0
+    hbm_unpinned: int = 0  # of those evicted, pinned ones
+    hbm_evicted_after_s: float = 0.0  # how long those that were evicted had been there, together
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Final
 # Of a Quota, reported as they are.
 CLASS_FIELDS: Final = (
     "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s",
+    "hbm_guaranteed_bytes", "hbm_max_bytes",
 )  # fmt: skip
 
 
@@ -33,6 +34,8 @@ class QuotaReport:
     pin_tool_ttl_s: float | None = None
     pin_tool_share: float | None = None
     unused_ttl_s: float | None = None  # what is not pinned is dropped once nobody has used it for so long
+    hbm_guaranteed_bytes: int | None = None  # of each GPU, as asked for; None: an equal share
+    hbm_max_bytes: int | None = None
     chosen_fields: tuple[str, ...] = ()  # of `SetQuotaRequest`: those that were chosen at run time
 
 

@@ -13,6 +13,7 @@ from kvproto.limits import KEYS_PER_FRAME
 from kvproto.policy_frames import Tier as Way
 from kvstore import blocks, survey
 from kvstore.blocks import U4, U8
+from kvstore.costing import BELIEVED
 from kvstore.report import RemoteReport
 from kvstore.sessions import Namespace
 from kvstore.store import Store
@@ -24,10 +25,12 @@ class MatchSummary:
 
     tenant: str
     blocks: int  # of the lead run
-    dram_blocks: int  # of them, those that lie in DRAM in all namespaces
+    hbm_blocks: int  # of them, those that have a copy in memory of a GPU in all namespaces
+    dram_blocks: int  # of the others, those that lie in DRAM in all namespaces
     disk_blocks: int  # on disk alone, in one namespace at least
     pending_blocks: int
-    dram_bytes: int  # of payload, in all namespaces together
+    hbm_bytes: int  # of payload, in all namespaces together
+    dram_bytes: int
     disk_bytes: int
     load_s: float | None
     recompute_s: float | None
@@ -91,23 +94,25 @@ def _found(store: Store, namespace: Namespace, keys: U8, run: U4) -> tuple[int, 
 
 def _summed(store: Store, runs: Sequence[tuple[Namespace, U4]], there: int, pending: int) -> MatchSummary:
     states, costing = store.tables.blocks["state"], store.costing
-    away = np.zeros(there, dtype=np.bool_)
-    dram_bytes = disk_bytes = 0
+    away, above = np.zeros(there, dtype=np.bool_), np.ones(there, dtype=np.bool_)
+    hbm_bytes = dram_bytes = disk_bytes = 0
     load_ns = recompute_ns = 0 if there and costing.heard else UNKNOWN_NS
     for namespace, run in runs:
         lies = np.isin(states[run[:there]], (blocks.DISK, blocks.LOADING))
-        on_disk = int(np.count_nonzero(lies))
-        away |= lies
-        disk_bytes += on_disk * namespace.identity.block_bytes
-        dram_bytes += (there - on_disk) * namespace.identity.block_bytes
+        near = store.hbm.above(run[:there])
+        on_disk, block_bytes = int(np.count_nonzero(lies)), namespace.identity.block_bytes
+        away, above = away | lies, above & near
+        hbm_bytes += int(np.count_nonzero(near)) * block_bytes
+        disk_bytes += int(np.count_nonzero(lies & ~near)) * block_bytes
+        dram_bytes += int(np.count_nonzero(~lies & ~near)) * block_bytes
         if there and costing.heard:
             load, recompute = costing.estimate(namespace, run, there, on_disk)
             load_ns, recompute_ns = max(load_ns, load), max(recompute_ns, recompute)
-    on_disk = int(np.count_nonzero(away))
+    near_blocks, far_blocks = int(np.count_nonzero(above)), int(np.count_nonzero(away & ~above))
     first = runs[0][0]
     return MatchSummary(
-        first.tenant.name, there, there - on_disk, on_disk, pending, dram_bytes, disk_bytes, _seconds(load_ns),
-        _seconds(recompute_ns), first.identity.block_tokens,
+        first.tenant.name, there, near_blocks, there - near_blocks - far_blocks, far_blocks, pending, hbm_bytes,
+        dram_bytes, disk_bytes, _seconds(load_ns), _seconds(recompute_ns), first.identity.block_tokens,
     )  # fmt: skip
 
 
@@ -121,14 +126,18 @@ def load_of(store: Store) -> LoadReport:
     disk = store.disk
     dram = TierLoad(
         "dram", store.arenas.positions * store.limits.arena_bytes, survey.used_bytes(store), survey.dram_blocks(store),
-        _fastest(store, Way.DRAM),
+        _read_speed(store, Way.DRAM),
     )  # fmt: skip
     tiers = [dram]
     if store.limits.disk.disk_bytes:
         report = survey.disk_tier(store)
         tiers.append(
-            TierLoad("disk", report.capacity_bytes, report.used_bytes, report.blocks, _fastest(store, Way.DISK))
+            TierLoad("disk", report.capacity_bytes, report.used_bytes, report.blocks, _read_speed(store, Way.DISK))
         )
+    tiers[:0] = [
+        TierLoad("hbm", hbm.hbm_bytes, hbm.used_bytes(), hbm.blocks, _read_speed(store, Way.HBM))
+        for hbm in store.hbm.tiers
+    ]
     return LoadReport(
         draining=store.draining,
         clients=sum(session.heard is None for session in sessions),
@@ -141,7 +150,14 @@ def load_of(store: Store) -> LoadReport:
     )
 
 
-def _fastest(store: Store, tier: Way) -> float | None:
-    """Bytes a second of large loads: of the daemon's own reads, else of the tenant that loads fastest."""
-    ways = [way for _, its, way in store.costing.ways(store.tenants.values()) if its is tier and way.byte_seconds > 0.0]
-    return 1.0 / min(way.byte_seconds for way in ways) if ways else None
+def _read_speed(store: Store, tier: Way) -> float | None:
+    """Bytes a second of the largest loads, all in: of the daemon's own reads, else what tenants have reported.
+
+    Of several tenants the one in the middle, the slower of two: none can make this host look faster than it is for all.
+    """
+    costing = store.costing
+    if tier is Way.DISK and costing.disk.reports:
+        return costing.disk.speed()
+    ways = (costing.way(tenant, tier) for tenant in store.tenants.values())
+    speeds = sorted(speed for way in ways if way.reports >= BELIEVED and (speed := way.speed()) is not None)
+    return speeds[(len(speeds) - 1) // 2] if speeds else None

@@ -12,6 +12,7 @@
     (what nobody uses)                           ageing.py       nothing
     (what passed, and what left)                 watching.py     curves of reuse, traces of blocks that are gone
     (LOAD, SAVE of mode daemon)                  moving.py       holds of what threads of the daemon copy
+    (copies in memory of GPUs)                   tier/hbms.py    which there are, and what is wanted there
     (who writes into slots itself)               writers.py      slots that are out of use because of that
     (what was changed since)                     scrubbing.py    passes over DRAM
     open, namespace                              registry.py     tenants, pools, namespaces, their journal
@@ -57,12 +58,13 @@ from kvstore.reserving import ITEM, Reserving
 from kvstore.restart import Kept, find_former, journal_head, take_over
 from kvstore.ring import Ring
 from kvstore.scrubbing import Recheck, Scrubbing
-from kvstore.sessions import Namespace, Process, Session, Tenant
+from kvstore.sessions import Missed, Namespace, Process, Session, Tenant, nobody_hears
 from kvstore.sweeps import Done, Each, Sweeper
 from kvstore.tables import Limits, capacities_of, make_tables
 from kvstore.tally import Tally
 from kvstore.tier.disk import Disk
 from kvstore.tier.flushing import Counts
+from kvstore.tier.hbms import HbmTiers
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
 from kvstore.tier.remote import Remote
 from kvstore.tier.remote_orders import RemoteWorkers
@@ -123,7 +125,7 @@ class Store:
         """Each knows those before it."""
         self.tables = tables = make_tables(limits, memory)
         self.policies = policies = Policies(tables, limits.rules)
-        self.quotas = quotas = Quotas(*capacities_of(limits), limits.quotas)
+        self.quotas = quotas = Quotas(*capacities_of(limits), limits.quotas, limits.hbm)
         self.arenas = arenas = Arenas(tables, memory, outbox, limits.arena_bytes, limits.positions, policies)
         self.writers = writers = Writers(limits, tables, arenas, memory)
         self.registry = registry = Registry(
@@ -146,6 +148,7 @@ class Store:
             limits, tables, clock, self.tally, sweeper, disk, dropping, costing, writers, self._forget
         )
         self.moving = Moving(limits, tables, arenas, self.leasing, self.reserving)
+        self.hbm = HbmTiers(tables, clock, quotas, self.moving.hold, sweeper.jobs)
         self.scrubbing = Scrubbing(limits, tables, clock, workers, arenas, registry, writers, sweeper)
         self.streams = self.leasing.streams
         self.verifying = Verifying(tables, clock, registry, self.streams, self.reserving)
@@ -155,6 +158,8 @@ class Store:
             tables, clock, randomness, watch, quotas.pin_budget_bytes, Classes(tables.blocks.size, quotas.class_bytes),
             book, self.prefetching, sweeper.jobs,
         )  # fmt: skip
+        self.prefetching.nearer = self.hbm.lift
+        self.pinning.nearer = self.hbm
         self.repinning = Repinning(tables, clock, registry, pinning, book)
         dropping.pinned_arena = PinnedArenas(tables, clock, arenas, pinning).one_for
         dropping.when_cut = pinning.when_cut
@@ -175,9 +180,22 @@ class Store:
         """There is a far side: from now on it hears of what is missed here, and gets what is worth it."""
         remote = self.remote
         remote.begin(workers, admission)
-        self.matching.missed = self.leasing.missed = self.prefetching.missed = remote.missed
+        self.hear_misses(remote.missed, remote.wished)
         self.leasing.touched = remote.writing.leased
         self.reserving.landed = remote.writing.published
+        remote.writing.codec_for, remote.writing.learn = self.disk.codec_for, self.disk.choice.learn
+
+    def hear_misses(self, missed: Missed, wished: Missed | None = None) -> None:
+        """One more hears of each chain that goes on beyond what DRAM and disk have of it; `wished`: by a PREFETCH."""
+        both = _one_after_another(self.leasing.missed, missed)
+        self.matching.missed = self.leasing.missed = self.prefetching.missed = both
+        self.prefetching.wished = _one_after_another(self.prefetching.wished, wished or missed)
+
+    def own_session(self, tenant: Tenant) -> Session:
+        """One of the daemon's own that nobody hears anything of; its ring is a count of bytes and no more."""
+        session = self._add_session(tenant, Ring(RING_BYTES_MAX))
+        session.heard = nobody_hears
+        return session
 
     def choose_rule(self, chosen: Chosen) -> None:
         """Have a tier, or one tenant's part of it, evict by another rule from now on, and after a warm restart."""
@@ -206,6 +224,7 @@ class Store:
         self.prefetching.forget_namespace(self.registry.by_number[number])
         self.disk.commits.forget(number)
         self.remote.forget_namespace(self.registry.by_number[number])
+        self.hbm.forget_namespace(self.registry.by_number[number])
         self.watching.departures.forget_namespace(number)
         self.forgotten(number)
 
@@ -224,6 +243,7 @@ class Store:
             self.streams.next_ns, self.disk.next_ns, self.verifying.next_ns, self.sweeper.next_ns,
             self.pinning.next_ns, self.prefetching.next_ns, self.guiding.next_ns, self.watching.next_ns,
             self.ageing.next_ns, self.scrubbing.next_ns, self.writers.next_ns, self.remote.next_ns,
+            self.hbm.next_ns,
         )  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -447,6 +467,7 @@ class Store:
         self.writers.tick(now_ns)
         self.ageing.tick(now_ns)
         self.remote.tick(now_ns)
+        self.hbm.tick()
         self.learned.tick(now_ns)
         self.watching.tick(now_ns)
 
@@ -458,6 +479,14 @@ class Store:
             if due_ns is not None and (soonest_ns is None or due_ns < soonest_ns):
                 soonest_ns = due_ns
         return soonest_ns
+
+
+def _one_after_another(first: Missed, then: Missed) -> Missed:
+    def both(namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
+        first(namespace, keys, at, count, found)
+        then(namespace, keys, at, count, found)
+
+    return both
 
 
 class NoProcesses:

@@ -1,6 +1,7 @@
 """What the store says of itself, as plain values. Owner thread; none of it walks blocks."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from kvstore import blocks
 from kvstore.classes import PinClass
@@ -114,9 +115,28 @@ def tenant_reports(store: Store, uids: dict[str, tuple[int, ...]]) -> tuple[Tena
                 unused_dropped=store.ageing.dropped[tenant] if tenant else 0,
                 hit_dram_bytes=tenant.saved.dram_bytes if tenant else 0,
                 hit_disk_bytes=tenant.saved.disk_bytes if tenant else 0,
+                **_in_hbm(store, name, tenant),
             )
         )
     return tuple(reports)
+
+
+def _in_hbm(store: Store, name: str, tenant: Tenant | None) -> dict[str, Any]:
+    """What a tenant has in memory of GPUs, and may have of each; nothing where there is no such tier."""
+    hbm = store.hbm
+    bounds = [each.shares for each in hbm.tiers[:1]]
+    found: dict[str, Any] = {
+        "hbm_guaranteed_bytes": sum(shares.guaranteed_bytes(name) for shares in bounds),
+        "hbm_max_bytes": bounds[0].max_bytes(name) if bounds else None,
+    }
+    if tenant is not None:
+        found |= {
+            "hit_hbm_bytes": hbm.hit_bytes(tenant),
+            "hbm_assigned_bytes": hbm.assigned_bytes(tenant),
+            "hbm_used_bytes": hbm.used_bytes(tenant),
+            "hbm_pinned_bytes": hbm.pinned_bytes(tenant),
+        }
+    return found
 
 
 def _prefill_reports(store: Store, tenant: Tenant) -> int:

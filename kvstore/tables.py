@@ -28,7 +28,7 @@ from kvstore.arenas import slot_shift
 from kvstore.blocks import ARENA, BLOCK, GHOST, POOL, REUSE, SLOT, U8, Tables
 from kvstore.policies import Rules
 from kvstore.ports import Memory
-from kvstore.quotas import Capacity, Quota
+from kvstore.quotas import HBM, Capacity, Quota
 from kvstore.rules import Tier
 from kvstore.sweeps import SLICE_STEPS
 from kvstore.tier.disk import NO_DISK, DiskLimits
@@ -57,6 +57,7 @@ class Limits:
     scrub_all: bool = False  # not only arenas that clients could write to
     curves: bool = True  # watch the stream of keys (kvstore/watching.py)
     quotas: Mapping[str, Quota] = field(default_factory=dict)  # as configured, by tenant; `check_quotas` has seen them
+    hbm: Capacity = field(default_factory=lambda: Capacity(HBM, 1, 0))  # of the tier on each GPU
 
     @property
     def positions(self) -> int:

@@ -25,7 +25,8 @@ from kvstore.tier.format import (
     slot_offset,
 )
 from kvstore.tier.orders import Commit, Name
-from kvstored.index import Index, Loaded, State
+from kvstored.index import Index, State
+from kvstored.index_loaded import Loaded
 
 STORE = bytes(range(16))
 SLOT_BYTES = 2 * PAGE_BYTES

@@ -9,6 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 from random import Random
+from typing import Final
 
 from bench.engines import ROOT, STAMP, VllmProcess
 
@@ -24,9 +25,15 @@ class HicacheProcess(VllmProcess):
     program = "bench.engines.hicache_program"
 
 
+VALUES: Final = "values of "
+
+
 def page_of(content: str, number: int, page_bytes: int) -> bytes:
-    """The bytes that `hicache_program` puts into a page."""
-    return Random(f"{content} {number}").randbytes(page_bytes)
+    """The bytes that `hicache_program` puts into a page: any; bfloat16 from 1/128 to 2 for a content of values."""
+    made = bytearray(Random(f"{content} {number}").randbytes(page_bytes))
+    if content.startswith(VALUES):
+        made[1::2] = bytes(byte & 0x83 | 0x3C for byte in made[1::2])
+    return bytes(made)
 
 
 def digest_of(page: bytes) -> str:

@@ -15,9 +15,11 @@ Copies run in `asyncio.to_thread`; everything else in the loop that `connect` ra
 first lets a copy under way end: the memory on both sides is not the caller's again before.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -315,13 +317,16 @@ class AsyncClient:
         block_shape: Sequence[int] | None = None,
         lossy: bool = False,
         accelerate: str = "",
+        link_bytes_per_s: float | None = None,
     ) -> AsyncNamespace:
-        """As `Client.namespace`."""
-        identity, encoding = encoded_identity(
+        """As `Client.namespace`. With codec "auto" a thread measures, and the loop goes on."""
+        identify = partial(
+            encoded_identity,
             model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
             block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
-            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate,
+            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate, link_bytes_per_s=link_bytes_per_s,
         )  # fmt: skip
+        identity, encoding = await asyncio.to_thread(identify) if codec == "auto" else identify()
         namespace = AsyncNamespace(self._connection, identity, encoding)
         await namespace.open()
         return namespace

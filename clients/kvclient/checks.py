@@ -9,7 +9,7 @@ from typing import Final
 from kvclient import flows
 from kvproto.errors import UsageError
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, PIN_TTL_NS_MAX
-from kvproto.policy_frames import UNKNOWN, Tier
+from kvproto.policy_frames import REMOTE, UNKNOWN, Tier
 from kvproto.retention import Retention
 
 NAME_CHARS: Final = 128
@@ -30,6 +30,11 @@ def tier_of(name: str) -> Tier:
     if tier is None:
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, not {name!r}")
     return tier
+
+
+def prefetch_tier_of(name: str) -> int:
+    """As `tier_of`, or "remote"."""
+    return REMOTE if name == "remote" else tier_of(name)
 
 
 def duration(what: str, seconds: float) -> float:

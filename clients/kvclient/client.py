@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvclient import flows
-from kvclient.checks import name_of
-from kvclient.codecs import Codec, codec_of, is_text
+from kvclient.checks import amount, name_of, whole
+from kvclient.codecs import RAW, Codec, codec_of, is_text
 from kvclient.connection import Connection
 from kvclient.hints import Program, Run, Workflow
 from kvclient.namespace import Namespace, matching
-from kvclient.results import Match, Status
+from kvclient.results import Advice, Match, Status
 from kvclient.steps import Steps
+from kvclient.swap_budget import Budget
 from kvproto.errors import Code, UsageError
 from kvproto.frames import Hello, Mode, Role
 from kvproto.identity import NamespaceIdentity
@@ -21,8 +22,10 @@ from kvproto.limits import NAME_BYTES, RING_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvclient.attached import AttachedMemory
+    from kvclient.swapping import Swapper
     from kvkernels.device.pages import Pages
 
+CHUNK_BYTES_MAX: Final = 1 << 30  # of a swap: nobody pre-empts one
 _OFFERS: Final = {
     "copy": (Mode.COPY,),
     "direct": (Mode.DIRECT, Mode.COPY),
@@ -72,6 +75,8 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._budget = Budget()
+        self._swappers: list[Swapper] = []
 
     @property
     def connected(self) -> bool:
@@ -109,6 +114,7 @@ class Client:
         block_shape: Sequence[int] | None = None,
         lossy: bool = False,
         accelerate: str = "",
+        link_bytes_per_s: float | None = None,
     ) -> Namespace:
         """Blocks are shared by those whose namespaces agree in every one of these. `tp` and `pp` are (rank, size).
 
@@ -117,14 +123,16 @@ class Client:
         store holds `identity.block_bytes`. With a codec `dtype` is "bfloat16" or "float16", and `block_shape` that of a
         block, of which the last axis (head_dim) shares a scale; "int8" and "fp8" cannot do without. `accelerate`:
         "numba" encodes several times faster, where the process can have it. A codec that an identity names (with a "/")
-        moves its blocks as they lie, encoded.
+        moves its blocks as they lie, encoded. "auto" measures, and takes what is fastest over a link of
+        `link_bytes_per_s` (this host's memory unless told), lossless unless `lossy`: "raw" where the link outruns any
+        codec. Engines that come to different codecs share nothing; `codec.encoding` says which it is, None for raw.
 
         Raises UsageError for what cannot be a namespace, or not with the daemon that is connected.
         """
         identity, encoding = encoded_identity(
             model=model, engine=engine, layout=layout, dtype=dtype, block_tokens=block_tokens,
             block_bytes=block_bytes, revision=revision, adapter=adapter, tp=tp, pp=pp,
-            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate,
+            codec=codec, block_shape=block_shape, lossy=lossy, accelerate=accelerate, link_bytes_per_s=link_bytes_per_s,
         )  # fmt: skip
         namespace = Namespace(self._connection, identity, encoding)
         namespace.open()
@@ -142,6 +150,39 @@ class Client:
         from kvclient.attached import attach  # noqa: PLC0415  an engine on CPU loads nothing of devices
 
         return attach(self._connection, place, pages)
+
+    def swapper(
+        self, namespace: Namespace, memory: "AttachedMemory | Pages", place: Any = None, chunk_bytes: int = 4 << 20
+    ) -> "Swapper":
+        """Move contexts between an engine's pages and a namespace in chunks, beside its forward passes (`tick`).
+
+        `memory`: what `attach` gave, in mode "daemon"; or `Pages`, whose `place` is what the `device` of a tensor is,
+        or None for memory of the host (`kvclient.swap_ways.host_pages`). A page is a block. It ends with the client.
+        Raises UsageError.
+        """
+        from kvclient.swap_ways import way_of  # noqa: PLC0415  an engine that swaps nothing loads nothing of it
+        from kvclient.swapping import Swapper  # noqa: PLC0415  as above
+
+        if whole("chunk_bytes", chunk_bytes, least=1) > CHUNK_BYTES_MAX:
+            raise UsageError(f"chunk_bytes must be at most {CHUNK_BYTES_MAX}, not {chunk_bytes}")
+        namespace.target_for(self._connection)
+        way = way_of(namespace, memory, place)
+        made = Swapper(namespace, way, self._budget, self._connection.check, chunk_bytes)
+        self._swappers.append(made)
+        return made
+
+    def tick(self, forward_s: float, advice: Advice | None = None) -> float:
+        """An iteration of the engine begins, whose forward pass takes about `forward_s` seconds. Never waits.
+
+        Grants swaps the bytes that move unnoticed meanwhile, never more than the `advice` of `Namespace.advise` says,
+        and returns how many; a `forward_s` of 0 that nothing is computed until the next tick: no limit then. Without
+        ticks swaps have 1 GiB a second. Raises UsageError.
+        """
+        limit_bytes = (advice.swap_budget_bytes or None) if advice is not None else None  # 0: nobody knows
+        granted = self._budget.tick(amount("forward_s", forward_s), time.monotonic(), limit_bytes)
+        for swapper in self._swappers:
+            swapper.wake()
+        return granted
 
     def match(self, namespaces: Sequence[Namespace], keys: Sequence[bytes]) -> Match:
         """What all of these namespaces (1 to 64 of this client, one a rank) have of a chain, in one round trip.
@@ -186,6 +227,9 @@ class Client:
 
     def close(self) -> None:
         """End the session. Calls in other threads miss; views and arrays made from leases stay safe to touch."""
+        swappers, self._swappers = self._swappers, []
+        for swapper in swappers:
+            swapper.close()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -241,9 +285,20 @@ def encoded_identity(
     block_shape: Sequence[int] | None,
     lossy: bool,
     accelerate: str,
+    link_bytes_per_s: float | None = None,
     **fields: Any,
 ) -> tuple[NamespaceIdentity, Codec | None]:
     """The identity of a namespace, and what encodes its blocks, if anything here does. Raises UsageError."""
+    if codec == "auto":
+        from kvclient.codecs_auto import resolved  # noqa: PLC0415  who names a codec measures nothing
+
+        codec = resolved(
+            dtype=dtype, block_bytes=block_bytes, block_shape=block_shape, lossy=lossy, accelerate=accelerate,
+            link_bytes_per_s=link_bytes_per_s,
+        )  # fmt: skip
+        accelerate = "" if codec == RAW else accelerate
+    elif link_bytes_per_s is not None:
+        raise UsageError(f'link_bytes_per_s is for codec "auto", not {codec!r:.60}')
     if is_text(codec):
         return identity_of(dtype=dtype, block_bytes=block_bytes, codec=codec, **fields), None
     encoding = codec_of(

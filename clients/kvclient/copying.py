@@ -27,6 +27,7 @@ SMALL_MANY: Final = 4  # moves from which on `copy_at_once` does not copy one by
 BOUNCE_BYTES: Final = 2 * MIB
 
 _BASE: Final = 4096  # nothing is ever mapped below
+_clock = time.monotonic
 
 
 class _AddressSpace:
@@ -125,19 +126,32 @@ class Gate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._closed = False
+        self.read_s: float | None = None  # when reading began, in seconds of CLOCK_MONOTONIC,
+        self.until_s = 0.0  # and when it ended the last time
+        self.seconds = 0.0  # of reading, in all
+        self._entered_s = 0.0
 
     def close(self) -> None:
         """Nobody reads from here on."""
         with self._lock:
             self._closed = True
 
+    @property
+    def closed(self) -> bool:
+        """Will nobody read any more? Never waits."""
+        return self._closed
+
     def __enter__(self) -> None:
         self._lock.acquire()
         if self._closed:
             self._lock.release()
             raise WithdrawnError("the memory was withdrawn before it was copied")
+        self._entered_s = _clock()
+        self.read_s = self._entered_s if self.read_s is None else self.read_s
 
     def __exit__(self, *_: object) -> None:
+        self.until_s = _clock()
+        self.seconds += self.until_s - self._entered_s
         self._lock.release()
 
 

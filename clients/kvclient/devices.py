@@ -26,7 +26,10 @@ from kvkernels.device.tables import Tables
 from kvproto.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvclient.mapping import Mapping
+    from kvclient.buffers import Memory
+    from kvclient.codecs import Codec
+    from kvclient.codecs_device import Coding
+    from kvclient.mapping import Mapping, Place
 
 SWEEP_S: Final = 0.5
 _log = logging.getLogger(__name__)
@@ -45,7 +48,8 @@ class Copies:
         self.pins = Pins(device)
         self.copier = Copier(device, self.engines, self.pins)
         self._streams = {each: device.stream() for each in (Direction.TO_DEVICE, Direction.TO_HOST)}
-        self._locks = {each: threading.Lock() for each in self._streams}
+        self._locks = {each: threading.Lock() for each in Direction}
+        self._coding: Coding | None = None
         self._sweeping = False
         self._closing = threading.Event()
         found = kept(device, folder)
@@ -72,9 +76,21 @@ class Copies:
         with self._locks[direction], suppress(DeviceError):
             self._streams[direction].synchronize()
 
+    def coding(self, maps: "Sequence[Mapping]") -> "Coding":
+        """What encodes and decodes there, out of these maps or into them. Raises DeviceError."""
+        from kvclient.codecs_device import Coding  # noqa: PLC0415  raw namespaces never need it
+
+        self._want(maps)
+        with self._locks[Direction.ON_DEVICE]:
+            if self._coding is None:
+                self._coding = Coding(self.device, self._tables, self.engines, self.copier)
+            return self._coding
+
     def close(self) -> None:
         """Wait for what is under way, and let go of everything."""
         self._closing.set()
+        if self._coding is not None:
+            self._coding.close()
         for stream in self._streams.values():
             stream.close()
         self.copier.close()
@@ -146,6 +162,22 @@ class Side:
         except BaseException:  # nothing may be written there any more once this has returned
             self.copies.settle(Direction.TO_HOST)
             raise
+
+    def encode(
+        self, codec: "Codec", memory: "Memory", indices: Sequence[int], targets: Sequence[int],
+        maps: "Sequence[Mapping]",
+    ) -> int:  # fmt: skip
+        """See `codecs_device.Coding`. Raises DeviceError."""
+        return self.copies.coding(maps).encode(codec, memory, indices, targets, self._after)
+
+    def decode(self, codec: "Codec", memory: "Memory", first: int, places: "Sequence[Place]") -> bool:
+        """See `codecs_device.Coding`; a device that fails fills nothing, and `finish` says so."""
+        try:
+            coding = self.copies.coding([mapping for mapping, _ in places])
+            return coding.decode(codec, memory, first, places, self._after)
+        except DeviceError as error:
+            self._fail(error)
+            return True
 
     def finish(self) -> bool:
         """Wait for all that was begun; whether it is there."""

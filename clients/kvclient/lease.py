@@ -186,7 +186,9 @@ class Held:
         memory = buffers.writable(targets, self.expected, block_bytes, stream)
         if memory.device is not None:
             if codec is not None:
-                raise UsageError(f"codec {codec.encoding} fills memory of the host only, not tensors on a device")
+                from kvclient.codecs_device import check_fits  # noqa: PLC0415  # an engine on CPU never needs it
+
+                check_fits(codec)
             from kvclient.devices import Uses  # noqa: PLC0415  # an engine on CPU never needs it
 
             with self._endpoint.guard():
@@ -217,10 +219,16 @@ class Held:
         moves = memory.moves_in(first, sources, self._block_bytes)
         return partial(self._mover(), moves, memory, places)
 
+    @property
+    def bounce(self) -> Bounce | None:
+        """What copies to the host pass through in mode ring; None in all others."""
+        session = self._parts[0].session if self._parts else None
+        return session.bounce if session is not None and session.mode is Mode.RING else None
+
     def _mover(self) -> Callable[[list[Move], buffers.Memory, list[Place]], None]:
         """In mode ring a copy goes by way of the session's own buffer."""
-        session = self._parts[0].session if self._parts else None
-        return partial(_copy_through, session.bounce) if session and session.mode is Mode.RING else _copy
+        bounce = self.bounce
+        return _copy if bounce is None else partial(_copy_through, bounce)
 
     def _stopwatch(self, blocks: int) -> Stopwatch | None:
         """For a copy of so many blocks, if it is one of those that are timed."""
@@ -248,7 +256,11 @@ class Held:
         from kvclient.codecs_moving import decode_to  # noqa: PLC0415  # raw namespaces never need it
 
         self._warm(places)
-        if not decode_to(codec, memory, first, places):
+        if memory.device is not None:
+            good = memory.device.decode(codec, memory, first, _writable_maps(places, self._parts))
+        else:
+            good = decode_to(codec, memory, first, places)
+        if not good:
             self._spoil(codec)
 
     def _decoded(self, codec: "Codec", places: list[Place]) -> tuple[memoryview, ...]:
@@ -398,6 +410,26 @@ class Lease(Held):
         if any(part.cold for part in self._parts):
             return []
         return [mapping.address + offset for mapping, offset in places]
+
+    @property
+    def is_complete(self) -> bool:
+        """Has all come that will come? `blocks` then waits for nothing. Never waits."""
+        if not self._streaming:
+            return True
+        self._endpoint.catch_up()
+        coming = lead_of(self._parts).coming
+        return coming is None or _clock() >= coming.until_ns
+
+    def located(self, *, by_device: bool) -> list[Place]:
+        """Where each block lies: its map, mapped as long as it is kept here, and the offset of its first byte in that.
+
+        As `sources`, for copies in pieces; `by_device`: by maps that a device may reach. None while blocks are coming.
+        """
+        self._endpoint.check_fork()
+        if self._streaming or self._released or self._codec is not None:
+            return []
+        places = self._places(0, self._blocks)
+        return _writable_maps(places, self._parts) if by_device else places
 
     def copyings(self, targets: object, parts: int = 1) -> list[Callable[[], None]]:
         """What copies the blocks into `targets`, in about so many parts for any threads; none while blocks are coming.

@@ -66,6 +66,11 @@ class Loading:
         self._connection.catch_up()
         return is_settled(self._transfer)
 
+    @property
+    def broken(self) -> bool:
+        """Has its session ended before it did, so that no `wait` waits any more? `result` settles it. Never waits."""
+        return self._transfer is not None and self._transfer.broken
+
     def wait(self, groups: int, timeout_s: float = 1.0) -> bool:
         """Are the first `groups` groups of layers of `blocks` blocks there? Waits so long."""
         transfer = self._transfer

@@ -81,7 +81,9 @@ class Verbs(PolicyVerbs):
         flows.join_keys(() if parent is None else (parent,))
         source = readable(buffers, len(keys), self.block_bytes, stream)
         if self.codec is not None and source.device is not None:
-            raise UsageError(f"codec {self.codec.encoding} takes memory of the host only, not tensors on a device")
+            from kvclient.codecs_device import check_fits  # noqa: PLC0415  an engine on CPU never needs it
+
+            check_fits(self.codec)
         space_ns = flows.nanoseconds("space_s", space_s)
         recompute_us = 0 if recompute_s is None else max(1, flows.nanoseconds("recompute_s", recompute_s) // 1000)
         if self._role is not Role.ENGINE:
@@ -149,6 +151,15 @@ class Namespace(Verbs):
     def __init__(self, connection: Connection, identity: NamespaceIdentity, codec: "Codec | None" = None) -> None:
         super().__init__(connection, identity, codec)
         self._connection = connection
+
+    def encoded_by(self, codec: "Codec") -> "Namespace":
+        """The same namespace, named by a codec's text, for blocks as they are before that codec encodes them.
+
+        Raises UsageError unless it is the one that the identity names.
+        """
+        if (codec.text, codec.stored_bytes) != (self.identity.codec, self.identity.block_bytes):
+            raise UsageError(f"the namespace is of codec {self.identity.codec!r}, and not of {codec.text!r}")
+        return Namespace(self._connection, self.identity, codec)
 
     def fetch(self, keys: Sequence[bytes], wait_s: float = 1.0, ttl_s: float = 5.0) -> Lease:
         """Hold the lead run of this chain for `ttl_s` seconds of reading; a context manager.
@@ -312,6 +323,8 @@ class Namespace(Verbs):
         """Have the lead run of this chain in a tier within `deadline_s` seconds (an hour at most), if there is room.
 
         Returns as soon as the daemon says what is there and what will come; `cancel` the result if it is not needed.
+        `tier`: "dram", "disk", "hbm", or "remote": written there at once, for another host (see `handing_over`).
+        What this host has not is looked for in the remote tier, if there is one, even if it was not there a moment ago.
         """
         return self._connection.run(self._prefetching(self._connection.session(), keys, tier, deadline_s))
 

@@ -9,14 +9,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kvclient import flows, policy_flows
-from kvclient.checks import amount, duration, expectation_of, hinted_keys, name_of, pin_ttl_ns, tier_of, whole
+from kvclient.checks import (
+    amount,
+    duration,
+    expectation_of,
+    hinted_keys,
+    name_of,
+    pin_ttl_ns,
+    prefetch_tier_of,
+    tier_of,
+    whole,
+)
 from kvclient.endpoint import Endpoint
 from kvclient.results import Advice, PinInfo, PinResult
 from kvproto import policy_frames
 from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import PREFETCH_NS_MAX
-from kvproto.policy_frames import UNKNOWN, Event, Fetching, Hint, Kind, Question, Report, Tier
+from kvproto.policy_frames import UNKNOWN, Event, Fetching, Hint, Kind, Question, Report
 from kvproto.retention import Retention
 
 if TYPE_CHECKING:
@@ -145,13 +155,13 @@ class PolicyVerbs:
     def _prefetching(
         self, session: "Session | None", keys: Sequence[bytes], tier: str, deadline_s: float
     ) -> flows.Flow[Prefetch]:
-        joined, wanted = flows.join_keys(keys), tier_of(tier)
+        joined, wanted = flows.join_keys(keys), prefetch_tier_of(tier)
         within_ns = flows.nanoseconds("deadline_s", deadline_s, least_ns=1)
         if within_ns > PREFETCH_NS_MAX:
             raise UsageError(f"deadline_s must be at most {PREFETCH_NS_MAX // 10**9}, not {deadline_s}")
         return self._asking(session, joined, wanted, within_ns)
 
-    def _asking(self, session: "Session | None", keys: bytes, tier: Tier, within_ns: int) -> flows.Flow[Prefetch]:
+    def _asking(self, session: "Session | None", keys: bytes, tier: int, within_ns: int) -> flows.Flow[Prefetch]:
         asked = yield from policy_flows.prefetch(
             session, _clock, self._target, keys, tier=tier, within_ns=within_ns, timeout_ns=self._timeout_ns
         )

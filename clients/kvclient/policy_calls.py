@@ -115,7 +115,7 @@ class PrefetchCall(Call):
     answer = Verb.FETCHING
 
     def __init__(
-        self, session: "Session", namespace: int, keys: bytes, *, tier: Tier, within_ns: int, deadline_ns: int
+        self, session: "Session", namespace: int, keys: bytes, *, tier: int, within_ns: int, deadline_ns: int
     ) -> None:
         super().__init__(session, deadline_ns)
         self.namespace = namespace

@@ -12,7 +12,7 @@ from kvclient.policy_calls import AdviseCall, PinCall, PinsCall, PrefetchCall, U
 from kvclient.results import Advice, Choice, Partial, PinInfo, PinResult
 from kvproto.errors import UsageError
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
-from kvproto.policy_frames import Fetching, Question, Tier
+from kvproto.policy_frames import REMOTE, Fetching, Question, Tier
 
 if TYPE_CHECKING:
     from kvclient.protocol import Session
@@ -100,7 +100,7 @@ def prefetch(
     target: Target,
     keys: bytes,
     *,
-    tier: Tier,
+    tier: int,
     within_ns: int,
     timeout_ns: int,
 ) -> Flow[list[Fetching]]:
@@ -108,7 +108,7 @@ def prefetch(
     asked: list[Fetching] = []
     began_ns = clock()
     deadline_ns = began_ns + timeout_ns
-    if session is None or not keys:
+    if session is None or not keys or (tier == REMOTE and not session.hands_over):
         return asked
     opened = yield from open_namespace(session, target, deadline_ns)
     if opened is None:

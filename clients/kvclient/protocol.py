@@ -30,6 +30,7 @@ from kvproto.frames import Flag, Head, Mode, Verb, Welcome
 from kvproto.limits import KEYS_PER_FRAME, RIDERS_PER_FRAME
 
 _MATCH_ALL_SINCE = 4  # version of the wire
+_HAND_OVER_SINCE = 5
 _FAILED = int(Verb.FAILED)  # enum members compare slowly
 _REQUEST_MAX = (1 << 32) - 1
 ABANDONED_CALLS = 1024  # a correct daemon answers everything sooner or later; each keeps a few hundred bytes
@@ -173,6 +174,11 @@ class Session:
     def matches_all(self) -> bool:
         """Does this daemon know MATCH_ALL? Needs no guard."""
         return self.welcome is not None and self.welcome.version >= _MATCH_ALL_SINCE
+
+    @property
+    def hands_over(self) -> bool:
+        """Does this daemon know PREFETCH for the remote tier? Needs no guard."""
+        return self.welcome is not None and self.welcome.version >= _HAND_OVER_SINCE
 
     @property
     def has_chores(self) -> bool:

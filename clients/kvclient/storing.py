@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvclient.codecs import Codec
-    from kvclient.mapping import Place
+    from kvclient.mapping import Mapping, Place
     from kvclient.protocol import Session
     from kvproto.frames import Reserved
 
@@ -206,7 +206,12 @@ class Storing:
             batch = self._grants[:blocks]
             targets = [mapping.address + offset for _, (mapping, offset), _ in batch]
             if self._codec is not None:
-                copied = yield from self._encode(self._codec, [index for index, _, _ in batch], targets)
+                maps = [mapping for _, (mapping, _), _ in batch]
+                encoded = yield from self._encode(self._codec, [index for index, _, _ in batch], targets, maps)
+                if encoded is None:
+                    self._stop = Reason.DEVICE
+                    return
+                copied = encoded
             else:
                 moves = self._source.moves_out([index for index, _, _ in batch], targets, opened.block_bytes)
                 side, maps = self._source.device, [mapping for _, (mapping, _), _ in batch]
@@ -227,14 +232,19 @@ class Storing:
             if self._grants and not at_once:
                 yield from self._commit()
 
-    def _encode(self, codec: "Codec", indices: list[int], targets: list[int]) -> Flow[int]:
-        """Encode blocks into their spans; how many until one was unfit."""
-        from kvclient.codecs_moving import Encode  # noqa: PLC0415  # raw namespaces never need it
+    def _encode(
+        self, codec: "Codec", indices: list[int], targets: list[int], maps: "list[Mapping]"
+    ) -> Flow[int | None]:
+        """Encode blocks into their spans; how many until one was unfit. None: the device that they are on failed."""
+        from kvclient.codecs_moving import Encode, EncodeOnDevice  # noqa: PLC0415  # raw namespaces never need it
 
-        scattered = self._source.scattered
-        step = Encode(codec, self._source, indices, targets, scattered.gate if scattered else None)
+        gate = self._source.scattered.gate if self._source.scattered else None
+        if self._source.device is None:
+            step: Encode | EncodeOnDevice = Encode(codec, self._source, indices, targets, gate)
+        else:
+            step = EncodeOnDevice(codec, self._source, indices, targets, gate, maps)
         yield step
-        return step.done
+        return step.done if step.failed is None else None
 
     def _break_off(self) -> None:
         """The first of the grants is a block that the codec cannot take: what continues it would lack a parent."""

@@ -9,3 +9,12 @@ def size(size_bytes: int) -> str:
             break
         scaled /= 1024
     return f"{size_bytes} B" if unit == "B" else f"{scaled:,.1f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in its two largest units: `3 h 12 min`."""
+    whole = int(seconds)
+    for unit_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
+    return f"{whole} s"

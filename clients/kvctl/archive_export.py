@@ -91,7 +91,7 @@ def chains_of(client: ControlClient, scope: Scope) -> list[Chains]:
     for listed in client.namespaces().namespaces:
         if scope.tenant in (None, listed.tenant) and scope.digest in (None, listed.digest) and listed.blocks:
             chains = _walked(client, listed.tenant, listed.digest)
-            found.append(chains.below(scope.keys) if scope.keys else chains)
+            found.append(chains.below(scope.key_bytes) if scope.keys else chains)
     return [one for one in found if one.parents]
 
 
@@ -152,7 +152,7 @@ def _export_one(client: Client, chains: Chains, writer: Writer, done: Exported, 
     for run in chains.ordered():
         met += len(run)
         readable = run if chains.parents[run[0]] not in missing else []
-        blocks = _read(namespace, readable)
+        blocks = read_run(namespace, readable)
         for key, body in zip(run, blocks, strict=False):
             parent = chains.parents[key]
             writer.block(key, None if parent == ROOT else parent, body)
@@ -164,7 +164,7 @@ def _export_one(client: Client, chains: Chains, writer: Writer, done: Exported, 
     done.orphan_blocks += len(chains.parents) - met
 
 
-def _read(namespace: Namespace, run: Sequence[bytes]) -> "list[memoryview]":
+def read_run(namespace: Namespace, run: Sequence[bytes]) -> "list[memoryview]":
     """The lead run, copied out and still valid after that; once more, if the lease lapsed meanwhile."""
     block_bytes = namespace.identity.block_bytes
     for _ in range(2):

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from kvctl.amounts import size
+from kvctl.amounts import size, span
 from kvctl.client import printable
 from kvproto import control_pb2 as pb
 
@@ -15,6 +15,10 @@ def device(one: pb.Device) -> Text:
     if one.hbm_bytes:
         text += f"\nits tier: {size(one.hbm_used_bytes)} of {size(one.hbm_bytes)}, {one.hbm_hits:,} blocks "
         text += f"loaded from there, {one.hbm_promoted:,} copied there, {one.hbm_evicted:,} gave way"
+        if one.hbm_evicted:
+            text += f" after {span(one.hbm_evicted_after_s / one.hbm_evicted)}"
+        if one.hbm_unpinned:
+            text += f", {one.hbm_unpinned:,} of them pinned"
     return Text(text)
 
 

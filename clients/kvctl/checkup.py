@@ -116,4 +116,6 @@ def _facts(client: ControlClient) -> DaemonFacts:
         disk_assigned_bytes=disk.assigned_bytes,
         keeper=report.restart.keeper or "none",
         admin_group=settings.get("control.admin_group", "none"),
+        huge_pages=settings.get("dram.huge_pages") != "false",
+        huge_bytes=dram.huge_bytes,
     )

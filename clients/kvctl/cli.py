@@ -16,13 +16,13 @@ options before the command may also be written after it.
 
 import sys
 
-from kvctl import acting, archive, bundle, checkup, completion, evict, live, prefixes, reading, routing
+from kvctl import acting, archive, bundle, checkup, completion, evict, live, move, prefixes, reading, routing
 from kvctl.program import app, globals_first
 
 __all__ = ["app", "globals_first", "main"]
 
 # Each registers its commands when it is imported; `kvctl --help` lists them in this order.
-ROOMS = (reading, live, prefixes, routing, acting, evict, archive, checkup, bundle, completion)
+ROOMS = (reading, live, prefixes, routing, acting, evict, move, archive, checkup, bundle, completion)
 _PLACES = {room.__name__: place for place, room in enumerate(ROOMS)}
 app.registered_commands.sort(key=lambda one: _PLACES.get(one.callback.__module__ if one.callback else "", len(ROOMS)))
 

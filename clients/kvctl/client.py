@@ -229,6 +229,10 @@ class ControlClient:
         """Have a prefix in memory."""
         return self._call("Prefetch", request, pb.PrefetchResponse)
 
+    def hand_over(self, request: pb.HandOverRequest) -> pb.HandOverResponse:
+        """Have a prefix written beyond its host, or see how far it is."""
+        return self._call("HandOver", request, pb.HandOverResponse)
+
     def unpin(self, request: pb.UnpinRequest) -> pb.UnpinResponse:
         """End pins."""
         return self._call("Unpin", request, pb.UnpinResponse)
@@ -268,6 +272,10 @@ class ControlClient:
     def stat(self, request: pb.StatPrefixRequest) -> pb.StatPrefixResponse:
         """One prefix, block by block."""
         return self._call("StatPrefix", request, pb.StatPrefixResponse)
+
+    def find_keys(self, request: pb.FindKeysRequest) -> pb.FindKeysResponse:
+        """Whole keys by their first digits."""
+        return self._call("FindKeys", request, pb.FindKeysResponse)
 
     def events(self, request: pb.WatchEventsRequest) -> Iterator[pb.Event]:
         """What happened; with `follow` without an end, and for as long as it takes. Raises KvctlError on the way."""

@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvctl import scope
+from kvctl import key_names, scope
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.render import size
 from kvproto import control_pb2 as pb
 from kvproto.errors import UsageError
 from kvproto.keys import block_keys
-from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME, MIB
+from kvproto.limits import KEYS_PER_FRAME, MIB
 
 __all__ = ["Miss", "advice", "advise_request", "explanation", "parse"]
 
@@ -43,7 +43,7 @@ def _check_tenant(tenant: str | None) -> None:
 class Miss:
     """A chain, by its keys or by its tokens, and where it should be."""
 
-    keys: tuple[bytes, ...]
+    keys: tuple[str, ...]  # in lower-case hex, or their first digits
     tokens: tuple[int, ...]
     extra: bytes
     tenant: str | None
@@ -74,7 +74,9 @@ class Miss:
         digest = None
         if self.namespace is not None:
             digest = scope.parse(self.tenant, self.namespace, (), everything=False).resolved(client).digest
-        return digest, self.keys or self._keys(client, digest)
+        if self.keys:
+            return digest, key_names.resolved(client, self.tenant, digest, self.keys)
+        return digest, self._keys(client, digest)
 
     def _keys(self, client: ControlClient, digest: str | None) -> Sequence[bytes]:
         client.need_tenant(self.tenant)
@@ -104,16 +106,14 @@ def parse(keys: Sequence[str], tokens: Path | None, extra: str, tenant: str | No
     _check_tenant(tenant)
     if bool(keys) == (tokens is not None):
         raise _usage("name a chain: give its keys, or --tokens with a file, and not both")
-    for key in keys:
-        if len(key) != 2 * KEY_BYTES or _from_hex(key) is None:
-            raise _usage(f"{printable(key)!r} is not a key; a key is {2 * KEY_BYTES} hex digits{scope.WHOLE_KEYS}")
+    named = key_names.checked(keys)
     added = _from_hex(extra)
     if added is None:
         raise _usage(f"--extra takes hex digits, not {printable(extra)!r}")
     if namespace is not None:
         scope.parse(tenant, namespace, (), everything=False)
     read = _read(tokens) if tokens is not None else ()
-    return Miss(tuple(map(bytes.fromhex, keys)), read, added, tenant, namespace)
+    return Miss(named, read, added, tenant, namespace)
 
 
 def _from_hex(text: str) -> bytes | None:

@@ -14,7 +14,7 @@ from kvproto import control_pb2 as pb
 
 __all__ = ["block_columns", "block_heading", "block_line", "prefixes", "stat", "tree"]
 
-KEY_DIGITS: Final = 12  # shown of a key in a table; tools take whole ones, from -o json
+KEY_DIGITS: Final = 12  # shown of a key in a table, and enough to name it by (`key_names.py`)
 GUIDES: Final = 6  # levels of a tree that are drawn; what is deeper says how deep it is
 BLOCK_COLUMNS: Final = {"key": 64, "state": -10, "tiers": -9, "used": 9, "hits": 4, "pins": 4, "holds": 5}
 BLOCK_LEAST: Final = ("holds", "hits", "pins", "used", "tiers")  # left out first where a terminal is narrow
@@ -126,7 +126,8 @@ def stat(report: pb.StatPrefixResponse, below: pb.TreeNode | None, names: Mappin
     """`kvctl stat`, with a line for each stretch of like blocks. `names`: of sessions."""
     asked, found, tokens = len(report.blocks), report.found_blocks, report.block_tokens
     there = f"{found:,} of {asked:,} blocks are there ({found * tokens:,} of {asked * tokens:,} tokens)"
-    where = f"{report.dram_blocks:,} in DRAM, {report.disk_blocks:,} on disk; quality {printable(report.quality)}"
+    near = f"{report.hbm_blocks:,} on a GPU, " if report.hbm_blocks else ""
+    where = f"{near}{report.dram_blocks:,} in DRAM, {report.disk_blocks:,} on disk; quality {printable(report.quality)}"
     lines = [
         f"namespace {report.digest[:DIGEST_DIGITS]} of {printable(report.tenant)}",
         f"{there}, {size(report.bytes)}: {where}",
@@ -174,7 +175,7 @@ def _stretches(blocks: Sequence[pb.Block]) -> Table:
         least=("holds", "hits", "pins", "used"),
     )  # fmt: skip
     at = 0
-    for _, group in groupby(blocks, key=lambda one: (one.state, one.in_dram, one.on_disk, one.pins, bool(one.holds))):
+    for _, group in groupby(blocks, key=lambda one: (one.state, _tiers(one), one.pins, bool(one.holds))):
         stretch = list(group)
         first, last = at, at + len(stretch) - 1
         at += len(stretch)
@@ -234,7 +235,8 @@ def _in_columns(said: Mapping[str, str], columns: Mapping[str, int]) -> str:
 
 
 def _tiers(one: pb.Block) -> str:
-    return "+".join([*(["dram"] if one.in_dram else []), *(["disk"] if one.on_disk else [])]) or "-"
+    there = (("hbm", one.in_hbm), ("dram", one.in_dram), ("disk", one.on_disk))
+    return "+".join(name for name, is_there in there if is_there) or "-"
 
 
 def _key(key: bytes) -> str:

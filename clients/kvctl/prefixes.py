@@ -7,12 +7,12 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from kvctl import insight, prefix_tables, scope, values
-from kvctl.client import ControlClient, Exit, KvctlError, printable
+from kvctl import insight, key_names, prefix_tables, scope, values
+from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.fitting import width_of
 from kvctl.program import Digest, Extra, Globals, Keys, Output, Owner, Tokens, command, globals_of
 from kvctl.render import as_json_line, console, namespace_list, plain
-from kvctl.scope import DIGEST_DIGITS, PREFIX_DIGITS
+from kvctl.scope import PREFIX_DIGITS
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
 
@@ -79,7 +79,7 @@ def show_tree(
     *,
     tenant: Owner = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Only what continues this block: its key, 64 hex digits.")
+        str | None, typer.Option(metavar="KEY", help="Only what continues this block: its key, or first digits.")
     ] = None,
     depth: Annotated[int, typer.Option("--depth", "-d", min=0, max=1024, metavar="N", help="Branchings shown.")] = 8,
     width: Annotated[
@@ -92,18 +92,17 @@ def show_tree(
 ) -> None:
     """Prefixes as a tree: what is shared, and what branches off. What is not shown is counted."""
     chosen = globals_of(context)
-    start = b"" if key is None else _key(key)
-    if start and namespace is None:
+    named = key_names.checked([] if key is None else [key])
+    if named and namespace is None:
         raise KvctlError(Exit.USAGE, "a key means nothing without its namespace; name it before")
     with chosen.connect() as client:
-        reports = [
-            client.tree(
-                pb.GetTreeRequest(
-                    tenant=owner, namespace_digest=digest, key=start, depth=depth, width=width, limit=limit, by=by
-                )
+        reports = []
+        for digest, owner in _wanted(client, namespace, tenant):
+            start = next(iter(key_names.resolved(client, owner, digest, named)), b"")
+            request = pb.GetTreeRequest(
+                tenant=owner, namespace_digest=digest, key=start, depth=depth, width=width, limit=limit, by=by
             )
-            for digest, owner in _wanted(client, namespace, tenant)
-        ]
+            reports.append(client.tree(request))
         listed = client.namespaces().namespaces if namespace is None else ()
     if not reports:
         raise KvctlError(Exit.NOT_FOUND, "no namespace holds blocks; see `kvctl namespaces`")
@@ -168,17 +167,6 @@ def _within(request: pb.GetTreeRequest) -> pb.GetTreeRequest:
     return request
 
 
-def _key(text: str) -> bytes:
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) * 2 != DIGEST_DIGITS:
-        wanted = f"a key is {DIGEST_DIGITS} hex digits{scope.WHOLE_KEYS}"
-        raise KvctlError(Exit.USAGE, f"{printable(text)!r} is not a key; {wanted}")
-    return found
-
-
 def _blocks(client: ControlClient, digest: str, tenant: str | None, most: int | None) -> Iterator[pb.Block]:
     """Page by page. Raises KvctlError."""
     cursor, left = 0, most
@@ -221,7 +209,7 @@ def _stat(
         unbroken = whole.found_blocks == len(whole.blocks)
         whole.blocks.extend(part.blocks)
         if unbroken:
-            for name in ("found_blocks", "dram_blocks", "disk_blocks", "bytes"):
+            for name in ("found_blocks", "hbm_blocks", "dram_blocks", "disk_blocks", "bytes"):
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
         _add_keepers(whole, part, at)
     assert whole is not None, "a chain has a key at least"

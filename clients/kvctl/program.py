@@ -109,11 +109,14 @@ OfNamespace: TypeAlias = Annotated[
 ]
 Continuing: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(metavar="HEX", help="Only blocks that continue this key, itself included. Repeatable."),
+    typer.Option(
+        metavar="HEX", help="Only blocks that continue this key (or first digits), itself included. Repeatable."
+    ),
 ]
 # What several commands take: a chain, in a namespace of a tenant; or a tenant alone.
 Keys: TypeAlias = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY", help="Keys of a chain in hex, the first block first.")
+    list[str] | None,
+    typer.Argument(metavar="KEY", help="Keys of a chain, or first digits, in hex, the first block first."),
 ]
 Tokens: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Instead of keys: a JSON list of token ids; - for stdin.")

@@ -31,10 +31,14 @@ KEYS: Final = {  # as the configuration has them
     "pin_tool_ttl": "pin_tool_ttl_s",
     "pin_tool_share": "pin_tool_share",
     "unused_ttl": "unused_ttl_s",
+    "hbm_guaranteed": "hbm_guaranteed_bytes",
+    "hbm_max": "hbm_max_bytes",
 }
 VERBS: Final = ("reset", "set")
 CLASSES: Final = {"5m": "pins up to 5m", "1h": "longer pins", "tool": "pins for tools"}
-_OF_CLASSES: Final = frozenset(key for key in KEYS if key.endswith(("_ttl", "_share")) and key != "pin_share")
+_OF_FEW: Final = frozenset(
+    key for key in KEYS if (key.endswith(("_ttl", "_share")) and key != "pin_share") or key.startswith("hbm_")
+)
 
 USAGE: Final = ("[TENANT [set KEY=VALUE... | reset [KEY...]]]",)
 
@@ -158,6 +162,9 @@ def _class_lines(one: pb.Quota) -> Iterator[str]:
             yield f"{name}: {', '.join(said)}"
     if one.HasField("unused_ttl_s"):
         yield f"unused: dropped after {span(one.unused_ttl_s)}"
+    if one.HasField("hbm_guaranteed_bytes") or one.HasField("hbm_max_bytes"):
+        of_gpus = _hbm_in_words(one)
+        yield f"each GPU: guaranteed {of_gpus['hbm_guaranteed']}; at most {of_gpus['hbm_max']}"
 
 
 def _is_said(one: pb.Quota, key: str) -> bool:
@@ -205,8 +212,8 @@ def quota_changes(report: pb.SetQuotaResponse) -> Text:
     verb = "would have" if report.dry_run else "has"
     lines = [f"{printable(report.quota.tenant)} {verb}, by {_origin(report.quota)}:"]
     for name, text in now.items():
-        if name in _OF_CLASSES and not (_is_said(report.quota, name) or _is_said(report.former, name)):
-            continue  # of most tenants nothing is said of classes
+        if name in _OF_FEW and not (_is_said(report.quota, name) or _is_said(report.former, name)):
+            continue  # of most tenants nothing is said of classes, or of GPUs
         lines.append(f"  {name}: {text}" + ("" if before[name] == text else f", until now {before[name]}"))
     lines += (f"  {line}" for line in _chosen_lines(report.quota))
     return Text("\n".join([*lines, *_less_than_asked(report.quota)]))
@@ -241,6 +248,15 @@ def _in_words(one: pb.Quota) -> dict[str, str]:
         "in_flight": f"{one.in_flight_max:,}" if one.HasField("in_flight_max") else "as many as sessions may have",
         **dict(pair for kind in CLASSES for pair in _class_in_words(one, kind)),
         "unused_ttl": span(one.unused_ttl_s) if one.HasField("unused_ttl_s") else "never dropped for that",
+        **_hbm_in_words(one),
+    }
+
+
+def _hbm_in_words(one: pb.Quota) -> dict[str, str]:
+    sure, most = one.HasField("hbm_guaranteed_bytes"), one.HasField("hbm_max_bytes")
+    return {
+        "hbm_guaranteed": size(one.hbm_guaranteed_bytes) if sure else "an equal share",
+        "hbm_max": size(one.hbm_max_bytes) if most else "no maximum",
     }
 
 
@@ -271,9 +287,20 @@ def tenants(reports: Iterable[pb.Tenant]) -> RenderableType:
             classes = zip(CLASSES, (one.pinned_5m_bytes, one.pinned_1h_bytes, one.pinned_tool_bytes), strict=True)
             by_class = ", ".join(f"{kind} {size(part)}" for kind, part in classes if part)
             lines.append(f"{printable(one.name)}, pinned: {by_class}")
+        if one.hbm_assigned_bytes or one.hit_hbm_bytes:
+            lines.append(f"{printable(one.name)}, on GPUs: {_on_gpus(one)}")
         if one.unused_dropped:
             lines.append(f"{printable(one.name)}, dropped since nobody used them: {one.unused_dropped:,} blocks")
     return Group(table, *map(Text, lines))
+
+
+def _on_gpus(one: pb.Tenant) -> str:
+    most = f", at most {size(one.hbm_max_bytes)}" if one.HasField("hbm_max_bytes") else ""
+    pinned = f", {size(one.hbm_pinned_bytes)} pinned" if one.hbm_pinned_bytes else ""
+    return (
+        f"{size(one.hbm_used_bytes)} of {size(one.hbm_assigned_bytes)} used{pinned}, "
+        f"{size(one.hbm_guaranteed_bytes)} of each guaranteed{most}, {size(one.hit_hbm_bytes)} loaded from there"
+    )
 
 
 def _usage(text: str) -> KvctlError:

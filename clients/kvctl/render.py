@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvctl.amounts import size as size  # noqa: PLC0414  pages have it from here
+from kvctl.amounts import span as span  # noqa: PLC0414
 from kvctl.beyond import device, remote
 from kvctl.client import printable
 from kvctl.fitting import Fitting
@@ -80,15 +81,6 @@ def short(text: str, most: int) -> str:
     """Text from outside with so many letters at most, safe for a terminal."""
     shown = printable(text)
     return shown if len(shown) <= most else f"{shown[: most - 1]}~"
-
-
-def span(seconds: float) -> str:
-    """A length of time for people, in its two largest units: `3 h 12 min`."""
-    whole = int(seconds)
-    for unit_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit_s:
-            return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
-    return f"{whole} s"
 
 
 def status(report: pb.GetStatusResponse) -> RenderableType:

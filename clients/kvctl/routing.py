@@ -60,7 +60,8 @@ def show_match(
         report = client.summarise(pb.SummariseMatchRequest(tenant=tenant, namespace_digests=digests, keys=keys))
     dram = f"{report.dram_blocks:,} in memory ({size(report.dram_bytes)})"
     disk = f"{report.disk_blocks:,} on disk alone ({size(report.disk_bytes)})"
-    lines = [f"{report.blocks:,} of {len(keys):,} blocks: {dram}, {disk}"]
+    near = f"{report.hbm_blocks:,} on a GPU ({size(report.hbm_bytes)}), " if report.hbm_blocks else ""
+    lines = [f"{report.blocks:,} of {len(keys):,} blocks: {near}{dram}, {disk}"]
     if report.pending_blocks:
         lines.append(f"{report.pending_blocks:,} more are being stored")
     times = (("loading", "load_s"), ("computing", "recompute_s"))
@@ -159,10 +160,12 @@ def _tell(chosen: Globals, message: pb.BlockChanges) -> None:
     if message.cleared:
         typer.echo(f"{message.number:>8} all cleared")
     for change in message.changes:
-        was, now = _tiers(dram=change.was_dram, disk=change.was_disk), _tiers(dram=change.dram, disk=change.disk)
+        was = _tiers(dram=change.was_dram, disk=change.was_disk, remote=change.was_remote)
+        now = _tiers(dram=change.dram, disk=change.disk, remote=change.remote)
         moved = now if message.there else f"{was} -> {now}"
         typer.echo(f"{message.number:>8} {change.key.hex()} {moved}")
 
 
-def _tiers(*, dram: bool, disk: bool) -> str:
-    return "+".join(name for name, there in (("dram", dram), ("disk", disk)) if there) or "nowhere"
+def _tiers(*, dram: bool, disk: bool, remote: bool) -> str:
+    tiers = (("dram", dram), ("disk", disk), ("remote", remote))
+    return "+".join(name for name, there in tiers if there) or "nowhere"

@@ -5,31 +5,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kvctl import key_names
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.render import DIGEST_DIGITS as SHOWN_DIGITS
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
 
-__all__ = ["PREFIX_DIGITS", "WHOLE_KEYS", "Scope", "parse"]
+__all__ = ["PREFIX_DIGITS", "Scope", "parse"]
 
 DIGEST_DIGITS: Final = 2 * KEY_BYTES
-WHOLE_KEYS: Final = "; `kvctl -o json ls NAMESPACE --blocks` has keys whole"  # tables show their beginnings
 PREFIX_DIGITS: Final = 6  # 16 million values: few enough to type, enough to tell 4,096 namespaces apart
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The blocks that every given part agrees on. `digest` is in lower-case hex, whole only after `resolved`."""
+    """The blocks that every given part agrees on. Digest and keys are in lower-case hex, whole only once `resolved`."""
 
     tenant: str | None
     digest: str | None
-    keys: tuple[bytes, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def key_bytes(self) -> tuple[bytes, ...]:
+        """Its keys, once resolved."""
+        return tuple(map(bytes.fromhex, self.keys))
 
     def resolved(self, client: ControlClient) -> "Scope":
-        """The same with the whole digest. Raises KvctlError: NOT_FOUND, or USAGE if several begin so."""
+        """The same, whole. Raises KvctlError: NOT_FOUND, or USAGE if several namespaces or keys begin so."""
+        digest = self._whole_digest(client)
+        keys = key_names.resolved(client, self.tenant, digest, self.keys)
+        return Scope(self.tenant, digest, tuple(key.hex() for key in keys))
+
+    def _whole_digest(self, client: ControlClient) -> str | None:
         given = self.digest
         if given is None or len(given) == DIGEST_DIGITS:
-            return self
+            return given
         client.need_tenant(self.tenant)
         listed = [one for one in client.namespaces().namespaces if self.tenant in (None, one.tenant)]
         matching = sorted({one.digest for one in listed if one.digest.startswith(given)})
@@ -41,7 +51,7 @@ class Scope:
             shown = ", ".join(digest[: len(given) + 6] for digest in matching[:5])
             text = f"{len(matching)} namespaces begin with {given}: {shown}; give more digits"
             raise KvctlError(Exit.USAGE, text)
-        return Scope(self.tenant, matching[0], self.keys)
+        return matching[0]
 
     def request(self, *, dry_run: bool) -> pb.ClearRequest:
         """What to ask of the daemon, once resolved."""
@@ -49,7 +59,7 @@ class Scope:
             return pb.ClearRequest(tenant=self.tenant, dry_run=dry_run, everything=pb.ClearRequest.Everything())
         if not self.keys:
             return pb.ClearRequest(tenant=self.tenant, dry_run=dry_run, namespace_digest=self.digest)
-        prefix = pb.ClearRequest.Prefix(namespace_digest=self.digest, keys=self.keys)
+        prefix = pb.ClearRequest.Prefix(namespace_digest=self.digest, keys=self.key_bytes)
         return pb.ClearRequest(tenant=self.tenant, dry_run=dry_run, prefix=prefix)
 
     def __str__(self) -> str:
@@ -73,11 +83,8 @@ def parse(tenant: str | None, namespace: str | None, keys: Sequence[str], *, eve
         raise _usage(f"{len(keys):,} keys are too many; clear at most {KEYS_PER_FRAME:,} at a time")
     if namespace is not None and not (_is_hex(namespace) and PREFIX_DIGITS <= len(namespace) <= DIGEST_DIGITS):
         raise _usage(f"a namespace is named by {PREFIX_DIGITS} to {DIGEST_DIGITS} hex digits; see `kvctl namespaces`")
-    for key in keys:
-        if not _is_hex(key) or len(key) != DIGEST_DIGITS:
-            raise _usage(f"{printable(key)!r} is not a key; --key takes {DIGEST_DIGITS} hex digits{WHOLE_KEYS}")
     digest = None if namespace is None else namespace.lower()
-    return Scope(tenant, digest, tuple(bytes.fromhex(key) for key in keys))
+    return Scope(tenant, digest, key_names.checked(keys))
 
 
 def _is_hex(text: str) -> bool:

@@ -41,7 +41,9 @@ def sample(client: ControlClient) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class TierFigures:
-    """One tier. In goes what clients store in DRAM, or what is written to disk; out, what is leased or read there."""
+    """One tier, a GPU's memory included. In goes what clients store in DRAM, or what is written or copied there; out,
+    what is leased or read there.
+    """
 
     name: str
     used_bytes: int
@@ -157,6 +159,15 @@ def _tiers(was: pb.GetStatusResponse, now: pb.GetStatusResponse, interval_s: flo
             now.disk.counters.loaded_bytes - was.disk.counters.loaded_bytes,
         ),
     }
+    before = {one.name: one for one in was.devices}
+    for one in now.devices:
+        if one.hbm_bytes:
+            old = before.get(one.name, pb.Device())
+            yield TierFigures(
+                "hbm", one.hbm_used_bytes, one.hbm_bytes, one.hbm_blocks,
+                max(0, one.hbm_promoted_bytes - old.hbm_promoted_bytes) / interval_s,
+                max(0, one.hbm_hit_bytes - old.hbm_hit_bytes) / interval_s,
+            )  # fmt: skip
     for tier in now.tiers:
         into, out = moved.get(tier.name, (0, 0))
         yield TierFigures(

@@ -1,19 +1,19 @@
-"""What the owner thread answers to the control socket (`control.AdminPort`)."""
+"""What the owner thread answers to the control socket (`control_port.AdminPort`)."""
 
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 
 from kvproto.ids import NamespaceDigest
 from kvproto.limits import MIB, PAGE_BYTES
 from kvproto.policy_frames import Fetching, Pinned
 from kvstore import survey
 from kvstore.evicting import EvictReport
+from kvstore.handing_over import HandOverReport
 from kvstore.hints.report import GuidingReport
 from kvstore.insight.looking import Looking
 from kvstore.insight.misses import Misses
@@ -25,7 +25,6 @@ from kvstore.report import (
     Counters,
     DaemonReport,
     DiskReport,
-    DriveReport,
     NamespaceReport,
     NodeReport,
     PolicyChange,
@@ -39,26 +38,25 @@ from kvstore.report import (
 from kvstore.report_costs import CostsReport
 from kvstore.report_pins import PinsReport, pins_report
 from kvstore.report_quotas import QuotaChange, QuotaReport
-from kvstore.rules import Chosen, Rule, Tier
+from kvstore.rules import Rule, Tier
 from kvstore.store import Store
-from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskState
 from kvstored import __version__
 from kvstored.admin_costs import costs_report
+from kvstored.admin_disk import Hands, disk_report, disk_warnings
 from kvstored.admin_evict import EvictWish, Walked, evict, walk
 from kvstored.admin_hints import guiding_report
 from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
-from kvstored.admin_pins import PrefixWish, Unpinned, pin, prefetch, unpin
+from kvstored.admin_pins import PrefixWish, Unpinned, hand_over, pin, prefetch, unpin
+from kvstored.admin_policy import policy_reports, reset_policy, set_policy
 from kvstored.admin_quotas import QuotaWish, key_of, quota_reports, set_quota
 from kvstored.admin_remote import remote_warnings
 from kvstored.admin_routing import Routing
 from kvstored.admin_writers import writer_warnings
 from kvstored.config import Loaded
 from kvstored.connection import Connection
-from kvstored.control import AmbiguousError, RefusedError
-from kvstored.drive_health import DriveState, DriveStatus
+from kvstored.control_port import AmbiguousError, RefusedError
 from kvstored.hot import HotServer
-from kvstored.index import State
 from kvstored.keep import FdKeeper, Keeper, NoKeeper
 from kvstored.key_file import CIPHER
 from kvstored.memory import HostMemory
@@ -69,79 +67,8 @@ from kvstored.units import NO_FILE
 
 log = logging.getLogger(__name__)
 
-FOREIGN_NAMED: Final = 8  # of files that are not ours; the rest is counted
 SCRUB_RATE: Final = 10 * MIB  # where neither the caller nor the configuration says one
 DRAM_SCRUB_RATE: Final = 100 * MIB
-PACKED_TRIED: Final = 256  # blocks written before anybody says that packing does not pay
-
-_DRIVE_REMEDIES: Final = {
-    DriveState.READ_ONLY: "nothing new is written there; make it writable: it is tried again every 10 s",
-    DriveState.FULL: "it takes no new segments; free space there, or lower disk.size",
-    DriveState.FAILING: "its blocks are misses; see the kernel's log: it is tried again every 10 s",
-    DriveState.GONE: "its blocks are lost to this daemon; mount or make it again: it then begins empty",
-}
-
-
-class Drives(Protocol):
-    """Directories of the disk tier (`kvstored.drive.Drives`)."""
-
-    def status(self) -> Sequence[DriveStatus]:
-        """How each is."""
-
-
-class Index(Protocol):
-    """The index on disk (`kvstored.index.Index`)."""
-
-    @property
-    def state(self) -> State:
-        """Where it stands."""
-
-    @property
-    def reason(self) -> str:
-        """What is wrong; empty if nothing is."""
-
-    def progress(self) -> tuple[int, int] | None:
-        """Slots read of all while it is rebuilt."""
-
-
-class Contents(Protocol):
-    """What the index found at start, beside blocks (`kvstored.index.Loaded`)."""
-
-    @property
-    def store(self) -> bytes:
-        """Empty if nothing on disk can be used."""
-
-    @property
-    def foreign(self) -> Sequence[Path]:
-        """Files that are not ours."""
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """Directories, with the reason."""
-
-    @property
-    def rebuilt(self) -> str:
-        """Why the index was made anew; empty if it was not."""
-
-    @property
-    def dropped(self) -> int:
-        """Records or headers that were of no use."""
-
-
-class Hands(Protocol):
-    """What the disk tier works with (`kvstored.workers.HostWorkers`). Each part is None until it is there."""
-
-    @property
-    def drives(self) -> Drives | None:
-        """Directories."""
-
-    @property
-    def index(self) -> Index | None:
-        """Which blocks they hold."""
-
-    @property
-    def loaded(self) -> Contents | None:
-        """What it found at start."""
 
 
 class Admin:
@@ -195,7 +122,7 @@ class Admin:
         disk = self._disk() if self._store.limits.disk.disk_bytes else None
         tiers = (self._dram(),) if disk is None else (self._dram(), survey.disk_tier(self._store))
         snapshot = take_snapshot(self._store, misses, self._configured, tiers, disk, len(list(self._warnings(disk))))
-        return replace(snapshot, remote=self.remote(), devices=self._hot.devices.report())
+        return replace(snapshot, remote=self.remote(), devices=self._hot.devices.report(), events=self.routing.events())
 
     def disk(self) -> DiskReport | None:
         """As `status` has it; None without a disk tier."""
@@ -230,33 +157,8 @@ class Admin:
         )
 
     def _disk(self) -> DiskReport:
-        disk, hands = self._store.disk, self._hands
-        drives, index, contents = (hands.drives, hands.index, hands.loaded) if hands else (None, None, None)
-        done_slots, total_slots = (index and index.progress()) or (0, 0)
-        foreign = contents.foreign if contents else ()
-        return DiskReport(
-            state=disk.state.value,
-            index_state=index.state.value if index else "none",
-            index_reason=index.reason if index else "",
-            rebuild_done_slots=done_slots,
-            rebuild_total_slots=total_slots,
-            rebuilt=contents.rebuilt if contents else "",
-            recovered_blocks=disk.recovered.blocks,
-            orphan_blocks=disk.recovered.orphans,
-            recovered_segments=disk.recovered.segments,
-            surplus_segments=disk.recovered.surplus,
-            unknown_segments=disk.recovered.unknown,
-            useless_records=contents.dropped if contents else 0,
-            foreign_files=len(foreign),
-            foreign=tuple(map(str, foreign[:FOREIGN_NAMED])),
-            admission=disk.limits.admission.value,
-            codec=disk.limits.codec.value,
-            queued_chains=disk.demotion.waiting,
-            running_bytes=disk.demotion.running_bytes,
-            counters=survey.disk_counters(self._store),
-            drives=tuple(map(_drive_report, drives.status())) if drives else (),
-            encryption="" if self._loaded.config.disk_key_file == NO_FILE else CIPHER,
-        )
+        encryption = "" if self._loaded.config.disk_key_file == NO_FILE else CIPHER
+        return disk_report(self._store, self._hands, encryption)
 
     def _warnings(self, disk: DiskReport | None) -> Iterator[str]:
         """Each names what is wrong and, after a semicolon, what to do."""
@@ -269,17 +171,8 @@ class Admin:
         remote = self.remote()
         if remote is not None:
             yield from remote_warnings(remote)
-        if disk is None:
-            return
-        for drive in disk.drives:
-            yield from _drive_warnings(drive)
-        contents = self._hands.loaded if self._hands else None
-        if contents and not contents.store:
-            remedy = "see the daemon's log, take other directories or mend these, and restart kvstored"
-            yield f"the disk tier is off ({disk.index_reason}): nothing is read or written there; {remedy}"
-        else:
-            yield from _index_warnings(disk)
-        yield from _contents_warnings(disk, contents.unreadable if contents else ())
+        if disk is not None:
+            yield from disk_warnings(disk, self._hands.loaded if self._hands else None)
 
     def counters(self) -> Counters:
         """See the port."""
@@ -307,13 +200,11 @@ class Admin:
     def clear(self, scope: ClearScope, *, dry_run: bool) -> "Future[ClearReport]":
         """See the port."""
         answer: Future[ClearReport] = Future()
-        announcing = None if dry_run else self.routing.announcing
-        if announcing is not None:
-            swept = announcing.swept
-            answer.add_done_callback(lambda _: swept())
         self._store.clear(scope, answer.set_result, dry_run=dry_run)
-        if announcing is not None and not answer.done():
-            announcing.clearing(scope, self._store.now_ns())
+        announcing = self.routing.announcing
+        if announcing is not None and not dry_run and not answer.done():
+            swept = announcing.clearing(scope, self._store.now_ns())
+            answer.add_done_callback(lambda _: swept())
         return answer
 
     def evict(self, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
@@ -396,6 +287,13 @@ class Admin:
         except ValueError as error:
             raise AmbiguousError(str(error)) from None
 
+    def hand_over(self, wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
+        """See the port."""
+        try:
+            return hand_over(self._store, wish, dry_run=dry_run)
+        except ValueError as error:
+            raise AmbiguousError(str(error)) from None
+
     def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         """See the port."""
         found = unpin(self._store, tenant, numbers)
@@ -410,14 +308,7 @@ class Admin:
         """See the port."""
         tiers = self._tiers(tier)
         self._check_tenant(tenant)
-        if tenant is not None:
-            return tuple(survey.policy_report(self._store, one, tenant) for one in tiers)
-        own = [(one.tier, one.tenant) for one in self._store.policies.chosen() if one.tenant is not None]
-        return tuple(
-            survey.policy_report(self._store, one, whose)
-            for one in tiers
-            for whose in (None, *sorted(name for where, name in own if where is one))
-        )
+        return policy_reports(self._store, tiers, tenant)
 
     def set_policy(
         self, tier: Tier | None, tenant: str | None, rule: Rule | None, *, dry_run: bool
@@ -426,38 +317,8 @@ class Admin:
         tiers = self._tiers(tier)
         self._check_tenant(tenant)
         if rule is None:
-            return self._reset_policy(tiers, tenant, dry_run=dry_run)
-        before = [survey.policy_report(self._store, one, tenant) for one in tiers]
-        if dry_run:
-            return tuple(PolicyChange(replace(one, rule=rule.value, chosen=True), one.rule) for one in before)
-        for one in tiers:
-            self._store.choose_rule(Chosen(one, tenant, rule))
-        now = [survey.policy_report(self._store, one, tenant) for one in tiers]
-        for change in now:
-            log.info("policy: tier=%s tenant=%s rule=%s", change.tier, change.tenant or "*", change.rule)
-        return tuple(PolicyChange(after, former.rule) for after, former in zip(now, before, strict=True))
-
-    def _reset_policy(self, tiers: Sequence[Tier], tenant: str | None, *, dry_run: bool) -> tuple[PolicyChange, ...]:
-        """A tenant's own rules go first, so that each change says what will hold in the end."""
-        policies = self._store.policies
-        chosen = (one for one in policies.chosen() if one.tier in tiers and tenant in (None, one.tenant))
-        own = [(one.tier, one.tenant) for one in chosen]
-        own += [(one, tenant) for one in tiers if (one, tenant) not in own]
-        own.sort(key=lambda one: (one[1] is None, one[1] or "", one[0] is Tier.DISK))
-        before = [survey.policy_report(self._store, tier, whose) for tier, whose in own]
-        if dry_run:
-            common = {one: policies.configured(one) if tenant is None else policies.rule_of(one, None) for one in tiers}
-            return tuple(
-                PolicyChange(replace(report, rule=common[tier].value, chosen=False), report.rule)
-                for (tier, _), report in zip(own, before, strict=True)
-            )
-        for tier, whose in own:
-            if policies.is_own(tier, whose):
-                self._store.reset_rule(tier, whose)
-        after = (survey.policy_report(self._store, *one) for one in own)
-        now = [replace(one, blocks=former.blocks) for one, former in zip(after, before, strict=True)]
-        log.info("policy: tiers=%s tenant=%s reset", ",".join(tiers), tenant or "*")
-        return tuple(PolicyChange(after, former.rule) for after, former in zip(now, before, strict=True))
+            return reset_policy(self._store, tiers, tenant, dry_run=dry_run)
+        return set_policy(self._store, tiers, tenant, rule, dry_run=dry_run)
 
     def _tiers(self, tier: Tier | None) -> tuple[Tier, ...]:
         """Those that are meant and that there are. Raises RefusedError."""
@@ -476,46 +337,6 @@ def _keeper_kind(keeper: Keeper) -> str:
     if isinstance(keeper, SystemdKeeper):
         return "systemd"
     return "fd-keeper" if isinstance(keeper, FdKeeper) else "none"
-
-
-def _drive_report(drive: DriveStatus) -> DriveReport:
-    same = {one.name: getattr(drive, one.name) for one in fields(DriveReport)}
-    return DriveReport(**same | {"directory": str(drive.directory), "state": drive.state.value})
-
-
-def _drive_warnings(drive: DriveReport) -> Iterator[str]:
-    state = DriveState(drive.state)
-    if state is not DriveState.OK:
-        reason = f" ({drive.reason})" if drive.reason else ""
-        yield f"disk {drive.directory} is {state.value}{reason}; {_DRIVE_REMEDIES[state]}"
-    elif not drive.direct:
-        remedy = "use ext4 or xfs, or see that this memory is accounted for"
-        yield f"disk {drive.directory} has no direct I/O: blocks go through the page cache and fill memory; {remedy}"
-
-
-def _index_warnings(disk: DiskReport) -> Iterator[str]:
-    reason = f" ({disk.index_reason})" if disk.index_reason else ""
-    if disk.index_state == State.LOST.value:
-        remedy = "restart kvstored when it suits: it then reads all headers, and makes a new index"
-        yield f"the index on disk is lost{reason}: nothing becomes durable; {remedy}"
-    elif disk.index_state == State.HUNG.value:
-        remedy = "see whether the drive of the first directory hangs"
-        yield f"the index on disk hangs{reason}: nothing becomes durable until it answers; {remedy}"
-    elif reason:
-        yield f"the index on disk is not written{reason}; see the first directory, and the daemon's log"
-
-
-def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[str]:
-    for directory in unreadable:
-        yield f"disk {directory}: what lies there was not taken over; mend it and restart kvstored"
-    if disk.foreign_files:
-        remedy = "the log says which; bring the key back, or look at them and remove them by hand"
-        kind = "are not ours, or are encrypted with a key that is not here"
-        yield f"{disk.foreign_files} files among the segments {kind}, such as {disk.foreign[0]}; {remedy}"
-    counters = disk.counters
-    if disk.codec == Wish.BF16_PLANES_ZSTD and counters.saved >= PACKED_TRIED and 2 * counters.packed < counters.saved:
-        found = f"only {counters.packed} of {counters.saved} blocks got smaller with disk.codec {disk.codec}"
-        yield f"{found}; the rest is written raw: set it to auto"
 
 
 def _session_report(connection: Connection) -> SessionReport:

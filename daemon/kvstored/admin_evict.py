@@ -32,6 +32,7 @@ class EvictWish:
     scope: ClearScope
     tier: Tier
     wanted_bytes: int
+    exactly: bool = False  # what the scope's keys name, and not what continues them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,18 @@ def evict_wish_of(request: pb.EvictRequest) -> EvictWish:
     tier = request.tier or Tier.DRAM.value
     if tier not in list(Tier):
         raise ValueError(f"no tier is called {tier!r}: it is one of {', '.join(Tier)}")
-    return EvictWish(scope_of(request), Tier(tier), request.bytes)
+    scope = scope_of(request)
+    if request.exactly and not scope.keys:
+        raise ValueError("exactly is about the keys of a prefix; name some")
+    return EvictWish(scope, Tier(tier), request.bytes, request.exactly)
 
 
 def evict(store: Store, wish: EvictWish, *, dry_run: bool) -> "Future[EvictReport]":
     """Begin it; the answer comes when the last block is gone. Raises KeyError for an unknown tenant or namespace."""
     answer: Future[EvictReport] = Future()
-    evicting.evict(store, wish.scope, wish.tier, wish.wanted_bytes, answer.set_result, dry_run=dry_run)
+    evicting.evict(
+        store, wish.scope, wish.tier, wish.wanted_bytes, answer.set_result, dry_run=dry_run, exactly=wish.exactly
+    )
     return answer
 
 

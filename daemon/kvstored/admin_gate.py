@@ -39,6 +39,7 @@ _ACTS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "SetQuota": lambda request: not request.dry_run,
     "Pin": lambda _: True,
     "Prefetch": lambda _: True,
+    "HandOver": lambda request: not request.dry_run,
     "Unpin": lambda _: True,
     "NoteTransfer": lambda _: True,
 }
@@ -57,6 +58,7 @@ _OF_ONE_TENANT: Final = frozenset(
         "ListBlocks",
         "GetTree",
         "StatPrefix",
+        "FindKeys",
         "WatchBlocks",
         "SummariseMatch",
     }

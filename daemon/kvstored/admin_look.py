@@ -50,7 +50,7 @@ class Asks(Protocol):
 
 
 class Owner(Protocol):
-    """See `control.Owner`."""
+    """See `control_port.Owner`."""
 
     def ask(self, question: Callable[[Any], T], timeout_s: float) -> T:
         """See there."""
@@ -237,7 +237,8 @@ def stat_prefix(ask: Asks, wish: StatWish) -> pb.StatPrefixResponse:
     return pb.StatPrefixResponse(
         tenant=begun.tenant, digest=begun.digest, block_tokens=begun.block_tokens, blocks=map(_block, reports),
         found_blocks=found, dram_blocks=sum(one.in_dram for one in run), disk_blocks=sum(one.on_disk for one in run),
-        bytes=found * begun.slot_bytes, pins_total=len(pins), leases_total=len(leases), quality=QUALITY,
+        hbm_blocks=sum(one.in_hbm for one in run), bytes=found * begun.slot_bytes,
+        pins_total=len(pins), leases_total=len(leases), quality=QUALITY,
         pins=[pb.KeptBy(**named(one)) for one in first_of(pins)],
         leases=[pb.KeptBy(**named(one)) for one in first_of(leases)],
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What operators wish of pins and prefetches, and what is answered.
+"""What operators wish of pins, prefetches and hand-overs, and what is answered.
 
-owner thread    `pin`, `prefetch`, `unpin`
+owner thread    `pin`, `prefetch`, `hand_over`, `unpin`
 handler         `prefix_wish_of`, `pinned_of`, `pins_of`     requests are checked, answers written down
 """
 
@@ -12,7 +12,9 @@ import numpy as np
 from kvproto import control_pb2 as pb
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Fetching, Partial, Pinned, Tier
+from kvstore import handing_over
 from kvstore.blocks import U8
+from kvstore.handing_over import HandOverReport
 from kvstore.report_pins import PinsReport
 from kvstore.sessions import Namespace
 from kvstore.store import Store
@@ -52,7 +54,15 @@ def pin(store: Store, wish: PrefixWish) -> Pinned:
 def prefetch(store: Store, wish: PrefixWish) -> Fetching:
     """Have it read. Raises KeyError(text): no such namespace; ValueError: several could be meant."""
     namespace, keys = _found(store, wish)
-    return store.prefetching.prefetch(namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, Tier.DRAM)
+    return store.prefetching.prefetch(
+        namespace.tenant, namespace, keys, 0, len(wish.keys), wish.ns, Tier.DRAM, wished=True
+    )
+
+
+def hand_over(store: Store, wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
+    """Have it written beyond this host, or say how far it is. Raises as `pin`."""
+    namespace, keys = _found(store, wish)
+    return handing_over.report(store, namespace, keys, wish.ns, dry_run=dry_run)
 
 
 def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:

@@ -25,7 +25,7 @@ def standing(breaker: Breaker) -> str:
 def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteReport:
     """A copy of its counters."""
     remote, jobs, far = store.remote, threads.jobs, threads.far
-    tally, writing, seen, calls = remote.tally, remote.writing, jobs.seen, far.tally
+    tally, writing, seen, calls = remote.tally, remote.writing, jobs.holdings.seen, far.tally
     reads, writes = standing(far.reading), standing(far.writing)
     if reads in _OFF:  # who writes looks first what is there
         writes = reads
@@ -35,8 +35,8 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
         writing=writes,
         reason=far.reading.reason or far.writing.reason,
         capacity_bytes=threads.limits.quota_bytes,
-        used_bytes=jobs.ledger.total_bytes,
-        objects=len(jobs.ledger),
+        used_bytes=threads.ledger.total_bytes,
+        objects=len(threads.ledger),
         bytes_per_s=int(remote.way.speed() or 0),
         sought=tally.sought,
         sought_empty=tally.seeks_empty,
@@ -52,7 +52,7 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
         removed=seen.removed,
         damaged=seen.damaged,
         absent=seen.absent,
-        quarantined=jobs.known.bad,
+        quarantined=jobs.holdings.known.bad,
         reads=calls.reads,
         writes=calls.writes,
         read_bytes=calls.read_bytes,

@@ -23,6 +23,7 @@ from kvstore.routing import LoadReport, MatchSummary
 from kvstore.sessions import Namespace
 from kvstore.store import Store
 from kvstored.admin_look import Owner, TooManyError
+from kvstored.block_log import EventTally
 from kvstored.requests import digest_of, keys_of, named, tenant_of
 
 BYTES_MOST: Final = 1 << 62
@@ -63,6 +64,7 @@ class Routing:
         self._store = store
         self._looking = Looking(store)
         self.announcing: Announcing | None = None  # who tells where blocks lie, if that is wanted
+        self.events: Callable[[], EventTally | None] = lambda: None  # what was told
         self.remote: Callable[[], RemoteReport | None] = lambda: None  # how the remote tier stands
 
     def _namespace(self, tenant: str | None, digest: NamespaceDigest | None) -> Namespace:

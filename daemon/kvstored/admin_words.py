@@ -16,6 +16,7 @@ _VERBS: Final[Mapping[str, Callable[[Any], str]]] = {
     "SetPolicy": lambda request: "policy reset" if request.reset else "policy set",
     "SetQuota": lambda request: "quota set" if _settings(request) else "quota reset",
     "NoteTransfer": lambda request: str(request.verb),
+    "HandOver": lambda _: "move",
 }
 _KEYS: Final = {"in_flight_max": "in_flight"}  # of a quota, where they are not fields without their units
 
@@ -50,6 +51,7 @@ def _evict(request: pb.EvictRequest) -> Iterator[str]:
     yield from _scope(request)
     yield from ("--tier", request.tier or "dram")
     yield from ("--bytes", format_bytes(request.bytes)) if request.bytes else ()
+    yield from ("(not what continues them)",) if request.exactly else ()
 
 
 def _pin(request: pb.PinRequest) -> Iterator[str]:

@@ -20,7 +20,8 @@ import xxhash
 
 from kvstore.tier.format import HEADER_BYTES, RECORD, Codec, Header
 from kvstored import index_wire
-from kvstored.index import Child, DirectoryHeldError, Loaded, hold_directory, parse_loaded
+from kvstored.index import Child, DirectoryHeldError, hold_directory
+from kvstored.index_loaded import Loaded, parse_loaded
 from kvstored.index_marks import FOLDER, MAP_BYTES, VersionError
 from kvstored.index_rebuild import Collected, Records, erase_headers, judge_header, padded_slots, superseded
 from kvstored.index_scan import Scan, SegmentFile, scan

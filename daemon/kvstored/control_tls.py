@@ -12,8 +12,9 @@ import grpc
 
 from kvstored.admin_audit import Audit
 from kvstored.block_events import BlockEvents
-from kvstored.control import ControlServer, Owner
+from kvstored.control import ControlServer
 from kvstored.control_address import TlsFiles
+from kvstored.control_port import Owner
 from kvstored.door import Door
 from kvstored.events import Events
 from kvstored.secret_files import SecretFileError

@@ -31,8 +31,9 @@ from kvstored.admin_tokens import TokenSocket
 from kvstored.block_events import BlockEvents, begin_now
 from kvstored.chronicle import Chronicle
 from kvstored.config import Config, Loaded
-from kvstored.control import AdminPort, ControlServer
+from kvstored.control import ControlServer
 from kvstored.control_kinds import group_of
+from kvstored.control_port import AdminPort
 from kvstored.control_tls import RemoteControl, door_of
 from kvstored.devices import make_devices
 from kvstored.door import Door, for_tenants
@@ -132,6 +133,7 @@ class Daemon:
             scrub_bytes_per_s=config.dram_scrub_rate,
             scrub_all=config.dram_scrub == "all",
             quotas=config.quotas(),
+            hbm=config.hbm_capacity(),
             first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
         self._store = Store(
@@ -152,6 +154,7 @@ class Daemon:
             log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
         self._hot.store = self._hot.clients.store = self._store
         self._store.leasing.cut = self._hot.devices.cut
+        self._hot.devices.begin(self._store)
         self._admin = Admin(loaded, self._store, self._hot, self._memory, hands=self._workers, keeper=self._keeper)
         self._audit = Audit(config.state_dir)
         self._events = Events()
@@ -210,7 +213,7 @@ class Daemon:
         seeds = [HostRandomness().word() for _ in range(2)]
         announcing = Announcing(self._store, seeds, events.tell)
         self._store.forgotten = announcing.forgotten
-        self._admin.routing.announcing = announcing
+        self._admin.routing.announcing, self._admin.routing.events = announcing, events.tally
         return events, announcing
 
     def _make_remote(self, config: Config) -> RemoteThreads | None:
@@ -225,6 +228,9 @@ class Daemon:
             return None
         limits = RemoteLimits(config.remote_bytes, config.remote_connections, config.state_dir)
         remote = RemoteThreads(backend, limits, self._memory.view, self._leaf, self._loop.wake)
+        if self._announcing is not None:
+            self._store.remote.beyond = self._announcing.beyond
+            remote.tell_gone()
         self._store.begin_remote(remote, RemoteAdmission(config.remote_admission))
         self._admin.remote = lambda: remote_report(self._store, remote, config.remote_url)
         self._admin.routing.remote = self._admin.remote
@@ -245,7 +251,7 @@ class Daemon:
         return metrics
 
     def ask(self, question: Callable[[AdminPort], T], timeout_s: float) -> T:
-        """`kvstored.control.Owner`. Any other thread."""
+        """`kvstored.control_port.Owner`. Any other thread."""
         return self._loop.ask(lambda: question(self._admin), timeout_s)
 
     def stop(self) -> None:
@@ -367,7 +373,7 @@ class Daemon:
 
 def _disk_limits(config: Config) -> DiskLimits:
     if not config.disk_directories:
-        return DiskLimits()
+        return DiskLimits(codec=Wish(config.disk_codec))  # for a remote tier
     return DiskLimits(
         config.disk_bytes // config.segment_bytes * config.segment_bytes,
         config.segment_bytes,

@@ -15,37 +15,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvproto import frames
-from kvproto.errors import Code, KvError, LimitError, ProtocolError, RefusedError, UnknownVerbError, UsageError
-from kvproto.frames import Head, Mode, Role, Verb
+from kvproto.errors import Code, KvError, LimitError, ProtocolError, UnknownVerbError, UsageError
+from kvproto.frames import Head, Verb
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import (
-    FLUSH_WAIT_NS_MAX,
-    FRAME_BYTES,
-    KEY_BYTES,
-    KEYS_PER_FRAME,
-    LEASE_WAIT_NS_MAX,
-    PAGE_BYTES,
-    PROTOCOL_VERSION,
-    PROTOCOL_VERSION_OLDEST,
-    RING_BYTES_MAX,
-)
+from kvproto.limits import FLUSH_WAIT_NS_MAX, FRAME_BYTES, KEY_BYTES, KEYS_PER_FRAME, LEASE_WAIT_NS_MAX
 from kvstore.blocks import U4
 from kvstore.sessions import IN_PLACE, Copy, Lease, Parked, Session, Stream
 from kvstore.store import ITEM, Store
 from kvstored.clients import Clients
-from kvstored.config import Config
+from kvstored.config_values import Config
 from kvstored.connection import Connection, SlowReaderError
-from kvstored.descriptors import CLOSING, closing, let_through
+from kvstored.descriptors import CLOSING, closing
 from kvstored.device_hot import DeviceVerbs
 from kvstored.device_work import DeviceThreads
+from kvstored.hot_hello import Greeter
 from kvstored.hot_policy import PolicyVerbs
 from kvstored.leaf import LeafThreads, Move
 from kvstored.loop import CLOSED, READABLE, WRITABLE, Loop
 from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Note
-from kvstored.modes import choose_mode
-from kvstored.peer import Peer
-from kvstored.regions import Region, make_region
 from kvstored.service import HOT_SOCKET
 
 log = logging.getLogger(__name__)
@@ -88,6 +76,7 @@ class HotServer:
             devices, self._frame, self._words, lambda: self.store, self.clients, memory, self._tell
         )  # fmt: skip
         self.clients.parting = self.devices.parted
+        self._greeter = Greeter(config, self._frame, lambda: self.store, self.clients, self.devices)
         self._verbs: dict[int, Handler] = {
             Verb.OPEN: self._open,
             Verb.MATCH: self._match,
@@ -105,7 +94,7 @@ class HotServer:
             **PolicyVerbs(self._frame, self._words, lambda: self.store).handlers(),
             **self.devices.handlers(),
         }
-        if self.devices.has_hbm:
+        if devices:
             self.wrap(Verb.PIN, self.devices.nearer)
             self.wrap(Verb.PREFETCH, self.devices.nearer)
 
@@ -175,7 +164,7 @@ class HotServer:
         if session is None:
             if head.verb != Verb.HELLO:
                 raise ProtocolError("the first frame must be HELLO")
-            self._hello(connection, head)
+            self._greeter.hello(connection, head)
             return
         if verb is None:
             raise ProtocolError("a second HELLO") if head.verb == Verb.HELLO else UnknownVerbError(f"verb {head.verb}")
@@ -194,72 +183,6 @@ class HotServer:
             self.store.release_riding()
         if session.outcomes:
             self.store.flush_outcomes(session)
-
-    # -- HELLO and OPEN ------------------------------------------------------------------------------------------
-
-    def _hello(self, connection: Connection, head: Head) -> None:
-        hello = frames.parse_hello(self._frame, head)
-        version = min(hello.version_high, PROTOCOL_VERSION)
-        if version < max(hello.version_low, PROTOCOL_VERSION_OLDEST):
-            raise RefusedError(
-                f"daemon speaks versions {PROTOCOL_VERSION_OLDEST} to {PROTOCOL_VERSION}, "
-                f"client {hello.version_low} to {hello.version_high}"
-            )
-        tenant = self._tenant_for(connection.peer, hello.tenant)
-        ring_bytes = self._ring_bytes_for(hello.ring_bytes) if hello.role is Role.ENGINE else 0
-        chosen = choose_mode(
-            hello, connection.peer, tenant, trusting=self._config.trusts(tenant), no_device=self.devices.why_not(),
-            emulated=self.devices.emulated,
-        )  # fmt: skip
-        connection.session = self.store.attach(tenant, ring_bytes, chosen.owner)
-        connection.name, connection.role = hello.name, hello.role.name.lower()
-        connection.mode = chosen.mode.name.lower()
-        if chosen.mode is Mode.DAEMON:
-            let_through(connection.socket, wanted=True)
-            connection.receives = True
-        self.clients.by_session[connection.session] = connection
-        self.clients.came(connection)
-        if ring_bytes and chosen.owner is None:
-            connection.ring = _new_ring(ring_bytes)
-        welcome = frames.Welcome(
-            version, chosen.mode, connection.session.number, time.monotonic_ns(), ring_bytes,
-            self.store.limits.lease_ttl_ns_max, self.store.limits.ticket_ttl_ns, KEYS_PER_FRAME, tenant,
-            chosen.notes,
-        )  # fmt: skip
-        connection.connected_ns = welcome.clock_ns  # both sides know it: `kvproto.trace_ids`
-        connection.send(frames.build_welcome(head.request, welcome), self._welcome_fds(connection))
-        log.info(
-            "session opened: pid=%d uid=%d name=%r tenant=%s role=%s mode=%s",
-            connection.peer.pid, connection.peer.uid, hello.name, tenant, connection.role, connection.mode,
-        )  # fmt: skip
-
-    def _welcome_fds(self, connection: Connection) -> list[int]:
-        fds = [os.pidfd_open(os.getpid())]
-        if connection.ring is not None:
-            try:
-                fds.append(os.dup(connection.ring.fd))
-            except OSError:
-                os.close(fds[0])
-                raise
-        return fds
-
-    def _tenant_for(self, peer: Peer, wished: str) -> str:
-        allowed = self._config.tenants_of(peer.uid)
-        if not wished:
-            return allowed[0]
-        if wished not in allowed and not (peer.reads_all and self._is_tenant(wished)):
-            raise RefusedError(f"uid {peer.uid} may not be tenant {wished!r}")
-        return wished
-
-    def _is_tenant(self, name: str) -> bool:
-        """Was it here, or is it configured?"""
-        return name in self.store.tenants or any(tenant.name == name for tenant in self._config.tenants)
-
-    def _ring_bytes_for(self, wished: int) -> int:
-        if wished > RING_BYTES_MAX:
-            raise RefusedError(f"a ring of {wished} bytes is larger than {RING_BYTES_MAX}")
-        ring_bytes = min(wished, self._config.ring_bytes) if wished else self._config.ring_bytes
-        return max(ring_bytes // PAGE_BYTES, 1) * PAGE_BYTES
 
     def _open(self, connection: Connection, session: Session, head: Head) -> None:
         form = bytes(self._frame[head.body : head.body + head.body_bytes])
@@ -522,11 +445,3 @@ class HotServer:
         except OSError as error:
             log.info("client gone: pid=%d name=%r reason=%s", connection.peer.pid, connection.name, error)
             self._loop.call(lambda: self.clients.hang_up(connection))
-
-
-def _new_ring(ring_bytes: int) -> Region:
-    """Raises RefusedError: who comes while the system has no room is told so, and who is there goes on."""
-    try:
-        return make_region("kvstored-ring", ring_bytes)
-    except OSError as error:
-        raise RefusedError(f"there is no room for a ring of {ring_bytes} bytes: {error.strerror}") from error

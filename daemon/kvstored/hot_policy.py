@@ -11,9 +11,10 @@ from kvproto import frames, policy_frames
 from kvproto.errors import Code, ProtocolError
 from kvproto.frames import Flag, Head, Verb
 from kvproto.limits import PIN_TTL_NS_MAX, PREFETCH_NS_MAX
-from kvproto.policy_frames import Kind
+from kvproto.policy_frames import Kind, Tier
 from kvstore.blocks import U8
 from kvstore.cost import Refusal
+from kvstore.handing_over import hand_over
 from kvstore.sessions import Session
 from kvstore.store import Store
 from kvstored.connection import Connection
@@ -74,14 +75,19 @@ class PolicyVerbs:
     def _prefetch(self, connection: Connection, session: Session, head: Head) -> None:
         keys_at = policy_frames.pin_keys(head)
         number, tier, within_ns = policy_frames.PREFETCH_HEAD.unpack_from(self._frame, head.body)
-        tier = policy_frames.require_tier(tier)
+        remote = tier == policy_frames.REMOTE
+        tier = Tier.DRAM if remote else policy_frames.require_tier(tier)
         if not 0 < within_ns <= PREFETCH_NS_MAX:
             _fail(connection, head, f"a prefetch within {within_ns} ns; 1 to {PREFETCH_NS_MAX} may be asked for")
             return
         store = self._store()
-        fetching = store.prefetching.prefetch(
-            session.tenant, store.namespace(session, number), self._words, keys_at >> 3, head.count, within_ns, tier
-        )
+        namespace, at = store.namespace(session, number), keys_at >> 3
+        if remote:
+            fetching = hand_over(store, namespace, self._words, at, head.count, within_ns)
+        else:
+            fetching = store.prefetching.prefetch(
+                session.tenant, namespace, self._words, at, head.count, within_ns, tier, wished=True
+            )
         connection.send(frames.build(Verb.FETCHING, head.request, policy_frames.FETCHING_BODY.pack(*fetching)))
 
     def _cancel(self, _connection: Connection, session: Session, head: Head) -> None:

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import mmap
 import os
 import select
 import socket
@@ -23,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +29,10 @@ from typing import Final
 
 import numpy as np
 
-from kvproto.ids import NamespaceDigest
 from kvstore.tier.format import RECORD, seal_chunk
-from kvstore.tier.orders import Commit, Found
+from kvstore.tier.orders import Commit
 from kvstored import index_wire
+from kvstored.index_loaded import Loaded, parse_loaded
 from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name, read_store
 from kvstored.index_scan import SEGMENTS, segment_number
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
@@ -55,33 +53,6 @@ class State(Enum):
     HUNG = "hung"
     LOST = "lost"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class NameFound:
-    """A namespace of the index."""
-
-    number: int
-    tenant: str
-    digest: NamespaceDigest
-    canonical: bytes  # empty if only headers were left, and it is too long for them
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What was on disk. If the index is lost: nothing, and numbers that no file has."""
-
-    store: bytes  # 16 bytes; none if it is not known: then nothing can be written either
-    segments: list[Found]  # in order of their numbers
-    directories: dict[int, Path]  # of each segment
-    key_ids: dict[int, bytes]  # of each segment; empty: not encrypted
-    names: list[NameFound]
-    next_generation: int
-    next_segment: int
-    foreign: list[Path]  # files in `segments/` that are not ours: left alone
-    unreadable: list[str]  # directories, with the reason
-    rebuilt: str  # why the index was made anew; empty if it was not
-    dropped: int  # records or headers that were of no use
 
 
 class DirectoryHeldError(Exception):
@@ -372,47 +343,6 @@ class Index:
             store = b""
         next_segment = max((segment_number(path) + 1 for path in files), default=0)
         return Loaded(store, [], {}, {}, [], time.time_ns() // 1000, next_segment, files, unreadable, "", 0)
-
-
-def parse_loaded(message: Message) -> tuple[Loaded, str]:
-    """What a LOADED brings, and why there is no index file in spite of it. Closes its descriptor.
-
-    Raises OSError.
-    """
-    with_json = message.first + message.second
-    try:
-        memory = mmap.mmap(message.fd, with_json, prot=mmap.PROT_READ)
-    finally:
-        os.close(message.fd)
-    head = json.loads(memory[message.first : with_json])
-    segments = [
-        Found(
-            each["segment"], each["slot_bytes"], each["slots"], each["tenant"],
-            np.frombuffer(memory, RECORD, each["slots"], each["offset"]),
-        )
-        for each in head["segments"]
-    ]  # fmt: skip
-    names = [
-        NameFound(
-            each["number"], each["tenant"], NamespaceDigest(bytes.fromhex(each["digest"])),
-            bytes.fromhex(each["canonical"]),
-        )
-        for each in head["names"]
-    ]  # fmt: skip
-    loaded = Loaded(
-        store=bytes.fromhex(head["store"]),
-        segments=segments,
-        directories={each["segment"]: Path(each["directory"]) for each in head["segments"]},
-        key_ids={each["segment"]: bytes.fromhex(each["key"]) for each in head["segments"]},
-        names=names,
-        next_generation=head["highest_generation"] + 1,
-        next_segment=head["next_segment"],
-        foreign=[Path(path) for path in head["foreign"]],
-        unreadable=head["unreadable"],
-        rebuilt=head["rebuilt"],
-        dropped=head["dropped"],
-    )
-    return loaded, head["unwritten"]
 
 
 def _change(order: Commit) -> Change:

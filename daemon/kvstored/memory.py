@@ -20,6 +20,7 @@ from kvkernels import libc
 from kvkernels.libc import Bytes
 from kvproto.limits import MIB
 from kvstored.host_limits import why_not_locked
+from kvstored.huge_pages import huge_bytes_of
 from kvstored.keep import TABLE_PREFIX, Keeper, NoKeeper, arena_name, arena_of, table_name
 from kvstored.placement import Placement
 from kvstored.regions import Region, adopt_region, make_region
@@ -52,13 +53,14 @@ class HostMemory:
         self._huge = huge
         self.placement = placement or Placement()
         self._punched = punched
-        self.unmapping: Callable[[int], None] = _nobody_hears  # `DeviceVerbs`, of an arena's address; memory thread
+        self.unmapping: Callable[[int], None] = lambda _: None  # `DeviceVerbs`, of an arena's address; memory thread
         self._arenas: dict[int, Region] = {}
         self._tables: dict[str, Region] = {}
         self._kept_arenas: dict[int, Region] = {}
         self._kept_tables: dict[str, Region] = {}
         self._instead_of_spares: set[int] = set()  # kept arenas that a spare need not be made for
         self._cold: deque[tuple[Region, bool]] = deque()  # to be faulted in, and whether that is to be counted
+        self._unknown: list[Region] = []  # mapped, and how much of it lies in huge pages only the kernel knows
         self._spare: deque[Region] = deque()
         self._spares_wanted = threading.Semaphore(arenas if prefault else 0)
         self._spares = threading.Lock()  # of the next two
@@ -68,7 +70,7 @@ class HostMemory:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
         self.populated_bytes = 0
-        self.huge_bytes = 0  # of these, made in huge pages
+        self.huge_bytes = 0  # of these, in huge pages; of kept arenas once all of them are mapped
         self.locked_bytes = 0
         self._locking_failed = False  # what is left would fail as well
         self.faults: list[str] = []  # what status warns of
@@ -273,7 +275,7 @@ class HostMemory:
             work()
 
     def _next(self) -> Callable[[], None] | None:
-        """What was asked for; else an arena that is in use already; else a spare one, if any is wanted."""
+        """What was asked for; else an arena that is in use already, or a spare one; at last what can only be asked."""
         try:
             return self._work.get_nowait()
         except Empty:
@@ -284,6 +286,8 @@ class HostMemory:
                 self._making = self._spares_wanted.acquire(blocking=False)
             if self._making:
                 return self._make_spare
+            if self._unknown:
+                return self._ask_for_huge_pages
             return self._work.get()
 
     def _make_spare(self) -> None:
@@ -329,6 +333,7 @@ class HostMemory:
             self._fault(f"cannot fault an arena in: {error}")
             return
         region.nodes = self.placement.look(region.address, region.region_bytes)
+        self._unknown += [] if counted else [region]
         if self._lock and not self._locking_failed:
             try:
                 libc.lock(region.address, region.region_bytes)
@@ -336,6 +341,15 @@ class HostMemory:
             except OSError as error:
                 self._locking_failed = True
                 self._fault(why_not_locked(self._dram_bytes, error))
+
+    def _ask_for_huge_pages(self) -> None:
+        """What a predecessor made of them, for all kept arenas at once: the answer takes as long as there are pages."""
+        regions = [region for region in self._unknown if region.address]
+        maps = [(region.address, region.region_bytes) for region in regions]
+        for region, huge_bytes in zip(regions, huge_bytes_of(maps), strict=True):
+            region.huge_bytes = huge_bytes
+            self.huge_bytes += huge_bytes
+        self._unknown.clear()
 
     def _punch_meanwhile(self) -> None:
         while not self._work.empty():
@@ -384,7 +398,3 @@ class HostMemory:
         if text not in self.faults and len(self.faults) < 16:
             self.faults.append(text)
             log.warning("%s", text)
-
-
-def _nobody_hears(_address: int) -> None:
-    pass

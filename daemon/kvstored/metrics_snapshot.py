@@ -19,6 +19,7 @@ from kvstore.restart import Kept
 from kvstore.rules import Tier
 from kvstore.sessions import Pool, Tenant
 from kvstore.store import Store
+from kvstored.block_log import EventTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class TenantFigures:
     saved_s: tuple[float, float] = (0.0, 0.0)
     unpriced_blocks: int = 0
     byte_s: tuple[float | None, float | None] = (None, None)  # what loading a byte takes; None: nobody has measured it
+    hbm_used_bytes: int = 0
+    hbm_pinned_bytes: int = 0
+    hbm_hit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Snapshot:
     kept: Kept
     remote: RemoteReport | None = None
     devices: tuple[DeviceReport, ...] = ()
+    events: EventTally | None = None  # None: nobody is told where blocks lie
 
 
 def take_snapshot(
@@ -127,6 +132,9 @@ def _tenants(store: Store, configured: Iterable[str]) -> tuple[TenantFigures, ..
             (one.saved.dram_seconds, one.saved.disk_seconds),
             one.saved.unpriced_blocks,
             (_byte_s(way(one, Place.DRAM)), _byte_s(way(one, Place.DISK))),
+            store.hbm.used_bytes(one),
+            store.hbm.pinned_bytes(one),
+            store.hbm.hit_bytes(one),
         )
         for one in store.tenants.values()
     ]

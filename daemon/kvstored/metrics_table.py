@@ -2,8 +2,8 @@
 
 systemd/METRICS.md has the same names, which a test holds. Names and units are Prometheus': seconds, bytes, `_total`.
 Every series is there from the first scrape on, at zero, with two exceptions: tenants nobody has configured appear with
-their first session, and there are no series of a disk or remote tier where there is none. Labels are tiers, reasons and
-the like, tenants (64 at most) and directories (16): never a request, a key or a model.
+their first session, and there are no series of a disk or remote tier, or of events, where there is none. Labels are
+tiers, reasons and the like, tenants (64 at most) and directories (16): never a request, a key or a model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvstore.report import DeviceReport, DiskReport, DriveReport, RemoteReport
+from kvstored.block_log import EventTally
 from kvstored.metrics_snapshot import Snapshot, TenantFigures
 
 TIERS: Final = ("dram", "disk")
@@ -72,6 +73,10 @@ def _on_disk(name: str, kind: str, says: str, value: Callable[[Facts, DiskReport
 
 def _remote(name: str, kind: str, says: str, value: Callable[[RemoteReport], float]) -> Metric:
     return Metric(name, kind, says, (), lambda facts: [((), value(facts.now.remote))] if facts.now.remote else [])
+
+
+def _events(name: str, kind: str, says: str, value: Callable[[EventTally], float]) -> Metric:
+    return Metric(name, kind, says, (), lambda facts: [((), value(facts.now.events))] if facts.now.events else [])
 
 
 def _device(name: str, kind: str, says: str, value: Callable[[DeviceReport], float]) -> Metric:
@@ -332,6 +337,22 @@ METRICS: Final[tuple[Metric, ...]] = (
     _device("kvstored_hbm_promoted_blocks_total", "counter", "Blocks that were copied there.",
             lambda one: one.hbm_promoted),
     _device("kvstored_hbm_evicted_blocks_total", "counter", "Copies that gave way there.", lambda one: one.hbm_evicted),
+    _device("kvstored_hbm_blocks", "gauge", "Copies that are there, or on their way.", lambda one: one.hbm_blocks),
+    _device("kvstored_hbm_hit_bytes_total", "counter", "Bytes of blocks that were loaded from there.",
+            lambda one: one.hbm_hit_bytes),
+    _device("kvstored_hbm_promoted_bytes_total", "counter", "Bytes of slots that were copied there.",
+            lambda one: one.hbm_promoted_bytes),
+    _device("kvstored_hbm_unpinned_blocks_total", "counter", "Pinned copies among those that gave way.",
+            lambda one: one.hbm_unpinned),
+    _device("kvstored_hbm_residency_seconds_total", "counter", "How long the copies that gave way had been there; by "
+            "their number, how long one lasts.", lambda one: one.hbm_evicted_after_s),
+    _tenants("kvstored_hbm_tenant_used_bytes", "gauge", "Slots with copies in memory of GPUs.",
+             lambda one: one.hbm_used_bytes),
+    _tenants("kvstored_hbm_tenant_pinned_bytes", "gauge", "Slots that pins keep there.",
+             lambda one: one.hbm_pinned_bytes),
+    _tenants("kvstored_hbm_tenant_hit_bytes_total", "counter", "Bytes of blocks that were loaded out of memory of "
+             "GPUs.", lambda one: one.hbm_hit_bytes),
+
     # Beyond this host
     _remote("kvstored_remote_reading", "gauge", "1 while calls that read from the remote tier go through.",
             lambda remote: remote.reading in {"goes on", "fails"}),
@@ -355,6 +376,23 @@ METRICS: Final[tuple[Metric, ...]] = (
            if facts.now.remote else []),
     Metric("kvstored_remote_faults_total", "counter", "Requests that were not answered, refused, or found no room; "
            "objects that were damaged, or gone when they were to be read.", ("kind",), _remote_faults),
+
+    # What routers are told
+    _events("kvstored_events_changes_total", "counter", "Changes of blocks that were told to routers, one for a "
+            "block and a look.", lambda events: events.changes),
+    _events("kvstored_events_messages_total", "counter", "Messages that these made.", lambda events: events.batches),
+    _events("kvstored_events_overruns_total", "counter", "Times that a subscriber of ZeroMQ fell so far behind that "
+            "it missed messages; how many it missed nobody knows.", lambda events: events.overruns),
+    _events("kvstored_events_replays_total", "counter", "Requests of subscribers for what they missed.",
+            lambda events: events.replays),
+    _events("kvstored_events_replayed_messages_total", "counter", "Messages sent again for these.",
+            lambda events: events.replayed),
+    _events("kvstored_events_waiting_changes", "gauge", "Changes that were found and not passed on yet; while 65,536 "
+            "wait, nobody looks for more.", lambda events: events.waiting),
+    _events("kvstored_events_subscribers", "gauge", "Connections to the sockets of ZeroMQ.",
+            lambda events: events.subscribers),
+    _events("kvstored_events_watchers", "gauge", "Streams of changes on control sockets.",
+            lambda events: events.watchers),
 
     # Faults
     _some("kvstored_faults_total", "counter", "Blocks (of commit: transactions) that a fault cost: damaged, not "

@@ -11,6 +11,8 @@ in_flight = 4096                # tickets, and leases that wait, at a time; with
 pin_1h_ttl = "30m"              # pins for more than five minutes last so long at most; also pin_5m_ttl, pin_tool_ttl
 pin_1h_share = 0.25             # of its memory that such pins are sure of; also pin_5m_share, pin_tool_share
 unused_ttl = "24h"              # what is not pinned is dropped once nobody has used it for so long
+hbm_guaranteed = "1GiB"         # of each GPU's memory that is a tier (gpu.hbm); without: an equal share
+hbm_max = "2GiB"                # without: no maximum
 """
 
 from collections.abc import Iterable, Mapping
@@ -73,6 +75,10 @@ QUOTA_KEYS: Final = {
     **_class_keys(PinClass.SHORT, "pins for up to five minutes"),
     **_class_keys(PinClass.LONG, "pins for more than five minutes"),
     **_class_keys(PinClass.TOOL, "pins for programs that wait for tools"),
+    "hbm_guaranteed": QuotaKey(
+        "hbm_guaranteed_bytes", _SIZE, "bytes", "of each GPU's memory that is a tier, what no other tenant can take"
+    ),
+    "hbm_max": QuotaKey("hbm_max_bytes", _SIZE, "bytes", "of each GPU's memory that it never has more of"),
     "unused_ttl": QuotaKey("unused_ttl_s", _UNUSED_TTL, "seconds", "what nobody has used for so long is dropped"),
 }
 _KEY_OF: Final = {key.field: name for name, key in QUOTA_KEYS.items()}

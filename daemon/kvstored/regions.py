@@ -24,7 +24,7 @@ class Region:
     region_bytes: int
     address: int
     view: Bytes
-    huge_bytes: int = 0  # made in huge pages
+    huge_bytes: int = 0  # in huge pages, as far as it is known
     gone: bool = False  # nobody needs it any more: not worth faulting in
     node: int = -1  # where an arena is wanted; -1: anywhere
     nodes: Counter[int] = field(default_factory=Counter)  # where it lies: bytes by NUMA node, once it is faulted in

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Protocol
 
+from kvproto import control_pb2 as pb
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.limits import KEY_BYTES, KEYS_PER_FRAME
+from kvstore.rules import Rule, Tier
 
-__all__ = ["digest_of", "keys_of", "named", "namespace_of", "tenant_of"]
+__all__ = ["digest_of", "keys_of", "named", "namespace_of", "rule_of", "tenant_of", "tier_of"]
 
 
 class OfTenant(Protocol):
@@ -63,6 +65,27 @@ def keys_of(keys: Iterable[bytes]) -> tuple[BlockKey, ...]:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a key is {KEY_BYTES} bytes, not {len(key)}")
     return found
+
+
+def tier_of(request: pb.GetPolicyRequest | pb.SetPolicyRequest | pb.ScrubRequest) -> Tier | None:
+    """The tier that a request names; None for all. Raises ValueError."""
+    if not request.HasField("tier"):
+        return None
+    if request.tier not in list(Tier):
+        raise ValueError(f"no tier is called {request.tier!r}: it is one of {', '.join(Tier)}")
+    return Tier(request.tier)
+
+
+def rule_of(request: pb.SetPolicyRequest) -> Rule | None:
+    """The rule that is wished for; None: what the configuration says. Raises ValueError."""
+    name = request.rule
+    if request.reset:
+        if name:
+            raise ValueError("a rule and reset do not go together")
+        return None
+    if name not in list(Rule):
+        raise ValueError(f"no rule is called {name!r}: it is one of {', '.join(Rule)}")
+    return Rule(name)
 
 
 def named(report: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ everything else    the drives' threads
 
 import logging
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +15,13 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvstore.store import Store
-from kvstore.tier.orders import Commit, Name, Order, Outcome, Verify
+from kvstore.tier.orders import Commit, DropSegment, Name, Order, Outcome, Verify
 from kvstored.config import Config
 from kvstored.drive import Drives, Observe
 from kvstored.drive_keys import keys_of_store
 from kvstored.drive_segments import said_of
-from kvstored.index import Index, Loaded, State
+from kvstored.index import Index, State
+from kvstored.index_loaded import Loaded
 from kvstored.index_scan import SEGMENTS, segment_number
 from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
@@ -53,6 +55,9 @@ class HostWorkers:
         self.observe: Observe | None = None  # of reads, if anybody is to be told of each; before the disk is open
         self.drives: Drives | None = None
         self.loaded: Loaded | None = None
+        self._closed: dict[int, Path] = {}  # segments that no key opens, and their directories
+        self._leaving: dict[int, Path] = {}  # those of them that are being removed
+        self._said_closed = False
 
     # -- kvstore.ports.Workers -----------------------------------------------------------------------------------
 
@@ -70,6 +75,14 @@ class HostWorkers:
             self._commits.put(first)
         else:
             assert self.drives is not None, "nothing is asked of a disk before it is open"
+            if isinstance(first, DropSegment) and first.segment in self._closed:
+                self._leaving[first.segment] = directory = self._closed.pop(first.segment)
+                self.drives.adopt(first.segment, directory)
+                log.log(
+                    logging.DEBUG if self._said_closed else logging.WARNING,
+                    "disk: segment=%d is removed: no key opens it, and blocks of its tenant are deleted", first.segment,
+                )  # fmt: skip
+                self._said_closed = True  # there may be thousands
             self.drives.submit(batch)
 
     def idle_share(self) -> float:
@@ -100,6 +113,8 @@ class HostWorkers:
             store.finished([self._committed.popleft()])
         if self.drives is not None:
             for batch in self.drives.take_done():
+                if isinstance(batch[0], DropSegment):
+                    self._removed(batch[0])
                 store.finished(batch)
             for segment in self.drives.gone_segments():
                 store.disk.lost(segment, store.now_ns())
@@ -122,8 +137,10 @@ class HostWorkers:
             log.error("disk tier off: %s", error)  # noqa: TRY400  it says all
             store.disk.switch_off()
             return
-        loaded = readable_with(ring, loaded)
+        found, loaded = loaded, readable_with(ring, loaded)
         self.loaded = replace(loaded, segments=[])
+        closed = {one.segment: one.tenant for one in found.segments if one.segment not in loaded.directories}
+        self._closed = {segment: found.directories[segment] for segment in closed}
         self.drives = Drives(
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
@@ -135,11 +152,21 @@ class HostWorkers:
         names = [Name(name.number, name.tenant, name.canonical) for name in loaded.names]
         foreign = [number for path in loaded.foreign if (number := segment_number(path)) >= 0]
         store.raise_generation(loaded.next_generation)
+        store.disk.closed.found(closed)
         store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
         log.info(
             "disk open: segments=%d foreign=%d rebuilt=%r dropped=%d",
             len(loaded.segments), len(loaded.foreign), loaded.rebuilt, loaded.dropped,
         )  # fmt: skip
+
+    def _removed(self, order: DropSegment) -> None:
+        """Status lists files that are not used: not one that is gone. There may be thousands."""
+        if order.outcome is not Outcome.DONE or order.segment not in self._leaving or self.loaded is None:
+            return
+        file, foreign = _file_of(self._leaving.pop(order.segment), order.segment), self.loaded.foreign
+        at = bisect_left(foreign, file)
+        assert foreign[at] == file, "what no key opens is listed"
+        del foreign[at]
 
     def look_around(self) -> None:
         """Once a second."""
@@ -179,13 +206,17 @@ def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
             "disk: segments=%d are %s and cannot be used with disk.key_file as it is: all in them is missed; "
             "bring that key back, or remove their files: status lists them", count, said_of(key),
         )  # fmt: skip
-    files = (loaded.directories[segment] / SEGMENTS / f"{segment:08d}.seg" for segment in closed)
+    files = (_file_of(loaded.directories[segment], segment) for segment in closed)
     return replace(
         loaded,
         segments=[one for one in loaded.segments if one.segment not in closed],
         directories={segment: path for segment, path in loaded.directories.items() if segment not in closed},
         foreign=sorted([*loaded.foreign, *files]),
     )
+
+
+def _file_of(directory: Path, segment: int) -> Path:
+    return directory / SEGMENTS / f"{segment:08d}.seg"
 
 
 def _processor_ticks() -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from kvproto.ids import BlockKey, NamespaceDigest
 from kvstore import blocks
 from kvstore.blocks import U4
+from kvstore.insight.finding import keys_in_slice
 from kvstore.insight.forest import LIVE_STATES, SLICE_ROWS, Part, slice_of, tags_of
 from kvstore.pins import Held
 from kvstore.sessions import Lease, Namespace
@@ -53,6 +54,7 @@ class BlockReport:
     leased_s: float = 0.0
     parent: bytes = b""
     slot_bytes: int = 0
+    in_hbm: bool = False  # a copy lies in memory of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,10 @@ class Looking:
         same = (tags_of(keys) == tags).tolist()
         return [key.tobytes() if mine else b"" for key, mine in zip(keys, same, strict=True)]
 
+    def keys_beginning(self, begun: Begun, start: int, beginnings: Sequence[str]) -> tuple[list[list[BlockKey]], int]:
+        """See `keys_in_slice`. Raises KeyError."""
+        return keys_in_slice(self._store.tables, self._namespace(begun).number, start, beginnings)
+
     # -- a list --------------------------------------------------------------------------------------------------
 
     def page(self, begun: Begun, cursor: int, most: int) -> tuple[list[BlockReport], int]:
@@ -158,7 +164,7 @@ class Looking:
         now_ns = store.now_ns()
         found = store.tables.blocks[rows]
         keys, parents = found["key"], store.tables.blocks["key"][found["parent"]]
-        pins = store.pinning.covering(rows).tolist()
+        pins, above = store.pinning.covering(rows).tolist(), store.hbm.above(rows).tolist()
         columns = ("state", "flags", "disk", "touched", "uses", "holds", "lease_until_ns", "parent")
         plain = zip(*(found[name].tolist() for name in columns), strict=True)
         for i, (state, flags, disk, touched, uses, holds, until_ns, parent) in enumerate(plain):
@@ -174,6 +180,7 @@ class Looking:
                 holds=holds,
                 leased_s=max(0, until_ns - now_ns) / 1e9 if holds else 0.0,
                 parent=parents[i].tobytes() if parent else b"",
+                in_hbm=above[i],
             )
 
     # -- a prefix ------------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ from kvstore.policies import Policies
 from kvstore.ports import Outbox, Workers
 from kvstore.quotas import Shares
 from kvstore.sessions import Namespace, Pool, Tenant, Ticket
+from kvstore.tier.closed import Closed
 from kvstore.tier.codec import Choice, Wish
 from kvstore.tier.commits import Commits
 from kvstore.tier.demotion import Admission, Demotion
 from kvstore.tier.erasure import Erasure
 from kvstore.tier.flushing import Flushing
+from kvstore.tier.format import Codec
 from kvstore.tier.loading import Loading
 from kvstore.tier.orders import Commit, DropSegment, Erase, Found, Load, MakeSegment, Name, Order, Pack, Save
 from kvstore.tier.recovery import Recovered, Recovery
@@ -101,6 +103,7 @@ class Disk:
         )  # fmt: skip
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running))
         self.erasure = Erasure(tables, self.segments, workers)
+        self.closed = Closed(workers, self.erasure)
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
         self.scrub = Scrub(
@@ -180,6 +183,10 @@ class Disk:
 
     # -- up and down ---------------------------------------------------------------------------------------------
 
+    def codec_for(self, namespace: Namespace) -> Codec:
+        """How the next blocks of a namespace are best stored, here and beyond this host."""
+        return self.choice.codec_for(namespace, self._workers)
+
     def published(self, ticket: Ticket, now_ns: int) -> None:
         """A block became visible. It may be wanted on disk now, and FLUSH will want it."""
         row, generation = ticket.block, int(self._tables.blocks["generation"][ticket.block])
@@ -240,6 +247,7 @@ class Disk:
             self.demotion.stuck = False
         else:
             assert isinstance(first, DropSegment), f"an order of another tier: {first}"
+            self.closed.finished(batch)  # type: ignore[arg-type]
 
     def _saved(self, batch: list[Save]) -> list[Save]:
         good = self.demotion.saved(batch)
@@ -257,7 +265,11 @@ class Disk:
         """Call when nothing of what was dropped by now can come back from disk any more."""
         if not self.limits.disk_bytes:
             answer()
-        elif self._unsettled():
+        else:
+            self.closed.when_gone(lambda: self._when_overwritten(answer))
+
+    def _when_overwritten(self, answer: Callable[[], None]) -> None:
+        if self._unsettled():
             self._after_saves.append(answer)
         else:
             self.erasure.when_erased(answer)

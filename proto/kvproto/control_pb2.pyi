@@ -286,7 +286,7 @@ class Namespace(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., block_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., pp_rank: _Optional[int] = ..., pp_size: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped", "hit_dram_bytes", "hit_disk_bytes")
+    __slots__ = ("name", "uids", "assigned_bytes", "used_bytes", "stale_bytes", "blocks", "sessions", "prefill_reports", "saved_dram_s", "saved_disk_s", "dram_guaranteed_bytes", "dram_max_bytes", "disk_assigned_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pinned_bytes", "in_flight", "refused", "pinned_5m_bytes", "pinned_1h_bytes", "pinned_tool_bytes", "unused_dropped", "hit_dram_bytes", "hit_disk_bytes", "hit_hbm_bytes", "hbm_assigned_bytes", "hbm_used_bytes", "hbm_pinned_bytes", "hbm_guaranteed_bytes", "hbm_max_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UIDS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +311,12 @@ class Tenant(_message.Message):
     UNUSED_DROPPED_FIELD_NUMBER: _ClassVar[int]
     HIT_DRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     HIT_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_HBM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_ASSIGNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uids: _containers.RepeatedScalarFieldContainer[int]
     assigned_bytes: int
@@ -335,7 +341,13 @@ class Tenant(_message.Message):
     unused_dropped: int
     hit_dram_bytes: int
     hit_disk_bytes: int
-    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ..., pinned_5m_bytes: _Optional[int] = ..., pinned_1h_bytes: _Optional[int] = ..., pinned_tool_bytes: _Optional[int] = ..., unused_dropped: _Optional[int] = ..., hit_dram_bytes: _Optional[int] = ..., hit_disk_bytes: _Optional[int] = ...) -> None: ...
+    hit_hbm_bytes: int
+    hbm_assigned_bytes: int
+    hbm_used_bytes: int
+    hbm_pinned_bytes: int
+    hbm_guaranteed_bytes: int
+    hbm_max_bytes: int
+    def __init__(self, name: _Optional[str] = ..., uids: _Optional[_Iterable[int]] = ..., assigned_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., stale_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., sessions: _Optional[int] = ..., prefill_reports: _Optional[int] = ..., saved_dram_s: _Optional[float] = ..., saved_disk_s: _Optional[float] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_assigned_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ..., refused: _Optional[int] = ..., pinned_5m_bytes: _Optional[int] = ..., pinned_1h_bytes: _Optional[int] = ..., pinned_tool_bytes: _Optional[int] = ..., unused_dropped: _Optional[int] = ..., hit_dram_bytes: _Optional[int] = ..., hit_disk_bytes: _Optional[int] = ..., hit_hbm_bytes: _Optional[int] = ..., hbm_assigned_bytes: _Optional[int] = ..., hbm_used_bytes: _Optional[int] = ..., hbm_pinned_bytes: _Optional[int] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ...) -> None: ...
 
 class Client(_message.Message):
     __slots__ = ("session", "name", "role", "mode", "tenant", "pid", "uid", "isolation", "connected_s", "ring_bytes", "ring_used_bytes", "tickets", "leases", "arenas_mapped", "namespaces", "requests")
@@ -456,7 +468,7 @@ class Remote(_message.Message):
     def __init__(self, url: _Optional[str] = ..., reading: _Optional[str] = ..., writing: _Optional[str] = ..., reason: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., bytes_per_s: _Optional[int] = ..., sought: _Optional[int] = ..., sought_empty: _Optional[int] = ..., sought_dropped: _Optional[int] = ..., promoted: _Optional[int] = ..., promoted_bytes: _Optional[int] = ..., no_room: _Optional[int] = ..., kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., not_worth: _Optional[int] = ..., not_kept: _Optional[int] = ..., shared: _Optional[int] = ..., removed: _Optional[int] = ..., damaged: _Optional[int] = ..., absent: _Optional[int] = ..., quarantined: _Optional[int] = ..., reads: _Optional[int] = ..., writes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., unreachable: _Optional[int] = ..., refused: _Optional[int] = ..., full: _Optional[int] = ..., queued_runs: _Optional[int] = ..., running: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "emulated", "lost", "attached_bytes", "loads", "saves", "failed", "loaded_bytes", "saved_bytes", "hbm_bytes", "hbm_used_bytes", "hbm_hits", "hbm_promoted", "hbm_evicted")
+    __slots__ = ("name", "emulated", "lost", "attached_bytes", "loads", "saves", "failed", "loaded_bytes", "saved_bytes", "hbm_bytes", "hbm_used_bytes", "hbm_hits", "hbm_promoted", "hbm_evicted", "hbm_blocks", "hbm_hit_bytes", "hbm_promoted_bytes", "hbm_unpinned", "hbm_evicted_after_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EMULATED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
@@ -471,6 +483,11 @@ class Device(_message.Message):
     HBM_HITS_FIELD_NUMBER: _ClassVar[int]
     HBM_PROMOTED_FIELD_NUMBER: _ClassVar[int]
     HBM_EVICTED_FIELD_NUMBER: _ClassVar[int]
+    HBM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HBM_HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_PROMOTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_UNPINNED_FIELD_NUMBER: _ClassVar[int]
+    HBM_EVICTED_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     emulated: bool
     lost: bool
@@ -485,7 +502,12 @@ class Device(_message.Message):
     hbm_hits: int
     hbm_promoted: int
     hbm_evicted: int
-    def __init__(self, name: _Optional[str] = ..., emulated: _Optional[bool] = ..., lost: _Optional[bool] = ..., attached_bytes: _Optional[int] = ..., loads: _Optional[int] = ..., saves: _Optional[int] = ..., failed: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., hbm_bytes: _Optional[int] = ..., hbm_used_bytes: _Optional[int] = ..., hbm_hits: _Optional[int] = ..., hbm_promoted: _Optional[int] = ..., hbm_evicted: _Optional[int] = ...) -> None: ...
+    hbm_blocks: int
+    hbm_hit_bytes: int
+    hbm_promoted_bytes: int
+    hbm_unpinned: int
+    hbm_evicted_after_s: float
+    def __init__(self, name: _Optional[str] = ..., emulated: _Optional[bool] = ..., lost: _Optional[bool] = ..., attached_bytes: _Optional[int] = ..., loads: _Optional[int] = ..., saves: _Optional[int] = ..., failed: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., hbm_bytes: _Optional[int] = ..., hbm_used_bytes: _Optional[int] = ..., hbm_hits: _Optional[int] = ..., hbm_promoted: _Optional[int] = ..., hbm_evicted: _Optional[int] = ..., hbm_blocks: _Optional[int] = ..., hbm_hit_bytes: _Optional[int] = ..., hbm_promoted_bytes: _Optional[int] = ..., hbm_unpinned: _Optional[int] = ..., hbm_evicted_after_s: _Optional[float] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -816,7 +838,7 @@ class SetPolicyResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
-    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "chosen_fields")
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "chosen_fields", "hbm_guaranteed_bytes", "hbm_max_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -838,6 +860,8 @@ class Quota(_message.Message):
     PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
     UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    HBM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     chosen: bool
     dram_guaranteed_bytes: int
@@ -859,7 +883,9 @@ class Quota(_message.Message):
     pin_tool_share: float
     unused_ttl_s: float
     chosen_fields: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., chosen_fields: _Optional[_Iterable[str]] = ...) -> None: ...
+    hbm_guaranteed_bytes: int
+    hbm_max_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., chosen_fields: _Optional[_Iterable[str]] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ...) -> None: ...
 
 class GetQuotasRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -874,7 +900,7 @@ class GetQuotasResponse(_message.Message):
     def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping[str, object]]]] = ...) -> None: ...
 
 class SetQuotaRequest(_message.Message):
-    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "configured")
+    __slots__ = ("tenant", "dram_guaranteed_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_max_bytes", "pin_share", "in_flight_max", "usual", "reset", "dry_run", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "configured", "hbm_guaranteed_bytes", "hbm_max_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -893,6 +919,8 @@ class SetQuotaRequest(_message.Message):
     PIN_TOOL_SHARE_FIELD_NUMBER: _ClassVar[int]
     UNUSED_TTL_S_FIELD_NUMBER: _ClassVar[int]
     CONFIGURED_FIELD_NUMBER: _ClassVar[int]
+    HBM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     dram_guaranteed_bytes: int
     dram_max_bytes: int
@@ -911,7 +939,9 @@ class SetQuotaRequest(_message.Message):
     pin_tool_share: float
     unused_ttl_s: float
     configured: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., configured: _Optional[_Iterable[str]] = ...) -> None: ...
+    hbm_guaranteed_bytes: int
+    hbm_max_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., configured: _Optional[_Iterable[str]] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ...) -> None: ...
 
 class SetQuotaResponse(_message.Message):
     __slots__ = ("quota", "former", "dry_run")
@@ -1344,7 +1374,7 @@ class PrefetchResponse(_message.Message):
     def __init__(self, there: _Optional[int] = ..., coming: _Optional[int] = ...) -> None: ...
 
 class EvictRequest(_message.Message):
-    __slots__ = ("everything", "namespace_digest", "prefix", "tenant", "dry_run", "tier", "bytes")
+    __slots__ = ("everything", "namespace_digest", "prefix", "tenant", "dry_run", "tier", "bytes", "exactly")
     EVERYTHING_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
@@ -1352,6 +1382,7 @@ class EvictRequest(_message.Message):
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXACTLY_FIELD_NUMBER: _ClassVar[int]
     everything: ClearRequest.Everything
     namespace_digest: str
     prefix: ClearRequest.Prefix
@@ -1359,7 +1390,8 @@ class EvictRequest(_message.Message):
     dry_run: bool
     tier: str
     bytes: int
-    def __init__(self, everything: _Optional[_Union[ClearRequest.Everything, _Mapping[str, object]]] = ..., namespace_digest: _Optional[str] = ..., prefix: _Optional[_Union[ClearRequest.Prefix, _Mapping[str, object]]] = ..., tenant: _Optional[str] = ..., dry_run: _Optional[bool] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+    exactly: bool
+    def __init__(self, everything: _Optional[_Union[ClearRequest.Everything, _Mapping[str, object]]] = ..., namespace_digest: _Optional[str] = ..., prefix: _Optional[_Union[ClearRequest.Prefix, _Mapping[str, object]]] = ..., tenant: _Optional[str] = ..., dry_run: _Optional[bool] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., exactly: _Optional[bool] = ...) -> None: ...
 
 class EvictResponse(_message.Message):
     __slots__ = ("blocks", "bytes", "kept_blocks", "held_blocks", "pinned_blocks", "dry_run")
@@ -1437,6 +1469,32 @@ class ListActsResponse(_message.Message):
     lost: int
     def __init__(self, acts: _Optional[_Iterable[_Union[Act, _Mapping[str, object]]]] = ..., path: _Optional[str] = ..., lost: _Optional[int] = ...) -> None: ...
 
+class HandOverRequest(_message.Message):
+    __slots__ = ("prefix", "within_s", "dry_run")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_S_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    prefix: Prefix
+    within_s: float
+    dry_run: bool
+    def __init__(self, prefix: _Optional[_Union[Prefix, _Mapping[str, object]]] = ..., within_s: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class HandOverResponse(_message.Message):
+    __slots__ = ("blocks", "bytes", "there", "coming", "remote", "dry_run")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    bytes: int
+    there: int
+    coming: int
+    remote: bool
+    dry_run: bool
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., there: _Optional[int] = ..., coming: _Optional[int] = ..., remote: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
 class NoteTransferRequest(_message.Message):
     __slots__ = ("verb", "tenant", "namespace_digest", "blocks", "bytes")
     VERB_FIELD_NUMBER: _ClassVar[int]
@@ -1456,7 +1514,7 @@ class NoteTransferResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Block(_message.Message):
-    __slots__ = ("key", "state", "in_dram", "on_disk", "slot_bytes", "age_s", "hits", "pins", "holds", "leased_s", "parent")
+    __slots__ = ("key", "state", "in_dram", "on_disk", "slot_bytes", "age_s", "hits", "pins", "holds", "leased_s", "parent", "in_hbm")
     KEY_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     IN_DRAM_FIELD_NUMBER: _ClassVar[int]
@@ -1468,6 +1526,7 @@ class Block(_message.Message):
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     LEASED_S_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    IN_HBM_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     state: str
     in_dram: bool
@@ -1479,7 +1538,8 @@ class Block(_message.Message):
     holds: int
     leased_s: float
     parent: bytes
-    def __init__(self, key: _Optional[bytes] = ..., state: _Optional[str] = ..., in_dram: _Optional[bool] = ..., on_disk: _Optional[bool] = ..., slot_bytes: _Optional[int] = ..., age_s: _Optional[float] = ..., hits: _Optional[int] = ..., pins: _Optional[int] = ..., holds: _Optional[int] = ..., leased_s: _Optional[float] = ..., parent: _Optional[bytes] = ...) -> None: ...
+    in_hbm: bool
+    def __init__(self, key: _Optional[bytes] = ..., state: _Optional[str] = ..., in_dram: _Optional[bool] = ..., on_disk: _Optional[bool] = ..., slot_bytes: _Optional[int] = ..., age_s: _Optional[float] = ..., hits: _Optional[int] = ..., pins: _Optional[int] = ..., holds: _Optional[int] = ..., leased_s: _Optional[float] = ..., parent: _Optional[bytes] = ..., in_hbm: _Optional[bool] = ...) -> None: ...
 
 class ListBlocksRequest(_message.Message):
     __slots__ = ("tenant", "namespace_digest", "cursor", "limit")
@@ -1589,6 +1649,34 @@ class StatPrefixRequest(_message.Message):
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class FindKeysRequest(_message.Message):
+    __slots__ = ("tenant", "namespace_digest", "beginnings")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BEGINNINGS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace_digest: str
+    beginnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., beginnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FoundKeys(_message.Message):
+    __slots__ = ("keys", "more")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    more: bool
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class FindKeysResponse(_message.Message):
+    __slots__ = ("tenant", "digest", "found")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    found: _containers.RepeatedCompositeFieldContainer[FoundKeys]
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., found: _Optional[_Iterable[_Union[FoundKeys, _Mapping[str, object]]]] = ...) -> None: ...
+
 class KeptBy(_message.Message):
     __slots__ = ("number", "blocks", "left_s", "owner")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -1602,7 +1690,7 @@ class KeptBy(_message.Message):
     def __init__(self, number: _Optional[int] = ..., blocks: _Optional[int] = ..., left_s: _Optional[float] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class StatPrefixResponse(_message.Message):
-    __slots__ = ("tenant", "digest", "block_tokens", "blocks", "found_blocks", "dram_blocks", "disk_blocks", "bytes", "pins", "leases", "pins_total", "leases_total", "quality")
+    __slots__ = ("tenant", "digest", "block_tokens", "blocks", "found_blocks", "dram_blocks", "disk_blocks", "bytes", "pins", "leases", "pins_total", "leases_total", "quality", "hbm_blocks")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -1616,6 +1704,7 @@ class StatPrefixResponse(_message.Message):
     PINS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     LEASES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
+    HBM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     digest: str
     block_tokens: int
@@ -1629,7 +1718,8 @@ class StatPrefixResponse(_message.Message):
     pins_total: int
     leases_total: int
     quality: str
-    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., block_tokens: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping[str, object]]]] = ..., found_blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., pins: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., leases: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., leases_total: _Optional[int] = ..., quality: _Optional[str] = ...) -> None: ...
+    hbm_blocks: int
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., block_tokens: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping[str, object]]]] = ..., found_blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., pins: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., leases: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., leases_total: _Optional[int] = ..., quality: _Optional[str] = ..., hbm_blocks: _Optional[int] = ...) -> None: ...
 
 class WatchEventsRequest(_message.Message):
     __slots__ = ("after", "follow", "kinds", "last")
@@ -1698,20 +1788,24 @@ class BlockChanges(_message.Message):
     def __init__(self, number: _Optional[int] = ..., next: _Optional[int] = ..., unix_s: _Optional[float] = ..., tenant: _Optional[str] = ..., namespace_digest: _Optional[str] = ..., cleared: _Optional[bool] = ..., there: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[BlockChange, _Mapping[str, object]]]] = ...) -> None: ...
 
 class BlockChange(_message.Message):
-    __slots__ = ("key", "parent", "dram", "disk", "was_dram", "was_disk")
+    __slots__ = ("key", "parent", "dram", "disk", "was_dram", "was_disk", "remote", "was_remote")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DRAM_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     WAS_DRAM_FIELD_NUMBER: _ClassVar[int]
     WAS_DISK_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    WAS_REMOTE_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     parent: bytes
     dram: bool
     disk: bool
     was_dram: bool
     was_disk: bool
-    def __init__(self, key: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., dram: _Optional[bool] = ..., disk: _Optional[bool] = ..., was_dram: _Optional[bool] = ..., was_disk: _Optional[bool] = ...) -> None: ...
+    remote: bool
+    was_remote: bool
+    def __init__(self, key: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., dram: _Optional[bool] = ..., disk: _Optional[bool] = ..., was_dram: _Optional[bool] = ..., was_disk: _Optional[bool] = ..., remote: _Optional[bool] = ..., was_remote: _Optional[bool] = ...) -> None: ...
 
 class SummariseMatchRequest(_message.Message):
     __slots__ = ("tenant", "namespace_digests", "keys")
@@ -1724,7 +1818,7 @@ class SummariseMatchRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., namespace_digests: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SummariseMatchResponse(_message.Message):
-    __slots__ = ("tenant", "blocks", "dram_blocks", "disk_blocks", "pending_blocks", "dram_bytes", "disk_bytes", "load_s", "recompute_s", "block_tokens")
+    __slots__ = ("tenant", "blocks", "dram_blocks", "disk_blocks", "pending_blocks", "dram_bytes", "disk_bytes", "load_s", "recompute_s", "block_tokens", "hbm_blocks", "hbm_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -1735,6 +1829,8 @@ class SummariseMatchResponse(_message.Message):
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HBM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HBM_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     blocks: int
     dram_blocks: int
@@ -1745,7 +1841,9 @@ class SummariseMatchResponse(_message.Message):
     load_s: float
     recompute_s: float
     block_tokens: int
-    def __init__(self, tenant: _Optional[str] = ..., blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., pending_blocks: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., recompute_s: _Optional[float] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+    hbm_blocks: int
+    hbm_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., pending_blocks: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., recompute_s: _Optional[float] = ..., block_tokens: _Optional[int] = ..., hbm_blocks: _Optional[int] = ..., hbm_bytes: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

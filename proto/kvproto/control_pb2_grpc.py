@@ -160,6 +160,11 @@ class ControlStub:
                 request_serializer=kvproto_dot_control__pb2.NoteTransferRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.NoteTransferResponse.FromString,
                 _registered_method=True)
+        self.HandOver = channel.unary_unary(
+                '/kvstored.control.v1.Control/HandOver',
+                request_serializer=kvproto_dot_control__pb2.HandOverRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.HandOverResponse.FromString,
+                _registered_method=True)
         self.ListPrograms = channel.unary_unary(
                 '/kvstored.control.v1.Control/ListPrograms',
                 request_serializer=kvproto_dot_control__pb2.ListProgramsRequest.SerializeToString,
@@ -184,6 +189,11 @@ class ControlStub:
                 '/kvstored.control.v1.Control/StatPrefix',
                 request_serializer=kvproto_dot_control__pb2.StatPrefixRequest.SerializeToString,
                 response_deserializer=kvproto_dot_control__pb2.StatPrefixResponse.FromString,
+                _registered_method=True)
+        self.FindKeys = channel.unary_unary(
+                '/kvstored.control.v1.Control/FindKeys',
+                request_serializer=kvproto_dot_control__pb2.FindKeysRequest.SerializeToString,
+                response_deserializer=kvproto_dot_control__pb2.FindKeysResponse.FromString,
                 _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/kvstored.control.v1.Control/WatchEvents',
@@ -395,6 +405,14 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandOver(self, request, context):
+        """Have a prefix written to the tier beyond this host at once, for another host to go on with, whatever is worth it.
+        Returns at once: ask again with `dry_run` to learn how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPrograms(self, request, context):
         """Programs of agents, those that came last first, and what is pinned for each while it waits for a tool.
         """
@@ -426,6 +444,13 @@ class ControlServicer:
 
     def StatPrefix(self, request, context):
         """One prefix: each of its blocks, and who keeps or reads them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindKeys(self, request, context):
+        """Whole keys of blocks that are there, by their first digits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -603,6 +628,11 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvproto_dot_control__pb2.NoteTransferRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.NoteTransferResponse.SerializeToString,
             ),
+            'HandOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOver,
+                    request_deserializer=kvproto_dot_control__pb2.HandOverRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.HandOverResponse.SerializeToString,
+            ),
             'ListPrograms': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPrograms,
                     request_deserializer=kvproto_dot_control__pb2.ListProgramsRequest.FromString,
@@ -627,6 +657,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.StatPrefix,
                     request_deserializer=kvproto_dot_control__pb2.StatPrefixRequest.FromString,
                     response_serializer=kvproto_dot_control__pb2.StatPrefixResponse.SerializeToString,
+            ),
+            'FindKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindKeys,
+                    request_deserializer=kvproto_dot_control__pb2.FindKeysRequest.FromString,
+                    response_serializer=kvproto_dot_control__pb2.FindKeysResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -1345,6 +1380,33 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def HandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/HandOver',
+            kvproto_dot_control__pb2.HandOverRequest.SerializeToString,
+            kvproto_dot_control__pb2.HandOverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListPrograms(request,
             target,
             options=(),
@@ -1469,6 +1531,33 @@ class Control:
             '/kvstored.control.v1.Control/StatPrefix',
             kvproto_dot_control__pb2.StatPrefixRequest.SerializeToString,
             kvproto_dot_control__pb2.StatPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstored.control.v1.Control/FindKeys',
+            kvproto_dot_control__pb2.FindKeysRequest.SerializeToString,
+            kvproto_dot_control__pb2.FindKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

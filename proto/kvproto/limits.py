@@ -6,8 +6,9 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-# 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE; 4: MATCH_ALL, and nothing else is new
-PROTOCOL_VERSION: Final = 4
+# 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE; 4: MATCH_ALL; 5: PREFETCH for the remote
+# tier, and nothing else is new
+PROTOCOL_VERSION: Final = 5
 PROTOCOL_VERSION_OLDEST: Final = 3  # that both sides still speak
 
 # Frames. A default-size SEQPACKET message holds 212,960 bytes (net.core.wmem_default less overhead); larger
@@ -113,6 +114,11 @@ HANDLES_PER_UID: Final = 1024
 HANDLES_ATTACHED: Final = 4096
 TRANSFERS_PER_SESSION: Final = 64  # each up to 1,024 blocks: 36 KiB of keys and pages
 LAYER_GROUPS: Final = 256  # groups of layers that a LOAD may be told of one by one
+
+# Keys that people name by their first digits: 32 bits tell a block from a million others.
+KEY_BEGINNING_DIGITS: Final = 8
+BEGINNINGS_PER_REQUEST: Final = 64
+KEYS_PER_BEGINNING: Final = 8  # listed where several begin so
 
 BLOCK_TOKENS_MAX: Final = 1 << 16
 BLOCK_BYTES_MAX: Final = ARENA_BYTES_MAX

@@ -36,6 +36,9 @@ class Tier(IntEnum):
     DISK = 2
 
 
+REMOTE: Final = 3  # in PREFETCH alone, from version 5 on: in the tier beyond this host, and at once
+
+
 class Partial(IntEnum):
     """Why a pin covers less than it was asked for."""
 
@@ -186,7 +189,7 @@ def build_pins(request: int, after: int, releases: Sequence[int] = ()) -> bytes:
 
 
 def build_prefetch(
-    request: int, namespace: int, keys: bytes, tier: Tier, within_ns: int, releases: Sequence[int] = ()
+    request: int, namespace: int, keys: bytes, tier: int, within_ns: int, releases: Sequence[int] = ()
 ) -> bytes:
     """PREFETCH: have the lead run of this chain in a tier within so long, if there is room and time for it."""
     body = PREFETCH_HEAD.pack(namespace, tier, within_ns) + keys

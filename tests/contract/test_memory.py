@@ -3,6 +3,7 @@
 import fcntl
 import os
 import queue
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -352,6 +353,37 @@ def test_spares_are_made_for_what_was_not_kept_only(lives: Lives) -> None:
     host.stop()
     assert host.populated_bytes == 4 * ARENA_BYTES
     assert len(host._spare) == 2
+
+
+def test_of_kept_arenas_too_it_is_known_how_much_lies_in_huge_pages(lives: Lives) -> None:
+    arena_bytes = 2 * libc.HUGE_PAGE_BYTES
+    first = lives.next(arena_bytes=arena_bytes)
+    for arena in (1, 2, 3):
+        assert first.new_arena(arena, arena_bytes)
+    _settle(first, 4 * arena_bytes)
+    if first.huge_bytes < 4 * arena_bytes:
+        pytest.skip("this kernel makes no huge pages for shared memory, or has none left")
+    second = lives.next(arena_bytes=arena_bytes)
+    for arena in (1, 2):
+        second.take_arena(arena)
+    second.drop_kept()
+    _settle(second, 4 * arena_bytes)
+    assert second.huge_bytes == 4 * arena_bytes, "two that were kept, and two spares"
+    second.punch_arena(1)
+    assert lives.punched.get(timeout=WAIT_S) == 1
+    _settle(second, 4 * arena_bytes)
+    assert second.huge_bytes == 4 * arena_bytes, "a spare has come in its place, and nothing is counted twice"
+
+
+def _settle(host: HostMemory, populated_bytes: int) -> None:
+    """Run until so much is populated and the memory thread waits for work."""
+    if not host._thread.is_alive():
+        host.start()
+    deadline = time.monotonic() + WAIT_S
+    while host.populated_bytes < populated_bytes or host._unknown or host._cold or host._making:
+        assert not host.faults
+        assert time.monotonic() < deadline, "memory is not populated"
+        os.sched_yield()
 
 
 def test_arenas_of_another_size_are_not_taken_back(lives: Lives) -> None:

@@ -35,7 +35,7 @@ mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 pidfd_getfd = lambda pidfd, number: ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, number, 0)
 with raw_client(run) as client:
     namespace = client.open()
-    keys = [key(1 << 90 | number) for number in range({blocks})]
+    keys = [key(1 << 90 | attempts << 32 | number) for number in range({blocks})]  # not those of another attack
     store(client, namespace, keys, b"h")
     leased = client.lease(namespace, keys, ttl_s=60)
     arena, ring, pidfd = arena_fd(client), client.fds[1], client.fds[0]
@@ -117,7 +117,7 @@ def run_hostile(daemon: DaemonProcess, attempts: int, become: str, without: tupl
 def attack(daemon: DaemonProcess, attempts: int) -> None:
     with raw_client(daemon.runtime_dir) as bystander:
         namespace = bystander.open(model="bystander")
-        keys = [key(1 << 91 | number) for number in range(BLOCKS)]
+        keys = [key(1 << 91 | attempts << 32 | number) for number in range(BLOCKS)]  # not those of another attack
         store(bystander, namespace, keys, b"b")
         said = run_hostile(daemon, attempts, BECOME)
         assert f'"attempts": {attempts}, "succeeded": [], "whole": true' in said, said

@@ -13,7 +13,7 @@ from kvproto.limits import KIB
 from kvstore.tier.orders import Found
 from kvstored.check import check
 from kvstored.cli import main
-from kvstored.index import Loaded
+from kvstored.index_loaded import Loaded
 from kvstored.key_file import KeyRing, key_id
 from kvstored.workers import readable_with
 from tests.node import Node, assert_blocks, chain, fetch, put, values
@@ -73,6 +73,31 @@ def test_what_is_on_disk_is_worth_nothing_without_the_key_and_comes_back_with_it
     report = check(node.disks, lambda _: None, repair=False)
     assert report.clean
     assert report.unread == report.good == 2 * COUNT, "checked as far as that goes without a key"
+
+
+def test_what_is_deleted_while_its_key_is_not_there_does_not_come_back_with_the_key(node: Node) -> None:
+    """Its segments are removed, all of them; the test above is the control, where nothing is deleted."""
+    first, second = chain("first", COUNT), chain("second", COUNT)
+    node.start(*key_file(node, 1))
+    put(node.namespace(BLOCK_BYTES), first, values(first, BLOCK_BYTES))
+    closed = set(node.segments())
+
+    node.restart(*key_file(node, 2))
+    ns = node.namespace(BLOCK_BYTES)
+    put(ns, second, values(second, BLOCK_BYTES))
+    assert closed < set(node.segments()), "nobody has deleted anything yet"
+    assert json.loads(kvctl(node, "-o", "json", "status").stdout)["status"]["disk"]["foreign_files"] == len(closed)
+    assert ns.delete(first[:1]) == 0, "no such block is known in this life"
+    assert not closed & set(node.segments())
+    status = json.loads(kvctl(node, "-o", "json", "status").stdout)["status"]
+    assert status["disk"]["foreign_files"] == 0
+    assert not any("encrypted with a key" in warning for warning in status["warnings"])
+
+    node.restart(*key_file(node, 2, 1))
+    ns = node.namespace(BLOCK_BYTES)
+    node.await_disk(ns, second)
+    assert_blocks(fetch(ns, second).blocks, values(second, BLOCK_BYTES))
+    assert fetch(ns, first).blocks.size == 0
 
 
 def test_segments_that_the_keys_at_hand_do_not_open_are_foreign() -> None:

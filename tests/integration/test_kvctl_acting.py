@@ -103,6 +103,24 @@ def same(ns: kvclient.Namespace, held: dict[bytes, np.ndarray[Any, Any]]) -> int
     return count
 
 
+def test_acts_take_a_key_by_the_digits_that_tables_show(node: Node) -> None:
+    ns = node.namespace(BLOCK, model="by their digits")
+    held = stored(ns, "digits")
+    keys = list(held)
+    where = ("--tenant", "root", "--namespace", ns.identity.digest().hex())
+    shown = keys[4].hex()[:12]
+    assert body(kvctl(node, "explain-miss", shown, *where, "-o", "json"), "explain-miss")["state"] == "hit"
+    assert body(kvctl(node, "evict", *where, "--key", shown, "--dry-run", "-o", "json"), "evict")["blocks"] == 5
+    assert body(kvctl(node, "clear", *where, "--key", shown, "--yes", "-o", "json"), "clear")["blocks"] == 5
+    assert same(ns, held) == 14, "the others are there"
+    code, _, told = kvctl(node, "clear", *where, "--key", shown, "--yes")
+    assert (code, "of a block that is gone give the whole key" in told) == (Exit.NOT_FOUND, True)
+    path = node.home / "digits.kva"
+    done = kvctl(node, "export", str(path), *where, "--key", keys[9].hex()[:8].upper(), "-o", "json")
+    assert body(done, "export")["blocks"] == 4 + 5, "a branch, and what leads there"
+    assert kvctl(node, "clear", *where, "--yes")[0] == Exit.OK
+
+
 @pytest.fixture(scope="module")
 def archive(node: Node) -> tuple[Path, dict[bytes, np.ndarray[Any, Any]]]:
     """Of one namespace of the tenant `root`."""

@@ -144,7 +144,7 @@ def test_every_documented_metric_is_there_from_the_start_and_no_other(
         for name, value in s3.environ.items():
             monkeypatch.setenv(name, value)
         remote = ("--remote", f"s3://{s3.bucket}/hosts", "--remote-endpoint", s3.endpoint, "--remote-size", "1GiB")
-        check_every_metric(node, start(node, "--gpu-devices", "emulation", *remote))
+        check_every_metric(node, start(node, "--gpu-devices", "emulation", "--events-listen", "ipc", *remote))
 
 
 def check_every_metric(node: Node, path: Path) -> None:

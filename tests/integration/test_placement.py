@@ -17,8 +17,8 @@ from bench import placement
 from bench.placement import TWO_NODES
 from bench.process import DaemonProcess
 from kvproto import control_pb2, control_pb2_grpc
-from kvproto.limits import MIB
-from tests.node import until
+from kvproto.limits import KIB, MIB
+from tests.node import Node, chain, put, until, values
 from tests.raw import real_daemon
 
 
@@ -60,6 +60,24 @@ def test_on_one_node_nothing_is_asked_of_the_kernel_and_memory_without_huge_page
         daemon.await_memory()
         (dram,) = status(daemon).tiers
         assert (dram.numa, dram.huge_bytes) == ("off", 0)
+
+
+def test_a_daemon_that_took_its_memory_over_says_how_much_of_it_lies_in_huge_pages() -> None:
+    """A former one had made them; nobody told this one."""
+    with Node(disks=0) as node:
+        node.start("--keep", "true")
+        assert node.daemon is not None
+        node.daemon.await_memory()
+        namespace, keys = node.namespace(64 * KIB), chain("kept", 50)
+        put(namespace, keys, values(keys, 64 * KIB), durable=False)
+        (before,) = status(node.daemon).tiers
+        if before.huge_bytes < before.populated_bytes:
+            pytest.skip("this kernel makes no huge pages for shared memory, or has none left")
+        node.kill()
+        node.start("--keep", "true")
+        daemon = node.daemon
+        assert "warm=True kept=50" in node.log()
+        assert until(lambda: status(daemon).tiers[0].huge_bytes == before.huge_bytes), status(daemon).tiers[0]
 
 
 @contextmanager

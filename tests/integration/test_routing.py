@@ -173,7 +173,7 @@ def test_equal_keys_of_another_model_count_for_nothing(trio: Trio) -> None:
     other.store(keys, np.zeros((len(keys), BLOCK_BYTES), dtype=np.uint8), wait=True)
     digests = [other.identity.digest().hex()]
     assert trio.hosts[1].wait(digests, keys, len(keys), PATIENCE_S)
-    trio.store(0, keys[:2])
+    trio.store(0, keys[:4])
     assert choose(trio.hosts, trio.digests, keys) is trio.hosts[0], "host 1 has them all, of another model"
     assert choose(trio.hosts, digests, keys) is trio.hosts[1], "the control"
     assert trio.hosts[1].prefix([*digests, *trio.digests], keys) == 0, "all ranks must have it"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import kvclient
-from bench.engines.hicache import HicacheProcess, digest_of, find_sglang, page_of, why_not
+from bench.engines.hicache import VALUES, HicacheProcess, digest_of, find_sglang, page_of, why_not
 from tests.node import Node, until
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -129,6 +129,36 @@ def test_what_one_engine_saved_another_loads_byte_by_byte(
     spoilt = second.ask(do="load", prompt="spoilt prompt", pages=2)["digests"]
     assert spoilt == pages_of("other bytes", range(2), page_bytes)
     assert spoilt != pages_of("spoilt prompt", range(2), page_bytes)
+
+
+@pytest.mark.parametrize("engine", [LAYOUTS[0], LAYOUTS[1], LAYOUTS[5], LAYOUTS[7]], ids=str)
+@pytest.mark.parametrize("codec", ["bf16-fixed", "int8"])
+def test_encoded_pages_come_back_as_near_as_their_codec_promises(
+    first: HicacheProcess, second: HicacheProcess, node: Node, engine: dict[str, Any], codec: str
+) -> None:
+    settings, prompt = {"codec": codec, "lossy": codec == "int8"}, f"{VALUES}{codec}"
+    page_bytes = begin(first, node.run, settings=settings, **engine)
+    identity = ready(second, node.run, settings=settings, **engine)["identity"]
+    assert identity["codec"].startswith(f"{codec}/")
+    assert identity["block_bytes"] < page_bytes * 0.8
+    save(first, prompt, 4)
+    found = second.ask(do="load", prompt=prompt, pages=4)
+    assert (found["hit"], found["pages"]) == (4, 4)
+    right = pages_of(prompt, range(4), page_bytes)
+    assert (found["digests"] == right) == (codec == "bf16-fixed")
+    assert found["digests"] != pages_of("another prompt", range(4), page_bytes)
+    begin(second, node.run, **engine)  # raw pages are others
+    assert second.ask(do="load", prompt=prompt, pages=4)["hit"] == 0
+
+
+def test_pages_that_a_codec_cannot_take_are_not_stored_and_engines_that_have_none_do_not_start(
+    first: HicacheProcess, node: Node
+) -> None:
+    begin(first, node.run, settings={"codec": "bf16-fixed"})
+    assert first.ask(do="save", prompt="any bytes at all", pages=2)["pages"] == 0
+    said = refusal(first, node.run, settings={"codec": "int8", "lossy": True}, dtype="float32")
+    assert "bfloat16 or float16, not 'float32'" in said
+    assert 'say "lossy": true' in refusal(first, node.run, settings={"codec": "int8"})
 
 
 @pytest.mark.parametrize("engine", [e for e in LAYOUTS if e["kind"] != "asymmetric"], ids=str)

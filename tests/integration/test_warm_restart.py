@@ -2,16 +2,20 @@
 
 import mmap
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 import kvclient
+from kvproto import control_pb2, control_pb2_grpc
 from kvproto.limits import KIB, MIB
 from tests.node import (
     Bytes,
@@ -40,6 +44,22 @@ kvstore.restart.FORMAT = 1000
 from kvstored.cli import main
 sys.exit(main())
 """
+
+
+# Leases every chain that `fill` has stored, says how many blocks that is, and holds them until it is killed.
+READER = """
+import signal, sys
+import kvclient
+from tests.node import chain
+run, ttl_s, chains = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+client = kvclient.connect(run)
+ns = client.namespace(block_bytes=64 << 10, model="m", engine="node", layout="flat", dtype="uint8")
+leases = [ns.fetch(chain(f"first-{turn}", 50), ttl_s=ttl_s) for turn in range(chains)]
+print(sum(lease.blocks for lease in leases), flush=True)
+signal.pause()
+"""
+LEASED_S = 6
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -188,6 +208,50 @@ def test_slots_that_a_stopped_client_may_still_read_are_withheld_until_its_deadl
                 return [bytes(view) for view in lease.views] != before
 
             assert until(overwritten), "withheld for ever"
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["its daemon saw it die", "nobody saw it die"])
+def test_memory_that_a_client_had_leased_is_used_again_though_it_and_the_daemon_were_killed(seen: bool) -> None:
+    """At once where its end was seen; else when its leases end, since what they cover might still be read."""
+    with lives("fd-keeper") as each:
+        each.node.arguments += ["--lease-ttl-max", f"{LEASED_S}s"]
+        each.begin()
+        ns = each.node.namespace(BLOCK_BYTES)
+        fill(ns, "first")
+        words = [sys.executable, "-c", READER, str(each.node.run), str(LEASED_S), str(FULL // 50)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as reader:
+            try:
+                assert reader.stdout is not None
+                assert reader.stdout.readline() == f"{FULL}\n", "it has leased all that there is"
+                if not seen:
+                    each.kill()
+            finally:
+                reader.kill()
+        assert not seen or until(lambda: leases(each.node) == 0)
+        each.kill()
+        each.begin()
+        withheld = re.findall(r"memory: warm=True kept=900 lost=0 withheld=(\d+)", each.node.log())
+        assert len(withheld) == 1, each.node.log()
+        assert (int(withheld[0]) == 0) == seen
+        ns = each.node.namespace(BLOCK_BYTES)
+        fresh = {name: values(chain(name, 50), BLOCK_BYTES) for name in (f"new-{turn}" for turn in range(20))}
+
+        def all_there() -> bool:
+            for name, blocks in fresh.items():
+                ns.store(chain(name, 50), list(blocks), wait=True)
+            return all(ns.match(chain(name, 50)).blocks == 50 for name in fresh)
+
+        assert until(all_there), "what a dead client had leased is kept for ever"
+        for name, wanted in fresh.items():
+            assert_blocks(fetch(ns, chain(name, 50)).blocks, wanted)
+        assert until(lambda: each.node.client.ping() is not None and leases(each.node) == 0)
+
+
+def leases(node: Node) -> int:
+    """That are held now, by whomever."""
+    with grpc.insecure_channel(f"unix:{node.run}/control.sock") as channel:
+        stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
+        return int(stub.GetLoad(control_pb2.GetLoadRequest(), timeout=10.0).leases)
 
 
 def test_another_geometry_starts_cold_and_says_so() -> None:

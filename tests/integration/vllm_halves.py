@@ -11,6 +11,8 @@ import torch
 
 import kvclient
 from kvclient import Role
+from kvclient.codecs import Codec
+from kvclient.integrations.codec_choice import codec_for
 from kvclient.integrations.vllm_jobs import Plan, Progress
 from kvclient.integrations.vllm_layout import Layout, layout_of
 from kvclient.integrations.vllm_saves import EngineMemory
@@ -36,6 +38,7 @@ class Rank:
     layout: Layout
     worker: Worker
     clients: list[kvclient.Client]
+    codec: Codec | None = None
 
 
 @dataclass
@@ -48,12 +51,15 @@ class Engine:
     caches_prefixes: bool = False
     name: str = "m"  # engines of one name share what they store
     near: bool = False  # its scheduler tells its only worker of loads as soon as they are planned
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         self.workers = [self._rank(rank) for rank in range(self.ranks)]
         self.lookups = kvclient.connect(self.run, role=Role.TOOL, timeout_s=self.settings.lookup_timeout_ms / 1000)
         assert self.lookups.wait_connected(5)
-        shards = [self._namespace(self.lookups, rank, each.layout) for rank, each in enumerate(self.workers)]
+        shards = [
+            self._namespace(self.lookups, rank, each.layout, each.codec) for rank, each in enumerate(self.workers)
+        ]
         block_bytes = self.workers[0].layout.block_bytes
         self.free = BLOCKS  # but for those that are held
         self.held: Counter[int] = Counter()  # references of each block
@@ -79,7 +85,7 @@ class Engine:
     def _rank(self, rank: int) -> Rank:
         generator = torch.Generator().manual_seed(rank)
         caches = {
-            f"layer {number}": torch.rand((BLOCKS, *INNER), generator=generator, dtype=torch.float32)
+            f"layer {number}": torch.randn((BLOCKS, *INNER), generator=generator, dtype=torch.float32).to(self.dtype)
             for number in range(LAYERS)
         }
         layout = layout_of(caches, BLOCKS)
@@ -87,15 +93,21 @@ class Engine:
         patient = kvclient.connect(self.run, timeout_s=5.0)
         assert quick.wait_connected(5)
         assert patient.wait_connected(5)
-        names = (self._namespace(quick, rank, layout), self._namespace(patient, rank, layout))
-        return Rank(
-            caches, layout, Worker(*names, layout, disk_wait_s=2.0, layerwise=self.settings.layerwise), [quick, patient]
-        )
+        codec = codec_for(
+            self.settings.codec, lossy=self.settings.lossy, dtype=self.dtype, block_bytes=layout.block_bytes,
+            row=INNER[-1] // 2,
+        )  # fmt: skip
+        names = [self._namespace(client, rank, layout, codec) for client in (quick, patient)]
+        if codec is not None:
+            names = [name.encoded_by(codec) for name in names]
+        worker = Worker(names[0], names[1], layout, disk_wait_s=2.0, layerwise=self.settings.layerwise)
+        return Rank(caches, layout, worker, [quick, patient], codec)
 
-    def _namespace(self, client: kvclient.Client, rank: int, layout: Layout) -> kvclient.Namespace:
+    def _namespace(self, client: kvclient.Client, rank: int, layout: Layout, codec: Codec | None) -> kvclient.Namespace:
         return client.namespace(
-            model=self.name, engine="vllm", layout=layout.words, dtype="float32", block_tokens=TOKENS,
-            block_bytes=layout.block_bytes, tp=(rank, self.ranks),
+            model=self.name, engine="vllm", layout=layout.words, dtype=str(self.dtype), block_tokens=TOKENS,
+            block_bytes=codec.stored_bytes if codec else layout.block_bytes, tp=(rank, self.ranks),
+            codec=codec.text if codec else "raw",
         )  # fmt: skip
 
     def step(self, scheduled: dict[str, int], blocks: dict[str, list[int]]) -> Plan:

@@ -14,6 +14,7 @@ from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.limits import KEYS_PER_FRAME
 from kvproto.policy_frames import Fetching, Partial, Pinned
 from kvstore.evicting import EvictReport
+from kvstore.handing_over import HandOverReport
 from kvstore.hints.report import GuidingReport, HintCounters, ProgramReport, WorkflowReport, WorkflowRunReport
 from kvstore.insight.advise import Sizes
 from kvstore.insight.explain import Elsewhere, Explanation, MissQuestion
@@ -46,7 +47,7 @@ from kvstored.admin_evict import EvictWish, Walked
 from kvstored.admin_pins import PrefixWish, Unpinned
 from kvstored.admin_quotas import QuotaWish
 from kvstored.admin_routing import Routing
-from kvstored.control import AdminPort, RefusedError
+from kvstored.control_port import AdminPort, RefusedError
 from tests.core import Core
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ KEYS = tuple(BlockKey(bytes([number]) * 32) for number in range(1, 6))
 
 
 class ThreadOwner:
-    """Keeps the promise of `kvstored.control.Owner`: one thread, in order, what timed out unbegun never runs."""
+    """Keeps the promise of `kvstored.control_port.Owner`: one thread, in order, what timed out unbegun never runs."""
 
     def __init__(self, port: AdminPort) -> None:
         self.asked = threading.Event()
@@ -401,6 +402,12 @@ class MemoryPort:
         self._check()
         self.wishes.append(wish)
         return Fetching(7, 5, 3)
+
+    def hand_over(self, wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
+        self._check()
+        if not dry_run:
+            self.wishes.append(wish)
+        return HandOverReport(8, 8 * BLOCK_BYTES, 5, 0 if dry_run else 3, remote=True, dry_run=dry_run)
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         self._check()

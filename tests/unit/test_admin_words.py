@@ -45,6 +45,11 @@ SAID = [
     ),
     ("Pin", pb.PinRequest(prefix=CHAIN, ttl_s=300), "pin", "--tenant chat --namespace abcdef01abcd (1 key) for 300 s"),
     ("Prefetch", pb.PrefetchRequest(prefix=CHAIN), "prefetch", "--tenant chat --namespace abcdef01abcd (1 key)"),
+    ("HandOver", pb.HandOverRequest(prefix=CHAIN), "move", "--tenant chat --namespace abcdef01abcd (1 key)"),
+    (
+        "Evict", pb.EvictRequest(prefix=PREFIX, exactly=True), "evict",
+        "--namespace abcdef01abcd (2 keys) --tier dram (not what continues them)",
+    ),
     ("Unpin", pb.UnpinRequest(tenant="chat", pins=[7, 9]), "unpin", "chat 7 9"),
     ("Unpin", pb.UnpinRequest(tenant="chat"), "unpin", "chat --all"),
     ("NoteTransfer", pb.NoteTransferRequest(verb="export", tenant="chat"), "export", "--tenant chat"),

@@ -25,10 +25,12 @@ from kvstore.rules import Rule, Tier
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
-from kvstored import control, door
-from kvstored.admin import FOREIGN_NAMED, PACKED_TRIED, SCRUB_RATE, Admin
+from kvstored import control_verbs, door
+from kvstored.admin import SCRUB_RATE, Admin
+from kvstored.admin_disk import FOREIGN_NAMED, PACKED_TRIED
 from kvstored.config import load
-from kvstored.control import ControlServer, RefusedError
+from kvstored.control import ControlServer
+from kvstored.control_port import RefusedError
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.index import State
 from kvstored.keep import NoKeeper
@@ -604,7 +606,7 @@ class TestTrouble:
     def test_of_an_owner_that_does_not_answer_ends_without_a_deadline_too(
         self, served: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control, "OWNER_WAIT_S", 0.02)
+        monkeypatch.setattr(control_verbs, "OWNER_WAIT_S", 0.02)
         with served.owner.busy():
             code, text = served.refusal("GetStatus", pb.GetStatusRequest(), None)
         assert (code, text) == (grpc.StatusCode.DEADLINE_EXCEEDED, "the owner thread did not answer in 0.02 s")
@@ -619,7 +621,8 @@ class TestTrouble:
         assert code is grpc.StatusCode.INTERNAL
         assert type(trouble).__name__ in text
         assert "secret" not in text
-        assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == ["kvstored.control"]
+        warned = [record.name for record in caplog.records if record.levelno >= logging.WARNING]
+        assert warned == ["kvstored.control_verbs"]
         served.port.trouble = None
         served.stub.GetStatus(pb.GetStatusRequest(), timeout=WAIT_S)
 

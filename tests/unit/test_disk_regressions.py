@@ -7,10 +7,11 @@ from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
-from kvstore.tier import commits, demotion, recovery
+from kvstore.tier import commits, demotion, flushing, recovery
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
+from kvstore.tier.flushing import Flush, Flushing, Mask
 from kvstore.tier.orders import Commit, Load, MakeSegment, Outcome, Pack, Save
 from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
 
@@ -391,6 +392,33 @@ def test_commits_beside_writes_are_begun_for_who_waits_for_nothing_else(monkeypa
     assert core.outbox.flushed[1:] == [(client.session, 3, (1, 0, 0, 0))], "it is not made to wait for the sixth"
     core.work_all()
     assert core.outbox.flushed[2:] == [(client.session, 2, (6, 0, 0, 0))]
+    core.audit()
+
+
+def test_a_flush_that_waits_is_not_counted_anew_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, client, namespace = make(admission=Admission.NONE)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    monkeypatch.setattr(flushing, "LOOK_ROWS", 2)
+    looked: list[int] = []
+    alive = Flushing._alive
+
+    def look(self: Flushing, flush: Flush, part: slice = slice(None)) -> Mask:
+        found = alive(self, flush, part)
+        looked.append(found.size)
+        return found
+
+    monkeypatch.setattr(Flushing, "_alive", look)
+    client.put(namespace, chain(7))
+    core.store.flush(client.session, namespace, 1, 60 * SECOND)
+    core.pass_time(MS)
+    looked.clear()
+    for _ in range(10):
+        core.pass_time(MS)
+    assert looked, "it waits"
+    assert max(looked) == 2, "two rows tell that, and seven are more than two"
+    core.work_all()
+    assert core.outbox.flushed == [(client.session, 1, (7, 0, 0, 0))]
+    assert max(looked) == 7, "the control: they are counted for the answer"
     core.audit()
 
 

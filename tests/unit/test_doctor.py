@@ -7,6 +7,8 @@ import pytest
 
 from kvctl import doctor
 from kvctl.doctor import Check, DaemonFacts, Verdict
+from kvctl.doctor_disks import check_disks
+from kvctl.doctor_memory import check_hugepages, check_memlock, check_memory, check_open_files, check_shm
 from kvctl.host import Entry, Ground, Listener, Space, file_system
 
 GIB = 1 << 30
@@ -92,6 +94,7 @@ class FakeHost:
 WELL_DAEMON = DaemonFacts(
     version="0.1.0", pid=77, uid=1000, draining=False, capacity_bytes=16 * GIB, populated_bytes=4 * GIB,
     locked_bytes=4 * GIB, disks=(DISK,), disk_bytes=16 * GIB, disk_assigned_bytes=GIB, keeper="systemd",
+    huge_bytes=4 * GIB,
 )  # fmt: skip
 
 
@@ -188,13 +191,13 @@ class TestSockets:
 class TestMemory:
     def test_is_enough_if_it_holds_what_is_not_touched_yet(self) -> None:
         host = FakeHost(texts={"/proc/meminfo": meminfo(12 * GIB)})
-        check = doctor.check_memory(host, WELL_DAEMON)
+        check = check_memory(host, WELL_DAEMON)
         assert check.verdict is OK
         assert check.found == "12.0 GiB available of 64.0 GiB; DRAM tier 16.0 GiB, 12.0 GiB of it not touched yet"
 
     def test_fails_if_it_does_not(self) -> None:
         host = FakeHost(texts={"/proc/meminfo": meminfo(12 * GIB - 4096)})
-        check = doctor.check_memory(host, WELL_DAEMON)
+        check = check_memory(host, WELL_DAEMON)
         assert check.verdict is FAIL
         assert "lower --dram" in check.remedy
 
@@ -220,16 +223,16 @@ class TestMemory:
     def test_counts_the_limit_of_the_daemons_cgroup(self, groups: str, files: dict[str, int], verdict: Verdict) -> None:
         texts = {path: f"{gibibytes * GIB}\n" for path, gibibytes in files.items()}
         host = FakeHost(texts={**WELL_TEXTS, **texts, "/proc/77/cgroup": groups})
-        assert doctor.check_memory(host, WELL_DAEMON).verdict is verdict
+        assert check_memory(host, WELL_DAEMON).verdict is verdict
 
     @pytest.mark.parametrize("unlimited", ["max", "9223372036854771712"])
     def test_knows_a_cgroup_without_a_limit(self, unlimited: str) -> None:
         texts = {"/proc/77/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": unlimited}
-        check = doctor.check_memory(FakeHost(texts={**WELL_TEXTS, **texts}), WELL_DAEMON)
+        check = check_memory(FakeHost(texts={**WELL_TEXTS, **texts}), WELL_DAEMON)
         assert "cgroup" not in check.found
 
     def test_without_a_daemon_is_only_shown(self) -> None:
-        check = doctor.check_memory(FakeHost(), None)
+        check = check_memory(FakeHost(), None)
         assert (check.verdict, check.found) == (OK, "60.0 GiB available of 64.0 GiB; no daemon to compare with")
 
 
@@ -249,21 +252,21 @@ class TestMemlock:
             "/proc/77/limits": limits(locked=limit),
             "/proc/77/status": f"Name:\tkvstored\nCapEff:\t{capabilities}\n",
         }
-        check = doctor.check_memlock(FakeHost(texts=texts), WELL_DAEMON)
+        check = check_memlock(FakeHost(texts=texts), WELL_DAEMON)
         assert check.verdict is verdict
         assert ("LimitMEMLOCK=infinity" in check.remedy) == (verdict is WARN)
 
     def test_does_not_matter_once_all_is_locked(self) -> None:
         host = FakeHost(texts={"/proc/77/limits": limits(locked=65536)})
-        assert doctor.check_memlock(host, replace(WELL_DAEMON, locked_bytes=16 * GIB)).verdict is OK
+        assert check_memlock(host, replace(WELL_DAEMON, locked_bytes=16 * GIB)).verdict is OK
 
     def test_does_not_matter_to_a_daemon_told_not_to_lock(self) -> None:
         host = FakeHost(texts={"/proc/77/limits": limits(locked=65536)})
-        assert doctor.check_memlock(host, replace(WELL_DAEMON, locks=False)).verdict is SKIP
+        assert check_memlock(host, replace(WELL_DAEMON, locks=False)).verdict is SKIP
 
     def test_without_a_daemon_is_this_shells(self) -> None:
         host = FakeHost(texts={"/proc/self/limits": limits(locked=8 << 20)})
-        check = doctor.check_memlock(host, None)
+        check = check_memlock(host, None)
         assert (check.verdict, check.found) == (WARN, "limit 8.0 MiB; no daemon to compare with")
 
 
@@ -281,13 +284,13 @@ class TestKeep:
 
 class TestDisk:
     def test_that_is_well_shows_file_system_and_room(self) -> None:
-        one, space = doctor.check_disks(FakeHost(), WELL_DAEMON, ())
+        one, space = check_disks(FakeHost(), WELL_DAEMON, ())
         assert (one.verdict, one.found) == (OK, "/mnt/a/kv, ext4, 20.0 GiB free of 100.0 GiB")
         assert (space.verdict, space.found) == (OK, "20.0 GiB free; disk tier 16.0 GiB, 15.0 GiB of it not taken yet")
 
     def test_that_is_not_configured_is_skipped(self) -> None:
-        assert said(doctor.check_disks(FakeHost(), None, ())) == [(SKIP, "no disk tier is configured")]
-        assert said(doctor.check_disks(FakeHost(), replace(WELL_DAEMON, disks=()), ()))[0][0] is SKIP
+        assert said(check_disks(FakeHost(), None, ())) == [(SKIP, "no disk tier is configured")]
+        assert said(check_disks(FakeHost(), replace(WELL_DAEMON, disks=()), ()))[0][0] is SKIP
 
     @pytest.mark.parametrize(
         ("entry", "ground", "verdict", "text"),
@@ -318,17 +321,17 @@ class TestDisk:
         host = replace(
             well, entries={DISK: entry} if entry else {}, grounds={DISK: ground} if ground else well.grounds
         )  # fmt: skip
-        check = next(iter(doctor.check_disks(host, WELL_DAEMON, ())))
+        check = next(iter(check_disks(host, WELL_DAEMON, ())))
         assert check.verdict is verdict
         assert text in check.found
         assert bool(check.remedy) == (verdict is not OK)
 
     def test_of_another_user_is_not_tried_in_that_users_stead(self) -> None:
         host = FakeHost(uid=5, grounds={DISK: Ground("ext4", "Permission denied", direct=False)})
-        assert next(iter(doctor.check_disks(host, WELL_DAEMON, ()))).verdict is OK
+        assert next(iter(check_disks(host, WELL_DAEMON, ()))).verdict is OK
 
     def test_that_is_to_be_one_may_be_looked_at_before_there_is_a_daemon(self) -> None:
-        absent, there = doctor.check_disks(FakeHost(), None, ("/mnt/new", DISK))
+        absent, there = check_disks(FakeHost(), None, ("/mnt/new", DISK))
         assert (absent.name, absent.verdict, absent.remedy) == ("disk 1", SKIP, "kvstored makes it when it starts")
         assert (there.name, there.verdict) == ("disk 2", OK)
 
@@ -336,11 +339,11 @@ class TestDisk:
         other = "/mnt/a/other"
         daemon = replace(WELL_DAEMON, disks=(DISK, other), disk_bytes=25 * GIB, disk_assigned_bytes=0)
         drives = {DISK: Space(100 * GIB, 20 * GIB, device=1), other: Space(100 * GIB, 20 * GIB, device=1)}
-        *_, space = doctor.check_disks(FakeHost(drives=drives), daemon, ())
+        *_, space = check_disks(FakeHost(drives=drives), daemon, ())
         assert (space.name, space.verdict) == ("disk space", WARN)
         assert "lower --disk-size" in space.remedy
         drives[other] = Space(100 * GIB, 20 * GIB, device=2)
-        *_, space = doctor.check_disks(FakeHost(drives=drives), daemon, ())
+        *_, space = check_disks(FakeHost(drives=drives), daemon, ())
         assert (space.verdict, space.found[:13]) == (OK, "40.0 GiB free")
 
     @pytest.mark.parametrize(
@@ -361,26 +364,38 @@ class TestDisk:
 class TestOtherLimits:
     @pytest.mark.parametrize(("shm", "verdict"), [(Space(GIB, 0), OK), (Space(64 << 20, 64 << 20), WARN), (None, WARN)])
     def test_shm_of_a_default_container_is_a_warning(self, shm: Space | None, verdict: Verdict) -> None:
-        assert doctor.check_shm(FakeHost(shm=shm)).verdict is verdict
+        assert check_shm(FakeHost(shm=shm)).verdict is verdict
 
     @pytest.mark.parametrize(
         ("setting", "verdict"),
         [
             ("always within_size [advise] never deny force", OK),
-            ("always within_size advise [never] deny force", WARN),
+            ("always within_size advise [never] deny force", OK),
             ("always within_size advise never [deny] force", WARN),
             ("", SKIP),
         ],
     )
-    def test_hugepages_are_those_of_shared_memory(self, setting: str, verdict: Verdict) -> None:
-        check = doctor.check_hugepages(shmem(setting))
+    def test_huge_pages_are_those_of_shared_memory_and_only_deny_keeps_the_daemon_from_them(
+        self, setting: str, verdict: Verdict
+    ) -> None:
+        assert check_hugepages(shmem(setting), None).verdict is verdict
+
+    @pytest.mark.parametrize(
+        ("huge_bytes", "wished", "verdict"), [(4 * GIB, True, OK), (GIB, True, WARN), (0, False, SKIP)]
+    )
+    def test_how_much_lies_in_huge_pages_is_what_the_daemon_found(
+        self, huge_bytes: int, wished: bool, verdict: Verdict
+    ) -> None:
+        daemon = replace(WELL_DAEMON, huge_bytes=huge_bytes, huge_pages=wished)
+        check = check_hugepages(FakeHost(), daemon)
         assert check.verdict is verdict
-        assert "3 explicit ones" in check.found
+        assert (f"{huge_bytes / (4 * GIB):.0%} of 4.0 GiB" in check.found) == wished, check.found
+        assert bool(check.remedy) == (verdict is WARN)
 
     @pytest.mark.parametrize(("limit", "verdict"), [(1024, WARN), (2047, WARN), (2048, OK), ("unlimited", OK)])
     def test_open_files_cover_every_arena_and_session(self, limit: object, verdict: Verdict) -> None:
         host = FakeHost(texts={"/proc/77/limits": limits(open_files=limit)})
-        check = doctor.check_open_files(host, WELL_DAEMON)
+        check = check_open_files(host, WELL_DAEMON)
         assert check.verdict is verdict
         assert ("LimitNOFILE=2048" in check.remedy) == (verdict is WARN)
 

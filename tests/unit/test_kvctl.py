@@ -328,7 +328,10 @@ class TestClear:
             (("--namespace", "abcde"), "a namespace is named by 6 to 64 hex digits"),
             (("--namespace", "abcdez"), "a namespace is named by 6 to 64 hex digits"),
             (("--namespace", HEX_A + "0"), "a namespace is named by 6 to 64 hex digits"),
-            (("--namespace", HEX_A, "--key", "abc"), "'abc' is not a key; --key takes 64 hex digits"),
+            (
+                ("--namespace", HEX_A, "--key", "abc"),
+                "'abc' is not a key; a key is 64 hex digits, or 8 or more of the first",
+            ),
             (("--tenant", ""), "--tenant is empty;"),
             (("--namespace", HEX_A, *("--key", KEY) * 1025), "1,025 keys are too many;"),
         ],

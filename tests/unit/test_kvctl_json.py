@@ -55,6 +55,7 @@ COMMANDS: Final = {
     "stat": ["stat", KEY, "--namespace", "NAMESPACE"],
     "load": ["load"],
     "match": ["match", KEY, "--namespace", "NAMESPACE"],
+    "move": ["move", KEY, "--namespace", "NAMESPACE", "--to", "ELSEWHERE", "--dry-run"],
     "admission": ["admission", "1MiB", "--namespace", "NAMESPACE"],
 }
 

@@ -45,6 +45,7 @@ NAMING = {
     "match": ["match", *CHAIN, "--tenant", "TENANT"],
     "admission": ["admission", "1MiB", "--namespace", DIGEST_A.hex()[:12], "--tenant", "TENANT"],
     "evict": ["evict", "--tenant", "TENANT", "--dry-run"],
+    "move": ["move", *CHAIN, "--tenant", "TENANT", "--dry-run"],
     "export": ["export", "FILE", "--tenant", "TENANT"],
 }
 

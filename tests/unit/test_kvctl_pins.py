@@ -13,7 +13,7 @@ from kvproto.policy_frames import Partial, Pinned, Tier
 from kvstore.report_pins import PINS_LISTED, pins_report
 from kvstored.admin import Admin
 from kvstored.admin_pins import PrefixWish, Unpinned, pin, prefetch, prefix_wish_of, unpin
-from kvstored.control import AmbiguousError
+from kvstored.control_port import AmbiguousError
 from tests.core import SECOND, Core, chain, words
 from tests.unit.control_fakes import MIB, MemoryPort
 from tests.unit.test_kvctl_hints import client, shown

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kvproto.limits import KEYS_PER_FRAME
 from kvstored.events import Events, Kind
 from tests.core import chain, key_of
 from tests.unit.store_port import CHATS, SYSTEM, StorePort, served
+from tests.unit.test_disk import put
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,47 @@ class TestStat:
         assert parts == whole
         assert whole["found_blocks"] == 10
         assert whole["leases"][0]["blocks"] == 4
+
+
+class TestKeysByTheirFirstDigits:
+    """As tables show them, and more."""
+
+    def test_every_key_that_a_tree_shows_names_its_block_everywhere(self, ask: Run, talks: str) -> None:
+        drawn = ask("tree", talks[:12], "-n", "100", "-w", "100").out
+        shown = re.findall(r"^[+| ]*([0-9a-f]{12}) ", drawn, re.MULTILINE)
+        assert len(shown) == 2 + CHATS
+        for digits in shown:
+            report = ask("stat", digits, "--namespace", talks[:12], "-o", "json").json["prefix"]
+            assert report["found_blocks"] == 1
+            assert report["blocks"][0]["key"].startswith(digits)
+            assert ask("tree", talks, "--key", digits, "-o", "json").json["trees"][0]["nodes"][0]["run_blocks"]
+        top = SYSTEM[0].hex()[:8].upper()
+        assert ask("match", top, "--namespace", talks, "-o", "json").json["match"]["blocks"] == 1
+
+    def test_a_chain_may_be_named_in_both_ways(self, ask: Run, talks: str) -> None:
+        mixed = [key.hex() if number % 2 else key.hex()[:9] for number, key in enumerate(SYSTEM)]
+        report = ask("stat", *mixed, "--namespace", talks, "-o", "json").json["prefix"]
+        assert [one["key"] for one in report["blocks"]] == [key.hex() for key in SYSTEM]
+
+    def test_what_names_none_several_or_nothing_is_told_in_a_line(
+        self, ask: Run, talks: str, daemon: StorePort
+    ) -> None:
+        none = ask("stat", "0" * 8, "--namespace", talks)
+        assert (none.code, none.out) == (Exit.NOT_FOUND, "")
+        where = f"namespace {talks[:12]} of research"
+        assert none.err.startswith(f"kvctl: no block in {where} has a key that begins with 00000000; ")
+        assert "give the whole key" in none.err
+        twins = [bytes.fromhex("feedfeed") + bytes([number]) * 28 for number in range(2)]
+        namespace = daemon.client.open(model="twins")
+        put(daemon.client, namespace, twins)
+        several = ask("stat", "feedfeed", "--namespace", namespace.digest.hex())
+        assert several.code == Exit.USAGE
+        assert "2 keys" in several.err
+        assert "feedfeed000000, feedfeed010101; give more digits" in several.err
+        assert ask("stat", "feedfeed01", "--namespace", namespace.digest.hex()).code == 0
+        short = ask("stat", "feedfee", "--namespace", talks)
+        assert short.code == Exit.USAGE
+        assert "64 hex digits, or 8 or more of the first" in short.err
 
 
 class TestEvents:

@@ -73,6 +73,20 @@ class TestRates:
         assert (now.tenants[0].out_bytes_per_s, now.tenants[0].refused_per_s) == (2 * GIB, 1.0)
         assert now.clients[0].requests_per_s == 200.0
 
+    def test_memory_of_a_gpu_is_a_tier(self) -> None:
+        before, after = busy()
+        for sample, promoted, hit in ((before, GIB, 0), (after, 5 * GIB, 2 * GIB)):
+            sample.status.devices.add(
+                name="cuda:0", hbm_bytes=8 * GIB, hbm_used_bytes=GIB, hbm_blocks=70, hbm_promoted_bytes=promoted,
+                hbm_hit_bytes=hit,
+            )  # fmt: skip
+            sample.status.devices.add(name="cuda:1")  # without a tier
+        found = between(before, after)
+        assert found is not None
+        assert [tier.name for tier in found.tiers] == ["hbm", "dram", "disk"]
+        assert (found.tiers[0].in_bytes_per_s, found.tiers[0].out_bytes_per_s) == (GIB, GIB / 2)
+        assert (found.tiers[0].used_bytes, found.tiers[0].blocks) == (GIB, 70)
+
     def test_nothing_asked_for_has_no_hit_rate(self) -> None:
         idle = between(look(1.0), look(2.0))
         assert idle is not None

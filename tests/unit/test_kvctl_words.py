@@ -17,7 +17,7 @@ from kvstored.defaults import default_words
 from kvstored.settings import SETTINGS
 from tests.unit.test_kvctl_hints import shown
 
-KEY = "0123456789ab"  # as tables show it
+KEY = "0123456"  # a digit too few
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ KEY = "0123456789ab"  # as tables show it
         ["clear", "--namespace", KEY, "--key", KEY], ["tree", KEY, "--key", KEY],
     ],
 )  # fmt: skip
-def test_who_has_half_a_key_is_told_where_whole_ones_are(words: list[str]) -> None:
+def test_who_names_a_key_by_too_few_digits_is_told_how_many_it_takes(words: list[str]) -> None:
     result = CliRunner().invoke(app, globals_first(words))
     assert result.exit_code == Exit.USAGE
-    assert "kvctl -o json ls NAMESPACE --blocks" in str(result.exception) + result.output
+    assert "a key is 64 hex digits, or 8 or more of the first" in str(result.exception) + result.output
 
 
 @pytest.mark.parametrize(("words", "said"), [(["7"], "whose pin 7?"), (["t"], "name pins, or say --all")])
@@ -55,6 +55,11 @@ def test_status_shows_gpus_and_the_tier_on_them() -> None:
     text = shown(render.status(pb.GetStatusResponse(devices=[device])))
     for part in ("GPU cuda:0", "5 loads", "16.0 MiB of 64.0 MiB", "1,234 blocks loaded from there"):
         assert part in text
+    assert "after" not in text
+    device.hbm_evicted, device.hbm_evicted_after_s, device.hbm_unpinned = 10, 700.0, 3
+    assert "10 gave way after 1 min 10 s, 3 of them pinned" in shown(
+        render.status(pb.GetStatusResponse(devices=[device]))
+    )
     assert "its tier" not in shown(render.status(pb.GetStatusResponse(devices=[pb.Device(name="cuda:0")])))
     assert "GPU" not in shown(render.status(pb.GetStatusResponse()))
 

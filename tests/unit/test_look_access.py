@@ -22,6 +22,7 @@ from tests.unit.store_port import SYSTEM, StorePort
 from tests.unit.test_disk import put
 
 OURS, STRANGER = 4711, 4712
+WEB = chain(2, "of web")
 
 
 class Served:
@@ -31,7 +32,7 @@ class Served:
         self.port, audit = StorePort(), Audit(None)
         stack.callback(audit.stop, 10.0)
         client = self.port.core.client("web")
-        put(client, client.open(model="meta-llama/Llama-3.1-8B-Instruct"), chain(2, "of web"))
+        put(client, client.open(model="meta-llama/Llama-3.1-8B-Instruct"), WEB)
         self.digest = self.port.talks.digest.hex()
         self.access = Access(0, None, lambda uid: {OURS: ("research",), STRANGER: ("web",)}[uid])
         owner = ThreadOwner(self.port)
@@ -62,15 +63,18 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def test_everybody_sees_the_blocks_of_their_own_tenant_under_the_same_digest(served: Served) -> None:
     digest = served.digest
-    for uid, keys in ((OURS, SYSTEM), (STRANGER, chain(2, "of web"))):
+    for uid, keys in ((OURS, SYSTEM), (STRANGER, WEB)):
         tree = served.ask(uid, "GetTree", pb.GetTreeRequest(namespace_digest=digest))
         listed = served.ask(uid, "ListBlocks", pb.ListBlocksRequest(namespace_digest=digest))
         stat = served.ask(uid, "StatPrefix", pb.StatPrefixRequest(namespace_digest=digest, keys=keys))
         assert tree.nodes[0].first_key == keys[0]
         assert stat.found_blocks == len(keys)
         assert set(keys) <= {block.key for block in listed.blocks}
+        beginnings = [key.hex()[:12] for key in (SYSTEM[0], WEB[0])]
+        named = served.ask(uid, "FindKeys", pb.FindKeysRequest(namespace_digest=digest, beginnings=beginnings))
+        assert [list(one.keys) for one in named.found] == [[key] if key in keys else [] for key in (SYSTEM[0], WEB[0])]
     mine = {block.key for block in listed.blocks}
-    assert mine == set(chain(2, "of web")), "and nothing of anybody else's"
+    assert mine == set(WEB), "and nothing of anybody else's"
     alien = served.ask(STRANGER, "StatPrefix", pb.StatPrefixRequest(namespace_digest=digest, keys=SYSTEM))
     assert (alien.found_blocks, alien.pins_total, alien.leases_total) == (0, 0, 0)
     assert [block.state for block in alien.blocks] == ["absent"] * len(SYSTEM)
@@ -78,7 +82,12 @@ def test_everybody_sees_the_blocks_of_their_own_tenant_under_the_same_digest(ser
 
 @pytest.mark.parametrize(
     ("verb", "request_type"),
-    [("GetTree", pb.GetTreeRequest), ("ListBlocks", pb.ListBlocksRequest), ("StatPrefix", pb.StatPrefixRequest)],
+    [
+        ("GetTree", pb.GetTreeRequest),
+        ("ListBlocks", pb.ListBlocksRequest),
+        ("StatPrefix", pb.StatPrefixRequest),
+        ("FindKeys", pb.FindKeysRequest),
+    ],
 )
 def test_nobody_sees_those_of_another_tenant_by_naming_it(served: Served, verb: str, request_type: Any) -> None:
     request = request_type(tenant="research", namespace_digest=served.digest)

@@ -13,6 +13,7 @@ import pytest
 from kvkernels import libc, numa
 from kvproto.limits import MIB
 from kvstored.config import ConfigError, load
+from kvstored.huge_pages import huge_bytes_of
 from kvstored.memory import HostMemory
 from kvstored.placement import NoSuchNodeError, Placement, Topology, numa_kind, plan, spread
 
@@ -206,3 +207,39 @@ def arenas_open() -> int:
         for entry in list(Path("/proc/self/fd").iterdir())
         if entry.is_symlink()
     )
+
+
+SMAPS = """\
+7f0000000000-7f0000800000 rw-s 00000000 00:01 1  /memfd:kvstored-arena (deleted)
+Rss:                8192 kB
+ShmemPmdMapped:     6144 kB
+VmFlags: rd wr sh
+7f0000a00000-7f0000e00000 rw-s 00000000 00:01 2  /memfd:kvstored-arena (deleted)
+ShmemPmdMapped:        0 kB
+7f0001000000-7f0001400000 r--s 00000000 00:01 3  /memfd:another (deleted)
+ShmemPmdMapped:     4096 kB
+"""
+
+
+def test_huge_pages_are_told_for_each_map_and_for_none_where_the_kernel_is_silent(tmp_path: Path) -> None:
+    smaps = tmp_path / "smaps"
+    smaps.write_text(SMAPS)
+    maps = [(0x7F0000A00000, 4 * MIB), (0x7F0000000000, 8 * MIB), (0x7F0002000000, 4 * MIB)]
+    assert huge_bytes_of(maps, smaps) == [0, 6 * MIB, 0]
+    assert huge_bytes_of(maps, tmp_path / "absent") == [0, 0, 0]
+
+
+def test_what_the_kernel_says_of_huge_pages_is_what_was_made(tmp_path: Path) -> None:
+    fd = _memfd(8 * MIB)
+    address = libc.map_shared(fd, 8 * MIB, writable=True)
+    if not libc.make_huge(address, 4 * MIB):
+        pytest.skip("this kernel makes no huge pages for shared memory, or has none left")
+    libc.advise(address + 4 * MIB, 4 * MIB, libc.MADV_POPULATE_WRITE)
+    again = libc.map_shared(fd, 8 * MIB, writable=True)
+    maps = [(address, 8 * MIB), (again, 8 * MIB)]
+    assert huge_bytes_of(maps) == [4 * MIB, 0], "the control: nothing of the second is mapped yet"
+    libc.advise(again, 8 * MIB, libc.MADV_POPULATE_READ)
+    assert huge_bytes_of(maps) == [4 * MIB, 4 * MIB]
+    for one in (address, again):
+        libc.unmap(one, 8 * MIB)
+    os.close(fd)

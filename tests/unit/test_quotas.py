@@ -7,7 +7,7 @@ import pytest
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier as PinTier
-from kvstore.quotas import USUAL, Capacity, Quota, QuotaError, check_quotas, choice_as_record, choice_of_record
+from kvstore.quotas import HBM, USUAL, Capacity, Quota, QuotaError, check_quotas, choice_as_record, choice_of_record
 from kvstore.rules import Tier
 from kvstore.sessions import Parked
 from kvstore.store import Store
@@ -336,7 +336,9 @@ def test_a_record_says_a_choice_whole() -> None:
 
 def test_a_choice_that_an_earlier_version_wrote_is_one_of_all_that_it_knew_of() -> None:
     values = ["" if value is None else str(value) for value in asdict(CHOSEN).values()]
-    assert choice_of_record(["t", *values]) == ("t", asdict(CHOSEN))
+    whole = dict(list(asdict(CHOSEN).items())[:13])
+    assert choice_of_record(["t", *values[:13]]) == ("t", whole), "as it was written before GPUs had quotas"
+    assert "hbm_max_bytes" not in whole
     name, older = choice_of_record(["t", *values[:6]])
     assert (name, older) == ("t", dict(list(asdict(CHOSEN).items())[:6])), "as it was written before there were classes"
     assert len(older) == 6
@@ -391,6 +393,26 @@ def test_what_cannot_be_is_found_with_its_reason(
     with pytest.raises(QuotaError, match=reason) as caught:
         check_quotas(quotas, (DRAM, DISK))
     assert (caught.value.tenant, caught.value.field) == (tenant, field)
+
+
+def test_memory_of_gpus_is_promised_in_whole_arenas_that_each_of_them_has() -> None:
+    three, none = Capacity(HBM, 100, 3), Capacity(HBM, 100, 0)
+    check_quotas({"a": Quota(hbm_guaranteed_bytes=250, hbm_max_bytes=300)}, (DRAM, DISK, three))
+    check_quotas({"a": Quota(hbm_max_bytes=1)}, (DRAM, DISK, none))
+    for quota, capacity, field, reason in (
+        (
+            Quota(hbm_guaranteed_bytes=400),
+            three,
+            "hbm_guaranteed_bytes",
+            "more than the tier has left .* 3 of 3 arenas",
+        ),
+        (Quota(hbm_max_bytes=99), three, "hbm_max_bytes", "does not hold one arena"),
+        (Quota(hbm_guaranteed_bytes=1), none, "hbm_guaranteed_bytes", "there is no hbm tier"),
+        (Quota(hbm_max_bytes=-1), three, "hbm_max_bytes", "must be from 0"),
+    ):
+        with pytest.raises(QuotaError, match=reason) as caught:
+            check_quotas({"a": quota}, (DRAM, DISK, capacity))
+        assert caught.value.field == field
 
 
 def test_what_can_be_is_not_refused() -> None:

@@ -119,9 +119,41 @@ def test_load_says_what_is_going_on() -> None:
     for _ in range(3):
         core.store.costing.report_load(namespace, 1, 1 << 20, 0.01)
     (dram,) = load_of(core.store).tiers
-    assert dram.read_bytes_per_s is None or dram.read_bytes_per_s > 0
+    assert dram.read_bytes_per_s == pytest.approx(100 * (1 << 20), rel=0.01)
     client.release(held)
     assert load_of(core.store).leases == 0
+
+
+def test_no_tenant_makes_a_host_look_faster_than_it_is() -> None:
+    core = Core()
+    timings = {"honest": 10e9, "slow": 5e9, "liar": 1e15}
+    for tenant, bytes_per_s in timings.items():
+        client = core.client(tenant)
+        namespace = client.open()
+        for number in range(60):
+            load_bytes = 1 << (20 + number % 6)
+            core.store.costing.report_load(namespace, 1, load_bytes, 100e-6 + load_bytes / bytes_per_s)
+    (dram,) = load_of(core.store).tiers
+    assert dram.read_bytes_per_s is not None
+    largest = 1 << 25
+    assert dram.read_bytes_per_s == pytest.approx(largest / (100e-6 + largest / 10e9), rel=0.05), "and calls count"
+    fastest = max(way.speed() or 0.0 for _, _, way in core.store.costing.ways(core.store.tenants.values()))
+    assert fastest > 10 * dram.read_bytes_per_s, "the control: the liar was heard"
+
+
+def test_one_slow_or_fast_load_says_nothing_and_the_daemons_own_reads_win_over_what_tenants_say() -> None:
+    limits = DiskLimits(4 * SEGMENT_BYTES, SEGMENT_BYTES, Admission.ALL, codec=Wish.RAW)
+    core = Core(disk=limits)
+    namespace = core.client().open()
+    for tier in (1, 2):
+        core.store.costing.report_load(namespace, tier, 1 << 24, 1e-6)
+    assert [tier.read_bytes_per_s for tier in load_of(core.store).tiers] == [None, None]
+    for _ in range(60):
+        core.store.costing.report_load(namespace, 2, 1 << 24, 1e-6)
+        core.store.costing.read(1 << 24, 0.01)
+    dram, disk = load_of(core.store).tiers
+    assert dram.read_bytes_per_s is None
+    assert disk.read_bytes_per_s == pytest.approx((1 << 24) / 0.01, rel=0.05)
 
 
 @pytest.mark.parametrize("rule", [Rule.LRU, Rule.LFU, Rule.PGDSF, Rule.SECOND_TOUCH, Rule.DENSITY])

@@ -24,6 +24,9 @@ def test_what_is_sglangs_own_is_let_through_and_the_rest_is_ours() -> None:
         ("lookup_timeout_ms", 0, "must be a number from 1 to 5000, not 0"),
         ("tenant", None, "must be a string, not None"),
         ("runtime_dir", 7, "must be a string, not 7"),
+        ("codec", None, "must be a string, not None"),
+        ("codec", "zip", "one of raw, int8, .*, auto, not 'zip'"),
+        ("codec", "fp8", 'changes values: say "lossy": true'),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(name: str, value: object, says: str) -> None:

@@ -27,11 +27,22 @@ def test_settings_are_taken_by_name_and_kind() -> None:
         ({"disk_wait_s": -1}, "'disk_wait_s' must be a number"),
         ({"at_once_mib": True}, "'at_once_mib' must be a number"),
         ({"tenant": 5}, "'tenant' must be a string"),
+        ({"codec": True}, "'codec' must be a string"),
+        ({"codec": "zip"}, "\"codec\" is one of raw, int8, .*, auto, not 'zip'"),
+        ({"codec": "int8"}, 'changes values: say "lossy": true'),
+        ({"codec": "bf16-fixed", "layerwise": True}, "layer by layer, a codec whole blocks"),
     ],
 )
 def test_impossible_settings_stop_the_start(given: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         Settings.parse(given)
+
+
+def test_a_codec_is_taken_and_encoded_loads_are_sooner_beside_the_forward() -> None:
+    raw = Settings.parse({})
+    for given in ({"codec": "bf16-fixed"}, {"codec": "int4-g64", "lossy": True}, {"codec": "auto"}):
+        assert Settings.parse(given).at_once_bytes == raw.at_once_bytes // 8
+    assert Settings.parse({"codec": "raw", "layerwise": True}).at_once_bytes == raw.at_once_bytes
 
 
 def test_wishes_of_a_request_are_taken_one_by_one_and_never_fail_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,9 @@ from kvproto.ids import BlockKey, NamespaceNumber
 from kvstore.hints.chains import Chain, Chains
 from kvstore.hints.graph import START, Graph, Step, Which, steps_to_execution
 from kvstore.hints.limits import GRAPH_EDGES, GRAPH_STEPS, HOUR_S, RUNS, SECOND_NS, WORKFLOW_TTL_S, WORKFLOWS
+from kvstore.hints.progress import Progress
 from kvstore.hints.refusal import Refusal, Refused
-from kvstore.hints.workflow import Progress, Soon, Workflows
+from kvstore.hints.workflow import Soon, Workflows
 
 HOUR_NS = HOUR_S * SECOND_NS
 NAMESPACE = NamespaceNumber(3)

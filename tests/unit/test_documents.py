@@ -1,0 +1,142 @@
+"""What the documents name is there: files, headings, commands with their options, settings."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import typer.main
+
+from kvctl import cli
+from kvstored.settings import SETTINGS
+
+ROOT: Final = Path(__file__).parents[2]
+DOCUMENTS: Final = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (".", "bench", "clients", "kernels", "kvstore/tier", "proto", "systemd", "tests/fault")
+    for path in (ROOT / folder).glob("*.md")
+)
+_LINK: Final = re.compile(r"\]\(([^)\s]+)\)")
+_FENCE: Final = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_SPAN: Final = re.compile(r"`([^`]+)`")
+_SOURCE: Final = re.compile(r"[\w/*-]+\.py")
+_SETTING: Final = re.compile(r"[a-z]+\.[a-z_]+")
+_SECTIONS: Final = {setting.toml.partition(".")[0] for setting in SETTINGS}
+_SUFFIXES: Final = {"py", "md", "json", "toml", "sock", "tls", "proto", "png", "yml", "example", "pub", "replay"}
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def spans(name: str) -> list[str]:
+    """What stands in backquotes on a line."""
+    return [span.replace("\n", " ") for span in _SPAN.findall(_FENCE.sub("", text_of(name)))]
+
+
+@cache
+def headings(path: Path) -> frozenset[str]:
+    """As links name them."""
+    found = re.findall(r"^#+ (.+)$", _FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found)
+
+
+def test_there_are_documents() -> None:
+    assert {"README.md", "OPERATING.md", "SECURITY.md", "GUIDE.md", "ARCHITECTURE.md"} < set(DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name: str) -> None:
+    for link in _LINK.findall(_FENCE.sub("", text_of(name))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, heading = link.partition("#")
+        target = (ROOT / name).parent / place if place else ROOT / name
+        assert target.exists(), f"{name} links to {link}"
+        assert not heading or heading in headings(target), f"{name} links to {link}"
+
+
+@cache
+def sources() -> frozenset[str]:
+    folders = ("proto", "kernels", "kvstore", "daemon", "clients", "bench", "tests", "systemd")
+    return frozenset(path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
+def test_every_source_file_that_is_named_is_there(name: str) -> None:
+    for span in spans(name):
+        if _SOURCE.fullmatch(span):
+            begun = ".*" if span.startswith("_") else "(.*/)?"  # `remote_mooncake.py` and `_life.py`
+            pattern = re.compile(begun + re.escape(span).replace(r"\*", "[^/]*"))
+            assert any(map(pattern.fullmatch, sources())), f"{name} names {span}"
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
+def test_every_setting_that_is_named_is_one(name: str) -> None:
+    known = {setting.toml for setting in SETTINGS}
+    for span in spans(name):
+        section, _, key = span.partition(".")
+        if _SETTING.fullmatch(span) and section in _SECTIONS and key not in _SUFFIXES:
+            assert span in known, f"{name} names {span}"
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+def command_lines(name: str) -> Iterator[list[str]]:
+    """What is said after `kvctl` in backquotes and in examples, word by word."""
+    text = text_of(name)
+    examples = re.findall(r"^    (.*)$", text, re.MULTILINE)
+    examples += [line for fence in _FENCE.findall(text) for line in fence.splitlines()]
+    for said in (*spans(name), *examples):
+        for part in re.split(r"&&|\|\||[;|]", said.split("  #")[0]):
+            words = _words(part)
+            if words and words[0].rpartition("/")[2] == "kvctl":
+                yield words[1:]
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # a sentence with an apostrophe
+        return []
+
+
+def unknown_in(words: list[str]) -> str:
+    """The first word that no command line of that kind has; empty if all of them are known."""
+    command: Any = typer.main.get_command(cli.app)
+    top = {option: parameter for parameter in command.params for option in parameter.opts}
+    options, waiting = dict(top), list(words)
+    while waiting:
+        word = waiting.pop(0).strip("[],.")
+        name = word.partition("=")[0]
+        if name.startswith("-") and len(name) > 1:
+            if name not in options and name not in ("-n", "--help", "--install", "--version"):
+                return name
+            parameter = options.get(name)
+            if parameter is not None and not getattr(parameter, "is_flag", True) and "=" not in word and waiting:
+                waiting.pop(0)
+        elif hasattr(command, "commands"):
+            if word not in command.commands:
+                return word
+            command = command.commands[word]
+            options = top | {option: one for one in command.params for option in (*one.opts, *one.secondary_opts)}
+    return ""
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_that_is_named_exists_with_its_options(name: str) -> None:
+    for words in command_lines(name):
+        assert not unknown_in(words), f"{name}: kvctl {' '.join(words)}: there is no {unknown_in(words)}"
+
+
+def test_a_command_that_does_not_exist_would_be_found() -> None:
+    assert not unknown_in(["-o", "json", "clear", "--tenant", "chat", "--yes"])
+    assert not unknown_in(["policy", "set", "lru", "--dry-run"])
+    assert unknown_in(["clean", "--all"]) == "clean"
+    assert unknown_in(["clear", "--everything"]) == "--everything"
+    assert unknown_in(["policy", "choose"]) == "choose"
+    assert sum(1 for _ in command_lines("OPERATING.md")) > 20, "the search finds what is there"
