@@ -38,6 +38,7 @@ class Held(NamedTuple):
     ranks: F8
     queues: U1
     costs: npt.NDArray[np.uint16]
+    uses: U1
     children: U4  # in DRAM
     held: npt.NDArray[np.bool_]  # somebody holds it, or what continues it lies on disk alone and it does not
     kept: npt.NDArray[np.bool_]  # stays on disk
@@ -109,7 +110,8 @@ def slice_of(store: Store, setting: Setting, start: int) -> tuple[Held, int]:
     childless_only = ~on_disk & (flags & blocks.PARENT != 0) & (found["dram_children"] == 0)
     held = Held(
         rows, found["parent"].copy(), tables.ranks[rows], found["queue"].copy(), found["cost"].copy(),
-        found["dram_children"].copy(), (found["holds"] != 0) | childless_only, on_disk,
+        found["uses"] & np.uint8(blocks.USES_MAX), found["dram_children"].copy(),
+        (found["holds"] != 0) | childless_only, on_disk,
     )  # fmt: skip
     return held, (stop if stop < unused else 0)
 
@@ -182,7 +184,6 @@ class _Leaves:
         self._setting = setting
         self._all = all_of
         self._bonus = setting.bonus.tolist()
-        self._usual = 2.0 ** ((setting.usual_cost - 40 * 1024) / 1024.0)
         first = np.flatnonzero((all_of.children == 0) & ~all_of.held)
         self._there: dict[int, _Sorted] = {}  # those that were leaves from the beginning
         for queue in np.unique(all_of.queues[first]).tolist():
@@ -227,8 +228,10 @@ class _Leaves:
         if queue >= blocks.QUEUES:
             return 0.0, rank
         if setting.rule == blocks.DENSITY:
-            cost = float(seconds_of_codes(self._all.costs[at : at + 1])[0]) or self._usual
-            return float(setting.index[queue, _age_bin(setting.now - rank)]) * cost, rank
+            uses, usual = max(1, int(self._all.uses[at])), setting.usual_cost
+            code = usual + blocks.BY_COST * ((float(self._all.costs[at]) or usual) - usual)
+            promised = float(setting.index[queue, _age_bin(setting.now - rank)])
+            return promised * uses**blocks.BY_USES * 2.0 ** ((code - 40 * 1024) / 1024.0), rank  # as `blocks._worth`
         if setting.rule in _QUEUED:
             return float(queue), rank
         return rank + self._bonus[queue], rank

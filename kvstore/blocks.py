@@ -443,8 +443,8 @@ HINTS: Final = 8  # levels of what is said, "nothing" (0) included
 _CLASSES: Final = 32  # of DENSITY where nothing is said,
 _HINTED_CLASSES: Final = 10  # and for each thing that is
 _USUAL_GAP_NS: Final = 30 * 10**9
-_BY_USES: Final = 0.2
-_BY_COST: Final = 0.5
+BY_USES: Final = 0.2
+BY_COST: Final = 0.5
 _ARENA_SAMPLES: Final = 64  # slots of an arena
 _SAMPLES: Final = 4096  # of the blocks there are, and of those that are remembered
 _GROUPS: Final = 16  # of classes
@@ -695,8 +695,8 @@ def _worth(t: Tables, pool: Number, number: Number, queue: Number, head: Number)
     """
     row, usual = t.blocks[head], pool["clock"]
     uses: Number = max(1, np.int64(row["uses"]) & USES_MAX)
-    cost = usual + _BY_COST * ((np.float64(row["cost"]) or usual) - usual)  # all logarithms
-    return t.reuse[number]["index"][queue, _age_bin(_since_ns(t, head))] * uses**_BY_USES * seconds_of_cost(cost)
+    cost = usual + BY_COST * ((np.float64(row["cost"]) or usual) - usual)  # all logarithms
+    return t.reuse[number]["index"][queue, _age_bin(_since_ns(t, head))] * uses**BY_USES * seconds_of_cost(cost)
 
 
 @compiled
