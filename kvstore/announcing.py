@@ -37,6 +37,8 @@ ON_DISK: Final = np.uint8(2)
 IN_REMOTE: Final = np.uint8(4)  # in no row: `beyond.py`
 SLICE_ROWS: Final = 8192
 CHANGES: Final = 512  # of one look, at most: 0.5 ms
+BEYOND: Final = 128  # of those, of what lies beyond this host
+THERE_ROWS: Final = 1024  # that are told at a time where each must be looked for beyond this host as well
 PACE_NS: Final = 10**7  # from look to look while a pass goes on
 REST_NS: Final = 10**8  # from the end of a pass to the next one
 CLEARING_NS: Final = 5 * 10**9
@@ -239,9 +241,8 @@ class Announcing:
         self._seeds: U8 = np.array(seeds[:2], dtype=np.uint64)
         self._epochs: U4 = np.zeros(NAMESPACES, dtype=np.uint32)
         self._doomed: U8 = np.zeros(NAMESPACES, dtype=np.uint64)
-        self._sweeps: deque[tuple[int, list[int], int]] = (
-            deque()
-        )  # until when, of which namespaces, up to what generation
+        # Until when, of which namespaces, up to what generation.
+        self._sweeps: deque[tuple[int, list[int], int]] = deque()
         self._changes: Changes = np.zeros(CHANGES, dtype=CHANGE)
         self._places: dict[int, tuple[Namespace, Place]] = {}
         self._compare(0, 0)  # so that it is compiled before anybody waits
@@ -282,6 +283,8 @@ class Announcing:
             if scope.tenant in (None, tenant.name):
                 numbers += [namespace.number for namespace in self._store.registry.of(tenant)]
                 self._clear(tenant)
+                for namespace in self._store.registry.of(tenant):
+                    self.beyond.forget(namespace.number, said=True)
         sweep = now_ns + CLEARING_NS, numbers, int(self._store.tables.book[blocks.GENERATION]) - 1  # the next one's
         self._doomed[numbers] = sweep[2]
         self._sweeps.append(sweep)
@@ -298,7 +301,11 @@ class Announcing:
         """A namespace that holds no blocks is about to give its number to another one."""
         left = int(self._told_of[number]) + self.beyond.told_of(number)
         if left > FORGOTTEN_MOST:  # one word takes less time, and all that is there is told anew
-            self._clear(self._store.registry.by_number[number].tenant, number)
+            tenant = self._store.registry.by_number[number].tenant
+            self.beyond.forget(number, said=True)
+            for namespace in self._store.registry.of(tenant):
+                self.beyond.tell_again(namespace.number)
+            self._clear(tenant, number)
         elif left:
             unused = int(self._store.tables.book[blocks.UNUSED_ROW])
             told = self._told[:unused]
@@ -315,7 +322,7 @@ class Announcing:
             keys, after = self.beyond.there(numbers, -start, CHANGES)
             return self._as_told(self._made([(*one, 0, self._tiers_of(*one) | IN_REMOTE) for one in keys])), -after
         unused = int(self._store.tables.book[blocks.UNUSED_ROW])
-        stop = min(start + SLICE_ROWS, unused)
+        stop = min(start + (THERE_ROWS if self.beyond.told else SLICE_ROWS), unused)
         told = self._told[start:stop]
         valid = (told["tiers"] != 0) & (told["epoch"] == self._epochs[told["namespace"]])
         rows = np.flatnonzero(valid & np.isin(told["namespace"], numbers))
@@ -330,7 +337,6 @@ class Announcing:
         """Say that all of a tenant's blocks are gone. `more`: numbers of namespaces that it has no longer."""
         for number in (*(namespace.number for namespace in self._store.registry.of(tenant)), *more):
             self._epochs[number] += np.uint32(1)  # nothing is told of it any more
-            self.beyond.forget(number, said=True)
         self._room = self._tell(Told(self._changes[:0], {}, cleared=tenant.name))
 
     def _namespaces_of(self, name: str) -> list[Namespace]:
@@ -355,7 +361,7 @@ class Announcing:
 
     def _look_beyond(self) -> None:
         found = []
-        for number, key, there in self.beyond.take(CHANGES):
+        for number, key, there in self.beyond.take(BEYOND):
             here = self._tiers_of(number, key)
             both = here | IN_REMOTE
             found.append((number, key, here, both) if there else (number, key, both, here))

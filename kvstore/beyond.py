@@ -7,20 +7,24 @@ What is over there outlives the rows of the table, so it has a table of its own.
 a host tells of what it has seen, and takes that back when it hears otherwise. Names of objects have digests of keys and
 no keys (`tier/remote_format.py`), so when an object goes, what is taken back are the blocks whose marks it has: one in
 262,144 wrongly, which costs a router a hit and nobody a byte. Of more than `BLOCKS` the oldest of the namespace that
-has most are taken back.
+has most are taken back. That it is gone may be heard before that it came there, so whoever brings the latter says since
+when it may be so (`moment`).
 """
 
 import re
-from collections import deque
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from itertools import islice
 from typing import Final
 
 from kvstore.sessions import Namespace
 from kvstore.tier.remote_format import Place, key_digest, mark_of, marks_in
 
 BLOCKS: Final = 1 << 15  # about 500 bytes each
+MARKS: Final = 1024  # that were taken back lately, of one place
+PLACES: Final = 64  # of which those are remembered
 _DIGEST: Final = re.compile(r"(?:[0-9a-f]{2})+")
 
 
@@ -39,10 +43,19 @@ class _Space:
 
     number: int
     place: Place
-    there: dict[bytes, _There] = field(default_factory=dict)  # in the order in which they came
+    there: OrderedDict[bytes, _There] = field(default_factory=OrderedDict)  # in the order in which they came
     wrong: set[bytes] = field(default_factory=set)  # that was told, and is so no more
     by_mark: dict[str, list[bytes]] = field(default_factory=dict)
     silent: bool = False  # one word has said that nothing of it is there
+    again: int | None = None  # what was there at this moment is told anew
+
+
+@dataclass(slots=True)
+class _Past:
+    """What was taken back of one place lately, and when."""
+
+    before: int = 0  # whatever is older may have been taken back
+    marks: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
 
 class Beyond:
@@ -50,6 +63,7 @@ class Beyond:
 
     def __init__(self, most: int = BLOCKS) -> None:
         self.blocks = 0  # that are there, as far as is known
+        self.moment = 0  # grows with what is taken back
         self._most = most
         self._wrong = 0
         self._told = 0
@@ -57,29 +71,45 @@ class Beyond:
         self._spaces: dict[int, _Space] = {}
         self._by_prefix: dict[str, _Space] = {}
         self._leaving: deque[_Space] = deque()
-        self._changed: dict[tuple[_Space, bytes], None] = {}
+        self._changed: OrderedDict[tuple[_Space, bytes], None] = OrderedDict()
+        self._past: OrderedDict[str, _Past] = OrderedDict()  # by prefix
+        self._listed: list[tuple[int, int, bytes]] = []  # serial, namespace, key: for who asks what is there
+        self._before = 0  # as of a place, for those that nobody remembers
 
     # -- what is found out ---------------------------------------------------------------------------------------
 
-    def note(self, namespace: Namespace, place: Place, keys: Iterable[bytes]) -> None:
-        """These are over there. Of what nobody can be told for long, some is left out."""
-        space = self._spaces.get(namespace.number)
+    def note(self, namespace: Namespace, place: Place, keys: Iterable[bytes], since: int | None = None) -> None:
+        """These are over there. Of what nobody can be told for long, some is left out.
+
+        `since`: the moment at which whoever has seen them began to look; what was taken back later is left out.
+        """
+        self._see(namespace.number, place, keys, self.moment if since is None else since)
+
+    def _see(self, number: int, place: Place, keys: Iterable[bytes], since: int) -> None:
+        past = self._past.get(place.prefix, _Past())
+        if max(past.before, self._before) > since:
+            return
+        space = self._spaces.get(number)
         if space is None or space.place != place:
-            self.forget(namespace.number)
-            space = self._spaces[namespace.number] = self._by_prefix[place.prefix] = _Space(namespace.number, place)
+            if space is not None:
+                self.forget(number)
+            space = self._spaces[number] = self._by_prefix[place.prefix] = _Space(number, place)
         for key in keys:
             if key in space.there or self._wrong >= self._most:
                 continue
+            mark = mark_of(key_digest(place, key))
+            if past.marks.get(mark, 0) > since:
+                continue
             self._serial += 1
-            one = space.there[key] = _There(self._serial, mark_of(key_digest(place, key)), key in space.wrong)
+            one = space.there[key] = _There(self._serial, mark, key in space.wrong)
             space.by_mark.setdefault(one.mark, []).append(key)
             self.blocks += 1
             if one.told:
                 self._put_right(space, key)
             else:
                 self._changed[space, key] = None
-            if self.blocks > self._most:
-                self._take_back_oldest()
+        while self.blocks > self._most:
+            self._take_back_oldest()
 
     def withdraw(self, number: int, keys: Sequence[bytes]) -> None:
         """These are there no more, or are not read from there any more; no keys: all of a namespace."""
@@ -98,22 +128,31 @@ class Beyond:
             prefix = folder[: folder.rfind("/", 0, -1) + 1]
             space, marks = self._by_prefix.get(prefix), marks_in(name, folder)
             first = folder[len(prefix) : -1]
-            if space is None or marks is None or _DIGEST.fullmatch(first) is None:  # some names the far side has said
+            if marks is None or _DIGEST.fullmatch(first) is None:  # some names the far side has said
                 continue
+            past = self._past_of(prefix)
             for mark in (mark_of(bytes.fromhex(first)), *marks):
-                for key in tuple(space.by_mark.get(mark, ())):
-                    self._take_back(space, key)
+                past.marks[mark] = self.moment
+                past.marks.move_to_end(mark)
+                if space is not None:
+                    for key in tuple(space.by_mark.get(mark, ())):
+                        self._take_back(space, key)
+            while len(past.marks) > MARKS:
+                _, past.before = past.marks.popitem(last=False)
+
+    def dropped(self, place: Place) -> None:
+        """Some of a place was dropped: who began to look before does not know what is there."""
+        past = self._past_of(place.prefix)
+        past.before = self.moment
 
     def forget(self, number: int, *, said: bool = False) -> None:
         """All of a namespace is taken back, or (`said`) that has been said in one word already."""
-        space = self._spaces.pop(number, None)
+        space = self._spaces.get(number)
         if space is not None:
-            self._by_prefix.pop(space.place.prefix, None)
-            self.blocks -= len(space.there)
-            self._leaving.append(space)
-        if said:
-            for one in self._leaving:
-                one.silent |= one.number == number
+            self._let_go(space)
+        for one in self._leaving:
+            if one.number == number:
+                one.again, one.silent = None, one.silent or said
 
     def expel(self, number: int) -> list[bytes]:
         """All of a namespace is taken back, and its number goes to another one: what must be told of it now."""
@@ -122,6 +161,15 @@ class Beyond:
         told = [key for one in spaces for key in (*one.wrong, *(key for key, two in one.there.items() if two.told))]
         self.forget(number, said=True)
         return told
+
+    def tell_again(self, number: int) -> None:
+        """One word has said that nothing of a namespace is there any more; what is there is told anew, by and by."""
+        space = self._spaces.get(number)
+        if space is not None:
+            self._let_go(space)
+            space.again = self.moment
+        for one in self._leaving:
+            one.silent |= one.number == number
 
     def told_of(self, number: int) -> int:
         """At most so many blocks of a namespace are told."""
@@ -151,8 +199,7 @@ class Beyond:
                 if told is not None and not space.silent:
                     yield space.number, told, False
             elif self._changed:
-                space, key = next(iter(self._changed))
-                del self._changed[space, key]
+                (space, key), _ = self._changed.popitem(last=False)
                 if key in space.wrong:
                     self._put_right(space, key)
                     self._told -= 1
@@ -165,20 +212,26 @@ class Beyond:
                 return
 
     def there(self, numbers: Collection[int], start: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
-        """What was told of these namespaces, at most so many from `start` on (at first 0), and where to go on; 0: that
-        was all. What is told meanwhile comes later in this order.
+        """What was told of these namespaces, as seen at the first of these questions (`start` 0 or 1), of at most so
+        many blocks from `start` on, and where to go on; 0: that was all. What is told meanwhile is left out.
         """
-        found = (
-            (one.serial, number, key)
-            for number in numbers
-            if number in self._spaces
-            for key, one in self._spaces[number].there.items()
-            if one.told and one.serial >= start
-        )
-        first = nsmallest(most, found)
-        return [(number, key) for _, number, key in first], first[-1][0] + 1 if len(first) == most else 0
+        if start <= 1 or not self._listed:
+            spaces = self._spaces.items()
+            told = ((one.serial, of, key) for of, space in spaces for key, one in space.there.items() if one.told)
+            self._listed = sorted(told)
+        at = bisect_left(self._listed, (start,))
+        part, wanted = self._listed[at : at + most], set(numbers)
+        found = [(of, key) for serial, of, key in part if of in wanted and self._is_still_told(of, key, serial)]
+        if at + most < len(self._listed):
+            return found, part[-1][0] + 1
+        self._listed = []
+        return found, 0
 
     # -- below ---------------------------------------------------------------------------------------------------
+
+    def _is_still_told(self, number: int, key: bytes, serial: int) -> bool:
+        one = self._spaces[number].there.get(key) if number in self._spaces else None
+        return one is not None and one.told and one.serial == serial
 
     def _take_back(self, space: _Space, key: bytes) -> None:
         one = space.there.pop(key, None)
@@ -198,7 +251,25 @@ class Beyond:
 
     def _take_back_oldest(self) -> None:
         space = max(self._spaces.values(), key=lambda one: len(one.there))
-        self._take_back(space, next(iter(space.there)))
+        for key in tuple(islice(space.there, self.blocks - self._most)):
+            self._take_back(space, key)
+
+    def _let_go(self, space: _Space) -> None:
+        del self._spaces[space.number]
+        if self._by_prefix.get(space.place.prefix) is space:  # or it has another number by now
+            del self._by_prefix[space.place.prefix]
+        self.blocks -= len(space.there)
+        self._leaving.append(space)
+
+    def _past_of(self, prefix: str) -> _Past:
+        """For what is taken back now."""
+        self.moment += 1
+        past = self._past.setdefault(prefix, _Past())
+        self._past.move_to_end(prefix)
+        if len(self._past) > PLACES:
+            self._past.popitem(last=False)
+            self._before = self.moment
+        return past
 
     def _put_right(self, space: _Space, key: bytes) -> None:
         space.wrong.discard(key)
@@ -211,7 +282,9 @@ class Beyond:
             key = space.wrong.pop()
             self._wrong -= 1
         elif space.there:
-            key, one = space.there.popitem()
+            key, one = space.there.popitem(last=False)
+            if space.again is not None:
+                self._see(space.number, space.place, [key], space.again)
             if not one.told:
                 self._changed.pop((space, key), None)
                 return None

@@ -162,13 +162,14 @@ class Reading:
         try:
             header = holdings.remembered(name) or holdings.read_header(name)
             _check_header(seek, stretch, header)
-            return header
         except AbsentError:
             holdings.absent(name)
         except DamagedError as error:
             holdings.damaged(name, str(error))
         except RemoteError as error:
             log.debug("remote: a header was not read: %s", error)
+        else:
+            return header
         return None
 
     def _read(self, seek: Seek, ask: Ask) -> Got:

@@ -71,6 +71,7 @@ class Remote:
         self.way = Bandwidth()  # what reading from the far side takes
         self.beyond: Beyond | None = None  # who is told what lies over there, if anybody is
         self.writing = Writing(tables, clock, by_number, costing, self.way)
+        self.writing.moment = self._moment
         self._workers: RemoteWorkers | None = None
         self._tables = tables
         self._clock = clock
@@ -135,7 +136,8 @@ class Remote:
             return
         whole = split(keys[at : at + 4 * count].tobytes())
         block_bytes = namespace.identity.block_bytes
-        seek = Seek(namespace, place_of(namespace), whole, end, block_bytes, now_ns, wished=wished)
+        place, moment = place_of(namespace), self._moment()
+        seek = Seek(namespace, place, whole, end, block_bytes, now_ns, wished=wished, moment=moment)
         self.tally.sought += 1
         if workers.submit(seek):
             self._seeks.add(seek)
@@ -206,7 +208,7 @@ class Remote:
                 self.writing.arrived(row)
                 if self.beyond is not None:
                     seek, key = piece.seek, self._tables.blocks["key"][row].tobytes()
-                    self.beyond.note(seek.namespace, seek.place, [key])
+                    self.beyond.note(seek.namespace, seek.place, [key], seek.moment)
                 self.tally.promoted += 1
                 self.tally.promoted_bytes += piece.seek.block_bytes
             piece.left -= 1
@@ -251,9 +253,10 @@ class Remote:
         assert self._workers is not None, "there is a far side"
         self.tally.forgotten += 1
         self.forget_namespace(namespace)
+        place = place_of(namespace)
         if self.beyond is not None:
             self.beyond.withdraw(namespace.number, keys)
-        place = place_of(namespace)
+            self.beyond.dropped(place)
         if keys and self._forgetting[place] + len(keys) > FORGETTING:
             self.tally.not_noted += 1
             self._closed.add(place)
@@ -272,12 +275,15 @@ class Remote:
         self.writing.kept(keep)
         namespace = keep.namespace
         if self.beyond is not None and keep.stored and self._by_number.get(namespace.number) is namespace:
-            self.beyond.note(namespace, keep.place, keep.keys[: keep.stored])
+            self.beyond.note(namespace, keep.place, keep.keys[: keep.stored], keep.moment)
 
     def gone(self, names: Sequence[str]) -> None:
         """These objects are over there no more, or are not what they should be."""
         if self.beyond is not None:
             self.beyond.gone(names)
+
+    def _moment(self) -> int:
+        return self.beyond.moment if self.beyond is not None else 0
 
     def _is_forgetting(self, namespace: Namespace) -> bool:
         if not (self._forgetting or self._closed):

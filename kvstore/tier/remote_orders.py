@@ -29,6 +29,7 @@ class Seek:
     start: int
     block_bytes: int
     asked_ns: int
+    moment: int = 0  # of `Beyond`, when it was made
     wished: bool = False  # somebody wants it fetched: that it was not there is not believed without asking
     found: int = 0  # blocks that names told of
     over: bool = False  # nobody wants the rest of it: no further piece is to be read
@@ -67,6 +68,7 @@ class Keep:
     stored: int = 0  # so many of the first blocks are over there now
     failed: str = ""
     epoch: tuple[int, int] = (0, 0)  # what had been dropped when it was made
+    moment: int = 0  # of `Beyond`, then
     codec: Codec = Codec.RAW  # for blocks that it makes smaller, where objects may hold several
     packed: list[int] = field(default_factory=list)  # what each block that was tried takes with it
 

@@ -84,6 +84,7 @@ class Writing:
         self.workers: RemoteWorkers | None = None
         self.codec_for: Callable[[Namespace], Codec] = lambda _: Codec.RAW  # as on disk
         self.learn: Callable[[Namespace, int, int], None] = lambda *_: None  # what packing a block has gained
+        self.moment: Callable[[], int] = lambda: 0  # of what is known to lie beyond this host
         self._tables = tables
         self._clock = clock
         self._by_number = by_number
@@ -267,7 +268,7 @@ class Writing:
             namespace, place_of(namespace), described["parent_key"][0].tobytes(), split(described["key"].tobytes()),
             rows.tolist(), described["generation"].tolist(), described["checksum"].tolist(),
             [(int(ids[slot >> shift]), (slot & mask) * namespace.slot_bytes) for slot in slots],
-            namespace.identity.block_bytes, codec=self.codec_for(namespace),
+            namespace.identity.block_bytes, codec=self.codec_for(namespace), moment=self.moment(),
         )  # fmt: skip
 
     # -- writes end ----------------------------------------------------------------------------------------------

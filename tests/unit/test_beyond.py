@@ -1,5 +1,6 @@
 """What is told of blocks beyond this host: that they came there, and that they are not there any more."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ from kvstore.report import ClearScope
 from kvstore.rules import Tier
 from kvstore.sessions import Namespace
 from kvstore.tier.remote_format import Place, name_of
+from kvstore.tier.remote_orders import Keep, Piece
 from kvstore.tier.remote_writing import RemoteAdmission, place_of
 from tests.core import Client, Core, chain
 from tests.unit.test_announcing import Listener, truth
@@ -127,8 +129,8 @@ def test_a_namespace_that_gives_its_number_away_leaves_nothing_told(monkeypatch:
         core.settle()
         listener.announcing.forgotten(gone.number)
         listener.look(2)
-        left = DRAM | REMOTE if most > 1 else DRAM  # where one word took everything back, rows are told anew
-        assert {key: tiers for (_, key), tiers in listener.where.items()} == dict.fromkeys(chain(2, "b"), left)
+        left = dict.fromkeys(chain(2, "b"), DRAM | REMOTE)  # told anew where one word took everything back
+        assert {key: tiers for (_, key), tiers in listener.where.items()} == left
 
 
 def test_who_asks_what_is_there_hears_of_what_is_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +224,9 @@ def test_whatever_happens_who_is_told_ends_up_with_what_is_known(seed: int) -> N
             case 6 if random.random() < 0.3:
                 known.forget(namespace.number, said=True)
                 where -= {one for one in where if one[0] == namespace.number}
+            case 6 if random.random() < 0.5:
+                known.tell_again(namespace.number)
+                where -= {one for one in where if one[0] == namespace.number}
             case 7 if random.random() < 0.3:
                 where -= {(namespace.number, key) for key in known.expel(namespace.number)}
                 assert not {one for one in where if one[0] == namespace.number}, "some was not told"
@@ -245,3 +250,107 @@ def test_a_store_without_a_far_side_tells_nothing_of_one() -> None:
     listener.look()
     assert listener.where == truth(core)
     assert not listener.announcing.beyond.told
+
+
+def test_what_was_gone_before_it_was_heard_of_is_not_told() -> None:
+    """A write ends and a piece lands on their own ways; that the object went again comes on a third one."""
+    core = Core()
+    (namespace, place), known = space(core), Beyond()
+    keys, since = chain(4), known.moment
+    known.gone([name_of(place, keys[:2])])
+    known.note(namespace, place, keys, since)
+    assert [key for _, key, _ in known.take(100)] == keys[2:]
+    known.note(namespace, place, keys[:2], known.moment)
+    assert [key for _, key, _ in known.take(100)] == keys[:2], "written again since"
+    later, since = chain(2, "later"), known.moment
+    known.dropped(place)
+    known.note(namespace, place, later, since)
+    assert not list(known.take(100)), "some of the place was deleted meanwhile: it may be this"
+    known.note(namespace, place, later, known.moment)
+    assert len(list(known.take(100))) == 2
+
+
+def test_of_what_went_lately_little_is_remembered_and_nothing_is_told_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beyond, "MARKS", 8)
+    monkeypatch.setattr(beyond, "PLACES", 2)
+    core = Core()
+    spaces, known = [space(core, model) for model in ("a", "b", "c", "d")], Beyond()
+    since = known.moment
+    for namespace, place in spaces:
+        for number in range(9):
+            known.gone([name_of(place, chain(3, number))])
+        assert len(known._past) <= 2
+        assert all(len(past.marks) <= 8 for past in known._past.values())
+        known.note(namespace, place, chain(3), since)
+    for namespace, place in spaces:
+        known.note(namespace, place, chain(3), since)
+    assert not list(known.take(100))
+    known.note(*spaces[0], chain(3), known.moment)
+    assert len(list(known.take(100))) == 3, "the control"
+
+
+def test_a_write_whose_object_goes_before_its_end_is_heard_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, far, client, listener = host()
+    ns, keys = client.open(), chain(3)
+    client.put(ns, keys)
+    kept = core.store.remote.kept
+
+    def late(order: Keep) -> None:
+        core.store.remote.gone([name_of(order.place, order.keys)])
+        kept(order)
+
+    monkeypatch.setattr(core.store.remote, "kept", late)
+    write(core, far)
+    listener.look()
+    assert {key: tiers for (_, key), tiers in listener.where.items()} == dict.fromkeys(keys, DRAM)
+
+
+def test_what_is_deleted_before_the_end_of_its_write_is_heard_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, far, client, listener = host()
+    ns, keys = client.open(), chain(3)
+    client.put(ns, keys)
+    kept = core.store.remote.kept
+
+    def late(order: Keep) -> None:
+        client.delete(ns, keys[1:])
+        kept(order)
+
+    monkeypatch.setattr(core.store.remote, "kept", late)
+    write(core, far)
+    core.settle()
+    listener.look(2)
+    assert not {key for _, key in listener.where} & set(keys[1:])
+
+
+def test_what_is_gone_before_it_has_come_from_there_is_not_told_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, far, client, _ = host()
+    keys = chain(4)
+    client.put(client.open(), keys)
+    write(core, far)
+    core, other, client, listener = host()
+    other.content = far.content
+    ns, land = client.open(), core.store.remote.land
+
+    def late(piece: Piece) -> None:
+        core.store.remote.gone([name_of(place_of(ns), keys)])
+        land(piece)
+
+    monkeypatch.setattr(core.store.remote, "land", late)
+    client.match(ns, keys)
+    other.work()
+    listener.look()
+    assert {key: tiers for (_, key), tiers in listener.where.items()} == dict.fromkeys(keys, DRAM)
+
+
+def test_a_namespace_whose_former_number_goes_to_another_is_still_heard_of() -> None:
+    core = Core()
+    (former, place), (other, elsewhere) = space(core), space(core, "other")
+    again, known = space(core, "again")[0], Beyond()
+    known.note(former, place, chain(1))
+    known.withdraw(former.number, chain(1))
+    known.note(again, place, chain(2))  # the same one, opened again
+    former_number_now = replace(other, number=former.number)
+    known.note(former_number_now, elsewhere, chain(1, "b"))
+    list(known.take(100))
+    known.gone([name_of(place, chain(2))])
+    assert [(number, there) for number, _, there in known.take(100)] == [(again.number, False)] * 2

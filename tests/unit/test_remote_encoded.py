@@ -163,6 +163,21 @@ def test_one_flipped_bit_of_an_encoded_object_is_a_miss(one: Kit, s3: S3Server) 
     assert bring(one, keys) == [content.tobytes() for content in contents]
 
 
+def test_a_header_that_promises_larger_blocks_has_nothing_read(one: Kit, s3: S3Server) -> None:
+    """What it says is how much would be asked for, and how much memory that takes."""
+    keys, size = chain(4), 1 << 30
+    keep(one, keys, [block_of(number) for number in range(4)])
+    (name,) = s3.objects
+    stored = ((Codec.BF16_PLANES_ZSTD, size - 1),) * 4
+    lie = pack_header(ObjectHeader(PLACE, NO_PARENT, tuple(keys), (1, 2, 3, 4), size, stored))
+    s3.objects[name] = lie + s3.objects[name][HEADER_BYTES:]
+    s3.requests.clear()
+    with kit(s3) as other:
+        assert bring(other, keys) == []
+        assert other.jobs.holdings.seen.damaged == 1
+    assert s3.count("GET") == 1, "its header"
+
+
 def test_one_that_came_back_with_other_bytes_is_no_damaged_one(one: Kit, s3: S3Server) -> None:
     """Who knows the former one's header reads where nothing lies any more: a miss now, and a hit when it asks again."""
     keys = chain(4)
