@@ -337,4 +337,4 @@ class Reserving:
         """Drop a block that is being written, and all that waits on it."""
         if self._tables.blocks[block]["state"] != blocks.DOOMED:
             self.abandoned(block)
-            self._sweeper.drop(tenant, block)
+            self._sweeper.drop(tenant, block, whole=False)

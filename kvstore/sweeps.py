@@ -197,10 +197,11 @@ def _after(tables: Tables, position: int, slot: int) -> tuple[int, int]:
 class Jobs:
     """The jobs of one store, oldest first; then the arena that is being drained."""
 
-    __slots__ = ("begun", "_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps", "_retiring")
+    __slots__ = ("begun", "never_whole", "_jobs", "_sweeps", "_tables", "_arenas", "_slice_steps", "_retiring")
 
     def __init__(self, tables: Tables, arenas: Arenas, slice_steps: int = SLICE_STEPS) -> None:
         self.begun = 0  # jobs so far: as long as this stays, and none waits, nothing was dropped
+        self.never_whole = 0  # of those, such as only drop what was never all there
         self._jobs: deque[Job] = deque()
         self._sweeps: Counter[Tenant] = Counter()  # of those jobs, by tenant
         self._tables = tables
@@ -297,9 +298,10 @@ class Sweeper:
         self._clock = clock
         self._look_ns = 0  # when to look at the drained arena again
 
-    def drop(self, tenant: Tenant, block: int) -> None:
-        """Cut a block off index and tree, and sweep it with all that continues it."""
+    def drop(self, tenant: Tenant, block: int, *, whole: bool = True) -> None:
+        """Cut a block off index and tree, and sweep it with all that continues it. `whole`: was it ever all there?"""
         blocks.begin_sweep(self._tables, tenant.index, block)
+        self.jobs.never_whole += not whole
         self.sweep(tenant, block)
 
     def sweep(self, tenant: Tenant, block: int) -> None:

@@ -118,7 +118,7 @@ class Hbm:
         self._copies: dict[Key, Copy] = {}
         self._shelves: dict[tuple[Tenant, int], _Shelf] = {}  # by tenant and slot size
         self._of: dict[Tenant, dict[HbmArena, None]] = {}  # by tenant: its arenas, if it has any
-        self._named: dict[tuple[Namespace, bytes], Copy] = {}
+        self._named: dict[Namespace, dict[bytes, Copy]] = {}  # of those with any, by key
         self._kept: Counter[Key] = Counter()  # pins that want a copy here
         self._turn = 0
         self.shares = Shares(Capacity(HBM, arena_bytes, len(self._arenas)), self.held)
@@ -167,16 +167,14 @@ class Hbm:
         return found
 
     def call(self, copy: Copy, name: Name) -> None:
-        """Say what a whole copy is of; an older one of the same has no name any more."""
-        older = self._named.get((name.namespace, name.key))
-        if older is not None:
-            older.name = None
+        """Say what a whole copy is of; an older one of the same is not found by that any more."""
         copy.name = name
-        self._named[name.namespace, name.key] = copy
+        self._named.setdefault(name.namespace, {})[name.key] = copy
 
     def called(self, namespace: Namespace, key: bytes) -> Copy | None:
         """A copy by its name, whoever is in its row by now."""
-        return self._named.get((namespace, key))
+        mine = self._named.get(namespace)
+        return None if mine is None else mine.get(key)
 
     @property
     def has_names(self) -> bool:
@@ -184,9 +182,8 @@ class Hbm:
         return bool(self._named)
 
     def forget_namespace(self, namespace: Namespace) -> None:
-        """Its names mean nothing any more."""
-        for key in [key for key in self._named if key[0] is namespace]:
-            self._named.pop(key).name = None
+        """Nothing is found by its names any more; no copy is looked at for that, of which there may be millions."""
+        self._named.pop(namespace, None)
 
     def forget(self, copy: Copy) -> None:
         """Nobody wants it any more, unless somebody reads it."""
@@ -293,8 +290,11 @@ class Hbm:
         shelf, arena = self._shelf(copy), copy.arena
         del self._copies[copy.key], arena.copies[copy]
         shelf.idle.pop(copy, None)
-        if copy.name is not None and self._named.get((copy.name.namespace, copy.name.key)) is copy:
-            del self._named[copy.name.namespace, copy.name.key]
+        if copy.name is not None and self.called(copy.name.namespace, copy.name.key) is copy:
+            mine = self._named[copy.name.namespace]
+            del mine[copy.name.key]
+            if not mine:
+                del self._named[copy.name.namespace]
         arena.kept -= copy.key in self._kept
         if self.generations is not None and self.generations[copy.row] == copy.generation:
             self.generations[copy.row] = 0

@@ -261,16 +261,23 @@ class HbmTiers:
             copies, rows = [copy for copy, one in zip(copies, there.tolist(), strict=True) if one], rows[there]
         parents, checksums = table["parent"][rows], table["checksum"][rows].tolist()
         keys, before = table["key"][rows].tobytes(), table["key"][parents].tobytes()
-        epoch = _STALE if self._jobs.queued else self._jobs.begun
+        epoch = _STALE if self._jobs.queued else self._epoch
         for number, (copy, parent) in enumerate(zip(copies, parents.tolist(), strict=True)):
             mine = slice(KEY_BYTES * number, KEY_BYTES * (number + 1))
             hbm.call(copy, Name(namespace, keys[mine], before[mine] if parent else None, checksums[number], epoch))
 
+    @property
+    def _epoch(self) -> int:
+        """The same as long as nothing is dropped that was all there: of what never was there are no copies."""
+        return self._jobs.begun - self._jobs.never_whole
+
     def is_alone(self, copy: Copy) -> bool:
         """Was its block evicted from wherever else it was, and not dropped? No is right in any doubt."""
         name, row = copy.name, self._tables.blocks[copy.row]
-        if name is None or name.epoch != self._jobs.begun or self._jobs.queued:
+        if name is None or name.epoch != self._epoch or self._jobs.queued:
             return False
+        if not any(hbm.called(name.namespace, name.key) is copy for hbm in self.tiers):
+            return False  # there is a newer one, or the namespace's number is another's
         if int(row["generation"]) == copy.generation and int(row["state"]) in _THERE:
             return False
         unused_s = name.namespace.tenant.quota.unused_ttl_s

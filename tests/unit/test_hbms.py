@@ -242,7 +242,8 @@ def test_a_long_chain_is_lifted_part_by_part() -> None:
 
 
 def test_what_is_wanted_there_is_bounded_for_all_and_for_each() -> None:
-    core, _, _, (hbm,) = begin()
+    core = Core(arenas=8)
+    hbm = Gpus(core).add()
     clients = [core.client(f"t{number}") for number in range(LIFTS // LIFTS_EACH + 1)]
     keys = chain(2)
     for at, client in enumerate(clients):
@@ -363,6 +364,17 @@ def test_what_was_deleted_never_comes_back() -> None:
     assert core.store.hbm.lowered_blocks == 0
 
 
+def test_a_store_that_is_broken_off_costs_no_copy_of_others() -> None:
+    core, client, namespace, _ = begin()
+    keys = lifted(client, namespace, "kept")
+    crowd_out(client, namespace)
+    other = core.client()
+    tickets = [one.ticket for one in other.reserve(other.open(), chain(2, "broken off"))]
+    core.store.reserving.abort(other.session, tickets)
+    core.settle()
+    assert comes_back(client, namespace, keys) == 3
+
+
 def test_what_nobody_has_used_for_too_long_does_not_come_back() -> None:
     core, client, namespace, _ = begin(quota=Quota(unused_ttl_s=60.0))
     keys = lifted(client, namespace, "old")
@@ -403,16 +415,26 @@ def test_what_was_deleted_while_it_was_copied_up_never_comes_back() -> None:
     assert comes_back(client, namespace, control) == 2
 
 
-def test_an_older_copy_of_what_was_copied_anew_has_no_name_that_outlives_the_namespace() -> None:
+def test_neither_an_older_copy_nor_one_of_a_namespace_that_is_forgotten_is_stored_anew() -> None:
     core, client, namespace, (hbm,) = begin()
     keys = lifted(client, namespace, "twice", 1)
+    older = hbm.called(namespace, keys[0])
     crowd_out(client, namespace)
     client.put(namespace, keys)
     prefetch(client, namespace, keys)
     core.pass_time(1)
-    assert hbm.blocks == 2
-    hbm.forget_namespace(namespace)
-    assert not any(copy.name for copy in hbm._copies.values())
+    newer = hbm.called(namespace, keys[0])
+    assert older is not newer
+    crowd_out(client, namespace, "again")
+    assert newer is not None
+    assert older is not None
+    assert (core.store.hbm.is_alone(older), core.store.hbm.is_alone(newer)) == (False, True)
+    core.store.hbm.forget_namespace(namespace)
+    assert not core.store.hbm.is_alone(newer)
+    assert not hbm.has_names
+    hbm.forget(older)
+    hbm.forget(newer)
+    assert hbm.blocks == 0
 
 
 def test_a_pin_that_cannot_be_there_ends_no_other() -> None:
