@@ -11,8 +11,10 @@ import numpy as np
 import kvclient
 from bench.process import DaemonProcess
 from kvclient import devices
+from kvclient.attached import AttachedMemory
 from kvclient.copying import Gate
 from kvclient.results import StoreResult
+from kvclient.swap_attached import AttachedWay
 from kvclient.swap_ways import Way
 from kvclient.swapping import Priority, Swapper
 from kvclient.swaps import SwapOut
@@ -34,6 +36,12 @@ class Rig:
     client: kvclient.Client
     namespace: kvclient.Namespace
     swapper: Swapper
+
+    @property
+    def memory(self) -> AttachedMemory:
+        way = self.swapper._way
+        assert isinstance(way, AttachedWay)
+        return way.memory
 
     def keys(self, count: int = HALF, extra: bytes = b"") -> list[bytes]:
         return list(self.namespace.keys(list(range(4 * count)), extra=extra))

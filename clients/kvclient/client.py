@@ -168,7 +168,7 @@ class Client:
         namespace.target_for(self._connection)
         way = way_of(namespace, memory, place)
         made = Swapper(namespace, way, self._budget, self._connection.check, chunk_bytes)
-        self._swappers.append(made)
+        self._swappers = [*(each for each in self._swappers if not each.closed), made]
         return made
 
     def tick(self, forward_s: float, advice: Advice | None = None) -> float:

@@ -134,7 +134,9 @@ class AttachedIn:
         return there
 
     def _over(self, loading: "Loading", groups: int, wanted: int) -> bool:
-        self._has(loading, groups)
+        until = _clock() + CHUNK_S
+        while not (loading.done or loading.broken or self.cancelled) and _clock() < until:
+            loading.wait(groups, LOOK_S)
         result = loading.cancel()  # what is not over by now
         if self._short is not None:
             return False

@@ -333,6 +333,7 @@ class InLine(Line[SwapIn]):
                 outcome = LoadResult(0, outcome.settled, swap.why)
             swap.outcome = outcome
             swap.finish()
+            swap.incoming = None  # it keeps the daemon's memory mapped, and its caller may keep the swap
 
     def _report(self, swap: SwapIn, outcome: LoadResult) -> None:
         """Tell the daemon how fast its memory is read: advice goes by that."""

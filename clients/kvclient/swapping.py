@@ -143,6 +143,11 @@ class Swapper:
         with self._changed:
             self._changed.notify_all()
 
+    @property
+    def closed(self) -> bool:
+        """Was it? Never waits."""
+        return self._shared.closing
+
     def close(self) -> None:
         """Cancel what has not begun, wait for what has, and end. What hangs keeps its thread, and its pages."""
         with self._changed:

@@ -19,6 +19,7 @@ SMALL = replace(
     QUICK, requests=3, pool_pages=32, prompt_tokens=(48, 100), turns=(2, 2), generate_tokens=(3, 6),
     answer_tokens=(17, 30), short_s=0.05, long_s=0.2,
 )  # fmt: skip
+LONG_S = 0.5
 TIGHT = replace(SMALL, pool_pages=12)  # not even two contexts find room at a time
 
 
@@ -103,10 +104,19 @@ def test_tokens_are_the_same_whatever_becomes_of_paused_contexts(
 def test_tokens_are_the_same_where_contexts_give_way_to_each_other(
     link: Link, scripts: list[Script], wanted: list[list[int]]
 ) -> None:
-    tokens, tally = served(link, scripts, Policy.PRESERVE, TIGHT)
+    crowded = [
+        # All are there at once, and no tool answers before the next one has had its turn.
+        replace(
+            script,
+            arrival_s=number / 1e6,
+            turns=tuple(replace(turn, gap_s=LONG_S * bool(turn.answer)) for turn in script.turns),
+        )
+        for number, script in enumerate(scripts)
+    ]
+    tokens, tally = served(link, crowded, Policy.PRESERVE, TIGHT)
     assert tally.evictions > 0
     assert tokens == wanted
-    assert served(link, scripts, Policy.SWAP, TIGHT)[0] == wanted
+    assert served(link, crowded, Policy.SWAP, TIGHT)[0] == wanted
 
 
 @pytest.mark.usefixtures("slow_tools")

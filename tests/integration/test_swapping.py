@@ -4,22 +4,24 @@ Pages of the host, and of the emulation of a GPU in modes copy and daemon. What 
 two tests that plant a bug show that pages which are used again too early would be seen.
 """
 
+import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 import kvclient
 from bench.process import DaemonProcess
-from kvclient import swap_lines
+from kvclient import devices, swap_attached, swap_lines
 from kvclient.results import Reason, StoreResult
 from kvclient.swap_ways import host_pages
 from kvclient.swapping import Priority
 from kvclient.swaps import SwapIn, SwapOut
-from kvkernels.device.port import Direction
+from kvkernels.device.port import DeviceError, Direction
 from kvproto.errors import ClosedError, UsageError
-from tests.attached_kit import BLOCK_BYTES, EMULATED, LAYERS, PAGES, PIECE, engine, namespace_of
+from tests.attached_kit import BLOCK_BYTES, EMULATED, LAYERS, PAGES, PIECE, engine, gated_daemon, namespace_of
 from tests.swap_kit import (
     FIRST,
     HALF,
@@ -36,6 +38,7 @@ from tests.swap_kit import (
 from tests.unit.client_kit import wait_until
 
 WAYS = ["host", "device", "daemon"]
+PATIENCE_NS = 5 * 10**8  # with a daemon that hangs
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,7 @@ def test_a_context_goes_out_in_chunks_and_comes_back_to_other_pages(daemon: Daem
         assert np.array_equal(one.kv.get(FIRST), wanted), "nobody touched these"
         assert back.moved_bytes == HALF * BLOCK_BYTES
         assert back.wait(LAYERS)
+        assert back.incoming is None, "it would keep maps of the daemon's memory"
         assert one.swapper.conflicts(range(PAGES)) == []
 
 
@@ -316,6 +320,75 @@ def test_what_the_engine_still_computes_is_not_read_before(daemon: DaemonProcess
         compute.close()
 
 
+def test_a_copy_that_fails_half_way_writes_nothing_once_its_pages_are_free(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig(daemon, "device", "half way") as one:
+        keys, real, began = one.keys(), devices.Copies.copy, threading.Event()
+        out_and_over(one, keys, FIRST)
+        assert one.stored(keys).any()
+
+        def half(copies: devices.Copies, direction: Direction, *rest: Any) -> None:
+            real(copies, direction, *rest)
+            began.set()
+            raise DeviceError("some of it is in the stream")
+
+        with Held(one.stream(Direction.TO_DEVICE)) as held:
+            monkeypatch.setattr(devices.Copies, "copy", half)
+            back = one.swapper.swap_in(keys, SECOND, priority=Priority.URGENT)
+            assert began.wait(30)
+            assert not one.swapper.before_reuse(SECOND, timeout_s=0.05), "the device may still write there"
+            held.open()
+            assert one.swapper.before_reuse(SECOND, timeout_s=30.0)
+        assert back.result(30.0) == kvclient.LoadResult(0, reason=Reason.TIMED_OUT)
+
+
+def test_pages_that_a_daemon_which_hangs_may_still_read_are_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_attached, "CHUNK_S", 0.01)
+    with gated_daemon() as (daemon, gate), rig(daemon, "daemon") as one:
+        assert one.swapper.before_reuse(SECOND), "the control"
+        assert one.namespace.save(one.keys(4, extra=b"other"), one.memory[SECOND[:4]], timeout_s=30.0).accepted == 4
+        one.client._connection.timeout_ns = PATIENCE_NS
+        gate.shut()
+        out = one.swapper.swap_out(one.keys(4), FIRST[:4], priority=Priority.URGENT)
+        try:
+            wait_until(lambda: out.over)
+            assert out.result(0.0).reasons == {Reason.TIMED_OUT: 4}
+            assert not out.done
+            assert not one.swapper.before_reuse(FIRST[:4], timeout_s=0.01)
+        finally:
+            gate.open()
+        wait_until(lambda: out.done)
+        assert one.swapper.before_reuse(FIRST[:4])
+
+
+@pytest.mark.parametrize("how", ["cancelled", "session lost"])
+def test_a_swap_in_that_nobody_can_or_wants_to_hear_of_does_not_hold_up_others(how: str) -> None:
+    with gated_daemon() as (daemon, gate), rig(daemon, "daemon") as one:
+        keys = one.keys()
+        out_and_over(one, keys, FIRST)
+        assert one.stored(keys).any()
+        gate.shut()
+        back = one.swapper.swap_in(keys, SECOND, priority=Priority.URGENT, groups=2)
+        try:
+            wait_until(lambda: back.blocks)  # the daemon copies
+            one.client._connection.timeout_ns = PATIENCE_NS
+            if how == "cancelled":
+                back.cancel()
+            else:
+                link = one.client._connection._link
+                assert link is not None
+                one.client._connection._drop(link, "for this test")
+            wait_until(lambda: back.over)
+            assert not back.result(0.0).settled
+            assert not back.done
+        finally:
+            gate.open()
+        one.client._connection.timeout_ns = 10 * 10**9
+        assert one.memory.settle(30.0)
+        assert back.done
+
+
 def test_a_device_that_is_lost_is_a_refusal_and_a_miss(daemon: DaemonProcess) -> None:
     with rig(daemon, "device", "lost") as one:
         keys = one.keys()
@@ -338,6 +411,15 @@ def test_without_a_daemon_nothing_is_stored_and_nothing_comes(daemon: DaemonProc
         assert swapper.swap_in(keys, range(4)).result(10.0).blocks == 0
     with pytest.raises(ClosedError):
         swapper.swap_out(keys, range(4))
+
+
+def test_a_swapper_that_was_closed_keeps_no_memory_of_the_engines(daemon: DaemonProcess) -> None:
+    with rig(daemon, "host", "closed") as one:
+        other = one.client.swapper(one.namespace, one.kv.pages)
+        assert one.client._swappers == [one.swapper, other], "the control"
+        one.swapper.close()
+        third = one.client.swapper(one.namespace, one.kv.pages)
+        assert one.client._swappers == [other, third]
 
 
 def test_what_an_engine_says_is_looked_at(daemon: DaemonProcess) -> None:

@@ -54,6 +54,18 @@ def test_what_did_not_move_after_all_is_given_back_and_no_more_than_was_granted(
     assert budget.left_bytes(0.0) == 100 * MIB
 
 
+def test_what_is_given_back_in_the_next_iteration_is_no_second_grant() -> None:
+    budget = known(1000 * MIB)
+    budget.tick(0.001, 0.0)
+    budget.take(1 * MIB, 0.0)
+    budget.tick(0.001, 0.01)
+    budget.give_back(1 * MIB)
+    assert budget.left_bytes(0.01) == 1 * MIB
+    budget.take(3 * MIB, 0.01)
+    budget.give_back(1 * MIB)
+    assert budget.left_bytes(0.01) == -1 * MIB, "the control: a debt becomes smaller"
+
+
 def test_where_nothing_is_computed_there_is_no_limit_until_the_next_tick() -> None:
     budget = known(1000 * MIB)
     assert budget.tick(0.0, 0.0) == math.inf

@@ -1,9 +1,11 @@
 """Swaps against a scripted daemon: blocks that come from disk when told, leases that lapse, rings that are full."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from kvclient.swap_budget import Budget
 from kvclient.swap_ways import host_pages
 from kvclient.swapping import Priority, Swapper
 from kvproto.errors import Grant
-from kvproto.frames import Verb
+from kvproto.frames import Head, Verb
 from tests.peer import Peer
 from tests.unit.client_kit import client_of, fill, keys_of, namespace_of, wait_until
 
@@ -108,6 +110,54 @@ def test_a_chunk_whose_parent_has_no_tickets_yet_goes_again(tmp_path: Path) -> N
         one.peer.answer_held()
         assert swap.result(30.0) == StoreResult(12, 0, ())
         assert one.peer.seen.count(Verb.RESERVE) == 4
+
+
+def test_a_chunk_waits_for_the_tickets_of_the_one_before_it_whatever_others_do(tmp_path: Path) -> None:
+    with rig(tmp_path) as one:
+        held: list[tuple[Head, bytes]] = []
+
+        def reserve(peer: Peer, head: Head, frame: bytes) -> None:
+            if peer.seen.count(Verb.RESERVE) == 1:
+                peer.reserve(head, frame)
+            else:
+                held.append((head, frame))
+
+        def answer() -> None:
+            del one.peer.instead[Verb.RESERVE]
+            one.peer.reserve(*held[0])
+
+        one.peer.instead[Verb.RESERVE] = reserve
+        one.peer.mute(Verb.COMMIT)
+        swap = one.swapper.swap_out(keys_of(12, seed=9), range(12), priority=Priority.URGENT)
+        wait_until(lambda: held)
+        one.peer.answer_held()
+        wait_until(lambda: swap.accepted)
+        with one.swapper._changed:
+            assert (swap.asking, swap.next) == (range(4, 8), 8), "the first one is over, the second one asks"
+        one.peer.do(answer)
+        assert swap.result(30.0) == StoreResult(12, 0, ())
+
+
+def test_a_swap_out_that_a_request_waits_for_now_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_lines, "KEEP_S", 3600.0)
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        client._budget = Budget(1e-6)  # next to nothing, for ever
+        one = Rig(peer, client)
+        out = one.swapper.swap_out(keys_of(12, seed=9), range(12))
+        wait_until(lambda: out.accepted)
+        outs, ins = one.swapper._outs, one.swapper._ins
+        pick_out, pick_in, looked = outs._pick, ins._pick, set[int]()
+
+        def picked_out() -> Any:
+            looked.update([threading.get_ident()] if ins.swaps else [])
+            return pick_out()
+
+        monkeypatch.setattr(outs, "_pick", picked_out)
+        monkeypatch.setattr(ins, "_pick", lambda: pick_in() if len(looked) == 2 else (None, 0.001))  # behind both
+        back = one.swapper.swap_in(one.keys, range(COUNT), Priority.URGENT)
+        assert back.result(10.0) == LoadResult(COUNT)
+        assert one.holds(range(COUNT), range(COUNT))
+        assert out.result(10.0).accepted == 12
 
 
 def test_a_chunk_whose_parent_is_not_there_ends_the_swap(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from kvclient.integrations import vllm_worker
-from kvclient.integrations.vllm_jobs import LoadJob, Plan
+from kvclient.integrations.vllm_jobs import LoadJob, Plan, SaveJob
 from kvclient.integrations.vllm_layout import layout_of
 from kvclient.integrations.vllm_worker import Worker
 from kvclient.namespace import Namespace
+from kvclient.swap_budget import Budget
 from tests.peer import Peer
-from tests.unit.client_kit import BLOCK_BYTES, Blocks, streaming, wait_until
+from tests.unit.client_kit import BLOCK_BYTES, Blocks, keys_of, streaming, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 FOR_EVER_S = 600.0
@@ -139,3 +140,20 @@ def test_a_load_that_waited_for_others_waits_for_disk_so_much_less(
         go_on.set()
         received(one, "first", "second")
         assert waits == {"first": FOR_EVER_S, "second": 5.0}
+
+
+def test_blocks_that_the_engine_wants_back_do_not_wait_for_the_pace_of_saves_before_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_worker, "CLOSE_S", FOR_EVER_S)
+    with bench(tmp_path, 1, 1) as one:
+        one.worker._pace.budget = Budget(1e-6)  # next to nothing, for ever
+        keys = tuple(keys_of(8, seed=3))
+        before = SaveJob(0, "goes on", keys[:4], None, tuple(range(4)))
+        wanted = SaveJob(1, "over", keys[4:], keys[3], tuple(range(4, 8)))
+        one.worker.end(Plan(saves=[before]))
+        one.peer.wait_for(lambda: len(one.peer.committed) == 1)
+        assert one.worker.saving == 1, "the control: the rest of it waits"
+        one.worker.end(Plan(saves=[wanted], closing={"over"}))
+        wait_until(lambda: one.worker.take_closed() == {"over"})
+        assert len(one.peer.committed) == 8
