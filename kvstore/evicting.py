@@ -129,7 +129,8 @@ class _Evict:
         if self._below:
             row, generation = self._below.pop()
             if self._generation(row) == generation:
-                children = [] if self._exactly else list(self._children(row))
+                tops = self._tops or ()  # each has a look of its own
+                children = [] if self._exactly else [child for child in self._children(row) if child not in tops]
                 self._below += [(child, self._generation(child)) for child in children]
                 self._offer(row)
                 return STEPS_A_BLOCK + len(children)

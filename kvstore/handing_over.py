@@ -37,6 +37,7 @@ def hand_over(store: Store, namespace: Namespace, keys: U8, at: int, count: int,
     run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
     end, on_disk, _ = blocks.extend_run(store.tables, tenant.index, namespace.number, keys, at, count, 0, run)
     there, goes_on = writing.hand_over(tenant, run, end)
+    store.prefetching.served(run[:there])
     if on_disk and goes_on:
         store.prefetching.prefetch(tenant, namespace, keys, at, end, within_ns, Tier.DRAM)
     return Fetching(0, there, end - there if goes_on else 0)

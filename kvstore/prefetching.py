@@ -302,6 +302,10 @@ class Prefetching:
         self._unused[wanted.tenant] += rows.size * batch.slot_bytes
         self.tally.fetched_bytes += rows.size * batch.slot_bytes
 
+    def served(self, rows: U4) -> None:
+        """What they were fetched for is done, though nobody leased them: others may be fetched in their place."""
+        self._settle(rows[self._batch_of[rows] != 0], used=True)
+
     def _used(self, rows: U4) -> None:
         """Rows that `Watch` marks as fetched were leased."""
         self._settle(rows, used=True)

@@ -9,6 +9,7 @@ daemon is asked to fetch what is next: from its disk, or from beyond this host, 
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ LOOK_S: Final = 0.0005
 LOOK_S_MAX: Final = 0.005
 FETCH_EACH_S: Final = 0.05  # where nothing comes
 FETCH_WITHIN_S: Final = 5.0
+LATE_S: Final = 1.0  # so long after its time a last look is waited for
 CHAINS: Final = 64  # of one namespace: a look takes some 50 us
 
 _log = logging.getLogger(__name__)
@@ -74,8 +76,12 @@ class Following:
     def wait(self, blocks: int | None = None, timeout_s: float | None = None) -> int:
         """Until so many of the first blocks are there (None: all), or no more will come; how many are there."""
         wanted = len(self._keys) if blocks is None else blocks
+        left_s = max(0.0, self._until + LATE_S - _clock())
         with self._news:
-            self._news.wait_for(lambda: self._over or self._blocks >= wanted, timeout_s)
+            if not self._news.wait_for(
+                lambda: self._over or self._blocks >= wanted, left_s if timeout_s is None else min(timeout_s, left_s)
+            ):
+                self._over |= _clock() >= self._until + LATE_S  # nobody looks any more
         return self._blocks
 
     def chunks(self) -> Iterator[range]:
@@ -91,13 +97,14 @@ class Following:
 
     def look(self, now: float) -> float:
         """Look, if it is time; when to look again. On the follower's thread."""
-        if now >= self._until:
-            self._end()
-        if self._over or now < self._look_at:
+        late = now >= self._until
+        if self._over or not (late or now >= self._look_at):
             return self._look_at
         try:
             grown = self._grown()
-            if not grown and now >= self._fetch_at:
+            if late:  # that was the last look
+                self._end()
+            elif not grown and now >= self._fetch_at:
                 self._fetch_at = now + FETCH_EACH_S
                 self._namespace.prefetch(self._next(), deadline_s=FETCH_WITHIN_S)
         except KvError as error:  # closed, or in a forked child
@@ -146,7 +153,7 @@ class Follower:
                 one.cancel()
                 return
             self._chains.append(one)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # it could not be started
                 self._thread = threading.Thread(target=self._run, name="kvclient-follow", daemon=True)
                 self._thread.start()
         self._stir.set()
@@ -165,3 +172,4 @@ class Follower:
 
 _followers: "WeakKeyDictionary[Namespace, Follower]" = WeakKeyDictionary()
 _making = threading.Lock()
+os.register_at_fork(after_in_child=_followers.clear)  # a child has none of their threads

@@ -87,7 +87,7 @@ class HandOver:
         return HandedOver(self.blocks, tuple(self._rounds), tail.seconds, why)
 
     def _store(self, keys: Sequence[bytes], until: float) -> None:
-        """Until all of it is in this host's store, as far as it takes it."""
+        """Until all of it is in this host's store, as far as it takes it, or time is over: at least one piece."""
         if self._read is None:
             self._stored = follow(self._namespace, keys, max(0.001, until - _clock())).wait()
             return
@@ -102,6 +102,8 @@ class HandOver:
                 self._why = f"a block was not stored: {result.refused[0].reason}"
             if self._far:
                 self._ask_far(keys[: self._stored])
+            if _clock() >= until:
+                return
 
     def _ask_far(self, keys: Sequence[bytes]) -> bool:
         """Have what is not over there written. Whether any of it will be."""

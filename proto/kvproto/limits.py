@@ -6,8 +6,8 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-# 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE; 4: MATCH_ALL; 5: PREFETCH for the remote
-# tier, and nothing else is new
+# 2: blocks that arrive by READY, FLUSH; 3: PIN, PREFETCH, HINT, REPORT, ADVISE; 4: MATCH_ALL; 5: PREFETCH for the
+# remote tier, and nothing else is new
 PROTOCOL_VERSION: Final = 5
 PROTOCOL_VERSION_OLDEST: Final = 3  # that both sides still speak
 

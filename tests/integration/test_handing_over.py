@@ -13,7 +13,7 @@ import pytest
 
 import kvclient
 from kvclient.following import CHAINS, follow
-from kvclient.handing_over import HandOver, hand_over, take_over
+from kvclient.handing_over import PIECE_BLOCKS, HandOver, hand_over, take_over
 from tests.integration.handing_program import BLOCK_BYTES
 from tests.integration.test_remote import host
 from tests.node import PATIENCE_S, Bytes, Node, assert_blocks, chain, fetch, put, until, values
@@ -168,6 +168,14 @@ def test_a_session_that_grows_as_fast_as_it_is_copied_is_not_copied_for_ever(sou
     done = hand_over(source.namespace(BLOCK_BYTES), session.keys, session.read, session.pause)
     assert [one.blocks for one in done.rounds] == [8, 8], "what is left is as much as it was: so it is paused"
     assert done.blocks == session.blocks == 16
+
+
+def test_a_pause_lasts_no_longer_than_its_time_and_one_piece_however_long_the_tail_is(source: Node) -> None:
+    session = Session("long tail", 3 * PIECE_BLOCKS, ())
+    moving = HandOver(source.namespace(BLOCK_BYTES), session.read)
+    done = moving.finish(session.keys(), timeout_s=0)
+    assert (done.blocks, done.why) == (PIECE_BLOCKS, "not all of it came in time")
+    assert moving.finish(session.keys(), PATIENCE_S).blocks == 3 * PIECE_BLOCKS, "the control"
 
 
 def test_an_engine_that_stores_by_itself_only_has_to_be_waited_for(source: Node) -> None:

@@ -1,11 +1,13 @@
 """Both halves of the vLLM connector, twice: one engine prefills, another one waits for what it stores, and decodes."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 
 from bench.process import DaemonProcess
+from kvclient.integrations.vllm_scheduler import APART_S
 from tests.integration.vllm_halves import Engine, again, load, patient, request_of
 from tests.node import until
 
@@ -49,3 +51,15 @@ def test_a_decode_waits_no_longer_than_it_was_told(engines: tuple[Engine, Engine
     waiting = request_of("nobody computes it", 3, params={"kvstored": {"handed_over_s": 0.01}})
     decode.scheduler.on_new_request(waiting)
     assert until(lambda: decode.scheduler.matched(waiting, 0) == (0, False))
+
+
+def test_many_that_wait_are_looked_up_one_after_the_other_and_not_all_in_one_step(
+    engines: tuple[Engine, Engine],
+) -> None:
+    scheduler = engines[1].scheduler
+    waiting = [request_of(f"waits {number}", 2, params=WAITS) for number in range(20)]
+    for one in waiting:
+        scheduler.on_new_request(one)
+        assert scheduler.matched(one, 0) == (None, False)
+    at = [scheduler._known[one.request_id].look_again for one in waiting]
+    assert all(later - sooner >= 0.99 * APART_S for sooner, later in pairwise(at))

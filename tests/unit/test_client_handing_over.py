@@ -1,10 +1,12 @@
 """A client that hands over and follows, against a peer that is too old for it, or is gone; and the frames of it."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from kvclient.following import follow
+from kvclient.following import Following, follow
 from kvclient.handing_over import HandOver, take_over
 from kvproto import policy_frames
 from kvproto.errors import ClosedError, ProtocolError, UsageError
@@ -12,6 +14,7 @@ from kvproto.frames import Verb
 from kvproto.limits import KEYS_PER_FRAME, PROTOCOL_VERSION
 from kvproto.policy_frames import REMOTE, Tier
 from tests.core import SECOND, Core, chain
+from tests.peer import PATIENCE_S
 from tests.unit.client_kit import keys_of
 from tests.unit.client_policy_kit import trio
 from tests.unit.test_hot_policy import Wire
@@ -57,6 +60,30 @@ def test_who_follows_is_over_when_the_client_is_closed_and_who_asks_nonsense_is_
         assert following.over
         with pytest.raises(ClosedError):
             take_over(ns, KEYS, wait_s=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_that_follows_does_not_wait_for_a_thread_that_it_has_not(tmp_path: Path) -> None:
+    with trio(tmp_path) as (_, _, _, ns):
+        following = follow(ns, KEYS, 600.0)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(int(PATIENCE_S))
+            os._exit(follow(ns, KEYS, 600.0).wait())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not following.over, "the parent's goes on"
+        following.cancel()
+
+
+def test_nobody_waits_past_the_time_even_if_nobody_looks(tmp_path: Path) -> None:
+    with trio(tmp_path) as (_, _, _, ns):
+        following = Following(ns, KEYS, 0.01)
+        assert following.wait() == 0
+        assert following.over
+        patient = Following(ns, KEYS, 600.0)
+        assert patient.wait(1, 0.01) == 0
+        assert not patient.over, "the control: only this wait is over"
 
 
 def test_only_a_prefetch_is_of_the_remote_tier(tmp_path: Path) -> None:

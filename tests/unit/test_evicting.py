@@ -22,11 +22,12 @@ EVERYTHING = ClearScope()
 
 
 def asked(
-    core: Core, scope: ClearScope = EVERYTHING, tier: Tier = Tier.DRAM, wanted_bytes: int = 0, *, dry_run: bool = False
-) -> EvictReport:
+    core: Core, scope: ClearScope = EVERYTHING, tier: Tier = Tier.DRAM, wanted_bytes: int = 0, *, dry_run: bool = False,
+    exactly: bool = False,
+) -> EvictReport:  # fmt: skip
     """What came of it; everything is whole afterwards."""
     reports: list[EvictReport] = []
-    evict(core.store, scope, tier, wanted_bytes, reports.append, dry_run=dry_run)
+    evict(core.store, scope, tier, wanted_bytes, reports.append, dry_run=dry_run, exactly=exactly)
     core.settle()
     core.audit()
     (report,) = reports
@@ -227,3 +228,15 @@ def test_unknown_names_are_told() -> None:
         asked(core, ClearScope("nobody"))
     with pytest.raises(KeyError, match="no namespace"):
         asked(core, ClearScope("t", type(namespace.digest)(bytes(32))))
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_a_chain_that_is_named_block_by_block_goes_once_and_a_dry_run_says_so(*, exactly: bool) -> None:
+    core, client, namespace = begin()
+    keys = put(core, client, namespace, "a", 6)
+    scope = ClearScope("t", namespace.digest, tuple(BlockKey(key) for key in keys[:4]))
+    goes = 0 if exactly else 6  # others continue what is named
+    for dry_run in (True, False):
+        report = asked(core, scope, dry_run=dry_run, exactly=exactly)
+        assert report == EvictReport(goes, goes * PAGE_BYTES, 0, 0, 0, dry_run=dry_run)
+    assert client.match(namespace, keys) == 6 - goes

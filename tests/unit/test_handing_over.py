@@ -6,14 +6,16 @@ import pytest
 
 from kvproto.policy_frames import Fetching, Tier
 from kvstore import handing_over
+from kvstore.prefetching import UNUSED_SHARE
 from kvstore.sessions import Namespace
 from kvstore.tier.remote import WISHED_AGAIN_NS
 from kvstore.tier.remote_format import Place, runs_prefix
 from kvstore.tier.remote_index import Known
 from kvstore.tier.remote_orders import Keep, Seek
-from kvstore.tier.remote_writing import SETTLE_NS, WISHES_EACH, RemoteAdmission
+from kvstore.tier.remote_writing import LATER_NS, SETTLE_NS, WISHES_EACH, RemoteAdmission
 from tests.core import SECOND, Client, Core, chain, words
-from tests.unit.test_remote import elsewhere, host
+from tests.unit.test_prefetching import begin, in_dram, to_disk
+from tests.unit.test_remote import FarSide, elsewhere, host
 
 
 def hand_over(core: Core, ns: Namespace, keys: Sequence[bytes]) -> Fetching:
@@ -165,3 +167,18 @@ def test_only_what_was_not_there_is_doubted() -> None:
     known.doubt([absent, there])
     assert known.runs(absent, 1) is None
     assert known.runs(there, 1)
+
+
+def test_of_a_chain_on_disk_more_is_handed_over_than_may_be_fetched_and_not_used() -> None:
+    core, client, ns = begin(arenas=2, segments=16)
+    far, keys = FarSide(core), chain(12)
+    to_disk(client, ns, keys)
+    assert core.store.limits.arena_bytes * 2 // UNUSED_SHARE < len(keys) * ns.slot_bytes, "the control"
+    for _ in range(8):
+        hand_over(core, ns, keys)
+        core.work_all()
+        core.pass_time(LATER_NS)
+        far.work()
+    assert hand_over(core, ns, keys) == (0, 12, 0)
+    assert in_dram(client, ns, keys) > 0
+    core.audit()

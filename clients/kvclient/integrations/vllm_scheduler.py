@@ -39,6 +39,7 @@ SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
 FRESH_S: Final = 0.002  # how long a lookup of a request that comes is good for its first step
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
 ASK_EACH_S: Final = 0.05  # how often what another engine hands over is asked for
+APART_S: Final = 0.0005  # between two lookups of all requests that wait for such: a step may look up many at once
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
 REFUSED_S: Final = 1.0  # how long a request's blocks are not saved again once some were refused
@@ -96,6 +97,7 @@ class Scheduler:
         self._plan = Plan()
         self._saves = Saves(len(shards))
         self._silent_until = 0.0
+        self._handed_look_at = 0.0  # the last lookup that a request waits for
         self._off = False  # for good: see `reset`
         self._at_once: set[bytes] = set()  # keys of loads that are planned before the forward of the next step
         self._at_once_blocks = 0
@@ -333,7 +335,7 @@ class Scheduler:
         if not known.wishes.handed_over_s or found.blocks == len(keys):
             return False
         known.handed_until = known.handed_until or now + known.wishes.handed_over_s
-        known.look_again = now + AGAIN_S
+        known.look_again = self._handed_look_at = max(now + AGAIN_S, self._handed_look_at + APART_S)
         if now >= known.ask_again:
             known.ask_again = now + ASK_EACH_S
             known.prefetches.clear()
