@@ -129,7 +129,7 @@ def load_rewritten(node: Node, rounds: int) -> Counter[str]:
     words = [str(node.run), str(CHAINS), str(DEPTH), str(BLOCK_BYTES), str(SEED)]
     with subprocess.Popen([sys.executable, "-m", "tests.rewriter", *words], cwd=ROOT) as writer:
         try:
-            while seen["loaded"] < rounds:
+            while seen["loaded"] < rounds or not seen["newer"]:  # until it has overtaken us once
                 assert writer.poll() is None, "the writer has ended"
                 keys = rewriter.keys_of(int(random.integers(CHAINS)), DEPTH)
                 found = fetch(ns, keys)

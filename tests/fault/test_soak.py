@@ -28,6 +28,7 @@ LOOK_S = 0.25
 WARM = 0.4  # of the time: the interpreter's heap, compiled code and threads are there from then on
 GROWTH_BYTES = 4 << 20  # between the first window behind that and the last one
 REFUSED = 0.02  # of the blocks, at most
+MOST_S = 60.0  # more than this is asked of no machine
 
 
 @dataclass
@@ -56,7 +57,9 @@ def soak(seconds: float) -> Soaked:
         daemon = node.start("--disk-admission", "all")
         spaces = [node.namespace(block_bytes) for block_bytes in BLOCK_BYTES]
         began_s = looked_s = time.monotonic()
-        while (now_s := time.monotonic()) < began_s + seconds:
+        # On a busy machine a short one takes longer, until there is something to judge.
+        last_s = began_s + max(seconds, MOST_S)
+        while (now_s := time.monotonic()) < began_s + seconds or (now_s < last_s and not _enough(soaked, seconds)):
             which = random.randrange(2), min(int(random.expovariate(1 / 60)), NAMES - 1)
             if which not in content:
                 keys = chain(("soak", which), random.randrange(1, DEPTH + 1))
@@ -92,8 +95,11 @@ def _use(ns: kvclient.Namespace, keys: list[bytes], blocks: Bytes, what: float, 
 def assert_sound(soaked: Soaked, seconds: float) -> None:
     """Enough was evicted and read back, little was refused."""
     assert soaked.refused <= REFUSED
-    assert soaked.blocks["stored"] >= 100 * seconds
-    assert soaked.blocks["from disk"] >= 5 * seconds
+    assert _enough(soaked, seconds), soaked.blocks
+
+
+def _enough(soaked: Soaked, seconds: float) -> bool:
+    return soaked.blocks["stored"] >= 100 * seconds and soaked.blocks["from disk"] >= 5 * seconds
 
 
 def test_full_pools_take_what_comes_and_serve_what_is_there() -> None:
