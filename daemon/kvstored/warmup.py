@@ -173,7 +173,9 @@ def _recycle(store: Store, session: Session, namespace: Namespace) -> None:
     store.reserve(session, other, _chain(16), 0, 1, None, np.zeros(1, dtype=ITEM))
     store.tick()
     assert store.arenas.recycled == 1, "recycling does not work"
+    arena = next(place for place, row in enumerate(store.tables.arenas) if int(row["pool"]) == other.pool.number + 1)
     for rule in (Rule.DENSITY, Rule.LRU):
         store.choose_rule(Chosen(Tier.DRAM, None, rule))
         store.tick()
         assert float(blocks.least_worth(store.tables, other.pool.number)) >= 0.0, "worth is not worth anything"
+        assert float(blocks.arena_worth(store.tables, arena)) >= 0.0, "an arena's worth is not worth anything"
