@@ -166,7 +166,7 @@ def test_what_others_have_does_not_make_a_copy_slower() -> None:
             assert put(hbm, 2, 10_000 + row)
         assert hbm.blocks == 4 * arenas
         lines.append(lines_of(hbm, range(20_000, 20_008)))
-    assert lines[0] == lines[1]
+    assert lines[1] < 1.5 * lines[0], "a hundred times as many arenas"  # what ends meanwhile runs lines, too
 
 
 def test_quotas_hold_for_it() -> None:
