@@ -44,7 +44,7 @@ compiled: $(STAMP)
 	@$(BIN)/python -c 'from kvstored.warmup import warm_up; warm_up()'
 
 # Long parts first. One more than there are processors: who waits for a process or a drive leaves it to another.
-PARTS := integration-a-d rest integration-s-z integration-e-l integration-m-r unit
+PARTS := rest unit integration-s-z integration-a-d integration-e-l integration-m-r
 SHORT := $(BIN)/python -m pytest -m 'not long and not engines and not skew'
 
 test: $(STAMP)
