@@ -180,13 +180,15 @@ class Side:
             return True
 
     def finish(self) -> bool:
-        """Wait for all that was begun; whether it is there."""
+        """Wait for all that was begun; whether it is there. Nothing arrives any more once this has returned."""
         self._begun.set()
         for event in self._events:
             try:
                 event.wait()
             except DeviceError as error:
                 self._fail(error)
+        if self._failed:  # a copy that was refused half way has no event, and its first part may be in the stream
+            self.copies.settle(Direction.TO_DEVICE)
         return not self._failed
 
     def order(self, stream: Stream) -> None:

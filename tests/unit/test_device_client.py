@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,6 +189,30 @@ def test_a_lost_device_is_a_miss_and_refuses_stores(tmp_path: Path, device: Emul
             assert lease.copy_to([bytearray(BLOCK_BYTES) for _ in range(4)])
         assert namespace.match(keys).blocks == 4, "something was stored that never left the device"
         device.lost = ""
+
+
+def test_a_copy_that_fails_half_way_is_not_over_while_a_part_of_it_is_in_the_stream(
+    tmp_path: Path, device: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pair(tmp_path) as (_, namespace):
+        keys, blocks = keys_of(COUNT), blocks_of(COUNT)
+        namespace.store(keys, list(blocks), wait=True)
+        held, target, real = Held(device, Direction.TO_DEVICE), tensor_of(device), devices.Copies.copy
+
+        def half(copies: devices.Copies, *words: Any) -> None:
+            real(copies, *words)
+            raise DeviceError("some of it is in the stream")
+
+        monkeypatch.setattr(devices.Copies, "copy", half)
+        with namespace.fetch(keys) as lease:
+            copying = lease.start_copy(target)
+            assert not copying.result(0.5)
+            assert not copying.done, "the engine would use these pages for something else"
+            held.let_go()
+            assert not copying.result(30), "and it is a miss"
+            assert copying.done
+            arrived = target.array.copy()
+        assert np.array_equal(arrived, blocks), "the control: there was something on its way"
 
 
 def test_what_the_daemon_took_back_is_let_go_of(device: Emulation) -> None:
