@@ -96,7 +96,13 @@ class Gate:
     def shut(self, after: int = 0) -> None:
         """From now on none ends, but for so many."""
         self._path.with_suffix(".after").write_text(str(after))
+        self._path.with_suffix(".held").unlink(missing_ok=True)
         os.mkfifo(self._path)
+
+    @property
+    def holds(self) -> bool:
+        """Has a copy come to it since it was shut?"""
+        return self._path.with_suffix(".held").exists()
 
     def lose(self) -> None:
         """The device falls off its bus with the next copy."""
@@ -164,6 +170,7 @@ def _wait_at(path: str) -> None:
         after.write_text(str(left - 1))
         return
     while Path(path).exists():
+        Path(path).with_suffix(".held").touch()
         with suppress(FileNotFoundError):
             os.close(os.open(path, os.O_RDONLY))
 
