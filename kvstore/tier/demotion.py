@@ -27,7 +27,10 @@ from kvstore.tier.orders import Outcome, Pack, Save
 from kvstore.tier.segments import SETTLED_NS, Room, Segments
 
 BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
-RUNNING_BYTES = 64 * MIB  # held for writing at a time
+# Held for writing at a time. A read that comes meanwhile waits behind what the drive has taken: four writes of a batch
+# each. Who waits for FLUSH has as many as bring the most, and as many again in front of the threads.
+RUNNING_BYTES = 32 * MIB
+HURRY_BYTES = 128 * MIB
 # While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their
 # speed), so it waits, unless somebody waits for it. Once three quarters of DRAM have been stored since the first block
 # in the queue, one write at a time; from seven eighths on, all it can: blocks would be evicted before their turn.
@@ -130,7 +133,9 @@ class Demotion:
 
     def _most_running(self, now_ns: int) -> int:
         """How many bytes may be on their way to disk now."""
-        if self.hurry or not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
+        if self.hurry:
+            return HURRY_BYTES
+        if not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
             return RUNNING_BYTES
         behind = self._published_bytes - self._queue[0][2]
         if 4 * behind < 3 * self._dram_bytes:
@@ -165,7 +170,9 @@ class Demotion:
 
     def next_ns(self) -> int | None:
         """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
-        if not self.enabled or not self._queue or self.running_bytes >= RUNNING_BYTES or self.stuck:
+        if not self.enabled or not self._queue or self.stuck:
+            return None
+        if self.running_bytes >= (HURRY_BYTES if self.hurry else RUNNING_BYTES):
             return None
         if self.running_bytes >= self._most_running(self._published_ns):
             return self._published_ns + CALM_NS
@@ -273,7 +280,7 @@ class Demotion:
             if done > first:
                 self._write(namespace, rows[first:done], slot_bytes, packs)
                 if self._queue and int(tables.book[blocks.DISK_USED]) < self._most:
-                    self._segments.make_ahead(pool, now_ns)
+                    self._segments.make_ahead(pool, len(self._queue), now_ns)
                 continue
             room = Room.EVICT
             if int(tables.book[blocks.DISK_USED]) < self._most:

@@ -6,7 +6,7 @@
 Meanwhile DRAM serves, and a block on disk is a miss until it is in the index and tree.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,8 @@ class Recovery:
             rows_of.setdefault(tenant, []).append(rows[:end])
         yield from self._link(placed)
         for tenant, parts in rows_of.items():
-            yield from self._settle(tenant, np.concatenate(parts))
+            rows = yield from self._youngest_first(np.concatenate(parts))
+            yield from self._settle(tenant, rows)
         self._mark_merged(merged[1 : 1 + int(merged[0])])
         for position, _, _, _ in placed:
             self._segments.open(position)
@@ -161,6 +162,19 @@ class Recovery:
         rows = rows[np.argsort(table["generation"][rows], kind="stable")]
         left: U4 = np.zeros(rows.size, dtype=np.uint32)
         blocks.mark_durable(self._tables, rows, table["generation"][rows], table["disk"][rows], left)
+
+    def _youngest_first(self, rows: U4) -> Generator[None, None, U4]:
+        """Of two blocks of one name the index may still know the one that is gone: it is the elder, and what continues
+        it is, too. Whoever is settled first has the name. 16 bits at a time, which is a radix sort.
+        """
+        generations = self._tables.blocks["generation"]
+        youngest = generations[rows].max(initial=0)
+        for shift in range(0, int(youngest).bit_length(), 16):
+            digits = ((youngest - generations[rows]) >> np.uint64(shift)).astype(np.uint16)
+            yield
+            rows = rows[np.argsort(digits, kind="stable")]
+            yield
+        return rows
 
     def _settle(self, tenant: Tenant, rows: U4) -> Iterator[None]:
         stack = np.zeros(rows.size + 1, dtype=np.uint32)

@@ -122,13 +122,15 @@ class Segments:
                 return Room.SOON
         return Room.EVICT if oldest else Room.FULL
 
-    def make_ahead(self, pool: Pool, now_ns: int) -> None:
-        """Begin a segment before a pool that goes on writing needs it, where that makes nobody give way: making one
-        takes as long as writing some 50 MiB.
+    def make_ahead(self, pool: Pool, waiting: int, now_ns: int) -> None:
+        """Begin a segment before a pool that goes on writing needs it, where that makes nobody give way: beside writes,
+        making one takes as long as writing 100 to 200 MiB. With a quarter of the last one free, and long before that
+        where so many chains wait that it will be needed, and it will not be missed elsewhere.
         """
         slots = self.largest_slot() // pool.slot_bytes
         left = pool.arenas * slots - int(self._tables.pools[pool.number]["blocks"])
-        if 4 * left < slots and not self.making:
+        needed = waiting > left and 2 * len(self.free) > self.positions
+        if 4 * left < (3 * slots if needed else slots) and not self.making:
             most = self._shares.most(pool.tenant)
             if not self._shares.has_maximum(pool.tenant) or self._charged(pool.tenant) < most:
                 self._begin(pool, now_ns)

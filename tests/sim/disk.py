@@ -32,7 +32,8 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (loading, "LOAD_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (disk, "DRAIN_STEPS", (1, 512)),
     (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
-    (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 64 * MIB)),
+    (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 32 * MIB)),
+    (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 128 * MIB)),
     (commits, "CHUNKS", (1, 1024)),
     (erasure, "BATCH", (1, 256)),
 )
@@ -91,6 +92,7 @@ class DiskEvents:
         self.often = 0.5
         self.healed_ns = 0
         self.chains: dict[int, list[int]] = {}
+        self.emptied = False  # was an arena, since they were listed?
         self.served_life = 0  # the last life in which disk served
         self.crowded = False  # were there more records than a store may have blocks on disk?
 
@@ -188,9 +190,10 @@ class DiskEvents:
         self.note_end()
         if self.core.store.disk.state is DiskState.SERVING:  # what it has not looked at is as it was
             self.served_life = self.model.life
-            self.chains = self.durable_chains()
+            self.chains, self.emptied = self.durable_chains(), False
             for number, generation in self.model.published.items():
                 generation.durable &= number in self.chains
+        self.emptied |= self.empties()
         drive = self.core.drive
         self.heal()
         if killed:
@@ -203,6 +206,10 @@ class DiskEvents:
         drive.waiting.clear()
         self.crowded = drive.known_blocks() > self.core.store.limits.disk.rows
         return drive.successor()
+
+    def empties(self) -> bool:
+        """Has an arena been emptied for another size in this life?"""
+        return bool(self.core.store.arenas.recycled) or self.core.store.arenas.draining is not None
 
     def tear(self) -> None:
         """What nobody had called durable may be torn under a whole header: a rebuild believes that until it is read."""
@@ -266,7 +273,7 @@ class DiskEvents:
             if generation.dead or generation.swept_above() or self.given_way(generation):
                 continue
             row = row_of.get(number)
-            if row is None and (self.core.store.arenas.recycled or self.core.store.arenas.draining is not None):
+            if row is None and (self.emptied or self.empties()):
                 continue  # read already, leased, and dropped with its arena
             if row is None and self.crowded:
                 continue  # what was dropped was not erased yet, and took its row: as good as evicted

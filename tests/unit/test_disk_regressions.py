@@ -1,5 +1,6 @@
 """What the simulation found in the disk tier and in restarts, each as small as it gets."""
 
+import numpy as np
 import pytest
 
 from kvproto.errors import Grant
@@ -12,6 +13,7 @@ from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
 from kvstore.tier.flushing import Flush, Flushing, Mask
+from kvstore.tier.format import RECORD
 from kvstore.tier.orders import Commit, Load, MakeSegment, Outcome, Pack, Save
 from tests.core import MS, SECOND, Client, Core, Held, chain, value_of
 
@@ -422,20 +424,33 @@ def test_a_flush_that_waits_is_not_counted_anew_in_every_turn(monkeypatch: pytes
     core.audit()
 
 
-def test_a_segment_is_made_before_the_last_is_full_by_who_goes_on_writing(monkeypatch: pytest.MonkeyPatch) -> None:
-    core, client, namespace = make(admission=Admission.NONE)
+@pytest.mark.parametrize(
+    ("blocks_stored", "segments", "written_when_made"),
+    [
+        (12, 8, [0, 3]),  # with three of eight slots taken, since more wait than are left; then none is needed
+        (8, 8, [0, 7]),  # no more wait than are left
+        (12, 2, [0, 7]),  # an empty one may be missed
+    ],
+)
+def test_a_segment_is_made_before_the_last_is_full_by_who_goes_on_writing(
+    monkeypatch: pytest.MonkeyPatch, blocks_stored: int, segments: int, written_when_made: list[int]
+) -> None:
+    core, client, namespace = make(segments=segments, admission=Admission.NONE)
     monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
-    monkeypatch.setattr(demotion, "RUNNING_BYTES", 1)  # one at a time
-    client.put(namespace, chain(12))
+    monkeypatch.setattr(demotion, "HURRY_BYTES", 1)  # one at a time
+    client.put(namespace, chain(blocks_stored))
     core.store.flush(client.session, namespace, 7, 60 * SECOND)
     waited: list[bool] = []  # for a segment, when it was made
+    written: list[int] = []
     while not core.outbox.flushed:
         core.pass_time(10 * MS)
         if core.drive.waiting:
             if isinstance(core.drive.waiting[0][0], MakeSegment):
                 waited.append(core.store.disk.demotion.stuck)
+                written.append(len(core.drive.headers()))
             core.work()
-    assert waited == [True, False], "of the first, nobody knew that it would be wanted"
+    assert waited == [True] + [False] * (len(waited) - 1), "of the first, nobody knew that it would be wanted"
+    assert written == written_when_made
     core.audit()
 
 
@@ -452,3 +467,48 @@ def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatc
     assert core.clock.ns - begun_ns < SECOND
     assert core.store.disk.commits.clean
     core.audit()
+
+
+@pytest.mark.parametrize("somebody_waits", [True, False])
+def test_more_is_on_its_way_to_disk_while_somebody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, *, somebody_waits: bool
+) -> None:
+    core, client, namespace = make(admission=Admission.NONE if somebody_waits else Admission.ALL, segments=16)
+    put(client, namespace, chain(1, "first"))  # so that there is a segment
+    core.store.flush(client.session, namespace, 6, 60 * SECOND)
+    core.work_all()
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    monkeypatch.setattr(demotion, "RUNNING_BYTES", 2 * 2 * PAGE_BYTES)  # a block and its header
+    monkeypatch.setattr(demotion, "HURRY_BYTES", 5 * 2 * PAGE_BYTES)
+    client.put(namespace, chain(7))
+    if somebody_waits:
+        core.store.flush(client.session, namespace, 7, 60 * SECOND)
+    core.pass_time(40 * MS)
+    assert sum(isinstance(batch[0], Save) for batch in core.drive.waiting) == (5 if somebody_waits else 2)
+    core.work_all()
+    core.audit()
+
+
+def test_a_block_that_was_stored_again_is_back_though_the_index_still_knows_the_old_one() -> None:
+    """As after a loss of power between two commits: what became durable first is the name's new place."""
+    core, client, namespace = make(segments=4)
+    put(client, namespace, chain(8, "old"))
+    core.pass_time(SECOND)
+    stale = np.frombuffer(core.drive.chunks[1, 0], dtype=RECORD).copy()
+    stale["touched_s"] += 100  # segments that were touched last are taken over first
+    client.delete(namespace, chain(8, "old"))
+    core.work_all()
+    put(client, namespace, chain(8, "between"))  # takes the places
+    put(client, namespace, chain(8, "old"))
+    core.pass_time(SECOND)
+    core.work_all()
+    table = core.store.tables.blocks
+    young = [int(table["generation"][core.row(namespace, key)]) for key in chain(8, "old")]
+    assert {core.drive.recorded(2, slot) for slot in range(8)} == {*young}
+    core.drive.chunks[1, 0] = stale.tobytes()
+    later = successor(core)
+    client = later.client()
+    namespace = client.open()
+    table = later.store.tables.blocks
+    assert [int(table["generation"][later.row(namespace, key)]) for key in chain(8, "old")] == young
+    assert isinstance(client.ask(namespace, chain(8, "old"), wait_ns=SECOND), Held)
