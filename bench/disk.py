@@ -38,7 +38,7 @@ def run(*, quick: bool) -> Results:
         results |= measure_cold_fetch(home, 6 if quick else 40, 2 if quick else 10)
         say("cold fetch: done")
         source = random_blocks((1 if quick else 4) * GIB // BLOCK_BYTES, BLOCK_BYTES, seed=3)
-        results |= measure_write_behind(home, source[: GIB // BLOCK_BYTES], 2 if quick else 7)
+        results |= measure_write_behind(home, source[: GIB // BLOCK_BYTES], 2 if quick else 15)
         say("write behind: done")
         results |= measure_store(home, source, 2 if quick else 21)
     return results

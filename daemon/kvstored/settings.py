@@ -230,7 +230,7 @@ DISK_READERS: Final = Setting(
     "for each directory; some verify while others read, and a drive wants several requests at a time")
 DISK_WRITERS: Final = Setting(
     "disk_writers", "disk.writers", "KVSTORED_DISK_WRITERS", "--disk-writers",
-    count_kind(1, 32), lambda _: 8, "threads",
+    count_kind(1, 32), lambda _: 12, "threads",
     "for each directory; they also erase, and make and remove segments")
 DISK_PACKERS: Final = Setting(
     "disk_packers", "disk.packers", "KVSTORED_DISK_PACKERS", "--disk-packers",

@@ -30,7 +30,7 @@ BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 # Held for writing at a time. A read that comes meanwhile waits behind what the drive has taken: four writes of a batch
 # each. Who waits for FLUSH has as many as bring the most, and as many again in front of the threads.
 RUNNING_BYTES = 32 * MIB
-HURRY_BYTES = 128 * MIB
+HURRY_BYTES = 192 * MIB
 # While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their
 # speed), so it waits, unless somebody waits for it. Once three quarters of DRAM have been stored since the first block
 # in the queue, one write at a time; from seven eighths on, all it can: blocks would be evicted before their turn.

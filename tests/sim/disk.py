@@ -33,7 +33,7 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (disk, "DRAIN_STEPS", (1, 512)),
     (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 32 * MIB)),
-    (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 128 * MIB)),
+    (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 192 * MIB)),
     (commits, "CHUNKS", (1, 1024)),
     (erasure, "BATCH", (1, 256)),
 )
