@@ -106,7 +106,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_write_rate=0,
         disk_codec="auto",
         disk_readers=8,
-        disk_writers=3,
+        disk_writers=12,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
         disk_key_file="none",
