@@ -2425,12 +2425,32 @@ def link_records(
             good = above["generation"] == record["parent_generation"] and above["namespace"] == row["namespace"]
         if good:
             row["parent"] = parent
+            _promise_parent(t, block, record["parent_generation"])
         else:
             row["writer"] = BROKEN
             left[left_at] = block
             wanted[left_at] = record["parent_generation"]
             left_at += 1
     return left_at
+
+
+@compiled
+def _promise_parent(t: Tables, block: Number, generation: Number) -> None:
+    """Remember which block an adopted row's parent is: until `settle`, that row may become another's. No list has the
+    adopted one yet, so the links of one are free for that.
+    """
+    t.blocks[block]["older"] = np.uint32(np.uint64(generation) & np.uint64(0xFFFFFFFF))
+    t.blocks[block]["newer"] = np.uint32(np.uint64(generation) >> np.uint64(32))
+
+
+@compiled
+def _keeps_promise(t: Tables, block: Number) -> bool:
+    """Is its parent still the block that it was? The promise is forgotten."""
+    row = t.blocks[block]
+    promised = np.uint64(row["older"]) | (np.uint64(row["newer"]) << np.uint64(32))
+    row["older"] = 0
+    row["newer"] = 0
+    return promised == 0 or t.blocks[np.int64(row["parent"])]["generation"] == promised
 
 
 @compiled
@@ -2465,6 +2485,7 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
             for word in range(4):
                 key[word] = row["key"][word]
             bucket = _bucket(ix, row["namespace"], key[0], key[1], key[2], key[3])
+            whole = _keeps_promise(t, block) and whole
             whole = whole and not _walk(t.blocks, ix.heads[bucket], row["namespace"], key, 0)
             row["writer"] = _ROOTED if whole else np.uint32(BROKEN)
             if not whole:

@@ -33,6 +33,7 @@ ASKED_S = 1.0
 EXPECTED_S = 1.0  # how long a host is believed to have what was sent there, without a word of it
 EXPECTED = 1 << 16  # such blocks of a host
 CLOSE = 0.9  # of the longest prefix: who has so much of it is asked what loading it takes
+EVEN = 1.5  # times what the others were sent at least: who was sent more is not sent yet more for little
 
 
 class Host:
@@ -141,14 +142,17 @@ class Host:
 def choose(hosts: Sequence[Host], namespaces: Sequence[str], keys: Sequence[bytes]) -> Host:
     """The host that has most of a prefix, and of those that have about as much the one that has it soonest.
 
-    Where nobody has half of it, it matters more that all hosts' memories are used: then they take turns. A host that is
-    down has no turn, unless all are.
+    For less than half of a prompt no host is sent much more than the others: all hosts' memories are to be used. What
+    nobody has goes to the host that was sent least. A host that is down has no turn, unless all are.
     """
     hosts = [host for host in hosts if host.up] or list(hosts)
     has = {host: host.prefix(namespaces, keys) for host in hosts}
     longest = max(has.values())
+    close = [host for host in hosts if has[host] >= CLOSE * longest]
     known = 2 * longest >= len(keys)
-    close = [host for host in hosts if known and has[host] >= CLOSE * longest] or list(hosts)
+    if not known:
+        most = EVEN * min(host.routed for host in hosts) + len(keys)
+        close = [host for host in close if host.routed <= most] or hosts
     ask = known and len(close) > 1
     chosen = min(close, key=lambda host: (_load_s(host, namespaces, keys) if ask else 0.0, host.routed))
     chosen.routed += len(keys)

@@ -154,6 +154,8 @@ class Recovery:
         good &= parents != rows
         table["parent"][rows[good]] = parents[good]
         table["writer"][rows[good]] = blocks.UNKNOWN
+        table["older"][rows[good]] = wanted[good].astype(np.uint32)  # as `link_records` promises it
+        table["newer"][rows[good]] = (wanted[good] >> np.uint64(32)).astype(np.uint32)
 
     def _mark_merged(self, rows: U4) -> None:
         """Blocks that are in DRAM too: durable as far as all before them is."""

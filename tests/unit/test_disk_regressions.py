@@ -1,11 +1,14 @@
 """What the simulation found in the disk tier and in restarts, each as small as it gets."""
 
+from collections.abc import Generator
+
 import numpy as np
 import pytest
 
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
+from kvstore.blocks import U4
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier import commits, demotion, flushing, recovery
@@ -512,3 +515,24 @@ def test_a_block_that_was_stored_again_is_back_though_the_index_still_knows_the_
     table = later.store.tables.blocks
     assert [int(table["generation"][later.row(namespace, key)]) for key in chain(8, "old")] == young
     assert isinstance(client.ask(namespace, chain(8, "old"), wait_ns=SECOND), Held)
+
+
+@pytest.mark.parametrize("becomes_anothers", [True, False])
+def test_a_parent_whose_row_becomes_anothers_while_disk_is_read_is_nobodys_parent(
+    monkeypatch: pytest.MonkeyPatch, *, becomes_anothers: bool
+) -> None:
+    core, client, namespace = make()
+    put(client, namespace, chain(3))
+    core.pass_time(SECOND)
+    core.work_all()
+    youngest_first = recovery.Recovery._youngest_first
+
+    def meanwhile(self: recovery.Recovery, rows: U4) -> Generator[None, None, U4]:
+        generations = self._tables.blocks["generation"]
+        if becomes_anothers:
+            generations[rows[generations[rows].argmin()]] = 1000  # the first of the chain
+        return (yield from youngest_first(self, rows))
+
+    monkeypatch.setattr(recovery.Recovery, "_youngest_first", meanwhile)
+    there = successor(core).client()
+    assert there.match(there.open(), chain(3)) == (1 if becomes_anothers else 3)
