@@ -2450,7 +2450,8 @@ def _keeps_promise(t: Tables, block: Number) -> bool:
     promised = np.uint64(row["older"]) | (np.uint64(row["newer"]) << np.uint64(32))
     row["older"] = 0
     row["newer"] = 0
-    return promised == 0 or t.blocks[np.int64(row["parent"])]["generation"] == promised
+    kept: bool = promised == 0 or t.blocks[np.int64(row["parent"])]["generation"] == promised
+    return kept
 
 
 @compiled

@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.s3.requests.append(("PUT", name))
         if self._refused():
             return
-        used = sum(map(len, self.s3.objects.values()))
+        used = sum(map(len, list(self.s3.objects.values())))
         if self.s3.room_bytes is not None and used + len(body) > self.s3.room_bytes:
             self._fail(507, "XMinioStorageFull")
             return
@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         most, after = int(query.get("max-keys", ["1000"])[0]), query.get("continuation-token", [""])[0]
-        names = sorted(name for name in self.s3.objects if name.startswith(prefix) and name > after)
+        names = sorted(name for name in list(self.s3.objects) if name.startswith(prefix) and name > after)
         contents = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{len(self.s3.objects.get(name, b''))}</Size>"
             "<LastModified>2026-11-21T00:00:00.000Z</LastModified><ETag>&quot;0&quot;</ETag></Contents>"

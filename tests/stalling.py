@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import kvclient
+from tests.node import PATIENCE_S
 
 LEASE_S = 0.02
 
@@ -22,7 +23,7 @@ def main() -> None:
     """Obey."""
     block_bytes = int(sys.argv[2])
     fields = {"model": "m", "engine": "node", "layout": "flat", "dtype": "uint8"}  # those of `tests/node.py`
-    with kvclient.connect(Path(sys.argv[1])) as client:
+    with kvclient.connect(Path(sys.argv[1]), timeout_s=PATIENCE_S) as client:
         ns = client.namespace(block_bytes=block_bytes, **fields)  # type: ignore[arg-type]
         print(json.dumps({}), flush=True)
         for line in sys.stdin:

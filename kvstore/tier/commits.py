@@ -5,7 +5,8 @@
 One commit runs at a time; what is written meanwhile goes with the next one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -50,6 +51,7 @@ class Commits:
         self._next_name = 1
         self._new_names: list[Name] = []
         self._dirty: dict[tuple[int, int], None] = {}  # position, chunk
+        self._first: dict[tuple[int, int], None] = {}  # of these, in which places became nobody's
         self._written: list[Written] = []  # and not durable yet
         self._bytes = 0
         self._since_ns = 0  # when the oldest of them was written; 0: there is none
@@ -96,6 +98,16 @@ class Commits:
         self._dirty[disk >> shift, (disk & ((1 << shift) - 1)) // CHUNK_SLOTS] = None
         self._since_ns = self._since_ns or now_ns
 
+    def forgot(self, disks: Sequence[int]) -> None:
+        """These places are nobody's: what is written again elsewhere is durable once the index has forgotten them, or
+        it would know a block in two places, one of them erased. No commit is begun for that.
+        """
+        shift = int(self._tables.book[blocks.SHIFT])
+        mask = (1 << shift) - 1
+        chunks = dict.fromkeys((disk >> shift, (disk & mask) // CHUNK_SLOTS) for disk in disks)
+        self._first.update(chunks)
+        self._dirty.update(chunks)
+
     @property
     def clean(self) -> bool:
         """Is everything that was written durable?"""
@@ -114,9 +126,10 @@ class Commits:
         due_ns = self.next_ns()
         if due_ns is None or due_ns > now_ns:
             return
-        self._taken = list(self._dirty)[:CHUNKS]
+        self._taken = list(islice(chain(self._first, (at for at in self._dirty if at not in self._first)), CHUNKS))
         for place in self._taken:
             del self._dirty[place]
+            self._first.pop(place, None)
         self._covered, self._written = self._written, []
         if self._dirty:  # the rest goes with the next; blocks of these chunks are durable only when theirs is
             self._split()
@@ -136,7 +149,7 @@ class Commits:
         shift = int(self._tables.book[blocks.SHIFT])
 
         def waits(one: Written) -> bool:
-            return (one[2] >> shift, (one[2] & ((1 << shift) - 1)) // CHUNK_SLOTS) in self._dirty
+            return bool(self._first) or (one[2] >> shift, (one[2] & ((1 << shift) - 1)) // CHUNK_SLOTS) in self._dirty
 
         self._written = [one for one in self._covered if waits(one)]
         self._covered = [one for one in self._covered if not waits(one)]
@@ -159,6 +172,7 @@ class Commits:
             return self._mark(covered, now_ns)
         self.faults += 1
         self._since_ns = now_ns + RETRY_NS
+        self._first = dict.fromkeys([*self._taken, *self._first])
         self._dirty = dict.fromkeys([*self._taken, *self._dirty])
         self._new_names = order.names + self._new_names
         self._segments.dropped += order.dropped

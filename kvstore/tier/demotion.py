@@ -38,6 +38,7 @@ GENTLE_BYTES = BATCH_BYTES
 CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
+TURN_BLOCKS = 256  # once so many are on their way, the owner thread does something else first: 10 us each
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
 
 
@@ -106,6 +107,8 @@ class Demotion:
         self.running_bytes = 0
         self._overwrites = False  # does the next write replace an evicted block?
         self._overwriting: set[int] = set()
+        self.saves_begun = 0  # batches
+        self._saves: dict[int, int] = {}  # of those that run, how many had been begun before; the first one first
         self.tally = Tally()
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -134,13 +137,17 @@ class Demotion:
     def _most_running(self, now_ns: int) -> int:
         """How many bytes may be on their way to disk now."""
         if self.hurry:
-            return HURRY_BYTES
+            return self._most_in_a_hurry()
         if not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
             return RUNNING_BYTES
         behind = self._published_bytes - self._queue[0][2]
         if 4 * behind < 3 * self._dram_bytes:
             return 0
         return GENTLE_BYTES if 8 * behind < 7 * self._dram_bytes else RUNNING_BYTES
+
+    def _most_in_a_hurry(self) -> int:
+        """What is held for writing cannot make room for who stores."""
+        return min(HURRY_BYTES, max(RUNNING_BYTES, self._dram_bytes // 4))
 
     def took(self, seconds: float, read_bytes: int) -> None:
         """Reads have ended: what reading costs decides what is worth writing."""
@@ -162,17 +169,20 @@ class Demotion:
         """Start writes while there is something to write, and room and budget for it."""
         if not self.enabled:
             return
-        while self._queue and not self.stuck and now_ns >= self._later_ns:
+        begun = 0
+        while self._queue and not self.stuck and now_ns >= self._later_ns and begun < TURN_BLOCKS:
             if self.running_bytes >= self._most_running(now_ns) or not self._afford(now_ns):
                 return
-            if not self._start(now_ns):
+            gathered = self._start(now_ns)
+            if not gathered:
                 return
+            begun += gathered
 
     def next_ns(self) -> int | None:
         """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
         if not self.enabled or not self._queue or self.stuck:
             return None
-        if self.running_bytes >= (HURRY_BYTES if self.hurry else RUNNING_BYTES):
+        if self.running_bytes >= (self._most_in_a_hurry() if self.hurry else RUNNING_BYTES):
             return None
         if self.running_bytes >= self._most_running(self._published_ns):
             return self._published_ns + CALM_NS
@@ -188,8 +198,8 @@ class Demotion:
         self._budget = min(self._bytes_per_s / 4, self._budget + passed_s * self._bytes_per_s)
         return self._budget > 0
 
-    def _start(self, now_ns: int) -> bool:
-        """Gather one batch of one namespace and send it on its way. False if it has to wait."""
+    def _start(self, now_ns: int) -> int:
+        """Gather one batch of one namespace and send it on its way. How many blocks; 0 if it has to wait."""
         gathered, namespace, postponed = 0, None, 0
         table = self._tables.blocks
         most = KEYS_PER_FRAME
@@ -217,9 +227,9 @@ class Demotion:
                 self._queue.popleft()
                 table["flags"][row] &= ~blocks.QUEUED
         if not gathered or namespace is None:
-            return False
+            return 0
         self._send(namespace, gathered, now_ns)
-        return True
+        return gathered
 
     def _send(self, namespace: Namespace, count: int, now_ns: int) -> None:
         if not self._costing.worth_writing(namespace, self._rows[:count]):
@@ -366,8 +376,11 @@ class Demotion:
         self.running_bytes += len(batch) * slot_bytes
         if self._bytes_per_s:
             self._budget -= len(batch) * slot_bytes
-        if self._overwrites and isinstance(batch[0], Save):
-            self._overwriting.add(id(batch[0]))
+        if isinstance(batch[0], Save):
+            self._saves[id(batch[0])] = self.saves_begun
+            self.saves_begun += 1
+            if self._overwrites:
+                self._overwriting.add(id(batch[0]))
         self._workers.submit(batch)
 
     @property
@@ -375,9 +388,15 @@ class Demotion:
         """Does a write run that replaces an evicted block, whose header is there until it ends?"""
         return bool(self._overwriting)
 
+    @property
+    def saves_over(self) -> int:
+        """So many of `saves_begun`, the first ones, have ended."""
+        return next(iter(self._saves.values()), self.saves_begun)
+
     def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         del self.running[id(batch[0])]
         self._overwriting.discard(id(batch[0]))
+        self._saves.pop(id(batch[0]), None)
         self.running_bytes -= len(batch) * slot_bytes
 
     def saved(self, batch: list[Save]) -> list[Save]:

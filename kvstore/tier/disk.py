@@ -6,6 +6,7 @@ out   dropped blocks -> erasure.py; room for others -> segments.py
 in    at start -> recovery.py
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,7 +103,7 @@ class Disk:
             costing=costing,
         )  # fmt: skip
         self.commits = Commits(tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running))
-        self.erasure = Erasure(tables, self.segments, workers)
+        self.erasure = Erasure(tables, self.segments, workers, self._given_up)
         self.closed = Closed(workers, self.erasure)
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
@@ -112,7 +113,7 @@ class Disk:
         self.tally = self.loading.tally
         self._recovery: Recovery | None = None
         self._drain_ns = 0
-        self._after_saves: list[Callable[[], None]] = []
+        self._after_saves: deque[tuple[int, Callable[[], None]]] = deque()  # once so many batches have ended
         self._when_serving: list[Callable[[], None]] = []
         self._lost: list[int] = []  # segments whose files are gone, to be emptied
 
@@ -150,10 +151,16 @@ class Disk:
     def _recover(self) -> None:
         assert self._recovery is not None, "nothing to take over"
         if self._recovery.run(RECOVERY_SLICES):
+            self.erasure.pump()
             self.recovered, self._recovery = self._recovery.result, None
             self.state = DiskState.SERVING
             self.demotion.enabled = True
             self._act()
+
+    def _given_up(self, places: Sequence[int]) -> None:
+        """These are nobody's. Of those that a start finds, the index mostly knows already."""
+        if self._recovery is None:
+            self.commits.forgot(places)
 
     def _works(self) -> bool:
         """Is there a disk tier in this life?"""
@@ -251,10 +258,9 @@ class Disk:
 
     def _saved(self, batch: list[Save]) -> list[Save]:
         good = self.demotion.saved(batch)
-        if self._after_saves and not self._unsettled():
-            waiting, self._after_saves = self._after_saves, []
-            for answer in waiting:
-                self.erasure.when_erased(answer)
+        over = self.demotion.saves_over if self._unsettled() else self.demotion.saves_begun
+        while self._after_saves and self._after_saves[0][0] <= over:
+            self.erasure.when_erased(self._after_saves.popleft()[1])
         return good
 
     def _unsettled(self) -> bool:
@@ -270,7 +276,7 @@ class Disk:
 
     def _when_overwritten(self, answer: Callable[[], None]) -> None:
         if self._unsettled():
-            self._after_saves.append(answer)
+            self._after_saves.append((self.demotion.saves_begun, answer))  # or it might wait for ever for new ones
         else:
             self.erasure.when_erased(answer)
 

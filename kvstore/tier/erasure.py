@@ -16,7 +16,11 @@ RUNNING = 4  # batches at a time: reading comes first, and each is synced
 class Erasure:
     """What waits to be erased, and who waits for that."""
 
-    def __init__(self, tables: Tables, segments: Segments, workers: Workers) -> None:
+    def __init__(
+        self, tables: Tables, segments: Segments, workers: Workers, given: Callable[[Sequence[int]], None]
+    ) -> None:
+        """`given` hears of places that belong to nobody from now on."""
+        self._given = given
         self._tables = tables
         self._segments = segments
         self._workers = workers
@@ -31,8 +35,12 @@ class Erasure:
 
     def pump(self) -> None:
         """Send some of what waits on its way: a start may find thousands of places that nobody knows."""
+        places: list[int] = []
         while place := int(blocks.next_to_erase(self._tables)):
-            self._queue.append(place)
+            places.append(place)
+        if places:
+            self._queue.extend(places)
+            self._given(places)
         while self._queue and len(self._running) < RUNNING:
             self._send_some()
 

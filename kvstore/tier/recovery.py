@@ -140,18 +140,24 @@ class Recovery:
                 )
                 yield
         if end:
-            self._link_moved(left[:end], wanted[:end])
+            yield from self._link_moved(left[:end], wanted[:end])
 
-    def _link_moved(self, rows: U4, wanted: U8) -> None:
+    def _link_moved(self, rows: U4, wanted: U8) -> Iterator[None]:
         """Parents that were written again elsewhere: a generation is given once, so it names them."""
         table, unused = self._tables.blocks, int(self._tables.book[blocks.UNUSED_ROW])
-        alive = np.flatnonzero(~np.isin(table["state"][:unused], (blocks.FREE, blocks.DOOMED)))
-        generations = table["generation"][alive]
-        order = np.argsort(generations)
-        at = np.minimum(np.searchsorted(generations[order], wanted), order.size - 1)
-        parents = alive[order[at]]
+        sought, which = np.unique(wanted, return_inverse=True)
+        found: U4 = np.zeros(sought.size, dtype=np.uint32)
+        for start in range(1, unused, SLICE):
+            generations = table["generation"][start : min(start + SLICE, unused)]
+            at = np.minimum(np.searchsorted(sought, generations), sought.size - 1)
+            these = np.flatnonzero(sought[at] == generations)
+            these = these[~np.isin(table["state"][start + these], (blocks.FREE, blocks.DOOMED))]
+            found[at[these]] = start + these
+            yield
+        parents = found[which]
         good = (table["generation"][parents] == wanted) & (table["namespace"][parents] == table["namespace"][rows])
-        good &= parents != rows
+        good &= (parents != 0) & (parents != rows)
+        good &= ~np.isin(table["state"][parents], (blocks.FREE, blocks.DOOMED))  # it may have been dropped since then
         table["parent"][rows[good]] = parents[good]
         table["writer"][rows[good]] = blocks.UNKNOWN
         table["older"][rows[good]] = wanted[good].astype(np.uint32)  # as `link_records` promises it
@@ -169,12 +175,17 @@ class Recovery:
         """Of two blocks of one name the index may still know the one that is gone: it is the elder, and what continues
         it is, too. Whoever is settled first has the name. 16 bits at a time, which is a radix sort.
         """
-        generations = self._tables.blocks["generation"]
-        youngest = generations[rows].max(initial=0)
-        for shift in range(0, int(youngest).bit_length(), 16):
-            digits = ((youngest - generations[rows]) >> np.uint64(shift)).astype(np.uint16)
+        ages: U8 = np.zeros(rows.size, dtype=np.uint64)  # to look for each in the table anew takes longer than to sort
+        for start in range(0, rows.size, SLICE):
+            ages[start : start + SLICE] = self._tables.blocks["generation"][rows[start : start + SLICE]]
             yield
-            rows = rows[np.argsort(digits, kind="stable")]
+        np.subtract(ages.max(initial=0), ages, out=ages)
+        for shift in range(0, int(ages.max(initial=0)).bit_length(), 16):
+            digits = (ages >> np.uint64(shift)).astype(np.uint16)
+            yield
+            order = np.argsort(digits, kind="stable")
+            yield
+            rows, ages = rows[order], ages[order]
             yield
         return rows
 

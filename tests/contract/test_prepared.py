@@ -36,7 +36,7 @@ def running(either: None, tmp_path: Path) -> Iterator[DaemonProcess]:
 
 def test_it_serves_has_nothing_open_that_is_not_its_own_and_says_how_it_ended(running: DaemonProcess) -> None:
     process = running.process
-    with kvclient.connect(running.runtime_dir) as client:
+    with kvclient.connect(running.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(PATIENCE_S)
         assert client.ping() is not None
     opened = [file.readlink() for file in Path(f"/proc/{process.pid}/fd").iterdir()]

@@ -61,18 +61,18 @@ class Engine:
         total: Counter[str] = Counter()
         refused: Counter[str] = Counter()
         if flush:
-            self.ns.flush(10.0)  # the next one speaks of these chains alone
+            self.ns.flush(30.0)  # the next one speaks of these chains alone
         for number in range(chains):
             keys = chain(name, number)
             result = self.ns.store(keys, [value(key) for key in keys], wait=True, space_s=5.0)
             total.update(accepted=result.accepted, known=result.known)
             refused.update({str(reason): count for reason, count in result.reasons.items()})
         if flush:
-            flushed = self.ns.flush(10.0)
+            flushed = self.ns.flush(30.0)
             total.update(durable=flushed.durable, failed=flushed.failed + flushed.evicted)
         return {**total, "refused": dict(refused)}
 
-    def fetch(self, name: str, chains: int, wait_s: float = 2.0) -> dict[str, Any]:
+    def fetch(self, name: str, chains: int, wait_s: float = 10.0) -> dict[str, Any]:
         """Chains of a set, and every byte of theirs."""
         assert self.client.wait_connected(30), self.client.status
         total: Counter[str] = Counter(asked=0, hit=0, disk=0, wrong=0)

@@ -11,7 +11,7 @@ from tests.raw import RawClient, raw_client, real_daemon
 @pytest.fixture(scope="session")
 def shared_daemon() -> Iterator[DaemonProcess]:
     """A daemon with 64 MiB in eight arenas."""
-    with real_daemon("--ring", "1MiB", "--ticket-ttl", "200ms") as daemon:
+    with real_daemon("--ring", "1MiB") as daemon:
         yield daemon
         assert daemon.process.poll() is None, "the daemon died"
 

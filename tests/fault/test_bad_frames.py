@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from kvproto import frames
 from kvproto.errors import Code, Grant
 from kvproto.frames import Hello, Role, Verb
 from kvproto.limits import FRAME_BYTES, KEYS_PER_FRAME, PROTOCOL_VERSION
+from tests.node import until
 from tests.raw import RawClient, dial, identity, key, raw_client
 
 
@@ -174,8 +176,10 @@ def test_a_client_that_reads_nothing_is_told_to_go(client: RawClient) -> None:
 def _talk_without_listening(client: RawClient) -> None:
     client.socket.setblocking(False)
     ping = frames.build(Verb.PING, 1, bytes(8))
-    for _ in range(1_000_000):
-        try:
-            client.send(ping)
-        except BlockingIOError:
-            os.sched_yield()
+
+    def fill() -> None:
+        with suppress(BlockingIOError):
+            while True:
+                client.send(ping)
+
+    until(fill)

@@ -17,7 +17,7 @@ import kvclient
 from kvproto.errors import Grant
 from kvproto.frames import Mode, Verb
 from kvproto.limits import KIB
-from tests.node import Node, assert_blocks, chain, fetch, until, values
+from tests.node import PATIENCE_S, Node, assert_blocks, chain, fetch, until, values
 from tests.raw import raw_client
 
 BLOCK_BYTES = 64 * KIB
@@ -167,7 +167,7 @@ class TestOutOfUse:
 
 class TestStoring:
     def connect(self, node: Node, mode: str, tenant: str = "trusted") -> kvclient.Client:
-        client = kvclient.connect(node.run, mode=mode, tenant=tenant)
+        client = kvclient.connect(node.run, mode=mode, tenant=tenant, timeout_s=PATIENCE_S)
         assert client.wait_connected(10)
         return client
 

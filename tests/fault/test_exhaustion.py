@@ -65,7 +65,7 @@ for _ in range(100):
 def test_a_process_may_connect_fetch_and_close_for_ever() -> None:
     with real_daemon("--ring", "1MiB") as daemon:
         for _ in range(LINGERING_PER_UID + 20):
-            with kvclient.connect(daemon.runtime_dir) as client:
+            with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
                 namespace = client.namespace(
                     model="m", engine="e", layout="l", dtype="d", block_tokens=4, block_bytes=4096
                 )

@@ -169,17 +169,20 @@ with raw_client(Path({str(daemon.runtime_dir)!r})) as client:
         assert len(survivor.lease(namespace, keys).locations) == 8
 
 
-def test_a_lapsed_ticket_is_stale_and_its_key_free(client: RawClient, daemon: DaemonProcess) -> None:
-    namespace = client.open()
-    keys = [os.urandom(32)]
-    (item,) = client.reserve(namespace, keys)
-    with raw_client(daemon.runtime_dir) as other:
-        theirs = other.open()
+def test_a_lapsed_ticket_is_stale_and_its_key_free() -> None:
+    with (
+        real_daemon("--ring", "1MiB", "--ticket-ttl", "200ms") as daemon,
+        raw_client(daemon.runtime_dir) as client,
+        raw_client(daemon.runtime_dir) as other,
+    ):
+        namespace, theirs = client.open(), other.open()
+        keys = [os.urandom(32)]
+        (item,) = client.reserve(namespace, keys)
         grants = {Grant.PENDING}
-        while Grant.GRANTED not in grants:  # until the ticket has lapsed: 200 ms in this daemon
+        while Grant.GRANTED not in grants:  # until the ticket has lapsed
             grants |= {Grant(granted.grant) for granted in other.reserve(theirs, keys)}
-    assert client.commit([item.ticket]) == 1
-    assert published(client, 1) == [Outcome.STALE]
+        assert client.commit([item.ticket]) == 1
+        assert published(client, 1) == [Outcome.STALE]
 
 
 def test_a_full_store_evicts_the_oldest_leaf_first(client: RawClient) -> None:

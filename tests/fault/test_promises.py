@@ -55,7 +55,7 @@ def test_who_waits_is_promised_more_while_nothing_comes_and_a_successor_keeps_no
                 assert (len(leased.locations), leased.coming) == (0, 500), "all of DRAM, but for a rest"
                 deadline_ns = leased.deadline_ns
                 for _ in range(2):
-                    assert time.monotonic_ns() < deadline_ns <= time.monotonic_ns() + PROMISE_NS
+                    assert deadline_ns <= time.monotonic_ns() + PROMISE_NS
                     ready = raw.ready()
                     assert (ready.lease, ready.locations, ready.left) == (leased.lease, [], 500)
                     assert ready.deadline_ns > deadline_ns
@@ -88,7 +88,7 @@ def test_a_client_reads_what_came_before_a_wait_that_was_longer_than_its_lease(t
             assert lease.expected == count
             told_ns = lease.deadline_ns
             assert until(lambda: lease.deadline_ns > told_ns + PROMISE_NS), "promised anew, twice at least"
-            assert lease.valid()
+            assert until(lease.valid)  # or this process or the daemon stood still
             assert [bytes(view) for view in lease.views_of(range(there))] == [
                 block.tobytes() for block in values(keys[:there], block_bytes)
             ]

@@ -17,7 +17,7 @@ import kvclient
 from bench.harness import memory_of
 from bench.load.levels import descriptors_of
 from tests.figures import Recorder
-from tests.node import Bytes, Node, chain, fetch, values
+from tests.node import WAIT_S, Bytes, Node, chain, fetch, values
 
 SEED = 20
 BLOCK_BYTES = (12_000, 64 << 10)
@@ -83,7 +83,8 @@ def _use(ns: kvclient.Namespace, keys: list[bytes], blocks: Bytes, what: float, 
     seen["from disk"] += found.tiers.disk
     seen["asked"] += len(keys) - there
     if there < len(keys):
-        stored = ns.store(keys[there:], blocks[there:], parent=keys[there - 1] if there else None, wait=True)
+        parent = keys[there - 1] if there else None
+        stored = ns.store(keys[there:], blocks[there:], parent=parent, wait=True, space_s=WAIT_S)
         seen["stored"] += stored.accepted
         seen["refused"] += len(keys) - there - stored.accepted - stored.known
     if what < 0.02:

@@ -14,6 +14,7 @@ from bench.engines import find_vllm, why_not
 from bench.process import DaemonProcess
 from kvproto import control_pb2, control_pb2_grpc
 from kvproto.control_token import token_metadata
+from tests.node import PATIENCE_S
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -65,7 +66,7 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
 @pytest.fixture
 def client(daemon: DaemonProcess) -> Iterator[kvclient.Client]:
     """A connected client of the module's daemon."""
-    with kvclient.connect(daemon.runtime_dir) as connected:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as connected:
         assert connected.wait_connected(10.0), connected.status
         yield connected
 

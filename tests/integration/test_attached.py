@@ -27,7 +27,7 @@ from tests.attached_kit import (
     maps_of,
     namespace_of,
 )
-from tests.node import until
+from tests.node import PATIENCE_S, until
 from tests.raw import real_daemon
 
 HALF = PAGES // 2
@@ -132,7 +132,8 @@ def test_blocks_that_lie_on_disk_alone_are_read_first(client: kvclient.Client, k
     assert namespace.flush(30.0).durable == HALF
     rubbish = np.zeros((512, BLOCK_BYTES), dtype=np.uint8)
     for number in range(12):  # 96 MiB through 64
-        other.store([key[:24] + number.to_bytes(8, "little") for key in keys_of(other, 512)], rubbish, wait=True)
+        rest = [key[:24] + number.to_bytes(8, "little") for key in keys_of(other, 512)]
+        other.store(rest, rubbish, wait=True, space_s=PATIENCE_S)
         if namespace.match(keys).tiers.disk == HALF:
             break
     assert namespace.match(keys).tiers.disk == HALF

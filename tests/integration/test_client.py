@@ -17,6 +17,7 @@ from kvclient import Client, Namespace, Reason
 from kvproto.errors import ForkError, RefusedError, UsageError
 from kvproto.limits import NAMESPACES_PER_SESSION
 from tests.integration.conftest import StartDaemon
+from tests.node import PATIENCE_S
 
 BLOCK = 16 << 10
 Blocks = list[np.ndarray[tuple[int], np.dtype[np.uint8]]]
@@ -41,7 +42,10 @@ def keys_of(namespace: Namespace, count: int) -> list[bytes]:
 
 
 def test_what_one_client_stores_another_fetches_byte_for_byte(daemon: DaemonProcess) -> None:
-    with kvclient.connect(daemon.runtime_dir) as writer, kvclient.connect(daemon.runtime_dir) as reader:
+    with (
+        kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as writer,
+        kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as reader,
+    ):
         source, sink = namespace_of(writer), namespace_of(reader)
         keys, blocks = keys_of(source, 30), random_blocks(30, 1)
         assert source.store(keys, blocks, wait=True).accepted == 30
@@ -201,7 +205,7 @@ def test_the_asyncio_flavour_speaks_to_the_same_daemon(daemon: DaemonProcess, cl
     target = [np.zeros(BLOCK, dtype=np.uint8) for _ in blocks]
 
     async def there_and_back() -> list[bytes]:
-        async with await aio.connect(daemon.runtime_dir) as connected:
+        async with await aio.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as connected:
             namespace = await connected.namespace(
                 model="m", engine="test", layout="flat", dtype="uint8", block_tokens=4, block_bytes=BLOCK
             )
@@ -237,13 +241,17 @@ def test_a_client_stopped_past_its_lease_finds_a_miss(daemon: DaemonProcess) -> 
 import os, signal, sys
 sys.path[:0] = {sys.path!r}
 import kvclient, numpy as np
-client = kvclient.connect({str(daemon.runtime_dir)!r})
+client = kvclient.connect({str(daemon.runtime_dir)!r}, timeout_s=30.0)
 namespace = client.namespace(model="stop", engine="t", layout="l", dtype="d", block_tokens=4, block_bytes={BLOCK})
 keys = [bytes([7]) * 32]
 namespace.store(keys, [np.full({BLOCK}, 7, dtype=np.uint8)], wait=True)
 target = np.zeros({BLOCK}, dtype=np.uint8)
-with namespace.fetch(keys, ttl_s=0.3) as lease:
-    assert lease.blocks == 1 and lease.valid()
+lease = namespace.fetch(keys, ttl_s=0.3)
+while not lease.valid():  # this process stood still of itself
+    lease.release()
+    lease = namespace.fetch(keys, ttl_s=0.3)
+with lease:
+    assert lease.blocks == 1
     print("leased", flush=True)
     sys.stdin.readline()
     print(lease.valid(), lease.copy_to([target]), flush=True)
@@ -278,7 +286,7 @@ def _kvctl_json(runtime_dir: Path, *command: str) -> str:
 
 def test_a_daemon_killed_under_load_is_a_miss_and_its_successor_is_found(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "64MiB", "--lock", "false")
-    client = kvclient.connect(daemon.runtime_dir)
+    client = kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S)
     namespace = namespace_of(client)
     keys, blocks = keys_of(namespace, 50), random_blocks(50, 12)
     namespace.store(keys, blocks, wait=True)
@@ -317,7 +325,7 @@ def test_a_stopped_daemon_costs_a_call_its_deadline_and_no_more(start_daemon: St
 
 def test_a_draining_daemon_serves_and_takes_nothing_new(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "64MiB", "--lock", "false")
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         namespace = namespace_of(client)
         keys, blocks = keys_of(namespace, 3), random_blocks(3, 14)
         namespace.store(keys, blocks, wait=True)
@@ -334,7 +342,7 @@ def test_a_draining_daemon_serves_and_takes_nothing_new(start_daemon: StartDaemo
 
 def test_a_daemon_without_room_keeps_the_lead_part(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "4MiB", "--arena", "1MiB", "--lock", "false")
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         namespace = namespace_of(client)
         keys, blocks = keys_of(namespace, 300), random_blocks(300, 15)
         result = namespace.store(keys, blocks, wait=True, space_s=0.2)
@@ -352,9 +360,9 @@ def test_tenants_of_one_user_are_told_apart_by_name_and_see_nothing_of_each_othe
     file.write_text("".join(f"[tenants.{name}]\nuids = [{os.geteuid()}]\n" for name in ("first", "second")))
     daemon = start_daemon("--dram", "64MiB", "--lock", "false", "--config", str(file))
     with (
-        kvclient.connect(daemon.runtime_dir, tenant="first") as first,
-        kvclient.connect(daemon.runtime_dir, tenant="second") as second,
-        kvclient.connect(daemon.runtime_dir) as unnamed,
+        kvclient.connect(daemon.runtime_dir, tenant="first", timeout_s=PATIENCE_S) as first,
+        kvclient.connect(daemon.runtime_dir, tenant="second", timeout_s=PATIENCE_S) as second,
+        kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as unnamed,
     ):
         assert [client.status.tenant for client in (first, second, unnamed)] == ["first", "second", "first"]
         mine, theirs = namespace_of(first), namespace_of(second)
@@ -368,7 +376,7 @@ def test_tenants_of_one_user_are_told_apart_by_name_and_see_nothing_of_each_othe
                 assert [bytes(view) for view in lease.views] == [block.tobytes() for block in expected]
         assert blocks[0].tobytes() != others[0].tobytes()
     with pytest.raises(RefusedError, match="may not be tenant"):
-        kvclient.connect(daemon.runtime_dir, tenant="third")
+        kvclient.connect(daemon.runtime_dir, tenant="third", timeout_s=PATIENCE_S)
 
 
 def _open_many(client: Client, count: int) -> None:

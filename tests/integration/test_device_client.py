@@ -13,6 +13,7 @@ from kvclient import devices
 from kvkernels.device.emulated_tensor import EmulatedTensor
 from kvkernels.device.emulation import Emulation
 from tests.integration.conftest import StartDaemon
+from tests.node import PATIENCE_S
 
 BLOCK, COUNT = 64 << 10, 100
 DIRECT = """
@@ -72,7 +73,7 @@ def store_and_fetch(client: kvclient.Client, device: Emulation) -> devices.Copie
 
 
 def test_a_device_and_a_processor_read_what_the_other_stored(daemon: DaemonProcess, device: Emulation) -> None:
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(30)
         copies = store_and_fetch(client, device)
     assert copies.copier.direct_bytes >= COUNT * BLOCK  # the ring
@@ -84,7 +85,7 @@ def test_in_mode_direct_the_device_copies_from_and_to_arenas(
 ) -> None:
     (tmp_path / "kvstored.toml").write_text(DIRECT.format(uid=os.getuid()))
     daemon = start_daemon("--config", str(tmp_path / "kvstored.toml"))
-    with kvclient.connect(daemon.runtime_dir, mode="direct") as client:
+    with kvclient.connect(daemon.runtime_dir, mode="direct", timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(30)
         assert client.status.mode == "direct"
         copies = store_and_fetch(client, device)
@@ -99,7 +100,7 @@ def test_in_mode_direct_the_device_copies_from_and_to_arenas(
 
 def test_where_the_device_registers_such_maps_nothing_is_copied_twice(daemon: DaemonProcess) -> None:
     device = Emulation(read_only_registration=True)
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(30)
         namespace = namespace_of(client, "read only")
         keys, blocks = namespace.keys(list(range(4 * COUNT))), np.full((COUNT, BLOCK), 3, np.uint8)

@@ -9,6 +9,7 @@ import kvclient
 from kvproto.limits import KIB, MIB
 from kvstore.tier.format import HEADER_BYTES, Codec, stored_slot_bytes
 from tests.node import (
+    PATIENCE_S,
     WAIT_S,
     Node,
     assert_blocks,
@@ -112,7 +113,7 @@ def test_chunks_of_a_cold_lease_can_be_read_while_more_is_coming(cold: Node) -> 
 def test_two_clients_fetch_one_cold_chain_at_once(cold: Node) -> None:
     keys, ns = chain("shared", 28), cold.namespace(MIB)
     wanted = values(keys, MIB)
-    with kvclient.connect(cold.run) as other:
+    with kvclient.connect(cold.run, timeout_s=PATIENCE_S) as other:
         same = other.namespace(model="m", engine="node", layout="flat", dtype="uint8", block_bytes=MIB)
         with ns.fetch(keys, wait_s=WAIT_S) as first, same.fetch(keys[:16], wait_s=WAIT_S) as second:
             assert second.expected == 16
@@ -147,7 +148,7 @@ def test_the_second_touch_writes_and_the_first_does_not(node: Node) -> None:
 def test_with_admission_none_only_a_flush_writes(node: Node) -> None:
     quiet, asked = chain("quiet", 10), chain("asked", 10)
     node.start("--disk-admission", "none", "--disk-codec", "raw")
-    with kvclient.connect(node.run) as other:
+    with kvclient.connect(node.run, timeout_s=PATIENCE_S) as other:
         mine = other.namespace(model="m", engine="node", layout="flat", dtype="uint8", block_bytes=BLOCK_BYTES)
         put(mine, quiet, values(quiet, BLOCK_BYTES), durable=False)
         assert_blocks(fetch(mine, quiet).blocks, values(quiet, BLOCK_BYTES))

@@ -12,6 +12,7 @@ import kvclient
 from kvproto.keys import block_keys
 from kvproto.limits import KIB
 from tests.integration.conftest import StartDaemon
+from tests.node import PATIENCE_S
 
 BLOCK_BYTES = 64 * KIB
 BLOCK_TOKENS = 16
@@ -41,7 +42,7 @@ def tokens_file(folder: Path, first: int, count: int) -> tuple[Path, list[bytes]
 
 def test_what_was_stored_evicted_and_never_there_is_told_apart(start_daemon: StartDaemon, tmp_path: Path) -> None:
     daemon = start_daemon("--dram", "16MiB", "--arena", "1MiB", "--lock", "false", "--policy-dram", "lru")
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0), client.status
         namespace = client.namespace(
             model="m", engine="e", layout="l", dtype="bf16", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES
@@ -64,7 +65,7 @@ def test_what_was_stored_evicted_and_never_there_is_told_apart(start_daemon: Sta
 
 def test_advice_is_given_of_what_was_asked_for_unless_curves_are_off(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "16MiB", "--lock", "false")
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0), client.status
         namespace = client.namespace(
             model="m", engine="e", layout="l", dtype="bf16", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES

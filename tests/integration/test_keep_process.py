@@ -150,6 +150,16 @@ def run_keeper(runtime_dir: Path, patience_s: str = LONG_S) -> int:
     return subprocess.run(command, check=False, timeout=WAIT_S).returncode
 
 
+def brief_keeper(runtime_dir: Path, stack: ExitStack) -> int:
+    """One of half a second's patience that somebody has connected to; a descriptor of its process."""
+    while True:
+        assert run_keeper(runtime_dir, "0.5") == 0
+        with suppress(OSError):  # we stood still, and it is gone: another one
+            held = Held(runtime_dir)
+            stack.callback(held.socket.close)
+            return os.pidfd_open(held.pid)
+
+
 def wait_exit(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -336,23 +346,19 @@ def test_a_daemon_without_the_wish_ends_a_keeper_of_earlier_times(start: Start, 
 # The fd-keeper, seen from its socket
 
 
-def test_the_keeper_exits_when_no_daemon_ever_comes(runtime_dir: Path, dial: Callable[[], Held]) -> None:
-    assert run_keeper(runtime_dir, "0.5") == 0
-    wait_exit(os.pidfd_open(dial().pid))
+def test_the_keeper_exits_when_no_daemon_ever_comes(runtime_dir: Path, stack: ExitStack) -> None:
+    wait_exit(brief_keeper(runtime_dir, stack))
     assert not (runtime_dir / fd_keeper.SOCKET_NAME).exists()
 
 
 def test_the_keeper_waits_for_its_patience_after_the_daemon_is_gone(
-    start: Start, dial: Callable[[], Held], tmp_path: Path
+    start: Start, dial: Callable[[], Held], tmp_path: Path, stack: ExitStack
 ) -> None:
     program = start(4, patience_s="0.5")
     keeper = dial()
     other_dir = tmp_path / "other"
     other_dir.mkdir()
-    assert run_keeper(other_dir, "0.5") == 0
-    other = Held(other_dir)
-    wait_exit(os.pidfd_open(other.pid))  # a patience of 0.5 s has passed
-    other.socket.close()
+    wait_exit(brief_keeper(other_dir, stack))  # a patience of 0.5 s has passed
     pidfd = os.pidfd_open(keeper.pid)
     assert not select.select([pidfd], [], [], 0)[0], "it does not wait for a successor while there is a daemon"
     before = time.monotonic()
@@ -363,9 +369,8 @@ def test_the_keeper_waits_for_its_patience_after_the_daemon_is_gone(
     assert not (tmp_path / fd_keeper.SOCKET_NAME).exists()
 
 
-def test_who_only_connects_is_not_a_daemon(runtime_dir: Path, dial: Callable[[], Held]) -> None:
-    assert run_keeper(runtime_dir, "0.5") == 0
-    wait_exit(os.pidfd_open(dial().pid))
+def test_who_only_connects_is_not_a_daemon(runtime_dir: Path, stack: ExitStack) -> None:
+    wait_exit(brief_keeper(runtime_dir, stack))
 
 
 BAD = [

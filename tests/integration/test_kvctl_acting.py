@@ -27,7 +27,7 @@ from kvproto import control_pb2 as pb
 from kvproto.archive import RECORD_BYTES
 from kvproto.control_token import ask_token
 from kvproto.limits import KIB
-from tests.node import Node, chain, fetch, put, values
+from tests.node import PATIENCE_S, Node, chain, fetch, put, values
 
 BLOCK = 64 * KIB
 SALT = "a-salt-that-nobody-may-see"
@@ -200,7 +200,7 @@ def test_a_prefix_comes_with_what_leads_there_and_another_tenant_keeps_its_quota
     for _ in range(2):
         said = body(kvctl(node, "import", str(whole), "--tenant", "chat", "--yes", "-o", "json"), "import")
         assert said["stored_blocks"] + said["known_blocks"] == 19
-    with kvclient.connect(node.run, tenant="chat") as client:
+    with kvclient.connect(node.run, tenant="chat", timeout_s=PATIENCE_S) as client:
         theirs = client.namespace(model="prefix", engine="node", layout="flat", dtype="uint8", block_bytes=BLOCK)
         assert same(theirs, held) == 19
     tenants = {one["name"]: one for one in body(kvctl(node, "tenants", "-o", "json"), "tenants")}
@@ -215,7 +215,7 @@ def test_an_import_that_would_push_others_out_asks_first(node: Node, tmp_path: P
     body(kvctl(node, "export", str(path), "--namespace", ns.identity.digest().hex(), "-o", "json"), "export")
     before = body(kvctl(node, "tenants", "-o", "json"), "tenants")
     stored(node.namespace(BLOCK, model="filler"), "f")
-    with kvclient.connect(node.run, tenant="chat") as client:
+    with kvclient.connect(node.run, tenant="chat", timeout_s=PATIENCE_S) as client:
         theirs = client.namespace(model="filler", engine="node", layout="flat", dtype="uint8", block_bytes=BLOCK)
         fill = chain("fill", 40)
         theirs.store(fill, values(fill, BLOCK), wait=True)
@@ -250,10 +250,10 @@ import sys
 sys.path[:0] = {paths!r}
 import kvclient
 from kvproto.errors import RefusedError
-with kvclient.connect({run!r}) as client:
+with kvclient.connect({run!r}, timeout_s=30.0) as client:
     print(client.status.tenant)
 try:
-    kvclient.connect({run!r}, tenant="root")
+    kvclient.connect({run!r}, tenant="root", timeout_s=30.0)
 except RefusedError as error:
     print(error)
 """
@@ -272,7 +272,7 @@ def test_another_user_sees_what_its_tenant_has_and_changes_nothing(node: Node) -
         return as_chat(sys.executable, "-m", "kvctl", "--runtime-dir", str(node.run), *words)
 
     put(node.namespace(BLOCK), chain("mine", 2), values(chain("mine", 2), BLOCK), durable=False)
-    kvclient.connect(node.run, tenant="chat").close()
+    kvclient.connect(node.run, tenant="chat", timeout_s=PATIENCE_S).close()
     ours = json.loads(kvctl(node, "tenants", "-o", "json")[1])["tenants"]
     assert {one["name"] for one in ours} == {"root", "chat"}
     theirs = asked("tenants", "-o", "json")
@@ -289,7 +289,7 @@ def test_another_user_sees_what_its_tenant_has_and_changes_nothing(node: Node) -
 
 def planted(node: Node) -> dict[str, bytes]:
     """Things that must never leave the host, and that a daemon has met."""
-    client = kvclient.connect(node.run, name=NAME)
+    client = kvclient.connect(node.run, name=NAME, timeout_s=PATIENCE_S)
     ns = client.namespace(
         model="bundle", engine="node", layout="flat", dtype="uint8", block_bytes=BLOCK, block_tokens=3
     )

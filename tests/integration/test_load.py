@@ -34,7 +34,7 @@ if sys.orig_argv[1:3] == ["-m", "bench.load.victim"]:
 
 
 def assert_sound(outcome: Outcome) -> None:
-    """Nothing was wrong, and enough happened for something to be."""
+    """Nothing was wrong."""
     assert not outcome.wrong, "\n".join(outcome.wrong)
     results = results_of(outcome)
     assert (results["wrong"], results["leaks"], results["hangs"]) == (0, 0, 0)
@@ -42,19 +42,32 @@ def assert_sound(outcome: Outcome) -> None:
     p99_us = results["p99_us"]
     assert isinstance(p99_us, float)
     assert middle * 1e6 <= p99_us <= slowest * 1.05e6
+
+
+def too_little(outcome: Outcome, seconds: float) -> str:
+    """What there was less of than proves anything; `seconds`: as much as happens in so many."""
+    results = results_of(outcome)
     floors = {"calls": 50, "blocks_hit": 200, "bytes_compared": 10**6, "blocks_stored": 20, "processes_killed": 0.5}
     for name, each_second in floors.items():
         found = results[name]
         assert isinstance(found, int | float)
-        assert found >= each_second * outcome.seconds, f"{name}: {found} is too little to prove anything"
-    assert results["drive_faults"]
-    assert results["disk_calls_failed"]
-    assert verbs_of(outcome).keys() == {verb.name.lower() for verb in Verb} - {"nothing"}
+        if found < each_second * seconds:
+            return f"{name}: {found}"
+    if not (results["drive_faults"] and results["disk_calls_failed"]):
+        return "faults of the drive"
+    missing = {verb.name.lower() for verb in Verb} - {"nothing"} - verbs_of(outcome).keys()
+    assert verbs_of(outcome).keys() <= {verb.name.lower() for verb in Verb}
+    return ", ".join(missing)
 
 
+@pytest.mark.timeout(600)
 def test_64_clients_of_8_tenants_are_killed_on_a_bad_drive_and_nothing_is_wrong_or_left() -> None:
-    outcome = load(SECONDS, WARM_S, SEED)
-    assert_sound(outcome)
+    for times in (1, 2, 4):  # a busy machine takes longer for as much
+        outcome = load(times * SECONDS, WARM_S, SEED)
+        assert_sound(outcome)
+        if not (little := too_little(outcome, SECONDS)):
+            return
+    raise AssertionError(little)
 
 
 def test_a_daemon_that_keeps_rings_and_serves_wrong_bytes_is_found_out(
@@ -119,4 +132,6 @@ def test_what_has_grown_is_named() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ten_minutes_of_it() -> None:
-    assert_sound(load(600.0, 60.0, SEED + 1))
+    outcome = load(600.0, 60.0, SEED + 1)
+    assert_sound(outcome)
+    assert not too_little(outcome, 600.0)

@@ -19,6 +19,7 @@ from kvctl.client import ControlClient, KvctlError
 from kvproto import control_pb2 as pb
 from kvproto.keys import block_keys
 from tests.integration.conftest import StartDaemon
+from tests.node import PATIENCE_S, until
 
 BLOCK_TOKENS, BLOCK_BYTES = 16, 64 << 10
 SYSTEM = list(range(10 * BLOCK_TOKENS))
@@ -36,7 +37,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 @pytest.fixture(scope="module")
 def talks(daemon: DaemonProcess) -> Iterator[kvclient.Namespace]:
     """A namespace with ten conversations behind one beginning."""
-    with kvclient.connect(daemon.runtime_dir, name="engine-a") as client:
+    with kvclient.connect(daemon.runtime_dir, name="engine-a", timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0), client.status
         yield opened(client)
 
@@ -54,7 +55,7 @@ def chat(number: int) -> list[bytes]:
 
 def store(namespace: kvclient.Namespace, keys: list[bytes]) -> None:
     content = np.zeros(BLOCK_BYTES, dtype=np.uint8)
-    stored = namespace.store(keys, [content] * len(keys), wait=True)
+    stored = namespace.store(keys, [content] * len(keys), wait=True, space_s=PATIENCE_S)
     assert stored.accepted + stored.known == len(keys), stored
 
 
@@ -98,7 +99,7 @@ def test_prefixes_are_those_that_were_stored(daemon: DaemonProcess, talks: kvcli
 
 
 def test_top_has_the_rates_of_what_goes_on(daemon: DaemonProcess, talks: kvclient.Namespace) -> None:
-    over = threading.Event()
+    over, tops = threading.Event(), list[dict[str, Any]]()
 
     def work() -> None:
         number = 100
@@ -107,23 +108,30 @@ def test_top_has_the_rates_of_what_goes_on(daemon: DaemonProcess, talks: kvclien
             talks.fetch(chat(number)).release()
             number += 1
 
+    def looked() -> bool:
+        tops.append(kvctl(daemon, "top", "--once", "--interval", "0.5")["top"])
+        return rates(tops[-1])
+
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        top = kvctl(daemon, "top", "--once", "--interval", "0.5")["top"]
+        assert until(looked)
         for _ in range(5):  # while blocks come and go by eviction
             (tree,) = kvctl(daemon, "tree")["trees"]
             assert sum(node["blocks"] for node in tree["nodes"] if node["level"] == 0) == tree["blocks"] > 10
     finally:
         over.set()
         worker.join(60.0)
+    assert tops[-1]["hit_share"] == 1.0
+    assert [client["name"] for client in tops[-1]["clients"]] == ["engine-a"]
+
+
+def rates(top: dict[str, Any]) -> bool:
+    """Did something go on at every place in that time? On a busy machine it may be that nobody got on."""
     tiers = {tier["name"]: tier for tier in top["tiers"]}
-    assert tiers["dram"]["in_bytes_per_s"] > BLOCK_BYTES
-    assert tiers["dram"]["out_bytes_per_s"] > BLOCK_BYTES
-    assert tiers["disk"]["in_bytes_per_s"] > 0
-    assert top["hit_share"] == 1.0
-    assert [client["name"] for client in top["clients"]] == ["engine-a"]
-    assert top["clients"][0]["requests_per_s"] > 1
+    dram, disk, clients = tiers["dram"], tiers["disk"], top["clients"]
+    moved = min(dram["in_bytes_per_s"], dram["out_bytes_per_s"]) > BLOCK_BYTES and disk["in_bytes_per_s"] > 0
+    return moved and len(clients) == 1 and clients[0]["requests_per_s"] > 1 and top["hit_share"] is not None
 
 
 def test_events_tell_of_clients_operators_and_the_end(start_daemon: StartDaemon) -> None:
@@ -140,7 +148,7 @@ def test_events_tell_of_clients_operators_and_the_end(start_daemon: StartDaemon)
     listener = threading.Thread(target=listen)
     listener.start()
     assert came.wait(20.0)
-    with kvclient.connect(daemon.runtime_dir, name="engine-b") as client:
+    with kvclient.connect(daemon.runtime_dir, name="engine-b", timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0), client.status
         store(opened(client), chat(1))
     kvctl(daemon, "drain", "--yes")

@@ -16,7 +16,7 @@ from kvproto import frames
 from kvproto.errors import Code
 from kvproto.frames import Hello, Verb
 from kvproto.limits import MATCHES_PER_FRAME, NAMESPACES_PER_MATCH, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST
-from tests.node import chain
+from tests.node import PATIENCE_S, chain
 from tests.raw import dial, key, raw_client
 
 BLOCK = 4096
@@ -40,9 +40,9 @@ def store(shards: Sequence[Namespace], keys: Sequence[bytes], lengths: Sequence[
 
 def test_every_flavour_and_version_of_a_client_hears_the_same(daemon: DaemonProcess) -> None:
     keys, lengths = chain("common", 1500), [1500, 1203, 1400, 1203]
-    old = Connection(daemon.runtime_dir, Hello("old", version_high=PROTOCOL_VERSION_OLDEST), 10**9)
+    old = Connection(daemon.runtime_dir, Hello("old", version_high=PROTOCOL_VERSION_OLDEST), 30 * 10**9)
     old.start()
-    with kvclient.connect(daemon.runtime_dir) as client, Client(old) as before:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client, Client(old) as before:
         shards = shards_of(client, 4, "flavours")
         store(shards, keys, lengths)
         found = client.match(shards, keys)
@@ -57,7 +57,7 @@ def test_every_flavour_and_version_of_a_client_hears_the_same(daemon: DaemonProc
         assert before.match(shards_of(before, 4, "flavours"), keys) == found
 
     async def ask() -> Match:
-        async with await kvclient.aio.connect(daemon.runtime_dir) as there:
+        async with await kvclient.aio.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as there:
             theirs = [
                 await there.namespace(model="flavours", tp=(rank, 4), **SHAPE)  # type: ignore[arg-type]
                 for rank in range(4)
@@ -68,7 +68,7 @@ def test_every_flavour_and_version_of_a_client_hears_the_same(daemon: DaemonProc
 
 
 def test_what_one_rank_has_dropped_is_there_for_none(daemon: DaemonProcess) -> None:
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         shards, keys = shards_of(client, 8, "dropped"), chain("dropped", 20)
         store(shards, keys, [20] * 8)
         assert client.match(shards, keys).blocks == 20

@@ -88,8 +88,12 @@ def test_a_pin_covers_what_is_there_and_what_the_budget_allows(ns: kvclient.Name
 def test_a_pin_ends_by_itself_and_a_use_moves_its_end(ns: kvclient.Namespace) -> None:
     keys = chain("short", 4)
     put(ns, keys, values(keys, BLOCK), durable=False)
-    assert ns.pin(keys, 0.2, refresh=False).blocks == 4
-    assert len(ns.pins()) == 1
+
+    def pinned_for_a_while() -> bool:  # where nobody stands still between the two
+        assert ns.pin(keys, 0.2, refresh=False).blocks == 4
+        return len(ns.pins()) == 1
+
+    assert until(pinned_for_a_while)
     assert until(lambda: ns.pins() == [])
     assert ns.pin(keys, retention="5m").blocks == 4
     (first,) = ns.pins()

@@ -36,7 +36,9 @@ class Trio:
 
         with ThreadPoolExecutor(3) as starting:
             self.daemons = [stack.enter_context(one) for one in starting.map(start, range(3))]
-        self.clients = [stack.enter_context(kvclient.connect(one.runtime_dir)) for one in self.daemons]
+        self.clients = [
+            stack.enter_context(kvclient.connect(one.runtime_dir, timeout_s=PATIENCE_S)) for one in self.daemons
+        ]
         assert all(client.wait_connected(PATIENCE_S) for client in self.clients)
         self.spaces = [
             client.namespace(

@@ -12,7 +12,7 @@ from kvclient import Role
 from kvclient.buffers import Scattered
 from kvclient.integrations.sglang_store import PageStore, Parents, Timings
 from kvstore.tier.format import HEADER_BYTES
-from tests.node import Node
+from tests.node import PATIENCE_S, Node
 from tests.segments import flip
 
 PAGE_BYTES, PIECES = 8192, 4
@@ -29,7 +29,7 @@ def namespace(client: kvclient.Client, request: pytest.FixtureRequest) -> kvclie
 @pytest.fixture
 def store(daemon: DaemonProcess, namespace: kvclient.Namespace, request: pytest.FixtureRequest) -> Iterator[PageStore]:
     """Looks up with a client that stores nothing, as the backend does."""
-    with kvclient.connect(daemon.runtime_dir, role=Role.TOOL) as lookups:
+    with kvclient.connect(daemon.runtime_dir, role=Role.TOOL, timeout_s=PATIENCE_S) as lookups:
         assert lookups.wait_connected(10)
         quick = lookups.namespace(model=request.node.name, engine="e", layout="l", dtype="d", block_bytes=PAGE_BYTES)
         yield PageStore(quick, namespace, PAGE_BYTES, disk_wait_s=1.0)

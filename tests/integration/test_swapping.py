@@ -22,6 +22,7 @@ from kvclient.swaps import SwapIn, SwapOut
 from kvkernels.device.port import DeviceError, Direction
 from kvproto.errors import ClosedError, UsageError
 from tests.attached_kit import BLOCK_BYTES, EMULATED, LAYERS, PAGES, PIECE, engine, gated_daemon, namespace_of
+from tests.node import PATIENCE_S
 from tests.swap_kit import (
     FIRST,
     HALF,
@@ -248,7 +249,7 @@ def test_pages_that_nobody_waits_for_are_given_up_rather_than_waited_for(daemon:
         one.client.tick(1e-9)  # next to nothing may move
         keys = one.keys()
         out = one.swapper.swap_out(keys, FIRST)
-        assert one.swapper.before_reuse(FIRST, keep=False)
+        assert one.swapper.before_reuse(FIRST, timeout_s=30.0, keep=False)
         result = out.result(0.0)
         assert result.reasons[Reason.TIMED_OUT] == HALF - result.accepted > 0
         assert one.swapper.before_reuse(FIRST), "nothing is under way"
@@ -344,16 +345,24 @@ def test_a_copy_that_fails_half_way_writes_nothing_once_its_pages_are_free(
 
 
 def test_pages_that_a_daemon_which_hangs_may_still_read_are_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swap_attached, "CHUNK_S", 0.01)
+    monkeypatch.setattr(swap_attached, "CHUNK_S", 0.1)
     with gated_daemon() as (daemon, gate), rig(daemon, "daemon") as one:
         assert one.swapper.before_reuse(SECOND), "the control"
         assert one.namespace.save(one.keys(4, extra=b"other"), one.memory[SECOND[:4]], timeout_s=30.0).accepted == 4
         one.client._connection.timeout_ns = PATIENCE_NS
         gate.shut()
-        out = one.swapper.swap_out(one.keys(4), FIRST[:4], priority=Priority.URGENT)
+        tries: list[SwapOut] = []
+
+        def given_up_under_way() -> bool:  # a chunk that is given up before it has begun is over at once
+            some = one.keys(4, extra=len(tries).to_bytes(2, "little"))
+            tries.append(one.swapper.swap_out(some, FIRST[:4], priority=Priority.URGENT))
+            wait_until(lambda: tries[-1].over)
+            assert tries[-1].result(0.0).reasons == {Reason.TIMED_OUT: 4}
+            return gate.holds
+
         try:
-            wait_until(lambda: out.over)
-            assert out.result(0.0).reasons == {Reason.TIMED_OUT: 4}
+            wait_until(given_up_under_way)
+            out = tries[-1]
             assert not out.done
             assert not one.swapper.before_reuse(FIRST[:4], timeout_s=0.01)
         finally:
@@ -371,7 +380,7 @@ def test_a_swap_in_that_nobody_can_or_wants_to_hear_of_does_not_hold_up_others(h
         gate.shut()
         back = one.swapper.swap_in(keys, SECOND, priority=Priority.URGENT, groups=2)
         try:
-            wait_until(lambda: back.blocks)  # the daemon copies
+            wait_until(lambda: gate.holds and back.blocks)  # the daemon copies
             one.client._connection.timeout_ns = PATIENCE_NS
             if how == "cancelled":
                 back.cancel()
@@ -386,7 +395,7 @@ def test_a_swap_in_that_nobody_can_or_wants_to_hear_of_does_not_hold_up_others(h
             gate.open()
         one.client._connection.timeout_ns = 10 * 10**9
         assert one.memory.settle(30.0)
-        assert back.done
+        wait_until(lambda: back.done)
 
 
 def test_a_device_that_is_lost_is_a_refusal_and_a_miss(daemon: DaemonProcess) -> None:
@@ -398,7 +407,7 @@ def test_a_device_that_is_lost_is_a_refusal_and_a_miss(daemon: DaemonProcess) ->
         assert one.swapper.swap_in(keys, SECOND).result(30.0).reason is Reason.DEVICE
         lost = one.swapper.swap_out(one.keys(extra=b"x"), FIRST).result(30.0)
         assert (lost.accepted, lost.refused[0].reason) == (0, Reason.DEVICE)
-        with kvclient.connect(daemon.runtime_dir) as fresh:
+        with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as fresh:
             assert fresh.wait_connected(30.0), "the control: the daemon is none the worse for it"
 
 
@@ -447,7 +456,7 @@ def test_tensors_of_the_host_are_pages_too(daemon: DaemonProcess) -> None:
 
     random = torch.Generator().manual_seed(1)
     layers = [torch.randint(0, 256, (8, PIECE), generator=random, dtype=torch.uint8) for _ in range(2)]
-    with kvclient.connect(daemon.runtime_dir) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         namespace = namespace_of(client, "torch", 2 * PIECE)
         swapper = client.swapper(namespace, host_pages(layers))
         keys = namespace.keys(list(range(16)))

@@ -25,6 +25,7 @@ from kvclient.codecs import codec_of
 from kvclient.integrations import transformers as adapter
 from kvclient.integrations.transformers import TransformersKV
 from kvclient.integrations.trials import TRIED_ANYWAY
+from tests.node import PATIENCE_S
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -104,7 +105,7 @@ def salt(request: pytest.FixtureRequest) -> bytes:
 
 @pytest.fixture
 def other_client(daemon: DaemonProcess) -> Iterator[kvclient.Client]:
-    with kvclient.connect(daemon.runtime_dir) as connected:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as connected:
         assert connected.wait_connected(10.0)
         yield connected
 
@@ -479,7 +480,7 @@ def test_a_daemon_killed_and_restarted_is_a_miss_and_then_a_store_again(start_da
     prompt = prompt_of(DOCUMENT + REST)
     reference = plain(model, prompt)
     first = start_daemon("--dram", "64MiB")
-    with kvclient.connect(first.runtime_dir) as client:
+    with kvclient.connect(first.runtime_dir, timeout_s=PATIENCE_S) as client:
         kv = TransformersKV(client, model)
         kv.save(prompt[:, :DOCUMENT], computed_cache(model, prompt[:, :DOCUMENT]), wait=True)
         prefix = kv.load(prompt)
@@ -500,7 +501,7 @@ def test_a_daemon_killed_and_restarted_is_a_miss_and_then_a_store_again(start_da
 
 
 def test_a_closed_client_is_an_error_of_the_caller(daemon: DaemonProcess, model: Any) -> None:
-    client = kvclient.connect(daemon.runtime_dir)
+    client = kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S)
     kv = TransformersKV(client, model)
     client.close()
     with pytest.raises(kvclient.ClosedError):
@@ -512,7 +513,7 @@ def test_blocks_larger_than_the_arenas_are_an_error_at_once_and_a_miss_when_a_sm
 ) -> None:
     prompt = prompt_of(40)
     first = start_daemon("--dram", "64MiB", "--arena", "32MiB")
-    with kvclient.connect(first.runtime_dir) as client:
+    with kvclient.connect(first.runtime_dir, timeout_s=PATIENCE_S) as client:
         with pytest.raises(kvclient.UsageError, match="arena"):
             TransformersKV(client, llama(num_hidden_layers=6), block_tokens=1 << 16)
         kv = TransformersKV(client, model, block_tokens=1 << 14)  # 12 MiB
@@ -548,7 +549,7 @@ def test_what_is_computed_faster_than_loaded_is_computed(
     start_daemon: StartDaemon, model: Any, prefill_s: float, load_s: float, cached: int
 ) -> None:
     prompt = prompt_of(DOCUMENT + REST)
-    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir) as client:
+    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0)
         kv = TransformersKV(client, model)
         assert kv.namespace is not None
@@ -592,7 +593,7 @@ def test_a_daemon_that_hangs_costs_a_load_one_wait(
 
 def test_prefills_teach_the_daemon_what_computing_costs(start_daemon: StartDaemon, model: Any) -> None:
     prompt = prompt_of(DOCUMENT + REST)
-    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir) as client:
+    with kvclient.connect(start_daemon("--dram", "64MiB").runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0)
         kv = TransformersKV(client, model)
         assert kv.namespace is not None

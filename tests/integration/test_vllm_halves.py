@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.process import DaemonProcess
+from kvclient.integrations import vllm_scheduler
 from kvclient.integrations.vllm_settings import Settings
 from tests.integration.conftest import StartDaemon
 from tests.integration.vllm_halves import BLOCKS, TOKENS, Engine, again, load, patient, request_of
@@ -110,7 +111,10 @@ def test_a_block_is_there_if_every_rank_has_it(daemon: DaemonProcess) -> None:
     engine.stop()
 
 
-def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(daemon: DaemonProcess) -> None:
+def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_scheduler, "SILENCE_S", 600.0)
     engine = Engine(daemon.runtime_dir, Settings(lookup_timeout_ms=100.0))
     request = request_of("a", 3)
     engine.save(request, [0, 1, 2, 3])

@@ -76,7 +76,7 @@ def test_a_layer_is_there_while_later_ones_are_not(daemon: DaemonProcess) -> Non
 
 @pytest.mark.parametrize("late", [False, True], ids=["in time", "too late"])
 def test_a_lease_that_ends_before_the_last_layer_makes_all_of_it_bad(start_daemon: StartDaemon, late: bool) -> None:
-    daemon = start_daemon(*ARENA, "--lease-ttl-max", "200ms")
+    daemon = start_daemon(*ARENA, "--lease-ttl-max", "200ms" if late else "60s")
     engine = Engine(daemon.runtime_dir, BY_LAYER)
     request = request_of("a", 3)
     engine.save(request, [0, 1, 2, 3])
@@ -193,6 +193,7 @@ def test_a_large_load_is_shared_and_told_when_its_last_part_has_ended(
 
 
 def test_what_was_refused_is_saved_again(start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_scheduler, "REFUSED_S", 600.0)
     daemon = start_daemon(*ARENA)
     engine = Engine(daemon.runtime_dir)
     request = request_of("a", 4)
@@ -205,14 +206,14 @@ def test_what_was_refused_is_saved_again(start_daemon: StartDaemon, monkeypatch:
     assert until(lambda: engine.listen() is not None and not engine.scheduler._saves)
     assert not engine.step({"a": 1}, blocks).saves, "not at once"
     start_daemon(*ARENA)
-    monkeypatch.setattr(vllm_scheduler, "_clock", lambda: time.monotonic() + 10)
+    monkeypatch.setattr(vllm_scheduler, "_clock", lambda: time.monotonic() + 1000)
     worker = engine.workers[0].worker
     assert until(lambda: worker._patient.flush(1.0) is not None and engine.lookups.ping() is not None)
     request.num_computed_tokens = request.num_tokens
     (job,) = engine.step({"a": 1}, blocks).saves
     assert job.keys == tuple(request.block_hashes), "all of it: what came before may be gone too"
     assert until(lambda: engine.listen() is not None and not engine.scheduler._saves)
-    worker._patient.flush(5.0)
+    worker._patient.flush(30.0)
     assert worker._patient.match(request.block_hashes).blocks == 4
     assert not engine.step({"a": 1}, blocks).saves
     engine.stop()
@@ -260,7 +261,7 @@ def test_what_the_next_step_writes_is_not_saved_for_who_had_it(daemon: DaemonPro
         cache[block_ids] = 7.0  # what "b" computes
     worker.end(plan)
     assert until(lambda: engine.listen() is not None and not engine.scheduler._saves)
-    worker._patient.flush(5.0)
+    worker._patient.flush(30.0)
     assert worker._patient.match(request.block_hashes).blocks == (0 if 3 in block_ids else 4)
     engine.stop()
 

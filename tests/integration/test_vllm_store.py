@@ -13,7 +13,7 @@ import pytest
 from bench.engines import EngineGoneError, VllmProcess
 from bench.engines.model import SIZES, write_model
 from tests.integration.vllm_kit import BLOCK, SAME, ask, counts, difference, prompt_of, start
-from tests.node import Node
+from tests.node import Node, until
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
@@ -109,8 +109,15 @@ def test_salts_and_no_store_keep_apart(first: VllmProcess, second: VllmProcess) 
 def test_a_request_can_pin_its_context(first: VllmProcess) -> None:
     first.ask(do="stats")
     ask(first, prompt_of("pinned", 2 * BLOCK + 9), kv_transfer_params={"kvstored": {"pin_ttl_s": 60}})
-    ask(first, prompt_of("after", 9))
-    found = counts(first)
+    found: dict[str, float] = {}
+
+    def pinned() -> bool:  # behind the save, and told of with a later step
+        ask(first, prompt_of("after", 9))
+        for name, count in counts(first).items():
+            found[name] = found.get(name, 0.0) + count
+        return "pinned MiB" in found and found["pinned MiB"] > 0
+
+    assert until(pinned), found
     assert found["saved blocks"] == 2
     assert found["pinned MiB"] == 1.0
 

@@ -19,7 +19,7 @@ from kvclient.integrations.vllm_saves import EngineMemory
 from kvclient.integrations.vllm_scheduler import Scheduler
 from kvclient.integrations.vllm_settings import Settings
 from kvclient.integrations.vllm_worker import Worker
-from tests.node import until
+from tests.node import PATIENCE_S, until
 
 BLOCKS, TOKENS, LAYERS = 32, 16, 3
 INNER = (2, 16, 8)  # heads, tokens, keys and values
@@ -27,7 +27,7 @@ INNER = (2, 16, 8)  # heads, tokens, keys and values
 
 def patient(**settings: Any) -> Settings:
     """Settings for a host that may be busy."""
-    return Settings(lookup_timeout_ms=2000.0, **settings)
+    return Settings(lookup_timeout_ms=1e4, **settings)
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.workers = [self._rank(rank) for rank in range(self.ranks)]
         self.lookups = kvclient.connect(self.run, role=Role.TOOL, timeout_s=self.settings.lookup_timeout_ms / 1000)
-        assert self.lookups.wait_connected(5)
+        assert self.lookups.wait_connected(PATIENCE_S)
         shards = [
             self._namespace(self.lookups, rank, each.layout, each.codec) for rank, each in enumerate(self.workers)
         ]
@@ -89,10 +89,10 @@ class Engine:
             for number in range(LAYERS)
         }
         layout = layout_of(caches, BLOCKS)
-        quick = kvclient.connect(self.run, role=Role.TOOL, timeout_s=2.0)
-        patient = kvclient.connect(self.run, timeout_s=5.0)
-        assert quick.wait_connected(5)
-        assert patient.wait_connected(5)
+        quick = kvclient.connect(self.run, role=Role.TOOL, timeout_s=10.0)
+        patient = kvclient.connect(self.run, timeout_s=PATIENCE_S)
+        assert quick.wait_connected(PATIENCE_S)
+        assert patient.wait_connected(PATIENCE_S)
         codec = codec_for(
             self.settings.codec, lossy=self.settings.lossy, dtype=self.dtype, block_bytes=layout.block_bytes,
             row=INNER[-1] // 2,
@@ -144,7 +144,7 @@ class Engine:
         self.step({}, {})
         assert until(lambda: self.listen() is not None and not self.scheduler._saves), "it never ends"
         for rank in self.workers:
-            rank.worker._patient.flush(5.0)  # visible, too
+            rank.worker._patient.flush(PATIENCE_S)  # visible, too
 
     def stop(self) -> None:
         """End it."""

@@ -34,6 +34,7 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (demotion, "BATCH_BYTES", (PAGE_BYTES, 8 * PAGE_BYTES, 8 * MIB)),
     (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 32 * MIB)),
     (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 192 * MIB)),
+    (demotion, "TURN_BLOCKS", (1, 256)),
     (commits, "CHUNKS", (1, 1024)),
     (erasure, "BATCH", (1, 256)),
 )

@@ -20,7 +20,7 @@ Blocks = NDArray[np.uint8]
 def client_of(peer: Peer, timeout_s: float = PATIENCE_S) -> Iterator[kvclient.Client]:
     """A connected client."""
     with kvclient.connect(peer.path.parent, timeout_s=timeout_s) as client:
-        assert client.connected
+        assert client.wait_connected(PATIENCE_S)  # the calls' own time may be short
         yield client
 
 

@@ -476,7 +476,7 @@ def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatc
 def test_more_is_on_its_way_to_disk_while_somebody_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, *, somebody_waits: bool
 ) -> None:
-    core, client, namespace = make(admission=Admission.NONE if somebody_waits else Admission.ALL, segments=16)
+    core, client, namespace = make(16, 16, admission=Admission.NONE if somebody_waits else Admission.ALL)
     put(client, namespace, chain(1, "first"))  # so that there is a segment
     core.store.flush(client.session, namespace, 6, 60 * SECOND)
     core.work_all()

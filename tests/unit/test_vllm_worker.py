@@ -80,6 +80,7 @@ def test_a_step_without_a_forward_waits_for_a_load_but_not_for_long(
         monkeypatch.setattr(vllm_worker, "LOAD_S", FOR_EVER_S)
         waiting = threading.Thread(target=one.worker.idle)
         waiting.start()
+        wait_until(lambda: one.peer.coming.get(1))  # what comes before it is asked for is lost
         one.peer.ready(1, 3)
         waiting.join(30)
         assert not waiting.is_alive(), "it goes on as soon as the load has ended"
