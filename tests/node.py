@@ -358,3 +358,12 @@ def until(condition: Callable[[], object], patience_s: float = PATIENCE_S, pause
             return False
         time.sleep(pause_s)
     return True
+
+
+def opened_by(pid: int) -> list[str]:
+    """What the descriptors of a process refer to; some may close meanwhile."""
+    opened = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            opened.append(str(link.readlink()))
+    return opened

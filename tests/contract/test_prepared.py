@@ -3,7 +3,6 @@
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 import kvclient
 from bench.process import DaemonProcess
+from tests.node import opened_by
 from tests.prepared import Prepared
 
 PATIENCE_S = 30.0
@@ -35,21 +35,13 @@ def running(either: None, tmp_path: Path) -> Iterator[DaemonProcess]:
         yield made
 
 
-def opened_by(pid: int) -> list[Path]:
-    opened = []
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # such as the session that ends just now
-            opened.append(file.readlink())
-    return opened
-
-
 def test_it_serves_has_nothing_open_that_is_not_its_own_and_says_how_it_ended(running: DaemonProcess) -> None:
     process = running.process
     with kvclient.connect(running.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(PATIENCE_S)
         assert client.ping() is not None
     opened = opened_by(process.pid)
-    assert sum(str(file).startswith("pipe:") for file in opened) == 1, "standard output"
+    assert sum(file.startswith("pipe:") for file in opened) == 1, "standard output"
     assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.01)

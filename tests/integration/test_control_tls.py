@@ -6,7 +6,6 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kvproto import control_pb2, control_pb2_grpc
 from kvstored.cli import main
 from tests.certificates import MINUTE, Authority, Pair
-from tests.node import Node
+from tests.node import Node, opened_by
 
 WAIT_S = 20.0
 
@@ -92,10 +91,7 @@ def files(server: Pair, operators: Authority) -> tuple[str, ...]:
 
 def inet_sockets(pid: int) -> int:
     """TCP sockets of a process, on whatever address."""
-    mine = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            mine.add(str(link.readlink()))
+    mine = {*opened_by(pid)}
     tables = [Path("/proc/net/tcp").read_text(), Path("/proc/net/tcp6").read_text()]
     inodes = [line.split()[9] for table in tables for line in table.splitlines()[1:]]
     return sum(f"socket:[{inode}]" in mine for inode in inodes)
