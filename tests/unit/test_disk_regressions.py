@@ -472,11 +472,14 @@ def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatc
     core.audit()
 
 
-@pytest.mark.parametrize("somebody_waits", [True, False])
+@pytest.mark.parametrize(
+    ("somebody_waits", "arenas", "writes"),
+    [(True, 16, 5), (False, 16, 2), (True, 1, 2)],  # of memory for 8 blocks no more than a quarter is held
+)
 def test_more_is_on_its_way_to_disk_while_somebody_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch, *, somebody_waits: bool
+    monkeypatch: pytest.MonkeyPatch, somebody_waits: bool, arenas: int, writes: int
 ) -> None:
-    core, client, namespace = make(16, 16, admission=Admission.NONE if somebody_waits else Admission.ALL)
+    core, client, namespace = make(arenas, 16, admission=Admission.NONE if somebody_waits else Admission.ALL)
     put(client, namespace, chain(1, "first"))  # so that there is a segment
     core.store.flush(client.session, namespace, 6, 60 * SECOND)
     core.work_all()
@@ -487,7 +490,7 @@ def test_more_is_on_its_way_to_disk_while_somebody_waits_for_it(
     if somebody_waits:
         core.store.flush(client.session, namespace, 7, 60 * SECOND)
     core.pass_time(40 * MS)
-    assert sum(isinstance(batch[0], Save) for batch in core.drive.waiting) == (5 if somebody_waits else 2)
+    assert sum(isinstance(batch[0], Save) for batch in core.drive.waiting) == writes
     core.work_all()
     core.audit()
 
