@@ -81,6 +81,15 @@ def test_a_request_goes_where_its_prefix_is_and_what_nobody_has_goes_round(trio:
     assert {host.name for host in new} == {host.name for host in trio.hosts}, "the control: nobody has these"
 
 
+@pytest.mark.parametrize(("sent", "is_even"), [(100, True), (1000, False)])
+def test_a_short_prefix_decides_as_long_as_no_host_is_sent_much_more(trio: Trio, *, sent: int, is_even: bool) -> None:
+    keys = trio.keys(5000 + sent, 16)
+    trio.store(1, keys[:2])
+    for number, routed in enumerate((90, sent, 90)):
+        trio.hosts[number].routed = routed
+    assert (choose(trio.hosts, trio.digests, keys) is trio.hosts[1]) == is_even
+
+
 def test_what_is_dropped_is_not_routed_there_any_more(trio: Trio) -> None:
     keys = trio.keys(7)
     trio.store(1, keys)
