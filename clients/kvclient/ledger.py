@@ -53,7 +53,7 @@ class Ledger:
         self.published = 0  # this and `failed` only grow
         self.failed = 0
         self.reasons: dict[int, Reason] = {}  # of failed tickets; kept for a store only, which ends
-        self.watchers: list[Settled] = []
+        self.watchers: list[Settled | OutNow] = []
 
     def commit(self, count: int) -> None:
         """`count` tickets are about to be committed."""
@@ -71,12 +71,12 @@ class Ledger:
             if self.parent is not None:
                 self.reasons[ticket] = failure
         if self.watchers:
-            self._notify()
+            self._notify(ticket)
         if self.parent is not None:
             self.parent.settle(ticket, failure)
 
-    def _notify(self) -> None:
-        for watcher in [watcher for watcher in self.watchers if self.out <= watcher.left]:
+    def _notify(self, ticket: int) -> None:
+        for watcher in [watcher for watcher in self.watchers if watcher.has_seen(ticket)]:
             self.watchers.remove(watcher)
             watcher.finish()
 
@@ -95,6 +95,39 @@ class Settled(Watcher):
             self.finish()
         else:
             self.ledger.watchers.append(self)
+
+    def has_seen(self, _ticket: int) -> bool:
+        """One more is settled: are these all?"""
+        return self.ledger.out <= self.left
+
+    def leave(self) -> None:
+        """Stop waiting, done or not."""
+        if self in self.ledger.watchers:
+            self.ledger.watchers.remove(self)
+
+
+class OutNow(Watcher):
+    """Waits for the tickets of a ledger that are out when it begins, whatever is committed meanwhile."""
+
+    def __init__(self, ledger: Ledger, tickets: Callable[[Ledger], set[int]], deadline_ns: int) -> None:
+        """`tickets`: those of a ledger that are out."""
+        super().__init__(deadline_ns)
+        self.ledger = ledger
+        self._tickets = tickets
+        self._left: set[int] = set()
+
+    def watch(self) -> None:
+        """Start waiting."""
+        self._left = self._tickets(self.ledger)
+        if self._left:
+            self.ledger.watchers.append(self)
+        else:
+            self.finish()
+
+    def has_seen(self, ticket: int) -> bool:
+        """This one is settled: are these all?"""
+        self._left.discard(ticket)
+        return not self._left
 
     def leave(self) -> None:
         """Stop waiting, done or not."""

@@ -13,7 +13,6 @@ from kvclient.buffers import readable
 from kvclient.connection import Connection
 from kvclient.endpoint import Endpoint
 from kvclient.lease import Lease
-from kvclient.ledger import Ledger
 from kvclient.policy import PolicyVerbs, Prefetch
 from kvclient.results import Advice, FlushResult, LoadResult, Match, PinInfo, PinResult, StoreResult
 from kvclient.stream import Part
@@ -45,7 +44,6 @@ class Verbs(PolicyVerbs):
         if codec is not None:
             self.block_bytes = codec.plain_bytes
         self._role = endpoint.hello.role
-        self._tally = Ledger()
         self._seen = self._failed = 0  # of the tickets of `_tally`, what the last flush has told
 
     def keys(self, token_ids: "ArrayLike", extra: bytes = b"") -> list[BlockKey]:
@@ -306,6 +304,7 @@ class Namespace(Verbs):
 
         One of the two must be said; a day is the most. With `refresh` a use moves the deadline. Pins live in a budget
         of the tenant: the result says how much is pinned, and why not all. Without an answer in time that is nothing.
+        What was stored through this object just before, and is not visible yet, is waited for.
         """
         connection = self._connection
         flow = self._pinning(connection.session(), keys, ttl_s, tier, refresh=refresh, retention=retention)

@@ -21,6 +21,7 @@ from kvclient.checks import (
     whole,
 )
 from kvclient.endpoint import Endpoint
+from kvclient.ledger import Ledger
 from kvclient.results import Advice, PinInfo, PinResult
 from kvproto import policy_frames
 from kvproto.errors import UsageError
@@ -71,6 +72,7 @@ class PolicyVerbs:
         self._endpoint = endpoint
         self._timeout_ns = endpoint.timeout_ns
         self._target = flows.Target(identity.canonical(), identity.block_bytes)
+        self._tally = Ledger()  # of all that is stored through this object
 
     def report_prefill(self, cached: int, new: int, seconds: float) -> None:
         """A prefill took `seconds`: `new` tokens computed behind `cached` ones that were there. Never waits.
@@ -138,7 +140,7 @@ class PolicyVerbs:
         retention: "Retention | str | None",
     ) -> flows.Flow[PinResult]:
         return policy_flows.pin(
-            session, self._target, flows.join_keys(keys),
+            session, self._target, self._tally, flows.join_keys(keys),
             tier=tier_of(tier), ttl_ns=pin_ttl_ns(ttl_s, retention), refresh=bool(refresh),
             deadline_ns=_clock() + self._timeout_ns,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from kvclient.flows import FRAME_KEYS_BYTES, Clock, Flow, Target, open_namespace
+from kvclient.ledger import Ledger, OutNow
 from kvclient.policy_calls import AdviseCall, PinCall, PinsCall, PrefetchCall, UnpinCall
 from kvclient.results import Advice, Choice, Partial, PinInfo, PinResult
 from kvproto.errors import UsageError
@@ -23,6 +24,7 @@ NOTHING_PINNED: Final = PinResult(0, None, 0, Partial.UNREACHABLE, ())
 def pin(
     session: "Session | None",
     target: Target,
+    tally: Ledger,
     keys: bytes,
     *,
     tier: Tier,
@@ -30,7 +32,10 @@ def pin(
     refresh: bool,
     deadline_ns: int,
 ) -> Flow[PinResult]:
-    """Pin frame after frame of a chain until one is partial. It expires with the first of its pins."""
+    """Pin frame after frame of a chain until one is partial. It expires with the first of its pins.
+
+    Blocks that were stored through the same object (`tally`) a moment ago may not be visible yet: they are waited for.
+    """
     if session is None:
         return NOTHING_PINNED
     pins: list[int] = []
@@ -39,12 +44,23 @@ def pin(
     opened = yield from open_namespace(session, target, deadline_ns)
     if opened is None:
         return NOTHING_PINNED
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        chunk = keys[start : start + FRAME_KEYS_BYTES]
-        call = PinCall(
+
+    def ask(chunk: bytes) -> PinCall:
+        return PinCall(
             session, opened.number, chunk, tier=tier, ttl_ns=ttl_ns, refresh=refresh, deadline_ns=deadline_ns
         )
+
+    for start in range(0, len(keys), FRAME_KEYS_BYTES):
+        chunk = keys[start : start + FRAME_KEYS_BYTES]
+        call, were_out = ask(chunk), tally.out
         yield call
+        if call.answered and call.partial is Partial.ABSENT and were_out:
+            yield OutNow(tally, session.tickets_of, deadline_ns)
+            again = ask(chunk)
+            yield again
+            if again.answered:  # it has what the first one has, which gives it back
+                yield from unpin(session, [pin for pin in (call.pinned.pin,) if pin], deadline_ns)
+                call = again
         partial = call.partial
         if not call.answered:
             break

@@ -202,6 +202,10 @@ class Session:
         """Committed, and the daemon has not said yet what became of it. Needs no guard."""
         return ticket in self._tickets
 
+    def tickets_of(self, ledger: Ledger) -> set[int]:
+        """Those that are out and that this ledger, or one below it, wants to know of."""
+        return {ticket for ticket, owner in self._tickets.items() if ledger in (owner, owner.parent)}
+
     def _take_releases(self) -> list[int]:
         return _take(self.releases, RIDERS_PER_FRAME)
 

@@ -85,6 +85,16 @@ def test_a_pin_covers_what_is_there_and_what_the_budget_allows(ns: kvclient.Name
     assert ns.unpin(most) == 1
 
 
+def test_what_was_stored_a_moment_ago_is_pinned_whole(node: Node) -> None:
+    ns = node.namespace(4 << 20, model="large")  # some are still on their way from the ring when PIN comes
+    for number in range(20):
+        keys = chain(f"just stored {number}", 3)
+        assert ns.store(keys, values(keys, ns.block_bytes), space_s=PATIENCE_S).accepted == 3
+        result = ns.pin(keys, 60)
+        assert (result.blocks, result.partial) == (3, Partial.NOTHING)
+        assert ns.unpin(result) == 1
+
+
 def test_a_pin_ends_by_itself_and_a_use_moves_its_end(ns: kvclient.Namespace) -> None:
     keys = chain("short", 4)
     put(ns, keys, values(keys, BLOCK), durable=False)

@@ -13,10 +13,10 @@ from kvclient.lease import TIMED_EACH
 from kvclient.policy_flows import NOTHING_PINNED
 from kvclient.results import Choice, Match, Partial, PinResult, Tiers
 from kvproto import frames, policy_frames
-from kvproto.errors import ClosedError, UsageError
+from kvproto.errors import ClosedError, Outcome, UsageError
 from kvproto.frames import Head, Matched, Verb
 from kvproto.limits import KEYS_PER_FRAME, MIB
-from kvproto.policy_frames import Fetching, Kind, Pinned, Report, Tier
+from kvproto.policy_frames import Fetching, Kind, Pin, Pinned, Report, Tier
 from kvproto.retention import Retention
 from tests.peer import Peer
 from tests.unit.client_kit import Stopwatch, client_of, keys_of, namespace_of, wait_until
@@ -99,6 +99,37 @@ def test_pins_are_listed_and_ended(tmp_path: Path) -> None:
         assert ns.unpin([*second.pins, *third.pins, 99]) == 2
         assert ns.unpin([]) == 0
         assert ns.pins() == []
+
+
+@pytest.mark.parametrize("visible", ["before the answer", "after the answer", "never"])
+def test_a_pin_waits_for_what_was_stored_just_before(tmp_path: Path, visible: str) -> None:
+    with trio(tmp_path) as (peer, policies, _client, ns):
+        peer.publishing = False
+        assert ns.store(KEYS, np.zeros((5, ns.block_bytes), np.uint8)).accepted == 5
+        whole = policies.pin
+
+        def some(peer: Peer, head: Head, frame: bytes) -> None:
+            peer.instead[Verb.PIN] = whole
+            seen = frames.build_published([(ticket, int(Outcome.PUBLISHED)) for ticket in peer.committed])
+            policies.asked.append((0, 0, False))
+            policies.pins[1] = Pin(1, 200, 0, 2, NAMESPACE)
+            if visible == "before the answer":
+                peer.send(seen)
+            pinned = Pinned(1, 200, time.monotonic_ns() + 10**9, 2, policy_frames.Partial.ABSENT)
+            peer.send(frames.build(Verb.PINNED, head.request, policy_frames.PINNED_BODY.pack(*pinned)))
+            if visible == "after the answer":
+                peer.send(seen)
+
+        peer.instead[Verb.PIN] = some
+        if visible == "never":
+            ns._timeout_ns = int(SHORT_S * 1e9)
+            result = ns.pin(KEYS, 30)
+            assert (result.blocks, result.partial, result.pins) == (2, Partial.ABSENT, (1,))
+            peer.wait_for(lambda: list(policies.pins) == [1])  # the second is given back, if it was asked
+        else:
+            result = ns.pin(KEYS, 30)
+            assert (result.blocks, result.partial, result.pins) == (5, Partial.NOTHING, (2,))
+            assert list(policies.pins) == [2], "the shorter one is given back"
 
 
 def test_a_daemon_that_does_not_pin_is_no_exception(tmp_path: Path) -> None:
