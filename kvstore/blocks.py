@@ -2205,6 +2205,8 @@ def mark_durable(t: Tables, rows: U4, generations: U8, disks: U4, left: U4) -> N
             row = t.blocks[rows[i]]
             if row["generation"] != generations[i] or row["disk"] != disks[i] or row["state"] == DOOMED:
                 continue
+            if row["flags"] & SAVING:  # it left this place, and is being written there again
+                continue
             parent = row["parent"]
             if parent == 0 or t.blocks[parent]["flags"] & DURABLE:
                 row["flags"] |= DURABLE

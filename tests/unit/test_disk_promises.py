@@ -131,3 +131,33 @@ def test_a_turn_begins_no_more_writes_than_it_has_time_for(monkeypatch: pytest.M
     core.work_all()
     assert core.outbox.flushed[-1] == (client.session, 2, (7, 0, 0, 0))
     core.audit()
+
+
+def test_what_is_being_written_again_in_the_same_place_is_not_durable_by_the_commit_of_the_first_time() -> None:
+    """It was erased between, and a crash now would find half of it."""
+    core, client, namespace = make(segments=4, admission=Admission.NONE)
+    put(client, namespace, chain(1, "first"))
+    core.store.flush(client.session, namespace, 1, 60 * SECOND)
+    core.work_all()  # there is a segment
+    (key,) = chain(1, "again")
+    client.put(namespace, [key])
+    row, table = core.row(namespace, key), core.store.tables.blocks
+    admit = core.store.disk.demotion.admit
+    admit([row], [int(table["generation"][row])])
+    work_through(core, Save)
+    place = int(table["disk"][row])
+    core.pass_time(60 * MS)
+    core.store.tick()
+    assert any(isinstance(batch[0], Commit) for batch in core.drive.waiting)
+    blocks.detach(core.store.tables, row)
+    work_through(core, Erase)
+    admit([row], [int(table["generation"][row])])
+    core.store.tick()
+    assert (int(table["disk"][row]), bool(table["flags"][row] & blocks.SAVING)) == (place, True), "what is tested"
+    work_through(core, Commit)
+    assert not table["flags"][row] & blocks.DURABLE
+    core.work_all()
+    core.pass_time(60 * MS)
+    core.work_all()
+    assert table["flags"][row] & blocks.DURABLE
+    core.audit()
