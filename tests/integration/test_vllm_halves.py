@@ -51,15 +51,14 @@ def test_what_is_saved_from_some_blocks_is_loaded_into_others(daemon: DaemonProc
 
 
 def test_a_save_whose_blocks_are_written_again_is_never_stored(daemon: DaemonProcess, engine: Engine) -> None:
-    os.kill(daemon.process.pid, signal.SIGSTOP)  # so that the save waits for its first answer
-    request = request_of("a", 4)
+    request, other = request_of("a", 4), request_of("b", 4)
     engine.scheduler._known.clear()
-    engine.scheduler.on_new_request(request)
+    for each in (request, other):  # looked up now, or that would wait in vain
+        engine.scheduler.on_new_request(each)
+    os.kill(daemon.process.pid, signal.SIGSTOP)  # so that the save waits for its first answer
     engine.step({"a": request.num_tokens}, {"a": [0, 1, 2, 3, 4]})
     request.num_computed_tokens = request.num_tokens
     assert len(engine.step({"a": 1}, {"a": [0, 1, 2, 3, 4]}).saves) == 1
-    other = request_of("b", 4)
-    engine.scheduler.on_new_request(other)
     plan = engine.step({"b": other.num_tokens}, {"b": [3, 2, 1, 0, 5]})
     assert plan.fences == {0}
     other.num_computed_tokens = other.num_tokens
@@ -79,9 +78,9 @@ def test_a_save_whose_blocks_are_written_again_is_never_stored(daemon: DaemonPro
 
 
 def test_blocks_of_a_finished_request_stay_until_they_are_saved(daemon: DaemonProcess, engine: Engine) -> None:
-    os.kill(daemon.process.pid, signal.SIGSTOP)
     request = request_of("a", 4)
     engine.scheduler.on_new_request(request)
+    os.kill(daemon.process.pid, signal.SIGSTOP)
     engine.step({"a": request.num_tokens}, {"a": [0, 1, 2, 3, 4]})
     request.num_computed_tokens = request.num_tokens
     assert engine.scheduler.finished(request, [0, 1, 2, 3, 4])

@@ -227,15 +227,14 @@ def test_a_finished_request_gives_its_blocks_back_where_nobody_writes_them_soon(
 ) -> None:
     engine = Engine(daemon.runtime_dir, caches_prefixes=caches_prefixes)
     engine.free = free
+    request, other = request_of("a", 4), request_of("b", 2)
+    for each in (request, other):
+        engine.scheduler.on_new_request(each)
     os.kill(daemon.process.pid, signal.SIGSTOP)
-    request = request_of("a", 4)
-    engine.scheduler.on_new_request(request)
     engine.step({"a": request.num_tokens}, {"a": [0, 1, 2, 3, 4]})
     request.num_computed_tokens = request.num_tokens
     assert engine.scheduler.finished(request, [0, 1, 2, 3, 4]) is stays
     (job,) = engine.step({}, {}).saves
-    other = request_of("b", 2)
-    engine.scheduler.on_new_request(other)
     plan = engine.step({"b": other.num_tokens}, {"b": [7, 3, 8]})
     assert plan.fences == {job.number}, "whoever writes one of them withdraws the save"
     os.kill(daemon.process.pid, signal.SIGCONT)
