@@ -26,6 +26,7 @@ from kvstore.tier.orders import Load, Outcome, Verify
 from kvstore.wheel import BUCKET_NS, Wheel
 
 VERIFY_BYTES = 8 << 20  # hashed at a time
+FIRST_BLOCKS = 8  # are asked of the drive before places for the rest are looked for, which takes 20 us each
 PROMISE_NS = 2 * 10**9  # to a client that waits, however briefly it wants to read
 
 MakeRoom = Callable[[Pool, bool], Room]
@@ -100,15 +101,17 @@ class Streams:
     def _bring(self, namespace: Namespace, run: U4, start: int, stop: int, now_ns: int) -> int:
         """Begin to read and verify blocks of a run. Returns how far there was room."""
         pool, may_evict, now = namespace.pool, False, np.uint64(now_ns)
-        reached = start
+        reached, most = start, FIRST_BLOCKS
         while reached < stop:
+            until = min(stop, reached + most)
             reached, count, evicted = blocks.begin_loads(
-                self._tables, namespace.tenant.index, pool.number, run, reached, stop, may_evict, now, self._todo
+                self._tables, namespace.tenant.index, pool.number, run, reached, until, may_evict, now, self._todo
             )
             self.evicted += evicted
             self._send(namespace, self._todo[:count], now_ns)
-            if reached == stop:
-                break
+            if reached == until:
+                most = stop
+                continue
             room = self._make_room(pool, may_evict)
             if room is Room.EVICT and not may_evict:
                 may_evict = True
