@@ -22,8 +22,9 @@ VERSIONS = {"mooncake-transfer-engine-non-cuda": "0.3.13.post1"}
 LIBRARIES = ("libibverbs1", "libnl-3-200", "libnl-route-3-200")  # Debian's
 DEBIAN = "debian"  # the folder in which they are unpacked
 MISSING = "the Mooncake environment is missing: make engines"
-START_S = 20.0
+START_S = 60.0
 LEASE_MS = 2000  # of what was asked about; 10 s unless said, in which nothing of it gives way
+CLIENT_TTL_S = 2  # a store that is silent for longer is forgotten, with all that it has
 
 
 def find_mooncake() -> Path | None:
@@ -63,11 +64,15 @@ class Mooncake:
     `store_bytes`: what the store gives. Raises RuntimeError, with the end of the log, if they do not serve in time.
     """
 
-    def __init__(self, python: Path, *, log_file: Path, store_bytes: int, lease_ms: int = LEASE_MS) -> None:
+    def __init__(
+        self, python: Path, *, log_file: Path, store_bytes: int, lease_ms: int = LEASE_MS,
+        client_ttl_s: int = CLIENT_TTL_S,
+    ) -> None:  # fmt: skip
         self._programs = python.parent
         self._log_file = log_file
         self._store_bytes = store_bytes
         self._lease_ms = lease_ms
+        self._client_ttl_s = client_ttl_s
         self._port, self._metrics_port, self._store_port = _free_ports(3)
         self.master: subprocess.Popen[bytes] | None = None
         self.store: subprocess.Popen[bytes] | None = None
@@ -87,7 +92,8 @@ class Mooncake:
         """A new one knows nothing of what the one before knew. Raises RuntimeError."""
         self.master = self._run(
             "mooncake_master", "-rpc_address", "127.0.0.1", "-rpc_port", str(self._port), "-metrics_host", "127.0.0.1",
-            "-metrics_port", str(self._metrics_port), "-default_kv_lease_ttl", str(self._lease_ms), "-client_ttl", "2",
+            "-metrics_port", str(self._metrics_port), "-default_kv_lease_ttl", str(self._lease_ms), "-client_ttl",
+            str(self._client_ttl_s),
         )  # fmt: skip
         self._await(self._port, self.master)
 

@@ -12,7 +12,7 @@ Commands and their answers:
         Requests enter together, but one with `after_steps` enters once so many steps of this command are over; only
         `prompt` must be there. Greedy, and the end token does not end. Seconds are counted from the moment at which
         the request enters; of those that enter together, from that of the first one.
-    {"do": "settle", "within_s": 5}   {"settled": true}
+    {"do": "settle", "within_s": 30}  {"settled": true}
         Steps on until vLLM has nothing left to do, such as to free what a connector was saving from, and until a
         connector that says how much it is `saving` has saved it.
     {"do": "steps"}                   {"steps": [s, ...], "idle": [s, ...]}
@@ -167,7 +167,7 @@ class Engine:
                 answers[name].take(output, time.perf_counter() - entered[name])
         return {"answers": [answer.line() for answer in answers.values()]}
 
-    def settle(self, within_s: float = 5.0) -> dict[str, Any]:
+    def settle(self, within_s: float = 30.0) -> dict[str, Any]:
         """Step on until nothing is left."""
         deadline = time.monotonic() + within_s
         while (stepping := self._core.scheduler.has_requests()) or _saving():

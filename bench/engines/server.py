@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from bench.engines import ENVIRONMENT, PATHS, ROOT, THREADS, EngineGoneError
 
-START_S = 180.0
+START_S = 300.0
 ANSWER_S = 180.0
 POLL_S = 0.05
 END_S = 10.0  # for ending by itself, which one that is still starting does not
@@ -121,7 +121,7 @@ class ServerProcess:
         """All that it has said."""
         return self._log_file.read_text(errors="replace")
 
-    def stop(self, deadline_s: float = 30.0) -> int:
+    def stop(self, deadline_s: float = 90.0) -> int:
         """Ask it to end; its exit code. Raises subprocess.TimeoutExpired."""
         self.process.terminate()
         return self.process.wait(timeout=deadline_s)

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from tests.node import Node, assert_blocks, chain, fetch, put, until, values
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 
 BLOCK_BYTES = 64 * KIB
-DEADLINE_S = 3.0
+DEADLINE_S = 15.0  # where nothing is to hang: a busy host may stand still for a while
+FORGOTTEN_S = 10  # after so long the master takes a store that is silent for dead, and what it has for lost
 STORE_BYTES = 256 * MIB
 
 
@@ -41,7 +42,7 @@ def mooncake(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One for all tests of this module, which have names of their own."""
     log_file = tmp_path_factory.mktemp("mooncake") / "log"
     with (
-        Mooncake(python, log_file=log_file, store_bytes=STORE_BYTES) as serving,
+        Mooncake(python, log_file=log_file, store_bytes=STORE_BYTES, client_ttl_s=FORGOTTEN_S) as serving,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, text in environment().items():
@@ -173,8 +174,14 @@ def test_a_store_that_is_full_says_so(backend: MooncakeBackend) -> None:
             backend.put(name, [np.zeros(40 * MIB, dtype=np.uint8)])
             backend.exists_many(names)
 
-    with pytest.raises(FullError):
-        fill()
+    def is_full() -> bool:
+        try:
+            fill()
+        except FullError:
+            return True
+        return False  # a put took longer than what was asked about before is held, and some of that gave way
+
+    assert until(is_full)
     backend.delete([*names, "large"])
     assert until(lambda: takes(backend, "after full"))
 
@@ -204,7 +211,7 @@ def test_a_client_ends_with_who_started_it(mooncake: Mooncake, python: Path) -> 
 
 
 def test_a_client_that_hangs_is_ended_by_the_deadline(mooncake: Mooncake, python: Path) -> None:
-    with backend_on(mooncake, python, deadline_s=1.0) as backend:
+    with backend_on(mooncake, python, deadline_s=3.0) as backend:
         backend.put("hangs", [content("hangs", 1000)])
         pid = backend.pid
         os.kill(pid, signal.SIGSTOP)
@@ -302,7 +309,7 @@ def keep(node: Node, backend: MooncakeBackend, name: str, count: int) -> list[by
         assert len(fetch(ns, keys).blocks) == count
         return backend.exists_many(names) == [True] * count
 
-    assert until(written), node.log()[-2000:]
+    assert until(written, 60.0), node.log()[-2000:]
     return keys
 
 
@@ -373,12 +380,14 @@ def test_a_daemons_client_that_is_killed_costs_misses_and_is_started_anew(
 ) -> None:
     keys = keep(writer, backend, "client", 8)
     assert reader.daemon is not None
-    client = child_of(reader.daemon.process.pid)
+    ns, pid = reader.namespace(BLOCK_BYTES), reader.daemon.process.pid
+    assert until(lambda: ns.match(chain("nobody's", 1)).blocks == 0 and child_of(pid)), "it has one while it asks"
+    client = child_of(pid)
+    assert client
     os.kill(client, signal.SIGKILL)
-    ns = reader.namespace(BLOCK_BYTES)
     assert until(lambda: ns.match(keys).blocks == 8), reader.log()[-3000:]
     assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
-    assert child_of(reader.daemon.process.pid) != client
+    assert child_of(pid) != client
 
 
 def test_a_client_does_not_outlive_its_daemon(mooncake: Mooncake, python: Path) -> None:
@@ -395,6 +404,7 @@ def child_of(pid: int) -> int:
     """The process that has a daemon's Mooncake; 0: there is none."""
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
-            if b"remote_mooncake_child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that ends meanwhile
+                if b"remote_mooncake_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
     return 0

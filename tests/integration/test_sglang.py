@@ -347,7 +347,8 @@ def test_a_daemon_that_dies_in_the_middle_is_a_miss_and_comes_back_by_itself(
 ) -> None:
     page_bytes = begin(first, node.run, **LARGE)
     begin(second, node.run, settings=IMPATIENT, **LARGE)
-    save(first, "crash", 40)
+    assert until(lambda: first.ask(do="save", prompt="crash", pages=40)["pages"] == 40), "40 MiB want room in a ring"
+    first.ask(do="settle")
     whole = pages_of("crash", range(40), page_bytes)
     assert until(lambda: second.ask(do="load", prompt="crash", pages=40)["digests"] == whole)
     assert until(lambda: second.ask(do="ask", verb="batch_exists", prompt="crash", pages=40)["got"] == 40)

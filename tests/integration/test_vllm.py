@@ -10,7 +10,7 @@ import pytest
 from bench.engines import VllmProcess
 from bench.engines.model import SIZES, write_model
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 BLOCK_TOKENS = 128  # vLLM's own on CPU
 NEW_TOKENS = 4

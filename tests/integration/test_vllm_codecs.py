@@ -15,7 +15,7 @@ from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
 from tests.integration.conftest import StartDaemon
 from tests.integration.vllm_halves import Engine, again, load, patient, request_of
-from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start
+from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
 from tests.node import until
 
 FROM, TO = [0, 1, 2, 3], [10, 11, 12, 13]
@@ -152,7 +152,7 @@ def test_a_real_engine_says_without_loss_what_it_says_without_a_store_and_with_l
     prompt, run = prompt_of(codec, 5 * BLOCK + 40), served.runtime_dir
     with start(python, model, run, tmp_path / "log", extra=extra) as engine:
         right = said(engine, prompt, kv_transfer_params=APART)
-        said(engine, prompt)
+        stored(engine, prompt)
         assert counts(engine)["saved blocks"] == 5
         loaded = said(engine, prompt)
         assert counts(engine)["loaded blocks"] == 5

@@ -13,14 +13,15 @@ from bench.engines import VllmProcess
 from bench.engines.model import SIZES, write_model
 from kvctl.client import ControlClient
 from kvstore.tier.format import HEADER_BYTES
-from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start
+from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
 from tests.node import Node, until
 from tests.segments import flip
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 NUMBERS = itertools.count()
-LEASE = ("--lease-ttl-max", "1s")  # short, and longer than a load takes on a busy machine
+LEASE = ("--lease-ttl-max", "3s")  # short, and longer than a load takes on a machine that stands still meanwhile
+LOAD_ONLY = {"kv_transfer_params": {"kvstored": {"store": False}}}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_what_is_computed_on_a_load_that_failed_is_neither_stored_nor_given_to_o
 ) -> None:
     base = prompt_of("one step", 7 * BLOCK)
     prompts = [base + prompt_of(name, 40) for name in "abcd"]
-    ask(honest, base[: 4 * BLOCK + 10])
+    stored(honest, base[: 4 * BLOCK + 10])
     cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
     # Two requests of one step: vLLM's cache gives the second what the first is loading.
     chunks: dict[str, Any] = {"async_scheduling": False, "enable_prefix_caching": True, "max_num_batched_tokens": 1024}
@@ -70,7 +71,7 @@ def test_layers_are_loaded_while_the_forward_runs(
 ) -> None:
     base = prompt_of("layers", 6 * BLOCK)
     prompts = [base + prompt_of(name, 60) for name in ("one", "two", "three", "four")]
-    ask(honest, [*base, 3])
+    stored(honest, [*base, 3])
     cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
     by_layer: dict[str, Any] = {"extra": {"layerwise": True}, "async_scheduling": False}
     with start(python, model, node.run, tmp_path / "log", **by_layer) as engine:
@@ -78,11 +79,16 @@ def test_layers_are_loaded_while_the_forward_runs(
             (warm,) = ask(engine, prompt)
             assert warm["cached_tokens"] == 6 * BLOCK
             assert difference(warm, right) <= SAME
-        both = ask(engine, *prompts[:2])
-        assert [difference(*pair) <= SAME for pair in zip(both, cold, strict=False)] == [True, True]
-        assert counts(engine)["loaded blocks"] == 36
+        assert counts(engine)["loaded blocks"] == 24
+
+        def both_load() -> bool:
+            both = ask(engine, *prompts[:2])
+            assert [difference(*pair) <= SAME for pair in zip(both, cold, strict=False)] == [True, True]
+            return counts(engine).get("loaded blocks") == 12
+
+        assert until(both_load), "a step computes what it has not begun to load within 40 ms"
     with start(python, model, node.run, tmp_path / "zeros", lie="zeros", **by_layer) as liar:
-        (spoilt,) = ask(liar, prompts[0], kv_transfer_params={"kvstored": {"store": False}})
+        (spoilt,) = ask(liar, prompts[0], **LOAD_ONLY)
         assert difference(spoilt, cold[0]) > 10 * SAME, "the control: zeros for KV must be noticed"
     with start(python, model, node.run, tmp_path / "late", lie="late", **by_layer) as liar:
         longer = base + prompt_of("longer", 3 * BLOCK)
@@ -100,13 +106,15 @@ def test_what_a_forward_read_of_a_lease_that_lapsed_meanwhile_is_thrown_away(
 ) -> None:
     base = prompt_of("beside", 6 * BLOCK)
     longer = base + prompt_of("and longer", 3 * BLOCK)
-    ask(honest, [*base, 3])
+    stored(honest, [*base, 3])
     (right,) = ask(honest, longer, kv_transfer_params=APART)
     with start(python, model, node.run, tmp_path / "late", lie="late", async_scheduling=False) as liar:
-        for _ in range(100):  # until a forward in which every layer asked, and the daemon's memory is populated
-            ask(liar, base, kv_transfer_params={"kvstored": {"store": False}})
-            if counts(liar).get("failed blocks"):
-                break
+
+        def fails() -> bool:  # in a forward in which every layer asks, once the daemon's memory is populated
+            ask(liar, [*base, 3], **LOAD_ONLY)
+            return bool(counts(liar).get("failed blocks"))
+
+        assert until(fails, 60.0)
         (late,) = ask(liar, longer)
         assert counts(liar)["failed blocks"] == 6, "known when the forward is over"
     assert difference(late, right) <= SAME
@@ -120,7 +128,7 @@ def test_a_lease_that_lapses_is_a_miss(
     python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path, *, overlap: bool
 ) -> None:
     prompt = prompt_of(f"lapses {overlap}", 5 * BLOCK + 20)
-    (cold,) = ask(honest, prompt)
+    cold = stored(honest, prompt)
     (warm,) = ask(honest, prompt)
     assert warm["cached_tokens"] == 5 * BLOCK, "the control: in time it is there"
     with start(python, model, node.run, tmp_path / "log", lie="lapse", async_scheduling=overlap) as liar:
@@ -133,7 +141,7 @@ def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
     python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path
 ) -> None:
     prompt = prompt_of("mid-load", 6 * BLOCK + 20)
-    (cold,) = ask(honest, prompt)
+    cold = stored(honest, prompt)
     held = tmp_path / "held"
     for dies in (False, True):
         with start(python, model, node.run, tmp_path / "log", lie=f"held {held}", async_scheduling=True) as liar:
@@ -153,14 +161,13 @@ def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
 
 def test_bits_that_flip_on_disk_are_computed_anew(python: Path, model: Path, tmp_path: Path) -> None:
     spoilt, sound = prompt_of("flipped", 5 * BLOCK + 30), prompt_of("sound", 5 * BLOCK + 30)
-    load_only = {"kv_transfer_params": {"kvstored": {"store": False}}}
     with Node(size="1GiB", segment="64MiB") as node:
         node.start("--disk-admission", "all")
         with start(python, model, node.run, tmp_path / "log") as engine:
-            (cold,) = ask(engine, spoilt)
+            cold = stored(engine, spoilt)
             assert until(lambda: len(node.slots()) == 5), "written behind"
             blocks = set(node.slots())
-            ask(engine, sound)
+            stored(engine, sound)
             assert until(lambda: len(node.slots()) == 10)
             node.stop()
             node.start("--disk-admission", "all")  # what was in memory is gone
@@ -168,12 +175,16 @@ def test_bits_that_flip_on_disk_are_computed_anew(python: Path, model: Path, tmp
                 slot = node.slots()[key]
                 flip(slot.path, 8 * (slot.offset + HEADER_BYTES + 12345) + 3)
             control = f"the control: sound ones come\n{node.log()[-2000:]}"
-            assert until(lambda: ask(engine, sound, **load_only)[0]["cached_tokens"] == 5 * BLOCK), control
-            (anew,) = ask(engine, spoilt, **load_only)
-        assert anew["cached_tokens"] == 0
-        assert difference(anew, cold) <= SAME
-        with ControlClient(node.run / "control.sock", 20.0) as operator:
-            assert operator.status().disk.counters.damaged >= 1, "the flip was really met"
+            assert until(lambda: ask(engine, sound, **LOAD_ONLY)[0]["cached_tokens"] == 5 * BLOCK), control
+
+            def is_met() -> bool:  # while the drive is believed to be slower than computing, few loads are tried
+                (anew,) = ask(engine, spoilt, **LOAD_ONLY)
+                assert anew["cached_tokens"] == 0
+                assert difference(anew, cold) <= SAME
+                with ControlClient(node.run / "control.sock", 20.0) as operator:
+                    return operator.status().disk.counters.damaged >= 1
+
+            assert until(is_met), "the flip was never met"
 
 
 def test_a_prefix_cache_is_reset_although_a_daemon_hangs(
@@ -215,8 +226,7 @@ def test_what_the_connector_counts_is_among_vllms_metrics(
 
     before = metrics()
     prompt = prompt_of("metrics", 3 * BLOCK + 20)
-    for _ in range(2):
-        ask(honest, prompt)
+    stored(honest, prompt)
     ask(honest, prompt_of("heard", 20))  # totals come with the next step
     after = metrics()
     grown = {name: after[name] - before[name] for name in before}

@@ -74,7 +74,7 @@ def test_what_is_held_outlives_others_until_its_time_is_over(engine: VllmProcess
 def test_a_conversation_holds_what_it_has_once(engine: VllmProcess) -> None:
     prompt = prompt_of("conversation", 8 * BLOCK + 9)
     for turn in (3, 5, 8):
-        assert run(engine, prompt[: turn * BLOCK + 9], hold_s=60.0) == {3: 0, 5: 3, 8: 5}[turn] * BLOCK
+        assert run(engine, prompt[: turn * BLOCK + 9], hold_s=LONGEST_S) == {3: 0, 5: 3, 8: 5}[turn] * BLOCK
         assert held(engine) == turn
     press(engine, "after")
     assert run(engine, prompt) == 8 * BLOCK
@@ -83,11 +83,11 @@ def test_a_conversation_holds_what_it_has_once(engine: VllmProcess) -> None:
 
 
 def test_who_needs_the_memory_gets_it_at_once(engine: VllmProcess) -> None:
-    run(engine, prompt_of("in the way", 10 * BLOCK + 9), hold_s=60.0)
+    run(engine, prompt_of("in the way", 10 * BLOCK + 9), hold_s=LONGEST_S)
     assert held(engine) == 10, "all that may be held"
     run(engine, prompt_of("large", 32 * BLOCK - 4))
     assert held(engine) == 0
-    run(engine, prompt_of("in the way", 10 * BLOCK + 9), hold_s=60.0)
+    run(engine, prompt_of("in the way", 10 * BLOCK + 9), hold_s=LONGEST_S)
     requests = [{"prompt": prompt_of(f"grows {number}", 10 * BLOCK - 4), "max_tokens": 80} for number in range(3)]
     engine.ask(do="stats")
     engine.generate(*({"kv_transfer_params": APART} | request for request in requests))
@@ -97,10 +97,10 @@ def test_who_needs_the_memory_gets_it_at_once(engine: VllmProcess) -> None:
 
 
 def test_an_engine_that_holds_can_be_paused_and_ends(engine: VllmProcess) -> None:
-    run(engine, prompt_of("before a pause", 6 * BLOCK + 9), hold_s=60.0)
+    run(engine, prompt_of("before a pause", 6 * BLOCK + 9), hold_s=LONGEST_S)
     assert held(engine) == 6
     assert engine.ask(do="pause")["paused"]
     assert held(engine) == 0
-    assert run(engine, prompt_of("before a pause", 6 * BLOCK + 9), hold_s=60.0) == 0
+    assert run(engine, prompt_of("before a pause", 6 * BLOCK + 9), hold_s=LONGEST_S) == 0
     assert held(engine) == 6
     assert engine.stop() == 0

@@ -8,7 +8,7 @@ import pytest
 from bench.engines import VllmProcess
 from bench.engines.model import SIZES, write_model
 from kvctl.client import ControlClient
-from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start
+from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
 from tests.node import Node
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -42,7 +42,8 @@ def test_two_ranks_load_what_both_have_stored(
     python: Path, model: Path, node: Node, ranks: VllmProcess, tmp_path: Path
 ) -> None:
     prompt = prompt_of("two ranks", 5 * BLOCK + 20)
-    (cold,) = ask(ranks, prompt)
+    cold = stored(ranks, prompt)
+    counts(ranks)
     (warm,) = ask(ranks, prompt)
     assert (cold["cached_tokens"], warm["cached_tokens"]) == (0, 5 * BLOCK)
     assert difference(warm, cold) <= SAME

@@ -17,7 +17,7 @@ from kvctl.client import ControlClient
 from tests.integration.vllm_kit import APART, BLOCK, SAME, difference, prompt_of, start
 from tests.node import Node, until
 
-pytestmark = [pytest.mark.engines]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 BATCH = 10  # requests that enter together
 PREFIXES = 12  # that are asked for at a time, of one to five blocks
@@ -73,14 +73,14 @@ def test_a_long_run_gives_right_answers_and_leaves_nothing_behind(
         found += sum(answer["cached_tokens"] > 0 for answer in answers)
         if batch % SAMPLE == 0:
             apart = [{"prompt": each["prompt"], "max_tokens": 2, "kv_transfer_params": APART} for each in asked]
-            assert engine.ask(do="settle", within_s=30)["settled"]
+            assert engine.ask(do="settle", within_s=60)["settled"]
             assert engine.ask(do="reset_prefix_cache")["reset"]
             for answer, right in zip(answers, engine.generate(*apart), strict=True):
                 assert difference(_cut(answer), _cut(right)) <= 2 * SAME, f"batch {batch}"
                 compared += 1
     assert compared >= requests // SAMPLE
     assert found >= requests // 4, "the store and vLLM's cache are of use"
-    assert engine.ask(do="settle", within_s=30)["settled"]
+    assert engine.ask(do="settle", within_s=60)["settled"]
     counts = engine.ask(do="stats")
     assert counts["connector"]["loaded blocks"] > 0
     assert counts["connector"]["saved blocks"] > requests // 4, "blocks go and come"

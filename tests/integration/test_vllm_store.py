@@ -12,7 +12,8 @@ import pytest
 
 from bench.engines import EngineGoneError, VllmProcess
 from bench.engines.model import SIZES, write_model
-from tests.integration.vllm_kit import BLOCK, SAME, ask, counts, difference, prompt_of, start
+from kvctl.client import SOCKET_NAME, ControlClient
+from tests.integration.vllm_kit import BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
 from tests.node import Node, until
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -48,21 +49,33 @@ def second(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempP
         yield engine
 
 
+def all_written(node: Node) -> bool:
+    """Does nothing wait for the drive?"""
+    with ControlClient(node.run / SOCKET_NAME, 20.0) as operator:
+        disk = operator.status().disk
+    return not (disk.queued_chains or disk.running_bytes)
+
+
 def while_the_forward_runs(engine: VllmProcess, prompt: list[int], cold: dict[str, Any]) -> float:
     """How far off an answer is whose blocks were loaded beside its forward: once the daemon's memory is populated."""
-    for _ in range(100):
+    answers: list[dict[str, Any]] = []
+    found: dict[str, float] = {}
+
+    def beside() -> bool:
         counts(engine)
-        (answer,) = ask(engine, prompt)
-        found = counts(engine)
-        if found.get("beside blocks"):
-            assert found["beside blocks"] == found["loaded blocks"] == len(prompt) // BLOCK
-            return difference(answer, cold)
-    raise AssertionError("no load goes on beside a forward")
+        answers[:] = ask(engine, prompt)
+        found.clear()
+        found.update(counts(engine))
+        return bool(found.get("beside blocks"))
+
+    assert until(beside, 60.0), "no load goes on beside a forward"
+    assert found["beside blocks"] == found["loaded blocks"] == len(prompt) // BLOCK
+    return difference(answers[0], cold)
 
 
 def test_what_one_engine_computed_another_loads(first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("shared", 7 * BLOCK + 50)
-    (cold,) = ask(first, prompt)
+    cold = stored(first, prompt)
     (warm,) = ask(second, prompt)
     assert (cold["cached_tokens"], warm["cached_tokens"]) == (0, 7 * BLOCK)
     assert difference(warm, cold) <= SAME
@@ -76,7 +89,7 @@ def test_what_one_engine_computed_another_loads(first: VllmProcess, second: Vllm
 
 def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("whole", 4 * BLOCK)
-    (cold,) = ask(first, prompt)
+    cold = stored(first, prompt)
     (warm,) = ask(second, prompt)
     assert warm["cached_tokens"] == 3 * BLOCK
     assert difference(warm, cold) <= SAME
@@ -84,18 +97,23 @@ def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, seco
 
 def test_what_an_engine_decodes_is_stored_too(first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("decoded", BLOCK - 10)
-    (answer,) = first.generate({"prompt": prompt, "max_tokens": BLOCK})
-    first.ask(do="settle")
-    longer = prompt + answer["tokens"]
-    (warm,) = ask(second, longer)
-    assert warm["cached_tokens"] == BLOCK
+    longer: list[int] = []
+    warm: dict[str, Any] = {}
+
+    def comes() -> bool:
+        (answer,) = ask(first, prompt, max_tokens=BLOCK, kv_transfer_params={"kvstored": {"load": False}})
+        longer[:] = prompt + answer["tokens"]
+        warm.update(ask(second, longer, kv_transfer_params={"kvstored": {"store": False}})[0])
+        return bool(warm["cached_tokens"] == BLOCK)
+
+    assert until(comes), warm
     (cold,) = ask(first, longer, kv_transfer_params={"kvstored": {"load": False}})
     assert difference(warm, cold) <= SAME
 
 
 def test_salts_and_no_store_keep_apart(first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("salted", 3 * BLOCK + 9)
-    ask(first, prompt, salt="mine")
+    stored(first, prompt, salt="mine")
     (theirs,) = ask(second, prompt, salt="theirs")
     (mine,) = ask(second, prompt, salt="mine")
     assert (theirs["cached_tokens"], mine["cached_tokens"]) == (0, 3 * BLOCK)
@@ -126,7 +144,7 @@ def test_spoilt_loads_change_what_the_model_says_and_failed_ones_do_not(
     python: Path, model: Path, node: Node, first: VllmProcess, tmp_path: Path
 ) -> None:
     prompt = prompt_of("spoilt", 6 * BLOCK + 20)
-    (cold,) = ask(first, prompt)
+    cold = stored(first, prompt)
     with start(python, model, node.run, tmp_path / "zeros", lie="zeros") as liar:
         (spoilt,) = ask(liar, prompt)
         assert while_the_forward_runs(liar, prompt, cold) > 10 * SAME, "the same control"
@@ -134,10 +152,13 @@ def test_spoilt_loads_change_what_the_model_says_and_failed_ones_do_not(
     assert difference(spoilt, cold) > 10 * SAME, "the control: zeros for KV must be noticed"
     # With steps that overlap, as a served vLLM runs: the next one is planned before this one's loads are known.
     with start(python, model, node.run, tmp_path / "short", lie="short", async_scheduling=True) as liar:
-        (short,) = ask(liar, prompt)
-        found = counts(liar)
-    assert difference(short, cold) <= SAME, "what was not loaded is computed"
-    assert found["failed blocks"] == 3
+
+        def fails_by_half() -> bool:
+            (short,) = ask(liar, prompt)
+            assert difference(short, cold) <= SAME, "what was not loaded is computed"
+            return counts(liar).get("failed blocks") == 3
+
+        assert until(fails_by_half), "a load that is late fails as a whole"
 
 
 def test_few_blocks_and_small_chunks_change_nothing(
@@ -161,12 +182,18 @@ def test_few_blocks_and_small_chunks_change_nothing(
 
 def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("disk", 5 * BLOCK + 30)
-    (cold,) = ask(first, prompt)
+    cold = stored(first, prompt)
+    assert until(lambda: all_written(node)), "what leaves memory before it is written is gone"
     filler = [prompt_of(f"filler {number}", 3900) for number in range(20)]
     for one in filler:  # 300 MiB through 256
         ask(first, one)
-    (warm,) = ask(second, prompt)
-    assert warm["cached_tokens"] == 5 * BLOCK
+    warm: dict[str, Any] = {}
+
+    def comes() -> bool:  # a drive that stood still is believed to be slow, and is tried again now and then
+        warm.update(ask(second, prompt, kv_transfer_params={"kvstored": {"store": False}})[0])
+        return bool(warm["cached_tokens"] == 5 * BLOCK)
+
+    assert until(comes), warm
     assert difference(warm, cold) <= SAME
 
 
@@ -185,11 +212,8 @@ def test_a_daemon_that_dies_is_a_miss_and_one_that_comes_back_serves(
     assert absent["cached_tokens"] == 0
     assert difference(absent, cold[0]) <= SAME
     node.start("--disk-admission", "all")
-    for _ in range(200):  # a client comes back by itself
-        (again,) = ask(second, prompt_of("again", 2 * BLOCK + 5))
-        if again["cached_tokens"]:
-            break
-    assert again["cached_tokens"] == 2 * BLOCK
+    again = prompt_of("again", 2 * BLOCK + 5)
+    assert until(lambda: ask(second, again)[0]["cached_tokens"] == 2 * BLOCK), "a client comes back by itself"
 
 
 def test_an_engine_starts_without_a_daemon_and_refuses_a_policy_that_fails_requests(

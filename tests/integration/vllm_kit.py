@@ -4,14 +4,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.engines import VllmProcess
+from bench.engines import ANSWER_S, VllmProcess
 from bench.engines.model import SIZES
+from kvctl.client import SOCKET_NAME, ControlClient, KvctlError
+from tests.node import PATIENCE_S, until
 
 BLOCK = 128
 SAME = 0.03  # of a logprob where a hit splits the prefill otherwise; spoilt blocks are off by tenths and more
 BLOCK_BYTES = BLOCK * SIZES["tiny"].token_bytes
 APART: dict[str, Any] = {"kvstored": {"load": False, "store": False}}  # neither loads nor stores: what is right
-PATIENT = {"lookup_timeout_ms": 2000.0}  # the host may be busy
+PATIENT = {"lookup_timeout_ms": 3000.0}  # a busy host may stand still for a while
 ENGINE: dict[str, Any] = {
     "enable_prefix_caching": False,
     "max_model_len": 4096,
@@ -19,6 +21,34 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 8,
     "num_gpu_blocks_override": 128,
 }
+
+
+class Engine(VllmProcess):
+    """Settles no sooner than its daemon, too, has done with what it stores.
+
+    Before that another engine may miss it, and whoever is killed loses it.
+    """
+
+    def __init__(self, run: Path, python: Path, engine: dict[str, Any], **more: Any) -> None:
+        """`run`: the daemon's directory; `more` as of `VllmProcess`."""
+        self._run = run
+        super().__init__(python, engine, **more)
+
+    def ask(self, deadline_s: float = ANSWER_S, /, **command: Any) -> dict[str, Any]:
+        """As it is."""
+        answer = super().ask(deadline_s, **command)
+        if command.get("do") == "settle":
+            assert until(lambda: stores_nothing(self._run)), "something is being stored for ever"
+        return answer
+
+
+def stores_nothing(run: Path) -> bool:
+    """Is no block on its way into this daemon? One that is gone takes none."""
+    try:
+        with ControlClient(run / SOCKET_NAME, PATIENCE_S) as operator:
+            return not any(each.tickets for each in operator.clients().clients)
+    except KvctlError:
+        return True
 
 
 def start(
@@ -32,7 +62,7 @@ def start(
     extra: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
     **engine: Any,
-) -> VllmProcess:
+) -> Engine:
     """An engine with the connector; with `lie` the one that lies (`vllm_lying`)."""
     given = {"runtime_dir": str(run), "lie": lie} if lie else {"runtime_dir": str(run)}
     transfer = {
@@ -43,7 +73,7 @@ def start(
         "kv_connector_extra_config": PATIENT | given | (extra or {}),
     }
     arguments = ENGINE | {"model": str(model), "kv_transfer_config": transfer} | engine
-    return VllmProcess(python, arguments, log_file=log, environment=environment)
+    return Engine(run, python, arguments, log_file=log, environment=environment)
 
 
 def prompt_of(name: object, tokens: int) -> list[int]:
@@ -57,6 +87,14 @@ def ask(engine: VllmProcess, *prompts: list[int], **more: Any) -> list[dict[str,
     answers = engine.generate(*({"prompt": prompt, "max_tokens": 4} | more for prompt in prompts))
     assert engine.ask(do="settle")["settled"]
     return answers
+
+
+def stored(engine: VllmProcess, prompt: list[int], **more: Any) -> dict[str, Any]:
+    """As `ask`, until the store has every whole block of it: one that stood still for a second has refused some."""
+    (answer,) = ask(engine, prompt, **more)
+    whole = (len(prompt) - 1) // BLOCK * BLOCK
+    assert until(lambda: ask(engine, prompt, **more)[0]["cached_tokens"] == whole), engine.log()[-2000:]
+    return answer
 
 
 def difference(one: dict[str, Any], two: dict[str, Any]) -> float:

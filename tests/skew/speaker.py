@@ -1,8 +1,8 @@
 """A client of any version, as a program: `python speaker.py RUNTIME_DIR STEP...`, a JSON object a line for each step.
 
-Steps are store:NAME, fetch:NAME, pin:NAME, forget:NAME, ranks:NAME and hint:NAME, each of one chain. What a block holds
-follows from its key, so that a speaker of one version can say whether bytes that another one stored are right. Imports
-nothing but `kvclient`, since it runs with the packages of its version.
+Steps are store:NAME, match:NAME, fetch:NAME, pin:NAME, forget:NAME, ranks:NAME and hint:NAME, each of one chain. What a
+block holds follows from its key, so that a speaker of one version can say whether bytes that another one stored are
+right. Imports nothing but `kvclient`, since it runs with the packages of its version.
 """
 
 import hashlib
@@ -47,11 +47,16 @@ def store(client: kvclient.Client, name: str) -> Answer:
     return {"accepted": result.accepted, "known": result.known, "durable": flushed.durable}
 
 
+def match(client: kvclient.Client, name: str) -> Answer:
+    """How much of a chain is there; nothing is moved for that."""
+    return {"blocks": namespace_of(client).match(keys_of(name)).blocks}
+
+
 def fetch(client: kvclient.Client, name: str) -> Answer:
     """Blocks that came, how many of them are right, and how many would be if they belonged to the key after theirs."""
     ns, keys = namespace_of(client), keys_of(name)
     targets = np.zeros((COUNT, BLOCK_BYTES), dtype=np.uint8)
-    with ns.fetch(keys, wait_s=5.0) as lease:
+    with ns.fetch(keys, wait_s=PATIENCE_S) as lease:
         tiers = lease.tiers
         count = lease.expected
         if count and not lease.copy_to(targets[:count]):
@@ -65,7 +70,7 @@ def fetch(client: kvclient.Client, name: str) -> Answer:
 def pin(client: kvclient.Client, name: str) -> Answer:
     """A pin on a chain, and what the daemon lists of it."""
     ns, keys = namespace_of(client), keys_of(name)
-    pinned = ns.pin(keys, ttl_s=60.0)
+    pinned = ns.pin(keys, ttl_s=3600.0)
     return {"blocks": pinned.blocks, "listed": len(ns.pins())}
 
 
@@ -96,7 +101,7 @@ def hint(client: kvclient.Client, name: str) -> Answer:
 
 
 STEPS: dict[str, Callable[[kvclient.Client, str], Answer]] = {
-    "store": store, "fetch": fetch, "pin": pin, "forget": forget, "ranks": ranks, "hint": hint,
+    "store": store, "match": match, "fetch": fetch, "pin": pin, "forget": forget, "ranks": ranks, "hint": hint,
 }  # fmt: skip
 
 
