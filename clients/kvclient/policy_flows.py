@@ -54,14 +54,15 @@ def pin(
         chunk = keys[start : start + FRAME_KEYS_BYTES]
         call, were_out = ask(chunk), tally.out
         yield call
-        if call.answered and call.partial is Partial.ABSENT and were_out:
+        partial = call.partial
+        if call.answered and partial is Partial.ABSENT and were_out:
             yield OutNow(tally, session.tickets_of, deadline_ns)
             again = ask(chunk)
             yield again
             if again.answered:  # it has what the first one has, which gives it back
                 yield from unpin(session, [pin for pin in (call.pinned.pin,) if pin], deadline_ns)
                 call = again
-        partial = call.partial
+            partial = again.partial
         if not call.answered:
             break
         pinned = call.pinned

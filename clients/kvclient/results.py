@@ -130,7 +130,7 @@ class Partial(StrEnum):
     TOO_MANY = "too_many"  # the tenant has as many pins as it may
     REFUSED = "refused"  # the daemon does not take pins like this
     UNREACHABLE = "unreachable"  # no daemon, or it went away meanwhile
-    TIMED_OUT = "timed_out"  # no answer in time; what it may have pinned is given back
+    TIMED_OUT = "timed_out"  # no answer in time, or what was stored just before was not visible in time
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 
 from bench.process import DaemonProcess
 from kvclient.integrations import vllm_scheduler, vllm_worker
-from kvclient.integrations.vllm_jobs import LoadJob, WordJob
+from kvclient.integrations.vllm_jobs import LoadJob, PinJob, WordJob
 from kvclient.namespace import Namespace
 from kvctl.client import ControlClient
 from kvproto import control_pb2 as pb
@@ -263,6 +263,33 @@ def test_what_the_next_step_writes_is_not_saved_for_who_had_it(daemon: DaemonPro
     worker._patient.flush(30.0)
     assert worker._patient.match(request.block_hashes).blocks == (0 if 3 in block_ids else 4)
     engine.stop()
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(60.0, 1), (0.0, 0)], ids=["asked again", "asked once"])
+def test_a_daemon_that_stands_still_for_a_while_is_asked_again_for_a_pin(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch, seconds: float, share: int
+) -> None:
+    monkeypatch.setattr(vllm_worker, "PIN_S", seconds)
+    engine = Engine(daemon.runtime_dir, name=f"pinned {seconds}")
+    request = request_of("a", 4)
+    engine.save(request, [0, 1, 2, 3, 4])
+    worker = engine.workers[0].worker
+    worker.take_counts()
+    worker._patient._timeout_ns = 500 * 10**6
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    worker._saves.put(PinJob(tuple(request.block_hashes), 60.0, None))
+    assert until(lambda: "in time" in engine.workers[0].clients[1].status.why_not), "it has waited in vain once"
+    os.kill(daemon.process.pid, signal.SIGCONT)
+    found: dict[str, float] = {}
+
+    def told() -> bool:
+        found.update(worker.take_counts())
+        return not share or "pinned_bytes" in found
+
+    assert until(told)
+    engine.stop()
+    found.update(worker.take_counts())
+    assert found.get("pinned_bytes", 0) == share * 4 * worker._layout.block_bytes
 
 
 def test_words_of_priority_reach_the_daemon_behind_the_saves(daemon: DaemonProcess) -> None:

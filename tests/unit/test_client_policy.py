@@ -124,7 +124,7 @@ def test_a_pin_waits_for_what_was_stored_just_before(tmp_path: Path, visible: st
         if visible == "never":
             ns._timeout_ns = int(SHORT_S * 1e9)
             result = ns.pin(KEYS, 30)
-            assert (result.blocks, result.partial, result.pins) == (2, Partial.ABSENT, (1,))
+            assert (result.blocks, result.partial, result.pins) == (2, Partial.TIMED_OUT, (1,))
             peer.wait_for(lambda: list(policies.pins) == [1])  # the second is given back, if it was asked
         else:
             result = ns.pin(KEYS, 30)

@@ -25,6 +25,8 @@ def test_settings_are_taken_by_name_and_kind() -> None:
         ({"store": 1}, "'store' must be true or false"),
         ({"disk_wait_s": "5"}, "'disk_wait_s' must be a number"),
         ({"disk_wait_s": -1}, "'disk_wait_s' must be a number"),
+        ({"disk_wait_s": 3601}, "'disk_wait_s' must be a number from 0 to 3600, not 3601"),
+        ({"lookup_timeout_ms": 3600001}, "'lookup_timeout_ms' must be a number from 0 to 3600000"),
         ({"at_once_mib": True}, "'at_once_mib' must be a number"),
         ({"tenant": 5}, "'tenant' must be a string"),
         ({"codec": True}, "'codec' must be a string"),

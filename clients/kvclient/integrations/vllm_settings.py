@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 TESTED: Final = ((0, 32), (0, 33))  # versions of vLLM, from the first to the last
 PARAMS_KEY: Final = "kvstored"  # of `kv_transfer_params`
 PRIORITIES: Final = ("high", "low")
+HOUR_S: Final = 3600  # the most that any number may be, or as long in milliseconds
 # Of one core, decoding by NumPy against copying: codec.json (client_*) and dram.json of bench/results.
 DECODING_SLOWER: Final = 8
 
@@ -68,14 +69,15 @@ class Settings:
 def _check(name: str, value: object, default: object) -> None:
     if isinstance(default, bool):
         fits = isinstance(value, bool)
+        kind = "true or false"
     elif isinstance(default, float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 3600
+        most = HOUR_S * 1000 if name.endswith("_ms") else HOUR_S
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+        kind = f"a number from 0 to {most}"
     else:
         fits = isinstance(value, str) or (value is None and default is None)
+        kind = "a string"
     if not fits:
-        kind = (
-            "true or false" if isinstance(default, bool) else "a number" if isinstance(default, float) else "a string"
-        )
         raise UsageError(f"kv_connector_extra_config {name!r} must be {kind}, not {value!r}")
 
 

@@ -28,6 +28,7 @@ from kvclient.integrations.vllm_layout import Layout
 from kvclient.integrations.vllm_pace import Pace, Saved
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
+from kvclient.results import Partial
 from kvproto.errors import KvError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ IDLE_S: Final = 0.001  # how long a step without a forward leaves the processor 
 LOAD_S: Final = 0.005  # and while something is loaded: the time of some 50 MiB, after which the next step can run it
 LOADERS: Final = 2  # threads that load out of memory; what waits for disk has a thread of its own
 SHARED_BYTES: Final = 8 << 20  # loads of more are shared between them: one core copies half as fast as two
+PIN_S: Final = 3.0  # how long a daemon that does not answer is asked to pin what a request is to keep,
+PIN_PAUSE_S: Final = 0.05  # and how often
+_UNANSWERED: Final = frozenset({Partial.TIMED_OUT, Partial.UNREACHABLE})
 SOURCE: Final = "vllm priority"  # of words on blocks
 SAVES_WAITING: Final = 256  # jobs; past that the daemon is too slow, and the newest are dropped
 
@@ -81,6 +85,7 @@ class Worker:
         self._loads: SimpleQueue[Loading | None] = SimpleQueue()
         self._disk_loads: SimpleQueue[Loading | None] = SimpleQueue()
         self._saves: SimpleQueue[AfterSaves | None] = SimpleQueue()
+        self._ended = threading.Event()
         self._parts: dict[str, int] = {}  # of each request's load, how many have not ended
         self._dropped: set[str] = set()  # requests that are gone: parts of theirs that have not begun never do,
         self._leases: dict[str, list[Lease]] = {}  # and those that run wait for nothing more
@@ -242,6 +247,7 @@ class Worker:
 
     def stop(self) -> None:
         """End all threads, and read and write the engine's memory no more."""
+        self._ended.set()
         with self._lock:
             savings = list(self._saving.values())
         for saving in savings:
@@ -352,9 +358,9 @@ class Worker:
 
     def _store(self, job: AfterSaves) -> None:
         if isinstance(job, PinJob):
-            pinned = self._patient.pin(job.keys, ttl_s=job.ttl_s, retention=job.retention)
+            pinned_bytes = self._pin(job)
             with self._lock:
-                self.counts["pinned_bytes"] += pinned.bytes_pinned
+                self.counts["pinned_bytes"] += pinned_bytes
             return
         if isinstance(job, WordJob):
             self._patient.expect(job.keys, job.expectation, SOURCE)
@@ -373,6 +379,19 @@ class Worker:
                 self.counts["save_seconds"] += saved.seconds
                 self._end_save(job, refused=saved.short)
                 self._lock.notify_all()
+
+    def _pin(self, job: PinJob) -> int:
+        """Pin a context, as much of it as is there; the bytes. A daemon that does not answer is asked again."""
+        until = time.monotonic() + PIN_S
+        while True:
+            pinned = self._patient.pin(job.keys, ttl_s=job.ttl_s, retention=job.retention)
+            again = pinned.partial in _UNANSWERED and time.monotonic() < until
+            if not again or self._ended.wait(PIN_PAUSE_S):
+                break
+            self._patient.unpin(pinned)  # the next one begins anew
+        if pinned.partial:
+            _log.info("pinned %d of %d blocks: %s", pinned.blocks, len(job.keys), pinned.partial)
+        return pinned.bytes_pinned
 
     def _is_urgent(self, saving: Saving) -> bool:
         """Does somebody wait for this save, or for one behind it, or is it not wanted any more?"""
