@@ -7,6 +7,7 @@ import pytest
 from bench.process import DaemonProcess
 from tests.figures import Figures
 from tests.prepared import Prepared
+from tests.systemd import ServiceManager
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,4 +24,4 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--execute"):
         prepared = Prepared()
         config.add_cleanup(prepared.end)
-        DaemonProcess.starter = prepared
+        DaemonProcess.starter = ServiceManager.starter = prepared

@@ -20,7 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, ClassVar, Self
+
+from bench.process import Process
+from tests.prepared import Prepared
 
 STOP_S = 10.0
 # Puts the passed descriptors at 3 and on, says for which process they are, and becomes the service.
@@ -56,6 +59,8 @@ class ServiceManager:
     `fds_max` is FileDescriptorStoreMax=; `announce` is whether FDSTORE is set, as systemd does since 254.
     """
 
+    starter: ClassVar[Prepared | None] = None  # of tests: a quicker start of the very same
+
     def __init__(
         self,
         command: Sequence[str],
@@ -75,7 +80,7 @@ class ServiceManager:
         self.stored: list[Stored] = []
         self.said: list[str] = []  # whatever the service said that is no matter of descriptors
         self.refused = 0  # stores beyond fds_max, and messages of strangers
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.sockets: list[tuple[str, socket.socket | BinaryIO]] = []  # of socket units, with FileDescriptorName=
         self._watchdog_s = watchdog_s
         self._log_file = log_file
@@ -122,12 +127,18 @@ class ServiceManager:
         if passed:
             environ |= {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": ":".join(name for name, _ in passed)}
         numbers = [fd for _, fd in passed]
-        shim = [sys.executable, "-S", "-c", SHIM, str(len(numbers)), *map(str, numbers), *self.command]
         # Under the lock: no message of the new process is read before its pid is known.
         with (self._log_file or Path(os.devnull)).open("ab") as log, self._changed:
-            self.process = subprocess.Popen(
-                shim, env=environ, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self.process = self._fork(environ, log, numbers) or self._execute(environ, log, numbers)
+
+    def _fork(self, environ: Mapping[str, str], log: BinaryIO, passed: Sequence[int]) -> Process | None:
+        if self.starter is None:
+            return None
+        return self.starter.fork_service(self.command, environ, log.fileno(), passed)
+
+    def _execute(self, environ: Mapping[str, str], log: BinaryIO, passed: Sequence[int]) -> Process:
+        shim = [sys.executable, "-S", "-c", SHIM, str(len(passed)), *map(str, passed), *self.command]
+        return subprocess.Popen(shim, env=environ, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait_ready(self, deadline_s: float = 60.0) -> None:
         """Until the service says READY=1. Raises RuntimeError if it dies or takes longer."""

@@ -1,7 +1,9 @@
 """A daemon that was forked off a prepared process is one like any other."""
 
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +13,19 @@ import pytest
 import kvclient
 from bench.process import DaemonProcess
 from tests.node import opened_by
-from tests.prepared import Prepared
+from tests.prepared import Forked, Prepared
+from tests.systemd import ServiceManager
 
 PATIENCE_S = 30.0
+# What a service finds, and an end of its own.
+SAYS = """
+import os, sys
+own = [os.environ[name] == str(os.getpid()) for name in ("LISTEN_PID", "WATCHDOG_PID")]
+opened = sorted(map(int, os.listdir("/proc/self/fd")))
+print(sys.argv, own, os.environ["LISTEN_FDNAMES"], opened, os.getcwd(), __name__)
+print([os.fstat(number).st_ino for number in (3, 4)], flush=True)
+sys.exit(7)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +109,23 @@ def test_several_that_are_asked_for_at_once_are_not_mixed_up(
 def test_settings_of_the_interpreter_want_a_new_one(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     assert prepared.fork([], 2) is None
+
+
+def test_a_service_finds_the_same_whether_it_is_forked_or_executed(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, starter in (("forked", prepared), ("executed", None)):
+        monkeypatch.setattr(ServiceManager, "starter", starter)
+        command, log = [sys.executable, "-c", SAYS, "word"], tmp_path / f"log-{name}"
+        with ServiceManager(command, os.environ, tmp_path, log_file=log, watchdog_s=60.0) as manager:
+            sockets = [manager.listen(tmp_path / f"{name}-{socket}", socket) for socket in ("hot", "cold")]
+            manager.start()
+            assert manager.process is not None
+            assert isinstance(manager.process, Forked) is (name == "forked")
+            assert manager.process.wait(PATIENCE_S) == 7, log.read_text()
+            general, passed = log.read_text().splitlines()
+            assert passed == str([os.fstat(socket.fileno()).st_ino for socket in sockets])
+            found.append(general)
+    assert found[0] == found[1]
+    assert "[True, True] hot:cold [0, 1, 2, 3, 4, 5]" in found[0], "five, and the folder that it lists"

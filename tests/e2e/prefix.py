@@ -17,15 +17,20 @@ ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 100
 
 
+# What pip does in the end, without pip's own second.
+BUILD = """
+import os, sys
+from setuptools.build_meta import build_wheel
+os.chdir(sys.argv[1])
+build_wheel(sys.argv[2])
+"""
+
+
 def build_wheel(folder: Path) -> Path:
     """The wheel of this checkout."""
     folder.mkdir()
     (folder / "setup.cfg").write_text(f"[build]\nbuild_base = {folder / 'build'}\n")  # no leftovers of ours get in
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    _run(
-        [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(folder)],
-        DIST_EXTRA_CONFIG=str(folder / "setup.cfg"),
-    )
+    _run([sys.executable, "-c", BUILD, str(ROOT), str(folder)], DIST_EXTRA_CONFIG=str(folder / "setup.cfg"))
     (wheel,) = folder.glob("kvstored-*.whl")
     return wheel
 

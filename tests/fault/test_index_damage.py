@@ -102,15 +102,15 @@ def test_the_undamaged_index_is_believed(store: Path) -> None:
 
 def test_a_flipped_bit_gives_the_true_records_or_those_of_the_headers(store: Path) -> None:
     random = Random(SEED)
-    reasons = flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(16)])
+    reasons = flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(8)])
     assert any(reasons), f"seed {SEED}"
 
 
 def test_a_cut_file_gives_the_records_of_the_headers(store: Path) -> None:
     random = Random(SEED)
-    reasons = cuts(store, [0, 1, 4096, 8192, *(random.randrange(index_bytes(store)) for _ in range(8))])
+    reasons = cuts(store, [0, 1, 4096, 8192, *(random.randrange(index_bytes(store)) for _ in range(4))])
     assert all(reasons[:4])
-    assert sum(map(bool, reasons)) >= 6, f"seed {SEED}"  # free pages are the second half of the file
+    assert sum(map(bool, reasons)) >= 5, f"seed {SEED}"  # free pages are the second half of the file
 
 
 @pytest.mark.long
@@ -224,7 +224,7 @@ def kill_during_commits(directory: Path, random: Random) -> None:
 
 def test_a_child_killed_during_a_commit_leaves_what_was_acknowledged(tmp_path: Path) -> None:
     random = Random(SEED)
-    for _ in range(6):
+    for _ in range(3):
         kill_during_commits(tmp_path / "store", random)
 
 

@@ -161,7 +161,7 @@ def test_a_start_is_told_step_by_step_and_then_how_it_stands() -> None:
 
 
 def test_a_loop_that_hangs_is_silent_though_all_else_answers_and_the_next_life_has_every_block() -> None:
-    with unit(command=("-c", HANGING), watchdog_s=2.0) as (node, manager):
+    with unit(command=("-c", HANGING), watchdog_s=0.5) as (node, manager):
         began(manager)
         ns = node.namespace(BLOCK_BYTES)
         keys = chain("kept", 20)

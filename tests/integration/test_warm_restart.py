@@ -60,7 +60,7 @@ leases = [ns.fetch(chain(f"first-{turn}", 50), ttl_s=ttl_s) for turn in range(ch
 print(sum(lease.blocks for lease in leases), flush=True)
 signal.pause()
 """
-LEASES_S = (6, 20, 60)  # the next one where a machine is so busy that the last one shows nothing
+LEASES_S = (3, 12, 60)  # the next one where a machine is so busy that the last one shows nothing
 ROOT = Path(__file__).parents[2]
 
 

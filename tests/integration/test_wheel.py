@@ -1,10 +1,11 @@
 """What is installed is what works: the wheel holds every package, and an engine's import stays light."""
 
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+from tests.e2e.prefix import build_wheel
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ("proto", "kernels", "daemon", "clients")  # packages lie in them; `kvstore` is one itself
@@ -17,14 +18,7 @@ def packages() -> set[str]:
 
 
 def test_a_wheel_holds_every_package_and_the_client_imports_nothing_heavy(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--quiet"]
-    (tmp_path / "setup.cfg").write_text(f"[build]\nbuild_base = {tmp_path / 'build'}\n")  # no leftovers of ours get in
-    build = subprocess.run(
-        [*command, "--wheel-dir", str(tmp_path)], capture_output=True, text=True, check=False, timeout=100,
-        env=os.environ | {"DIST_EXTRA_CONFIG": str(tmp_path / "setup.cfg")},
-    )  # fmt: skip
-    assert build.returncode == 0, build.stderr
-    (wheel,) = tmp_path.glob("kvstored-*.whl")
+    wheel = build_wheel(tmp_path / "wheel")
     installed = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)

@@ -8,8 +8,8 @@ from tests.figures import Recorder
 from tests.sim.actor import Seen
 from tests.sim.many import live, live_at_once, packing
 
-SEEDS = 200  # about 20 s
-PACKED_SEEDS = 40
+SEEDS = 120  # about 10 s
+PACKED_SEEDS = 20
 SEEDS_LONG = 23_000  # and a fifth of it packed: ten million operations of clients
 OPERATIONS = 10**7
 ENDS_LONG = 100  # of lives, in each of

@@ -218,8 +218,9 @@ def test_copies_on_disk_are_found_again_by_kept_blocks() -> None:
     later.audit()
 
 
-def test_a_torn_table_never_gives_wrong_bytes() -> None:
-    for seed in range(200):
+@pytest.mark.parametrize("seeds", [range(50), pytest.param(range(50, 1000), marks=pytest.mark.long)], ids=str)
+def test_a_torn_table_never_gives_wrong_bytes(seeds: range) -> None:
+    for seed in seeds:
         rng = random.Random(seed)
         core = Core(arenas=2)
         client = core.client()
