@@ -12,7 +12,7 @@ from bench.harness import Results, home_on_drive, say
 from kvclient import Namespace
 from kvproto.limits import GIB
 
-READERS = (1, 2, 4, 8, 16)
+READERS = (1, 2, 4, 8, 12, 16)
 DEPTH = 4  # of the bare reads
 
 
