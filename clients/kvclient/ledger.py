@@ -53,7 +53,7 @@ class Ledger:
         self.published = 0  # this and `failed` only grow
         self.failed = 0
         self.reasons: dict[int, Reason] = {}  # of failed tickets; kept for a store only, which ends
-        self.watchers: list[Settled | OutNow] = []
+        self.watchers: list[Settled] = []
 
     def commit(self, count: int) -> None:
         """`count` tickets are about to be committed."""
@@ -106,33 +106,27 @@ class Settled(Watcher):
             self.ledger.watchers.remove(self)
 
 
-class OutNow(Watcher):
+class OutNow(Settled):
     """Waits for the tickets of a ledger that are out when it begins, whatever is committed meanwhile."""
 
     def __init__(self, ledger: Ledger, tickets: Callable[[Ledger], set[int]], deadline_ns: int) -> None:
         """`tickets`: those of a ledger that are out."""
-        super().__init__(deadline_ns)
-        self.ledger = ledger
+        super().__init__(ledger, 0, deadline_ns)
         self._tickets = tickets
-        self._left: set[int] = set()
+        self._out: set[int] = set()
 
     def watch(self) -> None:
         """Start waiting."""
-        self._left = self._tickets(self.ledger)
-        if self._left:
+        self._out = self._tickets(self.ledger)
+        if self._out:
             self.ledger.watchers.append(self)
         else:
             self.finish()
 
     def has_seen(self, ticket: int) -> bool:
         """This one is settled: are these all?"""
-        self._left.discard(ticket)
-        return not self._left
-
-    def leave(self) -> None:
-        """Stop waiting, done or not."""
-        if self in self.ledger.watchers:
-            self.ledger.watchers.remove(self)
+        self._out.discard(ticket)
+        return not self._out
 
 
 class Pause(Waiter):

@@ -60,7 +60,8 @@ def pin(
             again = ask(chunk)
             yield again
             if again.answered:  # it has what the first one has, which gives it back
-                yield from unpin(session, [pin for pin in (call.pinned.pin,) if pin], deadline_ns)
+                if call.pinned.pin:
+                    yield from unpin(session, [call.pinned.pin], deadline_ns)
                 call = again
             partial = again.partial
         if not call.answered:

@@ -292,6 +292,25 @@ def test_a_daemon_that_stands_still_for_a_while_is_asked_again_for_a_pin(
     assert found.get("pinned_bytes", 0) == share * 4 * worker._layout.block_bytes
 
 
+def test_a_pin_that_nobody_answers_holds_up_nothing_behind_it(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_worker, "PIN_S", 3600.0)
+    engine = Engine(daemon.runtime_dir, name="held up")
+    request = request_of("a", 4)
+    engine.save(request, [0, 1, 2, 3, 4])
+    worker = engine.workers[0].worker
+    worker._patient._timeout_ns = 500 * 10**6
+    keys = tuple(request.block_hashes)
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    for _ in range(10):
+        worker._saves.put(PinJob(keys, 60.0, None))
+        worker._saves.put(WordJob(keys, "soon"))
+    assert until(worker._saves.empty), "the daemon still stands still"
+    os.kill(daemon.process.pid, signal.SIGCONT)
+    engine.stop()
+
+
 def test_words_of_priority_reach_the_daemon_behind_the_saves(daemon: DaemonProcess) -> None:
     engine = Engine(daemon.runtime_dir)
     for number, priority in enumerate(("high", "low", None)):

@@ -381,11 +381,12 @@ class Worker:
                 self._lock.notify_all()
 
     def _pin(self, job: PinJob) -> int:
-        """Pin a context, as much of it as is there; the bytes. A daemon that does not answer is asked again."""
+        """Pin a context, as much of it as is there; the bytes. A daemon that does not answer is asked again, unless
+        something waits behind this: blocks of finished requests stay until they are saved."""
         until = time.monotonic() + PIN_S
         while True:
             pinned = self._patient.pin(job.keys, ttl_s=job.ttl_s, retention=job.retention)
-            again = pinned.partial in _UNANSWERED and time.monotonic() < until
+            again = pinned.partial in _UNANSWERED and time.monotonic() < until and self._saves.empty()
             if not again or self._ended.wait(PIN_PAUSE_S):
                 break
             self._patient.unpin(pinned)  # the next one begins anew
