@@ -1,13 +1,16 @@
 """The disk tier's hands: segment files in one or several directories, and the threads that read and write them.
 
     owner thread             each directory                        completions
-    submit(batch) --pieces-> readers: loads                    -.
+    submit(batch) --pieces-> readers: loads --> checkers       -.
                  `---------> writers: saves, erases, segments  --+-> take_done(), a batch when its last piece is
                  `---------> packers (one room for all): verify,-'
                              then pack
 
 A directory has threads and queues of its own, so that a hung drive stops only itself; loads never wait behind saves,
 verifying never behind packing. A piece is what one thread does in one go; pieces of a batch run at the same time.
+
+Readers hand what has come to the checkers and ask for more at once: a drive often ends many reads at the same moment,
+and would stand still while those who waited for them verify.
 """
 
 import logging
@@ -51,12 +54,18 @@ class _Sync:
     sound: set[int]
 
 
+def _thread(name: str, run: Callable[[], None]) -> threading.Thread:
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
 class _Drive:
     """A directory, its queues and its threads."""
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.reads = Lanes()
+        self.checks: SimpleQueue[tuple[Piece, Scratch] | None] = SimpleQueue()
+        self.scratches: SimpleQueue[Scratch] = SimpleQueue()  # of readers and checkers
         self.writes = Lanes()
         self.syncs: SimpleQueue[_Sync | None] = SimpleQueue()
         self.syncing: _Sync | None = None
@@ -95,7 +104,9 @@ class Drives:
         self._lock = threading.Lock()  # of what is left of batches
         self._stopping = False
         self._counts = (readers, writers, max(1, packers))
+        self._checkers = min(readers, len(os.sched_getaffinity(0)))  # of each directory
         self._threads: list[threading.Thread] = []
+        self._checking: list[threading.Thread] = []  # stopped last
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -107,12 +118,16 @@ class Drives:
             self._add(f"drive-{number}-look", partial(drive.directory.run_looks, self._wake))
             self._add(f"drive-{number}-sync", partial(self._run_syncs, drive))
             for reader in range(readers):
-                self._add(f"drive-{number}-read-{reader}", partial(self._run, drive.reads, drive.directory, 0))
+                self._add(f"drive-{number}-read-{reader}", partial(self._run_reads, drive))
+            for checker in range(self._checkers):
+                self._checking.append(_thread(f"drive-{number}-check-{checker}", partial(self._run_checks, drive)))
+            for _ in range(readers + self._checkers):
+                drive.scratches.put(Scratch())
             for writer in range(writers):
                 self._add(f"drive-{number}-write-{writer}", partial(self._run, drive.writes, drive.directory, NICE))
         for packer in range(packers):
             self._add(f"packer-{packer}", partial(self._run, self._shared, None, NICE))
-        for thread in self._threads:
+        for thread in (*self._checking, *self._threads):
             thread.start()
 
     def stop(self) -> None:
@@ -129,9 +144,11 @@ class Drives:
         for _ in range(packers):
             self._shared.put(None, fast=True)
         until = time.monotonic() + STOP_S
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+        self._join(self._threads, until)
+        for drive in self._drives:  # what its readers have read is verified
+            for _ in range(self._checkers):
+                drive.checks.put(None)
+        self._join(self._checking, until)
         for segment in self._segments.values():
             segment.drop()
 
@@ -275,7 +292,12 @@ class Drives:
         )
 
     def _add(self, name: str, run: Callable[[], None]) -> None:
-        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+        self._threads.append(_thread(name, run))
+
+    def _join(self, threads: Sequence[threading.Thread], until: float) -> None:
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _run_syncs(self, drive: _Drive) -> None:
         while (one := drive.syncs.get()) is not None:
@@ -297,6 +319,50 @@ class Drives:
                 log.exception("an order failed that should not be able to")
             self._finish(piece)
             del piece  # its views would keep an arena in use
+
+    def _run_reads(self, drive: _Drive) -> None:
+        directory = drive.directory
+        directory.ready.wait()
+        while (piece := drive.reads.get()) is not None:
+            scratch = drive.scratches.get()
+            if self._stopping:
+                return
+            directory.enter()
+            scratch.began_ns = time.monotonic_ns()
+            try:
+                assert piece.segment
+                if directory.suspended:
+                    piece.verdict = Outcome.FAILED
+                else:
+                    drive_work.load(piece.segment, cast("Sequence[Load]", piece.orders), piece.arenas, scratch)
+            except Exception:
+                log.exception("a read failed that should not be able to")
+                scratch.came.clear()
+            finally:
+                directory.leave()
+            drive.checks.put((piece, scratch))
+            del piece, scratch
+
+    def _run_checks(self, drive: _Drive) -> None:
+        while (read := drive.checks.get()) is not None:
+            piece, scratch = read
+            try:
+                assert piece.segment
+                drive_work.check(piece.segment, piece.arenas, scratch)
+                self._note_read(piece, scratch)
+            except Exception:
+                log.exception("a block could not be verified")
+                scratch.came.clear()
+            drive.scratches.put(scratch)
+            self._finish(piece)
+            del read, piece, scratch  # their views would keep an arena in use
+
+    def _note_read(self, piece: Piece, scratch: Scratch) -> None:
+        now_ns = time.monotonic_ns()
+        if self._timings is not None:
+            self._timings.read.note(now_ns - scratch.began_ns)
+        if self._observe is not None:
+            self._observe(cast("Sequence[Load]", piece.orders), scratch.began_ns, scratch.read_ns, now_ns)
 
     def _carry_out(self, piece: Piece, scratch: Scratch) -> None:
         first, segment = piece.orders[0], piece.segment
@@ -324,17 +390,12 @@ class Drives:
                 drive_work.erase(segment, cast("Sequence[Erase]", piece.orders))
             elif directory.suspended:
                 piece.verdict = Outcome.FAILED
-            elif isinstance(first, Load):
-                drive_work.load(segment, cast("Sequence[Load]", piece.orders), piece.arenas, scratch)
             else:
                 drive_work.save(segment, cast("Sequence[Save]", piece.orders), piece.arenas, scratch)
         finally:
             directory.leave()
-            if self._timings is not None and isinstance(first, Load | Save):
-                timing = self._timings.read if isinstance(first, Load) else self._timings.write
-                timing.note(time.monotonic_ns() - began_ns)
-            if self._observe is not None and isinstance(first, Load):
-                self._observe(cast("Sequence[Load]", piece.orders), began_ns, scratch.read_ns, time.monotonic_ns())
+            if self._timings is not None and isinstance(first, Save):
+                self._timings.write.note(time.monotonic_ns() - began_ns)
 
     def _finish(self, piece: Piece) -> None:
         verdict = Outcome.FAILED if piece.verdict is Outcome.OPEN else piece.verdict

@@ -2,14 +2,14 @@
 
 A piece is one kind of order. Loads and saves in one piece lie next to each other on disk: header page, payload pages,
 header page, payload pages, one system call for all. If that fails, each goes by itself, so that one bad sector costs
-one block.
+one block. What was read is verified by another thread, so that a drive never waits for that.
 """
 
 import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import xxhash
@@ -44,14 +44,25 @@ _ZEROS: Final = aligned(PAGE_BYTES)
 _ZEROS[:] = 0
 
 
+class Came(NamedTuple):
+    """A block that was read and not looked at."""
+
+    order: Load
+    page: memoryview  # its header
+    payload: memoryview
+    straight: bool  # the payload lies where it belongs
+
+
 @dataclass(slots=True)
 class Scratch:
-    """What one thread keeps at hand: header pages of a run, and room for packed blocks."""
+    """What goes with one piece of work: header pages of a run, room for packed blocks, and what was read."""
 
     headers: Bytes = field(default_factory=lambda: aligned(RUN_SLOTS * HEADER_BYTES))
     packed: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
     aside: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
     plain: Bytes = field(default_factory=lambda: aligned(PAGE_BYTES))
+    came: list[Came] = field(default_factory=list)
+    began_ns: int = 0
     read_ns: int = 0  # when the last read had come, before it was looked at
 
     def plain_for(self, room_bytes: int) -> Bytes:
@@ -86,58 +97,77 @@ def is_packed(order: Load) -> bool:
 
 
 def load(segment: Segment, orders: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
-    """Read blocks that lie next to each other, and verify every byte."""
+    """Read blocks that lie next to each other. Those that came are OPEN still, and in `scratch` until `check`."""
 
     def read(fd: int, run: Sequence[Load]) -> None:
-        straight = segment.cipher is None and not is_packed(run[0])  # known once it is open
-        (_read_raw if straight else _read_by_way_of_scratch)(segment, fd, run, arenas, scratch)
+        if segment.cipher is None and not is_packed(run[0]):  # known once it is open
+            _read_raw(segment, fd, run, arenas, scratch)
+        else:
+            _read_by_way_of_scratch(segment, fd, run, scratch)
 
+    scratch.came.clear()
     _carry_out(segment, orders, read, "read", writing=False)
+    scratch.read_ns = time.monotonic_ns()
+
+
+def check(segment: Segment, arenas: Arenas, scratch: Scratch) -> None:
+    """Verify every byte of what `load` left in `scratch`."""
+    for came in scratch.came:
+        header = _expected(came.page, came.order)
+        if isinstance(header, str):
+            why = header
+        elif came.straight:
+            why = _why_not_raw(header, came.order, came.payload)
+        else:
+            why = _place_from_scratch(segment, header, came, arenas, scratch)
+        if why:
+            _damaged(segment, came.order, why)
+        else:
+            came.order.outcome = Outcome.DONE
+    scratch.came.clear()
 
 
 def _read_raw(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
     """Payloads go straight to where they belong."""
     buffers: list[memoryview] = []
+    taken = len(scratch.came)
     for number, order in enumerate(run):
         payload_bytes = slot_bytes_for(order.namespace.identity.block_bytes)
-        buffers += (scratch.header(number), _target(arenas, order, payload_bytes, scratch).data)
+        buffers += (scratch.header(taken + number), _target(arenas, order, payload_bytes, scratch).data)
     offset = slot_offset(run[0].slot_bytes, run[0].slot)
     segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, buffers, offset))
-    scratch.read_ns = time.monotonic_ns()
     for number, order in enumerate(run):
-        header = _expected(buffers[2 * number], order)
-        block_bytes = order.namespace.identity.block_bytes
-        if isinstance(header, str):
-            _damaged(segment, order, header)
-        elif header.codec is not Codec.RAW or header.nonce or header.stored_bytes != block_bytes:
-            _damaged(segment, order, "a raw block's header is of another kind")
-        elif xxhash.xxh3_64_intdigest(buffers[2 * number + 1][:block_bytes]) != order.checksum:
-            _damaged(segment, order, "a block fails its checksum")
-        else:
-            order.outcome = Outcome.DONE
+        scratch.came.append(Came(order, buffers[2 * number], buffers[2 * number + 1], straight=True))
 
 
-def _read_by_way_of_scratch(segment: Segment, fd: int, run: Sequence[Load], arenas: Arenas, scratch: Scratch) -> None:
+def _why_not_raw(header: Header, order: Load, payload: memoryview) -> str:
+    """Why what was read into its place is not the block, if so."""
+    block_bytes = order.namespace.identity.block_bytes
+    if header.codec is not Codec.RAW or header.nonce or header.stored_bytes != block_bytes:
+        return "a raw block's header is of another kind"
+    if xxhash.xxh3_64_intdigest(payload[:block_bytes]) != order.checksum:
+        return "a block fails its checksum"
+    return ""
+
+
+def _read_by_way_of_scratch(segment: Segment, fd: int, run: Sequence[Load], scratch: Scratch) -> None:
     """Payloads that are packed or encrypted go to scratch memory; blocks come from there."""
-    slot_bytes = run[0].slot_bytes
-    room = scratch.room(len(run) * slot_bytes)
+    slot_bytes, taken = run[0].slot_bytes, len(scratch.came)
+    room = scratch.room((taken + len(run)) * slot_bytes)[taken * slot_bytes :]
     offset = slot_offset(slot_bytes, run[0].slot)
     segment.directory.succeeded(read_bytes=transfer(segment.directory.files.pread, fd, [room.data], offset))
-    scratch.read_ns = time.monotonic_ns()
     for number, order in enumerate(run):
-        slot = room[number * slot_bytes : (number + 1) * slot_bytes]
-        header = _expected(slot[:HEADER_BYTES].data, order)
-        target = _target(arenas, order, order.namespace.identity.block_bytes, scratch)
-        if isinstance(header, str):
-            why = header
-        elif segment.cipher is not None:
-            why = _decrypt(segment.cipher, header, slot[HEADER_BYTES:], target, scratch, packed=is_packed(order))
-        else:
-            why = _unpack(header, slot[HEADER_BYTES:], target)
-        if why:
-            _damaged(segment, order, why)
-        else:
-            order.outcome = Outcome.DONE
+        slot = room[number * slot_bytes : (number + 1) * slot_bytes].data
+        scratch.came.append(Came(order, slot[:HEADER_BYTES], slot[HEADER_BYTES:], straight=False))
+
+
+def _place_from_scratch(segment: Segment, header: Header, came: "Came", arenas: Arenas, scratch: Scratch) -> str:
+    """Put a packed or encrypted block where it belongs; why that cannot be, if so."""
+    order, payload = came.order, np.frombuffer(came.payload, dtype=np.uint8)
+    target = _target(arenas, order, order.namespace.identity.block_bytes, scratch)
+    if segment.cipher is None:
+        return _unpack(header, payload, target)
+    return _decrypt(segment.cipher, header, payload, target, scratch, packed=is_packed(order))
 
 
 def _decrypt(
@@ -332,6 +362,7 @@ def _carry_out(
                 return
             try:
                 move(fd, orders)
+                outcome = Outcome.OPEN  # but for what `move` says itself: what was read is to be verified
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
@@ -341,9 +372,8 @@ def _carry_out(
                     outcome = Outcome.DAMAGED  # not the drive's fault: the blocks in sound files are not to suffer
                     directory.found_damage("a segment file is shorter than it was", *_place(orders[0]))
                     return
-                for order in orders:
-                    if not directory.suspended or isinstance(order, Erase):
-                        _carry_out(segment, [order], move, what, writing=writing)
+                _one_by_one(segment, orders, move, what, writing=writing)
+                outcome = Outcome.OPEN
     except SegmentGoneError:
         outcome = Outcome.GONE
     except (OSError, MemoryError) as error:
@@ -352,6 +382,16 @@ def _carry_out(
         for order in orders:
             if order.outcome is Outcome.OPEN:
                 order.outcome = outcome
+
+
+def _one_by_one(
+    segment: Segment, orders: Sequence[Run], move: Callable[[int, Sequence[Run]], None], what: str, *, writing: bool
+) -> None:
+    for order in orders:
+        if segment.directory.suspended and not isinstance(order, Erase):
+            order.outcome = Outcome.FAILED
+        else:
+            _carry_out(segment, [order], move, what, writing=writing)
 
 
 def _is_cut(segment: Segment, fd: int, order: Load | Save | Erase) -> bool:
