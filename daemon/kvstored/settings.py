@@ -226,8 +226,8 @@ DISK_CODEC: Final = Setting(
     "packs blocks on their way to disk, without loss; auto: where it pays and processors are idle")
 DISK_READERS: Final = Setting(
     "disk_readers", "disk.readers", "KVSTORED_DISK_READERS", "--disk-readers",
-    count_kind(1, 32), lambda _: 12, "threads",
-    "for each directory; some verify while others read, and a drive wants several requests at a time")
+    count_kind(1, 32), lambda _: 8, "threads",
+    "for each directory; a drive wants several requests at a time, and as many threads as processors verify what came")
 DISK_WRITERS: Final = Setting(
     "disk_writers", "disk.writers", "KVSTORED_DISK_WRITERS", "--disk-writers",
     count_kind(1, 32), lambda _: 12, "threads",

@@ -105,7 +105,7 @@ def test_defaults_are_a_quarter_of_memory_and_the_limits() -> None:
         disk_admission="second_touch",
         disk_write_rate=0,
         disk_codec="auto",
-        disk_readers=12,
+        disk_readers=8,
         disk_writers=12,
         disk_packers=1,
         disk_scrub_rate=10 * MIB,
