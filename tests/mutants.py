@@ -116,8 +116,8 @@ MUTANTS = (
     # -- checksums -----------------------------------------------------------------------------------------------------
     Mutant(
         "a-block-read-unchecked", "daemon/kvstored/drive_work.py",
-        "        elif xxhash.xxh3_64_intdigest(buffers[2 * number + 1][:block_bytes]) != order.checksum:\n",
-        "        elif False:\n", "flipped bits on disk are served", ("tests/unit/test_drive.py",),
+        "    if xxhash.xxh3_64_intdigest(payload[:block_bytes]) != order.checksum:\n",
+        "    if False:\n", "flipped bits on disk are served", ("tests/unit/test_drive.py",),
     ),
     Mutant(
         "a-block-in-anothers-place", "daemon/kvstored/drive_work.py",

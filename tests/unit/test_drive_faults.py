@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -405,6 +406,42 @@ def test_stopping_waits_for_what_runs_and_starts_nothing_more(tmp_path: Path) ->
         stopping.join()
         assert [batch[0].outcome for batch in batches] == [DONE, Outcome.OPEN, Outcome.OPEN]
         assert rig.drives.sync([1]) == {1}
+
+
+def test_a_drive_is_asked_for_more_while_what_it_brought_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, check = Gate(), drive_work.check
+
+    def check_later(*arguments: Any) -> None:
+        gate()
+        check(*arguments)
+
+    monkeypatch.setattr(drive_work, "check", check_later)
+    with Rig([tmp_path], readers=1) as rig:
+        places, saves = rig.save_blocks(1, 1, 100)
+        rig.files.sizes.clear()
+        batches: list[list[Order]] = [[load_of(saves[0], places[0])] for _ in range(4)]
+        for batch in batches:
+            rig.drives.submit(batch)
+        rig.until(lambda: len(rig.files.sizes) == 2)  # as many as readers and checkers together
+        assert not rig.drives.take_done(), "what is not verified is not done"
+        gate.let_go()
+        rig.wait(*batches)
+        assert [batch[0].outcome for batch in batches] == [DONE] * 4
+        assert [call for call, _, _ in rig.files.sizes] == ["pread"] * 4
+
+
+def test_what_cannot_be_verified_has_failed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, saves = rig.save_blocks(1, 2, 100)
+
+    def check_not(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drive_work, "check", check_not)
+        assert rig.run([load_of(saves[0], places[0])]) == [FAILED]
+    assert rig.run([load_of(saves[1], places[1])]) == [DONE], "the control: the thread is still there"
 
 
 def test_counted_bytes_are_those_that_went_over(rig: Rig) -> None:
