@@ -45,6 +45,7 @@ from kvproto import control_pb2 as pb
 
 LEAST_SPEEDUP: Final = 5.0
 ENGINE_DEADLINE_S: Final = 150.0
+START_S: Final = 900.0  # the first one compiles, a minute on an idle host; one that dies is noticed at once
 DAEMON_DEADLINE_S: Final = 30.0  # to answer a question, to open its disk, to die
 POLL_S: Final = 0.02
 ROOT: Final = Path(__file__).parent.parent
@@ -93,7 +94,9 @@ def run(steps: "Steps", *, quick: bool) -> Results:
     """Engines A and B, a kill; C, a kill; D. Leaves no process and no file behind. Raises DemoError."""
     began = time.monotonic()
     with Host(steps) as host:
-        results: Results = {"daemon_version": host.start("start the daemon", keep=True)}
+        results: Results = {
+            "daemon_version": host.start("start the daemon (it compiles the first time, for a minute)", keep=True)
+        }
         results |= run_engine("a", host.runtime_dir, steps, quick=quick)
         results |= run_engine("b", host.runtime_dir, steps, quick=quick, kill=host.kill)
         host.start("start the daemon again, its memory kept", keep=True)
@@ -123,7 +126,9 @@ class Host:
             "--disk", str(self._home / "disk"), "--disk-size", "1GiB", "--disk-admission", "all",
         ]  # fmt: skip
         try:
-            self._daemon = DaemonProcess(self.runtime_dir, *arguments, log_file=self._home / "daemon.log")
+            self._daemon = DaemonProcess(
+                self.runtime_dir, *arguments, log_file=self._home / "daemon.log", deadline_s=START_S
+            )
         except RuntimeError as error:
             raise DemoError(str(error)) from error
         deadline = time.monotonic() + DAEMON_DEADLINE_S

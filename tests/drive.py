@@ -57,6 +57,7 @@ class FakeDrive:
     synced: dict[int, bytes] = field(default_factory=dict)  # what survives a loss of power for certain
     chunks: dict[tuple[int, int], bytes] = field(default_factory=dict)
     names: dict[int, Name] = field(default_factory=dict)
+    erased: set[tuple[int, int]] = field(default_factory=set)  # places; not those written since
     waiting: list[Sequence[Order]] = field(default_factory=list)
     fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
     doubt: Callable[[Order], bool] = lambda _order: False  # is one that fails carried out all the same?
@@ -112,6 +113,7 @@ class FakeDrive:
         if isinstance(order, Load):
             return self._load(order, file)
         at = slot_offset(order.slot_bytes, order.slot)
+        self.erased.add((segment, order.slot))
         file[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
         if order.segment in self.synced:
             kept = bytearray(self.synced[order.segment])
@@ -142,6 +144,7 @@ class FakeDrive:
 
     def _save(self, order: Save, file: bytearray) -> Outcome:
         self.saves += 1
+        self.erased.discard((order.header.segment, order.header.slot))
         at = slot_offset(order.slot_bytes, order.header.slot)
         assert at + order.slot_bytes <= len(file), "a block is written past its segment"
         page = bytearray(HEADER_BYTES)
@@ -304,8 +307,8 @@ class FakeDrive:
     def successor(self) -> "FakeDrive":
         """The same disk, with the threads of a new process."""
         return FakeDrive(
-            self.segment_bytes, self.files, self.synced, self.chunks, self.names, fault=self.fault, doubt=self.doubt,
-            idle=self.idle,
+            self.segment_bytes, self.files, self.synced, self.chunks, self.names, self.erased, fault=self.fault,
+            doubt=self.doubt, idle=self.idle,
         )  # fmt: skip
 
     def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:
