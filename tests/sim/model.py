@@ -49,6 +49,13 @@ class Generation:
             at = at.parent
         return False
 
+    def ending_above(self) -> bool:
+        """Has somebody asked for its end, or for that of anything that it continues?"""
+        at: Generation | None = self
+        while at is not None and not at.ending:
+            at = at.parent
+        return at is not None
+
     def family(self) -> list["Generation"]:
         """Itself and all that continues it."""
         found, i = [self], 0
@@ -127,9 +134,9 @@ class Model:
         made: list[Generation | None] = []
         before = self.find(namespace, parent) if parent is not None else None
         for key, grant in zip(keys, grants, strict=True):
-            if grant is Grant.KNOWN:
-                self.known(namespace, key)
             known = self.find(namespace, key)
+            if grant is Grant.KNOWN:
+                known = self.known(namespace, key) if known is not None else self._swept_meanwhile(namespace, key)
             if grant is Grant.PENDING:
                 assert known is not None, "PENDING, and nobody writes it"
                 assert not known.published, "PENDING, and published"
@@ -147,6 +154,18 @@ class Model:
                 before = new or known
             made.append(new)
         return made
+
+    def _swept_meanwhile(self, namespace: Namespace, key: bytes) -> Generation:
+        """What RESERVE has said KNOWN of and nobody had looked for in this life: it made room then, and with that went
+        on sweeping what was dropped above it.
+        """
+        left = [
+            generation
+            for generation in self.named.get(name_of(namespace, key), ())
+            if generation.life < self.life and generation.published and generation.ending_above()
+        ]
+        assert left, "a hit on a key that this tenant never stored"
+        return left[-1]
 
     def lingers(self, generation: Generation) -> bool:
         """Is it one whose end was answered in a former life? The index may know it still: reading it will fail."""
