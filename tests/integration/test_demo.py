@@ -102,7 +102,7 @@ def broken(results: dict[str, Any]) -> list[str]:
 def test_a_demonstration_that_is_stopped_leaves_no_process_and_no_file(home: Path) -> None:
     with subprocess.Popen(COMMAND, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
-        assert demo.stdout.readline().startswith("start the daemon: ")
+        assert demo.stdout.readline().startswith("start the daemon ")
         assert any("fd_keeper" in line for line in running(home)), "or there is nothing to leave"
         demo.terminate()
         assert demo.wait(60) == 128 + 15
