@@ -420,11 +420,16 @@ def test_a_drive_is_asked_for_more_while_what_it_brought_is_verified(
     monkeypatch.setattr(drive_work, "check", check_later)
     with Rig([tmp_path], readers=1) as rig:
         places, saves = rig.save_blocks(1, 1, 100)
-        rig.files.sizes.clear()
+        second = Gate(if_=lambda *_: gate.reached.is_set())
+        rig.files.rules["pread"] = second
         batches: list[list[Order]] = [[load_of(saves[0], places[0])] for _ in range(4)]
-        for batch in batches:
+        rig.files.sizes.clear()
+        rig.drives.submit(batches[0])
+        gate.wait_reached()
+        for batch in batches[1:]:
             rig.drives.submit(batch)
-        rig.until(lambda: len(rig.files.sizes) == 2)  # as many as readers and checkers together
+        second.wait_reached()
+        second.let_go()
         assert not rig.drives.take_done(), "what is not verified is not done"
         gate.let_go()
         rig.wait(*batches)
