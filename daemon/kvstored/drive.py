@@ -328,7 +328,7 @@ class Drives:
             if self._stopping:
                 return
             directory.enter()
-            scratch.began_ns = time.monotonic_ns()
+            scratch.began_ns = scratch.read_ns = time.monotonic_ns()
             try:
                 assert piece.segment
                 if directory.suspended:

@@ -161,7 +161,7 @@ def _read_by_way_of_scratch(segment: Segment, fd: int, run: Sequence[Load], scra
         scratch.came.append(Came(order, slot[:HEADER_BYTES], slot[HEADER_BYTES:], straight=False))
 
 
-def _place_from_scratch(segment: Segment, header: Header, came: "Came", arenas: Arenas, scratch: Scratch) -> str:
+def _place_from_scratch(segment: Segment, header: Header, came: Came, arenas: Arenas, scratch: Scratch) -> str:
     """Put a packed or encrypted block where it belongs; why that cannot be, if so."""
     order, payload = came.order, np.frombuffer(came.payload, dtype=np.uint8)
     target = _target(arenas, order, order.namespace.identity.block_bytes, scratch)

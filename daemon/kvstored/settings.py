@@ -227,7 +227,7 @@ DISK_CODEC: Final = Setting(
 DISK_READERS: Final = Setting(
     "disk_readers", "disk.readers", "KVSTORED_DISK_READERS", "--disk-readers",
     count_kind(1, 32), lambda _: 8, "threads",
-    "for each directory; a drive wants several requests at a time, and as many threads as processors verify what came")
+    "for each directory; a drive wants several requests at a time, and other threads verify what came")
 DISK_WRITERS: Final = Setting(
     "disk_writers", "disk.writers", "KVSTORED_DISK_WRITERS", "--disk-writers",
     count_kind(1, 32), lambda _: 12, "threads",

@@ -174,6 +174,23 @@ def test_packed_blocks_whose_headers_say_otherwise_are_damage(rig: Rig, changed:
     assert rig.run([load_of(saves[0], places[0], checksum=wanted)]) == [DAMAGED]
 
 
+def test_one_bad_sector_among_packed_blocks_costs_one_block(rig: Rig) -> None:
+    places, saves = packed_blocks(rig, 5, 200_000)
+    wanted = [rig.content(place).copy() for place in places]
+    bad = slot_offset(saves[0].slot_bytes, 3)
+
+    def rule(_: int, buffers: list[memoryview], offset: int) -> None:
+        if offset <= bad < offset + sum(map(len, buffers)):
+            raise OSError(errno.EIO, "bad sector")
+
+    rig.files.rules["pread"] = rule
+    rig.arena[:] = 0
+    loads = [load_of(*pair) for pair in zip(saves, places, strict=True)]
+    assert rig.run(loads) == [DONE, DONE, DONE, FAILED, DONE]
+    came = [np.array_equal(rig.content(place), content) for place, content in zip(places, wanted, strict=True)]
+    assert came == [True, True, True, False, True]
+
+
 def test_packing_what_does_not_shrink_is_done_without_a_result(rig: Rig) -> None:
     place = rig.fill(1, 100_000)[0]
     for block_bytes in (100_000, 4096, 1):
