@@ -208,7 +208,8 @@ def test_what_was_refused_is_saved_again(start_daemon: StartDaemon, monkeypatch:
     start_daemon(*ARENA)
     monkeypatch.setattr(vllm_scheduler, "_clock", lambda: time.monotonic() + 1000)
     worker = engine.workers[0].worker
-    assert until(lambda: worker._patient.flush(1.0) is not None and engine.lookups.ping() is not None)
+    clients = (engine.lookups, *engine.workers[0].clients)  # each connects again by itself
+    assert until(lambda: all(client.ping() is not None for client in clients))
     request.num_computed_tokens = request.num_tokens
     (job,) = engine.step({"a": 1}, blocks).saves
     assert job.keys == tuple(request.block_hashes), "all of it: what came before may be gone too"

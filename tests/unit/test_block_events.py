@@ -35,6 +35,7 @@ from tests.node import until
 PLACE: Final = Place("one", "ab" * 32, "org/model@7", "", 4096)
 OTHER: Final = Place("two", "ab" * 32, "org/model@7", "", 4096)
 PATIENCE_MS: Final = 10_000
+ATTEMPTS: Final = 10
 
 
 # As vLLM's documentation shows consumers to write them.
@@ -308,10 +309,14 @@ class Published:
             self.events.tell(Told(stored("probe"), {0: place}))
             if socket.poll(1):
                 break
-        self.events.tell(Told(stored("end"), {0: place}))
-        while getattr(heard(socket)[2].events[0], "block_hashes", None) != [number_of("end")]:
-            pass
-        return socket
+        # Probes may have filled the sockets, which then pass over what ends them, too.
+        for attempt in range(ATTEMPTS):
+            end = f"end {attempt}"
+            self.events.tell(Told(stored(end), {0: place}))
+            while socket.poll(PATIENCE_MS // ATTEMPTS):
+                if getattr(heard(socket)[2].events[0], "block_hashes", None) == [number_of(end)]:
+                    return socket
+        raise AssertionError(f"nothing was heard in {PATIENCE_MS / 1000} s")
 
     def replayed(self, tenant: str, start: int) -> list[tuple[int, Batch]]:
         """As llm-d asks."""
@@ -392,7 +397,8 @@ def test_a_slow_subscriber_misses_what_nobody_waits_for_and_can_have_it_again(
     before, many = log.next, stored(*range(400))
     for _ in range(400):  # more than sockets hold for who does not read
         events.events.tell(Told(many, {0: PLACE}))
-    assert log.wait(before + 399, PATIENCE_MS), "the thread has passed on all of it"
+    log.wait(before + 399, PATIENCE_MS / 1000)
+    assert log.next == before + 400, "the thread has passed on all of it"
     seen = []
     while slow.poll(200):
         seen.append(heard(slow)[1])
@@ -435,7 +441,9 @@ def test_a_tenant_has_sockets_of_its_own_and_hears_nothing_of_others(published: 
     assert isinstance(theirs[0], BlockStored)
     assert (mine[0].block_hashes, theirs[0].block_hashes) == ([number_of("mine")], [number_of("theirs")])
     said = [event for _, batch in events.replayed("one", 0) for event in batch.events if isinstance(event, BlockStored)]
-    assert {event.block_hashes[0] for event in said} == {number_of("probe"), number_of("end"), number_of("mine")}
+    numbers = {number for event in said for number in event.block_hashes}
+    assert number_of("mine") in numbers
+    assert number_of("theirs") not in numbers
     assert not one.poll(0)
 
 
