@@ -35,6 +35,8 @@ from bench.cluster_load import Chain, Crowd, Engine, Seen, key_of, talks, traced
 from bench.engines.mooncake import Mooncake, environment, find_mooncake, why_not
 from bench.harness import ROOT, Findings, say
 from bench.process import DaemonProcess
+from bench.replay.models import BASE
+from bench.replay.workload import Model
 from kvclient.handing_over import take_over
 
 HOSTS = 3
@@ -212,15 +214,16 @@ def mooncake_store(home: Path) -> Iterator[Far]:
 
 
 def compare_routes(
-    requests: Sequence[Chain], *, dram: str, block_bytes: int, threads: int, say: Say
+    requests: Sequence[Chain], *, dram: str, block_bytes: int, threads: int, say: Say, model: Model = BASE
 ) -> tuple[Seen, Seen]:
     """The same requests by turns and by events, on fresh hosts without a far side."""
     seen = []
     for name in ("by turns", "by events"):
         with hosts(dram=dram, block_bytes=block_bytes) as cluster:
             route = cluster.in_turn if name == "by turns" else cluster.by_events
-            seen.append(Crowd(requests, route, threads=threads).serve(len(requests)))
-        say(f"{name}: {seen[-1].share:.1%} of {seen[-1].blocks:,} blocks were hits; {dict(seen[-1].by_host)}")
+            seen.append(Crowd(requests, route, threads=threads, model=model).serve(len(requests)))
+        hits = f"{seen[-1].share:.1%} of {seen[-1].blocks:,} blocks were hits, {seen[-1].saved:.1%} of prefill saved"
+        say(f"{name}: {hits}; {dict(seen[-1].by_host)}")
     return seen[0], seen[1]
 
 
@@ -299,12 +302,14 @@ def run(*, quick: bool, say: Say = say) -> Findings:
     turns, events = compare_routes(requests, dram="16MiB", block_bytes=BLOCK_BYTES, threads=2, say=say)
     findings: Findings = routes("talks", turns, events)
     if TRACE in os.environ:
-        chains = traced(Path(os.environ[TRACE]), 500 if quick else None)
+        chains, model = traced(Path(os.environ[TRACE]), 500 if quick else None)
         footprint = len({key for chain in chains for key in chain}) * TRACE_BLOCK_BYTES
         for share in TRACE_SHARES:
             dram = f"{max(16, round(share * footprint / (1 << 20)))}MiB"
             say(f"a trace of {len(chains):,} requests, {dram} a host")
-            turns, events = compare_routes(chains, dram=dram, block_bytes=TRACE_BLOCK_BYTES, threads=2, say=say)
+            turns, events = compare_routes(
+                chains, dram=dram, block_bytes=TRACE_BLOCK_BYTES, threads=2, say=say, model=model
+            )
             findings |= routes(f"trace_{share:.0%}", turns, events)
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         for name, lies in (("object", object_store), ("mooncake", lambda: mooncake_store(Path(folder)))):
@@ -328,7 +333,10 @@ def routes(name: str, turns: Seen, events: Seen) -> Findings:
     return {
         f"{name}_by_turns_hit_share": turns.share,
         f"{name}_by_events_hit_share": events.share,
-        f"{name}_saved_by_events_over_turns": events.hits / turns.hits if turns.hits else None,
+        f"{name}_hits_by_events_over_turns": events.hits / turns.hits if turns.hits else None,
+        f"{name}_by_turns_compute_saved": turns.saved,
+        f"{name}_by_events_compute_saved": events.saved,
+        f"{name}_saved_by_events_over_turns": events.saved / turns.saved if turns.saved else None,
         f"{name}_wrong_blocks": turns.wrong + events.wrong,
     }
 

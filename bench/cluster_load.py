@@ -12,6 +12,8 @@ import numpy as np
 
 from bench.harness import Bytes
 from bench.replay import mooncake
+from bench.replay.models import BASE
+from bench.replay.workload import Model
 from kvclient import Namespace
 
 PREFIX_BLOCKS = 16  # that prompts of a group share: a system prompt and its tools
@@ -42,9 +44,11 @@ def talks(groups: int, count: int, seed: int = 1) -> list[Chain]:
     return requests
 
 
-def traced(path: Path, most: int | None = None) -> list[Chain]:
-    """The requests of a trace in Mooncake's format, in their order. Raises OSError and TraceError."""
-    return [[key_of(str(one)) for one in request.keys.tolist()] for request in mooncake.read(path).requests[:most]]
+def traced(path: Path, most: int | None = None) -> tuple[list[Chain], Model]:
+    """The requests of a trace in Mooncake's format, in order, and of what model. Raises OSError and TraceError."""
+    read = mooncake.read(path)
+    (model,) = read.models
+    return [[key_of(str(one)) for one in request.keys.tolist()] for request in read.requests[:most]], model
 
 
 def key_of(name: str) -> bytes:
@@ -69,17 +73,25 @@ class Seen:
     refused: int = 0  # that the store did not take
     longest_s: float = 0.0  # one call of the library, whatever it was
     by_host: Counter[str] = field(default_factory=Counter)  # requests
+    prefill_s: float = 0.0  # that the model's profile says these prompts take where nothing is a hit,
+    spent_s: float = 0.0  # and behind what was one
 
     @property
     def share(self) -> float:
         """Of the blocks that were wanted, those that were hits."""
         return self.hits / self.blocks if self.blocks else 0.0
 
+    @property
+    def saved(self) -> float:
+        """Of the seconds of prefill, those that hits saved: as `compute_saved` of `bench replay`, by the same T."""
+        return 1 - self.spent_s / self.prefill_s if self.prefill_s else 0.0
+
     def since(self, earlier: "Seen") -> "Seen":
         """What came after; the longest call is that of all."""
         return Seen(
             self.requests - earlier.requests, self.blocks - earlier.blocks, self.hits - earlier.hits,
             self.wrong - earlier.wrong, self.refused - earlier.refused, self.longest_s, self.by_host - earlier.by_host,
+            self.prefill_s - earlier.prefill_s, self.spent_s - earlier.spent_s,
         )  # fmt: skip
 
 
@@ -94,8 +106,12 @@ class Engine:
 class Crowd:
     """Engines that serve requests in turn, some at a time, each where `route` says."""
 
-    def __init__(self, requests: Sequence[Chain], route: Callable[[Chain], Engine], *, threads: int) -> None:
+    def __init__(
+        self, requests: Sequence[Chain], route: Callable[[Chain], Engine], *, threads: int, model: Model = BASE
+    ) -> None:
+        """`model`: what a block would cost to compute; none is."""
         self.seen = Seen()
+        self._model = model
         self._requests = iter(requests)
         self._route = route
         self._threads = threads
@@ -164,6 +180,13 @@ class Crowd:
             seen = self.seen
             seen.requests, seen.blocks, seen.hits = seen.requests + 1, seen.blocks + len(chain), seen.hits + hits
             seen.wrong, seen.refused = seen.wrong + wrong, seen.refused + refused
+            seen.prefill_s += self._prefill_s(0, len(chain))
+            seen.spent_s += self._prefill_s(hits, len(chain))
             seen.longest_s = max(seen.longest_s, fetched_s, stored_s)
             seen.by_host[engine.name] += 1
             self._served.notify_all()
+
+    def _prefill_s(self, cached: int, blocks: int) -> float:
+        """T of so many blocks behind so many that are there; a last block that is not whole counts as one."""
+        tokens = self._model.block_tokens
+        return self._model.profile.seconds(float(cached * tokens), float((blocks - cached) * tokens))

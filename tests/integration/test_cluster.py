@@ -54,6 +54,7 @@ def test_a_router_that_follows_events_saves_more_than_turns_do() -> None:
     assert (turns.requests, events.requests) == (200, 200)
     assert (turns.wrong, events.wrong) == (0, 0)
     assert events.hits > turns.hits > 0
+    assert 1 > events.saved > turns.saved > 0, "seconds, too"
     assert len(events.by_host) == 3, "all memories are used"
 
 
