@@ -1580,6 +1580,9 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
     _remember(t, ix, block, number)
     _remove(t, ix, block)
     parent = _unlink(t, block)
+    if row["state"] == DISK:
+        _part(t, block)
+        give_to_erase(t, block)
     _free_block(t, block)
     if parent:
         _list(t, parent)
@@ -1669,7 +1672,7 @@ def detach_oldest(t: Tables, pool: Number, disk_pool: Number, before: Number) ->
 
 @compiled
 def evict(t: Tables, ix: Index, pool: Number) -> bool:
-    """Drop the oldest leaf of a pool on disk; False if it has none."""
+    """Drop the oldest leaf of a pool on disk, whose place is to be erased; False if it has none."""
     return _evict(t, ix, pool)
 
 

@@ -163,6 +163,16 @@ MUTANTS = (
         "what was deleted comes back with a rebuilt index", ("tests/unit/test_disk.py",),
     ),
     Mutant(
+        "a-place-that-the-index-still-knows", "kvstore/tier/commits.py",
+        "        self._erased.append((disk, ", "        self._free(disk)\n        _ = ((disk, ",
+        "what nobody knows of outlives a delete, and comes back with a rebuilt index", ("tests/unit/test_disk.py",),
+    ),
+    Mutant(
+        "evicted-and-not-erased", "kvstore/blocks.py",
+        "    if row[\"state\"] == DISK:\n        _part(t, block)\n        give_to_erase(t, block)\n", "",
+        "the same, of a place whose block gave way", ("tests/unit/test_disk.py",),
+    ),
+    Mutant(
         "a-damaged-place-used-again", "kvstore/tier/loading.py",
         "                self._erasure.quarantined.add(place)\n", "                pass\n",
         "blocks are written where the drive has lost one", ("tests/unit/test_disk.py",),

@@ -350,7 +350,8 @@ def _change(order: Commit) -> Change:
     for segment, chunk, packed in order.chunks:
         records = np.frombuffer(packed, RECORD)
         change.highest = max(change.highest, int(records["generation"].max()), int(records["parent_generation"].max()))
-        change.chunks.append((CHUNK_KEY.pack(segment, chunk), seal_chunk(packed)))
+        if segment not in order.failed:  # what was written there may be gone, and the kernel will not say so again
+            change.chunks.append((CHUNK_KEY.pack(segment, chunk), seal_chunk(packed)))
     for name in order.names:
         if name.canonical:  # without, it came from the index
             digest = hashlib.sha256(name.canonical).digest()

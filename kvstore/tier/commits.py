@@ -31,6 +31,7 @@ CHUNKS = 1024  # a commit takes as many at most: 4 MiB for the index
 
 
 Written: TypeAlias = tuple[int, int, int, int]  # row, generation, place, commits that it waited in vain
+Erased: TypeAlias = tuple[int, int]  # place, and the segment that it is of
 
 
 class Commits:
@@ -38,13 +39,18 @@ class Commits:
 
     def __init__(
         self, tables: Tables, segments: Segments, workers: Workers, namespaces: dict[int, Namespace],
-        wall_s: Callable[[], int], writing: Callable[[], bool],
+        wall_s: Callable[[], int], writing: Callable[[], bool], short: Callable[[], bool],
+        free: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """`writing`: are writes on their way?"""
+        """`writing`: are writes on their way? `short`: do some wait for places? `free` hears of each that the index has
+        forgotten.
+        """
         self._tables = tables
         self._segments = segments
         self._workers = workers
         self._writing = writing
+        self._short = short
+        self._free = free
         self._namespaces = namespaces
         self._wall_s = wall_s
         self._names: U4 = np.zeros(tables.census.size, dtype=np.uint32)  # the index's number by ours
@@ -58,6 +64,8 @@ class Commits:
         self._running: Commit | None = None
         self._covered: list[Written] = []
         self._taken: list[tuple[int, int]] = []
+        self._erased: list[Erased] = []  # and the index may know them yet
+        self._forgetting: list[Erased] = []  # with the commit that runs
         self.urgent = False  # somebody waits for it, and for nothing else
         self.patient = False  # somebody waits for writes first
         self.commits = 0
@@ -94,17 +102,22 @@ class Commits:
 
     def touch(self, disk: int, now_ns: int) -> None:
         """What the index says of a place is no longer so."""
-        shift = int(self._tables.book[blocks.SHIFT])
-        self._dirty[disk >> shift, (disk & ((1 << shift) - 1)) // CHUNK_SLOTS] = None
+        self._dirty[self._chunk_of(disk)] = None
         self._since_ns = self._since_ns or now_ns
+
+    def erased(self, disk: int, now_ns: int) -> None:
+        """A place is nobody's, and its header is gone. Not before the index knows may it be written again: if this life
+        ended in between, the next one would believe the index, look for the old block there, and know nothing of the
+        header of the new one. That would outlive a DELETE, and come back when the index is made anew from headers.
+        """
+        self._erased.append((disk, self._segments.number_at(disk >> int(self._tables.book[blocks.SHIFT]))))
+        self.touch(disk, now_ns)
 
     def forgot(self, disks: Sequence[int]) -> None:
         """These places are nobody's: what is written again elsewhere is durable once the index has forgotten them, or
         it would know a block in two places, one of them erased. No commit is begun for that.
         """
-        shift = int(self._tables.book[blocks.SHIFT])
-        mask = (1 << shift) - 1
-        chunks = dict.fromkeys((disk >> shift, (disk & mask) // CHUNK_SLOTS) for disk in disks)
+        chunks = dict.fromkeys(map(self._chunk_of, disks))
         self._first.update(chunks)
         self._dirty.update(chunks)
 
@@ -117,7 +130,7 @@ class Commits:
         """When `pump` has something to do; None if only an event can help."""
         if self._running is not None or not self._since_ns:
             return None
-        if self.urgent or self._bytes >= COMMIT_BYTES:
+        if self.urgent or self._bytes >= COMMIT_BYTES or (self._erased and self._short()):
             return self._since_ns
         return self._since_ns + (PATIENT_NS if self.patient and self._writing() else COMMIT_NS)
 
@@ -131,6 +144,7 @@ class Commits:
             del self._dirty[place]
             self._first.pop(place, None)
         self._covered, self._written = self._written, []
+        self._forgetting, self._erased = self._erased, []
         if self._dirty:  # the rest goes with the next; blocks of these chunks are durable only when theirs is
             self._split()
         else:
@@ -146,13 +160,14 @@ class Commits:
         self._workers.submit([self._running])
 
     def _split(self) -> None:
+        self._written = [one for one in self._covered if self._first or self._chunk_of(one[2]) in self._dirty]
+        self._covered = [one for one in self._covered if not (self._first or self._chunk_of(one[2]) in self._dirty)]
+        self._erased = [one for one in self._forgetting if self._chunk_of(one[0]) in self._dirty]
+        self._forgetting = [one for one in self._forgetting if self._chunk_of(one[0]) not in self._dirty]
+
+    def _chunk_of(self, disk: int) -> tuple[int, int]:
         shift = int(self._tables.book[blocks.SHIFT])
-
-        def waits(one: Written) -> bool:
-            return bool(self._first) or (one[2] >> shift, (one[2] & ((1 << shift) - 1)) // CHUNK_SLOTS) in self._dirty
-
-        self._written = [one for one in self._covered if waits(one)]
-        self._covered = [one for one in self._covered if not waits(one)]
+        return disk >> shift, (disk & ((1 << shift) - 1)) // CHUNK_SLOTS
 
     def _pack(self, position: int, chunk: int, now_ns: int) -> bytes:
         records = np.zeros(CHUNK_SLOTS, dtype=RECORD)
@@ -167,11 +182,14 @@ class Commits:
         """A commit has ended. Returns rows that wait for what they continue: it is to be written, too."""
         self._running = None
         self.commits += 1
+        forgotten, self._forgetting = self._forgetting, []
         if order.outcome is Outcome.DONE and not order.failed:
+            self._give_back(forgotten)
             covered, self._covered = self._covered, []
             return self._mark(covered, now_ns)
         self.faults += 1
         self._since_ns = now_ns + RETRY_NS
+        self._erased = forgotten + self._erased
         self._first = dict.fromkeys([*self._taken, *self._first])
         self._dirty = dict.fromkeys([*self._taken, *self._dirty])
         self._new_names = order.names + self._new_names
@@ -185,6 +203,16 @@ class Commits:
                 self._written.append(one)
         self._covered = []
         return []
+
+    def _give_back(self, forgotten: "list[Erased]") -> None:
+        shift = int(self._tables.book[blocks.SHIFT])
+        for disk, segment in forgotten:
+            if self._segments.position_of.get(segment) == disk >> shift:  # else it is gone, and so is the place
+                self._free(disk)
+
+    def places(self) -> set[int]:
+        """Those that may be written again once the index has forgotten them."""
+        return {disk for disk, _ in [*self._erased, *self._forgetting]}
 
     def _mark(self, covered: "list[Written]", now_ns: int) -> list[int]:
         rows = np.array([one[0] for one in covered], dtype=np.uint32)

@@ -9,7 +9,7 @@ is being packed or written is held. Back-pressure loses the copy, never the bloc
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,7 +20,7 @@ from kvstore import blocks
 from kvstore.blocks import DESCRIBED, DOOMED, U4, Rows, Tables
 from kvstore.costing import Costing
 from kvstore.ports import Workers
-from kvstore.sessions import Namespace, Tenant
+from kvstore.sessions import Namespace, Pool, Tenant
 from kvstore.tier.codec import Choice
 from kvstore.tier.format import HEADER_BYTES, Codec, Header, stored_slot_bytes
 from kvstore.tier.orders import Outcome, Pack, Save
@@ -35,10 +35,13 @@ HURRY_BYTES = 192 * MIB
 # speed), so it waits, unless somebody waits for it. Once three quarters of DRAM have been stored since the first block
 # in the queue, one write at a time; from seven eighths on, all it can: blocks would be evicted before their turn.
 GENTLE_BYTES = BATCH_BYTES
+AHEAD_BYTES = 64 * MIB  # that give way at once on a full disk, for writes to come: each time waits for a commit
+AHEAD_SHARE = 16  # but no more than this part of the pool
 CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
 TURN_BLOCKS = 256  # once so many are on their way, the owner thread does something else first: 10 us each
+WAIT_NS = 10**9  # how long what is to be written waits for places that are being given up
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
 
 
@@ -78,7 +81,10 @@ class Demotion:
         bytes_per_s: int,
         choice: Choice,
         costing: Costing,
+        quarantined: Callable[[], set[int]],
     ) -> None:
+        """`quarantined`: places that are never used again."""
+        self._quarantined = quarantined
         self._tables = tables
         self._segments = segments
         self._workers = workers
@@ -101,12 +107,12 @@ class Demotion:
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._later_ns = 0
-        self.stuck = False  # waits for a segment
+        self._faults_seen = 0  # when places were last waited for
+        self._waits_since_ns = 0  # what is to be written, for places; 0: it has found some
+        self.stuck = False  # waits for a segment, or for places that the index has to forget
         self.enabled = False
         self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
         self.running_bytes = 0
-        self._overwrites = False  # does the next write replace an evicted block?
-        self._overwriting: set[int] = set()
         self.saves_begun = 0  # batches
         self._saves: dict[int, int] = {}  # of those that run, how many had been begun before; the first one first
         self.tally = Tally()
@@ -170,6 +176,8 @@ class Demotion:
         if not self.enabled:
             return
         begun = 0
+        if self.stuck and now_ns >= self._waits_since_ns + WAIT_NS > WAIT_NS:
+            self.stuck = False
         while self._queue and not self.stuck and now_ns >= self._later_ns and begun < TURN_BLOCKS:
             if self.running_bytes >= self._most_running(now_ns) or not self._afford(now_ns):
                 return
@@ -180,8 +188,10 @@ class Demotion:
 
     def next_ns(self) -> int | None:
         """When the pump has something to do without an event, 0 for at once; None if only an event can help."""
-        if not self.enabled or not self._queue or self.stuck:
+        if not self.enabled or not self._queue:
             return None
+        if self.stuck:
+            return self._waits_since_ns + WAIT_NS if self._waits_since_ns else None
         if self.running_bytes >= (self._most_in_a_hurry() if self.hurry else RUNNING_BYTES):
             return None
         if self.running_bytes >= self._most_running(self._published_ns):
@@ -284,26 +294,25 @@ class Demotion:
         tables, tenant = self._tables, namespace.tenant
         pool = self._segments.pool(tenant, slot_bytes)
         done, now = 0, np.uint64(now_ns)
-        self._overwrites = False
         while pool is not None and done < rows.size:
             first, done = done, blocks.take_places(tables, pool.number, rows, done, rows.size, self._most, now)
             if done > first:
+                self._waits_since_ns = 0
                 self._write(namespace, rows[first:done], slot_bytes, packs)
                 if self._queue and int(tables.book[blocks.DISK_USED]) < self._most:
                     self._segments.make_ahead(pool, len(self._queue), now_ns)
                 continue
-            room = Room.EVICT
-            if int(tables.book[blocks.DISK_USED]) < self._most:
+            missing = int(rows.size) - done - (coming := self._coming(pool))
+            patient = coming > 0 and self._goes_on(now_ns)
+            room = Room.SOON if patient and missing <= 0 else Room.EVICT
+            if room is Room.EVICT and int(tables.book[blocks.DISK_USED]) < self._most:
                 room = self._segments.make_room(pool, now_ns)
-            if room is Room.FULL and blocks.detach_oldest(
-                tables, namespace.pool.number, pool.number, np.uint64(max(0, now_ns - SETTLED_NS))
-            ):
-                room = Room.SOON  # once it is erased
-            if room is Room.EVICT:
-                if not blocks.evict(tables, tenant.index, pool.number):
-                    break
-                self._overwrites = True
-                continue
+            if room is Room.FULL and self._detach(namespace, pool, missing, now_ns):
+                room = Room.SOON
+            if room is Room.EVICT and self._evict(tenant, pool, missing):
+                room = Room.SOON
+            if patient:
+                room = Room.SOON
             if room is Room.SOON:
                 self.stuck = True
                 self._postpone(rows[done:])
@@ -312,6 +321,39 @@ class Demotion:
         if done < rows.size:
             self.tally.dropped += rows.size - done
             self._give_up(namespace, rows[done:])
+
+    def _goes_on(self, now_ns: int) -> bool:
+        """Are places that are being given up waited for? Not for ever: a drive may hang. Nor where writes fail, or what
+        has failed would be tried again with each block that continues it.
+        """
+        self._waits_since_ns = self._waits_since_ns or now_ns
+        if now_ns < self._waits_since_ns + WAIT_NS and self._faults_seen == self.tally.save_faults:
+            return True
+        self._waits_since_ns, self._faults_seen = now_ns, self.tally.save_faults
+        return False
+
+    def _coming(self, pool: Pool) -> int:
+        """Places of a pool that nobody has any more: free once they are erased, and the index has forgotten them."""
+        arenas, shift = self._tables.arenas, int(self._tables.book[blocks.SHIFT])
+        mine = arenas["pool"] == pool.number + 1
+        quarantined = sum(bool(mine[place >> shift]) for place in self._quarantined())
+        return int(arenas["used"][mine].sum()) - int(self._tables.pools["blocks"][pool.number]) - quarantined
+
+    def _detach(self, namespace: Namespace, pool: Pool, wanted: int, now_ns: int) -> bool:
+        """Have blocks that lie in DRAM too, and that nobody has touched for a while, give way. Whether one did."""
+        before = np.uint64(max(0, now_ns - SETTLED_NS))
+        detached = 0
+        while detached < wanted and blocks.detach_oldest(self._tables, namespace.pool.number, pool.number, before):
+            detached += 1
+        return detached > 0
+
+    def _evict(self, tenant: Tenant, pool: Pool, wanted: int) -> bool:
+        """Have so many of the oldest leaves give way, and some more, since it takes a commit. Whether one did."""
+        ahead = min(AHEAD_BYTES // pool.slot_bytes, int(self._tables.pools["blocks"][pool.number]) // AHEAD_SHARE)
+        evicted = 0
+        while wanted > 0 and evicted < max(wanted, ahead) and blocks.evict(self._tables, tenant.index, pool.number):
+            evicted += 1
+        return evicted > 0
 
     def _give_up(self, namespace: Namespace, rows: U4) -> None:
         """These will not be written, nor what waits to be written behind them: or the same would be tried for ever."""
@@ -374,19 +416,11 @@ class Demotion:
     def _submitted(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         self.running[id(batch[0])] = batch
         self.running_bytes += len(batch) * slot_bytes
-        if self._bytes_per_s:
-            self._budget -= len(batch) * slot_bytes
         if isinstance(batch[0], Save):
+            self._budget -= len(batch) * slot_bytes  # what is packed is written later, and is less by then
             self._saves[id(batch[0])] = self.saves_begun
             self.saves_begun += 1
-            if self._overwrites:
-                self._overwriting.add(id(batch[0]))
         self._workers.submit(batch)
-
-    @property
-    def overwriting(self) -> bool:
-        """Does a write run that replaces an evicted block, whose header is there until it ends?"""
-        return bool(self._overwriting)
 
     @property
     def saves_over(self) -> int:
@@ -395,7 +429,6 @@ class Demotion:
 
     def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         del self.running[id(batch[0])]
-        self._overwriting.discard(id(batch[0]))
         self._saves.pop(id(batch[0]), None)
         self.running_bytes -= len(batch) * slot_bytes
 

@@ -100,9 +100,12 @@ class Disk:
         self.demotion = Demotion(
             tables, self.segments, workers, tenants, namespaces,
             most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,
-            costing=costing,
+            costing=costing, quarantined=lambda: self.erasure.quarantined,
         )  # fmt: skip
-        self.commits = Commits(tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running))
+        self.commits = Commits(
+            tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running),
+            lambda: self.demotion.stuck, self._forgotten,
+        )  # fmt: skip
         self.erasure = Erasure(tables, self.segments, workers, self._given_up)
         self.closed = Closed(workers, self.erasure)
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
@@ -215,7 +218,14 @@ class Disk:
 
     def expects(self, place: int) -> bool:
         """Will a place that is nobody's be erased, or is it not to be used again?"""
-        return place in self.erasure.quarantined or place in self.erasure.places()
+        erased = place in self.erasure.places() or place in self.commits.places()
+        return erased or place in self.erasure.quarantined
+
+    def _forgotten(self, place: int) -> None:
+        """A place is nobody's, neither here nor in its header nor in the index."""
+        if place not in self.erasure.quarantined and int(self._tables.slots["block"][place]) == blocks.NOBODY:
+            blocks.free_place(self._tables, place)
+        self.demotion.stuck = False
 
     def _scrub_found(self, row: int, place: int, order: Load) -> None:
         """A block on disk is not what was written, and its row has not changed since it was read."""
@@ -244,8 +254,7 @@ class Disk:
         elif isinstance(first, Pack):
             self.demotion.packed(batch, now_ns)  # type: ignore[arg-type]
         elif isinstance(first, Erase):
-            self.erasure.finished(batch, lambda place: self.commits.touch(place, now_ns))  # type: ignore[arg-type]
-            self.demotion.stuck = False
+            self.erasure.finished(batch, lambda place: self.commits.erased(place, now_ns))  # type: ignore[arg-type]
         elif isinstance(first, Commit):
             rows = self.commits.committed(first, now_ns)
             self.demotion.admit(rows, self._tables.blocks["generation"][rows].tolist())
@@ -265,16 +274,16 @@ class Disk:
 
     def _unsettled(self) -> bool:
         """Could a write that is running still decide whether something dropped is found again?"""
-        return bool(self._tables.book[blocks.DOOMED_SAVING]) or self.demotion.overwriting
+        return bool(self._tables.book[blocks.DOOMED_SAVING])
 
     def when_erased(self, answer: Callable[[], None]) -> None:
         """Call when nothing of what was dropped by now can come back from disk any more."""
         if not self.limits.disk_bytes:
             answer()
         else:
-            self.closed.when_gone(lambda: self._when_overwritten(answer))
+            self.closed.when_gone(lambda: self._when_settled(answer))
 
-    def _when_overwritten(self, answer: Callable[[], None]) -> None:
+    def _when_settled(self, answer: Callable[[], None]) -> None:
         if self._unsettled():
             self._after_saves.append((self.demotion.saves_begun, answer))  # or it might wait for ever for new ones
         else:

@@ -76,8 +76,8 @@ class Erasure:
         else:
             answer()
 
-    def finished(self, batch: Sequence[Erase], freed: Callable[[int], None]) -> None:
-        """Erasures have ended. `freed` hears of each place: the index must forget it."""
+    def finished(self, batch: Sequence[Erase], erased: Callable[[int], None]) -> None:
+        """Erasures have ended. `erased` hears of each place: once the index has forgotten it, it may be used again."""
         shift = int(self._tables.book[blocks.SHIFT])
         del self._running[id(batch[0])]
         for order in batch:
@@ -89,9 +89,7 @@ class Erasure:
                 self.erased += 1
             else:  # the index forgets it all the same; only a rebuild from headers could find it again
                 self.faults += 1
-            freed(place)
-            if place not in self.quarantined and int(self._tables.slots["block"][place]) == blocks.NOBODY:
-                blocks.free_place(self._tables, place)
+            erased(place)
         self.pump()
         done = min((sent for sent, _ in self._running.values()), default=self._sent)
         due = [answer for barrier, answer in self._waiters if barrier <= done]

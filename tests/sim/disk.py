@@ -35,6 +35,8 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 32 * MIB)),
     (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 192 * MIB)),
     (demotion, "TURN_BLOCKS", (1, 256)),
+    (demotion, "AHEAD_SHARE", (1, 16)),
+    (demotion, "WAIT_NS", (1, 10**9)),
     (commits, "CHUNKS", (1, 1024)),
     (erasure, "BATCH", (1, 256)),
 )

@@ -13,6 +13,7 @@ from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Lease, Namespace
+from kvstore.tier import scrub
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
@@ -331,6 +332,44 @@ def test_a_delete_reaches_the_disk_before_it_is_answered() -> None:
     assert fetch(client, namespace, keys) == 2, "nor does a rebuild bring it back"
 
 
+@pytest.mark.parametrize("gives_way", ["deleted", "evicted"])
+def test_what_was_deleted_does_not_come_back_from_a_place_that_the_index_gave_to_another(gives_way: str) -> None:
+    """A place is written again, and that life ends after any step, before or behind the commit that says so."""
+    written = [_comes_to_life_again(gives_way == "evicted", steps) for steps in range(24)]
+    assert not written[0]
+    assert written[-1], "the control: the place was written again"
+
+
+def _comes_to_life_again(is_full: bool, steps: int) -> bool:
+    """Whether the header was there when the first life ended."""
+    core = make(disk_bytes=SEGMENT_BYTES)
+    client, namespace = begin(core)
+    before = [chain(1, f"before {number}") for number in range(20 if is_full else SLOTS)]
+    keys = chain(1, "keys")
+    for one in before:
+        put(client, namespace, one)
+    if not is_full:
+        client.delete(namespace, before[0])
+    client.put(namespace, keys)
+    for _ in range(steps):
+        if core.drive.waiting:
+            core.work()
+        core.pass_time(10 * MS)
+    written = keys[0] in [header.key for header in core.drive.headers()]
+    later = successor(core, disk_bytes=2 * SEGMENT_BYTES)  # so that it takes another place
+    client, namespace = begin(later)
+    put(client, namespace, keys)
+    answers = client.delete(namespace, keys)
+    later.work_all()
+    assert answers == [1]
+    later.drive.rebuild()
+    last = successor(later)
+    client, namespace = begin(last)
+    assert fetch(client, namespace, keys) == 0
+    assert fetch(client, namespace, before[-1]) == 1, "the control: what was not deleted is there"
+    return written
+
+
 def test_a_delete_of_what_is_being_written_waits_for_the_write() -> None:
     core = make()
     client, namespace = begin(core)
@@ -493,15 +532,26 @@ def test_a_segment_that_vanishes_takes_its_blocks_with_it_and_no_others() -> Non
     assert fetch(client, namespace, second) == 16
 
 
-def test_the_write_budget_holds() -> None:
-    core = make(write_bytes_per_s=2 * PAGE_BYTES * 4)
-    client, namespace = begin(core)
-    client.put(namespace, chain(16))
-    for _ in range(10):
-        core.store.tick()
-        while core.drive.waiting:
-            core.work()
-    assert core.drive.saves <= 16
+@pytest.mark.parametrize("codec", [Wish.RAW, Wish.BF16_PLANES_ZSTD], ids=["raw", "packed"])
+@pytest.mark.parametrize("limited", [True, False], ids=["a limit", "none"])
+def test_the_write_budget_holds_and_is_used(codec: Wish, limited: bool) -> None:
+    """More is stored, for a minute. What is packed counts once, and by what it takes on disk."""
+    pages_per_s, seconds = 8, 60
+    core = make(
+        arenas=4, disk_bytes=200 * SEGMENT_BYTES, codec=codec, write_bytes_per_s=pages_per_s * PAGE_BYTES * limited
+    )
+    client = core.client()
+    namespace = client.open(block_bytes=3 * PAGE_BYTES)
+    for second in range(seconds):
+        for part in range(4):
+            client.put(namespace, chain(2, f"{second}/{part}"))
+            core.pass_time(250 * MS)
+            while core.drive.waiting:
+                core.work()
+    written = core.store.disk.demotion.tally.saved_bytes // PAGE_BYTES
+    budget = pages_per_s * seconds
+    assert (written > 1.2 * budget) is not limited, "the control: without one it is more"
+    assert written > 0.9 * budget
     core.audit()
 
 
@@ -583,17 +633,35 @@ def test_a_scrub_finds_what_is_damaged_before_anybody_reads_it() -> None:
     assert core.store.disk.scrub.report().damaged == 0
 
 
-def test_a_scrub_in_the_background_keeps_its_rate() -> None:
-    core = make(scrub_bytes_per_s=2 * PAGE_BYTES * 4)
+@pytest.mark.parametrize("limited", [True, False], ids=["a limit", "none"])
+def test_a_scrub_keeps_its_rate(limited: bool) -> None:
+    blocks_per_s, seconds = 4, 10
+    core = make(arenas=8, disk_bytes=20 * SEGMENT_BYTES)
     client, namespace = begin(core)
-    client.put(namespace, chain(16))
-    core.work_all()
-    core.store.disk.scrub.begin(2 * PAGE_BYTES * 4)
-    for _ in range(30):
+    for number in range(10):
+        put(client, namespace, chain(10, str(number)))
+    core.store.disk.scrub.begin(blocks_per_s * 2 * PAGE_BYTES * limited)
+    for _ in range(10 * seconds):
         core.pass_time(100 * MS)
         while core.drive.waiting:
             core.work()
-    assert 8 <= core.store.disk.scrub.report().done_blocks <= 16
+    done = core.store.disk.scrub.report().done_blocks
+    assert done == 100 if not limited else 0.8 * blocks_per_s * seconds < done < 1.2 * blocks_per_s * seconds
+    core.audit()
+
+
+def test_a_scrub_begins_by_itself() -> None:
+    core = make(scrub_bytes_per_s=MIB)
+    client, namespace = begin(core)
+    put(client, namespace, chain(16))
+    core.pass_time(scrub.PAUSE_NS - SECOND)
+    core.work_all()
+    assert core.store.disk.scrub.report().done_blocks == 0
+    for _ in range(50):
+        core.pass_time(100 * MS)
+        while core.drive.waiting:
+            core.work()
+    assert core.store.disk.scrub.report().done_blocks == 16
     core.audit()
 
 

@@ -21,6 +21,7 @@ from tests.segments import (
     STORE,
     Block,
     block,
+    commit_of,
     facts,
     facts_of,
     flip,
@@ -105,6 +106,21 @@ def test_a_commit_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     with opened(tmp_path) as start:
         assert facts(start.loaded) == facts_of(new + old[56:])
         assert start.loaded.rebuilt == ""
+
+
+def test_blocks_of_a_segment_whose_sync_failed_do_not_enter_the_index(tmp_path: Path) -> None:
+    good, lost = [block(seed, 1, seed) for seed in range(5)], [block(seed, 2, seed) for seed in range(10, 15)]
+    for number in (1, 2):
+        make_segment(tmp_path, number, 120)
+    write_store(tmp_path, STORE)
+    with opened(tmp_path) as start:
+        order = commit_of(good + lost)
+        order.failed = {2}
+        assert start.index.commit(order)
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of(good)
+        assert start.loaded.rebuilt == ""
+        assert start.loaded.next_generation > max(each.header.generation for each in lost), "they may be there yet"
 
 
 def test_generations_are_not_given_again_after_their_block_is_gone(tmp_path: Path) -> None:
