@@ -1,14 +1,18 @@
 """`python -m bench.dashboard [--seconds N] [--out FILE]`: the panels of systemd/grafana/kvstored.json, drawn to a PNG.
 
-A real daemon with two tenants and a disk tier serves real traffic, a real Prometheus scrapes it and answers each
-panel's query, and what it answers is drawn. Prometheus is Debian's package of that name.
+A real daemon with two tenants, a disk tier, a bucket behind it (the tests' own server) and routers that listen serves
+real traffic, a real Prometheus scrapes it and answers each panel's query, and what it answers is drawn. The picture
+says which panels it shows (`digest`), so that a test finds one that is older than the dashboard. Prometheus is Debian's
+package of that name.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,22 +31,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+import zmq
 
 import kvclient
-from bench.harness import HOMES, say
+from bench.harness import HOMES, ROOT, say
 from bench.process import DaemonProcess
+from kvstored.block_events_address import IPC, endpoints_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SYSTEMD: Final = Path(__file__).parents[1] / "systemd"
+SYSTEMD: Final = ROOT / "systemd"
+ROUTER: Final = ROOT / "clients" / "examples" / "router.py"
 DASHBOARD: Final = SYSTEMD / "grafana/kvstored.json"
 PICTURE: Final = SYSTEMD / "grafana/kvstored.png"
 BLOCK_BYTES: Final = 256 << 10
 CHAIN: Final = 16  # blocks
 KEPT: Final = 24  # chains that are asked for again: more than memory holds, fewer than the disk does
+FAR: Final = 56  # chains ago: the disk has lost it, the bucket has it
+MISSED: Final = 4  # messages that a router asks for again
 PATIENCE_S: Final = 30.0
 TENANTS: Final = ("chat", "research")
+RATE_INTERVAL: Final = "15s"  # of the picture
+DIGEST_KEY: Final = "Dashboard"  # of the picture's text
 
 COLUMNS: Final = 4
 SETTLED_S: Final = 20.0  # until rates are those of whole intervals
@@ -82,24 +94,34 @@ def panels(rate_interval: str) -> list[Panel]:
     return found
 
 
+def digest(drawn: Sequence[Panel]) -> str:
+    """Of these panels: their titles, units and queries, not where Grafana places them."""
+    return hashlib.sha256(repr(list(drawn)).encode()).hexdigest()
+
+
 # -- a host ----------------------------------------------------------------------------------------------------------
 
 
 class Host:
-    """A daemon with metrics, and two clients that keep it busy. A context manager."""
+    """A daemon with metrics, a bucket behind it, two clients that keep it busy, routers. A context manager."""
 
     def __init__(self, folder: Path) -> None:
+        from tests.s3 import S3Server
+
         tables = [f'[tenants.{name}]\nuids = [{os.geteuid()}]\ndram_guaranteed = "16MiB"\n' for name in TENANTS]
         (folder / "kvstored.toml").write_text("".join(tables))
         self._random = Random(5)
         self._round = 0
         self._stack = ExitStack()
+        s3 = self._stack.enter_context(S3Server())
         self.log_file = folder / "log"
         self.daemon = self._stack.enter_context(
             DaemonProcess(
                 folder / "run", "--config", str(folder / "kvstored.toml"), "--dram", "64MiB", "--arena", "4MiB",
-                "--lock", "false", "--disk", str(folder / "disk"), "--disk-size", "512MiB", "--disk-segment", "16MiB",
-                "--disk-admission", "all", "--metrics-listen", "127.0.0.1:0", log_file=self.log_file,
+                "--lock", "false", "--disk", str(folder / "disk"), "--disk-size", "256MiB", "--disk-segment", "16MiB",
+                "--disk-admission", "all", "--metrics-listen", "127.0.0.1:0", "--events-listen", IPC,
+                "--remote", f"s3://{s3.bucket}/hosts", "--remote-endpoint", s3.endpoint, "--remote-size", "768MiB",
+                log_file=self.log_file, through=("env", *(f"{name}={value}" for name, value in s3.environ.items())),
             )
         )  # fmt: skip
         self.address = self.log_file.read_text().split("metrics: listening on ", 1)[1].split()[0]
@@ -111,6 +133,7 @@ class Host:
             )
             for client in clients
         ]
+        self._routers = [self._stack.enter_context(Router(folder / "run", name)) for name in TENANTS]
         self._blocks = np.frombuffer(self._random.randbytes(CHAIN * BLOCK_BYTES), dtype=np.uint8)
         self._targets = np.zeros((CHAIN, BLOCK_BYTES), dtype=np.uint8)
 
@@ -131,10 +154,15 @@ class Host:
             older = self._chain(ns, max(1, self._round - KEPT // 2))
             ns.prefetch(older, deadline_s=2.0)
             ns.pin(keys, ttl_s=3.0)
-            if self._round > KEPT:
-                ns.delete(self._chain(ns, self._round - KEPT)[:1])
+            past, far = self._round - KEPT, self._round - FAR
+            if past > 0 and past % 2:
+                ns.delete(self._chain(ns, past)[:1])
+            if far > 0 and not far % 2:
+                ns.prefetch(self._chain(ns, far), deadline_s=2.0)
             with ns.fetch(older) as again:
                 again.copy_to(self._targets[: again.blocks])
+        for router in self._routers:
+            router.hear()
 
     def _chain(self, ns: kvclient.Namespace, number: int) -> list[bytes]:
         return list(ns.keys([number] * 16 * CHAIN))
@@ -146,6 +174,39 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+class Router:
+    """Follows a tenant's changes on the control socket and on ZeroMQ, and misses a few there. A context manager."""
+
+    def __init__(self, runtime_dir: Path, tenant: str) -> None:
+        self._watcher: Any = runpy.run_path(str(ROUTER))["Host"](runtime_dir, tenant)
+        self._context = zmq.Context()
+        self._told, self._replayed = self._context.socket(zmq.SUB), self._context.socket(zmq.DEALER)
+        places = endpoints_of(IPC, runtime_dir, tenant)
+        self._told.subscribe(b"")
+        self._told.connect(places.publish)
+        self._replayed.connect(places.replay)
+
+    def hear(self) -> None:
+        """All that was told since, and of the last messages once more."""
+        last = 0
+        while self._told.poll(0):
+            _, number, _ = self._told.recv_multipart()
+            last = int.from_bytes(number, "big")
+        if last:
+            self._replayed.send_multipart((b"", max(0, last - MISSED + 1).to_bytes(8, "big")))
+        while self._replayed.poll(0):
+            self._replayed.recv_multipart()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watcher.close()
+        self._context.destroy(linger=0)
 
 
 # -- Prometheus ------------------------------------------------------------------------------------------------------
@@ -230,11 +291,11 @@ class Prometheus:
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw(prometheus: Prometheus, begin_s: float, end_s: float, target: Path, rate_interval: str) -> list[str]:
+def draw(prometheus: Prometheus, begin_s: float, end_s: float, target: Path) -> list[str]:
     """Write a PNG of all panels; the titles of those to which there was no answer."""
     from matplotlib.figure import Figure
 
-    every, empty = panels(rate_interval), []
+    every, empty = panels(RATE_INTERVAL), []
     rows = -(-len(every) // COLUMNS)
     figure = Figure(figsize=(4.6 * COLUMNS, 2.7 * rows), layout="constrained")
     for axes, panel in zip_longest(figure.subplots(rows, COLUMNS).flat, every):
@@ -242,7 +303,7 @@ def draw(prometheus: Prometheus, begin_s: float, end_s: float, target: Path, rat
             axes.set_axis_off()
         elif not _draw_panel(axes, panel, prometheus, begin_s, end_s):
             empty.append(panel.title)
-    figure.savefig(target, format="png", dpi=80)
+    figure.savefig(target, format="png", dpi=80, metadata={DIGEST_KEY: digest(every)})
     return empty
 
 
@@ -292,7 +353,7 @@ def main() -> None:
             host.busy()
             rounds += 1
             time.sleep(max(0.0, begin_s + 0.5 * rounds - time.time()))
-        empty = draw(prometheus, begin_s + SETTLED_S, time.time(), options.out, "15s")
+        empty = draw(prometheus, begin_s + SETTLED_S, time.time(), options.out)
         say(f"{rounds} rounds, drawn to {options.out}")
         if empty:
             raise SystemExit(f"no answer for: {', '.join(empty)}")

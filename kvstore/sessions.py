@@ -34,7 +34,7 @@ class Process:
     """A process of this host, told from all others since boot."""
 
     pid: int  # as the daemon sees it
-    start: int  # when it started, in clock ticks since boot
+    start: int  # when it started, in clock ticks since boot; or, with bit 63, the inode of its pidfd
     space: int = 0  # in which numbers of processes mean anything: the inode of the daemon's pid namespace
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from kvctl import insight, pins, render, service, values
 from kvctl import quotas as quota_tables
-from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
+from kvctl.asking import Concerned, DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import (
     Continuing,
@@ -56,10 +56,13 @@ def quota(
             reports = client.quotas(pb.GetQuotasRequest(tenant=tenant)).quotas
             chosen.show("quotas", [render.plain(one) for one in reports], quota_tables.quotas(reports))
         else:
-            if not (yes or dry_run):
-                _ask_of_cuts(client, request)
+            cut = [] if yes and not dry_run else _cuts(client, request)
+            if cut and not dry_run:
+                need_terminal("cut the quota", yes=yes, dry_run=dry_run)
+                ask("Change it?", "the quota stays; answer y, or give --yes, to change it", *cut)
             report = client.set_quota(request)
-            chosen.show("quota", render.plain(report), quota_tables.quota_changes(report))
+            below = cut[1:] if dry_run else []
+            chosen.show("quota", render.plain(report), Group(quota_tables.quota_changes(report), *below))
 
 
 @command("clear", short="Drop blocks of a tenant, a namespace or a prefix.")
@@ -217,7 +220,7 @@ def unpin(
                 ask("End them?", "no pin was ended; answer y, or give --yes, to unpin", what)
             report = client.unpin(pb.UnpinRequest(tenant=tenant, pins=numbers or ()))
     pins_said = f"{report.ended:,} pin{'' if report.ended == 1 else 's'}"
-    text = f"would end {pins_said}, {size(what.pinned_bytes)}" if dry_run else f"{pins_said} ended"
+    text = f"would end {pins_said}, {size(what.pinned_bytes)}\n{what}" if dry_run else f"{pins_said} ended"
     chosen.show("unpin", {**render.plain(report), "dry_run": dry_run}, Text(text))
     if report.unknown:
         raise KvctlError(Exit.NOT_FOUND, pins.unknown(tenant, report.unknown))
@@ -298,15 +301,18 @@ def _choose_policy(chosen: Globals, request: pb.SetPolicyRequest, *, yes: bool, 
     trial.CopyFrom(request)
     trial.dry_run = True
     with chosen.connect() as client:
-        if not (yes or dry_run):
+        what: list[Concerned] = []
+        if dry_run or not yes:
             told = client.set_policy(trial)
             if any(change.policy.blocks and change.policy.rule != change.former_rule for change in told.changes):
-                need_terminal("choose another rule", yes=yes, dry_run=dry_run)
-                untouched = "the rule stays; answer y, or give --yes, to choose another one"
-                whose = request.tenant if request.HasField("tenant") else None
-                ask("Evict by it?", untouched, render.policy_changes(told), concerned(client, whose))
-        report = client.set_policy(trial if dry_run else request)
-    chosen.show("policy", render.plain(report), render.policy_changes(report))
+                what = [concerned(client, request.tenant if request.HasField("tenant") else None)]
+        if what and not dry_run:
+            need_terminal("choose another rule", yes=yes, dry_run=dry_run)
+            untouched = "the rule stays; answer y, or give --yes, to choose another one"
+            ask("Evict by it?", untouched, render.policy_changes(told), *what)
+        report = told if dry_run else client.set_policy(request)
+        below = map(Text, map(str, what)) if dry_run else ()
+    chosen.show("policy", render.plain(report), Group(render.policy_changes(report), *below))
 
 
 @command("install", on=service_app)
@@ -316,6 +322,14 @@ def install_service(
     disk: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="A folder of the disk tier, to be made writable. Repeatable."),
+    ] = None,
+    opening: Annotated[
+        list[service.Opening] | None,
+        typer.Option(
+            "--with",
+            metavar="gpu|network|direct",
+            help="What the unit keeps shut: GPUs, other hosts, or mode direct before Linux 6.9. Repeatable.",
+        ),
     ] = None,
     start: Annotated[bool, typer.Option("--now", help="Enable and (re)start it, too; memory is kept.")] = False,
     root: Annotated[
@@ -329,25 +343,20 @@ def install_service(
     Configuration that is there is kept; units are replaced: what this host wants otherwise belongs into a drop-in.
     """
     chosen = globals_of(context)
-    done = service.install(root=root, daemon=daemon, disks=disk or (), start=start, dry_run=dry_run)
+    done = service.install(
+        root=root, daemon=daemon, disks=disk or (), openings=opening or (), start=start, dry_run=dry_run
+    )
     chosen.show("service", *service.shown(*done, dry_run=dry_run))
 
 
-def _ask_of_cuts(client: ControlClient, request: pb.SetQuotaRequest) -> None:
-    """Ask if a tenant would lose what it has, or is promised. Raises KvctlError."""
+def _cuts(client: ControlClient, request: pb.SetQuotaRequest) -> list[Text]:
+    """What is shown where a tenant would lose what it has, or is promised; else nothing. Raises KvctlError."""
     trial = pb.SetQuotaRequest()
     trial.CopyFrom(request)
     trial.dry_run = True
     told = client.set_quota(trial)
     (tenant,) = [one for one in client.tenants().tenants if one.name == request.tenant] or [pb.Tenant()]
     cuts = quota_tables.cuts(told, tenant)
-    if cuts:
-        need_terminal("cut the quota", yes=False, dry_run=False)
-        untouched = "the quota stays; answer y, or give --yes, to change it"
-        ask(
-            "Change it?",
-            untouched,
-            quota_tables.quota_changes(told),
-            Text("\n".join(cuts)),
-            concerned(client, tenant.name),
-        )
+    if not cuts:
+        return []
+    return [quota_tables.quota_changes(told), Text("\n".join(cuts)), Text(str(concerned(client, tenant.name)))]

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from kvctl import values
-from kvctl.asking import Yes, ask, need_terminal
+from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import Globals, OfNamespace, OfTenant, Output, command, globals_of
 from kvctl.render import size
@@ -90,8 +90,8 @@ def export_blocks(
             done = export(client.socket_path.parent, found, writer, progress)
             writer.finish()
         progress.over()
-        for one in done.tenants:
-            _note(client, "export", one, scope.digest, done.blocks, done.bytes)
+        for one in done.by_tenant:
+            _note(client, "export", one.tenant, scope.digest, one.blocks, one.bytes)
     text = f"exported {done.blocks:,} blocks of {done.namespaces:,} namespaces, {size(done.bytes)}: {file}"
     text += _less(done)
     if file == STREAM:
@@ -112,11 +112,12 @@ def import_blocks(
         ),
     ] = None,
     yes: Yes = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the archive, and store nothing.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Store what an archive holds, every block verified; what is there already stays. May be ended and begun anew.
 
-    Exits with 1 if the archive is damaged or cut short, or if blocks were refused.
+    Asks if it has more than there is room for, since others then have to leave. A dry run verifies all of it, and needs
+    no daemon. Exits with 1 if the archive is damaged or cut short, or if blocks were refused.
     """
     chosen = globals_of(context)
     if tenant == "":
@@ -129,14 +130,16 @@ def import_blocks(
         except ArchiveError as error:
             raise KvctlError(Exit.REFUSED, f"{file}: {error}; nothing was stored") from None
         progress = _Progress("verified" if dry_run else "imported", reader.planned_bytes)
+        room = ""
         if dry_run:
             with Importer(None, tenant, progress, durable=False) as importer:
                 done = importer.take(reader)
+            room = _foretold(chosen, done, tenant)
         else:
             done = _import(chosen, reader, tenant, progress, yes=yes)
         progress.over()
     chosen.show(
-        "import", {**asdict(done), "reasons": dict(done.reasons), "dry_run": dry_run}, _said(done, file, dry_run)
+        "import", {**asdict(done), "reasons": dict(done.reasons), "dry_run": dry_run}, _said(done, file, dry_run, room)
     )
     if not done.whole or done.refused_blocks:
         raise typer.Exit(Exit.REFUSED)
@@ -151,14 +154,37 @@ def _import(chosen: Globals, reader: Reader, tenant: str | None, progress: _Prog
         if reader.planned_bytes > room_bytes and not yes:
             need_terminal("import more than there is room for", yes=yes, dry_run=False)
             text = f"the archive has {reader.planned_blocks:,} blocks, {size(reader.planned_bytes)}; "
-            text += f"{size(room_bytes)} are free, and for the rest what is there is evicted"
+            text += f"{size(room_bytes)} are free, and for the rest what is there is evicted{_held(client, tenant)}"
             ask("Import it?", "nothing was imported; answer y, or give --yes, to import", Text(text))
         with Importer(client.socket_path.parent, tenant, progress, durable=disk) as importer:
             try:
                 return importer.take(reader)
             finally:
                 done = importer.done
-                _note(client, "import", tenant or "", None, done.stored_blocks, done.bytes)
+                _note(client, "import", tenant or "", None, done.stored_blocks, done.stored_bytes)
+
+
+def _foretold(chosen: Globals, done: "Imported", tenant: str | None) -> str:
+    """What storing a verified archive would mean for those who are there; of no daemon, that nobody can say."""
+    try:
+        chosen.socket()
+        with chosen.connect() as client:
+            room_bytes, _ = _room(client, tenant)
+            held = _held(client, tenant)
+    except KvctlError as error:
+        return f"would store {done.blocks:,} blocks; into what room is not known: {error}"
+    text = f"would store {done.blocks:,} blocks, {size(done.bytes)}, less what is there already; "
+    if done.bytes > room_bytes:
+        return f"{text}{size(room_bytes)} are free, and for the rest what is there would be evicted{held}"
+    return f"{text}{size(room_bytes)} are free, so that nobody has to leave{held}"
+
+
+def _held(client: ControlClient, tenant: str | None) -> str:
+    """Pins and leases that are there: what they hold stays. Nothing to those who may not see it."""
+    try:
+        return f"\n{concerned(client, tenant)}; what they hold stays"
+    except KvctlError:
+        return ""
 
 
 def _room(client: ControlClient, tenant: str | None) -> tuple[int, bool]:
@@ -190,11 +216,13 @@ def _less(done: "Exported") -> str:
     return gone + (f"; {done.orphan_blocks:,} continue what is not there" if done.orphan_blocks else "")
 
 
-def _said(done: "Imported", file: Path, dry_run: bool) -> Text:
+def _said(done: "Imported", file: Path, dry_run: bool, room: str) -> Text:
     lines = [
         f"{printable(str(file))}: {done.blocks:,} whole blocks of {done.namespaces:,} namespaces, {size(done.bytes)}"
     ]
-    if not dry_run:
+    if dry_run:
+        lines.append(room)
+    else:
         durable = f", {done.durable_blocks:,} of them on disk" if done.durable_blocks else ""
         lines.append(f"{done.stored_blocks:,} stored{durable}, {done.known_blocks:,} were there already")
     if done.refused_blocks:

@@ -74,6 +74,15 @@ class Chains:
 
 
 @dataclass(slots=True)
+class OfTenant:
+    """What came of one tenant's blocks, for the audit file."""
+
+    tenant: str
+    blocks: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
 class Exported:
     """What came of it, for people and programs."""
 
@@ -83,6 +92,7 @@ class Exported:
     gone_blocks: int = 0  # were dropped or evicted before their turn came, or could not be read
     orphan_blocks: int = 0  # what they continue was not there
     tenants: list[str] = field(default_factory=list)
+    by_tenant: list[OfTenant] = field(default_factory=list)
 
 
 def chains_of(client: ControlClient, scope: Scope) -> list[Chains]:
@@ -112,9 +122,11 @@ def export(runtime_dir: Path, found: Sequence[Chains], writer: Writer, progress:
     done = Exported(tenants=sorted({one.tenant for one in found}))
     for tenant in done.tenants:
         with connected(runtime_dir, tenant, Role.TOOL, "kvctl export") as client:
+            before = OfTenant(tenant, done.blocks, done.bytes)
             for chains in found:
                 if chains.tenant == tenant:
                     _export_one(client, chains, writer, done, progress)
+            done.by_tenant.append(OfTenant(tenant, done.blocks - before.blocks, done.bytes - before.bytes))
     return done
 
 

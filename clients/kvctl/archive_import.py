@@ -39,6 +39,7 @@ class Imported:
     blocks: int = 0  # whole, in the archive
     bytes: int = 0
     stored_blocks: int = 0
+    stored_bytes: int = 0
     known_blocks: int = 0  # were there already
     refused_blocks: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # blocks, by why they were refused
@@ -128,6 +129,7 @@ class Importer:
                 break
             run = run[result.lead :]  # of these, what was accepted is then known
         self.done.stored_blocks += stored
+        self.done.stored_bytes += stored * namespace.identity.block_bytes
         self.done.known_blocks += whole - stored - reasons.total()
         self.done.refused_blocks += reasons.total()
         self.done.reasons.update(reasons)

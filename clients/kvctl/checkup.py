@@ -4,13 +4,14 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
 from kvctl import render
-from kvctl.asking import Yes, ask, need_terminal
+from kvctl.asking import DryRun, Yes, ask, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.doctor import Check, DaemonFacts, Verdict, examine
 from kvctl.host import Host, LinuxHost, Listener
@@ -56,21 +57,47 @@ def check(
     *,
     repair: Annotated[bool, typer.Option("--repair", help="Erase what is damaged, and make the index anew.")] = False,
     yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Look at a disk tier whose daemon is stopped, block by block, as kvstored check. Exits as that does."""
+    """Look at a disk tier whose daemon is stopped, block by block, as kvstored check. Exits as that does.
+
+    Without --repair nothing is changed, as on a dry run. A repair says first how many blocks and bytes it erases, and
+    asks; the daemon's audit file has it.
+    """
     chosen = globals_of(context)
+    repair = repair and not dry_run
     if repair:
-        need_terminal("repair", yes=yes, dry_run=False, look="leave --repair out")
-        if not yes:
-            folders = ", ".join(map(str, directories))
-            ask("Erase what is damaged there?", "nothing was erased; answer y, or give --yes, to repair", Text(folders))
-    words = [str(daemon_beside()), "check", *(["--repair"] if repair else []), "--", *map(str, directories)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, errors="replace", check=False)  # noqa: S603  our own
-    lines = done.stdout.splitlines()
-    body: render.Json = {"exit_code": done.returncode, "lines": lines}
-    chosen.show("check", body, Text("\n".join(map(printable, lines))))
+        need_terminal("repair", yes=yes, dry_run=dry_run)
+    done = _checked(chosen, directories, repair=repair and yes)
+    if repair and not yes and done.returncode == Exit.REFUSED:  # there is something to repair
+        untouched = "nothing was erased; answer y, or give --yes, to repair"
+        ask("Erase the damaged blocks, and make the index anew?", untouched, _found(done), Text(_UNUSED))
+        done = _checked(chosen, directories, repair=True)
+    body: render.Json = {"exit_code": done.returncode, "lines": done.stdout.splitlines(), "dry_run": not repair}
+    parts = [_found(done)]
+    if not repair and done.returncode == Exit.REFUSED:
+        parts.append(Text(f"nothing was changed; --repair would erase what is damaged; {_UNUSED}"))
+    chosen.show("check", body, Group(*parts))
     if done.returncode:
         raise typer.Exit(done.returncode)
+
+
+# Of a daemon that is stopped nobody holds a lease; and its pins never made a damaged block a hit.
+_UNUSED: Final = (
+    "concerned: no leases, since no daemon is at work there; damaged blocks are misses already, pinned or not"
+)
+
+
+def _checked(chosen: Globals, directories: Sequence[Path], *, repair: bool) -> "subprocess.CompletedProcess[str]":
+    words = [str(daemon_beside()), "check", *(["--repair"] if repair else []), "--", *map(str, directories)]
+    where = {} if chosen.runtime_dir is None else {"KVSTORED_RUNTIME_DIR": str(chosen.runtime_dir.absolute())}
+    return subprocess.run(  # noqa: S603  our own words
+        words, stdout=subprocess.PIPE, text=True, errors="replace", check=False, env={**os.environ, **where}
+    )
+
+
+def _found(done: "subprocess.CompletedProcess[str]") -> Text:
+    return Text("\n".join(map(printable, done.stdout.splitlines())))
 
 
 def _examine(chosen: Globals, host: Host, disks: Sequence[str]) -> list[Check]:

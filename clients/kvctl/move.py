@@ -3,12 +3,13 @@
     by the remote tier    this daemon writes it there at once; the other one finds it, sooner if told `kvctl prefetch`
     --to RUNTIME_DIR      of this machine: read out of one and stored into the other, as any client does (move_near.py)
 
-What is here is shown and somebody is asked, as everywhere; the source keeps its blocks unless told otherwise.
+What is here is shown and somebody is asked, as everywhere; the source keeps its blocks unless told otherwise. With
+--evict that is what would leave, what pins and leases keep here, and which of these the namespace and its tenant have.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,7 +17,7 @@ import typer
 from rich.text import Text
 
 from kvctl import insight
-from kvctl.asking import DryRun, Yes, ask, need_terminal
+from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import Digest, Extra, Globals, Keys, Owner, Tokens, command, globals_of
 from kvctl.render import size
@@ -37,8 +38,10 @@ class Moved:
     there_blocks: int  # of them, in the remote tier before (`remote`)
     moved_blocks: int = 0  # the other daemon can have now; with `dry_run` 0
     moved_bytes: int = 0
-    evicted_blocks: int = 0  # left memory or disk here
-    evicted_bytes: int = 0
+    evicted_blocks: int = 0  # left this daemon; with `dry_run` would leave it
+    evicted_bytes: int = 0  # of memory and disk
+    held_blocks: int = 0  # stay where they are, though told to leave: pinned, leased or on their way
+    pinned_blocks: int = 0  # of these
     seconds: float = 0.0
     remote: bool = False
     dry_run: bool = False
@@ -79,14 +82,18 @@ def move(
         prefix = _Prefix.named(client, chain)
         moved = _look(client, prefix, remote=to is None, dry_run=dry_run)
         where = "the remote tier" if to is None else str(to)
-        if not dry_run:
-            if not yes:
-                ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(_said(moved, where)))
-            _move(chosen, client, prefix, moved, to, within)
-            if evict and moved.moved_blocks:
-                _evict(client, prefix, moved)
+        if dry_run or not yes:
+            told, shown = _foretold(client, prefix, moved, where, evict=evict)
+        if dry_run:
+            chosen.show("move", asdict(told), Text(shown))
+            return
+        if not yes:
+            ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(shown))
+        _move(chosen, client, prefix, moved, to, within)
+        if evict and moved.moved_blocks:
+            _evict(client, prefix, moved, moved.moved_blocks, dry_run=False)
     chosen.show("move", asdict(moved), Text(_said(moved, where)))
-    if not dry_run and moved.moved_blocks < moved.blocks:
+    if moved.moved_blocks < moved.blocks:
         raise KvctlError(Exit.REFUSED, f"{moved.blocks - moved.moved_blocks:,} blocks did not come there; see above")
 
 
@@ -131,6 +138,21 @@ def _look(client: ControlClient, prefix: _Prefix, *, remote: bool, dry_run: bool
         text = "this daemon has no remote tier that it may write to, or it does not answer; see `kvctl status`"
         raise KvctlError(Exit.REFUSED, f"{text}, or move --to a daemon of this machine")
     return Moved(told.blocks, told.bytes, told.there if remote else 0, remote=remote, dry_run=dry_run)
+
+
+def _foretold(
+    client: ControlClient, prefix: _Prefix, moved: Moved, where: str, *, evict: bool
+) -> tuple[Moved, str]:  # fmt: skip
+    """What a move would do, and a text of it. Nothing is changed."""
+    told = replace(moved)
+    lines = [f"would move the first {moved.blocks:,} blocks of the chain; they stay here, too"]
+    if evict:
+        _evict(client, prefix, told, moved.blocks, dry_run=True)
+        lines = [f"would move the first {moved.blocks:,} blocks of the chain, and then evict them here:"]
+        lines.append(f"{told.evicted_blocks:,} would leave this daemon, {size(told.evicted_bytes)}")
+        lines += _held(told)
+        lines.append(str(concerned(client, prefix.tenant, prefix.digest)))
+    return told, "\n".join([_here(moved, where), *lines])
 
 
 def _asked(client: ControlClient, prefix: _Prefix, within_s: float, *, dry_run: bool) -> pb.HandOverResponse:
@@ -184,27 +206,42 @@ def _by_remote(client: ControlClient, prefix: _Prefix, moved: Moved, until: floa
         nap_s = min(2 * nap_s, LOOK_S_MAX)
 
 
-def _evict(client: ControlClient, prefix: _Prefix, moved: Moved) -> None:
-    """What was moved leaves here, the last block first. What others continue, lease or pin stays."""
-    keys = prefix.keys[: moved.moved_blocks]
+def _evict(client: ControlClient, prefix: _Prefix, moved: Moved, count: int, *, dry_run: bool) -> None:
+    """The first `count` blocks leave here, the last of them first. What others continue, lease or pin stays."""
+    keys = prefix.keys[:count]
     tiers = [tier.name for tier in client.status().tiers]
     for at in range((len(keys) - 1) // KEYS_PER_FRAME * KEYS_PER_FRAME, -1, -KEYS_PER_FRAME):
         scope = pb.ClearRequest.Prefix(namespace_digest=prefix.digest, keys=keys[at : at + KEYS_PER_FRAME])
+        held = pinned = 0
         for tier in ("disk", "dram") if "disk" in tiers else ("dram",):
-            request = pb.EvictRequest(tenant=prefix.tenant, prefix=scope, tier=tier, exactly=True)
+            request = pb.EvictRequest(tenant=prefix.tenant, prefix=scope, tier=tier, exactly=True, dry_run=dry_run)
             report = client.evict(request)
-            moved.evicted_blocks += report.blocks - report.kept_blocks
+            # On a dry run nothing has left the disk when memory's turn comes: then "kept there" means nothing.
+            kept = 0 if dry_run and tier == "dram" else report.kept_blocks
+            moved.evicted_blocks += report.blocks - kept
             moved.evicted_bytes += report.bytes
+            held, pinned = max(held, report.held_blocks), max(pinned, report.pinned_blocks)
+        moved.held_blocks, moved.pinned_blocks = moved.held_blocks + held, moved.pinned_blocks + pinned
+
+
+def _here(moved: Moved, where: str) -> str:
+    there = f"\n{moved.there_blocks:,} of them are there already" if moved.remote and moved.there_blocks else ""
+    return f"{moved.blocks:,} blocks are here, {size(moved.bytes)}; to {printable(where)}{there}"
+
+
+def _held(moved: Moved) -> list[str]:
+    others = moved.held_blocks - moved.pinned_blocks
+    text = f"{moved.held_blocks:,} stay, and what leads there: {moved.pinned_blocks:,} pinned"
+    text += f", {others:,} leased or on their way"
+    return [text] if moved.held_blocks else []
 
 
 def _said(moved: Moved, where: str) -> str:
-    lines = [f"{moved.blocks:,} blocks are here, {size(moved.bytes)}; to {printable(where)}"]
-    if moved.remote and moved.there_blocks:
-        lines.append(f"{moved.there_blocks:,} of them are there already")
+    lines = [_here(moved, where)]
     if moved.seconds:
         lines.append(f"{moved.moved_blocks:,} are there now, {size(moved.moved_bytes)}, in {moved.seconds:.3g} s")
     if moved.seconds and moved.remote and moved.moved_blocks:
         lines.append("the other daemon finds them when they are asked for; `kvctl prefetch` there has them at once")
     if moved.evicted_blocks:
         lines.append(f"{moved.evicted_blocks:,} blocks have left this daemon, {size(moved.evicted_bytes)} are free")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_held(moved)])

@@ -4,7 +4,8 @@
     place(...)    what that changes below a root; nothing is written in a dry run, and configuration is never replaced
     commands(...) what systemd and the compiler are told afterwards
 
-An upgrade is the same once more: units are replaced, so what one host wants otherwise belongs into a drop-in.
+An upgrade is the same once more: units are replaced, so what one host wants otherwise belongs into a drop-in. Where a
+package has brought the units, they are its to replace, and only drop-ins are written.
 """
 
 import os
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -25,15 +26,27 @@ from rich.text import Text
 from kvctl.client import Exit, KvctlError
 from kvctl.render import Json, _table
 
-__all__ = ["Install", "Piece", "Placed", "State", "commands", "daemon_beside", "install", "pieces", "place", "shown"]
+__all__ = [
+    "Install", "Opening", "Piece", "Placed", "State", "commands", "daemon_beside", "install", "pieces", "place",
+    "shown",
+]  # fmt: skip
 
 SOURCES: Final = Path(__file__).parent / "systemd"
 UNIT: Final = "kvstored.service"
 PACKAGED_AT: Final = "/usr/bin/kvstored"  # as the unit has it
+PACKAGED_UNIT: Final = Path("/usr/lib/systemd/system") / UNIT
 STORE_SINCE: Final = 254  # systemd: FileDescriptorStorePreserve=
 # What the unit's ProtectHome= and PrivateTmp= hide from the daemon: it could not even be started from there.
 HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  looked at, never written to
 COMPILE: Final = "from kvstored.warmup import warm_up; warm_up()"
+
+
+class Opening(Enum):
+    """What the unit keeps shut, and a drop-in opens."""
+
+    GPU = "gpu"
+    NETWORK = "network"
+    DIRECT = "direct"
 
 
 class State(Enum):
@@ -68,6 +81,7 @@ class Install:
 
     daemon: Path
     disks: tuple[Path, ...] = ()
+    openings: tuple[Opening, ...] = ()
     systemd: int = STORE_SINCE
     packaged: bool = False
 
@@ -90,7 +104,17 @@ def pieces(wish: Install) -> list[Piece]:
     if wish.disks:
         writable = "".join(f"ReadWritePaths={_quoted(str(disk))}\n" for disk in wish.disks)
         found.append(Piece(drop_ins / "disk.conf", f"# Folders of the disk tier.\n[Service]\n{writable}"))
+    for opening in wish.openings:
+        ours = opening is not Opening.NETWORK  # which addresses, an operator says there
+        found.append(Piece(drop_ins / f"{opening.value}.conf", _source(f"kvstored-{opening.value}.conf"), ours=ours))
     return found
+
+
+def _beside_package(found: Iterable[Piece], wish: Install) -> list[Piece]:
+    """Of all files those that a package does not have. Units of ours in /etc would hide its own, at every upgrade."""
+    names = {"disk.conf", *(f"{opening.value}.conf" for opening in wish.openings)}
+    folders = "tmpfiles.d" if wish.disks else None
+    return [piece for piece in found if piece.path.name in names or piece.path.parent.name == folders]
 
 
 def _source(name: str) -> str:
@@ -194,20 +218,29 @@ def run(command: Sequence[str]) -> None:
 
 
 def install(
-    *, root: Path | None, daemon: Path | None, disks: Sequence[Path], start: bool, dry_run: bool, runner: Runner = run
+    *,
+    root: Path | None,
+    daemon: Path | None,
+    disks: Sequence[Path],
+    openings: Sequence[Opening] = (),
+    start: bool,
+    dry_run: bool,
+    runner: Runner = run,
 ) -> tuple[list[Placed], list[list[str]]]:
     """Do it, and say what was done. With a `root`, files only. Raises KvctlError."""
     for path in (*disks, *([daemon] if daemon else [])):
         if not path.is_absolute() or any(sign in str(path) for sign in '\n"'):
             raise KvctlError(Exit.USAGE, f"{str(path)!r} is not an absolute path that a unit can name")
-    wish = Install(daemon or daemon_beside(), tuple(disks), _systemd_version() or STORE_SINCE, packaged=False)
+    openings = tuple(dict.fromkeys(openings))
+    wish = Install(daemon or daemon_beside(), tuple(disks), openings, _systemd_version() or STORE_SINCE)
     if root is not None:
-        wish = Install(wish.daemon, wish.disks, wish.systemd, packaged=True)
+        wish = replace(wish, packaged=True)
         return place(pieces(wish), root, dry_run=dry_run), []
     _check_reach(wish)
     if not dry_run and not Path("/run/systemd/system").is_dir():
         raise KvctlError(Exit.REFUSED, "this host is not run by systemd; kvstored --keep needs none of it")
-    placed = place(pieces(wish), Path("/"), dry_run=dry_run)
+    found = pieces(wish)
+    placed = place(_beside_package(found, wish) if PACKAGED_UNIT.exists() else found, Path("/"), dry_run=dry_run)
     wanted = commands(wish, start=start)
     if not dry_run:
         for command in wanted:

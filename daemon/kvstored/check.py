@@ -3,6 +3,8 @@
 A problem is a damaged block, an index that cannot be believed, or one that disagrees with the headers. After a crash
 the last blocks may be without an entry, which is no loss: nobody was told that they are durable. A foreign file, an
 orphaned block (its parent is not on disk) and a superseded one (its key lies elsewhere, newer) are no problems.
+
+Without --repair nothing is changed: that is its dry run. A repair is written down where operators' acts are.
 """
 
 import argparse
@@ -47,7 +49,9 @@ class Report:
     """What was found."""
 
     good: int = 0
+    good_bytes: int = 0  # as stored
     damaged: int = 0
+    damaged_bytes: int = 0  # of whole slots: of their headers nothing is believed
     unread: int = 0  # packed and nothing here can unpack them, or encrypted: only their stored bytes were verified
     superseded: int = 0
     orphaned: int = 0
@@ -66,6 +70,8 @@ class Report:
         return [
             f"blocks good: {self.good}",
             f"blocks damaged: {self.damaged}",
+            f"bytes good: {self.good_bytes}",
+            f"bytes damaged: {self.damaged_bytes}",
             *([f"blocks of which only the stored bytes were verified: {self.unread}"] if self.unread else []),
             f"blocks orphaned: {self.orphaned}",
             f"blocks superseded: {self.superseded}",
@@ -80,19 +86,35 @@ class Report:
 def main(arguments: Sequence[str]) -> int:
     """The command. 0 clean, 1 problems found or repaired, 75 a daemon is at work, 78 not usable."""
     parser = argparse.ArgumentParser(prog="kvstored check", description="Verify a disk tier while no daemon uses it.")
-    parser.add_argument("--repair", action="store_true", help="erase damaged blocks and make the index anew")
+    parser.add_argument(
+        "--repair", action="store_true", help="erase damaged blocks and make the index anew; else nothing is changed"
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="where the audit file is; else as configured for the daemon"
+    )
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY", help="as in disk.directories")
     options = parser.parse_args(arguments)
+    report, code = Report(), EX_CONFIG
     try:
         report = check(options.directories, _say, repair=options.repair)
+        outcome, code = "done", 0 if report.clean else 1
     except DirectoryHeldError as error:
-        _say(str(error))
-        return EX_TEMPFAIL
+        outcome, code = str(error), EX_TEMPFAIL
     except (UnusableError, VersionError, OSError) as error:
-        _say(str(error))
-        return EX_CONFIG
-    print("\n".join(report.lines()))
-    return 0 if report.clean else 1
+        outcome = str(error)
+    if outcome == "done":
+        print("\n".join(report.lines()))
+        if code and not options.repair:
+            _say(f"nothing was changed; --repair would erase {report.damaged} blocks and make the index anew")
+    else:
+        _say(outcome)
+    if options.repair:
+        from kvstored.check_audit import write_down  # noqa: PLC0415  configuration, which looking needs not
+
+        outcome = outcome if outcome == "done" else f"failed: {outcome}"
+        if why := write_down(options.state_dir, options.directories, report.damaged, report.damaged_bytes, outcome):
+            _say(why)
+    return code
 
 
 def check(directories: Sequence[Path], say: Say, *, repair: bool) -> Report:
@@ -189,8 +211,10 @@ def _read_slot(
         header = str(error)
     if isinstance(header, Header):
         report.good += 1
+        report.good_bytes += header.stored_bytes
     else:
         report.damaged += 1
+        report.damaged_bytes += segment.superblock.slot_bytes
     return header
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kvstored import __version__
+from kvstored.compiled import choose_cache
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 from kvstored.defaults import default_words
 from kvstored.host_limits import machine_bytes
@@ -119,7 +120,6 @@ def _run(loaded: Loaded) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    _choose_numba_cache(config.runtime_dir)
     faulthandler.enable(2)  # a watchdog's SIGABRT then says where each thread was
     try:
         service = service_of(os.environ, os.getpid(), config.runtime_dir / HOT_SOCKET)
@@ -135,7 +135,9 @@ def _run(loaded: Loaded) -> int:
         sys.stdout.flush()
 
     try:
-        with only_one(config.runtime_dir), _index_of(loaded) as (loop, index):
+        with only_one(config.runtime_dir) as held:
+            choose_cache(config.runtime_dir)
+            loop, index = held.enter_context(_index_of(loaded))
             # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for, nor the index.
             from kvstored.daemon import Daemon  # noqa: PLC0415
             from kvstored.warmup import first_and_rest_later  # noqa: PLC0415
@@ -149,6 +151,9 @@ def _run(loaded: Loaded) -> int:
             service.notifier.status("starting: taking over what a former life has left")
             Daemon(loaded, loop, index, service).serve(ready)
             rest.cancel()
+    except ConfigError as error:
+        print(f"kvstored: {error}", file=sys.stderr)
+        return EX_CONFIG
     except (AlreadyRunningError, DirectoryHeldError) as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_TEMPFAIL
@@ -172,11 +177,3 @@ def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
         if index is not None:
             index.start()
         yield loop, index
-
-
-def _choose_numba_cache(runtime_dir: Path) -> None:
-    """Compiled code is kept beside its source; where that is read-only and there is no home, in a directory of ours."""
-    source = Path(__file__).parent
-    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(source, os.W_OK):
-        kept = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or str(runtime_dir / "compiled")
-        os.environ["NUMBA_CACHE_DIR"] = kept

@@ -26,6 +26,10 @@ class Chosen:
 
 
 _ALWAYS: Final = (Mode.COPY, Mode.RING)
+_NOT_TOLD_APART: Final = (
+    "the daemon cannot tell when this process is gone: it is in another pid namespace, or /proc hides it "
+    "(before Linux 6.9: kvctl service install --with direct)"
+)
 
 
 def choose_mode(hello: Hello, peer: Peer, tenant: str, *, trusting: bool, no_device: str, emulated: bool) -> Chosen:
@@ -56,4 +60,4 @@ def _direct(hello: Hello, peer: Peer, tenant: str, *, trusting: bool) -> tuple[s
     if not trusting:
         return f"tenant {tenant} is not marked as trusting (tenants.{tenant}.trusting)", None
     owner = process_of(peer)
-    return "the daemon cannot tell when this process is gone", owner
+    return _NOT_TOLD_APART, owner

@@ -30,6 +30,7 @@ from kvstore.policy import Rule
 from kvstore.report import ClearReport, ClearScope
 from kvstore.sessions import Lease, Namespace, Session
 from kvstore.store import ITEM, Limits, Store
+from kvstored.compiled import check_cache
 from kvstored.warmup_disk import live_with_disk
 from kvstored.warmup_hints import expect
 from kvstored.warmup_insight import look_at_itself
@@ -42,7 +43,10 @@ LATER_S = 2.0
 
 
 def warm_up() -> None:
-    """Run every verb once. Raises AssertionError if this build does not work on this machine."""
+    """Run every verb once. Raises AssertionError if this build does not work on this machine, and ConfigError if what
+    is kept of it can be somebody else's.
+    """
+    check_cache()
     first(disk=True)()
 
 

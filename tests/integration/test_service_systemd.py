@@ -1,7 +1,7 @@
 """The units under a real systemd: one that is process 1 of namespaces of its own, and knows no unit but these.
 
-Its user is root without any capability, since this checkout may lie where no other one can look; all else holds that
-the units say. It needs root, control groups and Debian's package `systemd`.
+Its user is root without any capability, in a group of its own, since this checkout may lie where no other one can look;
+all else holds that the units say. It needs root, control groups and Debian's package `systemd`.
 """
 
 import os
@@ -16,6 +16,7 @@ import pytest
 
 from kvctl import service
 from kvctl.service import Install
+from tests.contract.test_processes import NEEDS_INODES
 from tests.node import until
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=null --
 DROP_IN = f"""
 [Service]
 User=root
-Group=root
+Group=kvstored
 ProtectHome=no
 ReadWritePaths={ROOT}
 StandardOutput=append:/run/said
@@ -75,6 +76,17 @@ else:
     with ns.fetch(keys, wait_s=5) as lease:
         assert lease.copy_to(targets[: lease.expected])
         print(sum(np.array_equal(target, block) for target, block in zip(targets, blocks)))
+"""
+ANOTHER_UID = 4243
+DIRECT = f"""
+import os
+import kvclient
+os.setgroups([])
+os.setgid({ANOTHER_UID})
+os.setuid({ANOTHER_UID})
+client = kvclient.connect("/run/kvstored", mode="direct", timeout_s=30)
+assert client.wait_connected(60), client.status
+print(client.status.mode, client.status.notes)
 """
 
 
@@ -215,3 +227,13 @@ def test_a_day_of_the_units(machine: Machine) -> None:
     assert machine.show("ExecMainStatus") == "78"
     assert machine.show("NRestarts") == "0"
     assert "KVSTORED_DRAM: 'much'" in machine.said()
+
+
+@NEEDS_INODES
+def test_an_engine_of_another_user_writes_in_place_though_the_unit_hides_it(machine: Machine) -> None:
+    settings = f"[tenants.trusted]\\nuids = [{ANOTHER_UID}]\\ntrusting = true\\n"
+    machine.run("sh", "-c", f"printf '{settings}' > /etc/kvstored/kvstored.toml")
+    machine.run("systemctl", "start", "kvstored.service")
+    hidden = machine.run("cat", f"/proc/{machine.show('MainPID')}/mountinfo")
+    assert any(" /proc " in line and "hidepid=invisible" in line for line in hidden.splitlines()), hidden
+    assert machine.run(sys.executable, "-c", DIRECT) == "direct"

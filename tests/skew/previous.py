@@ -18,6 +18,9 @@ ROOT: Final = Path(__file__).parents[2]
 HOME: Final = ROOT / ".venv" / "skew"
 # The last commit that spoke version 3 of the wire (proto/WIRE.md): the next one offers 3..4.
 WIRE_3: Final = "dbe05f5c1e19ced1175d2bc1143792fc1e59ad27"
+# The last commit that spoke version 4 and whose daemon starts: it was written in one piece with the two that follow,
+# of which the first lacks what the second brings, and that one offers 3..5.
+WIRE_4: Final = "54f45ad8ab18e734a68b0d5e2e6f027d7057f076"
 RELEASE: Final = re.compile(r"v?(\d+(?:\.\d+)+)(-.+)?")
 WARM_UP: Final = "from kvstored.warmup import warm_up; warm_up()"
 
@@ -42,6 +45,18 @@ def earlier(root: Path = ROOT) -> dict[str, Version]:
     found = {"wire-3": _version(root, WIRE_3)}
     if release := last_release(root):
         found[release] = _version(root, release)
+    return found
+
+
+def compared(root: Path = ROOT) -> dict[str, Version]:
+    """Each version that today's is compared with, once: those of before, and who spoke version 4 of the wire.
+
+    A release that is the last commit of a version of the wire goes by that name.
+    """
+    found: dict[str, Version] = {}
+    for name, version in (earlier(root) | {"wire-4": _version(root, WIRE_4)}).items():
+        if version.why_not or version not in found.values():
+            found[name] = version
     return found
 
 
@@ -139,5 +154,5 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    for its_name, version in earlier().items():
+    for its_name, version in compared().items():
         print(its_name, version.why_not or f"{version.commit[:12]} {site_of(version.commit)}")

@@ -18,9 +18,10 @@ import pytest
 
 from kvproto.limits import PROTOCOL_VERSION
 from tests.node import Node, until
-from tests.skew.previous import earlier, environ_of, site_of
+from tests.skew.previous import compared, environ_of, site_of
 from tests.skew.speaker import COUNT
 from tests.systemd import ServiceManager
+from tests.unit.test_kvctl_json import paths
 
 pytestmark = [pytest.mark.skew, pytest.mark.timeout(600)]
 
@@ -29,7 +30,8 @@ RIGHT = {"blocks": COUNT, "right": COUNT, "control": 0}
 WHOLE = {"blocks": COUNT}
 TODAY = None  # in place of the packages of an earlier version
 
-VERSIONS = earlier()
+VERSIONS = compared()
+WIRES = {"wire-3": 3, "wire-4": 4}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class Host:
         assert last == {"same_session": True}
         return answers
 
+    def kvctl(self, site: Path | None, *words: str) -> tuple[int, Any, str]:
+        """What the kvctl of that version says: exit code, JSON, and words on stderr."""
+        done = subprocess.run(
+            [sys.executable, "-m", "kvctl", "--runtime-dir", str(self.node.run), "-o", "json", *words],
+            env=environ_of(site), cwd=self.node.home, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
     def life(self) -> str:
         """What the life that runs said of its beginning."""
         return next(line for line in reversed(self.node.log().splitlines()) if "memory: warm=" in line)
@@ -96,9 +106,16 @@ def test_the_version_compared_with_is_another_one(before: Earlier) -> None:
     )
     version, file = done.stdout.split()
     assert Path(file).is_relative_to(before.site)
-    if before.name == "wire-3":
-        assert int(version) == 3
-        assert PROTOCOL_VERSION > 3, "this is no comparison any more"
+    if before.name in WIRES:
+        assert int(version) == WIRES[before.name]
+        assert int(version) < PROTOCOL_VERSION, "this is no comparison any more"
+
+
+def test_the_version_of_the_wire_before_today_s_is_among_them_and_none_is_there_twice() -> None:
+    assert PROTOCOL_VERSION - 1 in WIRES.values(), "add the last commit that spoke it to previous.py"
+    assert WIRES.keys() <= VERSIONS.keys()
+    commits = [version.commit for version in VERSIONS.values() if not version.why_not]
+    assert len(commits) == len(set(commits))
 
 
 @pytest.mark.parametrize("daemon", ["today", "before"])
@@ -143,3 +160,64 @@ def test_what_a_daemon_of_one_version_kept_the_other_one_serves_or_misses(
     assert until(lambda: host.speak(first, "match:more")[0] == WHOLE, 60.0), "and back again"
     assert host.speak(first, "fetch:more")[0] == RIGHT | {"dram": 0, "disk": COUNT}
     assert host.speak(first, "fetch:kept")[0]["right"] == COUNT
+
+
+# What kvctl of every version knows. Who acts has to send a token, which kvctl of wire-3 (0.1.0) did not know of; it did
+# not ask before it drained, either.
+LOOKS = ("status", "namespaces", "tenants", "config", "quota", "pins")
+OLDEST_ACTS = (["drain"], ["clear", "--all", "--yes"], ["policy", "set", "lfu"])
+ACTS = (["drain", "--yes"], ["clear", "--all", "--yes"], ["policy", "set", "lfu", "--yes"])
+YOUNGER = (["audit"], ["evict", "--all", "--yes"])  # than version 3 of the wire
+
+
+def state(host: Host) -> list[Any]:
+    """What those acts change, as today's kvctl sees it."""
+    status = host.kvctl(TODAY, "status")[1]["status"]
+    policies = host.kvctl(TODAY, "policy")[1]["policies"]
+    return [status["draining"], status["tiers"][0]["blocks"], [one["rule"] for one in policies]]
+
+
+def test_kvctl_of_an_earlier_version_sees_today_s_daemon_and_acts_only_if_it_says_who_asks(
+    host: Host, before: Earlier
+) -> None:
+    host.begin(TODAY)
+    host.speak(TODAY, "store:new")
+    for look in LOOKS:
+        code, old, said = host.kvctl(before.site, look)
+        assert (code, said) == (0, ""), look
+        _, new, _ = host.kvctl(TODAY, look)
+        assert old["version"] == new["version"] == 1
+        lacking = set(paths(old)) - set(paths(new))
+        assert not lacking, f"{look}: fields that are not there any more"
+    whole = state(host)
+    for words in OLDEST_ACTS if before.name == "wire-3" else ACTS:
+        code, _, said = host.kvctl(before.site, *words)
+        if before.name == "wire-3":
+            assert code == 1, words
+            assert "who asks? send a token from token.sock beside this socket, as kvctl of this version does" in said
+        else:
+            assert (code, said) == (0, ""), words
+    if before.name == "wire-3":
+        assert state(host) == whole
+    else:
+        assert state(host)[:2] == [True, 0] != whole[:2], "the control: these acts do change something"
+        assert host.kvctl(TODAY, "audit")[1]["audit"]["acts"][0]["verb"] == "drain"
+
+
+def test_today_s_kvctl_sees_and_steers_an_earlier_daemon_and_says_what_that_one_does_not_know(
+    host: Host, before: Earlier
+) -> None:
+    host.begin(before.site)
+    host.speak(before.site, "store:old")
+    for look in LOOKS:
+        code, found, said = host.kvctl(TODAY, look)
+        assert (code, said) == (0, ""), look
+        assert found["version"] == 1
+    if before.name == "wire-3":
+        for words in YOUNGER:
+            code, _, said = host.kvctl(TODAY, *words)
+            assert (code, said.startswith("kvctl: the daemon does not know this command")) == (1, True), words
+    whole = state(host)
+    for words in ACTS:
+        assert host.kvctl(TODAY, *words)[0] == 0, words
+    assert state(host)[:2] == [True, 0] != whole[:2]

