@@ -146,8 +146,8 @@ def _drive_warnings(drive: DriveReport) -> Iterator[str]:
 def _index_warnings(disk: DiskReport) -> Iterator[str]:
     reason = f" ({disk.index_reason})" if disk.index_reason else ""
     if disk.index_state == State.LOST.value:
-        remedy = "restart kvstored when it suits: it then reads all headers, and makes a new index"
-        yield f"the index on disk is lost{reason}: nothing becomes durable; {remedy}"
+        remedy = "restart kvstored when it suits: it then reads the headers of all blocks, and makes a new index"
+        yield f"the index on disk is lost{reason}; {remedy}"
     elif disk.index_state == State.HUNG.value:
         remedy = "see whether the drive of the first directory hangs"
         yield f"the index on disk hangs{reason}: nothing becomes durable until it answers; {remedy}"

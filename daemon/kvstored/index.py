@@ -146,6 +146,7 @@ class Index:
         self._asked = 0  # sequence of the last commit
         self._answered = 0
         self._accepted = 0  # the last that is durable
+        self._marked = False  # the next start believes the headers
 
     @property
     def state(self) -> State:
@@ -192,8 +193,10 @@ class Index:
         """Write chunks, names and dropped segments in one transaction; True once it is durable.
 
         Blocks for `commit_s` at most. False: all, or nothing, of it is in the index; ask again with the chunks as they
-        are then. False in state LOST: for good, and the next start has been told to believe the headers.
+        are then. False in state LOST: for good; see `headers_will_do`.
         """
+        if self._state is State.LOST and not self._marked:
+            self._mark()  # whatever kept it from that may be over
         change = _change(order)
         with self._changed:
             if self._state is not State.READY:
@@ -315,13 +318,22 @@ class Index:
         if before is not state:
             self._wake()
 
+    @property
+    def headers_will_do(self) -> bool:
+        """Is this index lost, and will the next start know? Then what is synced is durable without it. Any thread."""
+        return self._state is State.LOST and self._marked
+
+    def _mark(self) -> None:
+        try:
+            mark_doubtful(self._directories[0])
+            self._marked = True
+        except OSError as error:
+            log.warning("index: cannot be marked doubtful: %s", error)
+
     def _lose(self, reason: str) -> None:
         nothing = self._nothing()
         if nothing.store:  # of another version: not even a mark
-            try:
-                mark_doubtful(self._directories[0])
-            except OSError as error:
-                log.warning("index: cannot be marked doubtful: %s", error)
+            self._mark()
         if not self._was_loaded:
             self._loaded = nothing
         self._set(State.LOST, reason)

@@ -20,7 +20,7 @@ from kvstored.config import Config
 from kvstored.drive import Drives, Observe
 from kvstored.drive_keys import keys_of_store
 from kvstored.drive_segments import said_of
-from kvstored.index import Index, State
+from kvstored.index import Index
 from kvstored.index_loaded import Loaded
 from kvstored.index_scan import SEGMENTS, segment_number
 from kvstored.key_file import KeyRing
@@ -187,8 +187,7 @@ class HostWorkers:
             assert index is not None, "nothing is committed before the disk is open"
             order.failed = drives.sync(order.segments)
             done = index.commit(order)
-            # An index that is lost has left its mark: the next start believes the headers, and those are synced.
-            order.outcome = Outcome.DONE if done or index.state is State.LOST else Outcome.FAILED
+            order.outcome = Outcome.DONE if done or index.headers_will_do else Outcome.FAILED
             self._committed.append(order)
             self._wake()
 

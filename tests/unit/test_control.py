@@ -424,7 +424,7 @@ class TestAdmin:
             (
                 State.LOST,
                 "killed by signal 9",
-                "the index on disk is lost (killed by signal 9): nothing becomes durable; ",
+                "the index on disk is lost (killed by signal 9); restart kvstored when it suits: ",
             ),
             (State.HUNG, "", "the index on disk hangs: nothing becomes durable until it answers; "),
             (State.READY, "No space left on device", "the index on disk is not written (No space left on device); "),

@@ -1,5 +1,6 @@
 """The index over restarts: what was committed comes back, and what is not ours is left alone."""
 
+import errno
 import os
 import signal
 import stat
@@ -14,7 +15,7 @@ import pytest
 
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
-from kvstored.index_marks import DOUBTFUL, FOLDER, read_store, seal, write_store
+from kvstored.index_marks import DOUBTFUL, FOLDER, mark_doubtful, read_store, seal, write_store
 from tests.segments import (
     PATIENCE_S,
     SLOT_BYTES,
@@ -188,6 +189,29 @@ def test_an_index_that_was_taken_away_is_lost_and_the_next_start_believes_the_he
         assert start.loaded.rebuilt
         assert facts(start.loaded) == facts_of([block(1, 1, 1), block(2, 1, 2)])
         assert start.commit([block(1, 1, 1), block(2, 1, 2)])
+
+
+def test_without_an_index_nothing_is_durable_before_the_next_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would believe the old one, which knows nothing of what is written now."""
+    committed(tmp_path, [block(1, 1, 1)])
+    refused = [OSError(errno.ENOSPC, "no space"), OSError(errno.EROFS, "read-only")]
+
+    def mark(directory: Path) -> None:
+        if refused:
+            raise refused.pop()
+        mark_doubtful(directory)
+
+    monkeypatch.setattr("kvstored.index.mark_doubtful", mark)
+    with opened(tmp_path) as start:
+        os.kill(start.index.child_pid, signal.SIGKILL)
+        start.await_state(State.LOST)
+        assert not start.index.headers_will_do
+        for told in (False, True):  # tried again with each commit
+            assert not start.commit([block(2, 1, 2)])
+            assert start.index.headers_will_do is told
+    assert (tmp_path / FOLDER / DOUBTFUL).exists()
 
 
 def test_a_commit_is_refused_while_the_whole_directory_is_away(tmp_path: Path) -> None:
