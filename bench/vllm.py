@@ -36,6 +36,8 @@ PROMPT = 3000
 KILLED = 700  # tokens: steps of half a second, whose noise is less than what would be a stall
 BLOCK = 128
 WARM = 100  # tokens of the request before each that is timed: no whole block, so that nobody stores it
+SESSIONS = 3  # of an engine: its scheduler's, and two of its worker
+PATIENCE_S = 60.0
 BEST = "lmcache"  # of the two, the faster one
 CHUNKS = {BEST: BLOCK, "lmcache_default": 256}  # LMCache's, in tokens; the second is what it takes by itself
 LARGE, SMALL = "bench", "small"  # models
@@ -106,7 +108,8 @@ def _engines(home: Path, python: Path, peer: Path | None, *, quick: bool) -> Fin
         findings |= _steps_in_mode_copy(home, python, run_dir, 4 if quick else 12)
         findings |= misses(native, ours, 3 if quick else 12)
         findings |= lookups(run_dir, 500 if quick else 5000)
-        return findings | kill(native, ours, daemon)
+        findings |= kill(native, ours, daemon)
+        return findings | resume(home, run_dir, 2 if quick else 6)
 
 
 def _steps_in_mode_copy(home: Path, python: Path, run_dir: Path, rounds: int) -> Findings:
@@ -289,3 +292,25 @@ def kill(native: VllmProcess, ours: VllmProcess, daemon: DaemonProcess) -> Findi
     steps = ours.ask(do="steps")
     longest = max(steps["steps"] + steps["idle"])
     return {"kill_step_max_ms": max(0.0, longest - max(normal["steps"])) * 1e3}
+
+
+def resume(home: Path, run_dir: Path, times: int) -> Findings:
+    """The daemon is away for a while, as long as a restart takes or longer, and comes back: until all sessions of the
+    engine are there again, counted from when it serves. Nothing is asked of the engine meanwhile.
+    """
+    took = []
+    for number in range(times):
+        time.sleep(1.0 + number / times)  # not always at the same point of its patience
+        with _daemon(home, run_dir.name, "2GiB") as daemon:
+            began = time.perf_counter()
+            while _sessions(daemon) < SESSIONS:
+                assert time.perf_counter() - began < PATIENCE_S, "the engine does not come back"
+                time.sleep(0.005)
+            took.append(time.perf_counter() - began)
+        say(f"the daemon is back, and its engine after {took[-1]:.3f} s")
+    return {"resume_max_s": max(took), "resume_median_s": median(took)}
+
+
+def _sessions(daemon: DaemonProcess) -> int:
+    with grpc.insecure_channel(f"unix:{daemon.runtime_dir}/control.sock") as channel:
+        return int(control_pb2_grpc.ControlStub(channel).GetStatus(control_pb2.GetStatusRequest()).sessions)
