@@ -2315,18 +2315,19 @@ def free_nobodys(t: Tables, position: Number) -> Number:
 _ROOTED, _WALKING = np.uint32(0), np.uint32(3)  # in `writer` of an ADOPTING row
 UNKNOWN: Final = 1  # nobody knows yet whether its chain is whole
 BROKEN: Final = 2
+NO_GENERATION: Final = np.uint64((1 << 64) - 1)  # later than any
 
 
 @compiled
 def adopt_records(
     t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
-    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, room: Number,
+    wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, room: Number, first: Number,
 ) -> Number:  # fmt: skip
     """Make rows for what the index says of slots `start..stop` of a segment; `link_records` and `settle` follow.
 
     `numbers`: namespace by the index's number for it, 0 for none; `room`: blocks that may yet lie on disk, places to be
-    erased not counted. Numbers of new rows go to `out`; returns where it ends. Those of rows that are in DRAM go to
-    `merged`, behind their count.
+    erased not counted; `first`: see `settle`. Numbers of new rows go to `out`; returns where it ends. Those of rows in
+    DRAM go to `merged`, behind their count.
     """
     shift = np.int64(t.book[SHIFT])
     arena = t.arenas[position]
@@ -2348,6 +2349,8 @@ def adopt_records(
             key[word] = record["key"][word]
         block = _find(t, ix, namespace, key, 0) if ix.shape[2] else np.int64(0)
         row = t.blocks[block]
+        if block and row["generation"] >= first and row["generation"] != record["generation"]:
+            block = np.int64(0)  # it gives way, when this one is settled
         if block:
             same = row["generation"] == record["generation"] and (row["state"] == RESIDENT or row["state"] == KEPT)
             if not same or row["disk"]:
@@ -2473,8 +2476,14 @@ def make_ready(t: Tables, ix: Index, count: Number) -> None:
 
 
 @compiled
-def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8) -> Number:
-    """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many."""
+def settle(
+    t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8, first: Number, displaced: U4
+) -> Number:  # fmt: skip
+    """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many.
+
+    Blocks of generation `first` or later were stored in this life, while nobody could know that they lie on disk. They
+    give way, and go to `displaced`, behind their count, to be swept: what lies on disk is durable and they are not.
+    """
     settled = 0
     for i in range(start, stop):
         depth, at = 0, np.int64(rows[i])
@@ -2490,9 +2499,15 @@ def settle(t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U
             row = t.blocks[block]
             for word in range(4):
                 key[word] = row["key"][word]
-            bucket = _bucket(ix, row["namespace"], key[0], key[1], key[2], key[3])
             whole = _keeps_promise(t, block) and whole
-            whole = whole and not _walk(t.blocks, ix.heads[bucket], row["namespace"], key, 0)
+            other = _find(t, ix, row["namespace"], key, 0) if whole else np.int64(0)
+            if other and t.blocks[other]["generation"] >= first and np.int64(displaced[0]) + 1 < displaced.size:
+                _cut(t, ix, other)
+                displaced[0] += np.uint32(1)
+                displaced[displaced[0]] = other
+                other = np.int64(0)
+            bucket = _bucket(ix, row["namespace"], key[0], key[1], key[2], key[3])
+            whole = whole and not other
             row["writer"] = _ROOTED if whole else np.uint32(BROKEN)
             if not whole:
                 continue

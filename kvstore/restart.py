@@ -289,6 +289,7 @@ class _TakeOver:
         tables = self._tables
         left: list[U4] = []
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
+        nobody: U4 = np.zeros(1, dtype=np.uint32)  # gives way: this life has stored nothing yet
         tenant_of: dict[int, Tenant] = {
             namespace.number: namespace.tenant for namespace in self._registry.namespaces.values()
         }
@@ -297,7 +298,9 @@ class _TakeOver:
             mine = [number for number, owner in tenant_of.items() if owner is tenant]
             some = rows[np.isin(numbers, mine)]
             blocks.make_ready(tables, tenant.index, some.size)
-            settled = blocks.settle(tables, tenant.index, some, 0, some.size, stack, self._key)
+            settled = blocks.settle(
+                tables, tenant.index, some, 0, some.size, stack, self._key, blocks.NO_GENERATION, nobody
+            )
             some = some[np.argsort(tables.blocks["touched"][some], kind="stable")]
             whole = tables.blocks["state"][some] != blocks.ADOPTING
             listed = some[whole]
@@ -319,10 +322,13 @@ def settle_left_over(tables: Tables, registry: Registry, left: LeftOver) -> int:
     table["writer"][left.rows[table["parent"][left.rows] == 0]] = blocks.BROKEN
     settled = 0
     stack = np.zeros(left.rows.size + 1, dtype=np.uint32)
+    nobody: U4 = np.zeros(1, dtype=np.uint32)  # gives way: neither of the two is durable
     for tenant in registry.tenants.values():
         mine = [number for number, namespace in of_namespace.items() if namespace.tenant is tenant]
         some = left.rows[np.isin(table["namespace"][left.rows], mine)]
         blocks.make_ready(tables, tenant.index, some.size)
-        settled += int(blocks.settle(tables, tenant.index, some, 0, some.size, stack, key))
+        settled += int(
+            blocks.settle(tables, tenant.index, some, 0, some.size, stack, key, blocks.NO_GENERATION, nobody)
+        )
         blocks.finish_adoption(tables, some, 0, some.size)
     return settled

@@ -135,7 +135,7 @@ class Store:
         self.sweeper = sweeper = Sweeper(tables, arenas, clock, limits.slice_steps)
         self.disk = disk = Disk(
             limits.disk, tables, workers, outbox, arenas.by_number, registry.tenants, registry.by_number, sweeper.drop,
-            clock.wall_s, policies, limits.positions, limits.dram_bytes, costing, quotas.disk,
+            sweeper.sweep, clock.wall_s, policies, limits.positions, limits.dram_bytes, costing, quotas.disk,
         )  # fmt: skip
         self.dropping = dropping = Dropping(tables, clock, registry, arenas, sweeper, disk, quotas.dram)
         watch = Watch(tables.blocks.size)

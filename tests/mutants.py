@@ -168,6 +168,11 @@ MUTANTS = (
         "what nobody knows of outlives a delete, and comes back with a rebuilt index", ("tests/unit/test_disk.py",),
     ),
     Mutant(
+        "durable-gives-way-to-new", "kvstore/tier/disk.py",
+        "int(tables.book[blocks.GENERATION])  # of this life\n", "1 << 62\n",
+        "a start drops what is durable for what was stored meanwhile and is not", ("tests/unit/test_disk.py",),
+    ),
+    Mutant(
         "evicted-and-not-erased", "kvstore/blocks.py",
         "    if row[\"state\"] == DISK:\n        _part(t, block)\n        give_to_erase(t, block)\n", "",
         "the same, of a place whose block gave way", ("tests/unit/test_disk.py",),

@@ -5,6 +5,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from kvstore.tier.format import HEADER_BYTES, FormatError, Superblock, parse_sup
 from kvstored.index_marks import read_store
 
 SEGMENTS: Final = "segments"
+LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
 NUMBERS: Final = 1 << 31  # a stranger's file with a huge number must not use the numbers up
 
 _NAME: Final = re.compile(r"([0-9]{8,10})\.seg")
@@ -84,18 +86,23 @@ def segment_number(path: Path) -> int:
 
 
 def _look(directory: Path, path: Path) -> SegmentFile | None:
-    """None: not a segment of this version under its own name."""
-    try:
-        # A pipe or a device of that name must not hold the start up.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
+    """None: not a segment of this version under its own name, or it cannot be read."""
+    for _ in range(LOOKS):
+        with suppress(OSError):
+            return _look_once(directory, path)
+    return None
+
+
+def _look_once(directory: Path, path: Path) -> SegmentFile | None:
+    """Raises OSError."""
+    # A pipe or a device of that name must not hold the start up.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return None
         superblock = parse_superblock(os.pread(fd, HEADER_BYTES, 0))
-    except (OSError, FormatError):
+    except FormatError:
         return None
     finally:
         os.close(fd)

@@ -276,7 +276,6 @@ class Demotion:
             slot_bytes = HEADER_BYTES + namespace.slot_bytes
             if small is not None:
                 slot_bytes = min(slot_bytes, _size_class(stored_slot_bytes(small.stored_bytes), namespace.slot_bytes))
-                self.tally.packed += 1
             by_size.setdefault(slot_bytes, []).append(order)
         for slot_bytes, orders in by_size.items():
             rows = np.array([order.row for order in orders], dtype=np.uint32)
@@ -445,6 +444,8 @@ class Demotion:
                 self.tally.save_faults += 1
         self.tally.saved += len(good)
         self.tally.saved_bytes += sum(order.slot_bytes for order in good)
+        # Not when it is packed: what then finds no place is packed again.
+        self.tally.packed += sum(order.header.codec is not Codec.RAW for order in good)
         return good
 
 

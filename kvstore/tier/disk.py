@@ -80,8 +80,8 @@ class Disk:
 
     def __init__(
         self, limits: DiskLimits, tables: Tables, workers: Workers, outbox: Outbox, pools: dict[int, Pool],
-        tenants: dict[str, Tenant], namespaces: dict[int, Namespace], drop: Dropper, wall_s: Callable[[], int],
-        policies: Policies, first: int, dram_bytes: int, costing: Costing, shares: Shares,
+        tenants: dict[str, Tenant], namespaces: dict[int, Namespace], drop: Dropper, sweep: Dropper,
+        wall_s: Callable[[], int], policies: Policies, first: int, dram_bytes: int, costing: Costing, shares: Shares,
     ) -> None:  # fmt: skip
         """`first`: the position after those of DRAM. `shares`: of disk."""
         self.limits = limits
@@ -92,6 +92,8 @@ class Disk:
         self._tenants = tenants
         self._namespaces = namespaces
         self._drop = drop
+        self._sweep = sweep
+        self._first_generation = int(tables.book[blocks.GENERATION])  # of this life
         self._wall_s = wall_s
         self.choice = Choice(limits.codec)
         self.segments = Segments(
@@ -145,6 +147,8 @@ class Disk:
             tenant_of,
             known,
             self._workers.submit,
+            self._sweep,
+            self._first_generation,
             self._wall_s(),
             now_ns,
             self.limits.rows,

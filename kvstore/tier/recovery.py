@@ -41,8 +41,12 @@ class Recovery:
         self, tables: Tables, segments: Segments, found: Sequence[Found], names: Sequence[Name],
         tenant_of: Callable[[str], Tenant | None],
         namespace_of: Callable[[str, NamespaceIdentity, int], Namespace | None],
-        drop: Callable[[list[DropSegment]], None], wall_s: int, now_ns: int, most_rows: int,
+        drop: Callable[[list[DropSegment]], None], displaced: Callable[[Tenant, int], None], first_generation: int,
+        wall_s: int, now_ns: int, most_rows: int,
     ) -> None:  # fmt: skip
+        """`displaced` hears of blocks that are cut off for older ones: stored in this life, whose first generation is
+        given.
+        """
         self._tables = tables
         self._segments = segments
         self._found = found
@@ -50,6 +54,8 @@ class Recovery:
         self._tenant_of = tenant_of
         self._namespace_of = namespace_of
         self._drop = drop
+        self._displaced = displaced
+        self._first = np.uint64(first_generation)
         self._wall_s = wall_s
         self._now_ns = now_ns
         self._most = most_rows
@@ -77,7 +83,7 @@ class Recovery:
                 room = self._most - new - end - int(merged[0])
                 end = blocks.adopt_records(
                     self._tables, tenant.index, pool, position, start, stop, records, numbers, self._wall_s,
-                    np.uint64(self._now_ns), self._key, rows, end, merged, room,
+                    np.uint64(self._now_ns), self._key, rows, end, merged, room, self._first,
                 )  # fmt: skip
                 yield
             new += end
@@ -191,11 +197,17 @@ class Recovery:
 
     def _settle(self, tenant: Tenant, rows: U4) -> Iterator[None]:
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
+        displaced: U4 = np.zeros(rows.size + 1, dtype=np.uint32)
         blocks.make_ready(self._tables, tenant.index, rows.size)
         settled = 0
         for start in range(0, rows.size, SLICE):
             stop = min(start + SLICE, rows.size)
-            settled += blocks.settle(self._tables, tenant.index, rows, start, stop, stack, self._key)
+            displaced[0] = 0
+            settled += blocks.settle(
+                self._tables, tenant.index, rows, start, stop, stack, self._key, self._first, displaced
+            )
+            for row in displaced[1 : 1 + int(displaced[0])].tolist():
+                self._displaced(tenant, row)
             yield
         touched = self._tables.blocks["touched"][rows]
         yield

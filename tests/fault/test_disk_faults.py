@@ -18,6 +18,8 @@ from kvproto.limits import MIB
 from kvstore.tier.format import HEADER_BYTES
 from tests.core import Core, chain
 from tests.figures import Recorder
+from tests.integration.test_kvctl_acting import body, kvctl
+from tests.integration.test_metrics import scrape
 from tests.node import Node, Slot, census, put_roots, roots, spoil_index, until
 from tests.segments import flip, patch
 from tests.unit.test_disk import begin, make, put
@@ -346,10 +348,10 @@ def test_a_recycled_arena_costs_no_durable_block() -> None:
 
 @contextmanager
 def small_file_system(node: Node) -> Iterator[None]:
-    """The node's disk is a file system of 20 MiB. Skips the test where this may not be made."""
+    """The node's disk is a file system of 40 MiB. Skips the test where this may not be made."""
     node.disks[0].mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "kvstored-test", str(node.disks[0])],
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "kvstored-test", str(node.disks[0])],
         check=False,
         capture_output=True,
     )
@@ -389,8 +391,27 @@ def test_no_space_no_writing_no_folder_degrade_and_heal(tmp_path: Path, monkeypa
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_no_space_no_writing_no_folder_degrade_and_heal_in_their_own_time() -> None:
     check_space()
+
+
+def seen(node: Node) -> tuple[str, list[str], float]:
+    """What an operator sees of the drive: its state, what is wrong with it, and the metric."""
+    said = body(kvctl(node, "-o", "json", "status"), "status")
+    (drive,) = said["disk"]["drives"]
+    wrong = [text for text in said["warnings"] if text.startswith(f"disk {drive['directory']} is ")]
+    return drive["state"], wrong, scrape(metrics_of(node))[f"kvstored_drive_up{{directory={drive['directory']}}}"]
+
+
+def metrics_of(node: Node) -> Path:
+    return node.home / "metrics.sock"
+
+
+def shows(node: Node, state: str, remedy: str) -> bool:
+    """Is the drive seen to be in this state, with a warning that says what to do? What is scraped is a second old."""
+    told, wrong, up = seen(node)
+    return (told, up) == (state, 0.0) and len(wrong) == 1 and f" is {state} (" in wrong[0] and remedy in wrong[0]
 
 
 def check_space() -> None:
@@ -399,11 +420,13 @@ def check_space() -> None:
         full, forbidden, gone = (stack.enter_context(small_node()) for _ in range(3))
         stack.enter_context(small_file_system(full))
         filler = full.disks[0] / "filler"
-        filler.write_bytes(bytes(4 * MIB))  # two segments fit, a third does not
+        filler.write_bytes(bytes(24 * MIB))  # two segments fit, a third does not; without it, all that is stored does
         nodes = (full, forbidden, gone)
         for node in nodes:
-            node.start("--disk-admission", "all", "--disk-codec", "raw")
+            metrics = ("--metrics-listen", str(metrics_of(node)))
+            node.start("--disk-admission", "all", "--disk-codec", "raw", *metrics)
             put_roots(node.namespace(BLOCK_BYTES), KEYS[:100])
+            assert until(lambda: seen(node) == ("ok", [], 1.0)), seen(node)  # noqa: B023  used in this turn
         pid = forbidden.daemon.process.pid if forbidden.daemon else 0
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (MIB, resource.RLIM_INFINITY))
         shutil.rmtree(gone.disks[0] / "segments")
@@ -415,10 +438,21 @@ def check_space() -> None:
             assert len(census(node.namespace(BLOCK_BYTES), last).hits) == 100, "DRAM goes on"
             census(node.namespace(BLOCK_BYTES), KEYS[:100], wait_s=0.5)
             node.assert_alive()
+        for node, state, remedy in ((full, "full", "free space there"), (gone, "gone", "mount or make it again")):
+            assert until(lambda: shows(node, state, remedy)), seen(node)  # noqa: B023  used in this turn
+        more = iter(range(10**6))
+
+        def fails() -> bool:
+            """A probe of this drive succeeds: only writes that go on keep it in its state."""
+            put_roots(forbidden.namespace(BLOCK_BYTES), roots(f"fails-{next(more)}", 5), durable=False)
+            return shows(forbidden, "failing", "see the kernel's log")
+
+        assert until(fails), seen(forbidden)
         filler.unlink()
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         (gone.disks[0] / "segments").unlink()
         for number, node in enumerate(nodes):
             turns = iter(range(10**6))
             assert until(lambda: works(node, f"heal-{next(turns)}")), f"node {number} does not heal"  # noqa: B023
+            assert until(lambda: seen(node) == ("ok", [], 1.0)), seen(node)  # noqa: B023  used in this turn
             node.assert_alive()

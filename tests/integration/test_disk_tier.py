@@ -8,6 +8,8 @@ import pytest
 import kvclient
 from kvproto.limits import KIB, MIB
 from kvstore.tier.format import HEADER_BYTES, Codec, stored_slot_bytes
+from tests.integration.test_kvctl_acting import kvctl
+from tests.integration.test_metrics import scrape
 from tests.node import (
     PATIENCE_S,
     WAIT_S,
@@ -17,6 +19,7 @@ from tests.node import (
     census,
     chain,
     fetch,
+    managed,
     put,
     put_roots,
     roots,
@@ -28,6 +31,14 @@ from tests.raw import raw_client
 
 BLOCK_BYTES = 64 * KIB
 COLD = ("streamed", "chunked", "shared", "abandoned")
+# The daemon, on a host whose processors are busy as long as a file is there.
+BUSY_OR_IDLE = """
+import os, sys
+from kvstored.cli import main
+from kvstored.workers import HostWorkers
+HostWorkers.idle_share = lambda self: 0.0 if os.path.exists(os.environ["BUSY"]) else 1.0
+sys.exit(main())
+"""
 
 
 @pytest.fixture
@@ -187,6 +198,53 @@ def test_packed_blocks_take_less_room_and_come_back_equal(node: Node) -> None:
         found = fetch(ns, keys)
         assert_blocks(found.blocks, wanted)
         assert found.tiers.disk == len(keys)
+
+
+def test_codec_auto_packs_what_gets_smaller_while_processors_are_idle(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How idle this host is decides nothing here: a file says it."""
+    block_bytes, busy, metrics = 128 * KIB, node.home / "busy", node.home / "metrics.sock"
+    monkeypatch.setenv("BUSY", str(busy))
+    arguments = ("--disk-admission", "all", "--disk-codec", "auto", "--metrics-listen", str(metrics))
+    weights, noise, late = chain("weights", 12), chain("noise", 12), chain("late", 6)
+    with managed(node, *arguments, command=("-c", BUSY_OR_IDLE)) as manager:
+        manager.fds_max = 0  # nothing outlives a kill but the disk
+        manager.start()
+        manager.wait_ready()
+        for keys, model, blocks in (
+            (weights, "weights", bf16_values(weights, block_bytes)),
+            (noise, "noise", values(noise, block_bytes)),
+        ):
+            ns = node.namespace(block_bytes, dtype="bfloat16", model=model)
+            for begin in (0, 6):  # what comes of the first ones decides on the others
+                end = begin + 6
+                result = ns.store(keys[begin:end], blocks[begin:end], parent=keys[begin - 1] if begin else None)
+                assert result.accepted == 6
+                assert ns.flush(PATIENCE_S).durable == 6
+        busy.touch()
+        ns = node.namespace(block_bytes, dtype="bfloat16", model="weights")
+        put(ns, late, bf16_values(late, block_bytes))
+        slots = node.slots()
+        assert {slots[key].header.codec for key in weights} == {Codec.BF16_PLANES_ZSTD}
+        assert {slots[key].header.codec for key in (*noise, *late)} == {Codec.RAW}
+        assert max(slots[key].slot_bytes for key in weights) < slots[late[0]].slot_bytes
+        assert "30 blocks saved" in (shown := kvctl(node, "status")[1])
+        assert "12 packed" in shown
+        assert until(lambda: scrape(metrics)["kvstored_disk_packed_blocks_total"] == 12, pause_s=0.1)
+        manager.kill()
+        manager.start()
+        manager.wait_ready()
+        for keys, model, wanted in (
+            (weights, "weights", bf16_values(weights, block_bytes)),
+            (late, "weights", bf16_values(late, block_bytes)),
+            (noise, "noise", values(noise, block_bytes)),
+        ):
+            ns = node.namespace(block_bytes, dtype="bfloat16", model=model)
+            node.await_disk(ns, keys)
+            found = fetch(ns, keys)
+            assert_blocks(found.blocks, wanted)
+            assert found.tiers.disk == len(keys)
 
 
 # -- several directories, limits -------------------------------------------------------------------------------------

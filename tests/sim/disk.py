@@ -35,15 +35,21 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (demotion, "RUNNING_BYTES", (8 * PAGE_BYTES, 32 * MIB)),
     (demotion, "HURRY_BYTES", (8 * PAGE_BYTES, 192 * MIB)),
     (demotion, "TURN_BLOCKS", (1, 256)),
-    (demotion, "AHEAD_SHARE", (1, 16)),
-    (demotion, "WAIT_NS", (1, 10**9)),
     (commits, "CHUNKS", (1, 1024)),
     (erasure, "BATCH", (1, 256)),
+)
+# Drawn apart, or all lives would be others than they were.
+CUTS_APART: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
+    (demotion, "AHEAD_SHARE", (1, 16)),
+    (demotion, "WAIT_NS", (1, 10**9)),
 )
 
 
 def cut_finely(rng: random.Random) -> None:
     """Work in slices and batches as small as they get, or as they are."""
+    apart = random.Random(str(rng.getstate()))
+    for module, name, sizes in CUTS_APART:
+        setattr(module, name, apart.choice(sizes))
     for module, name, sizes in CUTS:
         setattr(module, name, rng.choice(sizes))
 
@@ -51,11 +57,12 @@ def cut_finely(rng: random.Random) -> None:
 @contextmanager
 def as_it_was() -> Iterator[None]:
     """Undo `cut_finely` in the end."""
-    before = [getattr(module, name) for module, name, _ in CUTS]
+    cuts = (*CUTS, *CUTS_APART)
+    before = [getattr(module, name) for module, name, _ in cuts]
     try:
         yield
     finally:
-        for (module, name, _), size in zip(CUTS, before, strict=True):
+        for (module, name, _), size in zip(cuts, before, strict=True):
             setattr(module, name, size)
 
 

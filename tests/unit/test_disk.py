@@ -440,6 +440,36 @@ def test_a_restart_with_an_index_rebuilt_from_headers_brings_back_the_same() -> 
     assert fetch(client, namespace, first) == 10
 
 
+@pytest.mark.parametrize("open_at", range(0, 12, 2), ids=lambda n: f"opened after {n} ms")
+@pytest.mark.parametrize("rebuilt", [False, True], ids=["index", "headers"])
+def test_what_is_durable_stays_so_though_it_is_stored_again_before_the_disk_is_open(
+    open_at: int, rebuilt: bool
+) -> None:
+    """Whoever stores it cannot know. That life may end at any moment; what continues it was not stored again."""
+    for steps in range(0, 80, 4):
+        core = make()
+        client, namespace = begin(core)
+        keys = chain(6)
+        put(client, namespace, keys)
+        generation = int(core.store.tables.book[blocks.GENERATION])
+        limits = core.store.limits.disk
+        later = Core(arenas=1, disk=limits, drive=core.drive.successor(), first_generation=generation, clock=core.clock)
+        client, namespace = begin(later)
+        for at in range(open_at + steps):
+            if at == open_at:
+                later.store.open_disk(*later.drive.found())
+            if at == 4:
+                client.put(namespace, keys[:3])
+            later.pass_time(MS)
+            if later.drive.waiting:
+                later.work()
+        if rebuilt:
+            later.drive.rebuild()
+        last = successor(later)
+        client, namespace = begin(last)
+        assert fetch(client, namespace, keys) == 6, f"it ended after {steps} steps"
+
+
 def test_blocks_whose_parent_is_lost_are_dropped_at_start() -> None:
     core = make()
     client, namespace = begin(core)
