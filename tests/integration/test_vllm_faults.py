@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,35 @@ from bench.engines import VllmProcess
 from bench.engines.model import SIZES, write_model
 from kvctl.client import ControlClient
 from kvstore.tier.format import HEADER_BYTES
-from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
+from tests.integration.vllm_kit import (
+    APART,
+    BESIDE,
+    BLOCK,
+    SAME,
+    ask,
+    asked_beside,
+    counts,
+    difference,
+    prompt_of,
+    start,
+    stored,
+)
 from tests.node import Node, until
 from tests.segments import flip
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
 NUMBERS = itertools.count()
-LEASE = ("--lease-ttl-max", "3s")  # short, and longer than a load takes on a machine that stands still meanwhile
+LEASE_S = 3.0  # short, and longer than a load takes on a machine that stands still meanwhile
+LEASE = ("--lease-ttl-max", f"{LEASE_S:.0f}s")
+LOADS = ("loaded blocks", "failed blocks")
 LOAD_ONLY = {"kv_transfer_params": {"kvstored": {"store": False}}}
+
+
+def await_end_of_lease() -> None:
+    """Until then the memory of a daemon that died is as it was, and what is loaded out of it is right."""
+    over = time.monotonic() + LEASE_S
+    assert until(lambda: time.monotonic() > over)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def honest(python: Path, model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
     """Stores, and says what is right."""
-    with start(python, model, node.run, tmp_path_factory.mktemp("honest") / "log", async_scheduling=False) as engine:
+    with start(python, model, node.run, tmp_path_factory.mktemp("honest") / "log") as engine:
         yield engine
 
 
@@ -55,7 +76,7 @@ def test_what_is_computed_on_a_load_that_failed_is_neither_stored_nor_given_to_o
     stored(honest, base[: 4 * BLOCK + 10])
     cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
     # Two requests of one step: vLLM's cache gives the second what the first is loading.
-    chunks: dict[str, Any] = {"async_scheduling": False, "enable_prefix_caching": True, "max_num_batched_tokens": 1024}
+    chunks: dict[str, Any] = {"enable_prefix_caching": True, "max_num_batched_tokens": 1024}
     with start(python, model, node.run, tmp_path / "short", lie="short", **chunks) as liar:
         answers = ask(liar, *prompts[:2]) + ask(liar, prompts[2])
         assert counts(liar)["failed blocks"] >= 2
@@ -73,7 +94,7 @@ def test_layers_are_loaded_while_the_forward_runs(
     prompts = [base + prompt_of(name, 60) for name in ("one", "two", "three", "four")]
     stored(honest, [*base, 3])
     cold = [ask(honest, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
-    by_layer: dict[str, Any] = {"extra": {"layerwise": True}, "async_scheduling": False}
+    by_layer: dict[str, Any] = {"extra": {"layerwise": True}}
     with start(python, model, node.run, tmp_path / "log", **by_layer) as engine:
         for prompt, right in zip(prompts, cold, strict=True):
             (warm,) = ask(engine, prompt)
@@ -108,7 +129,7 @@ def test_what_a_forward_read_of_a_lease_that_lapsed_meanwhile_is_thrown_away(
     longer = base + prompt_of("and longer", 3 * BLOCK)
     stored(honest, [*base, 3])
     (right,) = ask(honest, longer, kv_transfer_params=APART)
-    with start(python, model, node.run, tmp_path / "late", lie="late", async_scheduling=False) as liar:
+    with start(python, model, node.run, tmp_path / "late", lie="late") as liar:
 
         def fails() -> bool:  # in a forward in which every layer asks, once the daemon's memory is populated
             ask(liar, [*base, 3], **LOAD_ONLY)
@@ -123,16 +144,16 @@ def test_what_a_forward_read_of_a_lease_that_lapsed_meanwhile_is_thrown_away(
     assert difference(warm, right) <= SAME, "nothing is stored of the forward that was thrown away"
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["before the forward", "beside it"])
+@pytest.mark.parametrize("extra", [{}, BESIDE], ids=["before the forward", "beside it"])
 def test_a_lease_that_lapses_is_a_miss(
-    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path, *, overlap: bool
+    python: Path, model: Path, node: Node, honest: VllmProcess, tmp_path: Path, extra: dict[str, Any]
 ) -> None:
-    prompt = prompt_of(f"lapses {overlap}", 5 * BLOCK + 20)
+    prompt = prompt_of(f"lapses {extra}", 5 * BLOCK + 20)
     cold = stored(honest, prompt)
     (warm,) = ask(honest, prompt)
     assert warm["cached_tokens"] == 5 * BLOCK, "the control: in time it is there"
-    with start(python, model, node.run, tmp_path / "log", lie="lapse", async_scheduling=overlap) as liar:
-        (late,) = ask(liar, prompt)
+    with start(python, model, node.run, tmp_path / "log", lie="lapse", extra=extra) as liar:
+        (late,) = asked_beside(liar, prompt) if extra else ask(liar, prompt)
         assert counts(liar)["failed blocks"] == 5
     assert difference(late, cold) <= SAME
 
@@ -143,18 +164,21 @@ def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
     prompt = prompt_of("mid-load", 6 * BLOCK + 20)
     cold = stored(honest, prompt)
     held = tmp_path / "held"
-    for dies in (False, True):
-        with start(python, model, node.run, tmp_path / "log", lie=f"held {held}", async_scheduling=True) as liar:
+    for dies, became in ((False, "loaded blocks"), (True, "failed blocks")):
+        with start(python, model, node.run, tmp_path / "log", lie=f"held {held}", extra=BESIDE) as liar:
+            liar.ask(do="steps")
             liar.tell(do="generate", requests=[{"prompt": prompt, "max_tokens": 4}])
             assert until(held.exists), "half of the blocks are copied"
             if dies:
                 node.kill()
+                await_end_of_lease()
             held.unlink()
             (answer,) = liar.hear()["answers"]
+            assert liar.ask(do="steps")["idle"], "it waited for its blocks without a forward"
             assert difference(answer, cold) <= SAME
             assert liar.ask(do="settle")["settled"]
             loads = counts(liar)
-            assert loads.get("loaded blocks", 0) + loads.get("failed blocks", 0) == 6
+            assert {name: loads.get(name, 0) for name in LOADS} == dict.fromkeys(LOADS, 0) | {became: 6}
     node.start("--disk-admission", "all", *LEASE)
     assert until(lambda: _serves(honest))
 

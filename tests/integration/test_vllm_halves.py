@@ -3,17 +3,20 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+import kvclient
 from bench.process import DaemonProcess
 from kvclient.integrations import vllm_scheduler
 from kvclient.integrations.vllm_settings import Settings
 from tests.integration.conftest import StartDaemon
 from tests.integration.vllm_halves import BLOCKS, TOKENS, Engine, again, load, patient, request_of
-from tests.node import until
+from tests.node import PATIENCE_S, Node, until
 
 
 @pytest.fixture
@@ -110,6 +113,28 @@ def test_a_block_is_there_if_every_rank_has_it(daemon: DaemonProcess) -> None:
     engine.stop()
 
 
+def test_the_time_of_a_prefill_is_told_although_the_next_step_is_planned_before_its_end(daemon: DaemonProcess) -> None:
+    engine = Engine(daemon.runtime_dir, ranks=2)
+    request = request_of("a", 4)
+    engine.scheduler.on_new_request(request)
+    reported: list[tuple[int, int]] = []
+    shard: Any = SimpleNamespace(report_prefill=lambda cached, new, _: reported.append((cached, new)))
+    engine.scheduler._steps._shards = [shard]
+    plans = []
+    for tokens in (request.num_tokens, 1):
+        plans.append(engine.scheduler.plan({"a": tokens}, {"a": [0, 1, 2, 3, 4, 5]}.__getitem__))
+        request.num_computed_tokens += tokens
+    for plan, heard in zip(plans, ([(0, request.num_tokens)], []), strict=True):
+        assert not reported
+        for rank in engine.workers:
+            rank.worker.begin(plan)
+            rank.worker.end(plan)
+        engine.listen()
+        assert reported == heard
+        reported.clear()
+    engine.stop()
+
+
 def test_a_daemon_that_does_not_answer_is_not_asked_again_for_a_while(
     daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,4 +196,104 @@ def test_a_load_that_fails_as_nobody_foresaw_is_told_like_any_other(
     monkeypatch.setattr(worker, "_copy", lambda *_: 1 // 0)
     assert load(engine, again(request, "b"), [10, 11, 12, 13]) == 3
     assert worker.take_bad_blocks() == {10, 11, 12}
+    engine.stop()
+
+
+# -- blocks on disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A daemon that writes everything to disk."""
+    with Node() as node:
+        node.start("--disk-admission", "all")
+        yield node
+
+
+class Drive:
+    """Reads ahead when the test says so; until then it only notes what is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[int] = []  # blocks of each
+        self._waiting: list[Callable[[], object]] = []
+        honest = kvclient.Namespace.prefetch
+
+        def prefetch(namespace: kvclient.Namespace, keys: Sequence[bytes], **more: Any) -> Any:
+            self.asked.append(len(keys))
+            self._waiting.append(lambda: honest(namespace, keys, **more))
+            return SimpleNamespace(cancel=lambda: None)
+
+        monkeypatch.setattr(kvclient.Namespace, "prefetch", prefetch)
+
+    def go_on(self) -> None:
+        for read in self._waiting:
+            read()
+
+
+def on_disk_alone(node: Node, settings: Settings, name: str) -> tuple[Engine, Any]:
+    """An engine, and a request whose blocks have left memory."""
+    # Too short to be timed: an engine that computes nothing would be found faster than any disk.
+    engine, request = Engine(node.run, settings, name=name), request_of("a", 3)
+    engine.save(request, [0, 1, 2, 3])
+    (shard,) = engine.scheduler._shards
+    control = again(request, "in memory")
+    engine.scheduler.on_new_request(control)
+    assert engine.scheduler.matched(control, 0)[0] == 3 * TOKENS, "the control: what is in memory is not waited for"
+    node.stop()
+    node.start("--disk-admission", "all")
+    assert until(lambda: shard.match(request.block_hashes).tiers.disk == 3)
+    engine.scheduler._silent_until = 0.0  # it may have been asked for while it was away
+    return engine, request
+
+
+@pytest.mark.parametrize("at_once_mib", [32.0, 0.0], ids=["before the forward", "beside it"])
+def test_a_request_waits_for_blocks_that_it_has_fetched_from_disk(
+    node: Node, monkeypatch: pytest.MonkeyPatch, at_once_mib: float
+) -> None:
+    drive = Drive(monkeypatch)
+    settings = patient(at_once_mib=at_once_mib, disk_wait_s=PATIENCE_S)
+    engine, request = on_disk_alone(node, settings, f"fetched {at_once_mib}")
+    assert drive.asked == [], "nothing of what is in memory"
+    other = again(request, "b")
+    engine.scheduler.on_new_request(other)
+    assert drive.asked == [3], "as early as anything is known of it"
+    for _ in range(3):
+        assert engine.scheduler.matched(other, 0) == (None, False)
+    drive.go_on()
+    answers: list[tuple[int | None, bool]] = []
+
+    def comes() -> bool:
+        answers.append(engine.scheduler.matched(other, 0))
+        return answers[-1] != (None, False)
+
+    assert until(comes)
+    assert answers[-1] == (3 * TOKENS, not at_once_mib), "out of memory"
+    assert drive.asked == [3], "once"
+    engine.stop()
+
+
+def test_a_request_waits_for_a_disk_as_long_as_it_may_and_then_loads_beside_the_forward(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = Drive(monkeypatch)  # which never reads ahead
+    engine, request = on_disk_alone(node, patient(disk_wait_s=0.2), "never fetched")
+    before = {name: cache.clone() for name, cache in engine.workers[0].caches.items()}
+    other = again(request, "b")
+    engine.scheduler.on_new_request(other)
+    assert engine.scheduler.matched(other, 0) == (None, False)
+    answers: list[tuple[int | None, bool]] = []
+
+    def is_over() -> bool:
+        answers.append(engine.scheduler.matched(other, 0))
+        return answers[-1] != (None, False)
+
+    assert until(is_over)
+    assert answers[-1] == (3 * TOKENS, True)
+    assert drive.asked == [3]
+    engine.scheduler.allocated(other, [10, 11, 12, 13], 3 * TOKENS)
+    (job,) = engine.step({}, {}).loads
+    assert job.from_disk
+    assert until(lambda: "b" in engine.listen())
+    for name, cache in engine.workers[0].caches.items():
+        assert torch.equal(cache[10:13], before[name][:3])
     engine.stop()

@@ -324,6 +324,31 @@ def test_words_of_priority_reach_the_daemon_behind_the_saves(daemon: DaemonProce
     engine.stop()
 
 
+def test_a_load_beside_the_forward_that_failed_is_not_tried_again(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(daemon.runtime_dir, BESIDE)
+    engine.save(request_of("a", 4), [0, 1, 2, 3, 4])
+    worker, scheduler, honest = engine.workers[0].worker, engine.scheduler, engine.workers[0].worker._copy
+    for name, fails in (("good", False), ("bad", True)):
+        request = again(request_of("a", 4), name)
+        assert plan_load(engine, request, [10, 11, 12, 13, 14])
+        monkeypatch.setattr(worker, "_copy", (lambda *_: 0) if fails else honest)
+        plan = scheduler.plan({}, lambda _: [])
+        worker.begin(plan)
+        worker.end(plan)
+        assert until(lambda: worker._received)
+        bad_blocks = worker.take_bad_blocks()
+        assert bad_blocks == ({10, 11, 12, 13} if fails else set())
+        scheduler.heard(worker.take_progress(), worker.take_received(), bad_blocks)
+        # As vLLM asks where all of a load has failed: what fails for ever would never run.
+        assert scheduler.matched(request, 0) == ((0, False) if fails else (4 * TOKENS, True))
+    other = again(request, "c")
+    scheduler.on_new_request(other)
+    assert scheduler.matched(other, 0) == (4 * TOKENS, True), "the control: others may"
+    engine.stop()
+
+
 # -- vLLM's own cache ------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,10 @@
 """vLLM's own OpenAI-compatible server with the connector: what one life of it computed, the next one loads.
 
-Steps overlap there (asynchronous scheduling), and scheduler and worker live in processes of their own.
+Scheduler and worker live in processes of their own there. Steps do not overlap: vLLM on CPU knows no asynchronous
+scheduling.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -31,6 +33,7 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 8,
     "num_gpu_blocks_override": 96,
 }
+TALKATIVE = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_LOG_STATS_INTERVAL": "1"}
 UNLOADED = {"kv_transfer_params": {"kvstored": {"load": False, "store": False}}}
 
 
@@ -50,7 +53,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(python: Path, model: Path, node: Node, name: str, *, lie: str = "") -> ServerProcess:
+def start(
+    python: Path, model: Path, node: Node, name: str, *, lie: str = "", environment: dict[str, str] | None = None
+) -> ServerProcess:
     """A server on its way up; with `lie` one whose loads are spoilt."""
     transfer = transfer_config(node.run)
     transfer["kv_connector_extra_config"] |= {"lookup_timeout_ms": 3000}  # this is not about a host that is busy
@@ -58,7 +63,16 @@ def start(python: Path, model: Path, node: Node, name: str, *, lie: str = "") ->
         transfer |= {"kv_connector": "LyingConnector", "kv_connector_module_path": "tests.integration.vllm_lying"}
         transfer["kv_connector_extra_config"] |= {"lie": lie}
     engine = ENGINE | {"model": model, "kv_transfer_config": transfer}
-    return ServerProcess(python, engine, socket_file=node.home / f"{name}.sock", log_file=node.home / f"{name}.log")
+    return ServerProcess(
+        python, engine, socket_file=node.home / f"{name}.sock", log_file=node.home / f"{name}.log",
+        environment=environment,
+    )  # fmt: skip
+
+
+def logged_blocks(server: ServerProcess) -> int:
+    """Loaded, in all of vLLM's log lines about its connector."""
+    lines = [line for line in server.log().splitlines() if "KV Transfer metrics: " in line]
+    return sum(int(count) for line in lines for count in re.findall(r"loaded blocks=(\d+)", line))
 
 
 def stored_blocks(node: Node) -> int:
@@ -101,13 +115,14 @@ def test_a_server_that_was_restarted_loads_what_the_one_before_has_computed(
             with pytest.raises(ServerError, match="status 400"):
                 first.complete([2] * 3000, 4)
             assert first.stop() == 0
-        with start(python, model, node, "second") as second:
+        with start(python, model, node, "second", environment=TALKATIVE) as second:
             second.await_ready()
             warm = [second.complete(prompt, 4) for prompt in prompts]
             alone = [second.complete(prompt, 4, **UNLOADED) for prompt in prompts]
             assert {each.cached_tokens for each in warm} == {5 * BLOCK}, second.log()[-3000:]
             assert {each.cached_tokens for each in alone} == {0}
             assert said(warm) == said(alone) == said(cold)
+            assert until(lambda: logged_blocks(second) == 6 * 5), "vLLM's own log line names what was loaded"
 
             conversations = Traffic(conversations=6, turns=3, clients=3, answer=16, pause_s=0, vocabulary=512)
 

@@ -4,16 +4,32 @@ Every engine computes the same model. `cold` is what it says without the store; 
 and one whose loads are spoilt (`vllm_lying`) must not.
 """
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.engines import EngineGoneError, VllmProcess
+from bench.engines import ENVIRONMENT, PATHS, EngineGoneError, VllmProcess
 from bench.engines.model import SIZES, write_model
 from kvctl.client import SOCKET_NAME, ControlClient
-from tests.integration.vllm_kit import BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
+from kvproto.limits import MIB
+from tests.integration.vllm_kit import (
+    APART,
+    BESIDE,
+    BLOCK,
+    BLOCK_BYTES,
+    SAME,
+    ask,
+    asked_beside,
+    counts,
+    difference,
+    prompt_of,
+    start,
+    stored,
+)
 from tests.node import Node, until
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -87,6 +103,49 @@ def test_what_one_engine_computed_another_loads(first: VllmProcess, second: Vllm
     assert difference(mixed, alone) <= SAME
 
 
+def test_what_another_engine_has_stored_is_not_copied_again(
+    node: Node, first: VllmProcess, second: VllmProcess
+) -> None:
+    prompt = prompt_of("twice", 5 * BLOCK + 20)
+    unloaded = {"kv_transfer_params": {"kvstored": {"load": False}}}
+    for engine, became in ((first, "saved blocks"), (second, "known blocks")):
+        counts(engine)
+        found: dict[str, float] = {}
+
+        def told(engine: VllmProcess = engine, found: dict[str, float] = found, became: str = became) -> bool:
+            ask(engine, prompt_of("after", 9))  # totals come with a later step
+            for name, count in counts(engine).items():
+                found[name] = found.get(name, 0.0) + count
+            return became in found
+
+        (answer,) = ask(engine, prompt, **unloaded)
+        assert answer["cached_tokens"] == 0, "each of them has computed it"
+        assert until(told), found
+        assert found[became] == 5
+        assert found.get("saved MiB", 0.0) == (5 * BLOCK_BYTES / MIB if engine is first else 0.0)
+    assert found.get("saved blocks", 0) == 0
+
+
+def test_two_engines_that_generate_at_once_say_what_each_would_alone(first: VllmProcess, second: VllmProcess) -> None:
+    base = prompt_of("at once", 3 * BLOCK)
+    prompts = [base + prompt_of(f"at once {number}", (number % 3) * BLOCK + 50) for number in range(6)]
+    cold = [ask(first, prompt, kv_transfer_params=APART)[0] for prompt in prompts]
+    engines = {first: list(range(6)), second: list(range(5, -1, -1))}  # which prompts, in which order
+    for engine in engines:
+        engine.ask(do="stats")
+    found = dict.fromkeys(engines, 0)
+    for _ in range(4):
+        for engine, order in engines.items():
+            engine.tell(do="generate", requests=[{"prompt": prompts[number], "max_tokens": 4} for number in order])
+        for engine, order in engines.items():
+            for number, answer in zip(order, engine.hear()["answers"], strict=True):
+                assert difference(answer, cold[number]) <= SAME
+        for engine in engines:
+            assert engine.ask(do="settle")["settled"]
+            found[engine] += engine.ask(do="stats")["external"]["found"]
+    assert min(found.values()) >= 6 * 3 * BLOCK, "each of them has loaded, too"
+
+
 def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, second: VllmProcess) -> None:
     prompt = prompt_of("whole", 4 * BLOCK)
     cold = stored(first, prompt)
@@ -150,15 +209,14 @@ def test_spoilt_loads_change_what_the_model_says_and_failed_ones_do_not(
         assert while_the_forward_runs(liar, prompt, cold) > 10 * SAME, "the same control"
     assert spoilt["cached_tokens"] == 6 * BLOCK
     assert difference(spoilt, cold) > 10 * SAME, "the control: zeros for KV must be noticed"
-    # With steps that overlap, as a served vLLM runs: the next one is planned before this one's loads are known.
-    with start(python, model, node.run, tmp_path / "short", lie="short", async_scheduling=True) as liar:
-
-        def fails_by_half() -> bool:
-            (short,) = ask(liar, prompt)
-            assert difference(short, cold) <= SAME, "what was not loaded is computed"
-            return counts(liar).get("failed blocks") == 3
-
-        assert until(fails_by_half), "a load that is late fails as a whole"
+    with start(python, model, node.run, tmp_path / "aside", lie="zeros", extra=BESIDE) as liar:
+        (spoilt,) = asked_beside(liar, prompt)
+        assert counts(liar)["loaded blocks"] == 6
+    assert difference(spoilt, cold) > 10 * SAME, "the same control"
+    with start(python, model, node.run, tmp_path / "short", lie="short", extra=BESIDE) as liar:
+        (short,) = asked_beside(liar, prompt)
+        assert difference(short, cold) <= SAME, "what was not loaded is computed"
+        assert counts(liar)["failed blocks"] == 3
 
 
 def test_few_blocks_and_small_chunks_change_nothing(
@@ -216,11 +274,37 @@ def test_a_daemon_that_dies_is_a_miss_and_one_that_comes_back_serves(
     assert until(lambda: ask(second, again)[0]["cached_tokens"] == 2 * BLOCK), "a client comes back by itself"
 
 
-def test_an_engine_starts_without_a_daemon_and_refuses_a_policy_that_fails_requests(
-    python: Path, model: Path, tmp_path: Path
+def test_an_engine_that_starts_without_a_daemon_computes_and_uses_one_that_comes_later(
+    python: Path, model: Path, first: VllmProcess, tmp_path: Path
 ) -> None:
-    with start(python, model, tmp_path / "nowhere", tmp_path / "log") as engine:
-        (answer,) = ask(engine, prompt_of("alone", 300))
-        assert answer["cached_tokens"] == 0
+    prompt = prompt_of("alone", 3 * BLOCK + 20)
+    (cold,) = ask(first, prompt, kv_transfer_params=APART)
+    with Node(disks=0) as late, start(python, model, late.run, tmp_path / "log") as engine:
+        (alone,) = ask(engine, prompt)
+        assert (alone["cached_tokens"], difference(alone, cold) <= SAME) == (0, True)
+        late.start()
+        warm: dict[str, Any] = {}
+
+        def hits() -> bool:
+            warm.update(ask(engine, prompt)[0])
+            assert difference(warm, cold) <= SAME
+            return bool(warm["cached_tokens"] == 3 * BLOCK)
+
+        assert until(hits), "it finds the daemon, stores, and loads"
+        assert difference(warm, cold) <= SAME
+
+
+def test_an_engine_refuses_a_policy_that_fails_requests(python: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineGoneError, match='must be "recompute"'):
-        start(python, model, tmp_path / "nowhere", tmp_path / "log2", policy="fail")
+        start(python, model, tmp_path / "nowhere", tmp_path / "log", policy="fail")
+
+
+def test_vllm_hears_that_layers_are_waited_for_only_where_they_are(python: Path) -> None:
+    asked = "[KvstoredConnector.requires_piecewise_for_cudagraph(each) for each in ({}, {'layerwise': True})]"
+    program = f"from kvclient.integrations.vllm import KvstoredConnector; print({asked})"
+    path = os.pathsep.join(map(str, PATHS))
+    said = subprocess.run(
+        [python, "-c", program], env=os.environ | ENVIRONMENT | {"PYTHONPATH": path}, check=True, timeout=300,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.stdout.splitlines()[-1] == "[False, True]"

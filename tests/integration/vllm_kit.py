@@ -13,6 +13,9 @@ BLOCK = 128
 SAME = 0.03  # of a logprob where a hit splits the prefill otherwise; spoilt blocks are off by tenths and more
 BLOCK_BYTES = BLOCK * SIZES["tiny"].token_bytes
 APART: dict[str, Any] = {"kvstored": {"load": False, "store": False}}  # neither loads nor stores: what is right
+# Threads load, and the request waits without a forward (vLLM's WAITING_FOR_REMOTE_KVS). All loads go so where steps
+# overlap, which nobody can try on CPU: vLLM 0.32 sets `async_scheduling` to False there, whatever is asked for.
+BESIDE = {"at_once_mib": 0.0}
 PATIENT = {"lookup_timeout_ms": 3000.0}  # a busy host may stand still for a while
 ENGINE: dict[str, Any] = {
     "enable_prefix_caching": False,
@@ -85,6 +88,15 @@ def prompt_of(name: object, tokens: int) -> list[int]:
 def ask(engine: VllmProcess, *prompts: list[int], **more: Any) -> list[dict[str, Any]]:
     """Run these together, and whatever is to be saved of them."""
     answers = engine.generate(*({"prompt": prompt, "max_tokens": 4} | more for prompt in prompts))
+    assert engine.ask(do="settle")["settled"]
+    return answers
+
+
+def asked_beside(engine: VllmProcess, prompt: list[int], **more: Any) -> list[dict[str, Any]]:
+    """As `ask`, of an engine that has nothing else to do; its load went on beside the forward (`BESIDE`)."""
+    engine.ask(do="steps")
+    answers = engine.generate({"prompt": prompt, "max_tokens": 4} | more)
+    assert engine.ask(do="steps")["idle"], "no step went by without a forward: nothing was waited for"
     assert engine.ask(do="settle")["settled"]
     return answers
 

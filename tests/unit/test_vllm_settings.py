@@ -18,6 +18,15 @@ def test_settings_are_taken_by_name_and_kind() -> None:
     assert Settings.parse(given) == Settings(runtime_dir="/run/kv", at_once_mib=4, store=False)
 
 
+def test_where_steps_overlap_no_load_goes_before_the_forward_and_layerwise_says_that_it_does_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert Settings(tenant="a").where_steps_overlap() == Settings(tenant="a", at_once_mib=0.0)
+    assert not caplog.records, "the control: nothing to say"
+    assert Settings(layerwise=True).where_steps_overlap() == Settings(at_once_mib=0.0)
+    assert '"layerwise" does nothing with asynchronous scheduling' in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [

@@ -20,7 +20,6 @@ of vLLM, layout and type of the memory, rank.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,9 +84,7 @@ class KvstoredConnector(KVConnectorBase_V1):
         transfer = self._kv_transfer_config
         self._settings = Settings.parse(transfer.kv_connector_extra_config)
         if getattr(vllm_config.scheduler_config, "async_scheduling", False):
-            # The next step is planned before this one's failed loads are known, and what it computes on them would be
-            # taken: a request must not run before its blocks are known to be there.
-            self._settings = replace(self._settings, at_once_mib=0.0)
+            self._settings = self._settings.where_steps_overlap()
         if trouble := _trouble(vllm_config, kv_cache_config, self._settings):
             raise UsageError(trouble)
         self._block_tokens = int(vllm_config.cache_config.block_size)

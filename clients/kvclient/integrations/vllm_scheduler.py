@@ -64,7 +64,8 @@ class Known:
     ask_again: float = 0.0  # and when that is asked for by name, from disk or from beyond this host
     look_again: float = 0.0
     prefetches: list[Prefetch] = field(default_factory=list)  # one a rank
-    loading: tuple[bytes, ...] = ()  # keys of a load that runs
+    loading: tuple[bytes, ...] = ()  # keys of a load that runs beside the forward,
+    loading_into: tuple[int, ...] = ()  # and blocks of the engine that it fills
     outstanding: set[int] = field(default_factory=set)  # saves
     gone: bool = False  # the engine has finished it
 
@@ -190,7 +191,7 @@ class Scheduler:
         if self._near is not None and not beside:
             self._near.begin_early(job, fences)
         if beside:
-            known.loading = keys
+            known.loading, known.loading_into = keys, job.block_ids
             self._loading.update(dict.fromkeys(keys, request.request_id))
         else:
             self._at_once.update(keys)
@@ -222,7 +223,7 @@ class Scheduler:
         self._ready.difference_update(scheduled)
         if self._ready and not scheduled:  # they wait for memory, and nobody who runs will give it back
             self.holds.end_all()
-        self._steps.begin(scheduled, self._known, loads=bool(plan.loads))
+        plan.timed = self._steps.begin(scheduled, self._known, loads=bool(plan.loads))
         return plan
 
     def reset(self) -> None:
@@ -265,7 +266,7 @@ class Scheduler:
 
     def heard(self, progress: Progress | None, received: Iterable[str], bad_blocks: Collection[int] = ()) -> None:
         """What the workers have done. `bad_blocks`: of the engine, that they could not fill."""
-        self._steps.end()
+        self._steps.end(progress.timed if progress is not None else 0)
         if bad_blocks:
             self._forget(bad_blocks)
         for request_id in received:
@@ -398,6 +399,10 @@ class Scheduler:
                 known = self._known.get(request_id)
                 if known is not None:
                     known.stored = 0  # whatever the lookup said
+        for known in self._known.values():
+            if not set(known.loading_into).isdisjoint(bad_blocks):
+                # vLLM looks it up again if all of it failed. What fails once may fail for ever, and would never run.
+                known.stored, known.wishes = 0, replace(known.wishes, load=False)
 
     def _is_roomy(self) -> bool:
         """Do blocks that are freed now keep what they hold for a while?"""
@@ -407,7 +412,7 @@ class Scheduler:
     def _end_load(self, known: Known) -> None:
         for key in known.loading:
             self._loading.pop(key, None)
-        known.loading = ()
+        known.loading = known.loading_into = ()
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0) + value

@@ -6,7 +6,7 @@ is logged once and that entry is left out, because a request must not fail for i
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from kvclient.integrations.codec_choice import codec_trouble
@@ -59,6 +59,19 @@ class Settings:
                 'kv_connector_extra_config: "layerwise" copies blocks layer by layer, a codec whole blocks'
             )
         return made
+
+    def where_steps_overlap(self) -> "Settings":
+        """These for an engine that plans its next step before this one's failed loads are known.
+
+        What that step computes on them would be taken: a request must not run before its blocks are known to be there.
+        """
+        if self.layerwise:
+            _log.warning(
+                'kv_connector_extra_config: "layerwise" does nothing with asynchronous scheduling, where no load goes '
+                "on beside its request, and has vLLM run CUDA graphs in pieces all the same: leave it out, or start "
+                "vLLM with --no-async-scheduling"
+            )
+        return replace(self, at_once_mib=0.0, layerwise=False)
 
     @property
     def at_once_bytes(self) -> int:

@@ -96,6 +96,7 @@ class Worker:
         self._saved: dict[int, int] = {}
         self._refused: set[int] = set()  # of these
         self._closing: dict[str, float] = {}  # requests, and until when their blocks wait for saves
+        self._timed = 0  # of the step that has ended
         self.counts: dict[str, float] = dict.fromkeys(
             ("loaded_blocks", "beside_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks",
              "saved_blocks", "known_blocks", "saved_bytes", "save_seconds", "refused_blocks",
@@ -170,6 +171,7 @@ class Worker:
     def end(self, plan: Plan) -> None:
         """The forward is over: hear what it was loaded with, and save what earlier ones have computed."""
         self._pace.end()
+        self._timed = plan.timed
         for held in self._layers.end() if self._layers is not None else ():
             self._note(held.job, held.blocks if held.good else 0, held.seconds)
         for load, blocks, seconds in self._early.end_forward():
@@ -227,11 +229,12 @@ class Worker:
         return closed
 
     def take_progress(self) -> Progress | None:
-        """Saves that have ended since the last time."""
+        """Saves that have ended since the last time, and whether the step was one that is timed."""
+        timed, self._timed = self._timed, 0
         with self._lock:
             saved, self._saved = self._saved, {}
             refused, self._refused = self._refused, set()
-        return Progress(saved, refused) if saved else None
+        return Progress(saved, refused, timed) if saved or timed else None
 
     @property
     def saving(self) -> int:
