@@ -183,8 +183,10 @@ class Commits:
         self._running = None
         self.commits += 1
         forgotten, self._forgetting = self._forgetting, []
+        if order.outcome is Outcome.DONE:  # of segments whose sync failed the index has heard nothing
+            self._give_back([one for one in forgotten if one[1] not in order.failed])
+            forgotten = [one for one in forgotten if one[1] in order.failed]
         if order.outcome is Outcome.DONE and not order.failed:
-            self._give_back(forgotten)
             covered, self._covered = self._covered, []
             return self._mark(covered, now_ns)
         self.faults += 1

@@ -107,6 +107,7 @@ class Demotion:
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._later_ns = 0
+        self._waited_in_vain = False  # the last time: others give way then, as if none were to come
         self._faults_seen = 0  # when places were last waited for
         self._waits_since_ns = 0  # what is to be written, for places; 0: it has found some
         self.stuck = False  # waits for a segment, or for places that the index has to forget
@@ -301,8 +302,9 @@ class Demotion:
                 if self._queue and int(tables.book[blocks.DISK_USED]) < self._most:
                     self._segments.make_ahead(pool, len(self._queue), now_ns)
                 continue
-            missing = int(rows.size) - done - (coming := self._coming(pool))
+            coming = self._coming(pool)
             patient = coming > 0 and self._goes_on(now_ns)
+            missing = int(rows.size) - done - (0 if self._waited_in_vain else coming)
             room = Room.SOON if patient and missing <= 0 else Room.EVICT
             if room is Room.EVICT and int(tables.book[blocks.DISK_USED]) < self._most:
                 room = self._segments.make_room(pool, now_ns)
@@ -326,7 +328,8 @@ class Demotion:
         has failed would be tried again with each block that continues it.
         """
         self._waits_since_ns = self._waits_since_ns or now_ns
-        if now_ns < self._waits_since_ns + WAIT_NS and self._faults_seen == self.tally.save_faults:
+        self._waited_in_vain = now_ns >= self._waits_since_ns + WAIT_NS
+        if not self._waited_in_vain and self._faults_seen == self.tally.save_faults:
             return True
         self._waits_since_ns, self._faults_seen = now_ns, self.tally.save_faults
         return False

@@ -562,6 +562,34 @@ def test_a_segment_that_vanishes_takes_its_blocks_with_it_and_no_others() -> Non
     assert fetch(client, namespace, second) == 16
 
 
+def test_places_that_never_come_free_hold_up_writing_for_a_second_and_others_give_way() -> None:
+    """As where a drive hangs that was to erase them."""
+    core = make(disk_bytes=4 * SEGMENT_BYTES)  # twice as much as DRAM has
+    client, namespace = begin(core)
+    for number in range(60):
+        put(client, namespace, chain(1, f"before {number}"))
+    client.delete(namespace, [*chain(1, "before 58"), *chain(1, "before 59")])
+    core.finish_all()
+    core.store.tick()
+    hung = next(batch for batch in core.drive.waiting if isinstance(batch[0], Erase))
+    core.drive.waiting.remove(hung)
+    key = chain(1, "new")
+    client.put(namespace, key)
+
+    def written_within(ms: int) -> bool:
+        for _ in range(ms // 10):
+            core.pass_time(10 * MS)
+            while core.drive.waiting:
+                core.work()
+        return key[0] in [header.key for header in core.drive.headers()]
+
+    assert not written_within(900)
+    assert written_within(1000)
+    core.drive.waiting.append(hung)
+    core.work_all()
+    core.audit()
+
+
 @pytest.mark.parametrize("codec", [Wish.RAW, Wish.BF16_PLANES_ZSTD], ids=["raw", "packed"])
 @pytest.mark.parametrize("limited", [True, False], ids=["a limit", "none"])
 def test_the_write_budget_holds_and_is_used(codec: Wish, limited: bool) -> None:
