@@ -295,6 +295,10 @@ METRICS: Final[tuple[Metric, ...]] = (
              lambda _, disk: disk.counters.erased),
     _on_disk("kvstored_disk_commits_total", "counter", "Transactions of the index.",
              lambda _, disk: disk.counters.commits),
+    _on_disk("kvstored_disk_foreign_files", "gauge", "Files among the segments that are not ours, or that no key "
+             "opens: left alone.", lambda _, disk: disk.foreign_files),
+    _on_disk("kvstored_disk_surplus_segments", "gauge", "Segments that the last start dropped, beyond a limit that had "
+             "shrunk.", lambda _, disk: disk.surplus_segments),
     _on_disk("kvstored_write_behind_chains", "gauge", "Chains that wait to be written to disk.",
              lambda _, disk: disk.queued_chains),
     _on_disk("kvstored_write_behind_running_bytes", "gauge", "Bytes that are being packed or written.",

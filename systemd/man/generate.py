@@ -147,7 +147,7 @@ def kvstored_pages() -> Iterator[tuple[str, list[str]]]:
     """kvstored(8) and kvstored.toml(5)."""
     lines = [*heading("kvstored", 8, "node-local KV-cache storage daemon for LLM inference hosts"), ".SH SYNOPSIS"]
     lines += [".B kvstored", "[\\-\\-config FILE] [OPTIONS]", ".br", ".B kvstored config check", "FILE", ".br"]
-    lines += [".B kvstored check", "[\\-\\-repair] DIRECTORY...", ".SH DESCRIPTION"]
+    lines += [".B kvstored check", "[\\-\\-repair] [\\-\\-state\\-dir DIR] DIRECTORY...", ".SH DESCRIPTION"]
     lines += paragraphs(
         "kvstored keeps the KV blocks of inference engines in shared memory and on local disks, so that they outlive "
         "requests and engines. Engines reach it by hot.sock in its runtime directory, operators by control.sock and "

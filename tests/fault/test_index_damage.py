@@ -19,6 +19,7 @@ import pytest
 from kvstore.tier.format import CHUNK_SLOTS
 from kvstored.index import State
 from kvstored.index_marks import DOUBTFUL, FOLDER, LAST, write_store
+from tests.figures import Recorder
 from tests.segments import STORE, Block, Fact, block, facts, facts_of, flip, make_segment, opened, put
 
 SEED = 20_260_801
@@ -115,10 +116,13 @@ def test_a_cut_file_gives_the_records_of_the_headers(store: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_2000_flipped_bits_and_500_cuts(store: Path) -> None:
+def test_2000_flipped_bits_and_500_cuts(store: Path, record_property: Recorder) -> None:
     random = Random(SEED + 1)
-    flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(2000)])
-    cuts(store, [random.randrange(index_bytes(store)) for _ in range(500)])
+    flipped = flips(store, [random.randrange(8 * index_bytes(store)) for _ in range(2000)])
+    cut = cuts(store, [random.randrange(index_bytes(store)) for _ in range(500)])
+    for name, reasons in (("flips", flipped), ("cuts", cut)):
+        record_property(name, len(reasons))
+        record_property(f"{name}_that_made_the_index_anew", sum(map(bool, reasons)))
 
 
 def test_lmdb_cannot_pass_the_commit_before_the_last_for_the_last(store: Path) -> None:
@@ -230,10 +234,11 @@ def test_a_child_killed_during_a_commit_leaves_what_was_acknowledged(tmp_path: P
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_child_killed_500_times(tmp_path: Path) -> None:
+def test_a_child_killed_500_times(tmp_path: Path, record_property: Recorder) -> None:
     random = Random(SEED + 2)
     for _ in range(500):
         kill_during_commits(tmp_path / "store", random)
+    record_property("kills", 500)
 
 
 def limit_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_bytes: int) -> None:

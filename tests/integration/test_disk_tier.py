@@ -1,6 +1,7 @@
 """The disk tier of a real daemon, seen from its clients and its files: down, up, over a restart, within its limit."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import kvclient
 from kvproto.limits import KIB, MIB
 from kvstore.tier.format import HEADER_BYTES, Codec, stored_slot_bytes
-from tests.integration.test_kvctl_acting import kvctl
+from tests.integration.test_kvctl_acting import body, kvctl
 from tests.integration.test_metrics import scrape
 from tests.node import (
     PATIENCE_S,
@@ -281,8 +282,12 @@ def test_a_limit_that_was_shrunk_holds_before_the_first_write() -> None:
         before = node.segment_bytes()
         assert before >= 56 * MIB
         node.kill()
-        node.start("--disk-size", "32MiB", "--disk-admission", "none")
+        (node.disks[0] / "segments" / "notes.txt").write_text("of somebody else")
+        path = node.home / "metrics.sock"
+        again = ("--disk-size", "32MiB", "--disk-admission", "none", "--metrics-listen", str(path))
+        node.start(*again)
         assert until(lambda: node.segment_bytes() <= 32 * MIB), "nothing was written, and it is above its limit"
+        assert told_of_files(node, path) == (4, 1), "segments dropped, files of somebody else"
         ns = node.namespace()
         assert until(lambda: any(ns.match([key]).blocks for key in keys))
         told = census(ns, keys)
@@ -291,6 +296,19 @@ def test_a_limit_that_was_shrunk_holds_before_the_first_write() -> None:
             put_roots(ns, roots(f"more-{begin}", 50))
             assert node.segment_bytes() <= 32 * MIB
         assert not census(ns, roots("more-350", 50)).misses
+        node.restart(*again)
+        assert told_of_files(node, path) == (0, 1), "a limit that stays costs nothing"
+
+
+def told_of_files(node: Node, path: Path) -> tuple[float, float]:
+    """Segments that the start dropped and foreign files, as the metrics say; and the status says the same."""
+    assert until(lambda: scrape(path).get("kvstored_disk_serving") == 1)
+    metrics = scrape(path)
+    told = metrics["kvstored_disk_surplus_segments"], metrics["kvstored_disk_foreign_files"]
+    status = body(kvctl(node, "-o", "json", "status"), "status")
+    assert told == (status["disk"]["surplus_segments"], status["disk"]["foreign_files"])
+    assert any("notes.txt" in warning for warning in status["warnings"])
+    return told
 
 
 def test_a_full_disk_gives_up_its_oldest_and_never_grows() -> None:
