@@ -18,6 +18,7 @@ Commands and their answers:
     {"do": "steps"}                   {"steps": [s, ...], "idle": [s, ...]}
         How long each step since the last ask took: those in which the model ran, and those in which it did not.
     {"do": "reset_prefix_cache", "connector": false}   {"reset": true}
+    {"do": "reload_weights", "folder": f}              {"reloaded": true}
     {"do": "pause"}                   {"paused": true}
         As before other weights are loaded: every request ends, and all caches are cleared. It resumes at once.
     {"do": "memory"}                  {"blocks": n, "free": n, "busy": false}
@@ -41,7 +42,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-VERBS = {"generate", "settle", "steps", "reset_prefix_cache", "pause", "memory", "stats", "metrics"}
+VERBS = {"generate", "settle", "steps", "reset_prefix_cache", "reload_weights", "pause", "memory", "stats", "metrics"}
 YIELD_S = 0.001  # what a served vLLM sleeps when it had nothing to run, so that threads of a connector get on
 DEFAULTS = {
     "disable_log_stats": False,
@@ -185,6 +186,11 @@ class Engine:
     def reset_prefix_cache(self, connector: bool = False) -> dict[str, Any]:
         """What is not in use is forgotten."""
         return {"reset": self._engine.reset_prefix_cache(reset_connector=connector)}
+
+    def reload_weights(self, folder: str) -> dict[str, Any]:
+        """Those of another model of this shape, in place."""
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        return {"reloaded": True}
 
     def pause(self) -> dict[str, Any]:
         """And resume."""

@@ -20,7 +20,8 @@ BUILD = "when the project is built, from its own files"
 NOT_A_FILE = "no file: a table of the daemon's own, or the kernel's of nodes, that is called read()"
 ALLOWED: dict[Finding, str] = {
     Finding("clients/kvclient/integrations/sglang.py", "_identity", "read"): MODEL,
-    Finding("clients/kvclient/integrations/vllm_layout.py", "weights_mark", "read"): MODEL,
+    Finding("clients/kvclient/integrations/sglang.py", "_scales", "read"): MODEL,
+    Finding("clients/kvclient/integrations/model_files.py", "weights_mark", "read"): MODEL,
     Finding("clients/kvctl/asking.py", "ask", "read"): OPERATOR,
     Finding("clients/kvctl/host.py", "LinuxHost.text", "read"): KERNEL,
     Finding("clients/kvctl/service.py", "_source", "read"): OWN_FILE,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from kvclient.integrations.vllm_layout import layout_of, weights_mark
+from kvclient.integrations.model_files import weights_mark
+from kvclient.integrations.vllm_layout import layout_of
 from kvclient.integrations.vllm_settings import Settings, Wishes, version_trouble, wishes_of
 from kvproto.errors import UsageError
 

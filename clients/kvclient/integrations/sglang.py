@@ -20,7 +20,8 @@ weights, version, layout and type of the memory, rank. With prefix keys each pag
 so that what continues it is evicted first; without them, as far as SGLang has looked them up together.
 
 SGLang does not tell a backend that the weights were changed in a running engine, and answers from it what the old ones
-computed, unless the change names a new `weight_version`: then the store is used no more.
+computed, unless the change names a new `weight_version`: then the store is used no more. Of a change in several buckets
+the first one has to name it.
 """
 
 import hashlib
@@ -33,7 +34,6 @@ from typing import Any, Final, TypeVar
 
 import sglang.version
 import torch
-from huggingface_hub import snapshot_download
 from sglang.srt import runtime_context
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
@@ -45,10 +45,10 @@ from sglang.srt.mem_cache.hicache_storage import (
 from kvclient.client import Client, connect, identity_of
 from kvclient.codecs import Codec
 from kvclient.integrations.codec_choice import codec_for, encoded
+from kvclient.integrations.model_files import snapshot_of, weights_mark
 from kvclient.integrations.sglang_pages import Pages, pages_of
 from kvclient.integrations.sglang_settings import Settings, version_trouble
 from kvclient.integrations.sglang_store import PageStore
-from kvclient.integrations.vllm_layout import weights_mark
 from kvproto.errors import UsageError
 from kvproto.frames import Role
 from kvproto.identity import NamespaceIdentity
@@ -63,6 +63,7 @@ COMPUTING: Final = (
     "model_loader_extra_config", "modelopt_quant", "modelopt_checkpoint_restore_path", "quantize_and_serve",
     "rl_quant_profile", "custom_weight_loader", "load_format", "is_embedding",
 )  # fmt: skip
+SCALES: Final = "quantization_param_path"  # of these the one that names a file
 # Ways of loading by which the weights are what lies in the model's folder, and nothing else.
 FROM_FILES: Final = frozenset({
     "auto", "pt", "safetensors", "instanttensor", "npcache", "sharded_state", "bitsandbytes", "mistral", "layered",
@@ -81,7 +82,8 @@ class KvstoredHiCache(HiCacheStorage):
         self._config = storage_config
         self._settings = Settings.parse(storage_config.extra_config)
         version = sglang.version.__version__
-        if trouble := version_trouble(version, any_version=self._settings.any_version) or _trouble(storage_config):
+        trouble = version_trouble(version, any_version=self._settings.any_version)
+        if trouble := trouble or _trouble(storage_config, self._settings):
             raise UsageError(trouble)
         self._weights = _weight_version()
         self._pages: Pages | None = None
@@ -259,9 +261,25 @@ def _namespace(client: Client, identity: NamespaceIdentity, codec: Codec | None 
     return namespace if codec is None else namespace.encoded_by(codec)
 
 
-def _trouble(config: HiCacheStorageConfig) -> str:
+def _trouble(config: HiCacheStorageConfig, settings: Settings) -> str:
     """Why an engine like this cannot use the store, or nothing."""
-    return "decode context parallelism is not supported yet" if config.dcp_size != 1 else ""
+    if config.dcp_size != 1:
+        return "decode context parallelism is not supported yet"
+    if not settings.images and _takes_images():
+        return (
+            "images and the like are known by names that requests may bring along (`mm_hashes`), and another one may "
+            'have had the same: "images": true in the extra config says that nobody gives wrong ones'
+        )
+    return ""
+
+
+def _takes_images() -> bool:
+    """Does the model take more than text?"""
+    try:
+        model = runtime_context.process_model_config()
+    except Exception:  # noqa: BLE001 -- a server has read its model's configuration before, and has ended if it cannot
+        return False
+    return any(getattr(model, name, False) for name in ("is_multimodal", "is_audio_model"))
 
 
 def _identity(config: HiCacheStorageConfig, pages: Pages, settings: Settings, weight_version: str) -> NamespaceIdentity:
@@ -279,7 +297,7 @@ def _identity(config: HiCacheStorageConfig, pages: Pages, settings: Settings, we
             f"the weights of {said.get('model_path') or config.model_name!r} cannot be told from others: "
             'name them, with "revision": "..." in the extra config'
         )
-    computing = json.dumps({name: str(said.get(name)) for name in COMPUTING})
+    computing = json.dumps({name: str(said.get(name)) for name in COMPUTING} | _scales(said))
     # With this kind of positions, which factors they take depends on how long a prompt may be.
     shape = (folder / "config.json").read_text() if folder and (folder / "config.json").is_file() else ""
     longest = f" {said.get('context_length')}" if "longrope" in shape + computing else ""
@@ -304,8 +322,10 @@ def _said() -> dict[str, Any]:
         bags = [runtime_context.get_model(), runtime_context.get_lora(), runtime_context.get_device()]
     except ValueError:
         return {}
-    more = ("checkpoint_engine_wait_weights_before_ready", "context_length", "enable_lora", "model_path", "random_seed")
-    names = (*COMPUTING, *more, "revision")
+    names = (
+        *COMPUTING, "checkpoint_engine_wait_weights_before_ready", "context_length", "download_dir", "enable_lora",
+        "model_path", "random_seed", "revision",
+    )  # fmt: skip
     return {name: getattr(bag, name) for name in names for bag in bags if hasattr(bag, name)}
 
 
@@ -317,24 +337,33 @@ def _weight_version() -> str:
         return ""
 
 
-def _folder(said: Mapping[str, Any]) -> Path | None:
-    """Where the model lies."""
+def _folder(said: Mapping[str, Any], cache: str | None = None) -> Path | None:
+    """Where the model lies, if it comes from the hub in `cache`, by default in the usual one."""
     path = said.get("model_path")
     if not path or Path(path).is_dir():
         return Path(path) if path else None
-    try:
-        return Path(snapshot_download(path, revision=said.get("revision"), local_files_only=True))
-    except (OSError, ValueError):
-        return None
+    return snapshot_of(path, said.get("revision"), cache)
 
 
 def _mark(said: Mapping[str, Any], folder: Path | None) -> str:
-    """What tells the weights from others; empty if nothing does."""
+    """What tells the weights from others; empty if nothing does. `folder`: of the model's configuration and code."""
     if said.get("load_format") == "dummy":
         return f"dummy {said.get('random_seed')}"
     if said.get("load_format") not in FROM_FILES or said.get("checkpoint_engine_wait_weights_before_ready"):
         return ""
-    return weights_mark(folder) if folder is not None else ""
+    weights = _folder(said, said.get("download_dir"))  # which is for weights alone
+    return weights_mark(weights, folder) if weights is not None else ""
+
+
+def _scales(said: Mapping[str, Any]) -> dict[str, str]:
+    """What is in the file of scales that SGLang was told to take; nothing if it was not. Raises UsageError."""
+    path = said.get(SCALES)
+    if path is None:
+        return {}
+    try:
+        return {SCALES: hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    except OSError as error:
+        raise UsageError(f"what {SCALES} names cannot be read: {error}") from None
 
 
 def _architecture(shape: str) -> str:

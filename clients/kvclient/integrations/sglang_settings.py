@@ -31,6 +31,7 @@ class Settings:
     transfer_timeout_ms: float = 1000.0  # how long a load or a save may wait for one
     disk_wait_s: float = 2.0  # how long a load may wait for pages that come from disk
     store: bool = True  # False: only load
+    images: bool = False  # use the store for a model that takes images and the like: all requests name them right
     codec: str = "raw"  # how pages lie in the store; "auto" takes what pays
     lossy: bool = False  # it may change values
     any_version: bool = False  # try other versions of SGLang than the tested ones

@@ -42,6 +42,7 @@ from kvclient.integrations.vllm_metrics import KvstoredMetrics, KvstoredStats
 from kvclient.integrations.vllm_saves import EngineMemory
 from kvclient.integrations.vllm_scheduler import Scheduler
 from kvclient.integrations.vllm_settings import Settings
+from kvclient.integrations.vllm_weights import watch
 from kvclient.integrations.vllm_worker import Worker
 from kvproto.errors import UsageError
 from kvproto.frames import Role
@@ -126,6 +127,7 @@ class KvstoredConnector(KVConnectorBase_V1):
             namespace_of(quick, identity, codec), namespace_of(patient, identity, codec), layout,
             disk_wait_s=settings.disk_wait_s, layerwise=settings.layerwise and settings.at_once_bytes > 0,
         )  # fmt: skip
+        watch(getattr(self._vllm_config.parallel_config, "worker_cls", None), self._worker)
         _log.info(
             "kvstored: blocks of %d tokens and %d bytes, codec %s",
             self._block_tokens, layout.block_bytes, codec.text if codec else "raw",
@@ -142,11 +144,12 @@ class KvstoredConnector(KVConnectorBase_V1):
         if self._worker is not None:
             self._worker.fence(_plan_of(kv_connector_metadata))
 
-    def start_load_kv(self, forward_context: Any, **_: Any) -> None:
+    def start_load_kv(self, _forward_context: Any, **_: Any) -> None:
         """Load what this step needs, and begin to load what later ones do."""
         if self._worker is not None:
-            self._worker.begin(_plan_of(self._get_connector_metadata()))
-            if forward_context.attn_metadata is None:
+            plan = _plan_of(self._get_connector_metadata())
+            self._worker.begin(plan)
+            if not plan.forward:
                 self._worker.idle()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -293,7 +296,7 @@ class KvstoredConnector(KVConnectorBase_V1):
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """What the workers do in this step."""
         if self._scheduler is None:
-            return _Meta(Plan())
+            return _Meta(Plan(forward=bool(scheduler_output.num_scheduled_tokens)))
         state = scheduler_output.kv_connector_block_state
         return _Meta(
             self._scheduler.plan(scheduler_output.num_scheduled_tokens, lambda request: state.get_block_ids(request)[0])

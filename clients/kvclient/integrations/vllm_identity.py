@@ -1,5 +1,7 @@
 """What the bytes of a vLLM engine depend on besides tokens, for both ways into it: connector and second tier."""
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
-from huggingface_hub import snapshot_download
 from vllm.v1.core import kv_cache_utils
 
 from kvclient.client import Client, identity_of
 from kvclient.codecs import Codec
+from kvclient.integrations.model_files import snapshot_of, weights_mark
 from kvclient.integrations.transformers_model import config_digest
-from kvclient.integrations.vllm_layout import weights_mark
 from kvclient.integrations.vllm_settings import version_trouble
 from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
@@ -27,14 +28,23 @@ def engine_trouble(config: "VllmConfig", *, any_version: bool) -> str:
     """Why no engine set up like this can use the store, or nothing."""
     if trouble := version_trouble(vllm.__version__, any_version=any_version):
         return trouble
+    if config.kv_transfer_config.kv_role != "kv_both":
+        return 'kv_role must be "kv_both" in the kv-transfer-config: "store": false is for engines that only load'
     algorithm = config.cache_config.prefix_caching_hash_algo
     if algorithm not in {"sha256", "sha256_cbor"}:
         return f"block hashes by {algorithm!r} can collide: use --prefix-caching-hash-algo sha256_cbor"
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size", "pipeline_parallel_size"):
         if getattr(config.parallel_config, name, 1) != 1:
             return f"{name} is not supported yet"
+    return _model_trouble(config)
+
+
+def _model_trouble(config: "VllmConfig") -> str:
     if config.speculative_config is not None:
         return "speculative decoding is not supported yet"
+    model = config.model_config
+    if model.runner_type == "pooling" and not model.is_prefix_caching_supported:
+        return "a model whose pooling needs every token of a prompt in one step cannot begin behind stored blocks"
     return ""
 
 
@@ -58,7 +68,10 @@ def engine_identity(
     if not revision:
         raise UsageError(f'the weights of {model.model!r} cannot be told from others: name them, with "revision"')
     hashes = f"{cache.prefix_caching_hash_algo} {kv_cache_utils.get_none_hash_seed()}"
-    kinds = (dtype, cache.cache_dtype, model.dtype, model.quantization)
+    kinds = [dtype, cache.cache_dtype, model.dtype, model.quantization]
+    if model.quantization_config is not None:  # of quantizing at the start; that of a checkpoint is in `hf_config`
+        how = json.dumps(model.quantization_config, sort_keys=True, default=repr)
+        kinds.append(hashlib.sha256(how.encode()).hexdigest()[:32])
     # With this kind of positions, which factors they take depends on how long a prompt may be.
     longest = f" {model.max_model_len}" if "longrope" in str(model.hf_config.to_dict()) else ""
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
@@ -93,10 +106,8 @@ def _weights(config: "VllmConfig") -> str:
     model, load_format = config.model_config, str(config.load_config.load_format)
     if load_format == "dummy":
         return f"dummy {model.seed}"
-    folder = Path(model.model)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
-        except (OSError, ValueError):
-            return ""
-    return weights_mark(folder)
+    if Path(model.model).is_dir():
+        return weights_mark(Path(model.model))
+    # `--download-dir` is for weights alone: configuration and code come out of the usual cache all the same.
+    folder = snapshot_of(model.model, model.revision, config.load_config.download_dir)
+    return weights_mark(folder, snapshot_of(model.model, model.revision)) if folder is not None else ""

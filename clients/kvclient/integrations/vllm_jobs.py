@@ -57,6 +57,7 @@ class Plan:
     pins: list[PinJob | WordJob] = field(default_factory=list)
     fences: set[int] = field(default_factory=set)  # saves, new ones too, whose blocks this step uses for something else
     closing: set[str] = field(default_factory=set)  # finished requests whose blocks wait for their saves
+    forward: bool = False  # is anything computed in this step?
     timed: int = 0  # the number of this step, if it tells what computing costs (`vllm_steps`)
 
 
@@ -74,13 +75,19 @@ class Progress:
     saved: dict[int, int] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)  # of these, the saves of which a worker could not store every block
     timed: int = 0  # of the plan of the step that has ended
+    weights_changed: bool = False  # or will have: what is stored belongs to the old ones
 
     def joined(self, other: "Progress") -> "Progress":
         """Both together."""
         saved = dict(self.saved)
         for number, workers in other.saved.items():
             saved[number] = saved.get(number, 0) + workers
-        return Progress(saved, self.refused | other.refused, self.timed or other.timed)
+        return Progress(
+            saved,
+            self.refused | other.refused,
+            self.timed or other.timed,
+            self.weights_changed or other.weights_changed,
+        )
 
 
 class Near(Protocol):

@@ -8,16 +8,10 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from kvclient.buffers import Scattered
 from kvproto.errors import UsageError
-
-SAMPLES: Final = 16  # of a weight file
-SAMPLE_BYTES: Final = 4096
-CODE_FILES: Final = "*.py"
-WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 
 
 class LayerPiece(NamedTuple):
@@ -112,23 +106,3 @@ def _merged(pieces: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
             yield base, stride, length
             base, stride, length = next_base, next_stride, next_length
     yield base, stride, length
-
-
-def weights_mark(folder: Path) -> str:
-    """What tells these weights from others: names, sizes, times of change and samples of their files; 64 hex digits.
-
-    Reading all of a large model would take as long as loading it. A model's own code, which computes with them if vLLM
-    is told to trust it, is read whole. Empty without a file of weights.
-    """
-    whole = hashlib.sha256()
-    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
-    for path in files:
-        state = path.stat()
-        whole.update(f"{path.name} {state.st_size} {state.st_mtime_ns} ".encode())
-        with path.open("rb") as file:
-            for number in range(SAMPLES):
-                file.seek(number * max(0, state.st_size - SAMPLE_BYTES) // max(1, SAMPLES - 1))
-                whole.update(file.read(SAMPLE_BYTES))
-    for path in sorted(folder.glob(CODE_FILES)):
-        whole.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest() if files else ""

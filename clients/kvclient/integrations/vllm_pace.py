@@ -1,6 +1,7 @@
 """How much of what a step has computed may be saved beside the next forward of vLLM without slowing that one.
 
     begin    a step is about to run: so many bytes hide behind its forward, which takes what the last ones have taken
+    loaded   what its forward needs was loaded, which took time of its own
     end      it has run
     save     the thread that saves: as much at a time as may be read of the engine's memory now
 
@@ -38,7 +39,7 @@ class Saved:
 
 
 class Pace:
-    """One worker's. `begin`, `end`, `idle` on the engine's thread, which waits for nothing."""
+    """One worker's. `begin`, `loaded`, `end`, `idle` on the engine's thread, which waits for nothing."""
 
     def __init__(self) -> None:
         self.budget = Budget()
@@ -52,6 +53,11 @@ class Pace:
         self.budget.tick(self._forward_s, now_s)
         self._began_s = now_s
         self._wake()
+
+    def loaded(self) -> None:
+        """It begins only now."""
+        if self._began_s is not None:
+            self._began_s = _clock()
 
     def end(self) -> None:
         """It is over."""

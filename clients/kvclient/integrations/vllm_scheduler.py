@@ -14,6 +14,7 @@ by the attributes that all tested versions have.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -35,11 +36,13 @@ from kvproto.errors import KvError
 _log = logging.getLogger(__name__)
 _clock = time.monotonic
 
-SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone
+SILENCE_S: Final = 1.0  # how long a daemon that has not answered is left alone, or that has answered slowly
+QUICK_S: Final = 0.001  # what a lookup may take, however many come: several times what it does, less than it saves
+WINDOW_S: Final = 0.1  # in which what lookups take beyond that may be as long as one alone may take
 FRESH_S: Final = 0.002  # how long a lookup of a request that comes is good for its first step
 AGAIN_S: Final = 0.002  # how often a request that waits for disk is looked up
 ASK_EACH_S: Final = 0.05  # how often what another engine hands over is asked for
-APART_S: Final = 0.0005  # between two lookups of all requests that wait for such: a step may look up many at once
+APART_S: Final = 0.0005  # between two lookups of all requests that wait for either: a step may look up many at once
 STORE_S: Final = 0.05  # how long a request may wait for blocks that somebody is storing right now
 SAME_S: Final = 5.0  # how long a request may wait for another one that loads the same
 REFUSED_S: Final = 1.0  # how long a request's blocks are not saved again once some were refused
@@ -98,7 +101,8 @@ class Scheduler:
         self._plan = Plan()
         self._saves = Saves(len(shards))
         self._silent_until = 0.0
-        self._handed_look_at = 0.0  # the last lookup that a request waits for
+        self._slow: deque[tuple[float, float]] = deque()  # lookups that were not quick: when, and how long beyond that
+        self._look_at = 0.0  # the last lookup that a request waits for
         self._off = False  # for good: see `reset`
         self._at_once: set[bytes] = set()  # keys of loads that are planned before the forward of the next step
         self._at_once_blocks = 0
@@ -116,8 +120,7 @@ class Scheduler:
     def on_new_request(self, request: Any) -> None:
         """As early as anything is known of it: fetch from disk what it will need."""
         wishes = wishes_of(getattr(request, "kv_transfer_params", None))
-        if getattr(request, "mm_features", None) or getattr(request, "lora_request", None):
-            # Images and adapters are known to vLLM by names that others may have, too.
+        if _has_more_than_tokens(request):
             wishes = replace(wishes, load=False, store=False)
         known = self._known[request.request_id] = Known(request, wishes)
         if known.wishes.program:
@@ -146,7 +149,7 @@ class Scheduler:
             # vLLM's cache gives it what another request loads in this very step. If that load fails, whatever this
             # one computes is wrong, and vLLM would not make good all of it.
             return None, False
-        if self._off or not known.wishes.load or len(keys) <= first:
+        if self._off or not known.wishes.load or len(keys) <= first or _has_more_than_tokens(known.request):
             return 0, False
         return self._look_up(known, keys, first)
 
@@ -202,6 +205,7 @@ class Scheduler:
     def plan(self, scheduled: dict[str, int], blocks_of: Callable[[str], Sequence[int]]) -> Plan:
         """What the workers do in this step. `scheduled`: tokens of each request in it."""
         plan, self._plan = self._plan, Plan()
+        plan.forward = bool(scheduled)
         self._at_once.clear()
         self._at_once_blocks = 0
         self._unsure = {job.request: tuple(blocks_of(job.request)) for job in plan.loads if job.at_once}
@@ -227,10 +231,12 @@ class Scheduler:
         return plan
 
     def reset(self) -> None:
-        """The engine's weights may be others from now on, and nobody can tell: load and store nothing any more."""
+        """The engine's weights may be others from now on: load and store nothing any more."""
         self._off = True
         self.holds.end_all()
-        _log.warning("the store is not used any more by this engine: its caches were reset, perhaps for other weights")
+        _log.warning(
+            "the store is not used any more by this engine: its weights were changed, or its caches reset for that"
+        )
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> bool:
         """A request is over. Whether its blocks must stay until its saves have ended."""
@@ -267,6 +273,8 @@ class Scheduler:
     def heard(self, progress: Progress | None, received: Iterable[str], bad_blocks: Collection[int] = ()) -> None:
         """What the workers have done. `bad_blocks`: of the engine, that they could not fill."""
         self._steps.end(progress.timed if progress is not None else 0)
+        if progress is not None and progress.weights_changed and not self._off:
+            self.reset()
         if bad_blocks:
             self._forget(bad_blocks)
         for request_id in received:
@@ -305,9 +313,17 @@ class Scheduler:
         took = _clock() - began
         self._count("lookups", 1)
         self._count("lookup_seconds", took)
-        if took >= patience:
+        if took >= patience or self._slow_s(began, took) >= patience:
             self._silent_until = _clock() + SILENCE_S
         return found
+
+    def _slow_s(self, began: float, took: float) -> float:
+        """What lookups of late, this one too, have taken beyond what each may."""
+        if took > QUICK_S:
+            self._slow.append((began, took - QUICK_S))
+        while self._slow and self._slow[0][0] < began - WINDOW_S:
+            self._slow.popleft()
+        return sum(beyond for _, beyond in self._slow)
 
     def _is_to_load(self, known: Known, found: Match) -> bool:
         """Does loading pay, as far as is known? Now and then it is done anyway; a request asks again while it waits."""
@@ -336,7 +352,7 @@ class Scheduler:
         if not known.wishes.handed_over_s or found.blocks == len(keys):
             return False
         known.handed_until = known.handed_until or now + known.wishes.handed_over_s
-        known.look_again = self._handed_look_at = max(now + AGAIN_S, self._handed_look_at + APART_S)
+        self._look_later(known, now)
         if now >= known.ask_again:
             known.ask_again = now + ASK_EACH_S
             known.prefetches.clear()
@@ -356,8 +372,12 @@ class Scheduler:
             known.disk_until = now + self._settings.disk_wait_s
             if not known.prefetches:
                 self._prefetch(known, keys)
-        known.look_again = now + AGAIN_S
+        self._look_later(known, now)
         return now < known.disk_until
+
+    def _look_later(self, known: Known, now: float) -> None:
+        """Again, but not in the same moment as all others."""
+        known.look_again = self._look_at = max(now + AGAIN_S, self._look_at + APART_S)
 
     def _prefetch(self, known: Known, keys: Sequence[bytes]) -> None:
         if _clock() >= self._silent_until:
@@ -369,9 +389,9 @@ class Scheduler:
 
         Not those of the step that begins: a load before it may fail, and the engine then computes it once more.
         """
-        if self._off or not (self._settings.store and known.wishes.store):
-            return 0
         request = known.request
+        if self._off or not (self._settings.store and known.wishes.store) or _has_more_than_tokens(request):
+            return 0
         computed_tokens = request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)
         return min(int(computed_tokens) // self._block_tokens, len(request.block_hashes))
 
@@ -421,3 +441,8 @@ class Scheduler:
         """Totals since the last time."""
         counts, self.counts = self.counts, {}
         return counts
+
+
+def _has_more_than_tokens(request: Any) -> bool:
+    """Images and adapters are known to vLLM by names that others may have, too. A session may be given some later."""
+    return bool(getattr(request, "mm_features", None) or getattr(request, "lora_request", None))

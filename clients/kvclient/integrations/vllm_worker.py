@@ -97,6 +97,7 @@ class Worker:
         self._refused: set[int] = set()  # of these
         self._closing: dict[str, float] = {}  # requests, and until when their blocks wait for saves
         self._timed = 0  # of the step that has ended
+        self._off = False  # for good: see `leave`
         self.counts: dict[str, float] = dict.fromkeys(
             ("loaded_blocks", "beside_blocks", "loaded_bytes", "load_seconds", "failed_blocks", "dropped_blocks",
              "saved_blocks", "known_blocks", "saved_bytes", "save_seconds", "refused_blocks",
@@ -123,8 +124,10 @@ class Worker:
         self._early.begin(job)
 
     def fence(self, plan: Plan) -> None:
-        """Withdraw blocks that are about to be written again from saves that have not copied them yet."""
+        """A step begins: withdraw blocks that it writes again from saves that have not copied them yet."""
         self._withdraw(plan.fences)
+        if plan.forward:
+            self._pace.begin()
 
     def _withdraw(self, fences: Collection[int]) -> None:
         for number in fences:
@@ -134,7 +137,7 @@ class Worker:
                 saving.gate.close()
 
     def begin(self, plan: Plan) -> None:
-        """Start the loads of a step."""
+        """Start the loads of a step: before its forward if some are at once, else vLLM asks for it behind that."""
         if plan.dropped:
             self._drop(plan.dropped)
         self._early.give_up_asked()
@@ -160,7 +163,8 @@ class Worker:
                 layer_by_layer.append(held)
         if self._layers is not None:
             self._layers.begin(layer_by_layer)
-        self._pace.begin()
+        if any(job.at_once for job in plan.loads):
+            self._pace.loaded()
 
     def wait_for_layer(self, layer: str) -> None:
         """Before this layer's memory is read."""
@@ -179,7 +183,7 @@ class Worker:
         for job in plan.saves:
             with self._lock:
                 # What a request had that is over may have been written by this very step: then it is a fence, too.
-                crowded = len(self._saving) >= SAVES_WAITING or job.number in plan.fences
+                crowded = self._off or len(self._saving) >= SAVES_WAITING or job.number in plan.fences
                 if crowded:
                     self._end_save(job, refused=True)
                     self.counts["refused_blocks"] += len(job.keys)
@@ -229,12 +233,16 @@ class Worker:
         return closed
 
     def take_progress(self) -> Progress | None:
-        """Saves that have ended since the last time, and whether the step was one that is timed."""
+        """Saves that have ended since the last time, whether the step was one that is timed, and of other weights."""
         timed, self._timed = self._timed, 0
         with self._lock:
             saved, self._saved = self._saved, {}
             refused, self._refused = self._refused, set()
-        return Progress(saved, refused, timed) if saved or timed else None
+        return Progress(saved, refused, timed, self._off) if saved or timed or self._off else None
+
+    def leave(self) -> None:
+        """The engine's weights will be others: no load is right any more, and nothing new is saved. Any thread."""
+        self._off = True
 
     @property
     def saving(self) -> int:
@@ -279,6 +287,8 @@ class Worker:
 
     def _note(self, job: LoadJob, good: int, seconds: float, *, beside: int = 0) -> None:
         """So many blocks from the front were filled, and are right; `beside` of them while the forward ran."""
+        if self._off:
+            good = 0
         if job.tried and good == len(job.keys) and seconds > 0 and not job.from_disk:
             namespace = self._quick if job.at_once else self._patient
             # Decoding says little about memory.
