@@ -11,7 +11,6 @@ has most are taken back. That it is gone may be heard before that it came there,
 when it may be so (`moment`).
 """
 
-import re
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,21 +19,24 @@ from itertools import islice
 from typing import Final
 
 from kvstore.sessions import Namespace
-from kvstore.tier.remote_format import Place, key_digest, mark_of, marks_in
+from kvstore.tier.remote_format import Place, key_digest, mark_of, marks_of
 
 BLOCKS: Final = 1 << 15  # about 500 bytes each
+PART: Final = 512  # of those that were told: a slice is found without looking at all of them
 MARKS: Final = 1024  # that were taken back lately, of one place
 PLACES: Final = 64  # of which those are remembered
-_DIGEST: Final = re.compile(r"(?:[0-9a-f]{2})+")
 
 
 @dataclass(slots=True)
 class _There:
     """One block."""
 
-    serial: int
     mark: str
-    told: bool = False
+    serial: int = 0  # of when it was told; 0: it was not
+
+    @property
+    def told(self) -> bool:
+        return self.serial > 0
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +75,8 @@ class Beyond:
         self._leaving: deque[_Space] = deque()
         self._changed: OrderedDict[tuple[_Space, bytes], None] = OrderedDict()
         self._past: OrderedDict[str, _Past] = OrderedDict()  # by prefix
-        self._listed: list[tuple[int, int, bytes]] = []  # serial, namespace, key: for who asks what is there
+        self._order: dict[int, dict[int, tuple[_Space, bytes]]] = {}  # what was told, by serial, `PART` serials each
+        self._until = 0  # what was told later is left out for who asks what is there
         self._before = 0  # as of a place, for those that nobody remembers
 
     # -- what is found out ---------------------------------------------------------------------------------------
@@ -100,11 +103,11 @@ class Beyond:
             mark = mark_of(key_digest(place, key))
             if past.marks.get(mark, 0) > since:
                 continue
-            self._serial += 1
-            one = space.there[key] = _There(self._serial, mark, key in space.wrong)
+            one = space.there[key] = _There(mark)
             space.by_mark.setdefault(one.mark, []).append(key)
             self.blocks += 1
-            if one.told:
+            if key in space.wrong:
+                self._tell(space, key, one)
                 self._put_right(space, key)
             else:
                 self._changed[space, key] = None
@@ -126,12 +129,11 @@ class Beyond:
         for name in names:
             folder = name[: name.rfind("/") + 1]
             prefix = folder[: folder.rfind("/", 0, -1) + 1]
-            space, marks = self._by_prefix.get(prefix), marks_in(name, folder)
-            first = folder[len(prefix) : -1]
-            if marks is None or _DIGEST.fullmatch(first) is None:  # some names the far side has said
+            space, marks = self._by_prefix.get(prefix), marks_of(name)
+            if not marks:
                 continue
             past = self._past_of(prefix)
-            for mark in (mark_of(bytes.fromhex(first)), *marks):
+            for mark in marks:
                 past.marks[mark] = self.moment
                 past.marks.move_to_end(mark)
                 if space is not None:
@@ -205,7 +207,7 @@ class Beyond:
                     self._told -= 1
                     yield space.number, key, False
                 elif key in space.there:
-                    space.there[key].told = True
+                    self._tell(space, key, space.there[key])
                     self._told += 1
                     yield space.number, key, True
             else:
@@ -215,29 +217,50 @@ class Beyond:
         """What was told of these namespaces, as seen at the first of these questions (`start` 0 or 1), of at most so
         many blocks from `start` on, and where to go on; 0: that was all. What is told meanwhile is left out.
         """
-        if start <= 1 or not self._listed:
-            spaces = self._spaces.items()
-            told = ((one.serial, of, key) for of, space in spaces for key, one in space.there.items() if one.told)
-            self._listed = sorted(told)
-        at = bisect_left(self._listed, (start,))
-        part, wanted = self._listed[at : at + most], set(numbers)
-        found = [(of, key) for serial, of, key in part if of in wanted and self._is_still_told(of, key, serial)]
-        if at + most < len(self._listed):
-            return found, part[-1][0] + 1
-        self._listed = []
+        if start <= 1 or not self._until:
+            self._until = self._serial + 1
+        found: list[tuple[int, bytes]] = []
+        wanted = set(numbers)
+        for serial, space, key in islice(self._told_from(start), most):
+            if serial >= self._until:
+                break
+            if space.number in wanted and self._spaces.get(space.number) is space:
+                found.append((space.number, key))
+            start = serial + 1
+        following = next(self._told_from(start), None)
+        if following is not None and following[0] < self._until:
+            return found, start
+        self._until = 0
         return found, 0
 
     # -- below ---------------------------------------------------------------------------------------------------
 
-    def _is_still_told(self, number: int, key: bytes, serial: int) -> bool:
-        one = self._spaces[number].there.get(key) if number in self._spaces else None
-        return one is not None and one.told and one.serial == serial
+    def _told_from(self, start: int) -> Iterator[tuple[int, _Space, bytes]]:
+        """What was told and not taken back, in the order in which it was told, from a serial on."""
+        parts = list(self._order)
+        for part in parts[bisect_left(parts, start // PART) :]:
+            for serial, (space, key) in self._order[part].items():
+                if serial >= start:
+                    yield serial, space, key
+
+    def _tell(self, space: _Space, key: bytes, one: _There) -> None:
+        self._serial += 1
+        one.serial = self._serial
+        self._order.setdefault(one.serial // PART, {})[one.serial] = space, key
+
+    def _untell(self, one: _There) -> None:
+        if one.told:
+            part = self._order[one.serial // PART]
+            del part[one.serial]
+            if not part:
+                del self._order[one.serial // PART]
 
     def _take_back(self, space: _Space, key: bytes) -> None:
         one = space.there.pop(key, None)
         if one is None:
             return
         self.blocks -= 1
+        self._untell(one)
         same = space.by_mark[one.mark]
         same.remove(key)
         if not same:
@@ -283,6 +306,7 @@ class Beyond:
             self._wrong -= 1
         elif space.there:
             key, one = space.there.popitem(last=False)
+            self._untell(one)
             if space.again is not None:
                 self._see(space.number, space.place, [key], space.again)
             if not one.told:

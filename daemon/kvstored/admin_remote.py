@@ -27,13 +27,15 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
     remote, jobs, far = store.remote, threads.jobs, threads.far
     tally, writing, seen, calls = remote.tally, remote.writing, jobs.holdings.seen, far.tally
     reads, writes = standing(far.reading), standing(far.writing)
+    if jobs.keeping.short and writes not in _OFF:  # who writes deletes first
+        writes = standing(far.deleting)
     if reads in _OFF:  # who writes looks first what is there
         writes = reads
     return RemoteReport(
         url=url,
         reading=reads,
         writing=writes,
-        reason=far.reading.reason or far.writing.reason,
+        reason=far.reading.reason or far.writing.reason or far.deleting.reason,
         capacity_bytes=threads.limits.quota_bytes,
         used_bytes=threads.ledger.total_bytes,
         objects=len(threads.ledger),

@@ -1,6 +1,7 @@
 """Calls to the far side, each behind a circuit breaker, counted and timed. Any thread.
 
-Reading and writing have a breaker each: a bucket that is full, or may not be written to, can still be read.
+Reading, writing and deleting have a breaker each: a bucket that is full, or may not be written to, can still be read,
+and one that deletes badly can still be written.
 """
 
 import logging
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class NotAskedError(UnreachableError):
+    """A breaker is open: nothing was even sent."""
+
+
 @dataclass(slots=True)
 class Calls:
     """Totals."""
@@ -49,6 +54,7 @@ class FarSide:
         self.tally = Calls()
         self.reading = Breaker()
         self.writing = Breaker()
+        self.deleting = Breaker()
         self._backend = backend
         self._lock = threading.Lock()
 
@@ -59,6 +65,10 @@ class FarSide:
     def can_write(self) -> bool:
         """Is there any use in writing? Takes no lock."""
         return self.writing.would_allow(time.monotonic_ns())
+
+    def can_delete(self) -> bool:
+        """Is there any use in deleting? Takes no lock."""
+        return self.deleting.would_allow(time.monotonic_ns())
 
     def get_range(self, name: str, start: int, stop: int) -> Bytes:
         """`Backend.get_range`. Raises RemoteError, UnreachableError where it was not even tried."""
@@ -92,7 +102,7 @@ class FarSide:
 
     def delete(self, names: Sequence[str]) -> None:
         """`Backend.delete`. Raises RemoteError."""
-        self._call(self.writing, lambda: self._backend.delete(names))
+        self._call(self.deleting, lambda: self._backend.delete(names))
 
     def close(self) -> None:
         """No more calls."""
@@ -102,9 +112,9 @@ class FarSide:
         with self._lock:
             if not breaker.allow(time.monotonic_ns()):
                 self.tally.not_made += 1
-                raise UnreachableError(f"not asked: {breaker.reason}")
+                raise NotAskedError(f"not asked: {breaker.reason}")
             self.tally.reads += breaker is self.reading
-            self.tally.writes += breaker is self.writing
+            self.tally.writes += breaker is not self.reading
         try:
             answer = call()
         except (AbsentError, TooLargeError):  # that is an answer, or the far side was not even asked
@@ -127,7 +137,7 @@ class FarSide:
             log.info("remote: %s goes on", self._what(breaker))
 
     def _what(self, breaker: Breaker) -> str:
-        return "reading" if breaker is self.reading else "writing"
+        return "reading" if breaker is self.reading else "writing" if breaker is self.writing else "deleting"
 
     def _failed(self, breaker: Breaker, error: RemoteError) -> None:
         lasting = isinstance(error, RefusedError | FullError)

@@ -5,7 +5,7 @@ must not come back, and which objects are not what they should be. Any thread; w
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,15 +13,17 @@ from typing import Final
 from kvstore.tier.format import FormatError
 from kvstore.tier.remote_format import HEADER_BYTES, ObjectHeader, Place, key_digest, parse_header, runs_prefix
 from kvstore.tier.remote_index import AHEAD, Known, Stretch, follow
-from kvstored.remote_calls import FarSide
+from kvstored.remote_calls import FarSide, NotAskedError
 from kvstored.remote_ledger import Ledger
 from kvstored.remote_port import Bytes, RemoteError
-from kvstored.remote_removals import Epochs
+from kvstored.remote_removals import Doubt, Epochs, Removals
 
 log = logging.getLogger(__name__)
 
 LISTED: Final = 1000  # runs that begin with one block: of more, the rest is not looked at
 HEADERS: Final = 512  # remembered
+NAMES: Final = 64  # deleted in one call, where an engine has that
+UNSETTLED: Final = 4096  # writes; of more, what they may have left is for the quota, or for the bucket's own rule
 
 
 @dataclass(slots=True)
@@ -48,6 +50,9 @@ class Holdings:
         self.seen = Seen()
         self.known = Known()
         self.epochs = Epochs()
+        self.removals = Removals()
+        self.writing: set[str] = set()  # names
+        self.unsettled: Counter[str] = Counter()  # writes by prefix: under way, or left in doubt
         self.lock = threading.Lock()  # for all of these
         self.gone: Callable[[Sequence[str]], None] = lambda _names: None  # hears of objects that are there no more
         self._headers: OrderedDict[str, ObjectHeader] = OrderedDict()
@@ -96,6 +101,11 @@ class Holdings:
                 if self.ledger.is_deleted(prefix, digest):
                     return digests[:number]
         return digests
+
+    def has_deleted(self, place: Place) -> bool:
+        """Is any key of its tenant remembered as deleted?"""
+        with self.lock:
+            return self.ledger.has_deleted(place.prefix)
 
     # -- headers ---------------------------------------------------------------------------------------------------
 
@@ -147,10 +157,24 @@ class Holdings:
         log.warning("remote: damaged object, never read again: name=%s reason=%s", name, reason)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Delete these. Raises RemoteError."""
-        if not names:
-            return
-        self.far.delete(names)
+        """Delete these, as many as can be. Raises RemoteError: some are still there."""
+        at_a_time = NAMES if self.far.most_blocks == 1 else 1
+        failed: RemoteError | None = None
+        for at in range(0, len(names), at_a_time):
+            some = names[at : at + at_a_time]
+            try:
+                self.far.delete(some)
+            except NotAskedError as error:
+                failed = failed or error
+                break
+            except RemoteError as error:
+                failed = error
+            else:
+                self._removed(some)
+        if failed is not None:
+            raise failed
+
+    def _removed(self, names: Sequence[str]) -> None:
         with self.lock:
             self.seen.removed += len(names)
             for name in names:
@@ -159,16 +183,50 @@ class Holdings:
                 self._headers.pop(name, None)
         self.gone(names)
 
-    def clear(self, prefix: str) -> None:
-        """Delete all of a namespace's objects. Raises RemoteError: it must be tried again."""
+    def remove_below(self, prefix: str, *, twice: bool) -> None:
+        """Delete all that a listing has. `twice`: and see that it is gone. Raises RemoteError."""
         before: list[str] = []
-        while self.far.most_blocks > 1 and (names := [one.name for one in self.far.listing(prefix, LISTED)]):
+        while names := [one.name for one in self.far.listing(prefix, LISTED)]:
             if names == before:
                 raise RemoteError("what was deleted is still there")
             self.remove(names)
+            if len(names) < LISTED and not twice:
+                return
             before = names
+
+    def clear(self, prefix: str) -> None:
+        """Delete all of a namespace's objects. Raises RemoteError: it must be tried again."""
+        with self.lock:
+            clear, unsettled = self.ledger.last_clear(prefix), prefix in self.unsettled
+        if self.far.most_blocks > 1:
+            self.remove_below(prefix, twice=True)
         with self.lock:
             mine = self.ledger.below(prefix)
         self.remove(mine)
+        if unsettled:
+            raise RemoteError("what was being written of it may still appear")
         with self.lock:
-            self.ledger.end_clear(prefix)
+            self.ledger.end_clear(prefix, clear)
+
+    # -- writes that nobody knows the end of -------------------------------------------------------------------------
+
+    def settle(self, doubt: Doubt) -> None:
+        """What was dropped meanwhile is deleted; what did not get there is not ours. Raises RemoteError."""
+        with self.lock:
+            dropped = self.epochs.meet(doubt.prefix, doubt.epoch, doubt.keys)
+        there = not dropped and self.far.exists_many([doubt.name])[0]
+        if dropped:
+            self.remove([doubt.name])
+        with self.lock:
+            if there and doubt.name not in self.ledger:
+                self.ledger.wrote(doubt.name, doubt.object_bytes)
+            elif not there:
+                self.ledger.removed(doubt.name)
+                self.known.forget(doubt.name)
+            self.settled(doubt.prefix)
+
+    def settled(self, prefix: str) -> None:
+        """A write has ended, and everybody knows how. Its user locks."""
+        self.unsettled[prefix] -= 1
+        if not self.unsettled[prefix]:
+            del self.unsettled[prefix]

@@ -6,6 +6,7 @@ Keep -> copied out of DRAM and compared -> what is there already is left out -> 
 
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Final
 
 import numpy as np
@@ -16,10 +17,21 @@ from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import HEADER_BYTES, ObjectHeader, marks_in, name_of, pack_header
 from kvstore.tier.remote_index import Run
 from kvstore.tier.remote_orders import Bytes, Keep
-from kvstored.remote_holdings import Holdings
-from kvstored.remote_port import RemoteError, TooLargeError
+from kvstored.remote_calls import NotAskedError
+from kvstored.remote_holdings import UNSETTLED, Holdings
+from kvstored.remote_port import FullError, RefusedError, RemoteError, TooLargeError
+from kvstored.remote_removals import Doubt
 
 SHARE_PACKED: Final = 0.9  # of its bytes: what saves less is not worth decoding
+
+
+class Ended(Enum):
+    """How a write has."""
+
+    WRITTEN = auto()
+    THERE = auto()  # already
+    REFUSED = auto()  # or not even asked for
+    IN_DOUBT = auto()  # no answer, or one that makes no sense
 
 
 class Keeping:
@@ -30,6 +42,11 @@ class Keeping:
         self.view = view
         self._holdings = holdings
         self._quota_bytes = quota_bytes
+        self.short = False  # the last one found no room, and nothing could be deleted for it
+
+    def has_room(self) -> bool:
+        """Is there room for a write, or any use in making some? Takes no lock."""
+        return not self.short or self._holdings.far.can_delete()
 
     def begin(self, keep: Keep) -> None:
         """What is dropped from now on may be some of it. Owner thread."""
@@ -73,7 +90,7 @@ class Keeping:
     def _put(self, keep: Keep, content: Bytes, stop: int) -> None:
         """Blocks from `keep.stored` to `stop` as one object. Raises RemoteError."""
         holdings, start = self._holdings, keep.stored
-        keys, prefix = keep.keys[start:stop], keep.place.prefix
+        keys = keep.keys[start:stop]
         stored, packed = _packed(keep, content, stop) if holdings.far.most_blocks > 1 else ((), [])
         name = name_of(keep.place, keys, encoded=bool(stored))
         with holdings.lock:
@@ -88,21 +105,65 @@ class Keeping:
         parts = [content[begin : begin + HEADER_BYTES], *packed] if stored else [content[begin:end]]
         object_bytes = header.ends[-1]
         self._make_room(object_bytes)
-        new = holdings.far.put(name, parts)
+        noted = self._begin(keep, name, object_bytes)
+        ended = Ended.IN_DOUBT
+        try:
+            ended = Ended.WRITTEN if holdings.far.put(name, parts) else Ended.THERE
+        except (NotAskedError, RefusedError, FullError, TooLargeError):
+            ended = Ended.REFUSED
+            raise
+        finally:
+            dropped = self._end(keep, name, object_bytes, ended, noted=noted)
+        if dropped:
+            raise RemoteError("deleted meanwhile")
+        keep.stored = stop
+        self._make_room(0)  # others write at the same time
+
+    def _begin(self, keep: Keep, name: str, object_bytes: int) -> bool:
+        """Note it before it is there, so that it is not forgotten, however this ends. True: it was noted earlier.
+
+        Raises RemoteError: nothing of what is being deleted is written.
+        """
+        holdings, prefix = self._holdings, keep.place.prefix
         with holdings.lock:
-            dropped = holdings.epochs.of(prefix) != keep.epoch
-            if new:
+            if holdings.ledger.is_clearing(prefix) or holdings.epochs.meet(prefix, keep.epoch, keep.keys):
+                raise RemoteError("deleted meanwhile")
+            if name in holdings.writing:
+                raise RemoteError("it is being written already")
+            holdings.writing.add(name)
+            holdings.unsettled[prefix] += 1
+            noted = name in holdings.ledger
+            if not noted:
                 holdings.ledger.wrote(name, object_bytes)
-            if not dropped:
+        return noted
+
+    def _end(self, keep: Keep, name: str, object_bytes: int, ended: Ended, *, noted: bool) -> bool:
+        """Was some of it dropped while it was written? Then what lies there goes, as soon as that works.
+
+        Whoever clears the namespace waits for what is left in doubt.
+        """
+        holdings, prefix = self._holdings, keep.place.prefix
+        doubt = Doubt(prefix, name, object_bytes, keep.keys, keep.epoch)
+        with holdings.lock:
+            holdings.writing.discard(name)
+            dropped = holdings.epochs.meet(prefix, keep.epoch, keep.keys)
+            if ended in {Ended.THERE, Ended.REFUSED} and not noted:  # somebody else's, or nobody's
+                holdings.ledger.removed(name)
+            if ended is Ended.WRITTEN and name not in holdings.ledger:  # it seemed the oldest, and had to go
+                holdings.ledger.wrote(name, object_bytes)
+            there = ended in {Ended.WRITTEN, Ended.THERE}
+            if (there and not dropped) or ended is Ended.REFUSED or holdings.unsettled.total() > UNSETTLED:
+                holdings.settled(prefix)
+            elif there:
+                holdings.removals.add(doubt)
+            else:
+                holdings.removals.add_later(doubt)
+            if there and not dropped:
                 folder = name[: name.rfind("/") + 1]
                 marks = marks_in(name, folder)
                 assert marks is not None, "a name of our own"
                 holdings.known.add(folder, Run(name, marks, object_bytes), time.monotonic_ns())
-        if dropped:  # something of this namespace was deleted while it was written: it may be this
-            holdings.remove([name])
-            raise RemoteError("deleted meanwhile")
-        keep.stored = stop
-        self._make_room(0)  # others write at the same time
+        return dropped
 
     def _make_room(self, wanted_bytes: int) -> None:
         """Delete what was written first while there is more than the quota allows.
@@ -116,7 +177,9 @@ class Keeping:
             with holdings.lock:
                 oldest = holdings.ledger.oldest()
                 if oldest is None or holdings.ledger.total_bytes + wanted_bytes <= self._quota_bytes:
+                    self.short = False
                     return
+            self.short = True
             holdings.remove([oldest])
 
 

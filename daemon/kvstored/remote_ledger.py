@@ -3,27 +3,38 @@
     + BYTES NAME    written           x PREFIX DIGEST    a key that was deleted
     - NAME          removed           c PREFIX           a namespace that is being cleared; d PREFIX: that is done
 
-Lines are appended and the whole is written anew when most of them are over. It is a note, not a truth: without it the
-objects stay where they are until the bucket's own rule removes them. One thread at a time (its user locks).
+An object is noted before it is written, so that none is left over there that nobody knows of. Lines are appended,
+and the whole is written anew when most of them are over. It is a note, not a truth: without it the objects stay where
+they are until the bucket's own rule removes them. One thread at a time (its user locks).
 """
 
 import logging
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from kvstore.tier.remote_format import FORMAT_VERSION
 from kvstored.remote_port import NAME_BYTES
 
 log = logging.getLogger(__name__)
 
 FILE: Final = "remote-ledger"
-OBJECTS: Final = 1 << 20  # remembered at most; about 450 bytes each
+OBJECTS: Final = 1 << 20  # remembered at most; about 600 bytes each
 DELETED: Final = 1 << 16  # keys, of all tenants together
 LINE_BYTES: Final = NAME_BYTES + 64
 LINES: Final = 3 * (OBJECTS + DELETED)  # of a file: more than it is ever let have
 SLACK: Final = 4096  # lines that are over, at the least, before the file is written anew
+
+_PREFIX: Final = f"v{FORMAT_VERSION}/[0-9a-f]{{32}}/[0-9a-f]{{32}}/"
+_NAME: Final = f"{_PREFIX}[0-9a-f]{{40}}/[0-9]{{1,2}}z?[.][A-Za-z0-9_-]{{0,256}}"
+# Whatever a flipped bit makes of a line, it is one of these or none.
+_LINE: Final = re.compile(
+    f"(?P<add>[+]) (?P<bytes>[0-9]{{1,15}}) (?P<added>{_NAME})|(?P<take>-) (?P<taken>{_NAME})"
+    f"|(?P<note>x) (?P<of>{_PREFIX}) (?P<digest>[0-9a-f]{{2,64}})|(?P<mark>[cd]) (?P<prefix>{_PREFIX})"
+)
 
 
 class Ledger:
@@ -35,8 +46,10 @@ class Ledger:
         self.faults = 0  # lines that could not be read, and writes that failed
         self._path = folder / FILE if folder is not None else None
         self._objects: OrderedDict[str, int] = OrderedDict()
+        self._names: dict[str, dict[str, None]] = {}  # by the prefix of their namespace
         self._deleted: dict[str, OrderedDict[tuple[str, str], None]] = {}  # by tenant
-        self._clearing: dict[str, None] = {}
+        self._clearing: dict[str, int] = {}  # which clear is the last one
+        self._clears = 0
         self._count = 0  # of deleted keys
         self._lines = 0
         self._torn = False  # the last line has no end: the next one must not go on with it
@@ -44,8 +57,11 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._objects)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._objects
+
     def wrote(self, name: str, object_bytes: int) -> None:
-        """An object is there now."""
+        """An object is there now, or is about to be."""
         self._add(name, object_bytes)
         self._append(f"+ {object_bytes} {name}")
 
@@ -59,8 +75,8 @@ class Ledger:
         return next(iter(self._objects), None)
 
     def below(self, prefix: str) -> list[str]:
-        """Names that begin so."""
-        return [name for name in self._objects if name.startswith(prefix)]
+        """Names of all objects of a namespace."""
+        return list(self._names.get(prefix, ()))
 
     def delete_keys(self, prefix: str, digests: Sequence[bytes]) -> None:
         """Keys of a namespace: nothing of them is to come back."""
@@ -72,6 +88,10 @@ class Ledger:
     def is_deleted(self, prefix: str, digest: bytes) -> bool:
         """Was this key deleted?"""
         return (prefix, digest.hex()) in self._deleted.get(_tenant(prefix), ())
+
+    def has_deleted(self, prefix: str) -> bool:
+        """Is any key of the tenant whose namespace this is remembered as deleted?"""
+        return bool(self._deleted.get(_tenant(prefix)))
 
     def _note(self, prefix: str, digest: str) -> None:
         """One above the bound costs the tenant who has most of them its oldest one."""
@@ -85,12 +105,20 @@ class Ledger:
 
     def begin_clear(self, prefix: str) -> None:
         """All of a namespace was dropped: nothing of it is to come back."""
-        self._clearing[prefix] = None
+        self._mark(prefix)
         self._append(f"c {prefix}")
 
-    def end_clear(self, prefix: str) -> None:
-        """Nothing of it is over there any more."""
-        if prefix in self._clearing:
+    def _mark(self, prefix: str) -> None:
+        self._clears += 1
+        self._clearing[prefix] = self._clears
+
+    def last_clear(self, prefix: str) -> int:
+        """For `end_clear`, once all that is there now is gone."""
+        return self._clearing.get(prefix, 0)
+
+    def end_clear(self, prefix: str, clear: int) -> None:
+        """Nothing of it is over there any more; if it was cleared once more meanwhile that one is still to be done."""
+        if clear and self._clearing.get(prefix) == clear:
             del self._clearing[prefix]
             self._append(f"d {prefix}")
 
@@ -110,14 +138,21 @@ class Ledger:
     def _add(self, name: str, object_bytes: int) -> None:
         self._take(name)
         self._objects[name] = object_bytes
+        self._names.setdefault(_namespace(name), {})[name] = None
         self.total_bytes += object_bytes
         if len(self._objects) > OBJECTS:  # left to the bucket's own rule
             self._take(next(iter(self._objects)))
 
     def _take(self, name: str) -> bool:
         object_bytes = self._objects.pop(name, None)
-        self.total_bytes -= object_bytes or 0
-        return object_bytes is not None
+        if object_bytes is None:
+            return False
+        self.total_bytes -= object_bytes
+        prefix = _namespace(name)
+        del self._names[prefix][name]
+        if not self._names[prefix]:
+            del self._names[prefix]
+        return True
 
     # -- the file ------------------------------------------------------------------------------------------------
 
@@ -131,7 +166,7 @@ class Ledger:
                     self._torn = not line.endswith("\n")
                     if line != "\n":
                         self._lines += 1
-                        self.faults += not self._take_line(line.removesuffix("\n").split(" "))
+                        self.faults += not self._take_line(line.removesuffix("\n"))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -142,21 +177,20 @@ class Ledger:
             log.warning("remote: lines=%d of the ledger could not be read", self.faults)
         self._renew_if_due()
 
-    def _take_line(self, words: list[str]) -> bool:
-        if len(words) == 3 and words[0] == "+" and words[1].isdecimal() and len(words[1]) <= 15:
-            if len(words[2]) > NAME_BYTES or not words[2].isascii():
-                return False
-            self._add(words[2], int(words[1]))
-        elif len(words) == 2 and words[0] == "-":
-            self._take(words[1])
-        elif len(words) == 3 and words[0] == "x" and words[1].isascii():
-            self._note(words[1], words[2])
-        elif len(words) == 2 and words[0] == "c" and words[1].isascii():
-            self._clearing[words[1]] = None
-        elif len(words) == 2 and words[0] == "d":
-            self._clearing.pop(words[1], None)
-        else:
+    def _take_line(self, line: str) -> bool:
+        found = _LINE.fullmatch(line)
+        if found is None:
             return False
+        if found["add"]:
+            self._add(found["added"], int(found["bytes"]))
+        elif found["take"]:
+            self._take(found["taken"])
+        elif found["note"]:
+            self._note(found["of"], found["digest"])
+        elif found["mark"] == "c":
+            self._mark(found["prefix"])
+        else:
+            self._clearing.pop(found["prefix"], None)
         return True
 
     def _append(self, *lines: str) -> None:
@@ -193,13 +227,18 @@ class Ledger:
                 os.fsync(file.fileno())
             beside.replace(self._path)
             self._torn = False
-        except OSError:
+        except (OSError, ValueError):
             self.faults += 1
         self._lines = alive
 
 
 def _for_us_alone(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _namespace(name: str) -> str:
+    """What names of all objects of its namespace begin with."""
+    return name[: name.rfind("/", 0, name.rfind("/")) + 1]
 
 
 def _tenant(prefix: str) -> str:

@@ -180,10 +180,10 @@ class MooncakeBackend:
 
     def delete(self, names: Sequence[str]) -> None:
         """See the port."""
-        life, until_s = self._alive(), self._until_s()
+        life = self._alive()
         for at in range(0, len(names), NAMES):
             some = list(names[at : at + NAMES])
-            for code in self._codes(life.ask(until_s, do="delete", names=some), len(some)):
+            for code in self._codes(life.ask(self._until_s(), do="delete", names=some), len(some)):
                 if code != OK and code not in ABSENT:
                     raise UnreachableError(_meaning(code))
 

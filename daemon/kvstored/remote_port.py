@@ -69,7 +69,10 @@ class Backend(Protocol):
         """Write an object of these parts, one behind the other: all of it, or nothing. False: it was there already."""
 
     def get_range(self, name: str, start: int, stop: int) -> Bytes:
-        """Bytes `start..stop` of an object, read-only; fewer where it ends earlier. Raises AbsentError."""
+        """Bytes `start..stop` of an object, read-only; fewer where it ends earlier. Raises AbsentError.
+
+        Who sends more is not listened to: no more come into memory, and UnreachableError is raised.
+        """
 
     def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
         """Objects of at most so many bytes each, whole, in one request where the engine has that; None: it is gone.

@@ -71,7 +71,7 @@ class Reading:
     def seek(self, seek: Seek, deliver: Callable[[Piece], None]) -> None:
         """Bring what there is, piece by piece."""
         digests = self._holdings.allowed(seek.place, seek.keys)
-        if len(digests) <= seek.start:
+        if len(digests) <= seek.start or not self._is_allowed_behind(seek):
             return
         if seek.wished:
             self._holdings.doubt(seek.place, digests[seek.start :])
@@ -79,6 +79,16 @@ class Reading:
             self._bring(seek, digests, deliver)
         except RemoteError as error:
             log.debug("remote: a chain was not read: %s", error)
+
+    def _is_allowed_behind(self, seek: Seek) -> bool:
+        """Was nothing deleted of what comes before it? What continued that is still over there, as it was then."""
+        if not self._holdings.has_deleted(seek.place):
+            return True
+        if seek.before is None and seek.start:
+            seek.continues = seek.keys[0]
+            return False
+        seek.before = seek.before or ()  # only a root, unless the owner has looked up more
+        return len(self._holdings.allowed(seek.place, seek.before)) == len(seek.before)
 
     def _bring(self, seek: Seek, digests: Sequence[bytes], deliver: Callable[[Piece], None]) -> None:
         """Several asks at a time, handed on in order; over at the first that did not come whole.
@@ -228,10 +238,7 @@ class Reading:
             header = holdings.parse(name, content[:HEADER_BYTES])
             ask.opening.set(header)
             return header, _compared(seek, ask.stretch, content[HEADER_BYTES:], header, ask.first, ask.stop)
-        if not ask.leads and ask.header is None:
-            header = ask.opening.wait()
-            return header, _compared(seek, ask.stretch, content, header, ask.first, ask.stop)
-        known = ask.header or holdings.remembered(name)
+        known = ask.header or (holdings.remembered(name) if ask.leads else ask.opening.wait())
         header = known or holdings.read_header(name)
         try:
             found = _compared(seek, ask.stretch, content, header, ask.first, ask.stop)

@@ -15,6 +15,7 @@ import numpy as np
 from kvstore.tier.remote_format import OBJECT_BLOCKS
 from kvstored.remote_address import RemoteAddress
 from kvstored.remote_port import (
+    NAME_BYTES,
     AbsentError,
     Bytes,
     FullError,
@@ -26,10 +27,13 @@ from kvstored.remote_port import (
 
 LISTED_AT_A_TIME: Final = 1000  # what S3 gives in one answer
 REASON_LETTERS: Final = 200
+STREAMED_BYTES: Final = 1 << 18  # of an answer at a time
 _STATUS_403: Final = re.compile(r"status code: 40[13]\b")
 _STATUS_416: Final = re.compile(r"status code: 416\b")
 _STATUS_507: Final = re.compile(r"status code: 507\b")
 _URL: Final = re.compile(r"(https?://[^\s/?]{1,100})\S*")
+_ANSWER: Final = re.compile(r"status code: \d{3}(?: [A-Z][A-Za-z -]{1,40})?|Got invalid [\w ]{1,40} response")
+_CODE: Final = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>")
 _CAUSE: Final = re.compile(r'message: "([^"\n]{1,60})"')  # what the system has said, innermost last
 
 
@@ -82,15 +86,19 @@ class S3Backend:
         """See the port."""
         import obstore  # noqa: PLC0415
 
+        read, read_bytes = np.empty(stop - start, dtype=np.uint8), 0
         with _errors():
-            try:
-                content: Any = obstore.get_range(self._store, name, start=start, end=stop)
+            try:  # piece by piece: whoever sends more than was asked for is not listened to any longer
+                for piece in obstore.get(self._store, name, options={"range": (start, stop)}).stream(STREAMED_BYTES):
+                    if read_bytes + len(piece) > read.size:
+                        raise UnreachableError("more bytes than were asked for")
+                    read[read_bytes : read_bytes + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+                    read_bytes += len(piece)
             except obstore.exceptions.BaseError as error:
                 if not _STATUS_416.search(str(error)):
-                    raise
-                content = b""  # it ends before `start`
-        read: Bytes = np.frombuffer(content, dtype=np.uint8)
-        return read
+                    raise  # or it ends before `start`
+        read.flags.writeable = False
+        return read[:read_bytes]
 
     def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
         """See the port. One after the other: ranges of large objects are what is read here."""
@@ -126,16 +134,20 @@ class S3Backend:
                     obstore.delete(self._store, name)
             except AbsentError:
                 continue
+            except TypeError:  # no path for the library: nothing can lie there
+                continue
 
     def listing(self, prefix: str, most: int) -> list[Listed]:
-        """See the port."""
+        """See the port. A page is the library's: all of its bytes come into memory, however many a server sends."""
         import obstore  # noqa: PLC0415
 
         found: list[Listed] = []
+        seen = 0
         with _errors(writing=True):  # what is not found is the bucket
             for chunk in obstore.list(self._store, prefix.rstrip("/"), chunk_size=min(most, LISTED_AT_A_TIME)):
-                found += [Listed(one["path"], one["size"]) for one in chunk]
-                if len(found) >= most:
+                seen += len(chunk)
+                found += [Listed(one["path"], one["size"]) for one in chunk if len(one["path"]) <= NAME_BYTES]
+                if seen >= most:
                     break
         return found[:most]
 
@@ -184,6 +196,9 @@ def _reason(error: Exception) -> str:
     """One line of what a library says, without what only its authors want to know."""
     said, _, inside = str(error).partition("\n\nDebug source:")
     text = _URL.sub(r"\1", " ".join(said.split()))  # names of objects are long, and what failed comes behind them
+    answer = _ANSWER.search(text)
+    if answer:  # some servers say there what they were sent, a session's token too
+        text = ": ".join((text[: answer.end()], *_CODE.findall(text[answer.end() :])[:1]))
     cause = _CAUSE.findall(inside)
     text = f"{cause[-1]}: {text}"[:REASON_LETTERS] if cause else text[:REASON_LETTERS]
     return "".join(letter if letter.isprintable() else "?" for letter in text)  # some of it the far side has said

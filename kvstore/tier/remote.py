@@ -10,7 +10,7 @@ A miss is answered before any of this begins. All is bounded: seeks, the queue, 
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -39,6 +39,7 @@ WISHED_AGAIN_NS: Final = 50 * 10**6  # who wants it fetched: another host may be
 BUSY_NS: Final = 5 * 10**6  # until memory that changes hands is asked for again
 LAND_TRIES: Final = 200
 FORGETTING: Final = 1 << 16  # keys of one namespace that wait to be noted
+LINEAGE: Final = 1 << 12  # blocks that a chain may continue where something was deleted: 3 ms to look up, at the worst
 
 
 @dataclass(slots=True)
@@ -137,11 +138,17 @@ class Remote:
         whole = split(keys[at : at + 4 * count].tobytes())
         block_bytes = namespace.identity.block_bytes
         place, moment = place_of(namespace), self._moment()
-        seek = Seek(namespace, place, whole, end, block_bytes, now_ns, wished=wished, moment=moment)
+        row = blocks.find_one(self._tables, tenant.index, namespace.number, keys, at) if end else 0
+        before = () if row and not self._tables.blocks["parent"][row] else None
         self.tally.sought += 1
-        if workers.submit(seek):
+        self._ask(Seek(namespace, place, whole, end, block_bytes, now_ns, moment, wished, before=before))
+
+    def _ask(self, seek: Seek) -> None:
+        assert self._workers is not None, "there is a far side"
+        seek.since = self.writing.there.moment
+        if self._workers.submit(seek):
             self._seeks.add(seek)
-            self._under_way |= dict.fromkeys(((namespace.number, key) for key in whole[end:]), seek)
+            self._under_way |= dict.fromkeys(((seek.namespace.number, key) for key in seek.keys[seek.start :]), seek)
         else:
             self.tally.seeks_dropped += 1
 
@@ -151,9 +158,33 @@ class Remote:
         for key in seek.keys[seek.start :]:
             if self._under_way.get((seek.namespace.number, key)) is seek:
                 del self._under_way[seek.namespace.number, key]
-        self.tally.seeks_empty += not seek.found
         if seek.read_bytes:  # as a whole: of one piece nobody can say what it took, others were read beside it
             self.way.took(seek.read_bytes, seek.read_s)
+        if not (seek.continues and self._ask_again(seek)):
+            self.tally.seeks_empty += not seek.found
+
+    def _ask_again(self, seek: Seek) -> bool:
+        """With all that a chain continues here: of this tenant something was deleted, and it may be some of that."""
+        namespace = seek.namespace
+        if self._by_number.get(namespace.number) is not namespace or self._is_forgetting(namespace):
+            return False
+        before = self._lineage(namespace, seek.continues)
+        if before:
+            again = replace(seek, asked_ns=self._clock.now_ns(), moment=self._moment(), before=before, continues=b"")
+            again.found, again.over, again.late, again.read_bytes, again.read_s = 0, False, 0, 0, 0.0
+            self._ask(again)
+        return bool(before)
+
+    def _lineage(self, namespace: Namespace, key: bytes) -> tuple[bytes, ...]:
+        """A block's key and those of all before it, up to the root; empty: it is not here, or they are too many."""
+        words, table = np.frombuffer(key, dtype=np.uint64).copy(), self._tables.blocks
+        row = int(blocks.find_one(self._tables, namespace.tenant.index, namespace.number, words, 0))
+        rows: list[int] = []
+        parents = table["parent"]
+        while row and len(rows) < LINEAGE:
+            rows.append(row)
+            row = parents.item(row)
+        return split(table["key"][rows].tobytes()) if rows and not row else ()
 
     # -- up: landing ---------------------------------------------------------------------------------------------
 
@@ -168,7 +199,8 @@ class Remote:
     def _store(self, piece: Piece) -> None:
         namespace, seek, workers = piece.seek.namespace, piece.seek, self._workers
         assert workers is not None, "somebody has brought it"
-        if self._by_number.get(namespace.number) is not namespace or seek.over:
+        if self._by_number.get(namespace.number) is not namespace or seek.over or _continues_another(piece):
+            seek.over = True
             self._stop(piece)
             return
         keys, parent_at, at = _keys_of(piece)
@@ -205,12 +237,13 @@ class Remote:
         for number, outcome in outcomes:
             row, piece = self._pieces.pop((session.tenant, number))
             if outcome == Landed.PUBLISHED:
-                self.writing.arrived(row)
+                seek = piece.seek
+                self.writing.there.came(np.array([row], dtype=np.uint32), seek.place, seek.since)
                 if self.beyond is not None:
-                    seek, key = piece.seek, self._tables.blocks["key"][row].tobytes()
+                    key = self._tables.blocks["key"][row].tobytes()
                     self.beyond.note(seek.namespace, seek.place, [key], seek.moment)
                 self.tally.promoted += 1
-                self.tally.promoted_bytes += piece.seek.block_bytes
+                self.tally.promoted_bytes += seek.block_bytes
             piece.left -= 1
             self._settle(piece)
 
@@ -279,6 +312,7 @@ class Remote:
 
     def gone(self, names: Sequence[str]) -> None:
         """These objects are over there no more, or are not what they should be."""
+        self.writing.there.gone(names)
         if self.beyond is not None:
             self.beyond.gone(names)
 
@@ -319,6 +353,16 @@ class Remote:
     def seeking(self) -> int:
         """Seeks that are under way."""
         return len(self._seeks)
+
+
+def _continues_another(piece: Piece) -> bool:
+    """Is this the first block of a chain that continues another one than its seek was allowed for?"""
+    seek = piece.seek
+    if piece.at or seek.before is None or piece.parent == (seek.before[0] if seek.before else NO_PARENT):
+        return False
+    if not seek.before:  # it was taken for a root
+        seek.continues = piece.parent
+    return True
 
 
 def _keys_of(piece: Piece) -> tuple[U8, int | None, int]:

@@ -46,6 +46,8 @@ _SUM: Final = struct.Struct("<Q")
 _FIRST_BYTES: Final = 20
 _MARK: Final = 3  # letters: 18 bits
 _ENCODED: Final = "z"
+MARKS: Final = 1 << 6 * _MARK
+_DIGEST: Final = re.compile(f"[0-9a-f]{{{2 * _FIRST_BYTES}}}")
 _MARKS: Final = re.compile(r"[A-Za-z0-9_-]*")  # names are logged
 assert _HEAD.size + OBJECT_BLOCKS * _BLOCK.size + _SUM.size <= HEADER_BYTES
 
@@ -129,6 +131,21 @@ def marks_in(name: str, prefix: str) -> tuple[str, ...] | None:
     if not 0 < blocks <= OBJECT_BLOCKS or len(marks) != _MARK * (blocks - 1) or not _MARKS.fullmatch(marks):
         return None
     return tuple(marks[at : at + _MARK] for at in range(0, len(marks), _MARK))
+
+
+def marks_of(name: str) -> tuple[str, ...]:
+    """The marks of all blocks of an object, the first one included; none: it is no name of ours."""
+    folder = name[: name.rfind("/") + 1]
+    marks, first = marks_in(name, folder), folder[folder.rfind("/", 0, -1) + 1 : -1]
+    if marks is None or _DIGEST.fullmatch(first) is None:  # some names the far side has said
+        return ()
+    return (mark_of(bytes.fromhex(first)), *marks)
+
+
+def mark_numbers(marks: Sequence[str]) -> list[int]:
+    """The letters as numbers below `MARKS`."""
+    raw = base64.urlsafe_b64decode("".join(f"{mark}A" for mark in marks))
+    return [int.from_bytes(raw[at : at + 3], "big") >> 6 for at in range(0, len(raw), 3)]
 
 
 def common(marks: Sequence[str], wanted: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ RUNS: Final = 1 << 16  # remembered at most; about 500 bytes each
 FRESH_NS: Final = 60 * 10**9
 ABSENT_NS: Final = 5 * 10**9
 BAD: Final = 4096  # names of objects that are not what they should be
+WALK: Final = 32  # lookups for the run that covers a block; what they found is known the next time
 AHEAD: Final = 64  # names asked for at a time where each block is an object of its own
 
 
@@ -145,11 +146,11 @@ def follow(
     """Where the blocks of a chain from `start` on lie, without a gap: up to `most` stretches. `digests`: of its keys.
 
     Yields prefixes that somebody must look up and tell `known` of before it goes on. First it looks for a run that
-    begins at `start`; if there is none, for the run that covers it, from the root on. `ahead`: of so many blocks the
-    runs are asked for at a time.
+    begins at `start`; if there is none, for the run that covers it, from the root on, as far as `WALK` lookups go.
+    `ahead`: of so many blocks the runs are asked for at a time; above 1 where no run has two.
     """
     found = yield from _from(known, place, digests, start, now_ns, ahead, (len(digests), most))
-    if found or not start:
+    if found or not start or ahead > 1:
         return found
     before = yield from _from(known, place, digests, 0, now_ns, ahead, (start + 1, len(digests)))
     if not before or before[-1].at + before[-1].count <= start:
@@ -164,10 +165,14 @@ def _from(
 ) -> Lookups:
     """`until`: the block, and the number of stretches, at which it is over."""
     found: list[Stretch] = []
+    left = WALK
     while at < until[0] and len(found) < until[1]:
         prefix = runs_prefix(place, digests[at])
         runs = known.runs(prefix, now_ns)
         if runs is None:
+            if not left:
+                break
+            left -= 1
             wanted = (runs_prefix(place, digest) for digest in digests[at : at + ahead])
             yield [one for one in wanted if known.runs(one, now_ns) is None]
             runs = known.runs(prefix, now_ns) or ()

@@ -31,6 +31,9 @@ class Seek:
     asked_ns: int
     moment: int = 0  # of `Beyond`, when it was made
     wished: bool = False  # somebody wants it fetched: that it was not there is not believed without asking
+    since: int = 0  # of `There`, when it was made
+    before: tuple[bytes, ...] | None = None  # what the first key continues, up to the root; None: nobody has looked
+    continues: bytes = b""  # what may come back depends on what is before this block: ask again with that
     found: int = 0  # blocks that names told of
     over: bool = False  # nobody wants the rest of it: no further piece is to be read
     late: int = 0  # pieces of it that wait for room

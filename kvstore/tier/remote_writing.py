@@ -29,6 +29,7 @@ from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, tenant_digest
 from kvstore.tier.remote_orders import Keep, RemoteWorkers
+from kvstore.tier.remote_there import There
 
 QUEUE: Final = 2048  # runs that wait, 12 KB each at most
 WISHES: Final = 256  # beyond these, runs that somebody asked for
@@ -90,7 +91,7 @@ class Writing:
         self._by_number = by_number
         self._costing = costing
         self._way = way
-        self._stored: U8 = np.zeros(tables.blocks.size, dtype=np.uint64)  # by row: generation that is over there
+        self.there = There(tables)
         self._queue: deque[_Run] = deque()
         self._queued: dict[int, int] = {}  # last row of a run that waits -> its generation
         self._keeps: set[Keep] = set()
@@ -105,17 +106,13 @@ class Writing:
             return
         last = int(run[count - 1])
         generation = int(self._tables.blocks["generation"][last])
-        if int(self._stored[last]) != generation and self._queued.get(last) != generation:
+        if not self.there.was(last, generation) and self._queued.get(last) != generation:
             self._admit(run[:count].copy(), self._clock.now_ns())
 
     def published(self, row: int) -> None:
         """A client has stored a block."""
         if self.admission is RemoteAdmission.ALL:
             self._admit(np.array([row], dtype=np.uint32), self._clock.now_ns() + SETTLE_NS)
-
-    def arrived(self, row: int) -> None:
-        """It came from over there."""
-        self._stored[row] = self._tables.blocks["generation"][row]
 
     def _admit(self, rows: U4, due_ns: int) -> None:
         assert self.workers is not None, "there is a far side"
@@ -132,7 +129,7 @@ class Writing:
         """
         rows, table = run[:count].copy(), self._tables.blocks
         generations = table["generation"][rows]
-        stored, there = self._stored[rows] == generations, self.over_there(rows)
+        stored, there = self.there.are(rows), self.over_there(rows)
         if there == count or not self.takes:
             return there, False
         end = _lead(stored | (table["state"][rows] == blocks.RESIDENT))
@@ -143,7 +140,7 @@ class Writing:
     def over_there(self, rows: U4) -> int:
         """How many of the first rows of a chain are written for sure, as far as this life of the daemon knows."""
         under_way = [row for keep in self._keeps for row in keep.rows]
-        return _lead((self._stored[rows] == self._tables.blocks["generation"][rows]) & ~np.isin(rows, under_way))
+        return _lead(self.there.are(rows) & ~np.isin(rows, under_way))
 
     @property
     def takes(self) -> bool:
@@ -203,13 +200,16 @@ class Writing:
         )  # fmt: skip
 
     def _left(self, run: _Run) -> U4 | None:
-        """What of a run is not over there yet; None: some of that is not in DRAM, or it does not hang together."""
+        """What of a run is not over there yet; None: some of that is not in DRAM, or it does not hang together.
+
+        What is there no more is written again for who asks for that, or each use of what is above the quota would be.
+        """
         table = self._tables.blocks
         rows = run.rows
         same = table["generation"][rows] == run.generations
         if not same[-1]:
             return rows[:0]  # evicted or dropped: its next use brings it again
-        wanted = np.flatnonzero(self._stored[rows] != run.generations)
+        wanted = np.flatnonzero(~(self.there.were(rows) if run.wished is None else self.there.are(rows)))
         if not wanted.size:
             return rows[:0]
         first = int(wanted[0])
@@ -217,7 +217,7 @@ class Writing:
         if not same[first:].all() or (table["state"][left] != blocks.RESIDENT).any():
             return None
         before = int(table["parent"][left[0]])
-        if before and int(self._stored[before]) != int(table["generation"][before]) and run.tries < TRIES:
+        if before and not self.there.was(before, int(table["generation"][before])) and run.tries < TRIES:
             return None  # what it continues may be on its way there; later it is written all the same
         return left
 
@@ -247,7 +247,7 @@ class Writing:
                 self.tally.dropped += rows.size - at
                 break
             blocks.hold_rows(self._tables, some, 0, some.size)
-            self._stored[some] = self._tables.blocks["generation"][some]  # as good as; taken back if it fails
+            self.there.came(some, keep.place, self.there.moment)  # as good as; taken back if it fails
             self._keeps.add(keep)
             self._held_bytes += some.size * namespace.slot_bytes
         return True
@@ -291,8 +291,7 @@ class Writing:
         self.tally.kept_bytes += keep.stored * keep.block_bytes
         self.tally.dropped += len(keep.rows) - keep.stored
         for row, generation in zip(keep.rows[keep.stored :], keep.generations[keep.stored :], strict=True):
-            if int(self._stored[row]) == generation:
-                self._stored[row] = 0
+            self.there.failed(row, generation)
 
     def held_rows(self) -> list[int]:
         """Rows that a write holds, once for each."""

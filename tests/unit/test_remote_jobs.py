@@ -257,8 +257,8 @@ def test_what_is_dropped_while_it_is_written_does_not_stay(one: Kit, s3: S3Serve
 
 
 def heal(one: Kit) -> None:
-    """As if the time of both breakers were over."""
-    one.far.reading.until_ns = one.far.writing.until_ns = 0
+    """As if the time of all breakers were over."""
+    one.far.reading.until_ns = one.far.writing.until_ns = one.far.deleting.until_ns = 0
 
 
 def test_a_far_side_that_is_down_is_left_alone_and_asked_again_later(one: Kit, s3: S3Server) -> None:
