@@ -267,6 +267,10 @@ class TableChecks(Look):
             elif self.state[row] != ADOPTING:
                 assert (self.parent[row] != 0) == (row in children), f"row {row} is not among its parent's children"
                 assert not flags[row] & blocks.KEEPS, f"row {row} was not dropped and keeps its parent"
+        for row in self.rows:
+            above = self.parent[row]
+            if self.state[above] in LIVE and self.state[row] in LIVE and flags[row] & blocks.DURABLE:
+                assert flags[above] & blocks.DURABLE, f"row {row} is durable and what it continues is not"
         in_dram = Counter(self.parent[row] for row in self.rows if self.state[row] in _IN_DRAM)
         for row in self.rows:
             counted = self.column["dram_children"][row]

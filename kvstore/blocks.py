@@ -62,6 +62,7 @@ from numba import njit
 
 from kvproto.errors import Grant
 from kvproto.limits import POOLS
+from kvstore.tier.format import UNREAD
 
 F = TypeVar("F", bound=Callable[..., Any])
 Number: TypeAlias = Any  # an int64 or a field's own type in compiled code, a Python number at its edge
@@ -1347,6 +1348,12 @@ def _push_to_erase(t: Tables, slot: Number) -> None:
     """A place on disk belongs to nobody, and is not free before its header is gone: nothing may bring it back."""
     _count_off(t, slot >> np.int64(t.book[SHIFT]))
     t.slots[slot]["block"] = NOBODY
+    erase_place(t, slot)
+
+
+@compiled
+def erase_place(t: Tables, slot: Number) -> None:
+    """Have the header at a place that is nobody's erased."""
     t.slots[slot]["next_free"] = np.uint32(t.book[TO_ERASE])
     t.book[TO_ERASE] = np.uint64(slot)
 
@@ -2327,7 +2334,7 @@ def adopt_records(
 
     `numbers`: namespace by the index's number for it, 0 for none; `room`: blocks that may yet lie on disk, places to be
     erased not counted; `first`: see `settle`. Numbers of new rows go to `out`; returns where it ends. Those of rows in
-    DRAM go to `merged`, behind their count.
+    DRAM go to `merged`, behind their count. What is UNREAD stays as it is, and takes no block.
     """
     shift = np.int64(t.book[SHIFT])
     arena = t.arenas[position]
@@ -2340,6 +2347,8 @@ def adopt_records(
         t.slots[slot]["block"] = NOBODY
         number = np.int64(record["namespace"])
         namespace = np.int64(numbers[number]) if number < numbers.size else 0
+        if not record["generation"] and number == UNREAD:
+            continue
         t.pools[pool]["blocks"] += np.uint32(1)
         # A place that the index knows nothing of may hold what was written just before the former life ended.
         if not record["generation"] or not namespace or taken >= room:
@@ -2477,12 +2486,15 @@ def make_ready(t: Tables, ix: Index, count: Number) -> None:
 
 @compiled
 def settle(
-    t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8, first: Number, displaced: U4
+    t: Tables, ix: Index, rows: U4, start: Number, stop: Number, stack: U4, key: U8, first: Number, displaced: U4,
+    unsure: U4,
 ) -> Number:  # fmt: skip
     """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many.
 
     Blocks of generation `first` or later were stored in this life, while nobody could know that they lie on disk. They
     give way, and go to `displaced`, behind their count, to be swept: what lies on disk is durable and they are not.
+    A block whose parent is not durable, which may lie in DRAM alone, is not durable either, and goes to `unsure`,
+    behind their count: there is room for all rows that are DURABLE.
     """
     settled = 0
     for i in range(start, stop):
@@ -2516,7 +2528,12 @@ def settle(
             ix.shape[2] += np.uint64(1)  # `make_ready` has seen to it that there are buckets enough
             row["chain"] = ix.heads[bucket]
             ix.heads[bucket] = block
-            _adopt(t, np.int64(row["parent"]), block)
+            above = np.int64(row["parent"])
+            _adopt(t, above, block)
+            if above and row["flags"] & DURABLE and not t.blocks[above]["flags"] & DURABLE:
+                row["flags"] &= ~DURABLE
+                unsure[0] += np.uint32(1)
+                unsure[unsure[0]] = block
             settled += 1
     return settled
 

@@ -77,7 +77,7 @@ class Dropping:
 
     def _when_gone(self, tenant: Tenant | None, answer: Callable[[], None]) -> None:
         """Answer when nothing is left of what was dropped: in the tables, on disk, and in what is written of pins."""
-        erased = partial(self._disk.when_erased, partial(self.when_cut, tenant, answer))
+        erased = partial(self._disk.when_erased, partial(self.when_cut, tenant, answer), tenant)
         self._jobs.when_swept(tenant, erased)
 
     # -- whatever an operator names ------------------------------------------------------------------------------

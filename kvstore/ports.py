@@ -85,6 +85,9 @@ class Workers(Protocol):
     def idle_share(self) -> float:
         """How much of the host's processor time was left over lately, 0 to 1."""
 
+    def drive_of(self, segment: int) -> int:
+        """Which drive a segment lies on: those on one hang and fail together. -1 for a segment that nobody knows."""
+
 
 class Outbox(Protocol):
     """What the store tells clients without being asked."""

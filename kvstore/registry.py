@@ -52,6 +52,7 @@ class Registry:
         self._quotas = quotas
         self._head = head
         self._forget = forget
+        self.disk_unknown_since = 0  # a generation; 0: what lies on disk is known, or the journal says nothing of it
         self._journal = Journal(memory.table("journal", JOURNAL_BYTES), self._everybody)
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -211,6 +212,11 @@ class Registry:
 
     # -- the journal ---------------------------------------------------------------------------------------------
 
+    def note_disk(self, unknown_since: int) -> None:
+        """Blocks of this generation and later were stored while nobody knew what lies on disk; 0: it is known now."""
+        self.disk_unknown_since = unknown_since
+        self._journal.add(_disk_as_record(unknown_since))
+
     def begin_with(self, head: Record) -> None:
         """The journal begins with something else from now on."""
         self._head = head
@@ -221,14 +227,18 @@ class Registry:
         self._journal.begin(self._everybody())
 
     def _everybody(self) -> list[Record]:
-        """Rules and quotas, then tenants, pools and namespaces in the order in which they got their numbers."""
-        records: list[Record] = [self._head]
+        """Disk, rules, quotas, then tenants, pools and namespaces, in the order in which they got their numbers."""
+        records: list[Record] = [self._head, _disk_as_record(self.disk_unknown_since)]
         records += map(_rule_as_record, self._policies.chosen())
         records += [choice_as_record(name, choice) for name, choice in self._quotas.chosen()]
         records += map(_tenant_as_record, self.tenants.values())
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
         return records
+
+
+def _disk_as_record(unknown_since: int) -> Record:
+    return ["disk", unknown_since]
 
 
 def _tenant_as_record(tenant: Tenant) -> Record:

@@ -184,8 +184,8 @@ class _TakeOver:
         return Taken(self._kept, LeftOver(left, cut, keys), withheld)
 
     def _know(self, record: Record) -> None:
-        """A tenant, pool, namespace or choice of a rule or quota, as the journal says it. Numbers come out as they
-        were. Of another kind, from another version: nothing.
+        """A tenant, pool, namespace or choice of a rule or quota, or if the disk was known, as the journal says it.
+        Numbers come out as they were. Of another kind, from another version: nothing.
         """
         registry = self._registry
         try:
@@ -209,6 +209,8 @@ class _TakeOver:
                     registry.reset_rule(Tier(tier), name or None)
             elif kind == "quota":
                 registry.restore_quota(*choice_of_record(rest))
+            elif kind == "disk":
+                registry.note_disk(int(rest[0]))
         except (KvError, ValueError, IndexError):
             return  # its blocks will not be known either
 
@@ -289,7 +291,7 @@ class _TakeOver:
         tables = self._tables
         left: list[U4] = []
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
-        nobody: U4 = np.zeros(1, dtype=np.uint32)  # gives way: this life has stored nothing yet
+        nobody: U4 = np.zeros(1, dtype=np.uint32)  # gives way, or is durable: this life has stored nothing yet
         tenant_of: dict[int, Tenant] = {
             namespace.number: namespace.tenant for namespace in self._registry.namespaces.values()
         }
@@ -299,7 +301,7 @@ class _TakeOver:
             some = rows[np.isin(numbers, mine)]
             blocks.make_ready(tables, tenant.index, some.size)
             settled = blocks.settle(
-                tables, tenant.index, some, 0, some.size, stack, self._key, blocks.NO_GENERATION, nobody
+                tables, tenant.index, some, 0, some.size, stack, self._key, blocks.NO_GENERATION, nobody, nobody
             )
             some = some[np.argsort(tables.blocks["touched"][some], kind="stable")]
             whole = tables.blocks["state"][some] != blocks.ADOPTING
@@ -328,7 +330,7 @@ def settle_left_over(tables: Tables, registry: Registry, left: LeftOver) -> int:
         some = left.rows[np.isin(table["namespace"][left.rows], mine)]
         blocks.make_ready(tables, tenant.index, some.size)
         settled += int(
-            blocks.settle(tables, tenant.index, some, 0, some.size, stack, key, blocks.NO_GENERATION, nobody)
+            blocks.settle(tables, tenant.index, some, 0, some.size, stack, key, blocks.NO_GENERATION, nobody, nobody)
         )
         blocks.finish_adoption(tables, some, 0, some.size)
     return settled

@@ -62,7 +62,7 @@ from kvstore.sessions import Missed, Namespace, Process, Session, Tenant, nobody
 from kvstore.sweeps import Done, Each, Sweeper
 from kvstore.tables import Limits, capacities_of, make_tables
 from kvstore.tally import Tally
-from kvstore.tier.disk import Disk
+from kvstore.tier.disk import Disk, DiskState
 from kvstore.tier.flushing import Counts
 from kvstore.tier.hbms import HbmTiers
 from kvstore.tier.orders import Found, Load, Name, Order, Verify
@@ -116,6 +116,8 @@ class Store:
             refused = len(learned) - self.lessons.take_over(learned)
             taken.kept.faults += [f"lessons: {refused} of {len(learned)} do not fit any more"] if refused else []
         self.ageing.renew(self.quotas.of_all(), clock.now_ns())
+        self.registry.note_disk(self.disk.unknown_since(self.registry.disk_unknown_since))
+        self.disk.when_serving(self._disk_is_known)
         self._written = self.writers.any_writable  # may clients be writing into slots, in this life or since before?
         self.registry.begin_with(journal_head(limits, written=self._written))
 
@@ -175,6 +177,10 @@ class Store:
         self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
         self.lessons = Lessons(tables, registry, arenas, costing, self.guiding, watching.departures.turns)
         self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)
+
+    def _disk_is_known(self) -> None:
+        if self.disk.state is DiskState.SERVING:
+            self.registry.note_disk(0)
 
     def begin_remote(self, workers: RemoteWorkers, admission: RemoteAdmission) -> None:
         """There is a far side: from now on it hears of what is missed here, and gets what is worth it."""
@@ -507,3 +513,7 @@ class NoWorkers:
     def idle_share(self) -> float:
         """See the port."""
         return 0.0
+
+    def drive_of(self, segment: int) -> int:  # noqa: ARG002  a port's
+        """See the port."""
+        return -1

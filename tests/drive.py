@@ -46,6 +46,7 @@ from kvstore.tier.scrub import NOWHERE
 from tests.fakes import FakeMemory
 
 STORE = b"0123456789abcdef"
+SECTOR_BYTES = 512  # what is written whole
 
 
 @dataclass
@@ -55,6 +56,8 @@ class FakeDrive:
     segment_bytes: int
     files: dict[int, bytearray] = field(default_factory=dict)
     synced: dict[int, bytes] = field(default_factory=dict)  # what survives a loss of power for certain
+    # Sectors that a failed sync has lost: as they are read, and as the drive has them. No later sync writes them.
+    unsynced: dict[tuple[int, int], tuple[bytes, bytes]] = field(default_factory=dict)
     chunks: dict[tuple[int, int], bytes] = field(default_factory=dict)
     names: dict[int, Name] = field(default_factory=dict)
     erased: set[tuple[int, int]] = field(default_factory=set)  # places; not those written since
@@ -62,6 +65,7 @@ class FakeDrive:
     fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
     doubt: Callable[[Order], bool] = lambda _order: False  # is one that fails carried out all the same?
     idle: float = 1.0
+    drives: int = 1  # segments lie on them in turn
     loads: int = 0
     saves: int = 0
     memory: FakeMemory = field(default_factory=FakeMemory)
@@ -76,6 +80,10 @@ class FakeDrive:
     def idle_share(self) -> float:
         """See the port."""
         return self.idle
+
+    def drive_of(self, segment: int) -> int:
+        """See the port."""
+        return segment % self.drives
 
     def carry_out(self, index: int = 0) -> Sequence[Order]:
         """A thread ends one batch."""
@@ -176,8 +184,8 @@ class FakeDrive:
 
     def _commit(self, order: Commit) -> Outcome:
         for segment in order.segments:
-            if segment in self.files and segment not in order.failed:
-                self.synced[segment] = bytes(self.files[segment])
+            if segment in self.files:
+                (self._lose_written if segment in order.failed else self._sync)(segment)
         for segment in order.dropped:
             for place in [place for place in self.chunks if place[0] == segment]:
                 del self.chunks[place]
@@ -187,6 +195,25 @@ class FakeDrive:
                 self.chunks[segment, chunk] = records
         self.names.update({name.number: name for name in order.names})
         return Outcome.DONE
+
+    def _sync(self, segment: int) -> None:
+        file = self.files[segment]
+        kept = bytearray(file)
+        for (other, at), (read, had) in list(self.unsynced.items()):
+            if other != segment:
+                continue
+            if file[at : at + SECTOR_BYTES] == read:
+                kept[at : at + SECTOR_BYTES] = had
+            else:  # written again since
+                del self.unsynced[other, at]
+        self.synced[segment] = bytes(kept)
+
+    def _lose_written(self, segment: int) -> None:
+        file, kept = self.files[segment], self.synced[segment]
+        for at in range(0, len(kept), SECTOR_BYTES):
+            read, had = bytes(file[at : at + SECTOR_BYTES]), kept[at : at + SECTOR_BYTES]
+            if read != had:
+                self.unsynced[segment, at] = (read, had)
 
     # -- looks from outside --------------------------------------------------------------------------------------
 
@@ -256,6 +283,7 @@ class FakeDrive:
     def rebuild(self) -> None:
         """Forget the index and make it anew from headers, as the index process does."""
         self.synced = {segment: bytes(file) for segment, file in self.files.items()}  # before it believes them
+        self.unsynced.clear()
         numbers = {(name.tenant, name.canonical): name.number for name in self.names.values()}
         self.chunks.clear()
         best: dict[tuple[str, bytes, bytes], tuple[int, int, int]] = {}
@@ -298,17 +326,20 @@ class FakeDrive:
         self.waiting.clear()
         for segment, file in self.files.items():
             kept = bytearray(self.synced[segment])
-            for at in range(0, len(kept), 512):
-                if rng.random() < 0.5:
-                    kept[at : at + 512] = file[at : at + 512]
+            for at in range(0, len(kept), SECTOR_BYTES):
+                content = bytes(file[at : at + SECTOR_BYTES])
+                lost = self.unsynced.get((segment, at))
+                if rng.random() < 0.5 and (lost is None or content != lost[0]):
+                    kept[at : at + SECTOR_BYTES] = content
             self.files[segment] = kept
             self.synced[segment] = bytes(kept)
+        self.unsynced.clear()
 
     def successor(self) -> "FakeDrive":
         """The same disk, with the threads of a new process."""
         return FakeDrive(
-            self.segment_bytes, self.files, self.synced, self.chunks, self.names, self.erased, fault=self.fault,
-            doubt=self.doubt, idle=self.idle,
+            self.segment_bytes, self.files, self.synced, self.unsynced, self.chunks, self.names, self.erased,
+            fault=self.fault, doubt=self.doubt, idle=self.idle, drives=self.drives,
         )  # fmt: skip
 
     def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:

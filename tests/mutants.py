@@ -154,12 +154,17 @@ MUTANTS = (
     ),
     Mutant(
         "durable-though-the-sync-failed", "kvstore/tier/commits.py",
-        "if order.outcome is Outcome.DONE and not order.failed:\n", "if order.outcome is not Outcome.OPEN:\n",
+        "        if order.failed:\n            covered = ", "        if False:\n            covered = ",
         "a flush promises what a loss of power takes", ("tests/unit/test_disk_regressions.py", SIMULATION),
     ),
     Mutant(
+        "what-a-failed-sync-may-have-lost", "kvstore/tier/disk.py",
+        "            if order.doubted:\n", "            if False:\n",
+        "a write that was not heard of yet is called durable by the next sync", ("tests/unit/test_disk_syncs.py",),
+    ),
+    Mutant(
         "deleted-before-it-is-erased", "kvstore/tier/erasure.py",
-        "        if self._running:\n            self._waiters", "        if False:\n            self._waiters",
+        "        if mine:\n            self._waiters", "        if False:\n            self._waiters",
         "what was deleted comes back with a rebuilt index", ("tests/unit/test_disk.py",),
     ),
     Mutant(

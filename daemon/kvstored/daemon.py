@@ -230,7 +230,6 @@ class Daemon:
         remote = RemoteThreads(backend, limits, self._memory.view, self._leaf, self._loop.wake)
         if self._announcing is not None:
             self._store.remote.beyond = self._announcing.beyond
-            remote.tell_gone()
         self._store.begin_remote(remote, RemoteAdmission(config.remote_admission))
         self._admin.remote = lambda: remote_report(self._store, remote, config.remote_url)
         self._admin.routing.remote = self._admin.remote

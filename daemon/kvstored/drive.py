@@ -184,6 +184,11 @@ class Drives:
             done.append(batch)
         return done
 
+    def drive_of(self, segment: int) -> int:
+        """Which of the directories a segment lies in; -1 for one that is not, or is no longer, in any."""
+        known = self._segments.get(segment)
+        return -1 if known is None else [drive.directory for drive in self._drives].index(known.directory)
+
     def _submit_making(self, batch: Sequence[MakeSegment]) -> None:
         assert len(batch) == 1, "a segment a batch"
         order = batch[0]
@@ -377,16 +382,14 @@ class Drives:
 
     def _carry_out_on(self, segment: Segment, piece: Piece, scratch: Scratch) -> None:
         first, directory = piece.orders[0], segment.directory
-        if isinstance(first, MakeSegment):
-            piece.verdict = drive_work.make_segment(segment, first)
-            return
-        if isinstance(first, DropSegment):
-            piece.verdict = drive_work.drop_segment(segment)
-            return
         directory.enter()
         began_ns = time.monotonic_ns()
         try:
-            if isinstance(first, Erase):
+            if isinstance(first, MakeSegment):
+                piece.verdict = drive_work.make_segment(segment, first)
+            elif isinstance(first, DropSegment):
+                piece.verdict = drive_work.drop_segment(segment)
+            elif isinstance(first, Erase):
                 drive_work.erase(segment, cast("Sequence[Erase]", piece.orders))
             elif directory.suspended:
                 piece.verdict = Outcome.FAILED

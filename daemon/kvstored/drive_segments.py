@@ -50,6 +50,7 @@ class Segment:
         self._keys = keys
         self._files = directory.files
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._fd = -1
         self._read_only = False
         self._uses = 0
@@ -100,14 +101,31 @@ class Segment:
             return not self._dropped  # never opened: nothing was written
         try:
             with self.opened() as fd:
-                self._files.fdatasync(fd)
-        except OSError as error:
+                return self._sync(fd)
+        except OSError as error:  # it could not be opened
             self.directory.failed("fdatasync", error)
-            self.doubtful = True
+            return False
         except SegmentGoneError:
             return False
-        sound, self.doubtful = not self.doubtful, False
+
+    def _sync(self, fd: int) -> bool:
+        with self._syncing:
+            try:
+                self._files.fdatasync(fd)
+            except OSError as error:
+                self.directory.failed("fdatasync", error)
+                self.doubtful = True
+            sound, self.doubtful = not self.doubtful, False
         return sound
+
+    def sync_erased(self, fd: int) -> None:
+        """Make durable what was erased; `sync` will know if that fails. Raises OSError."""
+        with self._syncing:  # or a sync between the failure and its being noted would succeed, and know nothing
+            try:
+                self._files.fdatasync(fd)
+            except OSError:
+                self.doubtful = True
+                raise
 
     def make(self, slot_bytes: int, tenant: str) -> None:
         """Set the file aside and give it its superblock, durably. Raises OSError, and then nothing is left of it."""

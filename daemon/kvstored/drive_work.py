@@ -288,11 +288,7 @@ def _erase(segment: Segment, fd: int, run: Sequence[Erase]) -> None:
     files = segment.directory.files
     for order in run:
         transfer(files.pwrite, fd, [_ZEROS.data], slot_offset(order.slot_bytes, order.slot))
-    try:
-        files.fdatasync(fd)
-    except OSError:
-        segment.doubtful = True  # the kernel tells of a failed write once, and `Drives.sync` has to know
-        raise
+    segment.sync_erased(fd)
     segment.directory.succeeded(written_bytes=len(run) * PAGE_BYTES)
     for order in run:
         order.outcome = Outcome.DONE

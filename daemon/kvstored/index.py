@@ -30,11 +30,11 @@ from typing import Final
 import numpy as np
 
 from kvstore.tier.format import RECORD, seal_chunk
-from kvstore.tier.orders import Commit
+from kvstore.tier.orders import Commit, Found
 from kvstored import index_wire
 from kvstored.index_loaded import Loaded, parse_loaded
-from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name, read_store
-from kvstored.index_scan import SEGMENTS, segment_number
+from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name
+from kvstored.index_scan import scan, scan_names
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
 
 log = logging.getLogger(__name__)
@@ -331,30 +331,40 @@ class Index:
             log.warning("index: cannot be marked doubtful: %s", error)
 
     def _lose(self, reason: str) -> None:
-        nothing = self._nothing()
-        if nothing.store:  # of another version: not even a mark
+        if self._was_loaded:
             self._mark()
-        if not self._was_loaded:
+        else:
+            nothing = self._nothing()
+            if nothing.store:  # of another version: not even a mark
+                self._mark()
             self._loaded = nothing
         self._set(State.LOST, reason)
         with self._changed:
             self._changed.notify_all()
 
     def _nothing(self) -> Loaded:
-        """Start empty, past every number that a file has, and past every generation that there can be."""
-        files: list[Path] = []
-        unreadable: list[str] = []
-        for directory in self._directories:
-            try:
-                files += sorted((directory / SEGMENTS).iterdir())
-            except OSError as error:
-                unreadable.append(f"{directory}: {error.strerror}")
+        """Start empty, past every number that a file has, and past every generation that there can be. What lies in
+        segments of ours nobody knows, but whose they are: the next start may read them.
+        """
         try:
-            store = read_store(self._directories[0]) or b""
+            found = scan(self._directories)
         except (VersionError, OSError):
-            store = b""
-        next_segment = max((segment_number(path) + 1 for path in files), default=0)
-        return Loaded(store, [], {}, {}, [], time.time_ns() // 1000, next_segment, files, unreadable, "", 0)
+            found = scan_names(self._directories)
+        ours = [file.superblock for file in found.segments.values()]
+        return Loaded(
+            store=found.store or b"",
+            segments=[Found(one.segment, one.slot_bytes, one.slots, one.tenant, None) for one in ours],
+            directories={number: file.directory for number, file in found.segments.items()},
+            key_ids={one.segment: one.key_id for one in ours},
+            names=[],
+            next_generation=time.time_ns() // 1000,
+            next_segment=found.next_segment,
+            foreign=found.foreign,
+            unreadable=found.unreadable,
+            rebuilt="",
+            dropped=0,
+            closed=frozenset(found.segments),
+        )
 
 
 def _change(order: Commit) -> Change:

@@ -28,7 +28,7 @@ class NameFound:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was on disk. If the index is lost: nothing, and numbers that no file has."""
+    """What was on disk. If the index is lost: segments, all of them closed, and numbers that no file has."""
 
     store: bytes  # 16 bytes; none if it is not known: then nothing can be written either
     segments: list[Found]  # in order of their numbers
@@ -41,6 +41,7 @@ class Loaded:
     unreadable: list[str]  # directories, with the reason
     rebuilt: str  # why the index was made anew; empty if it was not
     dropped: int  # records or headers that were of no use
+    closed: frozenset[int] = frozenset()  # segments that could not be read: nobody knows what lies there
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -80,5 +81,6 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         unreadable=head["unreadable"],
         rebuilt=head["rebuilt"],
         dropped=head["dropped"],
+        closed=frozenset(head["closed"]),
     )
     return loaded, head["unwritten"]

@@ -117,13 +117,16 @@ def read_last(folder: Path) -> int:
 
 
 def mark_doubtful(directory: Path) -> None:
-    """Have the next start believe the headers: also if the index is gone now, and is put back. Raises OSError."""
+    """Have the next start believe the headers: also if the index is gone now, and is put back.
+
+    Raises OSError: FileNotFoundError where the directory is gone, which may come back with the index that it had.
+    """
     folder = directory / FOLDER
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         os.close(_open(folder / DOUBTFUL, os.O_WRONLY | os.O_CREAT))
-    except (FileNotFoundError, FileExistsError):
-        return  # no directory, or something else in place of the index: no index is as good as a doubtful one
+    except FileExistsError:
+        return  # something else in place of the index: no index is as good as a doubtful one
     except DamagedError:
         pass  # something of that name is there, and that is enough
     sync_folder(folder)

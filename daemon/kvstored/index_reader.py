@@ -49,6 +49,7 @@ class Contents:
     dropped: int  # records that are no use: of a segment that is gone, or beyond the end of its file
     rebuilt: str = ""
     unwritten: str = ""  # why there is no index file in spite of all
+    closed: Sequence[int] = ()  # segments that could not be read
 
 
 class Target:
@@ -105,6 +106,7 @@ class Target:
             "unreadable": self._found.unreadable,
             "rebuilt": contents.rebuilt,
             "unwritten": contents.unwritten,
+            "closed": list(contents.closed),
             "dropped": contents.dropped,
         }
         packed = json.dumps(head).encode()
@@ -264,7 +266,10 @@ def _rebuild(
     names = {
         number: (tenant, digest, collected.canonical[number]) for (tenant, digest), number in collected.numbers.items()
     }
-    return Contents(names, collected.highest(), collected.damaged, "" if fresh else reason, unwritten)
+    highest = collected.highest()
+    if collected.partial:  # past every generation that there can be
+        highest = max(highest, time.time_ns() // 1000)
+    return Contents(names, highest, collected.damaged, "" if fresh else reason, unwritten, collected.closed)
 
 
 def _forget(directory: Path, found: Scan, map_bytes: int) -> None:

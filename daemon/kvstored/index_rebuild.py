@@ -9,6 +9,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from kvstore.tier.format import (
     CHUNK_SLOTS,
     HEADER_BYTES,
     RECORD,
+    UNREAD,
     FormatError,
     Header,
     parse_header,
@@ -28,15 +30,17 @@ from kvstore.tier.format import (
     stored_slot_bytes,
 )
 from kvstored.index_file import IndexFile
-from kvstored.index_marks import BUILDING, FOLDER, LAST, pack_name, sync_folder
-from kvstored.index_scan import SegmentFile
+from kvstored.index_marks import BUILDING, DOUBTFUL, FOLDER, LAST, pack_name, sync_folder
+from kvstored.index_scan import LOOKS, SegmentFile
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change
 
 READERS: Final = 8
 STEP_SLOTS: Final = 128
 CHUNKS_PER_COMMIT: Final = 1000
+WHOLE: Final = -1  # in place of a slot: all of a segment
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]
+Slot = tuple[int, Header | str | OSError]  # its number, and its header, why there is none, or why nobody knows
 
 _EMPTY: Final = bytes(HEADER_BYTES)
 _RECORD: Final = struct.Struct("<32sQQQIIII")
@@ -52,6 +56,8 @@ class Collected:
     canonical: dict[int, bytes] = field(default_factory=dict)
     superseded: dict[int, list[int]] = field(default_factory=dict)  # slots of each segment
     damaged: int = 0  # pages that are neither empty nor a header in its place
+    closed: list[int] = field(default_factory=list)  # segments that could not be opened or synced
+    unread: int = 0  # slots whose header could not be read
 
     def put(self, segment: SegmentFile, header: Header) -> None:
         """Enter one block."""
@@ -63,6 +69,19 @@ class Collected:
             header.key, header.generation, header.parent_generation, header.checksum, header.parent_segment,
             header.parent_slot, number, min(segment.superblock.made_s, 0xFFFFFFFF),
         )  # fmt: skip
+
+    def cannot_read(self, segment: SegmentFile, slot: int) -> None:
+        """What lies there may be durable: only the next start may know."""
+        if slot == WHOLE:
+            self.closed.append(segment.superblock.segment)
+        else:
+            self.records[segment.superblock.segment]["namespace"][slot] = UNREAD
+            self.unread += 1
+
+    @property
+    def partial(self) -> bool:
+        """Is there more than could be read?"""
+        return bool(self.closed or self.unread)
 
     def highest(self) -> int:
         """Of all generations that are mentioned."""
@@ -82,9 +101,11 @@ def collect(
     slots = sum(segment.whole_slots for segment in segments.values())
     for segment, read, found in read_headers(segments):
         progress(read, slots)
-        for _, header in found:
+        for slot, header in found:
             if isinstance(header, Header):
                 collected.put(segment, header)
+            elif isinstance(header, OSError):
+                collected.cannot_read(segment, slot)
             else:
                 collected.damaged += 1
     for number, old in superseded(records).items():
@@ -93,26 +114,22 @@ def collect(
     return collected
 
 
-def read_headers(
-    segments: Mapping[int, SegmentFile],
-) -> Iterator[tuple[SegmentFile, int, list[tuple[int, Header | str]]]]:
-    """Every slot that is not empty: its header, or why it has none. With how many slots have been read until then."""
+def read_headers(segments: Mapping[int, SegmentFile]) -> Iterator[tuple[SegmentFile, int, list[Slot]]]:
+    """Every slot that is not empty: its header, or why it has none; with how many slots have been read until then. Of a
+    segment that cannot be read the error, for slot WHOLE.
+    """
     read = 0
     with ThreadPoolExecutor(READERS) as pool:
         for segment in segments.values():
-            fd = -1
             try:
-                fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-                os.fsync(fd)  # a former life may have died before it did: what is found here is called durable
+                fd = _open_synced(segment.path)
             except OSError as error:
-                if fd >= 0:
-                    os.close(fd)
-                yield segment, read, [(0, str(error))]
+                yield segment, read, [(WHOLE, error)]
                 continue
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
                 steps = range(0, segment.whole_slots, STEP_SLOTS)
-                flying: deque[Future[list[tuple[int, Header | str]]]] = deque()
+                flying: deque[Future[list[Slot]]] = deque()
                 for start in steps:
                     if len(flying) == 2 * READERS:
                         found = flying.popleft().result()
@@ -128,18 +145,46 @@ def read_headers(
                 os.close(fd)
 
 
-def _read_step(fd: int, segment: SegmentFile, start: int) -> list[tuple[int, Header | str]]:
+def _open_synced(path: Path) -> int:
+    """A former life may have died before it synced, and what is found here is called durable. Raises OSError."""
+    for look in range(1, LOOKS + 1):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            if look == LOOKS:
+                raise
+            continue
+        try:
+            os.fsync(fd)
+        except OSError:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what was lost on its way to the drive is not believed
+            os.close(fd)
+            if look == LOOKS:
+                raise
+        else:
+            return fd
+    raise AssertionError("the last look raises")
+
+
+def _read_step(fd: int, segment: SegmentFile, start: int) -> list[Slot]:
     page = bytearray(PAGE_BYTES)
-    found: list[tuple[int, Header | str]] = []
+    found: list[Slot] = []
     for slot in range(start, min(start + STEP_SLOTS, segment.whole_slots)):
         try:
-            if os.preadv(fd, [page], segment.header_offset(slot)) != PAGE_BYTES:
+            if _read_page(fd, page, segment.header_offset(slot)) != PAGE_BYTES:
                 found.append((slot, "it ends too early"))
             elif page != _EMPTY:
                 found.append((slot, judge_header(page, segment, slot)))
         except OSError as error:
-            found.append((slot, str(error)))
+            found.append((slot, error))
     return found
+
+
+def _read_page(fd: int, page: bytearray, offset: int) -> int:
+    for _ in range(LOOKS - 1):
+        with suppress(OSError):
+            return os.preadv(fd, [page], offset)
+    return os.preadv(fd, [page], offset)
 
 
 def judge_header(page: bytearray, segment: SegmentFile, slot: int) -> Header | str:
@@ -187,7 +232,10 @@ def erase_headers(segment: SegmentFile, slots: Iterable[int]) -> None:
 
 
 def write_index(directory: Path, store: bytes, collected: Collected, map_bytes: int) -> None:
-    """A new index in place of whatever was there. Raises OSError, lmdb.Error: then there is none."""
+    """A new index in place of whatever was there. If it lacks what could not be read, the next start rebuilds it.
+
+    Raises OSError, lmdb.Error: then there is none.
+    """
     remove_index(directory)
     folder = directory / BUILDING
     folder.mkdir(mode=0o700)
@@ -202,6 +250,8 @@ def write_index(directory: Path, store: bytes, collected: Collected, map_bytes: 
             index.close()
         with (folder / LAST).open("rb") as last:
             os.fsync(last.fileno())
+        if collected.partial:
+            (folder / DOUBTFUL).touch()
         sync_folder(folder)
         folder.rename(directory / FOLDER)
         sync_folder(directory)

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,33 @@ def scan(directories: Sequence[Path]) -> Scan:
     found = Scan(read_store(directories[0]))
     found.store_file = found.store is not None
     ours: list[SegmentFile] = []
+    for directory, path in _files(directories, found):
+        segment = _look(directory, path)
+        if segment is None:
+            found.foreign.append(path)
+        else:
+            ours.append(segment)
+    if found.store is None and ours:
+        found.store = Counter(segment.superblock.store for segment in ours).most_common(1)[0][0]
+    _choose(found, ours)
+    return found
+
+
+def scan_names(directories: Sequence[Path]) -> Scan:
+    """Look into no file: all of them are somebody else's."""
+    found = Scan()
+    found.foreign = sorted(path for _, path in _files(directories, found))
+    return found
+
+
+def segment_number(path: Path) -> int:
+    """The number in a file's name; -1 if it has none that counts."""
+    match = _NAME.fullmatch(path.name)
+    number = int(match[1]) if match else -1
+    return number if number < NUMBERS else -1
+
+
+def _files(directories: Sequence[Path], found: Scan) -> Iterator[tuple[Path, Path]]:
     for directory in directories:
         try:
             paths = sorted((directory / SEGMENTS).iterdir())
@@ -66,23 +93,8 @@ def scan(directories: Sequence[Path]) -> Scan:
             found.unreadable.append(f"{directory}: {error.strerror}")
             continue
         for path in paths:
-            segment = _look(directory, path)
-            if segment is None:
-                found.foreign.append(path)
-            else:
-                ours.append(segment)
             found.next_segment = max(found.next_segment, segment_number(path) + 1)
-    if found.store is None and ours:
-        found.store = Counter(segment.superblock.store for segment in ours).most_common(1)[0][0]
-    _choose(found, ours)
-    return found
-
-
-def segment_number(path: Path) -> int:
-    """The number in a file's name; -1 if it has none that counts."""
-    match = _NAME.fullmatch(path.name)
-    number = int(match[1]) if match else -1
-    return number if number < NUMBERS else -1
+            yield directory, path
 
 
 def _look(directory: Path, path: Path) -> SegmentFile | None:

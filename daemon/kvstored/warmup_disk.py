@@ -13,6 +13,7 @@ from kvstore.sessions import Lease, Namespace, Session
 from kvstore.store import ITEM, Limits, Store
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
+from kvstore.tier.format import UNREAD
 from kvstore.tier.orders import Found, Name
 from kvstored.warmup_world import Clock, Memory, Outbox, Randomness, Workers
 
@@ -85,12 +86,24 @@ def live_with_disk() -> None:
     _fill(life)
     life.put(_chain(200))
     life.fetch(_chain(200))  # and dies with it
-    later = _Life(None, workers, workers.found(SEGMENT_BYTES), workers.names)
-    assert later.store.disk.recovered.blocks, "recovery does not work"
+    _recover(workers)
     warm = _Life(life.memory, Workers(), (), ())
     assert warm.store.kept.blocks, "a warm restart does not work"
     assert warm.store.kept.withheld, "what is leased is not withheld"
     warm.settle()
+
+
+def _recover(workers: Workers) -> None:
+    """A start that cannot read the last header."""
+    found = workers.found(SEGMENT_BYTES)
+    last = found[-1].records
+    assert isinstance(last, np.ndarray), "records of a segment are an array"
+    last["generation"][-1], last["namespace"][-1] = 0, UNREAD
+    life = _Life(None, workers, found, workers.names)
+    assert life.store.disk.recovered.blocks, "recovery does not work"
+    life.store.delete(life.namespace, _chain(300), 0, 1, lambda _: None)
+    life.settle()
+    assert life.store.disk.erasure.erased, "what could not be read outlives a deletion"
 
 
 def _fail_to_read(life: _Life) -> None:

@@ -81,6 +81,10 @@ class Workers:
         """See the port."""
         return 0.0
 
+    def drive_of(self, segment: int) -> int:  # noqa: ARG002  a port's
+        """See the port."""
+        return 0
+
     def carry_out(self) -> Sequence[Order]:
         """The oldest batch."""
         batch = self.waiting.pop(0)

@@ -9,7 +9,7 @@ import logging
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,7 +55,7 @@ class HostWorkers:
         self.observe: Observe | None = None  # of reads, if anybody is to be told of each; before the disk is open
         self.drives: Drives | None = None
         self.loaded: Loaded | None = None
-        self._closed: dict[int, Path] = {}  # segments that no key opens, and their directories
+        self._closed: dict[int, Path] = {}  # segments of which nobody knows what lies there, and their directories
         self._leaving: dict[int, Path] = {}  # those of them that are being removed
         self._said_closed = False
 
@@ -80,7 +80,8 @@ class HostWorkers:
                 self.drives.adopt(first.segment, directory)
                 log.log(
                     logging.DEBUG if self._said_closed else logging.WARNING,
-                    "disk: segment=%d is removed: no key opens it, and blocks of its tenant are deleted", first.segment,
+                    "disk: segment=%d is removed: it could not be read, and blocks of its tenant are deleted",
+                    first.segment,
                 )  # fmt: skip
                 self._said_closed = True  # there may be thousands
             self.drives.submit(batch)
@@ -88,6 +89,10 @@ class HostWorkers:
     def idle_share(self) -> float:
         """See the port."""
         return self._idle
+
+    def drive_of(self, segment: int) -> int:
+        """See the port."""
+        return -1 if self.drives is None else self.drives.drive_of(segment)
 
     # -- for the daemon ------------------------------------------------------------------------------------------
 
@@ -137,8 +142,10 @@ class HostWorkers:
             log.error("disk tier off: %s", error)  # noqa: TRY400  it says all
             store.disk.switch_off()
             return
-        found, loaded = loaded, readable_with(ring, loaded)
+        found, loaded = loaded, without(readable_with(ring, loaded), loaded.closed)
         self.loaded = replace(loaded, segments=[])
+        if found.closed:
+            log.warning("disk: segments=%d could not be read: all in them is missed in this life", len(found.closed))
         closed = {one.segment: one.tenant for one in found.segments if one.segment not in loaded.directories}
         self._closed = {segment: found.directories[segment] for segment in closed}
         self.drives = Drives(
@@ -165,7 +172,7 @@ class HostWorkers:
             return
         file, foreign = _file_of(self._leaving.pop(order.segment), order.segment), self.loaded.foreign
         at = bisect_left(foreign, file)
-        assert foreign[at] == file, "what no key opens is listed"
+        assert foreign[at] == file, "what is closed is listed"
         del foreign[at]
 
     def look_around(self) -> None:
@@ -205,6 +212,12 @@ def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
             "disk: segments=%d are %s and cannot be used with disk.key_file as it is: all in them is missed; "
             "bring that key back, or remove their files: status lists them", count, said_of(key),
         )  # fmt: skip
+    return without(loaded, closed)
+
+
+def without(loaded: Loaded, closed: Collection[int]) -> Loaded:
+    """What was found, less these segments, which count as strangers' from then on."""
+    closed = [segment for segment in closed if segment in loaded.directories]
     files = (_file_of(loaded.directories[segment], segment) for segment in closed)
     return replace(
         loaded,

@@ -1,12 +1,15 @@
-"""Segments of this store that the keys at hand do not open: what DELETE cannot erase in them goes with them.
+"""What of this store nobody can look into in this life: what DELETE cannot erase there goes as a whole.
 
-Nobody can tell there which block is whose key's without reading all headers, and none of it is served in this life. So
+Segments that the keys at hand do not open, that could not be read at start, or of a size that is not this life's:
+nobody can tell there which block is whose key's without reading all headers, and none of it is served in this life. So
 who deletes anything of a tenant while such segments of that tenant lie there has all of them removed, and is answered
-when they are gone: a key that comes back must not bring back what was deleted. Owner thread.
+when they are gone: a key that comes back must not bring back what was deleted. Single slots whose headers could not be
+read are erased then. Segments beyond a limit that was lowered leave at once; who deletes waits for them, too. Owner
+thread.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvstore.ports import Workers
 from kvstore.tier.erasure import Erasure
@@ -18,15 +21,19 @@ RUNNING = 16  # removals at a time: each syncs its folder
 class Closed:
     """Which there are, and who waits until they are gone."""
 
-    def __init__(self, workers: Workers, erasure: Erasure) -> None:
-        """`erasure` counts what fails: DELETE is answered all the same, and the next one tries again."""
+    def __init__(self, workers: Workers, erasure: Erasure, erase: Callable[[int], None]) -> None:
+        """`erasure` counts what fails: DELETE is answered all the same, and the next one tries again. `erase`: a place
+        whose header could not be read.
+        """
         self._workers = workers
         self._erasure = erasure
+        self._erase = erase
         self._staying: dict[str, list[int]] = {}  # by tenant: there may be thousands, and who deletes has few
+        self._unread: dict[str, set[int]] = {}  # places, by tenant
         self._queue: deque[tuple[int, str]] = deque()
-        self._running: dict[int, tuple[int, str]] = {}  # how many had been sent before each, and whose it is
-        self._sent = 0
-        self._waiters: list[tuple[int, Callable[[], None]]] = []  # answered when so many have been sent, and have ended
+        self._running: dict[int, str] = {}
+        self._leaving: dict[str, set[int]] = {}  # in the queue or running, by tenant
+        self._waiters: list[tuple[set[int], Callable[[], None]]] = []  # answered when all of these have ended
         self.removed = 0
 
     def found(self, tenants: Mapping[int, str]) -> None:
@@ -34,39 +41,76 @@ class Closed:
         for number, whose in tenants.items():
             self._staying.setdefault(whose, []).append(number)
 
+    def found_unread(self, tenant: str, places: Sequence[int]) -> None:
+        """Nobody knows what lies at these places of a tenant; they are nobody's, and quarantined."""
+        self._unread.setdefault(tenant, set()).update(places)
+
+    def erase_unread(self, first: int, stop: int) -> None:
+        """Of these places no more is to be found: their segment is to go."""
+        for places in self._unread.values():
+            leaving = [place for place in places if first <= place < stop]
+            places.difference_update(leaving)
+            self._erase_all(leaving)
+
+    def leave(self, segment: int, tenant: str) -> None:
+        """Remove this one now."""
+        self._enqueue([segment], tenant)
+        self._pump()
+
     def give_up(self, tenant: str | None) -> None:
         """Begin to remove those of a tenant; None: of all."""
         for whose in list(self._staying) if tenant is None else (tenant,):
-            self._queue.extend((number, whose) for number in self._staying.pop(whose, ()))
+            self._enqueue(self._staying.pop(whose, []), whose)
+        for whose in list(self._unread) if tenant is None else (tenant,):
+            self._erase_all(self._unread.pop(whose, ()))
         self._pump()
 
-    def when_gone(self, answer: Callable[[], None]) -> None:
-        """Call when those that leave by now have left, or could not."""
-        if self._running:
-            self._waiters.append((self._sent + len(self._queue), answer))
+    def _enqueue(self, segments: Sequence[int], tenant: str) -> None:
+        if segments:
+            self._queue.extend((number, tenant) for number in segments)
+            self._leaving.setdefault(tenant, set()).update(segments)
+
+    def _erase_all(self, places: Iterable[int]) -> None:
+        for place in sorted(places):
+            self._erase(place)
+
+    def when_gone(self, answer: Callable[[], None], tenant: str | None = None) -> None:
+        """Call when those of a tenant, None: of all, that leave by now have left, or could not."""
+        mine = self._leaving.values() if tenant is None else (self._leaving.get(tenant, set()),)
+        segments = set().union(*mine)
+        if segments:
+            self._waiters.append((segments, answer))
         else:
             answer()
 
-    def finished(self, batch: Sequence[DropSegment]) -> None:
-        """Files have been removed: these, or segments that were emptied."""
-        mine = [(order, *self._running.pop(order.segment)) for order in batch if order.segment in self._running]
-        for order, _, whose in mine:
+    def finished(self, batch: Sequence[DropSegment]) -> list[int]:
+        """Files have been removed: these, or segments that were emptied. Returns which of these are gone."""
+        mine = [(order, self._running.pop(order.segment)) for order in batch if order.segment in self._running]
+        gone = [order.segment for order, _ in mine if order.outcome is Outcome.DONE]
+        self.removed += len(gone)
+        for order, whose in mine:
+            self._ended(order.segment, whose)
             if order.outcome is Outcome.DONE:
-                self.removed += 1
                 continue
             self._erasure.faults += 1
             if order.outcome is Outcome.FAILED:  # else its directory is gone
                 self._staying.setdefault(whose, []).append(order.segment)
         self._pump()
-        done = min((before for before, _ in self._running.values()), default=self._sent)
-        due = [answer for barrier, answer in self._waiters if barrier <= done]
-        self._waiters = [waiter for waiter in self._waiters if waiter[0] > done]
+        due = [answer for segments, answer in self._waiters if not segments]
+        self._waiters = [waiter for waiter in self._waiters if waiter[0]]
         for answer in due:
             answer()
+        return gone
+
+    def _ended(self, segment: int, tenant: str) -> None:
+        self._leaving[tenant].discard(segment)
+        if not self._leaving[tenant]:
+            del self._leaving[tenant]
+        for segments, _ in self._waiters:
+            segments.discard(segment)
 
     def _pump(self) -> None:
         while self._queue and len(self._running) < RUNNING:
             number, whose = self._queue.popleft()
-            self._running[number] = (self._sent, whose)
-            self._sent += 1
+            self._running[number] = whose
             self._workers.submit([DropSegment(number)])

@@ -64,6 +64,10 @@ class Commits:
         self._running: Commit | None = None
         self._covered: list[Written] = []
         self._taken: list[tuple[int, int]] = []
+        self._taken_first: set[tuple[int, int]] = set()
+        self._taken_of: dict[int, int] = {}  # their segments by position
+        self._failing: set[int] = set()  # segments whose last sync failed, and in which nothing was written since
+        self._unsure: dict[int, int] = {}  # rows, and their generations, whose only copy is of before a failed sync
         self._erased: list[Erased] = []  # and the index may know them yet
         self._forgetting: list[Erased] = []  # with the commit that runs
         self.urgent = False  # somebody waits for it, and for nothing else
@@ -96,6 +100,7 @@ class Commits:
 
     def wrote(self, disk: int, row: int, generation: int, slot_bytes: int, now_ns: int) -> None:
         """A block lies on disk."""
+        self._failing.discard(self._segments.number_at(disk >> int(self._tables.book[blocks.SHIFT])))
         self._written.append((row, generation, disk, 0))
         self._bytes += slot_bytes
         self.touch(disk, now_ns)
@@ -140,6 +145,7 @@ class Commits:
         if due_ns is None or due_ns > now_ns:
             return
         self._taken = list(islice(chain(self._first, (at for at in self._dirty if at not in self._first)), CHUNKS))
+        self._taken_first = {place for place in self._taken if place in self._first}
         for place in self._taken:
             del self._dirty[place]
             self._first.pop(place, None)
@@ -154,9 +160,11 @@ class Commits:
         names, self._new_names = self._new_names, []
         serving = self._tables.arenas["pool"]
         taken = [place for place in self._taken if serving[place[0]]]
-        numbers = {position: self._segments.number_at(position) for position, _ in taken}
+        self._taken_of = numbers = {position: self._segments.number_at(position) for position, _ in taken}
         chunks = [(numbers[position], chunk, self._pack(position, chunk, now_ns)) for position, chunk in taken]
-        self._running = Commit(tuple(numbers.values()), chunks, names, dropped)
+        # Of what was written before its last sync nothing is left to be synced, and what is gone can be forgotten.
+        segments = tuple(number for number in numbers.values() if number not in self._failing)
+        self._running = Commit(segments, chunks, names, dropped)
         self._workers.submit([self._running])
 
     def _split(self) -> None:
@@ -179,32 +187,50 @@ class Commits:
         return records.tobytes()
 
     def committed(self, order: Commit, now_ns: int) -> list[int]:
-        """A commit has ended. Returns rows that wait for what they continue: it is to be written, too."""
+        """A commit has ended. Returns rows that wait for what they continue: it is to be written, too.
+
+        Of a segment whose sync failed the index has heard nothing, and what was written there since the sync before may
+        be gone: the kernel tells of that once, so what this commit did not cover is lost as well.
+        """
         self._running = None
         self.commits += 1
         forgotten, self._forgetting = self._forgetting, []
-        if order.outcome is Outcome.DONE:  # of segments whose sync failed the index has heard nothing
-            self._give_back([one for one in forgotten if one[1] not in order.failed])
-            forgotten = [one for one in forgotten if one[1] in order.failed]
-        if order.outcome is Outcome.DONE and not order.failed:
-            covered, self._covered = self._covered, []
-            return self._mark(covered, now_ns)
-        self.faults += 1
-        self._since_ns = now_ns + RETRY_NS
+        covered, self._covered = self._covered, []
+        if order.failed or order.outcome is not Outcome.DONE:
+            self.faults += 1
+        if order.failed:
+            covered = self._less_lost(covered, order.failed)
+            self._written = self._less_lost(self._written, order.failed)
+            self._failing |= order.failed
+        if order.outcome is not Outcome.DONE:
+            self._put_back(self._taken, forgotten, now_ns + RETRY_NS)
+            self._new_names = order.names + self._new_names
+            self._segments.dropped += order.dropped
+            self._written = covered + self._written
+            return []
+        self._give_back([one for one in forgotten if one[1] not in order.failed])
+        unheard = [place for place in self._taken if self._taken_of.get(place[0]) in order.failed]
+        if unheard:
+            self._put_back(unheard, [one for one in forgotten if one[1] in order.failed], now_ns)
+        if not self._taken_first.isdisjoint(unheard):  # see `forgot`
+            self._written = covered + self._written
+            return []
+        return self._mark(covered, now_ns)
+
+    def _put_back(self, places: list[tuple[int, int]], forgotten: "list[Erased]", due_ns: int) -> None:
+        self._since_ns = due_ns
         self._erased = forgotten + self._erased
-        self._first = dict.fromkeys([*self._taken, *self._first])
-        self._dirty = dict.fromkeys([*self._taken, *self._dirty])
-        self._new_names = order.names + self._new_names
-        self._segments.dropped += order.dropped
+        self._first = dict.fromkeys([*places, *self._first])
+        self._dirty = dict.fromkeys([*places, *self._dirty])
+
+    def _less_lost(self, written: "list[Written]", failed: set[int]) -> "list[Written]":
+        """Those that do not lie where a sync has failed; the others lose their copies."""
         shift = int(self._tables.book[blocks.SHIFT])
-        lost = {self._segments.position_of.get(number) for number in order.failed}
-        for one in self._covered:
+        lost = {self._segments.position_of.get(number) for number in failed}
+        for one in written:
             if one[2] >> shift in lost:
                 self._lose(one)
-            else:
-                self._written.append(one)
-        self._covered = []
-        return []
+        return [one for one in written if one[2] >> shift not in lost]
 
     def _give_back(self, forgotten: "list[Erased]") -> None:
         shift = int(self._tables.book[blocks.SHIFT])
@@ -231,6 +257,7 @@ class Commits:
     def _waiting(self, orphans: list[Written]) -> list[Written]:
         """Which of these, not durable for want of a parent, may yet be. A write can take longer than many commits."""
         table = self._tables.blocks
+        self._written += self._above([one[0] for one in orphans])
         rows = [one[0] for one in orphans]
         parents = table["parent"][rows]
         written = np.isin(parents, [one[0] for one in self._written])
@@ -251,6 +278,23 @@ class Commits:
             if verdicts[row] or tries < TRIES
         ]
 
+    def _above(self, rows: list[int]) -> "list[Written]":
+        """What these continue and the index knows, but which is not called durable since something before it was not:
+        it can be as soon as that is.
+        """
+        table = self._tables.blocks
+        known = {*rows, *(one[0] for one in self._written)}
+        found: list[Written] = []
+        for row in rows:
+            at = int(table["parent"][row])
+            while at and at not in known and not table["flags"][at] & blocks.DURABLE:
+                known.add(at)
+                disk, generation = int(table["disk"][at]), int(table["generation"][at])
+                if disk and not table["flags"][at] & blocks.SAVING and self._unsure.get(at) != generation:
+                    found.append((at, generation, disk, 0))
+                at = int(table["parent"][at])
+        return found
+
     def _lose(self, one: "Written") -> None:
         """A sync failed: what was written there lately may not be there."""
         row, generation, disk, _ = one
@@ -259,6 +303,8 @@ class Commits:
         same = int(found["generation"]) == generation and int(found["disk"]) == disk
         if same and in_dram and not found["flags"] & blocks.SAVING:
             blocks.detach(self._tables, row)
+        elif same:
+            self._unsure[row] = generation
 
     def awaited(self) -> U4:
         """Rows that a commit may yet find durable."""

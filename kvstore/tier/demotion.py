@@ -9,7 +9,7 @@ is being packed or written is held. Back-pressure loses the copy, never the bloc
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +22,7 @@ from kvstore.costing import Costing
 from kvstore.ports import Workers
 from kvstore.sessions import Namespace, Pool, Tenant
 from kvstore.tier.codec import Choice
+from kvstore.tier.erasure import Erasure
 from kvstore.tier.format import HEADER_BYTES, Codec, Header, stored_slot_bytes
 from kvstore.tier.orders import Outcome, Pack, Save
 from kvstore.tier.segments import SETTLED_NS, Room, Segments
@@ -41,7 +42,8 @@ CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
 TURN_BLOCKS = 256  # once so many are on their way, the owner thread does something else first: 10 us each
-WAIT_NS = 10**9  # how long what is to be written waits for places that are being given up
+WAIT_NS = 10**9  # how long until what waits for places, or a segment, looks again whether others are to give way
+PATIENCE = 5  # and after so many times of that nobody waits for this pool any more, until a place has come free there
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
 
 
@@ -81,10 +83,10 @@ class Demotion:
         bytes_per_s: int,
         choice: Choice,
         costing: Costing,
-        quarantined: Callable[[], set[int]],
+        erasure: Erasure,
     ) -> None:
-        """`quarantined`: places that are never used again."""
-        self._quarantined = quarantined
+        """`dram_bytes`: of all, `bytes_per_s`: to be written at most, 0 for no limit."""
+        self._erasure = erasure
         self._tables = tables
         self._segments = segments
         self._workers = workers
@@ -107,15 +109,14 @@ class Demotion:
         self._rows: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
         self._later_ns = 0
-        self._waited_in_vain = False  # the last time: others give way then, as if none were to come
         self._faults_seen = 0  # when places were last waited for
         self._waits_since_ns = 0  # what is to be written, for places; 0: it has found some
+        self._again_ns = 0  # when it looks again at the latest, if it is stuck
+        self._in_vain: dict[int, int] = {}  # pools that were waited for in vain, and when others may give way again
         self.stuck = False  # waits for a segment, or for places that the index has to forget
         self.enabled = False
         self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
         self.running_bytes = 0
-        self.saves_begun = 0  # batches
-        self._saves: dict[int, int] = {}  # of those that run, how many had been begun before; the first one first
         self.tally = Tally()
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class Demotion:
         if not self.enabled:
             return
         begun = 0
-        if self.stuck and now_ns >= self._waits_since_ns + WAIT_NS > WAIT_NS:
+        if self.stuck and now_ns >= self._again_ns:
             self.stuck = False
         while self._queue and not self.stuck and now_ns >= self._later_ns and begun < TURN_BLOCKS:
             if self.running_bytes >= self._most_running(now_ns) or not self._afford(now_ns):
@@ -192,7 +193,7 @@ class Demotion:
         if not self.enabled or not self._queue:
             return None
         if self.stuck:
-            return self._waits_since_ns + WAIT_NS if self._waits_since_ns else None
+            return self._again_ns
         if self.running_bytes >= (self._most_in_a_hurry() if self.hurry else RUNNING_BYTES):
             return None
         if self.running_bytes >= self._most_running(self._published_ns):
@@ -298,24 +299,25 @@ class Demotion:
             first, done = done, blocks.take_places(tables, pool.number, rows, done, rows.size, self._most, now)
             if done > first:
                 self._waits_since_ns = 0
+                self._in_vain.pop(pool.number, None)
                 self._write(namespace, rows[first:done], slot_bytes, packs)
                 if self._queue and int(tables.book[blocks.DISK_USED]) < self._most:
                     self._segments.make_ahead(pool, len(self._queue), now_ns)
                 continue
-            coming = self._coming(pool)
-            patient = coming > 0 and self._goes_on(now_ns)
-            missing = int(rows.size) - done - (0 if self._waited_in_vain else coming)
+            if now_ns < self._in_vain.get(pool.number, 0):
+                break
+            late, nobodys = self._erasure.late(now_ns), self._nobodys(pool)
+            coming = nobodys - self._erasure.held_up(late, pool.number)
+            missing = int(rows.size) - done - coming
+            patient = nobodys > 0 and self._goes_on(pool)
             room = Room.SOON if patient and missing <= 0 else Room.EVICT
             if room is Room.EVICT and int(tables.book[blocks.DISK_USED]) < self._most:
                 room = self._segments.make_room(pool, now_ns)
             if room is Room.FULL and self._detach(namespace, pool, missing, now_ns):
                 room = Room.SOON
-            if room is Room.EVICT and self._evict(tenant, pool, missing):
+            if room is Room.EVICT and self._evict(tenant, pool, missing, coming, late):
                 room = Room.SOON
-            if patient:
-                room = Room.SOON
-            if room is Room.SOON:
-                self.stuck = True
+            if self._waits(pool, now_ns, comes=patient or room is Room.SOON):
                 self._postpone(rows[done:])
                 return
             break
@@ -323,22 +325,32 @@ class Demotion:
             self.tally.dropped += rows.size - done
             self._give_up(namespace, rows[done:])
 
-    def _goes_on(self, now_ns: int) -> bool:
-        """Are places that are being given up waited for? Not for ever: a drive may hang. Nor where writes fail, or what
-        has failed would be tried again with each block that continues it.
+    def _goes_on(self, pool: Pool) -> bool:
+        """Are places that are being given up waited for? Not where writes fail, or what has failed would be tried again
+        with each block that continues it.
         """
-        self._waits_since_ns = self._waits_since_ns or now_ns
-        self._waited_in_vain = now_ns >= self._waits_since_ns + WAIT_NS
-        if not self._waited_in_vain and self._faults_seen == self.tally.save_faults:
-            return True
-        self._waits_since_ns, self._faults_seen = now_ns, self.tally.save_faults
+        fails = self._faults_seen != self.tally.save_faults
+        self._faults_seen = self.tally.save_faults
+        return not fails and pool.number not in self._in_vain
+
+    def _waits(self, pool: Pool, now_ns: int, *, comes: bool) -> bool:
+        """Wait, and all others with it, for what is to come; not for ever: a drive may hang, or the index refuse."""
+        if comes and pool.number not in self._in_vain:
+            self._waits_since_ns = self._waits_since_ns or now_ns
+            if now_ns < self._waits_since_ns + PATIENCE * WAIT_NS:
+                self.stuck, self._again_ns = True, now_ns + WAIT_NS
+                return True
+            self._in_vain[pool.number] = now_ns
+        if pool.number in self._in_vain:
+            self._in_vain[pool.number] = now_ns + WAIT_NS
+        self._waits_since_ns = 0
         return False
 
-    def _coming(self, pool: Pool) -> int:
+    def _nobodys(self, pool: Pool) -> int:
         """Places of a pool that nobody has any more: free once they are erased, and the index has forgotten them."""
         arenas, shift = self._tables.arenas, int(self._tables.book[blocks.SHIFT])
         mine = arenas["pool"] == pool.number + 1
-        quarantined = sum(bool(mine[place >> shift]) for place in self._quarantined())
+        quarantined = sum(bool(mine[place >> shift]) for place in self._erasure.quarantined)
         return int(arenas["used"][mine].sum()) - int(self._tables.pools["blocks"][pool.number]) - quarantined
 
     def _detach(self, namespace: Namespace, pool: Pool, wanted: int, now_ns: int) -> bool:
@@ -349,13 +361,30 @@ class Demotion:
             detached += 1
         return detached > 0
 
-    def _evict(self, tenant: Tenant, pool: Pool, wanted: int) -> bool:
-        """Have so many of the oldest leaves give way, and some more, since it takes a commit. Whether one did."""
+    def _evict(self, tenant: Tenant, pool: Pool, wanted: int, coming: int, late: set[int]) -> bool:
+        """Have so many of the oldest leaves give way, and some more, since it takes a commit: less those that come.
+        Those of drives that take long do not count, and give way where they are in front of others, so many at once.
+        Whether one did.
+        """
+        if wanted <= 0 or (late and late.issuperset(self._drives_of(pool))):
+            return False
         ahead = min(AHEAD_BYTES // pool.slot_bytes, int(self._tables.pools["blocks"][pool.number]) // AHEAD_SHARE)
-        evicted = 0
-        while wanted > 0 and evicted < max(wanted, ahead) and blocks.evict(self._tables, tenant.index, pool.number):
+        most, wanted, evicted = max(wanted, ahead), max(wanted, ahead - coming), 0
+        while wanted > 0 and evicted < most:
+            wanted -= not late or self._drive_of_next(pool) not in late
+            if not blocks.evict(self._tables, tenant.index, pool.number):
+                break
             evicted += 1
         return evicted > 0
+
+    def _drives_of(self, pool: Pool) -> set[int]:
+        positions = np.flatnonzero(self._tables.arenas["pool"] == pool.number + 1).tolist()
+        return {self._workers.drive_of(self._segments.number_at(position)) for position in positions}
+
+    def _drive_of_next(self, pool: Pool) -> int:
+        """Where the leaf lies that would give way next."""
+        disk = int(self._tables.blocks["disk"][int(blocks.next_victim(self._tables, pool.number))])
+        return self._workers.drive_of(self._segments.number_at(disk >> int(self._tables.book[blocks.SHIFT])))
 
     def _give_up(self, namespace: Namespace, rows: U4) -> None:
         """These will not be written, nor what waits to be written behind them: or the same would be tried for ever."""
@@ -420,18 +449,10 @@ class Demotion:
         self.running_bytes += len(batch) * slot_bytes
         if isinstance(batch[0], Save):
             self._budget -= len(batch) * slot_bytes  # what is packed is written later, and is less by then
-            self._saves[id(batch[0])] = self.saves_begun
-            self.saves_begun += 1
         self._workers.submit(batch)
-
-    @property
-    def saves_over(self) -> int:
-        """So many of `saves_begun`, the first ones, have ended."""
-        return next(iter(self._saves.values()), self.saves_begun)
 
     def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         del self.running[id(batch[0])]
-        self._saves.pop(id(batch[0]), None)
         self.running_bytes -= len(batch) * slot_bytes
 
     def saved(self, batch: list[Save]) -> list[Save]:

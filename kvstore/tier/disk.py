@@ -6,7 +6,6 @@ out   dropped blocks -> erasure.py; room for others -> segments.py
 in    at start -> recovery.py
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,7 +27,19 @@ from kvstore.tier.erasure import Erasure
 from kvstore.tier.flushing import Flushing
 from kvstore.tier.format import Codec
 from kvstore.tier.loading import Loading
-from kvstore.tier.orders import Commit, DropSegment, Erase, Found, Load, MakeSegment, Name, Order, Pack, Save
+from kvstore.tier.orders import (
+    Commit,
+    DropSegment,
+    Erase,
+    Found,
+    Load,
+    MakeSegment,
+    Name,
+    Order,
+    Outcome,
+    Pack,
+    Save,
+)  # fmt: skip
 from kvstore.tier.recovery import Recovered, Recovery
 from kvstore.tier.scrub import Scrub
 from kvstore.tier.segments import Segments
@@ -72,6 +83,15 @@ class DiskState(StrEnum):
     OFF = "off"  # it cannot be used in this life
 
 
+@dataclass(frozen=True, slots=True)
+class _AfterSaves:
+    """Somebody who waits until what was dropped is erased, and before that for writes of it that run."""
+
+    saves: set[int]  # by the identity of their first order
+    answer: Callable[[], None]
+    tenant: Tenant | None
+
+
 Dropper = Callable[[Tenant, int], None]
 
 
@@ -99,17 +119,17 @@ class Disk:
         self.segments = Segments(
             tables, workers, pools, policies, first, limits.segments, limits.segment_bytes, shares
         )  # fmt: skip
+        self.erasure = Erasure(tables, self.segments, workers, self._given_up)
         self.demotion = Demotion(
             tables, self.segments, workers, tenants, namespaces,
             most_rows=limits.rows, dram_bytes=dram_bytes, bytes_per_s=limits.write_bytes_per_s, choice=self.choice,
-            costing=costing, quarantined=lambda: self.erasure.quarantined,
+            costing=costing, erasure=self.erasure,
         )  # fmt: skip
         self.commits = Commits(
             tables, self.segments, workers, namespaces, wall_s, lambda: bool(self.demotion.running),
             lambda: self.demotion.stuck, self._forgotten,
         )  # fmt: skip
-        self.erasure = Erasure(tables, self.segments, workers, self._given_up)
-        self.closed = Closed(workers, self.erasure)
+        self.closed = Closed(workers, self.erasure, self._erase_unread)
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
         self.scrub = Scrub(
@@ -118,11 +138,18 @@ class Disk:
         self.tally = self.loading.tally
         self._recovery: Recovery | None = None
         self._drain_ns = 0
-        self._after_saves: deque[tuple[int, Callable[[], None]]] = deque()  # once so many batches have ended
+        self._after_saves: list[_AfterSaves] = []
         self._when_serving: list[Callable[[], None]] = []
         self._lost: list[int] = []  # segments whose files are gone, to be emptied
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    def unknown_since(self, generation: int) -> int:
+        """Which generation was the first to be stored while nobody knew what lies on disk. Given: what a former life
+        said of that, if it ended before it knew; else 0.
+        """
+        self._first_generation = generation or self._first_generation
+        return self._first_generation
 
     def open(
         self, found: Sequence[Found], names: Sequence[Name], foreign: Iterable[int], next_segment: int,
@@ -146,7 +173,8 @@ class Disk:
             names,
             tenant_of,
             known,
-            self._workers.submit,
+            self.closed,
+            self.erasure.quarantined,
             self._sweep,
             self._first_generation,
             self._wall_s(),
@@ -168,6 +196,9 @@ class Disk:
         """These are nobody's. Of those that a start finds, the index mostly knows already."""
         if self._recovery is None:
             self.commits.forgot(places)
+
+    def _erase_unread(self, place: int) -> None:
+        blocks.erase_place(self._tables, place)
 
     def _works(self) -> bool:
         """Is there a disk tier in this life?"""
@@ -260,6 +291,8 @@ class Disk:
         elif isinstance(first, Erase):
             self.erasure.finished(batch, lambda place: self.commits.erased(place, now_ns))  # type: ignore[arg-type]
         elif isinstance(first, Commit):
+            if first.failed:
+                self._doubt(first.failed)
             rows = self.commits.committed(first, now_ns)
             self.demotion.admit(rows, self._tables.blocks["generation"][rows].tolist())
         elif isinstance(first, MakeSegment):
@@ -267,31 +300,54 @@ class Disk:
             self.demotion.stuck = False
         else:
             assert isinstance(first, DropSegment), f"an order of another tier: {first}"
-            self.closed.finished(batch)  # type: ignore[arg-type]
+            self.segments.left(first, now_ns)
+            gone = self.closed.finished(batch)  # type: ignore[arg-type]
+            if gone:
+                self.segments.dropped += gone
+                self.commits.touch(self.segments.first << int(self._tables.book[blocks.SHIFT]), now_ns)
+
+    def _doubt(self, segments: set[int]) -> None:
+        """A sync of these has failed: so may have what was written there before that, and is not heard of yet."""
+        for batch in self.demotion.running.values():
+            for order in batch:
+                if isinstance(order, Save) and order.header.segment in segments:
+                    order.doubted = True
 
     def _saved(self, batch: list[Save]) -> list[Save]:
+        for order in batch:
+            if order.doubted:
+                order.outcome = Outcome.FAILED
         good = self.demotion.saved(batch)
-        over = self.demotion.saves_over if self._unsettled() else self.demotion.saves_begun
-        while self._after_saves and self._after_saves[0][0] <= over:
-            self.erasure.when_erased(self._after_saves.popleft()[1])
+        for one in self._after_saves:
+            one.saves.discard(id(batch[0]))
+        over = [one for one in self._after_saves if not one.saves]
+        self._after_saves = [one for one in self._after_saves if one.saves]
+        for one in over:
+            self.erasure.when_erased(one.answer, one.tenant)
         return good
 
-    def _unsettled(self) -> bool:
-        """Could a write that is running still decide whether something dropped is found again?"""
-        return bool(self._tables.book[blocks.DOOMED_SAVING])
+    def _unsettled(self, tenant: Tenant | None) -> set[int]:
+        """Writes of a tenant, None: of any, that could still decide whether something dropped is found again."""
+        if not self._tables.book[blocks.DOOMED_SAVING]:
+            return set()
+        state = self._tables.blocks["state"]
+        saves = (batch for batch in self.demotion.running.values() if isinstance(batch[0], Save))
+        mine = (batch for batch in saves if tenant is None or batch[0].header.tenant == tenant.name)
+        return {id(batch[0]) for batch in mine if (state[[order.row for order in batch]] == blocks.DOOMED).any()}
 
-    def when_erased(self, answer: Callable[[], None]) -> None:
-        """Call when nothing of what was dropped by now can come back from disk any more."""
+    def when_erased(self, answer: Callable[[], None], tenant: Tenant | None = None) -> None:
+        """Call when nothing of what was dropped of a tenant by now, None: of all, can come back from disk any more."""
         if not self.limits.disk_bytes:
             answer()
         else:
-            self.closed.when_gone(lambda: self._when_settled(answer))
+            self.closed.when_gone(lambda: self._when_settled(answer, tenant), tenant.name if tenant else None)
 
-    def _when_settled(self, answer: Callable[[], None]) -> None:
-        if self._unsettled():
-            self._after_saves.append((self.demotion.saves_begun, answer))  # or it might wait for ever for new ones
+    def _when_settled(self, answer: Callable[[], None], tenant: Tenant | None) -> None:
+        saves = self._unsettled(tenant)
+        if saves:
+            self._after_saves.append(_AfterSaves(saves, answer, tenant))
         else:
-            self.erasure.when_erased(answer)
+            self.erasure.when_erased(answer, tenant)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -302,13 +358,14 @@ class Disk:
         if self._recovery is not None:
             self._recover()
             return
-        self.erasure.pump()
+        self.erasure.pump(now_ns)
         while self._lost and self.segments.draining is None:
             position = self.segments.position_of.get(self._lost.pop())
             if position is not None:
                 self.segments.drain(position)
         if self.segments.draining is not None and now_ns >= self._drain_ns:
             self._drain(now_ns)
+        self.segments.tick(now_ns)
         self.demotion.pump(now_ns)
         self.scrub.tick(now_ns)
         self.commits.pump(now_ns)
@@ -319,8 +376,8 @@ class Disk:
             return None
         if self._recovery is not None or self._tables.book[blocks.TO_ERASE]:
             return 0
-        due = (self.demotion.next_ns(), self.commits.next_ns(), self.scrub.next_ns(), self.flushing.next_ns())
-        soonest = [due_ns for due_ns in due if due_ns is not None]
+        rooms = (self.demotion, self.commits, self.scrub, self.flushing, self.segments)
+        soonest = [due_ns for room in rooms if (due_ns := room.next_ns()) is not None]
         if self.segments.draining is not None or self._lost:
             soonest.append(self._drain_ns)
         return min(soonest, default=None)
@@ -343,7 +400,9 @@ class Disk:
             return
         position = self.segments.draining
         assert position is not None, "it was being drained"
-        if self.erasure.idle:
+        shift = int(tables.book[blocks.SHIFT])
+        self.closed.erase_unread(position << shift, (position + 1) << shift)
+        if self.erasure.idle_at(position):
             used -= blocks.free_nobodys(tables, position)
         if used:
             self._drain_ns = now_ns + 10**7  # reads, writes and erasures are still running there

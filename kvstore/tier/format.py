@@ -46,6 +46,7 @@ RECORD: Final = np.dtype(
         ("touched_s", "<u4"),  # seconds since 1970
     ]
 )
+UNREAD: Final = (1 << 32) - 1  # in `namespace` with generation 0: the header there could not be read at this start
 # 56 records and their checksum fill the 4,080 bytes that LMDB can use of one page of its own.
 CHUNK_SLOTS: Final = 56
 CHUNK_BYTES: Final = CHUNK_SLOTS * RECORD.itemsize + _SUM.size

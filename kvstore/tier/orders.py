@@ -88,6 +88,7 @@ class Save:
     arena: int
     arena_offset: int
     packed: Packed | None = None
+    doubted: bool = False  # a sync failed meanwhile, and has perhaps lost it
     outcome: Outcome = Outcome.OPEN
 
 

@@ -17,7 +17,9 @@ from kvproto.limits import POOLS
 from kvstore import blocks
 from kvstore.blocks import U4, U8, Rows, Tables
 from kvstore.sessions import Namespace, Tenant
-from kvstore.tier.orders import DropSegment, Found, Name
+from kvstore.tier.closed import Closed
+from kvstore.tier.format import UNREAD
+from kvstore.tier.orders import Found, Name
 from kvstore.tier.segments import Segments
 
 SLICE = 8192  # records, or rows, a slice: a few milliseconds
@@ -41,11 +43,11 @@ class Recovery:
         self, tables: Tables, segments: Segments, found: Sequence[Found], names: Sequence[Name],
         tenant_of: Callable[[str], Tenant | None],
         namespace_of: Callable[[str, NamespaceIdentity, int], Namespace | None],
-        drop: Callable[[list[DropSegment]], None], displaced: Callable[[Tenant, int], None], first_generation: int,
+        closed: Closed, quarantined: set[int], displaced: Callable[[Tenant, int], None], first_generation: int,
         wall_s: int, now_ns: int, most_rows: int,
     ) -> None:  # fmt: skip
-        """`displaced` hears of blocks that are cut off for older ones: stored in this life, whose first generation is
-        given.
+        """`closed` hears of what is not taken over, `quarantined` gets places that could not be read. `displaced` hears
+        of blocks that are cut off for older ones: stored while nobody knew of those, the first generation given.
         """
         self._tables = tables
         self._segments = segments
@@ -53,7 +55,8 @@ class Recovery:
         self._names = names
         self._tenant_of = tenant_of
         self._namespace_of = namespace_of
-        self._drop = drop
+        self._closed = closed
+        self._quarantined = quarantined
         self._displaced = displaced
         self._first = np.uint64(first_generation)
         self._wall_s = wall_s
@@ -86,12 +89,13 @@ class Recovery:
                     np.uint64(self._now_ns), self._key, rows, end, merged, room, self._first,
                 )  # fmt: skip
                 yield
+            self._leave_unread(position, records, tenant)
             new += end
             rows_of.setdefault(tenant, []).append(rows[:end])
         yield from self._link(placed)
         for tenant, parts in rows_of.items():
             rows = yield from self._youngest_first(np.concatenate(parts))
-            yield from self._settle(tenant, rows)
+            yield from self._settle(tenant, rows, merged)
         self._mark_merged(merged[1 : 1 + int(merged[0])])
         for position, _, _, _ in placed:
             self._segments.open(position)
@@ -121,15 +125,23 @@ class Recovery:
             if tenant is None or pool is None:
                 self.result.unknown += 1
                 self._segments.taken.add(found.segment)
+                self._closed.found({found.segment: found.tenant})
                 continue
             position = self._segments.adopt(found.segment, pool)
             if position is None:
                 self.result.surplus += 1
-                self._drop([DropSegment(found.segment)])
-                self._segments.dropped.append(found.segment)
+                self._closed.leave(found.segment, found.tenant)
                 continue
             placed.append((position, found, tenant, pool.number))
         return placed
+
+    def _leave_unread(self, position: int, records: Rows, tenant: Tenant) -> None:
+        """What lies there may be durable, and may be deleted before the next start, which looks again."""
+        unread = np.flatnonzero((records["generation"] == 0) & (records["namespace"] == UNREAD))
+        if unread.size:
+            places = (unread + (position << int(self._tables.book[blocks.SHIFT]))).tolist()
+            self._quarantined.update(places)
+            self._closed.found_unread(tenant.name, places)
 
     def _link(self, placed: list[tuple[int, Found, Tenant, int]]) -> Iterator[None]:
         positions = np.zeros(max((found.segment for _, found, _, _ in placed), default=0) + 1, dtype=np.uint32)
@@ -170,7 +182,7 @@ class Recovery:
         table["newer"][rows[good]] = (wanted[good] >> np.uint64(32)).astype(np.uint32)
 
     def _mark_merged(self, rows: U4) -> None:
-        """Blocks that are in DRAM too: durable as far as all before them is."""
+        """Blocks that are in DRAM too, or continue such: durable as far as all before them is."""
         table = self._tables.blocks
         rows = rows[table["disk"][rows] != 0]  # those that were dropped since then may be others' by now
         rows = rows[np.argsort(table["generation"][rows], kind="stable")]
@@ -195,7 +207,7 @@ class Recovery:
             yield
         return rows
 
-    def _settle(self, tenant: Tenant, rows: U4) -> Iterator[None]:
+    def _settle(self, tenant: Tenant, rows: U4, unsure: U4) -> Iterator[None]:
         stack = np.zeros(rows.size + 1, dtype=np.uint32)
         displaced: U4 = np.zeros(rows.size + 1, dtype=np.uint32)
         blocks.make_ready(self._tables, tenant.index, rows.size)
@@ -204,7 +216,7 @@ class Recovery:
             stop = min(start + SLICE, rows.size)
             displaced[0] = 0
             settled += blocks.settle(
-                self._tables, tenant.index, rows, start, stop, stack, self._key, self._first, displaced
+                self._tables, tenant.index, rows, start, stop, stack, self._key, self._first, displaced, unsure
             )
             for row in displaced[1 : 1 + int(displaced[0])].tolist():
                 self._displaced(tenant, row)

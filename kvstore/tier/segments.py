@@ -5,6 +5,7 @@ Life of a position
     FREE -----------------> SERVING -----------> DRAINING ----------------------------> FREE
       ^   \\ FAILED: not asked again for a while    no new block; those in DRAM too lose their copy here, the others
       '----'                                       are swept
+                                    a file that could not be removed keeps a position from being used: tried again
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,9 @@ from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import DropSegment, MakeSegment, Outcome
 
 PROMISE_NS = 10**9  # how long a segment that was emptied for a tenant is kept for it
+SLOW_NS = 10**9  # a segment that takes longer to make may be on a drive that hangs: nobody waits for it alone
 SETTLED_NS = 30 * 10**9  # a segment touched since then does not give way to another size of its tenant
+AGAIN_NS = 10**9  # how long until a file that could not be removed is tried again
 REFUSED_NS = 10 * 10**9  # how long nobody asks for another segment after the system refused one
 
 
@@ -55,6 +58,7 @@ class Segments:
         self.free = list(range(first + count - 1, first - 1, -1))
         self.pools: dict[tuple[Tenant, int], Pool] = {}
         self.making: dict[int, MakeSegment] = {}  # by position
+        self._begun_ns: dict[int, int] = {}  # of these
         self.position_of: dict[int, int] = {}  # by segment number
         self.draining: int | None = None  # position
         self._drain_from = 0
@@ -64,6 +68,8 @@ class Segments:
         self.next_number = 1
         self.taken: set[int] = set()  # numbers of files that are not ours
         self.dropped: list[int] = []  # the index has yet to hear of it
+        self._going: set[int] = set()  # segments that were emptied, whose files are to be removed
+        self._leaving: dict[int, int] = {}  # segments whose files could not be removed, and when to try again; 0: tried
         self._refused_until_ns = 0
         self.recycled = 0
 
@@ -87,6 +93,10 @@ class Segments:
         """The segment at a position."""
         return int(self._tables.arenas[position]["id"])
 
+    def pool_at(self, position: int) -> Pool:
+        """The pool that a position serves."""
+        return self._by_number[int(self._tables.arenas[position]["pool"]) - 1]
+
     def serving(self) -> int:
         """Positions with a segment."""
         return len(self.position_of)
@@ -97,7 +107,8 @@ class Segments:
         """A new segment; else one of the tenant furthest above what is guaranteed to it, or of the tenant's own other
         sizes. A tenant at its maximum has nothing but its own, and above it gives one back.
         """
-        if any(order.slot_bytes == pool.slot_bytes and order.tenant == pool.tenant.name for order in self._orders()):
+        mine = (order for order in self._coming(now_ns) if order.tenant == pool.tenant.name)
+        if any(order.slot_bytes == pool.slot_bytes for order in mine):
             return Room.SOON
         most = self._shares.most(pool.tenant)
         capped = self._shares.has_maximum(pool.tenant) and self._charged(pool.tenant) >= most
@@ -130,7 +141,7 @@ class Segments:
         slots = self.largest_slot() // pool.slot_bytes
         left = pool.arenas * slots - int(self._tables.pools[pool.number]["blocks"])
         needed = waiting > left and 2 * len(self.free) > self.positions
-        if 4 * left < (3 * slots if needed else slots) and not self.making:
+        if 4 * left < (3 * slots if needed else slots) and not any(self._coming(now_ns)):
             most = self._shares.most(pool.tenant)
             if not self._shares.has_maximum(pool.tenant) or self._charged(pool.tenant) < most:
                 self._begin(pool, now_ns)
@@ -145,11 +156,14 @@ class Segments:
     def _orders(self) -> Iterable[MakeSegment]:
         return self.making.values()
 
+    def _coming(self, now_ns: int) -> Iterable[MakeSegment]:
+        return (order for position, order in self.making.items() if now_ns < self._begun_ns[position] + SLOW_NS)
+
     def _refused(self, now_ns: int) -> bool:
         return now_ns < self._refused_until_ns
 
     def _begin(self, pool: Pool, now_ns: int) -> bool:
-        if len(self.free) <= self._promised(pool.tenant, now_ns) or self._refused(now_ns):
+        if len(self.free) - len(self._leaving) <= self._promised(pool.tenant, now_ns) or self._refused(now_ns):
             return False
         if self._promised_to is pool.tenant:
             self._promised_to = None
@@ -159,6 +173,7 @@ class Segments:
         order = MakeSegment(self.next_number, pool.slot_bytes, pool.tenant.name)
         self.next_number += 1
         self.making[position] = order
+        self._begun_ns[position] = now_ns
         self._workers.submit([order])
         return True
 
@@ -173,7 +188,7 @@ class Segments:
     def made(self, order: MakeSegment, tenant: Tenant | None, now_ns: int) -> None:
         """A segment is there, or is not."""
         position = next(place for place, known in self.making.items() if known is order)
-        del self.making[position]
+        del self.making[position], self._begun_ns[position]
         if order.outcome is not Outcome.DONE or tenant is None:
             self._refused_until_ns = now_ns + REFUSED_NS
             self.free.append(position)
@@ -252,15 +267,35 @@ class Segments:
         self.recycled += 1
         self._promised_to, self._wanted_by, self._promised_until_ns = self._wanted_by, None, 0
         number = self.release(position)
+        self._going.add(number)
         self._workers.submit([DropSegment(number)])
         return number
+
+    def left(self, order: DropSegment, now_ns: int) -> None:
+        """The file of one that was emptied is gone, or is not."""
+        if order.segment in self._going and order.outcome is Outcome.FAILED:
+            self._leaving[order.segment] = now_ns + AGAIN_NS
+        else:
+            self._going.discard(order.segment)
+            self._leaving.pop(order.segment, None)
+
+    def tick(self, now_ns: int) -> None:
+        """Try again to remove what could not be."""
+        for number, due_ns in self._leaving.items():
+            if 0 < due_ns <= now_ns:
+                self._leaving[number] = 0
+                self._workers.submit([DropSegment(number)])
+
+    def next_ns(self) -> int | None:
+        """When `tick` has something to do."""
+        return min((due_ns for due_ns in self._leaving.values() if due_ns), default=None)
 
     def release(self, position: int) -> int:
         """A position without blocks is free. Returns the number of the segment that was there."""
         arena = self._tables.arenas[position]
         assert not arena["used"], "a segment with blocks is released"
         blocks.close_arena(self._tables, position)
-        pool = self._by_number[int(arena["pool"]) - 1]
+        pool = self.pool_at(position)
         pool.arenas -= 1
         pool.tenant.segments -= 1
         arena["pool"] = 0

@@ -122,6 +122,7 @@ class Seen:
     commit_faults: int = 0
     erased: int = 0
     vanished: int = 0
+    hung: int = 0
     drained: int = 0
     warm: int = 0
     kept: int = 0

@@ -10,7 +10,7 @@ import numpy as np
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.sessions import Session
-from kvstore.tier import commits, demotion, disk, erasure, loading, recovery
+from kvstore.tier import commits, demotion, disk, erasure, loading, recovery, segments
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
@@ -25,6 +25,8 @@ SEGMENT_PAGES = (9, 18, 42)
 SEGMENTS = (2, 3, 6, 16)
 FAULTS = ((Save,), (Load,), (Erase,), (Commit,), (MakeSegment,), (Save, Load), (Save, Load, Erase, Commit, MakeSegment))
 MOST_FAULTY_NS = 3 * 10**9
+MOST_HUNG_NS = 12 * 10**9
+HANGS = 0.05  # of the times at which threads end something, in one life of eight, a drive begins to hang
 
 
 CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
@@ -42,6 +44,8 @@ CUTS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
 CUTS_APART: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (demotion, "AHEAD_SHARE", (1, 16)),
     (demotion, "WAIT_NS", (1, 10**9)),
+    (segments, "SLOW_NS", (1, 10**9)),
+    (erasure, "LATE_NS", (10**6, 10**9)),
 )
 
 
@@ -101,6 +105,10 @@ class DiskEvents:
         self.faulty: tuple[type, ...] = ()
         self.often = 0.5
         self.healed_ns = 0
+        self.apart = random.Random(str(rng.getstate()))  # or all lives would be others than they were
+        self.hanging = self.apart.random() < 0.125  # are there drives that hang?
+        self.hung = 0  # drives, a bit each
+        self.answers_ns = 0  # when they answer again
         self.chains: dict[int, list[int]] = {}
         self.emptied = False  # was an arena, since they were listed?
         self.served_life = 0  # the last life in which disk served
@@ -110,6 +118,7 @@ class DiskEvents:
         """A store begins to use the disk."""
         self.core = core
         core.drive.fault, core.drive.doubt = self.fault, self.doubt
+        core.drive.drives = self.apart.choice((2, 3)) if self.hanging else 1
 
     # -- faults --------------------------------------------------------------------------------------------------
 
@@ -117,12 +126,16 @@ class DiskEvents:
         """How an order fails, if it does."""
         if self.core.clock.ns >= self.healed_ns:
             self.faulty = ()
+        if isinstance(order, Commit):
+            order.failed = {segment for segment in order.segments if self.hangs(segment)}
         if not isinstance(order, self.faulty) or self.rng.random() >= self.often:
             return None
         if isinstance(order, Erase):
             self.leave(order)
         if isinstance(order, Commit) and order.segments and self.rng.random() < 0.5:
-            order.failed = set(self.rng.sample(order.segments, self.rng.randrange(1, len(order.segments) + 1)))
+            order.failed |= set(self.rng.sample(order.segments, self.rng.randrange(1, len(order.segments) + 1)))
+            if self.rng.random() < 0.5:
+                return None  # the index took the rest
         return Outcome.FAILED
 
     def leave(self, order: Erase) -> None:
@@ -142,13 +155,28 @@ class DiskEvents:
 
     def heal(self) -> None:
         """The drive is sound again."""
-        self.healed_ns = 0
+        self.healed_ns = self.answers_ns = 0
+
+    def hangs(self, segment: int) -> bool:
+        """Does the drive of a segment not answer?"""
+        return bool(self.core.clock.ns < self.answers_ns and self.hung >> self.core.drive.drive_of(segment) & 1)
+
+    def answered(self) -> list[int]:
+        """Batches that threads may end. Commits wait for nobody: what a hung drive has not synced is left out."""
+        firsts = [batch[0] for batch in self.core.drive.waiting]
+        segments = [one.header.segment if isinstance(one, Save) else getattr(one, "segment", None) for one in firsts]
+        return [i for i, segment in enumerate(segments) if segment is None or not self.hangs(segment)]
 
     def work(self) -> None:
-        """Threads end a few batches, in any order."""
+        """Threads end a few batches, in any order. Fault: now and then a drive hangs for a while."""
+        if self.hanging and self.apart.random() < HANGS:
+            self.hung = self.apart.randrange(1, 8)
+            self.answers_ns = self.core.clock.ns + self.apart.randrange(MOST_HUNG_NS)
+            self.seen.hung += 1
         for _ in range(self.rng.randrange(1, 4)):
-            if self.core.drive.waiting:
-                self.core.work(self.rng.randrange(len(self.core.drive.waiting)))
+            answered = self.answered()
+            if answered:
+                self.core.work(answered[self.rng.randrange(len(answered))])
 
     def damage(self) -> None:
         """Fault: a bit flips in a block."""

@@ -30,7 +30,7 @@ def enough(seen: Seen, seeds: int) -> None:
     on_disk = {
         "saved": 8, "loaded": 0.2, "ready_blocks": 0.2, "streams": 0.2, "flushes": 5, "durable": 1, "returned": 0.08,
         "damaged": 0.01, "load_faults": 0.01, "save_faults": 0.3, "commit_faults": 0.04, "erased": 4, "vanished": 0.1,
-        "drained": 0.2, "warm": 0.3, "kept": 3, "verified": 3, "haunted": 100, "prefetched": 0.2,
+        "hung": 0.1, "drained": 0.2, "warm": 0.3, "kept": 3, "verified": 3, "haunted": 100, "prefetched": 0.15,
     }  # fmt: skip
     assert seen.lives > 1.4 * seeds
     assert seen.disks > 0.6 * seen.lives

@@ -137,3 +137,15 @@ def test_what_lay_in_a_folder_that_is_gone_is_waited_for_once() -> None:
     core.work_all()
     assert client.delete(namespace, chain(1)) == [0]
     assert core.store.disk.erasure.faults == 2
+
+
+def test_whoever_has_nothing_there_does_not_wait_for_a_drive_that_hangs() -> None:
+    core = made()
+    client, namespace = begin(core)
+    put(client, namespace, chain(1))
+    first = client.delete(namespace, chain(1))
+    stranger = core.client("third")
+    assert stranger.delete(stranger.open(), chain(1)) == [0]
+    assert first == []
+    core.work_all()
+    assert first == [1]

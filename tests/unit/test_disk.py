@@ -565,10 +565,11 @@ def test_a_segment_that_vanishes_takes_its_blocks_with_it_and_no_others() -> Non
 def test_places_that_never_come_free_hold_up_writing_for_a_second_and_others_give_way() -> None:
     """As where a drive hangs that was to erase them."""
     core = make(disk_bytes=4 * SEGMENT_BYTES)  # twice as much as DRAM has
+    core.drive.drives = 4  # a segment each: those that give way first lie elsewhere
     client, namespace = begin(core)
-    for number in range(60):
+    for number in range(64):
         put(client, namespace, chain(1, f"before {number}"))
-    client.delete(namespace, [*chain(1, "before 58"), *chain(1, "before 59")])
+    client.delete(namespace, [*chain(1, "before 62"), *chain(1, "before 63")])
     core.finish_all()
     core.store.tick()
     hung = next(batch for batch in core.drive.waiting if isinstance(batch[0], Erase))

@@ -115,6 +115,26 @@ def test_a_sync_that_failed_for_an_erase_is_told_to_the_next_commit(rig: Rig) ->
     assert rig.drives.sync([1]) == set()
 
 
+def test_a_sync_beside_one_that_fails_for_an_erase_is_told_of_it(rig: Rig) -> None:
+    """The kernel has told the first of two; the second must not pass before that is noted."""
+    rig.save_blocks(1, 2, 100)
+    failed: list[set[int]] = []
+    beside = threading.Thread(target=lambda: failed.append(rig.drives.sync([1])))
+    calls = iter(range(1 << 30))
+
+    def rule(*_: object) -> None:
+        if not next(calls):
+            beside.start()
+            beside.join(0.2)  # it would pass now
+            raise OSError(errno.EIO, "told once")
+
+    rig.files.rules["fdatasync"] = rule
+    assert rig.run([Erase(1, 0, SLOT)]) == [FAILED]
+    beside.join()
+    assert failed == [{1}]
+    assert rig.drives.sync([1]) == set(), "the control: nothing is wrong any more"
+
+
 def test_segments_that_nobody_knows_are_not_durable(rig: Rig) -> None:
     assert rig.drives.sync([5]) == {5}
     assert rig.run([Erase(5, 0, SLOT)]) == [GONE]
@@ -156,6 +176,35 @@ def test_a_hung_drive_does_not_stop_another(pair: Rig) -> None:
     pair.look()
     assert pair.drives.status()[0].state == "ok"
     assert pair.run([load_of(saves[1], places[1])]) == [DONE]
+
+
+@pytest.mark.parametrize("call", ["fallocate", "unlink"])
+def test_a_drive_that_hangs_while_it_makes_or_removes_a_segment_is_found_out(pair: Rig, call: str) -> None:
+    assert pair.make(1, SLOT) is DONE
+    gate = Gate()
+    pair.files.rules[call] = gate
+    hanging: list[Order] = [MakeSegment(2, SLOT, "a")] if call == "fallocate" else [DropSegment(1)]
+    pair.drives.submit(hanging)
+    gate.wait_reached()
+    hung = 1 if call == "fallocate" else 0
+    pair.look(6)
+    assert [status.state for status in pair.drives.status()][hung] == "failing"
+    del pair.files.rules[call]
+    assert pair.make(3, SLOT) is DONE
+    assert pair.path(3, directory=1 - hung).exists(), "the next one is made elsewhere"
+    gate.let_go()
+    pair.wait(hanging)
+    pair.look()
+    assert [status.state for status in pair.drives.status()] == ["ok", "ok"]
+    assert hanging[0].outcome is DONE
+
+
+def test_it_is_known_which_drive_a_segment_lies_on(pair: Rig) -> None:
+    assert pair.make(1, SLOT) is DONE
+    assert pair.make(2, SLOT) is DONE
+    assert [pair.drives.drive_of(segment) for segment in (1, 2, 3)] == [0, 1, -1]
+    assert pair.run([DropSegment(2)]) == [DONE]
+    assert pair.drives.drive_of(2) == -1
 
 
 def test_loads_and_verifying_do_not_wait_behind_saves_and_packing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
 from kvstored.index_marks import DOUBTFUL, FOLDER, mark_doubtful, read_store, seal, write_store
+from kvstored.workers import without
 from tests.segments import (
     PATIENCE_S,
     SLOT_BYTES,
@@ -230,6 +231,22 @@ def test_a_commit_is_refused_while_the_whole_directory_is_away(tmp_path: Path) -
         (tmp_path / "elsewhere").rename(disk)
         assert start.commit([block(1, 1, 1)])
         assert start.index.reason == ""
+
+
+def test_a_directory_that_is_away_when_its_index_is_lost_is_not_marked_before_it_is_back(tmp_path: Path) -> None:
+    """It comes back with an index that knows nothing of what was written meanwhile: nothing is durable until then."""
+    disk = tmp_path / "disk"
+    committed(disk, [block(1, 1, 1)])
+    with opened(disk) as start:
+        disk.rename(tmp_path / "elsewhere")
+        os.kill(start.index.child_pid, signal.SIGKILL)
+        start.await_state(State.LOST)
+        assert not start.commit([block(2, 1, 2)])
+        assert not start.index.headers_will_do
+        (tmp_path / "elsewhere").rename(disk)
+        assert not start.commit([block(2, 1, 2)])
+        assert start.index.headers_will_do
+    assert (disk / FOLDER / DOUBTFUL).exists()
 
 
 def test_without_an_index_the_headers_are_believed(tmp_path: Path) -> None:
@@ -475,8 +492,13 @@ def test_after_the_third_crash_of_a_rebuild_the_daemon_starts_empty(
     with opened(tmp_path / "a") as start:
         start.await_state(State.LOST)
         assert start.index.reason == "the index child ended with code 7"
-        assert (start.loaded.segments, start.loaded.next_segment, start.loaded.store) == ([], 2, STORE)
+        assert (facts(replace(start.loaded, segments=[])), start.loaded.next_segment) == (set(), 2)
+        assert start.loaded.store == STORE
         assert start.loaded.next_generation > 10**6
+        assert start.loaded.closed == {1}, "what lies there may be deleted, and would be back"
+        assert [(found.segment, found.tenant) for found in start.loaded.segments] == [(1, "acme")]
+        left = without(start.loaded, start.loaded.closed)
+        assert (left.segments, left.directories, left.foreign) == ([], {}, [path_of(tmp_path / "a", 1)])
         assert not start.commit([])
     assert (tmp_path / "times").read_text() == 4 * "\n"
     assert path_of(tmp_path / "a", 1).exists()
