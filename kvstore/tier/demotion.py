@@ -32,6 +32,7 @@ BATCH_BYTES = 8 * MIB  # one write of so many neighbouring slots
 # each. Who waits for FLUSH has as many as bring the most, and as many again in front of the threads.
 RUNNING_BYTES = 32 * MIB
 HURRY_BYTES = 192 * MIB
+DRAM_SHARE = 4  # and no more than this part of DRAM: what is held for writing cannot make room for who stores
 # While clients store at full speed, writing behind takes processor time from them (two cores: a quarter of their
 # speed), so it waits, unless somebody waits for it. Once three quarters of DRAM have been stored since the first block
 # in the queue, one write at a time; from seven eighths on, all it can: blocks would be evicted before their turn.
@@ -42,6 +43,7 @@ CALM_NS = 30 * 10**6  # nothing was published for so long: nobody is storing
 BUSY_BYTES_PER_S = 512 * MIB
 QUEUE = 1 << 20  # ends of chains that wait; past that nothing more is admitted
 TURN_BLOCKS = 256  # once so many are on their way, the owner thread does something else first: 10 us each
+LATE_NS = 10**9  # what is written for so long may be on a drive that hangs: others go on, within twice the limit
 WAIT_NS = 10**9  # how long until what waits for places, or a segment, looks again whether others are to give way
 PATIENCE = 5  # and after so many times of that nobody waits for this pool any more, until a place has come free there
 LATER_NS = 5 * 10**6  # how long a block whose parent is still being written is left alone
@@ -102,6 +104,7 @@ class Demotion:
         self._published_bytes = 0
         self._published_ns = 0
         self._dram_bytes = dram_bytes
+        self._share_bytes = max(1, dram_bytes // DRAM_SHARE)
         self._window_ns = 0  # since when it is counted what is published
         self._window_bytes = 0
         self._busy = False  # were clients storing at full speed when that was last looked at?
@@ -117,6 +120,8 @@ class Demotion:
         self.enabled = False
         self.running: dict[int, list[Pack] | list[Save]] = {}  # batches, by the identity of their first order
         self.running_bytes = 0
+        self._began: dict[int, tuple[int, int]] = {}  # of each: when, and its bytes; the first one first
+        self._now_ns = 0
         self.tally = Tally()
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -145,17 +150,24 @@ class Demotion:
     def _most_running(self, now_ns: int) -> int:
         """How many bytes may be on their way to disk now."""
         if self.hurry:
-            return self._most_in_a_hurry()
+            return min(HURRY_BYTES, self._share_bytes)
         if not self._busy or not self._queue or now_ns - self._published_ns >= CALM_NS:
-            return RUNNING_BYTES
+            return min(RUNNING_BYTES, self._share_bytes)
         behind = self._published_bytes - self._queue[0][2]
         if 4 * behind < 3 * self._dram_bytes:
             return 0
-        return GENTLE_BYTES if 8 * behind < 7 * self._dram_bytes else RUNNING_BYTES
+        return min(GENTLE_BYTES if 8 * behind < 7 * self._dram_bytes else RUNNING_BYTES, self._share_bytes)
 
-    def _most_in_a_hurry(self) -> int:
-        """What is held for writing cannot make room for who stores."""
-        return min(HURRY_BYTES, max(RUNNING_BYTES, self._dram_bytes // 4))
+    def _on_their_way(self, now_ns: int) -> tuple[int, int]:
+        """Bytes that count, and when it will be fewer though nothing ends, or -1. As many as may run may be late."""
+        late, most = 0, min(HURRY_BYTES, self._share_bytes)
+        for began_ns, some in self._began.values():
+            if late + some > most:
+                break
+            if now_ns < began_ns + LATE_NS:
+                return self.running_bytes - late, began_ns + LATE_NS
+            late += some
+        return self.running_bytes - late, -1
 
     def took(self, seconds: float, read_bytes: int) -> None:
         """Reads have ended: what reading costs decides what is worth writing."""
@@ -175,13 +187,14 @@ class Demotion:
 
     def pump(self, now_ns: int) -> None:
         """Start writes while there is something to write, and room and budget for it."""
+        self._now_ns = now_ns
         if not self.enabled:
             return
         begun = 0
         if self.stuck and now_ns >= self._again_ns:
             self.stuck = False
         while self._queue and not self.stuck and now_ns >= self._later_ns and begun < TURN_BLOCKS:
-            if self.running_bytes >= self._most_running(now_ns) or not self._afford(now_ns):
+            if self._on_their_way(now_ns)[0] >= self._most_running(now_ns) or not self._afford(now_ns):
                 return
             gathered = self._start(now_ns)
             if not gathered:
@@ -194,9 +207,10 @@ class Demotion:
             return None
         if self.stuck:
             return self._again_ns
-        if self.running_bytes >= (self._most_in_a_hurry() if self.hurry else RUNNING_BYTES):
-            return None
-        if self.running_bytes >= self._most_running(self._published_ns):
+        running_bytes, fewer_ns = self._on_their_way(self._now_ns)
+        if running_bytes >= min(HURRY_BYTES if self.hurry else RUNNING_BYTES, self._share_bytes):
+            return fewer_ns if fewer_ns >= 0 else None
+        if running_bytes >= self._most_running(self._published_ns):
             return self._published_ns + CALM_NS
         if self._bytes_per_s and self._budget <= 0:
             return max(self._later_ns, self._budget_ns + int(-self._budget / self._bytes_per_s * 1e9) + 10**6)
@@ -223,7 +237,7 @@ class Demotion:
             mine = self._namespaces[int(table["namespace"][row])]
             if namespace is None:
                 namespace = mine
-                most = min(most, max(1, BATCH_BYTES // mine.slot_bytes))
+                most = min(most, max(1, min(BATCH_BYTES, self._share_bytes) // mine.slot_bytes))
             elif mine is not namespace:
                 break
             end, whole = blocks.gather_unsaved(self._tables, row, self._rows[:most], gathered)
@@ -447,12 +461,13 @@ class Demotion:
     def _submitted(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
         self.running[id(batch[0])] = batch
         self.running_bytes += len(batch) * slot_bytes
+        self._began[id(batch[0])] = self._now_ns, len(batch) * slot_bytes
         if isinstance(batch[0], Save):
             self._budget -= len(batch) * slot_bytes  # what is packed is written later, and is less by then
         self._workers.submit(batch)
 
     def _ended(self, batch: "list[Pack] | list[Save]", slot_bytes: int) -> None:
-        del self.running[id(batch[0])]
+        del self.running[id(batch[0])], self._began[id(batch[0])]
         self.running_bytes -= len(batch) * slot_bytes
 
     def saved(self, batch: list[Save]) -> list[Save]:

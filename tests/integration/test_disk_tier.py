@@ -1,5 +1,6 @@
 """The disk tier of a real daemon, seen from its clients and its files: down, up, over a restart, within its limit."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,25 @@ def test_a_fetch_that_is_given_up_leaves_the_disk_to_others(cold: Node) -> None:
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_segments_are_open_without_the_page_cache_where_status_says_so(node: Node) -> None:
+    daemon = node.start("--disk-admission", "none")
+    put_roots(node.namespace(), roots("bare", 4))
+    (drive,) = body(kvctl(node, "status", "--output", "json"), "status")["disk"]["drives"]
+    found = segments_open_in(daemon.process.pid)
+    assert found
+    assert {bool(flags & os.O_DIRECT) for flags in found} == {drive["direct"]}
+
+
+def segments_open_in(pid: int) -> list[int]:
+    """Flags of a process's descriptors of segment files."""
+    found = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        if one.readlink().suffix == ".seg":
+            told = Path(f"/proc/{pid}/fdinfo/{one.name}").read_text()
+            found.append(int(told.partition("flags:")[2].split()[0], 8))
+    return found
 
 
 def test_the_second_touch_writes_and_the_first_does_not(node: Node) -> None:

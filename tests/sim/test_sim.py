@@ -25,7 +25,7 @@ def enough(seen: Seen, seeds: int) -> None:
         "recycled": 0.5, "rules": 0.5,
         "quotas": 0.5, "quota": 0.03, "returned_arenas": 0.02,
         "evicted": 2, "expired": 1, "refused_arenas": 0.05, "pinned": 10, "expected": 10,
-        "direct": 8, "strays": 2, "withheld": 0.2, "scrubbed": 0.5, "operations": 300,
+        "direct": 8, "strays": 2, "withheld": 0.15, "scrubbed": 0.5, "operations": 300,
     }  # fmt: skip
     on_disk = {
         "saved": 8, "loaded": 0.2, "ready_blocks": 0.2, "streams": 0.2, "flushes": 5, "durable": 1, "returned": 0.08,

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from kvproto.errors import Grant
+from kvproto.limits import PAGE_BYTES
 from kvstore import blocks
+from kvstore.tier import demotion
 from kvstore.tier.orders import Commit, DropSegment, Erase, MakeSegment, Order, Outcome, Save
 from kvstore.tier.segments import Segments
 from tests.core import MS, SECOND, Client, Core, chain
@@ -124,6 +127,35 @@ def test_where_no_place_comes_free_no_more_give_way_than_once(why: str) -> None:
     core.drive.fault = lambda _order: None
     go_on(core, 2)
     assert store_each_second(core, client, 3, lambda _order: False) == 3
+    core.audit()
+
+
+@pytest.mark.parametrize("hung", [True, False])
+def test_writes_that_hang_keep_no_others_from_being_written(monkeypatch: pytest.MonkeyPatch, *, hung: bool) -> None:
+    monkeypatch.setattr(demotion, "RUNNING_BYTES", 8 * PAGE_BYTES)
+    core = make(arenas=8, disk_bytes=16 * SEGMENT_BYTES)
+    core.drive.drives = 2
+    client = core.client()
+    namespace, hangs = client.open(), on(0, core, Save) if hung else lambda _order: False
+    for number in range(40):
+        client.put(namespace, chain(1, number))
+        go_on(core, 0.2, hangs)
+    assert core.store.disk.demotion.waiting == 0
+    assert core.drive.saves == (24 if hung else 40), "three segments of five are on the other drive"
+    core.work_all()
+    assert core.drive.saves == 40
+    core.audit()
+
+
+def test_what_hangs_holds_a_part_of_dram_alone_and_stores_go_on() -> None:
+    core = make(arenas=4)
+    client = core.client()
+    namespace, hangs = client.open(), on(0, core, Save)
+    for number in range(200):
+        assert client.put(namespace, chain(1, number)) == [Grant.GRANTED], number
+        go_on(core, 0.2, hangs)
+    assert core.drive.saves == 0
+    core.work_all()
     core.audit()
 
 

@@ -108,7 +108,7 @@ def test_a_delete_does_not_wait_for_writes_that_were_begun_after_it() -> None:
 
 def test_a_turn_begins_no_more_writes_than_it_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demotion, "TURN_BLOCKS", 3)
-    core, client, namespace = make(arenas=2, admission=Admission.NONE)
+    core, client, namespace = make(arenas=4, admission=Admission.NONE)
     put(client, namespace, chain(1, "first"))
     core.store.flush(client.session, namespace, 1, 60 * SECOND)
     core.work_all()  # there is a segment
