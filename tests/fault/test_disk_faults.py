@@ -233,7 +233,7 @@ def spoil_files(node: Node) -> tuple[set[bytes], list[Path]]:
 def test_cut_and_foreign_segment_files_cost_only_what_they_held(golden: Path, index: bool) -> None:
     with copy_of(golden) as node:
         lost, strangers = spoil_files(node)
-        assert 100 < len(lost) < 400
+        assert 50 < len(lost) < 400
         contents = [path.read_bytes() for path in strangers]
         if not index:
             node.drop_index()
