@@ -11,8 +11,8 @@ and `await lease.complete()` waits until that is all.
 What is said one way never waits, so hints and reports are plain calls here too; those that name keys may have to open
 their namespace first and are awaited: `program.context`, `run.bind`, `ns.expect`.
 
-Copies run in `asyncio.to_thread`; everything else in the loop that `connect` ran in, and only there. A cancelled verb
-first lets a copy under way end: the memory on both sides is not the caller's again before.
+Copies run in threads of the loop's executor; everything else in the loop that `connect` ran in, and only there. A
+cancelled verb first lets a copy under way end: the memory on both sides is not the caller's again before.
 """
 
 import asyncio

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import time
 from collections.abc import Callable
@@ -101,15 +102,27 @@ class AsyncConnection(Endpoint):
             waiter.wake = None
 
     async def _send(self, link: Link, frame: bytes, deadline_ns: int) -> None:
-        """Send one message, waiting for room until the deadline; past that the link is given up."""
+        """Send one message, waiting for room until the deadline; past that the link is given up.
+
+        Of a caller that is cancelled meanwhile it is sent yet: what rides on it counts as said.
+        """
         try:
-            while not link.try_send(frame):
+            while not (self._sent_backlog(link) and link.try_send(frame)):
                 if _clock() >= deadline_ns:
                     self._drop(link, "the daemon does not read its socket")
                     return
                 await asyncio.sleep(0.001)  # rare: some thousand frames are queued
         except GoneError as gone:
             self._drop(link, str(gone))
+        except asyncio.CancelledError:
+            link.backlog.append(frame)
+            raise
+
+    def _sent_backlog(self, link: Link) -> bool:
+        """Send what waits for room, as far as there is some; whether that was all. Raises GoneError."""
+        while link.backlog and link.try_send(link.backlog[0]):
+            del link.backlog[0]
+        return not link.backlog
 
     def _readable(self, link: Link) -> None:
         try:
@@ -120,6 +133,9 @@ class AsyncConnection(Endpoint):
             self._drop(link, str(error))
         except (GoneError, KvError) as error:
             self._drop(link, link.session.goodbye or str(error))
+        except BaseException:  # out of a signal handler: what was not taken is lost, and the next would be taken for it
+            self._drop(link, "interrupted in the middle of a frame")
+            raise
         if link.session.unmapped:
             self._send_chores(link)
 
@@ -151,7 +167,7 @@ class AsyncConnection(Endpoint):
             self._drop(self._link, "closed")
         self._stir.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait([self._task])  # it may have been cancelled, and this was not
 
     async def _connect(self) -> None:
         self._retry_in(min(2 * self._retry_s, RETRY_S_MAX))
@@ -164,7 +180,11 @@ class AsyncConnection(Endpoint):
         asyncio.get_running_loop().add_reader(link.sock, self._readable, link)
         call = HelloCall(link.session, self.hello, _clock() + self.timeout_ns)
         self._why_not = "the daemon does not answer HELLO"
-        await self._ask_on(link, call)
+        try:
+            await self._ask_on(link, call)
+        except BaseException:
+            self._drop(link, "cancelled")
+            raise
         if link.session.welcome is not None and not link.session.over and self._dead is None:
             self._link = link
             self._why_not = ""
@@ -227,15 +247,16 @@ class AsyncConnection(Endpoint):
         try:
             link.backlog.extend(link.session.chores())
             link.backlog.extend(link.session.renewals(_clock()))
-            while link.backlog and link.try_send(link.backlog[0]):
-                del link.backlog[0]
+            self._sent_backlog(link)
         except GoneError as gone:
             self._drop(link, str(gone))
 
 
 async def in_thread(copying_verb: Callable[[], None]) -> None:
     """Copy without holding up the loop. Cancelling waits for the copy: nothing may write to a target afterwards."""
-    copying = asyncio.ensure_future(asyncio.to_thread(copying_verb))
+    # No task: whoever cancels all of them, as `asyncio.run` does at its end, would end it before its thread.
+    loop = asyncio.get_running_loop()
+    copying = loop.run_in_executor(None, contextvars.copy_context().run, copying_verb)
     try:
         await asyncio.shield(copying)
     except asyncio.CancelledError:

@@ -5,10 +5,11 @@
     loading = ns.start_load(keys, memory[ids], groups=4)   its memory -> pages, group of layers by group
     loading.wait(1)                                        the first quarter of the layers is there
 
-Nothing is copied by this process. What the daemon may be writing to is not to be used for anything else:
-`LoadResult.settled` says so, and `AttachedMemory.settle` waits. It ends with the daemon's word, or with the daemon: by
+Nothing is copied by this process. What the daemon may be writing to, or reading, is not to be used for anything else:
+`settled` of a result says so, and `AttachedMemory.settle` waits. It ends with the daemon's word, or with the daemon: by
 its pidfd, since a socket's end comes before the last write may. A session that breaks while the daemon lives is settled
-by attaching anew, which the daemon answers when nothing of the former session is under way.
+by attaching anew, which the daemon answers when nothing of the former session is under way. That may take as long as a
+copy that hangs: who attaches waits once as long as a plain call may, and then nobody does but `settle`.
 """
 
 import os
@@ -24,12 +25,12 @@ from kvclient.connection import Connection
 from kvclient.devices import copies_for
 from kvclient.flows import Flow
 from kvclient.storing import NAP_NS_MAX
-from kvclient.transfers import AttachCall, CancelCall, DetachCall, Moved, Transfer
+from kvclient.transfers import Answered, AttachCall, CancelCall, DetachCall, Moved, Transfer
 from kvkernels.device.pages import Pages
 from kvkernels.device.port import Device, DeviceError, Handle, Via
 from kvkernels.device.sharing import share_pages
 from kvproto.device_frames import Attach, Opens, Piece, SharedHandle, State
-from kvproto.errors import AttachError, KvError, UsageError
+from kvproto.errors import AttachError, KvError, LimitError, UsageError
 from kvproto.frames import Mode
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class AttachedMemory:
         self._session: Session | None = None  # in which it has a number
         self._number = 0
         self._refusal: KvError | None = None  # of that session
+        self._asked: AttachCall | None = None  # not answered yet, as far as is known
         self._transfers: list[Transfer] = []  # under way, as far as is known
         self._closed = False
 
@@ -78,39 +80,68 @@ class AttachedMemory:
 
     # -- attaching -----------------------------------------------------------------------------------------------
 
-    def attach(self) -> "tuple[Session, int] | None":
-        """The session and the number in it; None where there is none right now. Waits as long as a plain call may.
+    def attach(self, until_ns: int | None = None) -> "tuple[Session, int] | None":
+        """The session and the number in it; None where there is none right now.
 
-        Raises AttachError, UsageError as the daemon refuses it; once a session.
+        Waits until then, or else as long as a plain call may; not again where a former session's copies keep the daemon
+        from answering. Raises AttachError, UsageError as the daemon refuses it, once a session; LimitError each time.
         """
-        with self._attaching:
+        if self._closed:
+            return None
+        asked = self._asked
+        overdue = asked is not None and asked.abandoned and not asked.session.over
+        plain_ns = self._plain_deadline() if until_ns is None else until_ns
+        return self._attach(0 if overdue else plain_ns)
+
+    def _plain_deadline(self) -> int:
+        return _clock() + self.connection.timeout_ns
+
+    def _attach(self, until_ns: int) -> "tuple[Session, int] | None":
+        if not self._attaching.acquire(timeout=max(0, until_ns - _clock()) / 1e9):
+            return None
+        try:
             session = self.connection.session()
-            if session is None or session.over or self._closed:
+            if session is None or session.over:
                 return None
-            if self._session is session and (self._number or self._refusal):
+            if self._session is session and (self._number or self._refusal or self._closed):
                 if self._refusal is not None:
                     raise type(self._refusal)(*self._refusal.args)
-                return session, self._number
+                return (session, self._number) if self._number else None
             if session.mode is not Mode.DAEMON:
                 raise AttachError(_not_in_mode(session))
-            return self._attach_to(session)
+            return self._attach_to(session, until_ns)
+        finally:
+            self._attaching.release()
 
-    def _attach_to(self, session: "Session") -> "tuple[Session, int] | None":
+    def _attach_to(self, session: "Session", until_ns: int) -> "tuple[Session, int] | None":
+        call = self._asked
+        if call is not None and call.session is session:
+            self.connection.catch_up()
+            self.connection.run(watching(Answered(call, until_ns)))
+        else:
+            call = self._ask(session, until_ns)
+        if not call.came:
+            return None
+        self._asked = None
+        if call.error is not None:
+            if not isinstance(call.error, LimitError):  # what it has too much of may be less by the next time
+                self._session, self._number, self._refusal = session, 0, call.error
+            raise type(call.error)(*call.error.args)
+        self._session, self._number, self._refusal = session, call.memory, None
+        self._fenced(session)
+        return session, call.memory
+
+    def _ask(self, session: "Session", until_ns: int) -> AttachCall:
         attach, fds = shared(self.device, self.pages)
-        deadline_ns = _clock() + self.connection.timeout_ns
-        call = AttachCall(session, attach, fds, deadline_ns)
+        call = self._asked = AttachCall(session, attach, fds, until_ns)
         try:
             self.connection.run(one(call))
         finally:
+            if not call.request:  # it was never sent
+                self._asked = None
             for fd in fds:
                 os.close(fd)
-        if call.lost is not None:
-            return None
-        self._session, self._number, self._refusal = session, call.memory, call.error
-        if call.error is not None:
-            raise type(call.error)(*call.error.args)
-        self._fenced(session)
-        return session, call.memory
+        return call
 
     def _fenced(self, session: "Session") -> None:
         """The daemon has said that nothing of a former session of this process is under way there any more."""
@@ -125,13 +156,22 @@ class AttachedMemory:
         with self._lock:
             self._closed = True
         settled = self.settle(self.connection.timeout_ns / 1e9)
+        return self._let_go(self._plain_deadline()) and settled
+
+    def _let_go(self, until_ns: int) -> bool:
+        asked = self._asked
+        if asked is not None and not asked.session.over:  # its answer brings a number that is to be given back
+            with suppress(KvError):
+                self._attach(until_ns)
+            if self._asked is asked:
+                return False
         session = self.connection.session()
         if session is None or session is not self._session or not self._number:
-            return settled
-        call = DetachCall(session, self._number, _clock() + self.connection.timeout_ns)
+            return True
+        call = DetachCall(session, self._number, until_ns)
         self.connection.run(one(call))
         self._number = 0
-        return settled and call.answered
+        return call.answered
 
     # -- what is under way ---------------------------------------------------------------------------------------
 
@@ -173,7 +213,9 @@ class AttachedMemory:
         nap_s = min(NAP_NS_MAX, max(0, until_ns - _clock())) / 1e9
         if transfer.daemon is not None and not transfer.daemon.exited(nap_s):
             with suppress(KvError):  # not there, or with another daemon: the end of the former one helps
-                self.attach()
+                self._attach(until_ns)
+                if self._closed:  # that was for the answer alone
+                    self._let_go(until_ns)
 
     def settle_one(self, transfer: Transfer, timeout_ns: int) -> None:
         """The same of one transfer. It may not be settled then."""
@@ -222,6 +264,11 @@ def attach(connection: Connection, place: Any, pages: Pages) -> AttachedMemory:
 def one(call: Call) -> Flow[None]:
     """A request, and no more."""
     yield call
+
+
+def watching(answered: Answered) -> Flow[None]:
+    """Wait, and no more."""
+    yield answered
 
 
 def cancelling(transfer: Transfer, deadline_ns: int) -> Flow[None]:

@@ -11,7 +11,7 @@ measured.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import gcd
 from typing import Final
@@ -95,6 +95,13 @@ class Coding:
             except BaseException:
                 self._settle()
                 raise
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing is under way here as long as the block lasts. Waits for what is. Raises DeviceError."""
+        with self._lock:
+            self._stream.synchronize()
+            yield
 
     def close(self) -> None:
         """Nothing may be copied any more."""

@@ -5,6 +5,9 @@ for everybody until its own answer has come (the leader); callers that find the 
 woken when their answer has come or when it is their turn to lead. So an undisturbed request costs one send and one
 recvmsg, both in the thread that made it.
 
+An exception in the middle of that (^C, or whatever else a signal handler raises) ends the session: a frame that nobody
+took may be lost, and the next one would be taken for it; one that was being sent may be sent or not.
+
 One background thread ticks: it takes frames that nobody waits for, sends what found no frame to ride on, reconnects.
 
     lock        guards                                   held while
@@ -19,7 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from kvclient.calls import Call
 from kvclient.endpoint import RETRY_S_MAX, TICK_S, Endpoint
@@ -32,6 +35,7 @@ from kvproto.errors import ClosedError, ForkError, KvError, RefusedError
 from kvproto.frames import Hello
 
 _R = TypeVar("_R")
+_INTERRUPTED: Final = "interrupted in the middle of a frame"
 
 _clock = time.monotonic_ns
 
@@ -113,7 +117,7 @@ class Connection(Endpoint):
         except GoneError as gone:
             self._drop(link, str(gone))
         except BaseException:
-            self._leave(call)
+            self._drop(link, _INTERRUPTED)
             raise
         return link
 
@@ -140,6 +144,9 @@ class Connection(Endpoint):
             link.send(frame, step.deadline_ns)
         except GoneError as gone:
             self._drop(link, str(gone))
+        except BaseException:
+            self._drop(link, _INTERRUPTED)
+            raise
 
     def _watch(self, step: Watcher) -> None:
         link = self._link
@@ -180,6 +187,9 @@ class Connection(Endpoint):
                     return
         except GoneError as gone:
             self._drop(link, str(gone))
+        except BaseException:
+            self._drop(link, _INTERRUPTED)
+            raise
 
     def _follow(self, waiter: Waiter) -> None:
         turn = threading.Lock()
@@ -226,6 +236,9 @@ class Connection(Endpoint):
                 self._take(link, *message)
         except GoneError as gone:
             self._drop(link, str(gone))
+        except BaseException:
+            self._drop(link, _INTERRUPTED)
+            raise
         finally:
             self._reading.release()
             if self._followers:
@@ -285,11 +298,11 @@ class Connection(Endpoint):
     def _drop(self, link: Link, why: str) -> None:
         """The link is over: every call on it is lost. Any thread, any number of times."""
         with self._mutex:
+            link.shut()  # first: whoever finds the session over may ask the next one what has become of it
             link.session.end()
             if self._link is link:
                 self._up.clear()
             self._lost(link, why)
-        link.shut()
         self._stir.set()
 
     def _connect(self) -> None:

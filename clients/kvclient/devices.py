@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -111,7 +111,11 @@ class Copies:
         """Let go of what the daemon took back: it stays mapped, and the daemon's memory in use, until then."""
         if not any(_is_gone(mapping) for mapping in self.pins.owners()):
             return
-        with self._locks[Direction.TO_DEVICE], self._locks[Direction.TO_HOST]:
+        with self._locks[Direction.ON_DEVICE], ExitStack() as still:
+            if self._coding is not None:  # first: it may take long, and holds up nobody else so
+                still.enter_context(self._coding.still())
+            for direction in self._streams:
+                still.enter_context(self._locks[direction])
             for stream in self._streams.values():  # a copy that came too late may still be reading it
                 stream.synchronize()
             self.pins.forget_if(_is_gone)

@@ -9,7 +9,8 @@ A flow yields steps; `connection` performs them blocking, `aio` awaits them:
     Pause     wait
     Copy      move bytes
 
-No flow waits past the deadline in its step, so none can hang; none raises because a daemon is missing.
+No flow waits past the deadline in its step, so none can hang; none raises because a daemon is missing. One that
+is ended at a step (cancelled, ^C) gives back what it was granted, by the answer that it has not seen yet, too.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -28,6 +29,7 @@ from kvclient.calls import (
     Opened,
     PingCall,
     RenewCall,
+    give_back,
 )
 from kvclient.copying import Gate, Move, copy, copy_at_once
 from kvclient.ledger import Ledger, Pause, Settled, Watcher
@@ -154,6 +156,7 @@ def fetch(
 ) -> Flow[list[Part]]:
     """Lease the lead run, a frame's worth of keys at a time, each if all before it are there or promised."""
     parts: list[Part] = []
+    calls: list[LeaseCall] = []
     wait_until_ns = clock() + wait_ns
     deadline_ns = wait_until_ns + timeout_ns
     if session is None or not keys:
@@ -164,16 +167,21 @@ def fetch(
     if len(keys) > FRAME_KEYS_BYTES:  # nobody could renew a part in less, once another one streams
         ttl_ns = min(ttl_ns + wait_ns, max(ttl_ns, AHEAD_NS))
     ttl_ns = session.clamp_ttl(ttl_ns)
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        chunk = keys[start : start + FRAME_KEYS_BYTES]
-        wait_ns = min(LEASE_WAIT_NS_MAX, max(0, wait_until_ns - clock()))
-        call = LeaseCall(session, opened, chunk, ttl_ns=ttl_ns, wait_ns=wait_ns, deadline_ns=deadline_ns)
-        yield call
-        if call.part is None or not call.answered:
-            break
-        parts.append(call.part)
-        if call.part.promised * KEY_BYTES < len(chunk):
-            break
+    try:
+        for start in range(0, len(keys), FRAME_KEYS_BYTES):
+            chunk = keys[start : start + FRAME_KEYS_BYTES]
+            wait_ns = min(LEASE_WAIT_NS_MAX, max(0, wait_until_ns - clock()))
+            call = LeaseCall(session, opened, chunk, ttl_ns=ttl_ns, wait_ns=wait_ns, deadline_ns=deadline_ns)
+            calls.append(call)
+            yield call
+            if call.part is None or not call.answered:
+                break
+            parts.append(call.part)
+            if call.part.promised * KEY_BYTES < len(chunk):
+                break
+    except BaseException:  # cancelled or interrupted
+        give_back(calls)
+        raise
     return parts
 
 

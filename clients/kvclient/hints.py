@@ -8,9 +8,9 @@
 
 Every word is sent at once if there is a session and room in its socket, and is dropped and counted otherwise
 (`Status.hints_dropped`). A daemon that restarts has heard of nothing, so what is spoken of is announced anew to each
-session before anything else is said of it: the program; the workflow and the run. A daemon that has lived on knows them
-by their versions, and goes on with them. What was bound, entered or named as context before is not repeated: the next
-turn says it anyway.
+session before anything else is said of it: the program; the workflow and the run. So it is after a silence of half the
+time in which a daemon forgets it. A daemon that has not knows them by their versions, and goes on with them. What was
+bound, entered or named as context before is not repeated: the next turn says it anyway.
 
 The two flavours differ in one thing: what names keys may have to open their namespace first, which waits.
 """
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from kvclient.protocol import Session
 
 _VERSIONED: Final = frozenset({Event.BIND, Event.ENTER})
+IDLE_S: Final = 3600  # a daemon forgets programs and runs that are silent for so long, unless told to wait longer,
+WORKFLOW_IDLE_S: Final = 24 * 3600  # and workflows that nobody begins a run of
 
 
 class Subject:
@@ -46,14 +48,22 @@ class Subject:
     """
 
     _heard_by: "weakref.ref[Session] | None" = None  # the session that it was announced to
+    _said_ns = 0  # the last word of it there
     _over = False
 
-    def __init__(self, endpoint: Endpoint, name: str, beginning: Hint | None, before: "Subject | None" = None) -> None:
-        """`beginning` announces it, to every session anew (None: others do), and `before` has to be known by then."""
+    def __init__(
+        self, endpoint: Endpoint, name: str, beginning: Hint | None, before: "Subject | None" = None,
+        idle_s: float | None = None,
+    ) -> None:  # fmt: skip
+        """`beginning` announces it, to every session anew (None: others do), and `before` has to be known by then.
+
+        A daemon forgets it after `idle_s` without a word.
+        """
         self._endpoint = endpoint
         self.name = name
         self._beginning = beginning
         self._before = before
+        self._idle_ns = int((IDLE_S if idle_s is None else idle_s) * 1e9)
         self.announce()
 
     def announce(self) -> None:
@@ -64,15 +74,20 @@ class Subject:
                 self.introduce(session)
 
     def introduce(self, session: "Session") -> bool:
-        """Announce it unless that session has heard of it; whether it has by now. Under `telling`."""
-        if self._beginning is None or (self._heard_by is not None and self._heard_by() is session):
+        """Announce it unless that session heard of it and knows it still; whether it does by now. Under `telling`."""
+        if self._beginning is None or self._is_known_to(session):
             return True
         if self._before is not None and not self._before.introduce(session):
             return False
         if not self._endpoint.say(session, build_hint(self._beginning)):
             return False
-        self._heard_by = weakref.ref(session)
+        self._heard_by, self._said_ns = weakref.ref(session), time.monotonic_ns()
         return True
+
+    def _is_known_to(self, session: "Session") -> bool:
+        """Has it heard of this, and lately enough not to have forgotten it?"""
+        heard_by = self._heard_by() if self._heard_by is not None else None
+        return heard_by is session and time.monotonic_ns() - self._said_ns < self._idle_ns // 2
 
     def _tell(self, hint: Hint) -> None:
         self._tell_to(self._endpoint.session(), hint)
@@ -86,7 +101,8 @@ class Subject:
             if self.introduce(session):
                 if hint.event in _VERSIONED:
                     hint = dataclasses.replace(hint, version=time.monotonic_ns())
-                self._endpoint.say(session, build_hint(hint))
+                if self._endpoint.say(session, build_hint(hint)):
+                    self._said_ns = time.monotonic_ns()
 
     def _naming(self, namespace: PolicyVerbs, keys: Sequence[bytes], hint: Hint) -> flows.Flow[None]:
         """Tell something of the first 1,024 keys of a chain; nothing if there are none."""
@@ -115,7 +131,7 @@ class ProgramWords(Subject):
     def __init__(self, endpoint: Endpoint, name: str, idle_s: float | None) -> None:
         name = name_of("id", name)
         beginning = Hint(Event.PROGRAM, name, seconds=duration_if_known("idle_s", idle_s))
-        super().__init__(endpoint, name, beginning)
+        super().__init__(endpoint, name, beginning, idle_s=idle_s)
 
     def tool_started(self, name: str, expected_s: float | None = None) -> None:
         """It waits for a tool from now on, for about `expected_s` seconds if that is known. Never waits."""
@@ -175,7 +191,7 @@ class RunWords(Subject):
         if workflow is not None:
             seconds = duration_if_known("idle_s", idle_s)
             beginning = Hint(Event.RUN, name, other=workflow.name, seconds=seconds, version=time.monotonic_ns())
-        super().__init__(endpoint, name, beginning, workflow)
+        super().__init__(endpoint, name, beginning, workflow, idle_s)
 
     def enter(self, step: str) -> None:
         """A step runs from now on. Only beginnings are told: which steps are over follows from them. Never waits."""
@@ -227,7 +243,8 @@ class WorkflowWords(Subject):
         name, steps = name_of("name", name), steps_of(given)
         self.steps = frozenset(step.name for step in steps)
         # The version is that of the description, so that announcing it again neither ousts a newer one nor is refused.
-        super().__init__(endpoint, name, Hint(Event.WORKFLOW, name, text=text_of(steps), version=time.monotonic_ns()))
+        beginning = Hint(Event.WORKFLOW, name, text=text_of(steps), version=time.monotonic_ns())
+        super().__init__(endpoint, name, beginning, idle_s=WORKFLOW_IDLE_S)
 
 
 class Workflow(WorkflowWords):

@@ -3,7 +3,9 @@
     load   attach, unless it is -> LOAD -> MOVING -> LOADED, group of layers by group -> LoadResult
     save   attach, unless it is -> SAVE -> MOVING -> SAVED -> StoreResult; what was BUSY is asked for again
 
-What a caller does not wait for any more is cancelled, and the cancel is waited for.
+What a caller does not wait for any more is cancelled, and the cancel is waited for. A daemon that stands still hears of
+no cancel, and finds the SAVE when it goes on: so that says until when what it reads may be stored (the checksum is of
+what was read, whatever that is by then), and nobody who waits for it leaves before, unless it is over.
 """
 
 import time
@@ -20,7 +22,7 @@ from kvclient.results import LoadResult, Reason, Refused, StoreResult
 from kvclient.storing import NAP_NS, NAP_NS_MAX
 from kvclient.transfers import LoadCall, Moved, SaveCall, Transfer, TransferCall
 from kvkernels.device.port import DeviceError
-from kvproto.device_frames import Fate, State
+from kvproto.device_frames import UNTIL_NS_MAX, Fate, State
 from kvproto.errors import AttachError, Code, LimitError, UsageError
 from kvproto.frames import RECOMPUTE_US_MAX
 from kvproto.limits import KEYS_PER_FRAME, LAYER_GROUPS, LEASE_WAIT_NS_MAX
@@ -117,12 +119,12 @@ def start_load(
     if len({*pages.ids}) < len(pages.ids):
         raise UsageError("a page is named twice")
     _await_stream(memory, stream)
-    attached = _attached(memory)
+    deadline_ns = _clock() + connection.timeout_ns
+    attached = _attached(memory, deadline_ns)
     if isinstance(attached, Reason):
         return Loading(memory, connection, None, attached)
     session, number = attached
     transfer = Transfer(session, pages.ids, loads=True, groups=groups)
-    deadline_ns = _clock() + connection.timeout_ns
 
     def flow() -> Flow[Reason | None]:
         opened = yield from flows.open_namespace(session, target, deadline_ns)
@@ -167,17 +169,18 @@ def save(
     memory = _check(connection, keys, pages)
     said_us = 0 if recompute_s is None else max(1, flows.nanoseconds("recompute_s", recompute_s) // 1000)
     recompute_us = min(said_us, RECOMPUTE_US_MAX)
-    until_ns = _clock() + flows.nanoseconds("timeout_s", timeout_s)
+    until_ns = _clock() + min(flows.nanoseconds("timeout_s", timeout_s), UNTIL_NS_MAX)
     space_until_ns = _clock() + flows.nanoseconds("space_s", space_s)
     _await_stream(memory, stream)
     fates: list[Fate] = []
     why: Reason | None = None
+    settled = True
     nap_ns = NAP_NS
     while len(fates) < len(keys) and why is None:
         first = len(fates)
         some = slice(first, first + KEYS_PER_FRAME)
         before = keys[first - 1] if first else parent
-        part, why = _save_some(
+        part, why, settled = _save_some(
             connection,
             memory,
             target,
@@ -195,37 +198,40 @@ def save(
         fates += part
     rest = [Refused(index, why or Reason.TIMED_OUT) for index in range(len(fates), len(keys))]
     refused = [Refused(index, _REASONS[fate]) for index, fate in enumerate(fates) if fate in _REASONS]
-    return StoreResult(fates.count(Fate.SAVED), fates.count(Fate.KNOWN), tuple(refused + rest))
+    return StoreResult(fates.count(Fate.SAVED), fates.count(Fate.KNOWN), tuple(refused + rest), settled)
 
 
 def _save_some(
     connection: Connection, memory: AttachedMemory, target: Target, keys: Sequence[bytes], ids: Sequence[int],
     parent: bytes | None, recompute_us: int, until_ns: int,
-) -> tuple[list[Fate], Reason | None]:  # fmt: skip
-    """What became of each of at most 1,024, or why nobody knows."""
-    attached = _attached(memory)
+) -> tuple[list[Fate], Reason | None, bool]:  # fmt: skip
+    """What became of each of at most 1,024, or why nobody knows; whether their pages are not read any more."""
+    deadline_ns = _clock() + connection.timeout_ns
+    attached = _attached(memory, deadline_ns)
     if isinstance(attached, Reason):
-        return [], attached
+        return [], attached, True
     session, number = attached
     transfer = Transfer(session, ids, loads=False)
-    deadline_ns = _clock() + connection.timeout_ns
 
     def flow() -> Flow[Reason | None]:
         opened = yield from flows.open_namespace(session, target, deadline_ns)
         if opened is None:
+            transfer.end(State.FAILED)
             return Reason.UNREACHABLE
         joined = b"".join(keys)
-        call = SaveCall(session, transfer, opened.number, number, joined, parent, recompute_us, deadline_ns)
+        call = SaveCall(session, transfer, opened.number, number, joined, parent, recompute_us, until_ns)
         why = yield from _ask(memory, call)
         if why is None:
             yield Moved(transfer, transfer.groups + 1, until_ns)
         return why
 
     why = connection.run(flow())
-    if why is None and not transfer.fates:
+    if not transfer.over:
         why = Reason.UNREACHABLE if transfer.broken else Reason.TIMED_OUT
         memory.settle_one(transfer, connection.timeout_ns)
-    return (transfer.fates, None) if transfer.fates else ([], why)
+    if transfer.fates:
+        return transfer.fates, None, True
+    return [], why, is_settled(transfer)
 
 
 # -- of both -----------------------------------------------------------------------------------------------------------
@@ -250,10 +256,10 @@ def _await_stream(memory: AttachedMemory, stream: object) -> None:
         raise UsageError(f"a stream that cannot be waited for: {error}") from error
 
 
-def _attached(memory: AttachedMemory) -> "tuple[Session, int] | Reason":
+def _attached(memory: AttachedMemory, deadline_ns: int) -> "tuple[Session, int] | Reason":
     """Where it has a number, attached anew if need be. What was possible once and is refused now is a miss."""
     try:
-        return memory.attach() or Reason.UNREACHABLE
+        return memory.attach(deadline_ns) or Reason.UNREACHABLE
     except (AttachError, LimitError):
         return Reason.DEVICE
 

@@ -256,9 +256,11 @@ class Namespace(Verbs):
     ) -> StoreResult:
         """Have the daemon store the blocks of a chain out of pages of attached memory (mode daemon), a page a key.
 
-        Returns when they are visible; what is not by `timeout_s` is cancelled and refused as TIMED_OUT. Waits up to
-        `space_s` for room. `stream`: the one whose work so far they are the outcome of; it is waited for first. Else
-        as `store`. Raises UsageError.
+        Returns when they are visible; what is not by `timeout_s` is cancelled and refused as TIMED_OUT, which takes up
+        to the client's timeout more, and what the daemon would read later it does not store. Where the result is not
+        `settled`, the pages stay as they are until `AttachedMemory.settle` has said True: a daemon of before that rule
+        may still store what it reads, and none loads into them. Waits up to `space_s` for room. `stream`: the one whose
+        work so far they are the outcome of; it is waited for first. Else as `store`. Raises UsageError.
         """
         from kvclient import moving  # noqa: PLC0415  see above
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from kvclient.calls import give_back
 from kvclient.flows import FRAME_KEYS_BYTES, Clock, Flow, Target, open_namespace
 from kvclient.ledger import Ledger, OutNow
 from kvclient.policy_calls import AdviseCall, PinCall, PinsCall, PrefetchCall, UnpinCall
@@ -39,6 +40,7 @@ def pin(
     if session is None:
         return NOTHING_PINNED
     pins: list[int] = []
+    calls: list[PinCall] = []
     pinned_bytes = blocks = expires_ns = 0
     partial = Partial.NOTHING
     opened = yield from open_namespace(session, target, deadline_ns)
@@ -46,33 +48,40 @@ def pin(
         return NOTHING_PINNED
 
     def ask(chunk: bytes) -> PinCall:
-        return PinCall(
+        call = PinCall(
             session, opened.number, chunk, tier=tier, ttl_ns=ttl_ns, refresh=refresh, deadline_ns=deadline_ns
         )
+        calls.append(call)
+        return call
 
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        chunk = keys[start : start + FRAME_KEYS_BYTES]
-        call, were_out = ask(chunk), tally.out
-        yield call
-        partial = call.partial
-        if call.answered and partial is Partial.ABSENT and were_out:
-            yield OutNow(tally, session.tickets_of, deadline_ns)
-            again = ask(chunk)
-            yield again
-            if again.answered:  # it has what the first one has, which gives it back
-                if call.pinned.pin:
-                    yield from unpin(session, [call.pinned.pin], deadline_ns)
-                call = again
-            partial = again.partial
-        if not call.answered:
-            break
-        pinned = call.pinned
-        if pinned.pin:
-            pins.append(pinned.pin)
-            expires_ns = min(expires_ns, pinned.expires_ns) if expires_ns else pinned.expires_ns
-        pinned_bytes, blocks = pinned_bytes + pinned.bytes, blocks + pinned.blocks
-        if partial or pinned.blocks * KEY_BYTES < len(chunk):
-            break
+    try:
+        for start in range(0, len(keys), FRAME_KEYS_BYTES):
+            chunk = keys[start : start + FRAME_KEYS_BYTES]
+            were_out = tally.out
+            call = ask(chunk)
+            yield call
+            partial = call.partial
+            if call.answered and partial is Partial.ABSENT and were_out:
+                yield OutNow(tally, session.tickets_of, deadline_ns)
+                again = ask(chunk)
+                yield again
+                if again.answered:  # it has what the first one has, which gives it back
+                    if call.pinned.pin:
+                        yield from unpin(session, [call.pinned.pin], deadline_ns)
+                    call = again
+                partial = again.partial
+            if not call.answered:
+                break
+            pinned = call.pinned
+            if pinned.pin:
+                pins.append(pinned.pin)
+                expires_ns = min(expires_ns, pinned.expires_ns) if expires_ns else pinned.expires_ns
+            pinned_bytes, blocks = pinned_bytes + pinned.bytes, blocks + pinned.blocks
+            if partial or pinned.blocks * KEY_BYTES < len(chunk):
+                break
+    except BaseException:  # cancelled or interrupted
+        give_back(calls)
+        raise
     return PinResult(pinned_bytes, expires_ns / 1e9 if pins else None, blocks, partial, tuple(pins))
 
 
@@ -131,16 +140,22 @@ def prefetch(
     opened = yield from open_namespace(session, target, deadline_ns)
     if opened is None:
         return asked
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        chunk = keys[start : start + FRAME_KEYS_BYTES]
-        left_ns = max(1, began_ns + within_ns - clock())
-        call = PrefetchCall(session, opened.number, chunk, tier=tier, within_ns=left_ns, deadline_ns=deadline_ns)
-        yield call
-        if not call.answered:
-            break
-        asked.append(call.fetching)
-        if (call.fetching.there + call.fetching.coming) * KEY_BYTES < len(chunk):
-            break
+    calls: list[PrefetchCall] = []
+    try:
+        for start in range(0, len(keys), FRAME_KEYS_BYTES):
+            chunk = keys[start : start + FRAME_KEYS_BYTES]
+            left_ns = max(1, began_ns + within_ns - clock())
+            call = PrefetchCall(session, opened.number, chunk, tier=tier, within_ns=left_ns, deadline_ns=deadline_ns)
+            calls.append(call)
+            yield call
+            if not call.answered:
+                break
+            asked.append(call.fetching)
+            if (call.fetching.there + call.fetching.coming) * KEY_BYTES < len(chunk):
+                break
+    except BaseException:  # cancelled or interrupted
+        give_back(calls)
+        raise
     return asked
 
 

@@ -37,6 +37,7 @@ class StoreResult:
     accepted: int  # copied and committed; visible soon, or already if the call waited for it
     known: int  # resident before, nothing copied
     refused: tuple[Refused, ...]  # by index
+    settled: bool = True  # False, of a `save`: the daemon may still be reading the pages; see `AttachedMemory.settle`
 
     @property
     def lead(self) -> int:
@@ -46,7 +47,8 @@ class StoreResult:
     def __repr__(self) -> str:
         # Counted, not listed: a thousand refusals in a log line help nobody.
         counted = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) or "none"
-        return f"StoreResult(accepted={self.accepted}, known={self.known}, refused={counted})"
+        unsettled = "" if self.settled else ", settled=False"
+        return f"StoreResult(accepted={self.accepted}, known={self.known}, refused={counted}{unsettled})"
 
     @property
     def reasons(self) -> Counter[Reason]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kvclient.buffers import Memory
-from kvclient.calls import CommitCall, Opened, ReserveCall
+from kvclient.calls import CommitCall, Opened, ReserveCall, give_back
 from kvclient.flows import Clock, Commit, Copy, Flow, Target, open_namespace
 from kvclient.ledger import Ledger, Pause, Settled
 from kvclient.results import Reason, Refused, StoreResult
@@ -162,10 +162,15 @@ class Storing:
             deadline_ns=deadline_ns,
             recompute_us=self._recompute_us,
         )
-        yield call
+        try:
+            yield call
+        except BaseException:  # cancelled or interrupted
+            give_back([call])
+            raise
+        finally:
+            if call.request:  # it was sent, and the commits with it
+                self._batch = []
         self._answers.end()
-        if call.request:  # it was sent, and the commits with it
-            self._batch = []
         if call.lost is not None:
             self._stop = self._lost = call.lost
         elif call.error is not None:
@@ -255,11 +260,13 @@ class Storing:
 
     def _commit(self) -> Flow[None]:
         step = Commit(self._session, self._batch, self._ledger, self._answers.begin())
-        yield step
+        try:
+            yield step
+        finally:
+            if step.sent:
+                self._batch = []
         self._answers.end()
-        if step.sent:
-            self._batch = []
-        else:
+        if not step.sent:
             self._stop = self._lost = Reason.UNREACHABLE
 
     def _make_room(self) -> Flow[None]:
@@ -281,9 +288,11 @@ class Storing:
         """Commit the last batch and hear that it was accepted."""
         if self._batch and self._lost is None:
             call = CommitCall(self._session, self._batch, self._ledger, self._answers.begin())
-            yield call
-            if call.request:
-                self._batch = []
+            try:
+                yield call
+            finally:
+                if call.request:
+                    self._batch = []
             if call.lost is not None:
                 self._lost = call.lost
             elif call.stale > len(self._ledger.reasons):  # which ones, PUBLISHED will say

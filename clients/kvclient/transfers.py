@@ -151,10 +151,11 @@ class Moved(Watcher):
 
 
 class AttachCall(Call):
-    """ATTACH -> ATTACHED. `fds` go with it, and stay the caller's."""
+    """ATTACH -> ATTACHED. `fds` go with it, and stay the caller's. The daemon keeps it, so it is waited for again."""
 
     answer = Verb.ATTACHED
     patient = True  # while a former session's copies are under way
+    watcher: "Answered | None" = None
 
     def __init__(self, session: "Session", attach: Attach, fds: Sequence[int], deadline_ns: int) -> None:
         super().__init__(session, deadline_ns)
@@ -169,6 +170,34 @@ class AttachCall(Call):
         self.memory = frames.parse_number(frame, head)
         if not self.memory:
             raise ProtocolError("ATTACHED without a number")
+
+    @property
+    def came(self) -> bool:
+        """Is it answered, in time or later?"""
+        return bool(self.memory) or self.error is not None
+
+    def undo(self) -> None:
+        """Nothing is: it is what was wanted, if late."""
+        if self.watcher is not None:
+            self.watcher.finish()
+
+
+class Answered(Watcher):
+    """Waits for the answer to an ATTACH that nobody waited for any more. One at a time."""
+
+    def __init__(self, call: AttachCall, deadline_ns: int) -> None:
+        super().__init__(deadline_ns)
+        self.call = call
+
+    def watch(self) -> None:
+        """See `Watcher`."""
+        self.call.watcher = self
+        if self.call.came:
+            self.finish()
+
+    def leave(self) -> None:
+        """See `Watcher`."""
+        self.call.watcher = None
 
 
 class DetachCall(Call):
@@ -231,7 +260,7 @@ class LoadCall(TransferCall):
 
 
 class SaveCall(TransferCall):
-    """SAVE -> MOVING."""
+    """SAVE -> MOVING. What the daemon reads after the deadline, it does not store: so the caller stays until then."""
 
     def __init__(
         self, session: "Session", transfer: Transfer, namespace: int, memory: int, keys: bytes, parent: bytes | None,
@@ -244,7 +273,7 @@ class SaveCall(TransferCall):
     def build(self, request: int, releases: Sequence[int]) -> bytes:
         return device_frames.build_save(
             request, self.namespace, self.memory, self.transfer.pages, self.keys,
-            parent=self.parent, recompute_us=self.recompute_us, releases=releases,
+            parent=self.parent, recompute_us=self.recompute_us, until_ns=self.deadline_ns, releases=releases,
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """LOAD, SAVE and CANCEL_TRANSFER: what mode daemon copies. Owner thread; `DeviceThreads` do it.
 
 LOAD    -> MOVING; what is there is held -> Filling -> LOADED, group of layers by group; the last says how it ended
-SAVE    -> MOVING; slots are reserved -> Emptying -> published, the next slice ... -> SAVED
+SAVE    -> MOVING; slots are reserved -> Emptying -> still wanted? published, the next slice ... -> SAVED
 CANCEL_TRANSFER -> CANCELLED            when nothing is written any more; at once for what is over
 the session ends -> its transfers are cancelled; its memory is closed when the last of them has ended
 
@@ -10,6 +10,7 @@ ATTACH and DETACH are `device_attach.py`'s.
 
 import logging
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -256,6 +257,7 @@ class DeviceVerbs:
         namespace.recompute_ns = said_ns or namespace.recompute_ns
         memory.emptying.update(save.pages)
         transfer = self._begin(mover, memory, namespace, save.pages, head)
+        transfer.until_ns = device_frames.deadline_of(save, time.monotonic_ns())
         keys = self._keys(save.keys_at, head.count)
         transfer.saving = self._store().moving.save(session, namespace, save.parent, keys, said_ns)
         self._empty(transfer)
@@ -265,7 +267,7 @@ class DeviceVerbs:
         saving, opened = transfer.saving, transfer.memory.opened
         assert saving is not None, "a LOAD saves nothing"
         assert opened is not None, "memory that is in use stays open"
-        granted = [] if transfer.unwanted or transfer.of.gone else self._store().moving.reserve(saving)
+        granted = self._store().moving.reserve(saving) if _is_wanted(transfer) else []
         self._store().flush_outcomes(transfer.of.session)  # a LEASE may have waited for one that is not to be
         if not granted:
             self._end_save(transfer)
@@ -289,9 +291,11 @@ class DeviceVerbs:
             return
         store, session = self._store(), transfer.of.session
         instead = Fate.CANCELLED if work.error is None else Fate.DEVICE
+        wanted = _is_wanted(transfer)  # asked now: all that is here was read before
         for block in work.blocks:
-            store.moving.copied(saving, block.ticket, block.checksum, instead)
-            if block.checksum is not None:
+            checksum = block.checksum if wanted else None
+            store.moving.copied(saving, block.ticket, checksum, instead)
+            if checksum is not None:
                 transfer.memory.threads.tally.saved_bytes += block.target.size
         if work.error is not None:
             transfer.memory.threads.tally.failed += 1
@@ -415,3 +419,14 @@ class DeviceVerbs:
 
     def _refuse(self, connection: Connection, head: Head, error: KvError) -> None:
         connection.send(frames.build_failure(Verb.FAILED, head.request, error.code, str(error)))
+
+
+def _is_wanted(transfer: Transfer) -> bool:
+    """Does the client of a SAVE still keep its pages as they were? If not, what was read there may be anybody's.
+
+    A checksum does not tell: it is of what was read. A client that has given up may have been heard of by nothing but
+    the end of its socket, behind frames that are not read yet, or by the time.
+    """
+    if transfer.unwanted or transfer.of.gone or transfer.of.connection.left:
+        return False
+    return time.monotonic_ns() < transfer.until_ns

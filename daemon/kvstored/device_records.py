@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from kvkernels.device.sharing import OpenedPages
-from kvproto.device_frames import Load
+from kvproto.device_frames import NO_END, Load
 from kvproto.errors import UsageError
 from kvstore.moving import Held, Saving
 from kvstore.sessions import Lease, Namespace, Parked, Session
@@ -48,6 +48,7 @@ class Transfer:
     copies: Sequence[Copy | None] = ()  # of a LOAD: those that it reads from the device's own tier
     work: Filling | Emptying | None = None
     told: int = 0  # groups
+    until_ns: int = NO_END  # of a SAVE: what is read later may be anything
     unwanted: bool = False
     cancels: list[int] = field(default_factory=list)  # requests that wait for its end
 

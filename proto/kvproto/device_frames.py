@@ -18,11 +18,15 @@ ATTACH_HEAD: Final = struct.Struct("<16sIIIIQ")  # device, handles, pieces, bloc
 HANDLE_ITEM: Final = struct.Struct("<QBB6x64s")  # bytes that it opens, via, length of its text, text
 PIECE_ITEM: Final = struct.Struct("<I4xQQ")  # which handle, offset, stride
 LOAD_HEAD: Final = struct.Struct("<IIQI4x")  # namespace, memory, wait ns, layer groups
-SAVE_HEAD: Final = struct.Struct("<III4x32s")  # namespace, memory, recompute us a block, parent key
+SAVE_HEAD: Final = struct.Struct("<IIII32s")  # namespace, memory, recompute us a block, until ms, parent key
 TRANSFER_BODY: Final = struct.Struct("<Q")
 LOADED_BODY: Final = struct.Struct("<QIIB7x")  # transfer, blocks, groups that are there, state
 IDENTITY_BYTES: Final = 16
 TEXT_BYTES: Final = 64
+NO_END: Final = (1 << 63) - 1  # the deadline of a SAVE that has none
+UNTIL_NS_MAX: Final = 1 << 50  # how far off one may be: 13 days, of the 24 in which 32 bits of milliseconds are plain
+_MS: Final = 10**6
+_SPAN_MS: Final = 1 << 32
 
 
 class Opens(IntEnum):
@@ -103,6 +107,7 @@ class Save(NamedTuple):
     parent: bytes | None
     pages: tuple[int, ...]
     keys_at: int
+    until_ms: int  # see `deadline_of`
 
 
 class Loaded(NamedTuple):
@@ -181,10 +186,12 @@ def parse_load(frame: Frame, head: Head) -> Load:
 
 def build_save(
     request: int, namespace: int, memory: int, pages: Sequence[int], keys: bytes, *, parent: bytes | None,
-    recompute_us: int = 0, releases: Sequence[int] = (),
+    recompute_us: int = 0, until_ns: int = NO_END, releases: Sequence[int] = (),
 ) -> bytes:  # fmt: skip
-    """SAVE: store this chain out of these pages, a page a key."""
-    body = SAVE_HEAD.pack(namespace, memory, recompute_us, parent or bytes(KEY_BYTES)) + _packed(pages) + keys
+    """SAVE: store this chain out of these pages, a page a key. `until_ns`: what is read later is not to be stored."""
+    until_ms = 0 if until_ns == NO_END else until_ns // _MS % _SPAN_MS or _SPAN_MS - 1  # 0 says none
+    head = SAVE_HEAD.pack(namespace, memory, recompute_us, until_ms, parent or bytes(KEY_BYTES))
+    body = head + _packed(pages) + keys
     flags = Flag.HAS_PARENT if parent is not None else 0
     return build(Verb.SAVE, request, body, count=len(pages), flags=flags, releases=releases)
 
@@ -192,8 +199,18 @@ def build_save(
 def parse_save(frame: Frame, head: Head) -> Save:
     """SAVE."""
     pages, keys_at = _pages(frame, head, SAVE_HEAD.size)
-    namespace, memory, recompute_us, parent = SAVE_HEAD.unpack_from(frame, head.body)
-    return Save(namespace, memory, recompute_us, parent if head.flags & Flag.HAS_PARENT else None, pages, keys_at)
+    namespace, memory, recompute_us, until_ms, parent = SAVE_HEAD.unpack_from(frame, head.body)
+    rooted = parent if head.flags & Flag.HAS_PARENT else None
+    return Save(namespace, memory, recompute_us, rooted, pages, keys_at, until_ms)
+
+
+def deadline_of(save: Save, now_ns: int) -> int:
+    """Until when what a SAVE reads is good, on the clock of `now_ns`: of all that 32 bits can mean, the nearest."""
+    if not save.until_ms:
+        return NO_END
+    now_ms = now_ns // _MS
+    away_ms = (save.until_ms - now_ms + _SPAN_MS // 2) % _SPAN_MS - _SPAN_MS // 2
+    return (now_ms + away_ms) * _MS
 
 
 def _packed(pages: Sequence[int]) -> bytes:

@@ -18,12 +18,14 @@ import pytest
 
 import kvclient
 from bench.process import DaemonProcess
+from kvclient.attached import AttachedMemory
 from kvclient.results import Reason
 from kvctl.client import ControlClient
 from kvproto import device_frames, frames
-from kvproto.device_frames import Attach, Opens, Piece, SharedHandle, State
-from kvproto.errors import AttachError, Code, UsageError
+from kvproto.device_frames import Attach, Fate, Opens, Piece, SharedHandle, State
+from kvproto.errors import AttachError, Code, LimitError, UsageError
 from kvproto.frames import Mode, Verb
+from kvproto.limits import MEMORIES_PER_SESSION
 from tests.attached_kit import (
     BLOCK_BYTES,
     LAYERS,
@@ -196,6 +198,77 @@ def test_a_session_that_breaks_is_settled_by_attaching_anew(gated: tuple[DaemonP
         assert np.array_equal(kv.get(TO), kv.values[:, :COUNT])
 
 
+@contextmanager
+def broken_while_it_hangs(
+    gated: tuple[DaemonProcess, Gate], client: kvclient.Client, kv: Engine, model: str
+) -> Iterator[tuple[kvclient.Namespace, list[bytes], AttachedMemory]]:
+    """A LOAD whose session has ended, and whose copy has not before the block ends."""
+    _, gate = gated
+    namespace, keys = saved(client, kv, model)
+    memory = kv.attach(client)
+    gate.shut()
+    loading = namespace.start_load(keys, memory[TO])
+    assert until(lambda: gate.holds and not loading.wait(1, 0.01) and loading.blocks == COUNT)
+    link = client._connection._link
+    assert link is not None
+    link.shut()
+    assert until(lambda: client._connection.session() not in {None, link.session})
+    assert loading.broken
+    yield namespace, keys, memory
+    gate.open()
+
+
+def test_who_attaches_again_and_again_while_a_copy_hangs_asks_once(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    """The daemon keeps what it has not answered, and takes so many of a session."""
+    with connected(gated[0], timeout_s=0.3) as client:
+        with broken_while_it_hangs(gated, client, kv, "again") as (namespace, keys, memory):
+            for _ in range(2 * MEMORIES_PER_SESSION):
+                assert memory.attach() is None
+                assert namespace.load(keys, memory[TO]).reason is Reason.UNREACHABLE
+            assert not memory.settle(0.5)
+            assert memory.unsettled() == TO
+        assert memory.settle(20.0)
+        assert namespace.load(keys, memory[TO], timeout_s=20.0) == kvclient.LoadResult(COUNT)
+        assert np.array_equal(kv.get(TO), kv.values[:, :COUNT])
+
+
+def test_what_was_under_way_when_it_was_taken_back_is_settled_so_too(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    with connected(gated[0], timeout_s=0.3) as client:
+        assert until(lambda: maps_of(gated[0]) == 0)
+        with broken_while_it_hangs(gated, client, kv, "taken-back") as (_, _, memory):
+            unanswered = kv.attach(client)
+            assert not unanswered.detach()
+            assert not memory.detach()
+            assert memory.unsettled() == TO
+        assert until(unanswered.detach)
+        assert memory.settle(20.0)
+        assert memory.attach() is None
+        assert until(lambda: maps_of(gated[0]) == 0)  # what was attached for the answer is not kept
+
+
+def test_what_was_too_much_once_may_be_attached_later(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    with connected(gated[0]) as client:
+        first, *_ = [kv.attach(client) for _ in range(MEMORIES_PER_SESSION)]
+        late = AttachedMemory(client._connection, kv.device, kv.pages)
+        for _ in range(2):
+            with pytest.raises(LimitError):
+                late.attach()
+        assert first.detach()
+        assert late.attach() is not None
+
+
+def test_nobody_waits_for_who_is_attaching_longer_than_he_may(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    with connected(gated[0]) as client:
+        memory = kv.attach(client)
+        with memory._attaching:
+            assert memory.attach(time.monotonic_ns()) is None
+        assert memory.attach(time.monotonic_ns()) is not None
+
+
 def test_pages_that_are_read_are_settled_so_too(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
     daemon, gate = gated
     with connected(daemon, timeout_s=0.3) as client, ThreadPoolExecutor(1) as thread:
@@ -234,6 +307,47 @@ def test_a_daemon_that_stands_still_is_a_miss_and_its_pages_are_not_free(
             os.kill(daemon.process.pid, signal.SIGCONT)
         assert memory.settle(20.0)
         assert until(lambda: namespace.load(keys, memory[TO], timeout_s=5.0).blocks == COUNT)
+
+
+def test_what_a_daemon_that_stood_still_reads_too_late_is_not_stored(
+    gated: tuple[DaemonProcess, Gate], kv: Engine
+) -> None:
+    """The SAVE lies in its socket when the caller gives up, and the engine's pages are the next request's."""
+    daemon, _ = gated
+    with connected(daemon, timeout_s=0.3) as client:
+        namespace = namespace_of(client, "stopped-save")
+        keys = keys_of(namespace)
+        memory = kv.attach(client)
+        assert namespace.save(keys[:1], memory[FROM[:1]]).accepted == 1
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            found = namespace.save(keys[1:], memory[FROM[1:]], parent=keys[0], timeout_s=0.5)
+        finally:
+            kv.put(FROM, np.full_like(kv.get(FROM), 0xAA))
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        assert (found.reasons, found.settled) == ({Reason.TIMED_OUT: COUNT - 1}, False)
+        assert memory.settle(20.0)
+        assert namespace.match(keys).blocks == 1
+        found = namespace.save(keys[1:], memory[FROM[1:]], parent=keys[0], timeout_s=20.0)  # the control: it could be
+        assert (found.accepted, found.settled) == (COUNT - 1, True)
+
+
+def test_a_copy_that_ends_too_late_is_not_stored(gated: tuple[DaemonProcess, Gate], kv: Engine) -> None:
+    daemon, gate = gated
+    with connected(daemon, timeout_s=0.3) as client:
+        namespace = namespace_of(client, "late-save")
+        keys = keys_of(namespace)
+        memory = kv.attach(client)
+        gate.shut()
+        found = namespace.save(keys, memory[FROM], timeout_s=1.0)
+        assert gate.holds
+        assert (found.reasons, found.settled) == ({Reason.TIMED_OUT: COUNT}, False)
+        assert memory.unsettled() == FROM
+        kv.put(FROM, np.full_like(kv.get(FROM), 0xAA))
+        gate.open()
+        assert memory.settle(20.0)
+        assert namespace.match(keys).blocks == 0
+        assert namespace.save(keys, memory[FROM], timeout_s=20.0).accepted == COUNT  # the control
 
 
 def test_a_daemon_that_is_killed_leaves_pages_to_their_owner(kv: Engine) -> None:
@@ -333,7 +447,7 @@ def test_a_descriptor_of_something_else_is_refused(
     unsealed = os.memfd_create("unsealed")
     os.truncate(unsealed, whole)
     before = len(os.listdir(f"/proc/{gated[0].process.pid}/fd"))  # noqa: PTH208
-    for fd, length in ((arena, arena_bytes), (unsealed, whole), (raw.socket.fileno(), whole)):
+    for fd, length in 8 * ((arena, arena_bytes), (unsealed, whole), (raw.socket.fileno(), whole)):
         handles = [SharedHandle(length, Opens.DESCRIPTOR)]
         raw.send(attach_frame(kv, pieces=[Piece(0, 0, PIECE)], handles=handles), [fd])
         assert failed(raw)[0] is Code.DEVICE
@@ -345,7 +459,8 @@ def test_a_descriptor_of_something_else_is_refused(
     )
     assert failed(raw)[0] is Code.DEVICE
     os.close(unsealed)
-    assert until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == before)  # noqa: PTH208
+    # Fewer where what former tests left behind was being closed yet; 24 kept ones would be more.
+    assert until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before)  # noqa: PTH208
 
 
 def test_too_much_is_refused_and_the_session_goes_on(raw: RawClient, kv: Engine) -> None:
@@ -380,6 +495,36 @@ def test_a_load_is_held_to_what_is_attached(raw: RawClient, kv: Engine) -> None:
     raw.answer(Verb.DETACHED)
     raw.send(frames.build(Verb.DETACH, 11, frames.NUMBER_BODY.pack(memory)))
     assert failed(raw)[0] is Code.BAD_ARGUMENT
+
+
+def saved_by(raw: RawClient, namespace: int, memory: int, of: bytes, until_ns: int) -> list[Fate]:
+    raw.send(device_frames.build_save(9, namespace, memory, [1], of, parent=None, until_ns=until_ns))
+    raw.answer(Verb.MOVING)
+    head, frame, _ = raw.answer(Verb.SAVED)
+    return device_frames.parse_saved(frame, head)[1]
+
+
+def test_a_save_is_good_until_it_says(raw: RawClient, kv: Engine) -> None:
+    memory, namespace = attached(raw, kv), raw.open(PIECE, model="until")
+    assert saved_by(raw, namespace, memory, key(1), time.monotonic_ns()) == [Fate.CANCELLED]
+    assert saved_by(raw, namespace, memory, key(1), time.monotonic_ns() + 60 * 10**9) == [Fate.SAVED]
+    assert saved_by(raw, namespace, memory, key(2), device_frames.NO_END) == [Fate.SAVED]
+
+
+@pytest.mark.parametrize(("leaves", "fate"), [(True, Fate.CANCELLED), (False, Fate.SAVED)])
+def test_a_save_whose_client_has_hung_up_is_not_begun(
+    gated: tuple[DaemonProcess, Gate], raw: RawClient, kv: Engine, *, leaves: bool, fate: Fate
+) -> None:
+    memory, namespace = attached(raw, kv), raw.open(PIECE, model=f"leaves-{leaves}")
+    os.kill(gated[0].process.pid, signal.SIGSTOP)
+    try:
+        raw.send(device_frames.build_save(9, namespace, memory, [1], key(1), parent=None))
+        if leaves:
+            raw.socket.shutdown(socket.SHUT_WR)
+    finally:
+        os.kill(gated[0].process.pid, signal.SIGCONT)
+    head, frame, _ = raw.answer(Verb.SAVED)
+    assert device_frames.parse_saved(frame, head)[1] == [fate]
 
 
 @pytest.mark.parametrize(

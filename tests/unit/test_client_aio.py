@@ -224,3 +224,38 @@ def test_cancelling_a_copy_waits_until_it_has_ended(tmp_path: Path, monkeypatch:
 
     with Peer(tmp_path) as peer:
         run(main)
+
+
+def test_cancelling_every_task_waits_until_a_copy_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def copy_slowly(moves: Iterable[Move]) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        copy(moves)
+        ended.set()
+
+    async def main() -> None:
+        client = await kvclient.aio.connect(tmp_path, timeout_s=PATIENCE_S)
+        ns = await namespace_of(client)
+        storing = asyncio.create_task(ns.store(KEYS, BLOCKS))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        try:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not storing.done()
+            assert not ended.is_set()
+        finally:
+            go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        assert ended.is_set()
+        await client.close()
+        peer.wait_for(lambda: len(peer.aborted) == 4)
+        assert not peer.committed
+
+    monkeypatch.setattr("kvclient.flows.copy", copy_slowly)
+    with Peer(tmp_path) as peer:
+        asyncio.run(main())

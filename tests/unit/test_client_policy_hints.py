@@ -11,12 +11,14 @@ import pytest
 
 import kvclient
 from kvclient import Step
+from kvclient.hints import IDLE_S, WORKFLOW_IDLE_S
 from kvclient.refusals import LOG_NS, REFUSALS_KEPT, Refusals
 from kvproto import frames, policy_frames
 from kvproto.errors import ClosedError, Code, UsageError
 from kvproto.frames import Verb
 from kvproto.limits import HINT_TEXT_BYTES, KEY_BYTES, KEYS_PER_FRAME
 from kvproto.policy_frames import Event, Hint
+from kvstore.hints import limits
 from kvstore.hints.graph import Graph
 from kvstore.hints.guide import FREE, Guide
 from kvstore.hints.refusal import Refused
@@ -100,6 +102,41 @@ def test_a_new_session_hears_of_a_program_before_anything_else_of_it(tmp_path: P
         other.context(ns, KEYS)  # opens the namespace in this session
         assert told(peer, 5)[3:] == [(Event.PROGRAM, "q", ""), (Event.CONTEXT, "q", "")]
         assert peer.seen.count(Verb.OPEN) == 2
+
+
+@pytest.mark.parametrize(("idle_s", "again"), [(1e-9, True), (None, False)], ids=["long silent", "the control"])
+def test_what_was_silent_for_long_is_announced_anew(tmp_path: Path, idle_s: float | None, *, again: bool) -> None:
+    with Peer(tmp_path) as peer, client_of(peer) as client:
+        ns = namespace_of(client)
+        program = client.program("p", idle_s)
+        program.tool_started("t")
+        program.context(ns, KEYS)
+        run = client.workflow("w", STEPS).run("r", idle_s)
+        run.enter("plan")
+        run.enter("search")
+        events = [event for event, _, _ in told(peer, 11 if again else 7)]
+        hints = list(peer.hints)
+    program_again, run_again = [Event.PROGRAM] * again, [Event.RUN] * again
+    assert events == [
+        Event.PROGRAM, *program_again, Event.TOOL_STARTED, *program_again, Event.CONTEXT, Event.WORKFLOW, Event.RUN,
+        *run_again, Event.ENTER, *run_again, Event.ENTER,
+    ]  # fmt: skip
+    assert len({hint.version for hint in hints if hint.event is Event.RUN}) == 1, "it is the same run"
+    guide, refused, now_ns = Guide(), [], 0
+    announcing = False
+    for hint in hints:
+        if not announcing:  # there was a silence: what is said is said anew, or not known any more
+            now_ns += 2 * IDLE_S * 10**9
+            list(guide.due(now_ns, most=100))
+        announcing = hint.event in (Event.PROGRAM, Event.WORKFLOW, Event.RUN)
+        if isinstance(guide.hear(hint, now_ns, lambda _: FREE), Refused):
+            refused.append(hint.event)
+    assert refused == ([] if again else [Event.CONTEXT, Event.ENTER])
+
+
+def test_a_client_knows_when_a_daemon_forgets() -> None:
+    assert (IDLE_S, IDLE_S, WORKFLOW_IDLE_S) == (limits.PROGRAM_TTL_S, limits.RUN_TTL_S, limits.WORKFLOW_TTL_S)
+    assert len({IDLE_S, WORKFLOW_IDLE_S}) == 2
 
 
 def test_without_a_daemon_hints_are_dropped_and_counted_until_one_comes(tmp_path: Path) -> None:

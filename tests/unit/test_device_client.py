@@ -23,7 +23,7 @@ from kvkernels.device.emulated_streams import EmulatedStream
 from kvkernels.device.emulated_tensor import EmulatedTensor
 from kvkernels.device.emulation import Emulation
 from kvkernels.device.pages import pages_of
-from kvkernels.device.port import DeviceError, Direction
+from kvkernels.device.port import DeviceError, Direction, Stream
 from kvproto.errors import UsageError
 from tests.peer import Peer
 from tests.unit.client_kit import BLOCK_BYTES, Blocks, blocks_of, client_of, keys_of, namespace_of, pair, streaming
@@ -49,10 +49,10 @@ def tensor_of(device: Emulation, blocks: Blocks | None = None) -> EmulatedTensor
 class Held:
     """Holds up a stream of the client's until told."""
 
-    def __init__(self, device: Emulation, direction: Direction) -> None:
+    def __init__(self, device: Emulation, direction: Direction, stream: Stream | None = None) -> None:
         self._gate = threading.Event()
         place = EmulatedTensor.zeros(device, (1,)).device
-        stream = devices.copies_for(place)._streams[direction]
+        stream = stream or devices.copies_for(place)._streams[direction]
         assert isinstance(stream, EmulatedStream)
         stream.submit(self._wait)
 
@@ -215,7 +215,8 @@ def test_a_copy_that_fails_half_way_is_not_over_while_a_part_of_it_is_in_the_str
         assert np.array_equal(arrived, blocks), "the control: there was something on its way"
 
 
-def test_what_the_daemon_took_back_is_let_go_of(device: Emulation) -> None:
+@pytest.mark.parametrize("who", ["a copy", "a codec's copy", "a codec"])
+def test_what_the_daemon_took_back_is_let_go_of_behind_who_copies(device: Emulation, who: str) -> None:
     """Otherwise it would stay mapped, and the daemon would wait for it."""
     copies = devices.copies_for(EmulatedTensor.zeros(device, (1,)).device)
     fd = os.memfd_create("arena")
@@ -231,12 +232,19 @@ def test_what_the_daemon_took_back_is_let_go_of(device: Emulation) -> None:
     assert copies.copier.direct_bytes >= 8192
     copies.sweep()
     arena.gone = True
-    held = Held(device, Direction.TO_DEVICE)
+    coding = copies.coding([])
+    if who == "a codec":  # it has looked where its blocks lie, and nothing of it is in its stream yet
+        coding._lock.acquire()
+    else:
+        held = Held(device, Direction.TO_DEVICE, None if who == "a copy" else coding._stream)
     address, arena = arena.address, None  # type: ignore[assignment]
 
     def let_go() -> None:
         seen.append("copied")
-        held.let_go()
+        if who == "a codec":
+            coding._lock.release()
+        else:
+            held.let_go()
 
     late = threading.Timer(0.05, let_go)
     late.start()

@@ -9,7 +9,7 @@ import pytest
 from kvkernels.device import engines
 from kvkernels.device.emulation import Emulation
 from kvkernels.device.engines import GUESS, SIZES, Crossover, Engine, calibrate, load_or_measure
-from kvkernels.device.port import Direction
+from kvkernels.device.port import DeviceError, DeviceLostError, Direction
 from kvkernels.device.tables import Tables
 
 
@@ -40,6 +40,30 @@ def test_the_fastest_is_chosen_for_each_size_and_direction() -> None:
     assert found.engine(Direction.TO_DEVICE, 1 << 30) is Engine.DMA
     assert found.engine(Direction.TO_HOST, 1 << 30) is Engine.KERNEL
     assert len(found.gb_per_s) == len(SIZES) * len(Engine) * len(Direction)
+
+
+def test_an_engine_that_fails_is_not_the_fastest_and_the_others_are_measured() -> None:
+    def measure(engine: Engine, direction: Direction, size: int) -> float:
+        if (engine, size) == (Engine.DMA, 1 << 20):
+            raise DeviceError("too many pieces")
+        return as_on_a_gpu(engine, direction, size)
+
+    found, control = calibrate(measure), calibrate(as_on_a_gpu)
+    assert control.choices[Direction.TO_DEVICE][1 << 20] is Engine.DMA
+    assert found.choices[Direction.TO_DEVICE][1 << 20] is Engine.BATCH  # as good as kernels, and first
+    assert found.choices[Direction.TO_DEVICE][1 << 22] is Engine.DMA
+    assert len(found.gb_per_s) == len(control.gb_per_s) - len(Direction)
+
+
+@pytest.mark.parametrize("error", [DeviceError, DeviceLostError])
+def test_a_device_on_which_nothing_copies_has_no_best_engine(error: type[DeviceError]) -> None:
+    def measure(engine: Engine, direction: Direction, size: int) -> float:
+        if error is DeviceLostError and engine is not Engine.DMA:
+            return 1.0
+        raise error("it does nothing")
+
+    with pytest.raises(error):
+        calibrate(measure)
 
 
 @pytest.fixture

@@ -3,7 +3,17 @@
 import pytest
 
 from kvproto import device_frames, frames
-from kvproto.device_frames import Attach, Fate, Loaded, Opens, Piece, SharedHandle, State
+from kvproto.device_frames import (
+    NO_END,
+    UNTIL_NS_MAX,
+    Attach,
+    Fate,
+    Loaded,
+    Opens,
+    Piece,
+    SharedHandle,
+    State,
+)
 from kvproto.errors import LimitError, ProtocolError
 from kvproto.frames import Head, Verb
 from tests.raw import key
@@ -32,7 +42,7 @@ def test_every_frame_comes_back_as_it_was() -> None:
     for parent in (None, key(9)):
         frame = device_frames.build_save(1, 2, 3, [4, 5, 6], KEYS, parent=parent, recompute_us=10)
         save = device_frames.parse_save(*parsed(frame))
-        assert save[:5] == (2, 3, 10, parent, (4, 5, 6))
+        assert (save[:5], save.until_ms) == ((2, 3, 10, parent, (4, 5, 6)), 0)
         assert frame[save.keys_at :] == KEYS
     loaded = Loaded(1 << 63, 1024, 256, State.CANCELLED)
     assert device_frames.parse_loaded(*parsed(device_frames.build_loaded(loaded))) == loaded
@@ -40,6 +50,20 @@ def test_every_frame_comes_back_as_it_was() -> None:
     assert device_frames.parse_saved(*parsed(device_frames.build_saved(5, fates))) == (5, fates)
     moving = device_frames.build_transfer(Verb.MOVING, 1, 6)
     assert device_frames.parse_transfer(*parsed(moving)) == 6
+
+
+@pytest.mark.parametrize("now_ns", [0, 10**9, (1 << 32) * 10**6 - 1, (1 << 32) * 10**6, 10**18])
+def test_until_when_a_save_is_good_comes_back_to_the_millisecond_and_never_later(now_ns: int) -> None:
+    for away_ns in (0, 1, 10**6, 5 * 10**9, UNTIL_NS_MAX):
+        for until_ns in (now_ns - away_ns, now_ns + away_ns):
+            frame = device_frames.build_save(1, 2, 3, [4], KEYS[:32], parent=None, until_ns=until_ns)
+            said_ns = device_frames.deadline_of(device_frames.parse_save(*parsed(frame)), now_ns)
+            assert until_ns - 2 * 10**6 < said_ns <= until_ns
+    for frame in (
+        device_frames.build_save(1, 2, 3, [4], KEYS[:32], parent=None),
+        device_frames.build_save(1, 2, 3, [4], KEYS[:32], parent=None, until_ns=NO_END),
+    ):
+        assert device_frames.deadline_of(device_frames.parse_save(*parsed(frame)), now_ns) == NO_END
 
 
 @pytest.mark.parametrize("cut", [1, 8, 24, 32, 63, 80])

@@ -173,19 +173,28 @@ def _file(device: Device, folder: Path) -> Path:
 
 
 def calibrate(measure: Measure) -> Crossover:
-    """The fastest engine for each size and direction. One that fails there is not it."""
+    """The fastest engine for each size and direction. One that fails there is not it.
+
+    Raises DeviceError where none of them works, or the device is lost.
+    """
     choices: dict[Direction, dict[int, Engine]] = {}
     rates: dict[str, float] = {}
     for direction in Direction:
         choices[direction] = {}
         for size in SIZES:
-            best, fastest = Engine.DMA, float("inf")
+            took: dict[Engine, float] = {}
             for engine in Engine:
-                seconds = measure(engine, direction, size)
-                rates[f"{direction.value}_{size >> 10}_kib_{engine}"] = TOTAL_BYTES / seconds / 1e9
-                if seconds < fastest:
-                    best, fastest = engine, seconds
-            choices[direction][size] = best
+                try:
+                    took[engine] = measure(engine, direction, size)
+                except DeviceLostError:
+                    raise
+                except DeviceError as error:
+                    _log.warning("%s copies no pieces of %d bytes %s: %s", engine, size, direction.value, error)
+                    continue
+                rates[f"{direction.value}_{size >> 10}_kib_{engine}"] = TOTAL_BYTES / took[engine] / 1e9
+            if not took:
+                raise DeviceError(f"no engine copies pieces of {size} bytes {direction.value}")
+            choices[direction][size] = min(took, key=lambda engine: took[engine])
     return Crossover(choices, rates)
 
 
