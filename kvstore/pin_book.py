@@ -4,6 +4,7 @@
 
     record   number, deadline (CLOCK_MONOTONIC), ttl u8; key of the deepest block 32 bytes; namespace, blocks u4;
              refreshed by use? u1; owner 128 bytes; XXH3-64 of all that u8                       number 0: nobody's
+             an owner that is longer is cut, and XXH3-128 of it follows: names are told apart by their ends, too
 
 A record is written when its pin begins, moves its deadline or is cut short, and wiped when it is over: whenever the
 daemon ends, the table says what was pinned then, or does not say it at all. Where the deepest block was dropped and the
@@ -82,18 +83,23 @@ class PinBook:
 
     def write(self, place: int, saved: Saved) -> None:
         """Say this of a pin, in its place."""
-        at, owner = _at(place), saved.owner.encode()[:OWNER_BYTES]
+        at, owner = _at(place), written_owner(saved.owner).encode()
         _RECORD.pack_into(
             self._view, at, saved.number, saved.deadline_ns, saved.ttl_ns, saved.key, saved.namespace, saved.count,
             saved.refresh, owner,
         )  # fmt: skip
         _SUM.pack_into(self._view, at + _RECORD.size, self._sum(at))
 
+    @property
+    def full(self) -> bool:
+        """Is no place left? Pins that wait for the disk have theirs beside all those that tenants may have."""
+        return not self._free and self._used >= _RECORDS
+
     def take(self) -> int:
-        """A place for one pin more. There is one for every pin that there may be."""
+        """A place for one pin more, unless it is `full`."""
         if self._free:
             return self._free.pop()
-        assert self._used < _RECORDS, "more pins than there may be"
+        assert not self.full, "nobody looked whether there is room"
         self._used += 1
         _HEAD.pack_into(self._view, 0, _NAME, self._used)
         return self._used - 1
@@ -109,8 +115,12 @@ class PinBook:
 
 
 def written_owner(owner: str) -> str:
-    """As `Saved` has it when it is read again: a long one is cut."""
-    return _read_owner(owner.encode()[:OWNER_BYTES])
+    """As `Saved` has it when it is read again, however often it was written and read since."""
+    name = owner.encode()
+    if len(name) <= OWNER_BYTES:
+        return owner
+    ending = "#" + xxhash.xxh3_128_hexdigest(name)
+    return name[: OWNER_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
 def _read_owner(written: bytes) -> str:

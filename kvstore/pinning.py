@@ -77,6 +77,20 @@ class Nearer(Protocol):
         """Copy them up."""
 
 
+class Absent(Protocol):
+    """Pins of a former life that were not found yet: `repinning.Repinning`."""
+
+    @property
+    def waiting(self) -> bool:
+        """Has `tick` anything to do?"""
+
+    def tick(self) -> None:
+        """Go on with some of them."""
+
+    def unpin(self, tenant: Tenant, number: int) -> bool:
+        """End one, if it is this tenant's."""
+
+
 class Pinning:
     """All pins of a store."""
 
@@ -89,7 +103,7 @@ class Pinning:
         self.pins: dict[int, Held] = {}
         self.expired: Callable[[U4], None] = _nobody_hears  # `Departures`, of rows that are not pinned any more
         self.nearer: Nearer | None = None  # `HbmTiers`
-        self.unpin_absent: Callable[[Tenant, int], bool] = lambda _tenant, _number: False  # `Repinning`
+        self.absent: Absent | None = None
         self._tables = tables
         self._clock = clock
         self._watch = watch
@@ -129,7 +143,8 @@ class Pinning:
         HBM counts as DRAM where there is no HBM tier; else it is both, as far as either has room for pins, until a
         restart. `owner` is who will end it, "" for a client.
         """
-        if max(len(self._of.get(tenant, ())), len(self._ending.get(tenant, ()))) >= PINS_PER_TENANT:
+        pins = max(len(self._of.get(tenant, ())), len(self._ending.get(tenant, ())))
+        if pins >= PINS_PER_TENANT or self._book.full:
             self.tally.over_budget += 1
             return Pinned(*_NOTHING, Partial.TOO_MANY)
         kind = class_of(ttl_ns, owner)
@@ -200,7 +215,8 @@ class Pinning:
         ended = [mine[number] for number in numbers if number in mine]
         for pin in ended:
             self._end(pin)
-        count = len(ended) + sum(self.unpin_absent(tenant, number) for number in numbers)
+        absent = self.absent
+        count = len(ended) + (0 if absent is None else sum(absent.unpin(tenant, number) for number in numbers))
         self.tally.ended += count
         self._let_go_some(tenant)
         return count
@@ -388,6 +404,8 @@ class Pinning:
             self.tally.expired += 1
         self._look(now_ns)
         self._notes.tick(now_ns)
+        if self.absent is not None:
+            self.absent.tick()
         if self._too_much:
             self._trim_some(next(iter(self._too_much)))
         if self._ending:
@@ -448,6 +466,8 @@ class Pinning:
     def next_ns(self) -> int | None:
         """When `tick` has something to do; None if there are no pins."""
         if self._ending or self._to_look_at or self._too_much or self._when_cut:
+            return 0
+        if self.absent is not None and self.absent.waiting:
             return 0
         due_ns, note_ns = self._due.next_ns(), self._notes.next_ns()
         if note_ns is not None and due_ns is not None:

@@ -1,9 +1,12 @@
 """Pins of a former life, taken up again at a warm start. Owner thread.
 
 Deadlines are of CLOCK_MONOTONIC, which went on while no daemon ran: what is left of a pin is what would be left of it
-had nobody restarted. What lies on disk is not known before its index has been read, so such pins follow then; until
-they do, their records stay where they are.
+had nobody restarted. What lies on disk is not known before its index has been read, so such pins follow then, some at
+each tick, as clients are served by then; until they do, their records stay where they are.
 """
+
+from collections import deque
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +21,9 @@ from kvstore.restart import Kept
 from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.disk import Disk
 
+TAKE_UP: Final = 512  # blocks that pins cover at a tick: 0.6 ms
+A_PIN: Final = 128  # what each pin takes however few it covers, in blocks
+
 
 class Repinning:
     """Those of one store."""
@@ -29,7 +35,9 @@ class Repinning:
         self._pinning = pinning
         self._book = book
         self._absent: dict[int, Saved] = {}  # by number: their blocks may be on disk, which is still being read
-        pinning.unpin_absent = self._unpin
+        self._to_take: deque[int] = deque()  # of these, for whom this is the last chance: it was read
+        self._kept = Kept()
+        pinning.absent = self
 
     def begin(self, kept: Kept, disk: Disk) -> None:
         """Go on with all that can be found; the rest once the disk serves. `kept` counts what became of them."""
@@ -38,11 +46,14 @@ class Repinning:
             kept.faults.append("pins: what was kept of them is not ours, or damaged")
             return
         self._pinning.number_after(max((one.number for one in saved), default=0))
+        self._kept = kept
         self._absent = {one.number: one for one in saved if not self._take(one, kept)}
-        if not self._absent or not disk.when_serving(lambda: self._give_up(kept)):
-            self._give_up(kept)
+        if not disk.when_serving(self._begin_to_take):
+            self._begin_to_take()
+            while self.waiting:  # nobody is served yet
+                self.tick()
 
-    def _unpin(self, tenant: Tenant, number: int) -> bool:
+    def unpin(self, tenant: Tenant, number: int) -> bool:
         """A pin whose blocks were not found yet is over, if it is this tenant's."""
         saved = self._absent.get(number)
         namespace = self._registry.by_number.get(saved.namespace) if saved is not None else None
@@ -52,13 +63,25 @@ class Repinning:
         self._book.wipe(saved.place)
         return True
 
-    def _give_up(self, kept: Kept) -> None:
-        """This is the last chance for those whose blocks were not there."""
-        absent, self._absent = self._absent, {}
-        for one in absent.values():
-            if not self._take(one, kept):
+    def _begin_to_take(self) -> None:
+        self._to_take.extend(self._absent)
+
+    @property
+    def waiting(self) -> bool:
+        """Has `tick` anything to do?"""
+        return bool(self._to_take)
+
+    def tick(self) -> None:
+        """Go on with some of those whose blocks were not there before; what is not there now is lost."""
+        left = TAKE_UP
+        while self._to_take and left > 0:
+            one = self._absent.pop(self._to_take.popleft(), None)
+            if one is None:  # unpinned since
+                continue
+            left -= one.count + A_PIN
+            if not self._take(one, self._kept):
                 self._book.wipe(one.place)
-                kept.pins_lost += 1
+                self._kept.pins_lost += 1
 
     def _take(self, saved: Saved, kept: Kept) -> bool:
         """Pin it again. False: its block is not there, or not yet."""

@@ -3,7 +3,8 @@
     hint --> hear() --> Keep, LetGo, Fetch    of programs (programs.py)
                         Say                   words on blocks (words.py)
     time --> due()  --> LetGo, Fetch
-             errand() -> Say, Fetch           of runs, one chain at a time: a step that begins may concern 256 chains
+             errand() -> Say, Fetch           of runs, one chain at a time: a step that begins may concern 256 chains,
+                         in the tree of chains, too
 
 What a source claims by EXPECT is passed on as it is. DENSITY learns for each pool what a word turns out to be worth, by
 what became of the blocks it was said of, so whoever says "soon" of everything is believed accordingly, and a weight on
@@ -94,7 +95,7 @@ class Guide:
         self.workflows.forget(most)
 
     def errand(self, now_ns: int) -> Deed | None:
-        """The next thing that runs have left to do, a chain at a time; None: nothing, or nothing yet."""
+        """The next thing that runs have left to do, a chain at a time; None: nothing, or nothing for others."""
         for _ in range(LOOKS):
             if self._unfetched:
                 run, step = key = next(iter(self._unfetched))
@@ -102,6 +103,9 @@ class Guide:
                 chain = self.workflows.chain_of(run, step)
                 if chain is not None and self.workflows.is_near(run, step):
                     return Fetch("", chain, now_ns)
+            elif self.workflows.unsettled:  # words come from there
+                self.workflows.settle()
+                return None
             elif self._ended:
                 over, beginning = self._ended.popleft()
                 self._ended_blocks -= over.length
@@ -118,7 +122,7 @@ class Guide:
 
     def next_ns(self) -> int | None:
         """When `due` or `errand` (0: at once) has something to do; None if never."""
-        if self._unfetched or self._ended or self._unsaid:
+        if self._unfetched or self._ended or self._unsaid or self.workflows.unsettled:
             return 0
         dues = (self.programs.next_ns(), self.workflows.next_ns())
         return min((ns for ns in dues if ns is not None), default=None)

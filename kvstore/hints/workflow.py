@@ -8,7 +8,8 @@ the nearest of those. The graphs and the formula are in graph.py, the prefixes i
     bind(run, step, chain)  what the step will read, as far as it is known
     enter(run, step)        the step runs now
 
-Only beginnings are told; which steps are over follows from them (progress.py).
+Only beginnings are told; which steps are over follows from them (progress.py). The tree of chains follows in slices
+(values.py), the first of them at once.
 
 Updates carry a version, since an engine and an orchestrator may both tell of one run: what is not newer than what is
 known of the same thing is refused as OLD. But for what only says again what is so: clients do that whenever they have
@@ -16,13 +17,13 @@ connected anew, as they cannot know whether the daemon has lived on.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
 from kvproto.ids import BlockKey, NamespaceNumber
-from kvstore.hints.chains import Chain, Chains, Change, Mark, mark_of
+from kvstore.hints.chains import Chain, Chains, Mark, mark_of
 from kvstore.hints.deadlines import Deadlines
 from kvstore.hints.graph import Graph
 from kvstore.hints.limits import (
@@ -38,6 +39,7 @@ from kvstore.hints.limits import (
 )
 from kvstore.hints.progress import Progress
 from kvstore.hints.refusal import Refusal, Refused, duration_ns, is_name, shown
+from kvstore.hints.values import A_SLICE, AT_ONCE, Bound, Values
 
 SOON_STEPS: Final = 1
 
@@ -62,16 +64,6 @@ class _Near(NamedTuple):
     chance: float
 
 
-@dataclass(slots=True)
-class _Bound:
-    """What a step reads, and the value that stands for it in the tree."""
-
-    end: Mark
-    version: int
-    beginning: int  # blocks: what the step was bound to before it was first entered
-    value: int | None = None
-
-
 @dataclass(slots=True, eq=False)
 class Run:
     """One execution, and what its steps read."""
@@ -82,23 +74,15 @@ class Run:
     ttl_ns: int
     begun: int  # the version with which it was begun
     version: int = -1  # of the last `enter`
-    bound: dict[int, _Bound] = field(default_factory=dict)
+    bound: dict[int, Bound] = field(default_factory=dict)
     entered: set[int] = field(default_factory=set)
     named: dict[int, int] = field(default_factory=dict)  # near steps that `to_fetch` has named, and their versions
-
-    def changes(self) -> Iterator[Change]:
-        """What has another value since it was last asked."""
-        for step, bound in self.bound.items():
-            value = self.progress.steps[step]
-            if value != bound.value:
-                yield bound.end, bound.value, value
-                bound.value = value
 
     def near(self) -> Iterator[_Near]:
         """What it reads next or reads now."""
         for step, bound in self.bound.items():
-            if bound.value is not None and bound.value <= SOON_STEPS:
-                yield _Near(step, bound.end, bound.value, self.progress.chance(step))
+            if bound.wanted is not None and bound.wanted <= SOON_STEPS:
+                yield _Near(step, bound.end, bound.wanted, self.progress.chance(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +116,11 @@ class _Workflow:
 class Workflows:
     """Those of one tenant, and their runs. No verb raises whatever it is told."""
 
-    __slots__ = ("_chains", "_workflows", "_runs", "_over")
+    __slots__ = ("_chains", "_values", "_workflows", "_runs", "_over")
 
     def __init__(self, chains: Chains) -> None:
         self._chains = chains
+        self._values = Values(chains)
         self._workflows: dict[str, _Workflow] = {}  # the longest unused first
         self._runs: dict[str, Run] = {}
         self._over: Deadlines[Run] = Deadlines()
@@ -215,7 +200,9 @@ class Workflows:
         known.version = version
         known.progress.enter(number)
         known.entered.add(number)
-        self._chains.change(known.changes())
+        for each, bound in known.bound.items():
+            self._values.follow(bound, known.progress.steps[each])
+        self._values.go_on(AT_ONCE, some=False)
         return None
 
     def bind(self, run: str, step: str, chain: Chain, version: int, now_ns: int) -> Refused | None:
@@ -234,10 +221,12 @@ class Workflows:
         beginning = chain.length
         if number in known.entered:
             beginning = 0 if former is None else min(former.beginning, beginning)
-        known.bound[number] = _Bound(end, version, beginning)
-        self._chains.change(known.changes())
+        value = known.progress.steps[number]
+        known.bound[number] = Bound(end, version, beginning, value)
+        self._values.follow(known.bound[number], value)
         if former is not None:
-            self._unbind([former])
+            self._values.leave([former])
+        self._values.go_on(AT_ONCE, some=False)
         return None
 
     def end(self, run: str) -> Refused | None:
@@ -246,7 +235,8 @@ class Workflows:
         if known is None:
             return Refused(Refusal.UNKNOWN, shown(run))
         self._over.drop(known)
-        self._unbind(known.bound.values())
+        self._values.leave(known.bound.values())
+        self._values.go_on(AT_ONCE, some=False)
         return None
 
     def due(self, now_ns: int, most: int = 1 << 62) -> None:
@@ -266,6 +256,15 @@ class Workflows:
     def next_ns(self) -> int | None:
         """When a run is over; None if there is none. Workflows that are no longer used can wait for that."""
         return self._over.next_ns()
+
+    @property
+    def unsettled(self) -> bool:
+        """Is the tree of chains behind what was said?"""
+        return self._values.waiting
+
+    def settle(self) -> None:
+        """Have it follow, a slice of it."""
+        self._values.go_on(A_SLICE, some=True)
 
     def worth(self, namespace: NamespaceNumber, key: BlockKey) -> int | None:
         """In how many steps a block is needed, over all runs; None if no step is known to need it."""
@@ -359,11 +358,6 @@ class Workflows:
 
     def _heard(self, run: Run, now_ns: int) -> None:
         self._over.set(run, now_ns + run.ttl_ns)
-
-    def _unbind(self, bounds: Collection[_Bound]) -> None:
-        self._chains.change((bound.end, bound.value, None) for bound in bounds)
-        for bound in bounds:
-            self._chains.drop(bound.end)
 
     def _soon(self, runs: Iterable[Run], most: int) -> tuple[Soon, ...]:
         """The nearest and most likely first, and no more than so many chains and `SOON_BLOCKS`."""

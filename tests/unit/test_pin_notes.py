@@ -4,10 +4,10 @@ import pytest
 
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
-from kvproto.policy_frames import Event, Hint, Tier
-from kvstore import blocks
+from kvproto.policy_frames import Event, Hint, Partial, Tier
+from kvstore import blocks, pin_book
 from kvstore.classes import PinClass
-from kvstore.pin_book import PinBook
+from kvstore.pin_book import OWNER_BYTES, PinBook, written_owner
 from kvstore.pin_notes import GO_ON_NS, NOTE_NS, NOTED
 from kvstore.pinning import LOOK_AT
 from kvstore.report import ClearScope
@@ -314,6 +314,53 @@ def test_a_program_that_was_killed_while_one_pin_took_the_place_of_another_has_o
     tell(client, Event.PROGRAM, "p")
     assert [one.rows.size for one in later.store.pinning.pins.values()] == [4]
     later.audit()
+
+
+@pytest.mark.parametrize("lives", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["p", "\u0430\u0433\u0435\u043d\u0442 " * 18, "x" * 126], ids=["short", "cyrillic", "long"]
+)
+def test_programs_whose_long_names_begin_alike_have_a_pin_each(name: str, lives: int) -> None:
+    core, client, namespace = begin(arenas=4)
+    for end in "ab":
+        client.put(namespace, chain(3, end))
+        tell(client, Event.PROGRAM, name + end)
+        tell(client, Event.CONTEXT, name + end, namespace, chain(3, end))
+        tell(client, Event.TOOL_STARTED, name + end, other="grep", seconds=600.0)
+    for _ in range(lives):
+        core = successor(core)
+    client, left = core.client(), core.store.pinning.pins
+    first, second = left
+    tell(client, Event.PROGRAM, name + "a")
+    assert set(left) == {first, second}, "neither is over"
+    tell(client, Event.PROGRAM_FINISHED, name + "a")
+    assert set(left) == {second}
+    tell(client, Event.PROGRAM, name + "b")
+    tell(client, Event.PROGRAM_FINISHED, name + "b")
+    assert not left
+    core.audit()
+
+
+@pytest.mark.parametrize("owner", ["program:" + "x" * 120, "program:" + "x" * 121, "program:" + "\u0430" * 128])
+def test_what_is_written_of_an_owner_has_room_and_stays_what_it_is(owner: str) -> None:
+    written = written_owner(owner)
+    assert (written == owner) == (len(owner.encode()) <= OWNER_BYTES)
+    assert len(written.encode()) <= OWNER_BYTES
+    assert written_owner(written) == written
+    assert written.startswith(owner[:40])
+    assert written_owner(owner[:-1] + "z") != written
+
+
+def test_where_the_book_is_full_a_pin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pin_book, "_RECORDS", 3)
+    core, client, namespace = begin()
+    client.put(namespace, chain(4))
+    pins = [pin(client, namespace, chain(count)) for count in (1, 2, 3, 4)]
+    assert [pinned.partial for pinned in pins] == [Partial.NOTHING] * 3 + [Partial.TOO_MANY]
+    assert (pins[-1].pin, pins[-1].blocks) == (0, 0)
+    core.store.pinning.unpin(client.session.tenant, [pins[0].pin])
+    assert pin(client, namespace, chain(4)).blocks == 4
+    core.audit()
 
 
 def test_a_pin_of_a_former_life_that_is_over_is_no_programs() -> None:

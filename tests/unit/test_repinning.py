@@ -7,6 +7,7 @@ from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier
 from kvstore import blocks, rules
 from kvstore.pin_book import BOOK_BYTES, PinBook, Saved
+from kvstore.repinning import A_PIN, TAKE_UP
 from tests.core import MS, SECOND, Client, chain, key_of, words
 from tests.unit.test_pinning import begin, flood, pin
 from tests.unit.test_restart import successor
@@ -16,7 +17,7 @@ A_WHILE = 100 * SECOND
 
 def listed(client: Client) -> dict[int, tuple[int, int]]:
     """Blocks and ends of a tenant's pins, by number."""
-    pins = client.store.pinning.list_pins(client.session.tenant, 0, 100)
+    pins = client.store.pinning.list_pins(client.session.tenant, 0, 1000)
     return {one.pin: (one.blocks, one.expires_ns) for one in pins}
 
 
@@ -141,6 +142,37 @@ def test_what_lay_on_disk_is_pinned_again_once_the_disk_serves() -> None:
     client = later.client()
     assert {number: blocks for number, (blocks, _) in listed(client).items()} == {pinned.pin: 8}
     assert (later.store.kept.pins, later.store.kept.pins_lost) == (1, 0)
+    later.audit()
+
+
+def test_many_pins_of_what_lay_on_disk_are_taken_up_some_at_a_tick() -> None:
+    core, client, namespace = begin(disk=8)
+    client.put(namespace, chain(8))
+    core.work_all()
+    flood(client, namespace, "first", 40)
+    core.work_all()
+    pinning, tenant, count = core.store.pinning, client.session.tenant, 100
+    numbers = [
+        pinning.pin(tenant, namespace, words(chain(8)), 0, 8, 3600 * SECOND, Tier.DISK).pin for _ in range(count)
+    ]
+    a_tick = 1 + (TAKE_UP - 1) // (8 + A_PIN)
+    assert count > 2 * a_tick
+    later = successor(core)
+    client, taken = later.client(), [0]
+    assert listed(client) == {}, "the disk serves, and so does the daemon"
+    later.store.tick()
+    taken.append(len(listed(client)))
+    assert taken == [0, a_tick], "not all at once"
+    assert later.store.pinning.next_ns() == 0
+    assert later.store.pinning.unpin(client.session.tenant, [numbers[-1]]) == 1, "it waits still"
+    while later.store.repinning.waiting:
+        later.store.tick()
+        taken.append(len(listed(client)))
+        assert taken[-1] - taken[-2] <= a_tick
+    assert set(listed(client)) <= set(numbers[:-1])
+    assert (later.store.kept.pins, later.store.kept.pins_lost) == (count - 1, 0)
+    assert len(PinBook(later.memory.tables["pins"]).read() or []) == count - 1
+    later.work_all()
     later.audit()
 
 
