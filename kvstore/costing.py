@@ -181,6 +181,11 @@ class Costing:
             return found * 0.5 * (seconds_of_code(first) + seconds_of_code(last))
         return None
 
+    def row_seconds(self, row: int) -> float:
+        """What computing the block in a row takes; 0.0: nobody knows."""
+        code = self._costs.item(row)
+        return seconds_of_code(code) if code else 0.0
+
     # -- RESERVE -------------------------------------------------------------------------------------------------
 
     def prices(self, namespace: Namespace, previous: int, said_ns: int) -> tuple[float, float]:
@@ -210,7 +215,7 @@ class Costing:
         mine.blocks += found
 
     def leased_beyond(self, namespace: Namespace, rows: U4, on_disk: U1) -> None:
-        """A run was leased of which some blocks come from disk."""
+        """A run was leased, and has come, of which some blocks lay on disk."""
         codes = self._costs[rows]
         seconds, known = seconds_of_codes(codes), codes != 0
         if not known.all():

@@ -33,7 +33,7 @@ DUE_A_TICK = 256  # leases that end in one tick: about a millisecond
 _NOBODY = -1
 _BEYOND_DRAM = -2
 
-Asked = Callable[[Namespace, U8, int, int, int], None]
+Asked = Callable[[Namespace, U8, int, int, int, float], None]
 
 
 def _nobody_hears(*_: object) -> None:
@@ -51,6 +51,7 @@ class _Answered(NamedTuple):
     lease: Lease | None
     now_ns: int
     unsaved: bool
+    streams: bool  # some of it is on its way, and counts when that is over
 
 
 class Leasing:
@@ -66,7 +67,8 @@ class Leasing:
         self.expiring: Wheel[Lease] = Wheel()
         self.parked: Wheel[Session] = Wheel()  # those that a LEASE waits in, by when the wait is over
         self.riding: tuple[Session, Sequence[int]] | None = None  # leases to be given back behind the answer
-        self.asked: Asked = _nobody_hears  # `Watching`, of each LEASE that is answered
+        self.asked: Asked = _nobody_hears  # `Watching`, of each LEASE that is answered,
+        self.fell_short: Callable[[Namespace, U8, int, int], None] = _nobody_hears  # and of what then did not come
         self.cut: Callable[[Lease], None] = _nobody_hears  # `DeviceVerbs`, of each that ends while blocks come for it
         self.missed: Missed = _nobody_hears  # `Remote`, of each that had less than it asked for
         self.touched: Callable[[U4, int], None] = _nobody_hears  # `Remote`, of the rows of each lease
@@ -81,7 +83,7 @@ class Leasing:
         self._forget = forget
         self.streams = Streams(
             tables, outbox, workers, disk.loading, registry.by_number, dropping.make_room, sweeper.sweep, self._prolong,
-            self.release_riding,
+            self.release_riding, self._stream_over,
         )  # fmt: skip
         self._answered: _Answered | None = None
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -124,16 +126,19 @@ class Leasing:
             self.parked.add(session, parked.deadline_ns)
             return parked
         self._tally.leases += 1
-        self._tally.lease_hits += found
         self._tally.lease_misses += count - found
         if not found:
-            self._answered = _Answered(namespace, keys, at, count, 0, None, now_ns, False)
+            self._answered = _Answered(namespace, keys, at, count, 0, None, now_ns, False, False)
             return None
         if beyond:
-            lease = self._lease_beyond(session, namespace, request, found, ttl_ns, wait_ns, locations, locations_at)
+            lease = self._lease_beyond(
+                session, namespace, request, keys, at, found, ttl_ns, wait_ns, locations, locations_at
+            )
         else:
             lease = self._add(session, found, held, deadline_ns, fresh)
-        self._answered = _Answered(namespace, keys, at, count, found, lease, now_ns, beyond or bool(unsaved))
+        streams = lease.stream is not None
+        self._tally.lease_hits += 0 if streams else found
+        self._answered = _Answered(namespace, keys, at, count, found, lease, now_ns, beyond or bool(unsaved), streams)
         return lease
 
     def account(self) -> None:
@@ -145,14 +150,14 @@ class Leasing:
         if answered is None:
             return
         self._answered = None
-        namespace, keys, at, count, found, lease, now_ns, unsaved = answered
-        self.asked(namespace, keys, at, count, found)
+        namespace, keys, at, count, found, lease, now_ns, unsaved, streams = answered
+        self.asked(namespace, keys, at, count, found, self._costing.row_seconds(self._run.item(0)) if found else 0.0)
         if found < count:
             self.missed(namespace, keys, at, count, found)
         if lease is None:
             return
         blocks.use_run(*self._tables, self._run, found, lease.ends, now_ns)
-        if lease.stream is None:
+        if not streams:
             self._costing.leased(namespace, self._run, found)
         if self._watch.any:
             self._watch.leased(self._run[:found])
@@ -168,8 +173,8 @@ class Leasing:
         return lease
 
     def _lease_beyond(
-        self, session: Session, namespace: Namespace, request: int, found: int, ttl_ns: int, wait_ns: int,
-        locations: U4, locations_at: int,
+        self, session: Session, namespace: Namespace, request: int, keys: U8, at: int, found: int, ttl_ns: int,
+        wait_ns: int, locations: U4, locations_at: int,
     ) -> Lease:  # fmt: skip
         """Lease a run that `Streams.extend` holds: what is there now, and the rest as it comes."""
         tables, run, now_ns = self._tables, self._run, self._clock.now_ns()
@@ -185,12 +190,25 @@ class Leasing:
         if there < found:
             on_disk = (tables.blocks["state"][rows] == blocks.LOADING).astype(np.uint8)
             all_locations = locations[locations_at : locations_at + 2 * found].copy()
-            stream = Stream(lease, request, rows, all_locations, on_disk, there, ttl_ns, now_ns + wait_ns)
+            coming = keys[at + 4 * there : at + 4 * found].copy()
+            stream = Stream(
+                lease, request, namespace, coming, found, rows, all_locations, on_disk, there, ttl_ns, now_ns + wait_ns
+            )
             lease.count, lease.stream = there, stream
-            self._tally.lease_disk_hits += int(on_disk.sum())
-            self._costing.leased_beyond(namespace, rows, on_disk)
             self.streams.begin(stream, now_ns)
         return lease
+
+    def _stream_over(self, stream: Stream) -> None:
+        """What its client was told of is a hit, from wherever it came; what has not come is a miss."""
+        came, short = stream.announced, stream.whole - stream.announced
+        rows, on_disk = stream.rows[:came], stream.on_disk[:came]
+        self._tally.lease_hits += came
+        self._tally.lease_misses += short
+        self._tally.lease_disk_hits += int(on_disk.sum())
+        if came:
+            self._costing.leased_beyond(stream.namespace, rows, on_disk)
+        if short:
+            self.fell_short(stream.namespace, stream.keys, stream.keys.size - 4 * short, short)
 
     def hold(self, session: Session, rows: Sequence[int], until_ns: int) -> None:
         """A lease of the former life. Whoever reads these rows cannot say when it is done."""
@@ -243,6 +261,7 @@ class Leasing:
         coming = lease.stream is not None
         if lease.stream is not None:
             self.streams.forget(lease.stream)
+            self._stream_over(lease.stream)
             lease.stream = None
             lease.session.tenant.in_flight -= 1
         del self.leases[lease.number], lease.session.leases[lease.number]

@@ -18,6 +18,7 @@ from kvstore.sessions import Missed, Namespace, nobody_hears
 from kvstore.tally import Tally
 
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Asked = Callable[[Namespace, U8, int, int], None]
 
 
 class Matching:
@@ -28,17 +29,21 @@ class Matching:
         self._tables = tables
         self._tally = tally
         self._costing = costing
-        self._account = account
+        self._account_lease = account
         self.missed: Missed = nobody_hears  # `Remote`, of each run that ends before its request does
+        self.asked: Asked = nobody_hears  # `Watching`, of what is neither there nor on its way, behind the answer
+        self._answered: list[tuple[Namespace, U8, int, int]] = []  # what `asked` has not heard of yet
         self.above: Callable[[U4], Flags] | None = None  # `HbmTiers.above`, where there is one: which lie on a GPU
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._runs = np.zeros(MATCHES_PER_FRAME, dtype=np.uint32)
 
     def match(self, namespace: Namespace, keys: U8, at: int, count: int) -> Matched:
-        """How long the lead run is, and what loading and computing it take."""
-        self._account()
+        """How long the lead run is, and what loading and computing it take. Call `account` once the answer is sent."""
+        self._account_lease()
+        self.account()
         found, on_disk, pending = self._look(namespace, keys, at, count, self._run)
         self._note(count, found)
+        self._note_missing(namespace, keys, at, count, found + pending)
         if found < count:
             self.missed(namespace, keys, at, count, found)
         if not found and not pending:
@@ -55,9 +60,10 @@ class Matching:
         """How long the run is that all of these namespaces have; at most `MATCHES_PER_FRAME` look-ups.
 
         A block counts as on disk if one of them has it there alone, and as pending if each has it or is about to. Ranks
-        load side by side and compute side by side, so the slowest says how long either takes.
+        load side by side and compute side by side, so the slowest says how long either takes. `account` as above.
         """
-        self._account()
+        self._account_lease()
+        self.account()
         runs: list[tuple[Namespace, U4, int]] = []
         there = coming = count
         for namespace in namespaces:
@@ -65,12 +71,15 @@ class Matching:
             run = self._runs[first : first + count]
             found, on_disk, pending = self._look(namespace, keys, at, coming, run)
             runs.append((namespace, run, on_disk))
+            self._note_missing(namespace, keys, at, count, found + pending)
             if found < count:
                 self.missed(namespace, keys, at, count, found)
             there, coming = min(there, found), min(coming, found + pending)
             if not coming:
                 break
         self._note(count, there)
+        for namespace in namespaces[len(runs) :]:  # nobody looked there, but all of it is computed there, too
+            self._note_missing(namespace, keys, at, count, 0)
         if not coming:
             return NOTHING_MATCHED
         if not there:
@@ -81,6 +90,16 @@ class Matching:
                 above &= self.above(run[:there])
         away, load_ns, recompute_ns = self._slowest(runs, there)
         return _matched(above, away, coming - there, load_ns, recompute_ns)
+
+    def account(self) -> None:
+        """Note what the last MATCH did not find, once its answer is on its way; no later than before another one."""
+        answered, self._answered = self._answered, []
+        for one in answered:
+            self.asked(*one)
+
+    def _note_missing(self, namespace: Namespace, keys: U8, at: int, count: int, reached: int) -> None:
+        if reached < count:
+            self._answered.append((namespace, keys, at + 4 * reached, count - reached))
 
     def _look(self, namespace: Namespace, keys: U8, at: int, count: int, run: U4) -> tuple[int, int, int]:
         """(Blocks of the lead run, how many of them lie on disk, how many after it are on their way)."""

@@ -11,6 +11,7 @@ The life of a ticket is drawn in `sessions.py`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -37,10 +38,17 @@ ITEM = np.dtype([("grant", "<u4"), ("page", "<u4"), ("ticket", "<u8")])  # kvpro
 Items = np.ndarray[tuple[int], np.dtype[np.void]]
 Indices = np.ndarray[tuple[int], np.dtype[np.intp]]
 
-Asked = Callable[[Namespace, U8, int, int, U4], None]
+
+class Asked(Protocol):
+    """Hears of RESERVEs."""
+
+    def __call__(
+        self, namespace: Namespace, keys: U8, at: int, count: int, grants: U4, first_s: float = 0.0, *, by_client: bool
+    ) -> None:
+        """One was for these keys, of which computing the first takes so long, and so it was answered."""
 
 
-def _nobody_hears(*_: object) -> None:
+def _nobody_hears(*_: object, **__: object) -> None:
     pass
 
 
@@ -68,7 +76,9 @@ class Reserving:
         self._costing = costing
         self._writers = writers
         self._forget = forget
-        self._answered: tuple[Namespace, U8, int, int] | None = None  # of the last RESERVE, until `account`
+        self._answered: tuple[Namespace, U8, int, int] | None = None  # of the last RESERVE, until `account`,
+        self._first_s = 0.0  # what computing its first block takes,
+        self._by_client = True  # and whether a client's
         self._run = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._grants = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self.arenas: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)  # by key of the last RESERVE in mode direct
@@ -119,13 +129,13 @@ class Reserving:
         refused = self._tally.count_grants(grants[:count])
         if session.heard is None:  # the daemon asks again and again
             session.tenant.refused += refused
-        self._answered = namespace, keys, at, count
+        self._answered, self._first_s, self._by_client = (namespace, keys, at, count), prices[0], session.heard is None
 
     def account(self) -> None:
         """Note what the last RESERVE was for, once its answer is on its way; before another one."""
         answered, self._answered = self._answered, None
         if answered is not None:
-            self.asked(*answered, self._grants)
+            self.asked(*answered, self._grants, self._first_s, by_client=self._by_client)
 
     def _spans_free(self, session: Session, namespace: Namespace, count: int) -> int:
         """How many blocks of a RESERVE the session's ring and tickets, and what its tenant has in flight, allow."""

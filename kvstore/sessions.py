@@ -135,6 +135,9 @@ class Stream:
 
     lease: Lease
     request: int
+    namespace: Namespace
+    keys: U8  # of those that were not there at once
+    whole: int  # blocks of the run that was asked for; `rows` may come to be fewer
     rows: U4
     locations: U4
     on_disk: U1  # by block: was it read from disk?

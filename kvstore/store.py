@@ -171,6 +171,7 @@ class Store:
             traces=memory.table("traces", 8 * TRACE_WORDS).view(np.uint64),
         )  # fmt: skip
         self.leasing.asked, self.reserving.asked = watching.asked, watching.reserved
+        self.matching.asked, self.leasing.fell_short = watching.matched, watching.fell_short
         self.reserving.abandoned, self.scrubbing.found = watching.abandoned, watching.changed
         self.remote = Remote(tables, clock, self.registry.by_number, self.reserving, costing, self._own_session)
         self.pinning.expired, self.ageing.dropping = watching.departures.unpinned, watching.departures.unused

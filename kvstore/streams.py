@@ -44,8 +44,9 @@ class Streams:
 
     def __init__(
         self, tables: Tables, outbox: Outbox, workers: Workers, loading: Loading, namespaces: dict[int, Namespace],
-        make_room: MakeRoom, sweep: Sweeper, renew: Renew, relieve: Callable[[], bool],
+        make_room: MakeRoom, sweep: Sweeper, renew: Renew, relieve: Callable[[], bool], over: Callable[[Stream], None],
     ) -> None:  # fmt: skip
+        """`over` hears of each stream that ends before its lease does."""
         self._tables = tables
         self._outbox = outbox
         self._workers = workers
@@ -55,6 +56,7 @@ class Streams:
         self._sweep = sweep
         self._renew = renew
         self._relieve = relieve
+        self._over = over
         self._waiting: dict[int, list[Stream]] = {}  # by the row that a stream needs next
         self._wheel: Wheel[Stream] = Wheel()
         self._todo: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
@@ -244,6 +246,7 @@ class Streams:
         stream.lease.stream = None
         stream.lease.session.tenant.in_flight -= 1
         stream.lease.count = stream.announced
+        self._over(stream)
         if stream.announced < stream.rows.size:  # what lies deeper may yet fail, and then protects nothing before it
             self._shorten(stream, stream.announced)
         self._renew(stream.lease, stream.ttl_ns)

@@ -2,8 +2,10 @@
 
     LEASE   -> asked  -> a sample waits in the tap --.
     RESERVE -> reserved -> likewise                   +-- tick, a slice of 768 at a time --> curves, one a tenant and
-                                                      |                                      one of all
-                                                      `-----------------------------------> shadows
+                  ^                                   |                                      one of all
+    MATCH   -> matched: what it did not find          `-----------------------------------> shadows
+
+What MATCH did not find counts as missed when it is stored, and once (`lookups.py`); what it found, when it is leased.
 
 A lease pays for hashing its keys, about a microsecond, and for nothing else. A tick takes in one slice or lets one
 shadow play, which is half a millisecond; the first is due once a second, or when 4,096 accesses wait, the others follow
@@ -25,9 +27,10 @@ from kvstore.blocks import U4, U8, Tables
 from kvstore.insight.advise import Sizes
 from kvstore.insight.curves import SECOND_NS, Curve, Curves, Limits
 from kvstore.insight.departures import Departures
+from kvstore.insight.lookups import Lookups
 from kvstore.insight.reasons import Cause, Place
 from kvstore.insight.shadow import ShadowReport, Shadows
-from kvstore.insight.tap import SEED_WORDS, TAKE_AT, sample
+from kvstore.insight.tap import POSITIONS, SEED_WORDS, TAKE_AT, sample
 from kvstore.insight.trial import SHADOW_BLOCKS, TRIED, Trial
 from kvstore.policies import Policies
 from kvstore.ports import Clock, Randomness
@@ -89,7 +92,7 @@ class Watching:
         `traces`: as `Departures` has them.
         """
         self.on = on
-        self.missed: Callable[[Namespace, U8, int, int], None] = _nobody_hears  # `Misses`, of each LEASE that missed
+        self.missed: Callable[[Namespace, U8, int, int], None] = _nobody_hears  # `Misses`, of what was not there
         self.departures = Departures(tables, clock, randomness, traces)
         self.limits = limits or Limits()
         self.curves = Curves([randomness.word() for _ in range(SEED_WORDS)], tenants, clock.now_ns(), self.limits)
@@ -105,6 +108,7 @@ class Watching:
         self._known = known
         self._tenants = tenants
         self._words: U8 = self.curves.tap.words
+        self._lookups = Lookups(self._words[:4])
         self._followed: dict[int, Namespace] = {}
         self._really = [_Really() for _ in range(1 + tenants)]
         self._due_ns = 0  # when what waits is to be taken in; 0: nothing waits
@@ -117,28 +121,73 @@ class Watching:
 
     # -- the hot path --------------------------------------------------------------------------------------------
 
-    def asked(self, namespace: Namespace, keys: U8, at: int, count: int, found: int) -> None:
-        """A LEASE asked for these keys, in order, and got the first `found` of them."""
+    def asked(self, namespace: Namespace, keys: U8, at: int, count: int, found: int, first_s: float = 0.0) -> None:
+        """A LEASE asked for these keys, in order, and got the first `found` of them.
+
+        `first_s`: what computing the first takes, which tells where in its chain it lies; 0.0: nobody knows.
+        """
         if found < count:
-            self.missed(namespace, keys, at + 4 * found, count - found)
+            first, missing = at + 4 * found, count - found
+            untold = self._lookups.leased(namespace.number, keys, first, missing, self._clock.now_ns() // SECOND_NS)
+            if untold:
+                self.missed(namespace, keys, first, untold)
         if self._followed.get(namespace.number) is not namespace and not self._follow(namespace):
             return
         really = self._really[namespace.tenant.number + 1]
         really.asked += count
         really.found += found
-        if sample(keys, at, count, namespace.number, 0, 0, self._words) >= TAKE_AT:
-            self._behind = True
-        elif not self._due_ns:
-            self._due_ns = self._clock.now_ns() + SECOND_NS
+        self._pass(namespace, keys, at, count, self._position(namespace, first_s), stored=0)
 
-    def reserved(self, namespace: Namespace, keys: U8, at: int, count: int, grants: U4) -> None:
-        """A RESERVE was for these keys, in order; so it was answered."""
+    def fell_short(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """A LEASE, which `asked` has told of, was promised these keys, and they have not come in time."""
+        self._lookups.leased(namespace.number, keys, at, count, self._clock.now_ns() // SECOND_NS)
+        self.missed(namespace, keys, at, count)
+        if namespace.tenant.number < self._tenants:
+            really = self._really[namespace.tenant.number + 1]
+            really.found = max(0.0, really.found - count)
+
+    def matched(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """A MATCH did not find these keys, and nobody is writing them."""
+        now_s = self._clock.now_ns() // SECOND_NS
+        untold = self._lookups.matched(namespace.number, keys, at, count, now_s)
+        if untold:
+            self.missed(namespace, keys, at, untold)
+
+    def reserved(
+        self, namespace: Namespace, keys: U8, at: int, count: int, grants: U4, first_s: float = 0.0, *,
+        by_client: bool = True,
+    ) -> None:  # fmt: skip
+        """A RESERVE was for these keys, in order; so it was answered. `first_s` as above. Not `by_client`: they came
+        from beyond this host.
+        """
         self.departures.look(self._known.values())
         if grants[:count].max(initial=0) > Grant.NO_PARENT:
             self.departures.refused(namespace, keys, at, count, grants)
+        begin = end = 0
+        if by_client:
+            now_s = self._clock.now_ns() // SECOND_NS
+            begin, end = self._lookups.reserved(namespace.number, keys, at, count, grants, now_s)
         if self._followed.get(namespace.number) is not namespace and not self._follow(namespace):
             return
-        if sample(keys, at, count, namespace.number, 0, 1, self._words) >= TAKE_AT:
+        first = self._position(namespace, first_s)
+        if begin:
+            self._pass(namespace, keys, at, begin, first, stored=1)
+        if end > begin:
+            self._really[namespace.tenant.number + 1].asked += end - begin
+            self._pass(namespace, keys, at + 4 * begin, end - begin, first + begin, stored=0)
+        if count > end:
+            self._pass(namespace, keys, at + 4 * end, count - end, first + end, stored=1)
+
+    def _position(self, namespace: Namespace, first_s: float) -> int:
+        """Where in its chain a block lies that takes so long to compute: prices grow evenly along it."""
+        cost_s, slope_s = self._prices[namespace.number]
+        if slope_s <= 0.0 or first_s <= cost_s:
+            return 0
+        return round(min((first_s - cost_s) / slope_s, POSITIONS - 1.0))
+
+    def _pass(self, namespace: Namespace, keys: U8, at: int, count: int, first: int, *, stored: int) -> None:
+        """Let a run pass the tap, of which the first key lies at position `first` of its chain."""
+        if sample(keys, at, count, namespace.number, first, stored, self._words) >= TAKE_AT:
             self._behind = True
         elif not self._due_ns:
             self._due_ns = self._clock.now_ns() + SECOND_NS
@@ -276,7 +325,7 @@ class Watching:
     @property
     def held_bytes(self) -> int:
         """Memory of all arrays, as if every page of them were touched."""
-        return self.curves.held_bytes + self.shadows.held_bytes + self.departures.held_bytes
+        return self.curves.held_bytes + self.shadows.held_bytes + self.departures.held_bytes + self._lookups.held_bytes
 
 
 def _trial(rule: Rule) -> Callable[[], Trial]:

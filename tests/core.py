@@ -297,11 +297,13 @@ class Client:
     def match(self, namespace: Namespace, keys: Sequence[bytes]) -> int:
         """Length of the lead run, on whatever tier."""
         matched = self.store.match(namespace, words(keys), 0, len(keys))
+        self.store.matching.account()  # as the daemon does once it has answered
         return matched.dram + matched.disk
 
     def match_all(self, namespaces: Sequence[Namespace], keys: Sequence[bytes]) -> int:
         """Length of the run that all of these have."""
         matched = self.store.match_all(namespaces, words(keys), 0, len(keys))
+        self.store.matching.account()
         return matched.dram + matched.disk
 
     def ask(

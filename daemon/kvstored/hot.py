@@ -212,6 +212,7 @@ class HotServer:
         frames.HEAD.pack_into(self._answer_bytes, 0, Verb.MATCHED, 0, 0, head.request, 0, 0, body_bytes)
         frames.MATCHED_BODY.pack_into(self._answer_bytes, frames.HEAD_BYTES, *found)
         connection.send(self._answer_bytes[: frames.HEAD_BYTES + body_bytes])
+        self.store.matching.account()
 
     def _lease(self, connection: Connection, session: Session, head: Head) -> None:
         keys_at = frames.require_keys(head, frames.LEASE_HEAD.size)

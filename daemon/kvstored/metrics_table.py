@@ -206,8 +206,9 @@ METRICS: Final[tuple[Metric, ...]] = (
     _one("kvstored_leases_total", "counter", "Leases that were asked for and answered.",
          lambda facts: facts.now.counters.leases),
     _some("kvstored_hit_blocks_total", "counter", "Blocks that were leased, by where they were.", "tier", _hits),
-    Metric("kvstored_miss_blocks_total", "counter", "Blocks that a lease asked for and did not get, by what became of "
-           "the first of them. The sum is exact, the reasons a sample.", ("reason", "tier"), _misses),
+    Metric("kvstored_miss_blocks_total", "counter", "Blocks that a lease, or first a lookup, asked for and did not "
+           "get, by what became of the first of them. The sum is exact, the reasons a sample.",
+           ("reason", "tier"), _misses),
     _tenants_by_tier("kvstored_hit_bytes_total", "counter", "Bytes of blocks that were leased.",
                      lambda one: one.hit_bytes),
     _one("kvstored_matches_total", "counter", "Lookups that take nothing.", lambda facts: facts.now.counters.matches),

@@ -28,6 +28,7 @@ def look_at_itself(store: Store, namespace: Namespace, pass_time: Callable[[int]
     grants = np.full(KEYS_PER_FRAME, Grant.FULL, dtype=np.uint32)
     for frame in range(FRAMES):
         at = 4 * KEYS_PER_FRAME * frame
+        watching.matched(namespace, keys, at, KEYS_PER_FRAME)
         watching.asked(namespace, keys, at, KEYS_PER_FRAME, 0)
         watching.reserved(namespace, keys, at, KEYS_PER_FRAME, grants)
     pass_time(SECOND_NS)

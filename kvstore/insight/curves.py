@@ -171,6 +171,7 @@ class _Stream:
     """One stream in the making."""
 
     stack: Stack
+    begun_ns: int | None = None  # of the first access
     accesses: float = 0.0
     cost_s: float = 0.0
     span_s: float = 0.0
@@ -217,6 +218,7 @@ class Curves:
 
     def drain(self, now_ns: int, most: int = WAITING_MOST) -> Drained:
         """Take in what the tap holds, or the first `most` accesses of that."""
+        self._fade(now_ns)
         accesses = self.tap.take(most)
         now_s = now_ns // SECOND_NS
         for number in (0, *np.unique(accesses["stream"]).tolist()):
@@ -233,22 +235,33 @@ class Curves:
         return Drained(accesses, rate, passed, passed_cost_s)
 
     def _add_totals(self, now_ns: int) -> None:
-        """Count all accesses, and let the past fade."""
+        """Count all accesses."""
         for number, stream in self._streams.items():
-            stream.accesses += float(self.tap.totals[number, 0])
-            stream.cost_s += float(self.tap.totals[number, 1])
+            accesses, cost_s = self.tap.totals[number].tolist()
+            if accesses and stream.begun_ns is None:
+                stream.begun_ns = now_ns
+            stream.accesses += accesses
+            stream.cost_s += cost_s
         self.tap.totals[:] = 0
+
+    def _fade(self, now_ns: int) -> None:
+        """Let the past count for less, before what has just passed is added to it."""
         passed_s = (now_ns - self._decayed_ns) / SECOND_NS
         if passed_s < DECAY_EVERY_S:
             return
-        self._decayed_ns = now_ns
         kept = exp2(-passed_s / self.limits.half_life_s)
         for stream in self._streams.values():
             stream.stack.hits[:] *= kept
             stream.stack.saved[:] *= kept
             stream.accesses *= kept
             stream.cost_s *= kept
-            stream.span_s = (stream.span_s + passed_s) * kept
+            stream.span_s = (stream.span_s + self._unfaded_s(stream, now_ns)) * kept
+        self._decayed_ns = now_ns
+
+    def _unfaded_s(self, stream: _Stream, now_ns: int) -> float:
+        """Seconds of a stream since the past faded last, or since the stream began if that was later."""
+        begun_ns = now_ns if stream.begun_ns is None else stream.begun_ns
+        return (now_ns - max(begun_ns, self._decayed_ns)) / SECOND_NS
 
     def _restrain(self, now_ns: int) -> None:
         """Keep to `accesses_per_s`: half of it for all accesses, half for the tenants' streams together."""
@@ -277,7 +290,7 @@ class Curves:
             saved=one.stack.saved.copy(),
             accesses=one.accesses,
             cost_s=one.cost_s,
-            span_s=one.span_s + (now_ns - self._decayed_ns) / SECOND_NS,
+            span_s=one.span_s + self._unfaded_s(one, now_ns),
             rate=rate,
             keys=int(one.stack.words[stacks.LIVE]),
             footprint_bytes=PAGE_BYTES * int(one.stack.words[stacks.PAGES]) / rate,

@@ -5,13 +5,16 @@
     cleared                      by namespace: when somebody dropped all of it, or any block of it
     given away                   by tenant: when another one got an arena of it
 
-Ghosts count evictions and not time, so now and then it is written down how many evictions there had been; a time of
-eviction lies between two of those. Owner thread. Every memory here is bounded, and what it forgets it says.
+Ghosts count evictions and not time, so each second it is written down how many evictions there had been; a time of
+eviction lies between two of those, of which the fewer are kept the longer ago they are: a time is known to a hundredth
+of how long ago it is. Which tenant gave an arena away, and by which rule a pool went, is noted by that count. Owner
+thread. Every memory here is bounded, and what it forgets it says.
 """
 
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -38,7 +41,10 @@ ENTRIES: Final = 1 << 20  # 8 MiB of which only what is noted is touched
 # By namespace, when blocks were dropped last and when all of it was; then the table of causes.
 TRACE_WORDS: Final = 2 * NAMESPACES + reasons.words_for(ENTRIES)
 LOOK_NS: Final = 10**9  # how often evictions are counted
-LOOKS: Final = 4096  # of those counts; when there are so many, every second one is forgotten
+LOOKS: Final = 4096  # of those counts; when there are so many, some are forgotten
+# Those that stay lie a second apart, and further the longer ago: this part of it. So 192 * ln(1 + age / 192 s) do,
+# which is 1,800 after a month and 3,200 after a hundred years.
+APART: Final = 192
 BELOW: Final = 2048  # blocks that continue what one DELETE names: 0.2 ms
 EVENTS: Final = 256  # rules chosen, arenas given away
 
@@ -51,11 +57,10 @@ _BY_GRANT[Grant.DRAINING] = cause_word(Cause.DRAINING)
 class Turns:
     """When there had been how many evictions: a count, and the first and the last time it was found to be that."""
 
-    __slots__ = ("_turns", "_first_ns", "_last_ns", "_step_ns")
+    __slots__ = ("_turns", "_first_ns", "_last_ns")
 
     def __init__(self, now_ns: int) -> None:
         self._turns, self._first_ns, self._last_ns = [0], [now_ns], [now_ns]
-        self._step_ns = LOOK_NS
 
     @property
     def seen(self) -> int:
@@ -93,9 +98,17 @@ class Turns:
             self._first_ns.append(now_ns)
             self._last_ns.append(now_ns)
         if len(self._turns) > LOOKS:
-            del self._turns[1::2], self._first_ns[1::2], self._last_ns[1::2]
-            self._step_ns *= 2
-        return now_ns + self._step_ns
+            self._thin(now_ns)
+        return now_ns + LOOK_NS
+
+    def _thin(self, now_ns: int) -> None:
+        """Of those that lie close together for how long ago they are, keep the last."""
+        ages = np.maximum(now_ns - np.array(self._first_ns, dtype=np.int64), 0) / (APART * LOOK_NS)
+        steps = (APART * np.log1p(ages)).astype(np.int64)
+        keep = [True, *(steps[1:-1] != steps[2:]).tolist(), True]
+        self._turns, self._first_ns, self._last_ns = (
+            list(compress(one, keep)) for one in (self._turns, self._first_ns, self._last_ns)
+        )
 
     def time_of(self, turn: int, now_ns: int) -> int:
         """About when the eviction of that number was."""
@@ -121,7 +134,7 @@ class Departures:
         self._tables = tables
         self._clock = clock
         self._look_ns = 0
-        self._rules: deque[tuple[int, int, str]] = deque(maxlen=EVENTS)  # until when, pool, which rule it had
+        self._rules: deque[tuple[int, int, str]] = deque(maxlen=EVENTS)  # until which eviction, pool, its rule
         self._given: deque[tuple[int, int, int, int]] = deque(maxlen=EVENTS)  # evictions before, after, when, tenant
         self._turn = 0  # evictions at the last look
         self._arenas: dict[int, int] = {}
@@ -212,8 +225,8 @@ class Departures:
 
     def chosen(self, former: Iterable[tuple[int, str]]) -> None:
         """Pools go by another rule from now on; these are those that they had."""
-        now_ns = self._clock.now_ns()
-        self._rules.extend((now_ns, pool, rule) for pool, rule in former)
+        turn = int(self._tables.book[blocks.TURN])
+        self._rules.extend((turn, pool, rule) for pool, rule in former)
 
     def look(self, tenants: Iterable[Tenant]) -> None:
         """Once in a while: how many evictions there have been, and who has fewer arenas than before. Cheap else."""
@@ -280,9 +293,9 @@ class Departures:
                 return row
         return -1
 
-    def rule_at(self, pool: int, at_ns: int, now: str) -> str:
-        """By which rule a pool went at that time; `now`: the one that it has."""
-        return next((rule for until_ns, number, rule in self._rules if number == pool and at_ns <= until_ns), now)
+    def rule_at(self, pool: int, turn: int, now: str) -> str:
+        """By which rule a pool went at that eviction; `now`: the one that it has."""
+        return next((rule for until, number, rule in self._rules if number == pool and turn <= until), now)
 
     def gave_way_ns(self, tenant: Tenant, turn: int) -> int:
         """When an arena of a tenant went to others about then, with all that lay there; 0: it did not.

@@ -258,7 +258,7 @@ def _evictions(store: Store, namespace: Namespace, key: U8, *, pinned: bool, sin
         if given_ns:
             yield _Left(given_ns, Cause.QUOTA, tier.value)
             continue
-        rule = departures.rule_at(pool.number, at_ns, store.policies.rule_of(tier, tenant.name).value)
+        rule = departures.rule_at(pool.number, turn, store.policies.rule_of(tier, tenant.name).value)
         yield _Left(at_ns, Cause.PIN_EXPIRED if pinned else Cause.EVICTED, tier.value, rule)
 
 

@@ -1,5 +1,7 @@
 """Why LEASEs missed, counted: by what became of the first block that was not there.
 
+A MATCH counts as a LEASE here, the first time that it misses what it asks for (`lookups.py`).
+
 Nothing behind a missing block can be found, so its reason is the reason of all that the LEASE did not get. Asking for
 it costs some 20 us, so where many LEASEs miss only every so many-th one is asked about, and stands for those before it:
 the sum over all reasons is exact, the shares of the reasons are those of a sample of about `ASKED` a second.

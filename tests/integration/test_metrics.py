@@ -176,6 +176,7 @@ def check_every_metric(node: Node, path: Path) -> None:
 # What starting and connecting do by themselves.
 _NOT_ZERO = {
     "kvstored_sessions_opened_total", "kvstored_matches_total", "kvstored_match_blocks_total",
+    "kvstored_miss_blocks_total",
     "process_cpu_seconds_total", "kvstored_remote_sought_chains_total", "kvstored_remote_requests_total",
 }  # fmt: skip
 

@@ -10,12 +10,13 @@ from kvproto.frames import UNKNOWN_NS, Matched
 from kvproto.limits import KEYS_PER_FRAME, MIB, PROFILES_PER_TENANT
 from kvproto.policy_frames import Advised, Choice, Question, Tier
 from kvstore import registry
+from kvstore.blocks import U8
 from kvstore.cost import PrefillProfile, Refusal
 from kvstore.costing import BELIEVED, Costing
 from kvstore.savings import seconds_of_code, seconds_saved
 from kvstore.sessions import Namespace
 from kvstore.tier.orders import Outcome
-from tests.core import BLOCK_BYTES, MS, SECOND, Client, Core, chain, words
+from tests.core import BLOCK_BYTES, MS, SECOND, Client, Core, Held, chain, words
 from tests.unit.test_disk import begin, fetch, make, put
 
 TOKENS = 16  # a block
@@ -301,6 +302,59 @@ def test_compute_saved_by_disk_is_counted_apart() -> None:
     assert saved.blocks == 12
     assert fetch(client, namespace, chain(12)) == 12
     assert saved.disk_seconds == pytest.approx(tail, rel=0.02), "it was in DRAM the second time"
+
+
+@pytest.mark.parametrize("reads", [0, 1, None])
+def test_what_a_slow_drive_did_not_bring_saves_nothing_and_is_a_miss(reads: int | None) -> None:
+    """So many reads end in time; None: all do."""
+    core = make(arenas=2)
+    client, namespace = begin(core)
+    teach(core.store.costing, namespace)
+    put(client, namespace, chain(12))
+    put(client, namespace, chain(32, "other"))
+    store, tally = core.store, core.store.tally
+    misses: dict[str, int] = {}
+
+    def missed(namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        del namespace
+        index = chain(12).index(keys[at : at + 4].tobytes())
+        misses[f"from {index}"] = misses.get(f"from {index}", 0) + count
+
+    store.watching.missed = missed
+    assert match(client, namespace, chain(12)).disk == 12
+    held = client.ask(namespace, chain(12), SECOND, wait_ns=SECOND)
+    store.leasing.account()
+    assert isinstance(held, Held)
+    assert (namespace.saved.blocks, tally.lease_hits) == (0, 0), "nothing has come yet"
+    for _ in range(len(core.drive.waiting) if reads is None else reads):
+        core.work()
+    core.pass_time(2 * SECOND)
+    came = store.leases[held.number].count
+    assert came == 12 if reads is None else came < 12
+    assert bool(came) is (reads != 0)
+    saved = namespace.saved
+    assert saved.disk_seconds == pytest.approx(sum(FIRST_S + SLOPE_S * i for i in range(came)), rel=0.02)
+    assert (saved.blocks, namespace.tenant.saved.disk_bytes) == (came, came * BLOCK_BYTES)
+    assert (tally.lease_hits, tally.lease_disk_hits, tally.lease_misses) == (came, came, 12 - came)
+    assert misses == ({f"from {came}": 12 - came} if came < 12 else {})
+    core.work_all()
+    core.audit()
+
+
+def test_what_had_come_when_a_lease_was_given_back_counts() -> None:
+    core = make(arenas=2)
+    client, namespace = begin(core)
+    put(client, namespace, chain(12))
+    put(client, namespace, chain(32, "other"))
+    held = client.ask(namespace, chain(12), SECOND, wait_ns=SECOND)
+    assert isinstance(held, Held)
+    core.work()
+    came = 12 - len(core.drive.waiting[0]) if core.drive.waiting else 12
+    assert 0 < came < 12, "or this shows nothing"
+    client.release(held)
+    assert core.store.tally.lease_hits == came
+    core.work_all()
+    assert core.store.tally.lease_hits == came
 
 
 # -- disk -------------------------------------------------------------------------------------------------------

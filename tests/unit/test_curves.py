@@ -272,6 +272,33 @@ def test_the_curve_follows_the_last_hours() -> None:
     assert curve.accesses / curve.span_s == pytest.approx(50 / 60, rel=0.05)
 
 
+@pytest.mark.parametrize("idle_s", [0, 5 * 3600])
+def test_a_stream_spans_what_has_passed_since_its_own_first_access(idle_s: int) -> None:
+    curves = Curves(SEED, 2, 0, Limits(first_rate=1.0))
+    curves.open(1, 1, PAGE_BYTES)
+    curves.tap.price(1, 0.5, 0.0)
+    for second in range(121):
+        if second == 60:
+            curves.open(2, 2, PAGE_BYTES)
+        for namespace in (1, 2)[: 1 + (second >= 60)]:
+            sample(words(range(8 * second, 8 * second + 8)), 0, 8, namespace, 0, 0, curves.tap.words)
+        curves.drain((idle_s + second) * SECOND_NS)
+    spans = [curves.curve(stream, (idle_s + 120) * SECOND_NS).span_s for stream in (0, 1, 2)]
+    assert spans == pytest.approx([120, 120, 60], rel=0.01)
+    assert curves.curve(1, (idle_s + 120) * SECOND_NS).cost_s_per_s == pytest.approx(8 * 0.5, rel=0.02)
+
+
+def test_what_comes_after_an_idle_time_has_not_faded_with_it() -> None:
+    limits = Limits(first_rate=1.0, half_life_s=3600.0)
+    curves = Curves(SEED, 1, 0, limits)
+    curves.open(1, 1, PAGE_BYTES)
+    for second in (0, 10 * 3600):
+        sample(words(range(1000)), 0, 1000, 1, 0, 0, curves.tap.words)
+        curves.drain(second * SECOND_NS)
+    assert curves.curve(1, 36_000 * SECOND_NS).accesses == pytest.approx(1000, rel=0.01)
+    assert curves.curve(1, 36_000 * SECOND_NS).hit_ceiling.share == pytest.approx(1.0, abs=0.01), "the first were new"
+
+
 def test_what_was_not_used_for_too_long_is_forgotten_before_the_rate_falls() -> None:
     limits = Limits(keys=256, keys_per_tenant=256, first_rate=1.0, memory_s=100.0, accesses_per_s=1 << 40)
     curves = Curves(SEED, 1, 0, limits)

@@ -10,7 +10,7 @@ from kvproto.errors import Grant
 from kvproto.ids import BlockKey
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier as PinTier
-from kvstore import registry
+from kvstore import blocks, registry
 from kvstore.insight import explain as explaining
 from kvstore.insight.departures import LOOKS, Turns
 from kvstore.insight.explain import Explanation, MissQuestion, explain
@@ -159,6 +159,34 @@ class TestEvicted:
         gone = [key for key in (key_of(f"flood/{number}") for number in range(2 * SLOTS)) if not core.row(mine, key)]
         assert len(gone) == SLOTS
         assert {ask(core, mine, [key]).cause for key in gone} == {"quota"}
+
+    def test_after_a_month_too_what_the_rule_evicted_a_moment_before_is_told_from_it(self) -> None:
+        core = lru(2)
+        greedy, late = core.client("greedy"), core.client("late")
+        mine, others = greedy.open(), late.open()
+        live_for_a_month(core)
+        flood(core, greedy, mine, 2 * SLOTS + 8)
+        core.clock.advance(30 * SECOND)
+        for _ in range(3):
+            core.clock.advance(SECOND)
+            late.put(others, chain(SLOTS, "late"))
+            core.settle()
+        flood(core, late, others, 2, "more")
+        keys = [key_of(f"flood/{number}") for number in range(2 * SLOTS + 8)]
+        said = [ask(core, mine, [key]) for key in keys if not core.row(mine, key)]
+        assert len(said) == 8 + SLOTS
+        assert {one.cause for one in said[8:]} == {"quota"}
+        assert {one.cause for one in said[:7]} == {"evicted"}, "all but the last, which what went counts as"
+        assert [one.age_s for one in said[:7]] == pytest.approx([30 + 3 + 2 + 8 - number for number in range(7)], abs=2)
+
+
+def live_for_a_month(core: Core) -> None:
+    """Evictions have been going on for that long, and were counted."""
+    turns, began_ns, counts = core.store.watching.departures.turns, core.clock.ns, 26_000
+    for count in range(1, counts + 1):
+        turns.look(count, began_ns + 100 * count * SECOND)
+    core.store.tables.book[blocks.TURN] = counts
+    core.clock.advance(100 * counts * SECOND)
 
 
 class TestDropped:
@@ -385,11 +413,15 @@ class TestElsewhere:
 
 class TestTurns:
     def test_a_turn_lies_between_the_looks_around_it_however_many_there_were(self) -> None:
-        turns, looks = Turns(0), 3 * LOOKS
+        turns, looks = Turns(0), 20 * LOOKS
         for second in range(1, looks):
-            turns.look(10 * second, second * SECOND)
-        for turn in (15, 10 * LOOKS, 10 * looks - 15):
-            assert turns.time_of(turn, looks * SECOND) == pytest.approx(turn / 10 * SECOND, abs=8 * SECOND)
+            assert turns.look(10 * second, second * SECOND) == (second + 1) * SECOND, "always again in a second"
+        for turn in (15, 10 * LOOKS, 10 * looks - 12_345, 10 * looks - 15):
+            ago_s = looks - turn / 10
+            found_ns = turns.time_of(turn, looks * SECOND)
+            assert found_ns == pytest.approx(turn / 10 * SECOND, abs=(1 + ago_s / 50) * SECOND)
+            assert turns.latest_of(turn, looks * SECOND) >= turn / 10 * SECOND
+        assert len(turns.to_bytes()) <= 24 * LOOKS, "or a successor would not take them"
 
     def test_a_pause_in_which_nothing_was_evicted_is_known_as_one(self) -> None:
         turns = Turns(0)

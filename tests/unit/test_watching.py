@@ -1,5 +1,6 @@
 """The stream of keys as the store watches it: what leases and reserves bring, in slices, and bounded."""
 
+import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import count, pairwise
@@ -7,13 +8,16 @@ from itertools import count, pairwise
 import numpy as np
 import pytest
 
+from kvproto.errors import Grant
 from kvproto.limits import KEYS_PER_FRAME, MIB, PAGE_BYTES, TENANTS
 from kvstore.blocks import U1, U8, Rows
 from kvstore.insight.advise import Sizes
 from kvstore.insight.curves import Limits
+from kvstore.insight.lookups import LATELY_S
 from kvstore.insight.tap import ACCESS, SEED_WORDS, TAKE_AT, Tap, sample, threshold_of
 from kvstore.insight.trial import SHADOW_BLOCKS, TRIED, Trial
 from kvstore.rules import Chosen, Rule, Tier
+from kvstore.savings import prices_of
 from kvstore.sessions import Namespace, Parked
 from kvstore.watching import SLICE, Observed, Watching
 from tests.core import MS, SECOND, Core, chain, key_of, words
@@ -32,6 +36,7 @@ def watched(arenas: int = 4, limits: Limits = ALL, tenants: int = TENANTS) -> tu
         tenants=tenants,
     )  # fmt: skip
     store.leasing.asked, store.reserving.asked = watching.asked, watching.reserved
+    store.matching.asked = watching.matched
     return core, watching
 
 
@@ -148,6 +153,32 @@ class TestWhatIsSeen:
         assert before.cost_s == pytest.approx(2.0)
         assert after.cost_s > before.cost_s + 8.0 - 0.1
 
+    @pytest.mark.parametrize("frames", [1, 4])
+    @pytest.mark.parametrize("looks_up", [True, False])
+    def test_a_chain_that_is_asked_for_in_pieces_costs_what_it_does_as_a_whole(
+        self, frames: int, looks_up: bool
+    ) -> None:
+        core, watching = watched(arenas=8)
+        client = core.client()
+        namespace = client.open()
+        for new in (256, 1024, 4096, 16_384, 65_536) * 8:
+            core.store.costing.report_prefill(namespace, 0, new, new * 1e-5 + new * new * 1e-8)
+        assert namespace.profile is not None
+        namespace.profile.settle()
+        first_s, slope_s = prices_of(namespace.profile, 0)
+        keys, step = chain(64), 64 // frames
+        for at in range(0, 64, step):  # as engines prefill, chunk by chunk
+            if looks_up:
+                client.match(namespace, keys)
+            client.put(namespace, keys[at : at + step], keys[at - 1] if at else None)
+        for at in range(0, 64, step):
+            assert client.fetch(namespace, keys[at : at + step]) == step
+        take_in(core, watching)
+        seen = observe(core, watching)
+        assert seen.curve is not None
+        assert seen.curve.cost_s == pytest.approx((1 + looks_up) * (64 * first_s + slope_s * 63 * 64 / 2), rel=0.05)
+        assert slope_s * 63 * 64 / 2 > 0.2 * 64 * first_s, "or it does not matter where a piece lies"
+
     def test_a_number_that_went_to_another_namespace_is_followed_as_that_one(self) -> None:
         core, watching = watched()
         client = core.client("a")
@@ -159,6 +190,120 @@ class TestWhatIsSeen:
         watching.asked(heir, words(chain(3)), 0, 3, 0)
         take_in(core, watching)
         assert (accesses(core, watching, "a"), accesses(core, watching, "b")) == (2, 3)
+
+
+class TestLookups:
+    """Who looks up first leases what is there: the rest counts as missed once it is stored, and once."""
+
+    def test_the_curve_says_what_lookups_found_of_what_they_asked_for(self) -> None:
+        core, watching = watched(arenas=4)
+        client = core.client()
+        namespace = client.open()
+        told: list[int] = []
+        watching.missed = lambda _namespace, _keys, _at, count: told.append(count)
+        rng = random.Random(2)
+        asked = found = 0
+        for second in range(1500):
+            keys = chain(4, f"doc{min(int(rng.paretovariate(0.6)), 400)}")
+            there = client.match(namespace, keys)
+            client.fetch(namespace, keys[:there])
+            if there < 4:
+                client.put(namespace, keys[there:], keys[there - 1] if there else None)
+            asked, found = asked + 4, found + there
+            core.clock.advance(SECOND)
+            if second % 50 == 0:
+                take_in(core, watching)
+        take_in(core, watching)
+        seen = observe(core, watching)
+        assert seen.curve is not None
+        assert 0.6 < found / asked < 0.8, "or nothing is seen here"
+        assert seen.found / seen.asked == pytest.approx(found / asked, abs=0.05)  # the last hours count for more
+        assert seen.curve.hit(core.store.limits.dram_bytes).share == pytest.approx(found / asked, abs=0.05)
+        assert sum(told) == pytest.approx(asked - found, rel=0.05)  # unless it was evicted again within minutes
+
+    @pytest.mark.parametrize("times", [1, 30])
+    def test_a_request_that_waits_and_is_looked_up_again_and_again_counts_once(self, times: int) -> None:
+        core, watching = watched()
+        client = core.client()
+        namespace = client.open()
+        told: list[int] = []
+        watching.missed = lambda _namespace, _keys, _at, count: told.append(count)
+        client.put(namespace, chain(6)[:2])
+        for _ in range(times):
+            assert client.match(namespace, chain(6)) == 2
+            core.clock.advance(2 * MS)
+        client.fetch(namespace, chain(6)[:2])
+        client.put(namespace, chain(6)[2:4], chain(6)[1])  # what each step of a prefill has computed
+        client.put(namespace, chain(8)[4:], chain(6)[3])  # the last two are what the model said: nobody asked for them
+        seen = observe(core, watching)
+        assert (seen.asked, seen.found, told) == (6, 2, [4])
+        assert accesses(core, watching) == 6
+
+    def test_what_nobody_stores_is_told_of_again_after_a_while_and_is_not_asked_for(self) -> None:
+        core, watching = watched()
+        client = core.client()
+        namespace = client.open()
+        told: list[int] = []
+        watching.missed = lambda _namespace, _keys, _at, count: told.append(count)
+        for _ in range(2):
+            client.match(namespace, chain(3))
+            core.clock.advance((LATELY_S + 1) * SECOND)
+        assert (told, observe(core, watching).asked) == ([3, 3], 0)
+
+    @pytest.mark.parametrize("looks_up", [True, False])
+    def test_what_a_lease_has_counted_counts_no_more(self, looks_up: bool) -> None:
+        """As the adapter for transformers asks: a lookup, a lease of all, a lookup of what it is about to store."""
+        core, watching = watched()
+        client = core.client()
+        namespace = client.open()
+        told: list[int] = []
+        watching.missed = lambda _namespace, _keys, _at, count: told.append(count)
+        client.put(namespace, chain(2))
+        for keys in (chain(5), chain(7)):
+            if looks_up:
+                client.match(namespace, keys)
+            if keys == chain(5):
+                client.fetch(namespace, keys)
+                core.store.leasing.account()
+        client.put(namespace, chain(7)[2:], chain(7)[1])
+        seen = observe(core, watching)
+        assert (seen.asked, seen.found, told) == (5, 2, [3])
+
+    def test_what_another_stores_meanwhile_and_what_comes_from_beyond_is_not_missed(self) -> None:
+        core, watching = watched()
+        client = core.client()
+        namespace = client.open()
+        client.match(namespace, chain(4))
+        watching.reserved(namespace, words(chain(4)), 0, 2, np.zeros(2, dtype=np.uint32), by_client=False)
+        grants = np.array([Grant.KNOWN, Grant.PENDING, Grant.GRANTED, Grant.FULL], dtype=np.uint32)
+        watching.reserved(namespace, words(chain(4)), 0, 4, grants)
+        assert observe(core, watching).asked == 2, "those that are new, and the one that there was no room for"
+
+    def test_every_rank_misses_what_one_of_them_lacks(self) -> None:
+        core, watching = watched()
+        client = core.client()
+        ranks = [client.open(model=f"rank {number}") for number in range(3)]
+        client.put(ranks[2], chain(4)[:1])
+        assert client.match_all(ranks, chain(4)) == 0
+        for rank in ranks:
+            client.put(rank, chain(4))
+        assert observe(core, watching).asked == 4 + 4 + 3
+
+    def test_shadows_miss_what_lookups_missed(self) -> None:
+        core, watching = watched(limits=Limits(first_rate=1.0, accesses_per_s=1 << 30))
+        watching.shadows._threshold = threshold_of(1.0)  # plays every key
+        for shadow in watching.shadows.shadows:
+            shadow.scale(1.0)
+        client = core.client()
+        namespace = client.open()
+        for number in range(20):
+            client.match(namespace, chain(16, number))
+            client.put(namespace, chain(16, number))
+            client.match(namespace, chain(16, number))
+            client.fetch(namespace, chain(16, number))
+            take_in(core, watching)
+        shares = [report.hit.share for report in observe(core, watching).shadows]
+        assert shares == pytest.approx([0.5] * len(shares), abs=0.1)
 
 
 class TestBounds:
@@ -186,11 +331,12 @@ class TestBounds:
         core = Core(arenas=64)
         watching = Watching(core.store.tables, core.clock, FakeRandomness(3), 1 << 40, core.store.tenants)
         for number in range(TENANTS):
-            client = core.client(f"t{number}")
-            watching.asked(client.open(), frame(number), 0, KEYS_PER_FRAME, 0)
+            namespace = core.client(f"t{number}").open()
+            watching.asked(namespace, frame(number), 0, KEYS_PER_FRAME, 0)
             take_in(core, watching)
         assert max(shadow.rule.held_bytes for shadow in watching.shadows.shadows) > MIB / 2  # they have begun
         assert all(shadow.rule.blocks <= SHADOW_BLOCKS for shadow in watching.shadows.shadows)
+        watching.matched(namespace, frame(TENANTS), 0, KEYS_PER_FRAME)
         assert 32 * MIB < watching.held_bytes <= 64 * MIB
 
     def test_a_tick_takes_in_one_slice_and_says_that_there_is_more(self) -> None:
