@@ -301,9 +301,23 @@ class TableChecks(Look):
             assert counted == [members[pool.number, queue] for queue in range(QUEUES)], f"members of {pool.number}"
         for row in self.rows:
             evictable = not self.holds[row] and self.is_leaf(row)
-            assert (row in everywhere) == evictable, f"row {row} is evictable={evictable} and on the list otherwise"
+            passed_over = self.is_leaf(row) and self.holds[row] == 1 and self.column["flags"][row] & blocks.VERIFYING
+            right = (row in everywhere) == evictable or (row in everywhere and passed_over)
+            assert right, f"row {row} is evictable={evictable} and on the list otherwise"
             flagged = bool(self.column["flags"][row] & blocks.LISTED)
-            assert flagged == evictable, f"row {row} is marked as listed wrongly"
+            assert flagged == (row in everywhere), f"row {row} is marked as listed wrongly"
+        self.check_ranks()
+
+    def check_ranks(self) -> None:
+        """A pool that goes by its rule altogether has no rank of another one; one that does not yet is worked on."""
+        for pool in self.arenas.by_number.values():
+            head = self.tables.pools[pool.number]
+            if head["moving"]:
+                assert self.store.sweeper.jobs.queued, f"nobody puts pool {pool.number} in order"
+            elif head["rule"] == blocks.PGDSF:
+                mine = [row for row in self.rows if self.state[row] in LIVE and self.pool_of(row) == pool.number]
+                late = self.tables.ranks[mine] > head["clock"]
+                assert not late.any(), f"rows of pool {pool.number} have ranks that its clock has not reached"
 
     def check_queues(self, number: int, everywhere: set[int]) -> int:
         """The leaf lists of a pool. How many they list."""

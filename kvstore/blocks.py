@@ -42,8 +42,10 @@ hold one row, not a hundred, and what is deleted while leased stays readable fro
 
 `holds` counts leases, a ticket or running copy, a read or write of disk, a sweep, and cut-off children. A block is
 evictable when it has no hold and, in DRAM, no child there and no child at all unless it lies on disk too; on disk, no
-child. Exactly then it is on a leaf list of its pool. A block's last touch and its uses pass to its parent when it goes.
-Eviction from DRAM leaves a block that has a place on disk there; eviction from disk frees it.
+child. Exactly then it is on a leaf list of its pool; but one that is being verified keeps its place there, and is
+passed over: all of a former life are verified, and in a long list they would not find their places again. A block's
+last touch and its uses pass to its parent when it goes. Eviction from DRAM leaves a block that has a place on disk
+there; eviction from disk frees it.
 
 Who is evicted is for the pool's rule to say. A pool has 128 leaf lists, its queues. A rule puts a block in one of them
 and gives it a rank there, mostly the time of its last touch; the leaf with the least `rank + bonus of its queue` goes
@@ -117,7 +119,7 @@ KEEPS: Final = np.uint8(4)  # doomed, and holds its parent until it is freed its
 SAVING: Final = np.uint8(8)  # a write to its place on disk is running
 QUEUED: Final = np.uint8(16)  # waits for its turn to be written
 DURABLE: Final = np.uint8(32)  # synced, and in the index on disk
-VERIFYING: Final = np.uint8(64)  # KEPT, and somebody is looking
+VERIFYING: Final = np.uint8(64)  # KEPT, and somebody is looking: held, and still listed if nobody else holds it
 DONE, HELD, IN_FLIGHT, AGAIN = range(4)  # how far `retire` got
 NOBODY: Final = (1 << 32) - 1  # in `slots.block`: no block, and not free: to be erased, or quarantined
 # Words of `book`
@@ -161,8 +163,9 @@ POOL = np.dtype(
         ("ghosts", "<f8", (2,)),  # ARC: about how many of queues 0 and 1 are remembered
         ("bonus", "<f8", (QUEUES,)),  # DENSITY: mean cost of a block, in seconds
         ("limit", "<f8"),  # DENSITY: up to which worth `chosen` gives up its heads, `left` of them
-        ("chosen", "<u4"),
-        ("left", "<u4"),
+        ("chosen", "<u2"),
+        ("left", "<u2"),
+        ("moving", "<u4"),  # blocks of it may still lie where its former rule wanted them; see kvstore/policies.py
         ("news", "<u4"),  # DENSITY: what was learned since it was last halved
         ("turns", "<u4"),  # DENSITY: evictions since conclusions were drawn
         ("oldest", "<u4", (QUEUES,)),
@@ -405,21 +408,31 @@ def _list_after(t: Tables, block: Number, older: Number) -> None:
 
 
 @compiled
-def _evictable(t: Tables, block: Number) -> bool:
+def _is_leaf(t: Tables, block: Number) -> bool:
+    """Could a block go, if nobody held it?"""
     row = t.blocks[block]
-    if row["holds"]:
-        return False
     if row["state"] == RESIDENT or row["state"] == KEPT:
         return row["dram_children"] == 0 and (row["disk"] != 0 or not row["flags"] & PARENT)
     return row["state"] == DISK and not row["flags"] & PARENT
 
 
 @compiled
+def _evictable(t: Tables, block: Number) -> bool:
+    evictable: bool = t.blocks[block]["holds"] == 0 and _is_leaf(t, block)
+    return evictable
+
+
+@compiled
 def _list(t: Tables, block: Number) -> None:
-    """Put an evictable block where its rank belongs. From both ends at once: most belong near one."""
+    """Put an evictable block on its leaf list."""
+    if not t.blocks[block]["flags"] & LISTED and _evictable(t, block):
+        _list_by_rank(t, block)
+
+
+@compiled
+def _list_by_rank(t: Tables, block: Number) -> None:
+    """Put a block where its rank belongs. From both ends at once: most belong near one."""
     row = t.blocks[block]
-    if row["flags"] & LISTED or not _evictable(t, block):
-        return
     pool = t.pools[_pool(t, block)]
     rank, queue = t.ranks[block], row["queue"]
     below, above = np.int64(pool["newest"][queue]), np.int64(pool["oldest"][queue])
@@ -459,6 +472,8 @@ _REINDEX: Final = 2048  # evictions between two looks at what was learned; fewer
 _REINDEX_LEAST: Final = 256  # a look takes 0.2 ms
 _MEMORY: Final = 1 << 17  # blocks after whose fate what was learned before counts half
 _GHOST_TICK: Final = np.uint64(26)  # of a ghost's time: 67 ms
+_ROWS_A_STEP: Final = 8  # to look at one is so much cheaper than to have it go by another rule,
+_STEPS_A_LEAF: Final = 4  # and to list one so much dearer
 _ROTATIONS: Final = 64  # how many blocks may be given another turn for one that goes
 
 
@@ -734,9 +749,13 @@ def _requeue(t: Tables, block: Number, queue: Number) -> None:
 def _come(t: Tables, block: Number) -> None:
     """A block that has a history is in this pool from now on."""
     pool = _pool(t, block)
-    rule = t.pools[pool]["rule"]
-    t.ranks[block] = t.pools[pool]["clock"] if rule == PGDSF else np.float64(t.blocks[block]["touched"])
+    t.ranks[block] = _rank_by_history(t, block, pool)
     _join(t, block, _queue_for(t, block, pool))
+
+
+@compiled
+def _rank_by_history(t: Tables, block: Number, pool: Number) -> Number:
+    return t.pools[pool]["clock"] if t.pools[pool]["rule"] == PGDSF else np.float64(t.blocks[block]["touched"])
 
 
 @compiled
@@ -785,16 +804,30 @@ def _pass_up(t: Tables, block: Number, parent: Number) -> None:
     pool = _pool(t, parent)
     if pool == _pool(t, block):
         queue = _queue_for(t, parent, pool)
-        rule = t.pools[pool]["rule"]
-        if rule == S3FIFO:
-            queue = max(queue, np.int64(row["queue"]))
-        t.ranks[parent] = max(t.ranks[parent], t.ranks[block])
+        if t.pools[pool]["moving"]:  # rank and queue of the two may be of different rules
+            t.ranks[parent] = _rank_by_history(t, parent, pool)
+        else:
+            if t.pools[pool]["rule"] == S3FIFO:
+                queue = max(queue, np.int64(row["queue"]))
+            t.ranks[parent] = max(t.ranks[parent], t.ranks[block])
         _requeue(t, parent, queue)
 
 
 @compiled
 def _victim(t: Tables, number: Number) -> Number:
-    """The block that a pool's rule would give up first; 0 if none is evictable."""
+    """The block that a pool's rule would give up first; 0 if none is evictable. What is being verified does not go: it
+    is off its list until that is over."""
+    block = _first_to_go(t, number)
+    while t.blocks[block]["flags"] & VERIFYING:
+        _unlist(t, block)
+        block = _first_to_go(t, number)
+    return block
+
+
+@compiled
+def _first_to_go(t: Tables, number: Number) -> Number:
+    """The listed block that a pool's rule would give up first; 0 if none is. Until all are where that rule wants them,
+    ranks are of two kinds: of the heads it is the one that was not touched longest."""
     pool = t.pools[number]
     if not pool["listed"]:
         return 0
@@ -815,6 +848,8 @@ def _victim(t: Tables, number: Number) -> Number:
             if filled & np.uint64(1):
                 head = np.int64(pool["oldest"][queue])
                 rank = t.ranks[head] + pool["bonus"][queue]
+                if pool["moving"]:
+                    rank = np.float64(t.blocks[head]["touched"])
                 if rank < best_rank:
                     best, best_rank = head, rank
             filled >>= np.uint64(1)
@@ -966,18 +1001,97 @@ def _adapt(pool: Number, queue: Number) -> None:
 
 
 @compiled
-def requeue_rows(t: Tables, start: Number, stop: Number, pool: Number) -> None:
-    """The rule of a pool has changed: put its blocks among `start..stop` where the new one wants them."""
-    for block in range(start, stop):
+def requeue_rows(
+    t: Tables, start: Number, stop: Number, pool: Number, steps: Number, leaves: U4, touched: U8, found: Number
+) -> tuple[Number, Number, Number]:
+    """The rule of a pool has changed: have its blocks among `start..stop` go by the new one, as far as the steps last.
+
+    Leaves are only gathered, behind the `found` that are there, for `requeue_leaves`. Returns (the row to go on with,
+    steps left, leaves found).
+    """
+    block = start
+    while block < stop and steps > 0:
+        row = t.blocks[block]
+        if row["state"] in LIVE and row["queue"] != NO_QUEUE and _pool(t, block) == pool:
+            steps -= 1
+            if row["flags"] & LISTED:
+                leaves[found] = block
+                touched[found] = row["touched"]
+                found += 1
+            else:
+                _part(t, block)
+                _come(t, block)
+        block += 1
+        steps -= block % _ROWS_A_STEP == 0
+    return block, steps, found
+
+
+@compiled
+def requeue_leaves(
+    t: Tables, pool: Number, leaves: U4, touched: U8, at: U4, ends: U4, heap: U4, last: U4, runs: Number, steps: Number
+) -> tuple[Number, Number]:
+    """Have leaves of a pool go by its new rule, the longest untouched first: so each comes behind the one before it,
+    and none has to look for its place.
+
+    They lie in sorted runs: what is left of one is `leaves[at:ends]`, and `heap` holds those that are not empty, by
+    their first. `last`: what each queue was given last. Returns (runs left, steps left).
+    """
+    while runs and steps > 0:
+        steps -= _STEPS_A_LEAF
+        run = heap[0]
+        block, when = np.int64(leaves[at[run]]), touched[at[run]]
+        at[run] += np.uint32(1)
+        if at[run] == ends[run]:
+            runs -= 1
+            heap[0] = heap[runs]
+        _sink(heap, runs, touched, at)
         row = t.blocks[block]
         if row["state"] not in LIVE or row["queue"] == NO_QUEUE or _pool(t, block) != pool:
-            continue
+            continue  # it is gone
         listed = row["flags"] & LISTED
         _unlist(t, block)
         _part(t, block)
         _come(t, block)
-        if listed:
-            _list(t, block)
+        if listed and row["touched"] == when:
+            _list_behind(t, block, last)
+        elif listed:
+            _list_by_rank(t, block)
+    return runs, steps
+
+
+@compiled
+def _sink(heap: U4, size: Number, touched: U8, at: U4) -> None:
+    """The first run of a heap has another first leaf, or is another one."""
+    here, run = 0, heap[0]
+    while 2 * here + 1 < size:
+        child = 2 * here + 1
+        if child + 1 < size and touched[at[heap[child + 1]]] < touched[at[heap[child]]]:
+            child += 1
+        if touched[at[run]] <= touched[at[heap[child]]]:
+            break
+        heap[here] = heap[child]
+        here = child
+    heap[here] = run
+
+
+@compiled
+def _list_behind(t: Tables, block: Number, last: U4) -> None:
+    """List a leaf behind the one that its queue was given last, and before those of equal rank, which came since."""
+    row = t.blocks[block]
+    number, queue, rank = _pool(t, block), np.int64(row["queue"]), t.ranks[block]
+    below, there = np.int64(last[queue]), t.blocks[last[queue]]
+    last[queue] = block
+    same = there["flags"] & LISTED != 0 and there["queue"] == queue and _pool(t, below) == number
+    if below and not (same and t.ranks[below] <= rank):
+        _list_by_rank(t, block)
+        return
+    for _ in range(_RELIST_STEPS):
+        above = np.int64(t.blocks[below]["newer"]) if below else np.int64(t.pools[number]["oldest"][queue])
+        if not above or t.ranks[above] >= rank:
+            _list_after(t, block, below)
+            return
+        below = above
+    _list_by_rank(t, block)
 
 
 @compiled
@@ -1233,10 +1347,15 @@ def _take_row(t: Tables) -> Number:
 
 @compiled
 def _hold(t: Tables, block: Number) -> None:
+    _unlist(t, block)
+    _hold_where_listed(t, block)
+
+
+@compiled
+def _hold_where_listed(t: Tables, block: Number) -> None:
     row = t.blocks[block]
     if row["holds"] == 0:
         t.arenas[_position(t, block)]["held"] += np.uint32(1)
-        _unlist(t, block)
     row["holds"] += np.uint32(1)
 
 
@@ -1270,12 +1389,12 @@ def _adopt(t: Tables, parent: Number, block: Number) -> None:
     if first:
         t.blocks[first]["prev_sibling"] = block
     if parent:
-        _unlist(t, parent)
         t.blocks[parent]["first_child"] = block
         t.blocks[parent]["flags"] |= PARENT
         if row["state"] != DISK:
             t.blocks[parent]["dram_children"] += np.uint32(1)
-        _list(t, parent)
+        if not _is_leaf(t, parent):  # else it stays where it is listed: it might not find its place again
+            _unlist(t, parent)
 
 
 @compiled
@@ -1572,7 +1691,7 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
     if not block:
         return False
     row, pool = t.blocks[block], t.pools[number]
-    if pool["rule"] == PGDSF:
+    if pool["rule"] == PGDSF and not pool["moving"]:
         pool["clock"] = max(pool["clock"], t.ranks[block] + pool["bonus"][row["queue"]])
     _unlist(t, block)
     pool["turns"] += np.uint32(1)
@@ -1668,7 +1787,7 @@ def detach_oldest(t: Tables, pool: Number, disk_pool: Number, before: Number) ->
         if not block or t.blocks[block]["touched"] >= before:
             return False
         row = t.blocks[block]
-        if row["disk"] and not row["flags"] & (SAVING | PARENT):
+        if row["disk"] and not row["flags"] & (SAVING | PARENT | VERIFYING):
             position = np.int64(row["disk"]) >> np.int64(t.book[SHIFT])
             if np.int64(t.arenas[position]["pool"]) - 1 == disk_pool:
                 detach(t, block)
@@ -2013,6 +2132,7 @@ def begin_loads(
         row = t.blocks[block]
         if row["state"] == KEPT and not row["flags"] & VERIFYING:
             row["flags"] |= VERIFYING
+            _hold_where_listed(t, block)  # the look's
         elif row["state"] == DISK:
             slot = _take_slot(t, pool)
             while slot < 0 and may_evict and _evict(t, ix, pool):
@@ -2021,9 +2141,9 @@ def begin_loads(
             if slot < 0:
                 return i, count, evicted
             _begin_load(t, ix, pool, block, slot, now)
+            _hold(t, block)  # the read's
         else:
             continue
-        _hold(t, block)  # the read's
         todo[count] = block
         count += 1
     return stop, count, evicted
@@ -2195,8 +2315,8 @@ def detach(t: Tables, block: Number) -> None:
     _push_to_erase(t, np.int64(row["disk"]))
     row["disk"] = 0
     _undurable(t, block)
-    _unlist(t, block)
-    _list(t, block)
+    if not _is_leaf(t, block):
+        _unlist(t, block)
 
 
 @compiled
@@ -2409,7 +2529,6 @@ def adopt_records(
         arena["touched"] = max(arena["touched"], row["touched"])
         t.book[GENERATION] = max(t.book[GENERATION], record["generation"] + np.uint64(1))
         if row["state"] != ADOPTING:
-            _unlist(t, block)
             _list(t, block)
     return out_at
 

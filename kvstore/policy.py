@@ -26,7 +26,7 @@ from kvstore import blocks
 from kvstore.blocks import Tables
 from kvstore.rules import Rule
 
-__all__ = ["TOUCH_BONUS_S", "Rule", "set_rule"]
+__all__ = ["TOUCH_BONUS_S", "Rule", "goes_by", "set_rule"]
 
 # About what keeps most of those that come back: 79 % of the reuses of a public trace of conversations lie within 5
 # minutes, 94 % within 10.
@@ -45,15 +45,20 @@ _NUMBERS: Final = {
 
 
 def set_rule(tables: Tables, pool: int, rule: Rule, *, bonus_s: float = TOUCH_BONUS_S) -> None:
-    """Have a pool evict by a rule from now on. Blocks that it has are requeued by `blocks.requeue_rows`."""
+    """Have a pool evict by a rule from now on. Blocks that it has are put in order by `policies.Requeue`."""
     row = tables.pools[pool]
     row["rule"] = _NUMBERS[rule]
     row["clock"] = 0.0
     row["ghosts"] = 0.0
     row["bonus"] = _bonus(rule, bonus_s)
-    row["news"] = row["left"] = 0
+    row["news"] = row["left"] = row["moving"] = 0
     if rule is Rule.DENSITY:
         blocks.reindex(tables, pool)
+
+
+def goes_by(tables: Tables, pool: int, rule: Rule) -> bool:
+    """Does a pool evict by a rule already?"""
+    return int(tables.pools[pool]["rule"]) == _NUMBERS[rule]
 
 
 def _bonus(rule: Rule, bonus_s: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

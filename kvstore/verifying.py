@@ -2,7 +2,8 @@
 
     KEPT rows, the newest first --> while nobody stores, a batch at a time --> `Streams.verify` --> RESIDENT, or dropped
 
-Whoever leases a kept block has it verified at once (`streams.py`); this is for the rest. Owner thread.
+Whoever leases a kept block has it verified at once (`streams.py`); this is for the rest. Blocks keep their places on
+the leaf lists meanwhile, so that who is evicted next stays as it was; eviction passes over them. Owner thread.
 """
 
 from collections import deque
