@@ -119,17 +119,18 @@ def test_what_is_cancelled_before_its_turn_is_not_fetched(daemon: DaemonProcess,
     last = fetching(client).prefetch
     assert until(lambda: match(client, number, first).dram == 1)
 
+    # A chain has a number, and so has each who wants it.
     # All in one go, so that the most urgent one, which comes in two pieces, is under way when the others are there.
     daemon.process.send_signal(signal.SIGSTOP)
     try:
         client.send(prefetch_frame(client, number, urgent, 60))
         client.send(prefetch_frame(client, number, unwanted, 120))
         client.send(prefetch_frame(client, number, wanted, 180))
-        client.send(policy_frames.build_cancel([last + 2, last + 1000]))
+        client.send(policy_frames.build_cancel([last + 4, last + 1000]))
     finally:
         daemon.process.send_signal(signal.SIGCONT)
     assert [fetching(client) for _ in range(3)] == [
-        Fetching(last + 1, 0, 12), Fetching(last + 2, 0, 2), Fetching(last + 3, 0, 2),
+        Fetching(last + 2, 0, 12), Fetching(last + 4, 0, 2), Fetching(last + 6, 0, 2),
     ]  # fmt: skip
     assert until(lambda: match(client, number, wanted).dram == 2)
     assert match(client, number, urgent).dram == 12
