@@ -94,7 +94,7 @@ FIELD_BYTES: Final = 1024
 PINS_PER_TENANT: Final = 4096
 PIN_TTL_NS_MAX: Final = 24 * 3600 * 10**9
 
-# Prefetches that wait for their turn. A frame of keys each, 32 KiB: 8 MiB a tenant.
+# Prefetches that wait for their turn. A frame of keys each, 32 KiB: 8 MiB a tenant, and as much again for its pins.
 PREFETCHES_PER_TENANT: Final = 256
 PREFETCH_NS_MAX: Final = 3600 * 10**9
 
