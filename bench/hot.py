@@ -40,7 +40,7 @@ def run(*, quick: bool) -> Results:
         chains = chains_of(blocks // 100, 100)
         results |= measure_chains(client, hundreds, chains, rounds)
         results |= measure_load(client, hundreds, chains, running.runtime_dir, rounds)
-        hundreds.delete([chain[0] for chain in chains])
+        assert hundreds.delete([chain[0] for chain in chains]) == blocks
         thousands = open_namespace(client, "thousands")
         long_chains = chains_of(blocks // 1000, 1000)
         fill(thousands, long_chains)

@@ -29,6 +29,7 @@ from kvclient.policy import Prefetch
 from kvclient.results import (
     Advice,
     Choice,
+    Deleted,
     FlushResult,
     LoadResult,
     Match,
@@ -48,7 +49,8 @@ from kvproto.retention import Retention
 
 __all__ = [
     "connect", "Client", "Namespace", "Lease", "Role",
-    "StoreResult", "Refused", "Reason", "FlushResult", "LoadResult", "Match", "Tiers", "Status",
+    "StoreResult", "Refused", "Reason", "FlushResult", "Deleted", "LoadResult", "Match", "Tiers",
+    "Status",
     "PinResult", "PinInfo", "Partial", "Retention", "Prefetch", "Advice", "Choice",
     "Program", "Workflow", "Step", "Run",
     "KvError", "UsageError", "ForkError", "ClosedError", "ProtocolError", "RefusedError", "AttachError",

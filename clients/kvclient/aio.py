@@ -34,7 +34,7 @@ from kvclient.flows import Flow
 from kvclient.lease import Held
 from kvclient.namespace import Verbs, matching
 from kvclient.policy import Prefetch
-from kvclient.results import Advice, FlushResult, Match, PinInfo, PinResult, Status, StoreResult
+from kvclient.results import Advice, Deleted, FlushResult, Match, PinInfo, PinResult, Status, StoreResult
 from kvclient.steps import Steps
 from kvclient.stream import Part, arrive, lead_of
 from kvproto.errors import Code
@@ -219,7 +219,7 @@ class AsyncNamespace(Verbs):
         """As `Namespace.match`."""
         return await self._connection.run(self._matching(self._connection.session(), keys))
 
-    async def delete(self, keys: Sequence[bytes]) -> int:
+    async def delete(self, keys: Sequence[bytes]) -> Deleted:
         """As `Namespace.delete`."""
         return await self._connection.run(self._deleting(self._connection.session(), keys))
 

@@ -33,7 +33,7 @@ from kvclient.calls import (
 )
 from kvclient.copying import Gate, Move, copy, copy_at_once
 from kvclient.ledger import Ledger, Pause, Settled, Watcher
-from kvclient.results import Match, Reason, Tiers
+from kvclient.results import Deleted, Match, Reason, Tiers
 from kvclient.stream import AHEAD_NS, Part
 from kvkernels.device.port import DeviceError
 from kvproto.errors import Code, UsageError
@@ -271,21 +271,20 @@ def _match_each(session: "Session", targets: Sequence[Target], keys: bytes, dead
     return Match(blocks, Tiers(0, blocks - disk, disk), pending, load_s, recompute_s)
 
 
-def delete(session: "Session | None", target: Target, keys: bytes, deadline_ns: int) -> Flow[int]:
-    """How many blocks the daemon forgot."""
-    deleted = 0
+def delete(session: "Session | None", clock: Clock, target: Target, keys: bytes, timeout_ns: int) -> Flow[Deleted]:
+    """How many blocks the daemon forgot. Each answer may take `timeout_ns`: whoever names many is not left half-way."""
+    deleted = asked = 0
     if session is None or not keys:
-        return deleted
-    opened = yield from open_namespace(session, target, deadline_ns)
-    if opened is None:
-        return deleted
-    for start in range(0, len(keys), FRAME_KEYS_BYTES):
-        call = DeleteCall(session, opened.number, keys[start : start + FRAME_KEYS_BYTES], deadline_ns)
+        return Deleted(0, len(keys) // KEY_BYTES)
+    opened = yield from open_namespace(session, target, clock() + timeout_ns)
+    while opened is not None and asked < len(keys):
+        call = DeleteCall(session, opened.number, keys[asked : asked + FRAME_KEYS_BYTES], clock() + timeout_ns)
         yield call
         if not call.answered:
             break
         deleted += call.deleted
-    return deleted
+        asked += len(call.keys)
+    return Deleted(deleted, (len(keys) - asked) // KEY_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

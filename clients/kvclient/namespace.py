@@ -14,7 +14,7 @@ from kvclient.connection import Connection
 from kvclient.endpoint import Endpoint
 from kvclient.lease import Lease
 from kvclient.policy import PolicyVerbs, Prefetch
-from kvclient.results import Advice, FlushResult, LoadResult, Match, PinInfo, PinResult, StoreResult
+from kvclient.results import Advice, Deleted, FlushResult, LoadResult, Match, PinInfo, PinResult, StoreResult
 from kvclient.stream import Part
 from kvproto.errors import UsageError
 from kvproto.frames import RECOMPUTE_US_MAX, Role
@@ -119,8 +119,8 @@ class Verbs(PolicyVerbs):
     def _matching(self, session: "Session | None", keys: Sequence[bytes]) -> flows.Flow[Match]:
         return flows.match(session, self._target, flows.join_keys(keys), _clock() + self._timeout_ns)
 
-    def _deleting(self, session: "Session | None", keys: Sequence[bytes]) -> flows.Flow[int]:
-        return flows.delete(session, self._target, flows.join_keys(keys), _clock() + self._timeout_ns)
+    def _deleting(self, session: "Session | None", keys: Sequence[bytes]) -> flows.Flow[Deleted]:
+        return flows.delete(session, _clock, self._target, flows.join_keys(keys), self._timeout_ns)
 
     def _opening(self, session: "Session | None") -> flows.Flow[object]:
         if session is None:
@@ -290,8 +290,12 @@ class Namespace(Verbs):
         """How much of this chain is there, and what loading it would cost. Takes no lease: it may be gone at once."""
         return self._connection.run(self._matching(self._connection.session(), keys))
 
-    def delete(self, keys: Sequence[bytes]) -> int:
-        """Forget these blocks and all that continue them; how many that were. Leases taken before stay good."""
+    def delete(self, keys: Sequence[bytes]) -> Deleted:
+        """Forget these blocks and all that continue them; how many that were. Leases taken before stay good.
+
+        The result also says of how many `keys` nobody has answered: the daemon is away, or a drive of it hangs. Each
+        1,024 keys may take the client's time limit.
+        """
         return self._connection.run(self._deleting(self._connection.session(), keys))
 
     def pin(

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class Reason(StrEnum):
@@ -133,6 +134,20 @@ class Partial(StrEnum):
     REFUSED = "refused"  # the daemon does not take pins like this
     UNREACHABLE = "unreachable"  # no daemon, or it went away meanwhile
     TIMED_OUT = "timed_out"  # no answer in time, or what was stored just before was not visible in time
+
+
+class Deleted(int):
+    """How many blocks a `delete` made the daemon forget, with all that continued them."""
+
+    unanswered: int  # keys that no answer came for in time: what they name may hit again until it is deleted again
+
+    def __new__(cls, blocks: int, unanswered: int = 0) -> Self:
+        deleted = super().__new__(cls, blocks)
+        deleted.unanswered = unanswered
+        return deleted
+
+    def __repr__(self) -> str:
+        return f"Deleted({int(self)}, unanswered={self.unanswered})"
 
 
 @dataclass(frozen=True, slots=True)

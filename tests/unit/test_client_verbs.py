@@ -16,7 +16,7 @@ from kvclient.ledger import Waiter
 from kvclient.link import Link
 from kvclient.results import FlushResult, Reason, Refused
 from kvproto.errors import Grant, Outcome, UsageError
-from kvproto.frames import Role, Verb
+from kvproto.frames import Head, Role, Verb
 from kvproto.limits import KEYS_PER_FRAME, MIB
 from tests.peer import Peer
 from tests.unit.client_kit import BLOCK_BYTES, Stopwatch, blocks_of, client_of, keys_of, namespace_of, pair
@@ -211,6 +211,25 @@ def test_long_chains_go_in_frames_and_come_back_as_one_lease(tmp_path: Path) -> 
         assert peer.seen.count(Verb.LEASE) == 5
         assert ns.delete(keys) == count - 1
         peer.wait_for(lambda: sorted(peer.released) == sorted(peer.leases))
+
+
+def test_a_delete_says_of_how_many_keys_nobody_has_answered(tmp_path: Path) -> None:
+    keys = keys_of(2 * KEYS_PER_FRAME + 10)
+
+    def then_none(peer: Peer, head: Head, frame: bytes) -> None:
+        Peer.delete(peer, head, frame)
+        peer.mute(Verb.DELETE)
+
+    with pair(tmp_path, timeout_s=0.2) as (peer, ns):
+        assert ns.delete(keys).unanswered == 0, "nothing was there, and that is an answer"
+        peer.do(lambda: peer.put(keys[0], bytes(BLOCK_BYTES)))
+        peer.instead[Verb.DELETE] = then_none
+        deleted = ns.delete(keys)
+        assert (deleted, deleted.unanswered) == (1, KEYS_PER_FRAME + 10)
+        assert peer.seen.count(Verb.DELETE) == 3 + 2, "whoever does not answer is asked no more"
+        peer.hang_up()
+        deleted = ns.delete(keys)
+        assert (deleted, deleted.unanswered) == (0, len(keys))
 
 
 @pytest.mark.parametrize(
