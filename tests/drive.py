@@ -123,6 +123,7 @@ class FakeDrive:
         at = slot_offset(order.slot_bytes, order.slot)
         self.erased.add((segment, order.slot))
         file[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
+        self._write_anew(segment, at, HEADER_BYTES)
         if order.segment in self.synced:
             kept = bytearray(self.synced[order.segment])
             kept[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
@@ -164,7 +165,13 @@ class FakeDrive:
             block = order.packed.content.tobytes()
         assert len(block) <= order.slot_bytes - HEADER_BYTES, "a block is larger than its slot"
         file[at + HEADER_BYTES : at + HEADER_BYTES + len(block)] = block
+        self._write_anew(order.header.segment, at, HEADER_BYTES + len(block))
         return Outcome.DONE
+
+    def _write_anew(self, segment: int, start: int, length: int) -> None:
+        """What a sync has lost here is of no account any more, though the same bytes are written again."""
+        for at in range(start // SECTOR_BYTES * SECTOR_BYTES, start + length, SECTOR_BYTES):
+            self.unsynced.pop((segment, at), None)
 
     def _load(self, order: Load, file: bytearray) -> Outcome:
         self.loads += 1
