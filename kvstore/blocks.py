@@ -2446,6 +2446,12 @@ NO_GENERATION: Final = np.uint64((1 << 64) - 1)  # later than any
 
 
 @compiled
+def _is_new(t: Tables, block: Number, first: Number) -> bool:
+    """Was it stored since generation `first`, or is it being stored? Then it has no generation yet."""
+    return t.blocks[block]["generation"] >= first or t.blocks[block]["state"] == WRITING
+
+
+@compiled
 def adopt_records(
     t: Tables, ix: Index, pool: Number, position: Number, start: Number, stop: Number, records: Rows, numbers: U4,
     wall_s: Number, now: Number, key: U8, out: U4, out_at: Number, merged: U4, room: Number, first: Number,
@@ -2478,7 +2484,7 @@ def adopt_records(
             key[word] = record["key"][word]
         block = _find(t, ix, namespace, key, 0) if ix.shape[2] else np.int64(0)
         row = t.blocks[block]
-        if block and row["generation"] >= first and row["generation"] != record["generation"]:
+        if block and _is_new(t, block, first) and row["generation"] != record["generation"]:
             block = np.int64(0)  # it gives way, when this one is settled
         if block:
             same = row["generation"] == record["generation"] and (row["state"] == RESIDENT or row["state"] == KEPT)
@@ -2610,10 +2616,10 @@ def settle(
 ) -> Number:  # fmt: skip
     """Put adopted rows whose chain is whole in index and tree, the root first. Returns how many.
 
-    Blocks of generation `first` or later were stored in this life, while nobody could know that they lie on disk. They
-    give way, and go to `displaced`, behind their count, to be swept: what lies on disk is durable and they are not.
-    A block whose parent is not durable, which may lie in DRAM alone, is not durable either, and goes to `unsure`,
-    behind their count: there is room for all rows that are DURABLE.
+    Blocks of generation `first` or later were stored in this life, or are being so, while nobody could know that they
+    lie on disk. They give way, and go to `displaced`, behind their count, to be swept: what lies on disk is durable and
+    they are not. A block whose parent is not durable, which may lie in DRAM alone, is not durable either, and goes to
+    `unsure`, behind their count: there is room for all rows that are DURABLE.
     """
     settled = 0
     for i in range(start, stop):
@@ -2632,7 +2638,7 @@ def settle(
                 key[word] = row["key"][word]
             whole = _keeps_promise(t, block) and whole
             other = _find(t, ix, row["namespace"], key, 0) if whole else np.int64(0)
-            if other and t.blocks[other]["generation"] >= first and np.int64(displaced[0]) + 1 < displaced.size:
+            if other and _is_new(t, other, first) and np.int64(displaced[0]) + 1 < displaced.size:
                 _cut(t, ix, other)
                 displaced[0] += np.uint32(1)
                 displaced[displaced[0]] = other

@@ -173,6 +173,11 @@ MUTANTS = (
         "what nobody knows of outlives a delete, and comes back with a rebuilt index", ("tests/unit/test_disk.py",),
     ),
     Mutant(
+        "durable-gives-way-to-begun", "kvstore/blocks.py",
+        " or t.blocks[block][\"state\"] == WRITING\n", "\n",
+        "a start drops what is durable for what somebody has only begun to store", ("tests/unit/test_disk.py",),
+    ),
+    Mutant(
         "durable-gives-way-to-new", "kvstore/tier/disk.py",
         "int(tables.book[blocks.GENERATION])  # of this life\n", "1 << 62\n",
         "a start drops what is durable for what was stored meanwhile and is not", ("tests/unit/test_disk.py",),

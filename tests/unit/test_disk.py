@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvproto.errors import Grant
+from kvproto.errors import Outcome as Ended
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.report import ClearReport, ClearScope
@@ -442,8 +443,9 @@ def test_a_restart_with_an_index_rebuilt_from_headers_brings_back_the_same() -> 
 
 @pytest.mark.parametrize("open_at", range(0, 12, 2), ids=lambda n: f"opened after {n} ms")
 @pytest.mark.parametrize("rebuilt", [False, True], ids=["index", "headers"])
+@pytest.mark.parametrize("whole", [False, True], ids=["begun", "stored"])
 def test_what_is_durable_stays_so_though_it_is_stored_again_before_the_disk_is_open(
-    open_at: int, rebuilt: bool
+    open_at: int, rebuilt: bool, whole: bool
 ) -> None:
     """Whoever stores it cannot know. That life may end at any moment; what continues it was not stored again."""
     for steps in range(0, 80, 4):
@@ -459,7 +461,7 @@ def test_what_is_durable_stays_so_though_it_is_stored_again_before_the_disk_is_o
             if at == open_at:
                 later.store.open_disk(*later.drive.found())
             if at == 4:
-                client.put(namespace, keys[:3])
+                (client.put if whole else client.reserve)(namespace, keys[:3])
             later.pass_time(MS)
             if later.drive.waiting:
                 later.work()
@@ -468,6 +470,24 @@ def test_what_is_durable_stays_so_though_it_is_stored_again_before_the_disk_is_o
         last = successor(later)
         client, namespace = begin(last)
         assert fetch(client, namespace, keys) == 6, f"it ended after {steps} steps"
+
+
+def test_whoever_stores_again_what_disk_turns_out_to_have_is_told_so_and_everybody_finds_it() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(6)
+    put(client, namespace, keys)
+    later = Core(arenas=1, disk=core.store.limits.disk, drive=core.drive.successor(), clock=core.clock)
+    client, namespace = begin(later)
+    tickets = client.begin(namespace, keys[:3])
+    later.store.open_disk(*later.drive.found())
+    later.settle()
+    assert fetch(client, namespace, keys) == 6
+    client.commit(tickets)
+    later.settle()
+    assert [client.outcome(ticket) for ticket in tickets] == [Ended.DISCARDED] * 3
+    assert fetch(client, namespace, keys) == 6
+    later.audit()
 
 
 def test_blocks_whose_parent_is_lost_are_dropped_at_start() -> None:
