@@ -2448,7 +2448,7 @@ NO_GENERATION: Final = np.uint64((1 << 64) - 1)  # later than any
 @compiled
 def _is_new(t: Tables, block: Number, first: Number) -> bool:
     """Was it stored since generation `first`, or is it being stored? Then it has no generation yet."""
-    return t.blocks[block]["generation"] >= first or t.blocks[block]["state"] == WRITING
+    return bool(t.blocks[block]["generation"] >= first or t.blocks[block]["state"] == WRITING)
 
 
 @compiled

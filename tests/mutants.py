@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "durable-gives-way-to-begun", "kvstore/blocks.py",
-        " or t.blocks[block][\"state\"] == WRITING\n", "\n",
+        " or t.blocks[block][\"state\"] == WRITING)\n", ")\n",
         "a start drops what is durable for what somebody has only begun to store", ("tests/unit/test_disk.py",),
     ),
     Mutant(
