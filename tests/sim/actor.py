@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
@@ -45,6 +45,7 @@ class Reading:
     deadline_ns: int
     keys: list[bytes]
     streams: bool = False  # more may come by READY
+    coming: list[int] = field(default_factory=list)  # generations that the keys had when it was granted, if it streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +406,8 @@ class Actor:
         lease = self.session.leases.get(held.number)
         on_its_way = any(ready.lease.number == held.number for ready in self.core.outbox.readies)
         reading.streams = on_its_way or (lease is not None and lease.stream is not None)
+        if reading.streams:  # what of it is dropped meanwhile comes all the same
+            reading.coming = [self.model.look(namespace, key) for key in keys]
         self.seen.streams += reading.streams
         self.reading.append(reading)
 
@@ -414,6 +417,15 @@ class Actor:
         row = self.core.store.tables.blocks[arenas.row_at(arenas.positions_by_id[arena], slot)]
         assert row["state"] in {blocks.RESIDENT, blocks.DOOMED}, "a block is shown that is not there"
         assert int(row["checksum"]) == xxhash.xxh3_64_intdigest(content), "the checksum is of other bytes"
+
+    def came(self, reading: Reading, key: bytes, place: tuple[int, int], coming: int) -> Generation:
+        """Which generation has come by READY, and may have."""
+        arenas, (arena, slot) = self.core.store.arenas, place
+        row = arenas.row_at(arenas.positions_by_id[arena], slot)
+        number = int(self.core.store.tables.blocks["generation"][row])
+        if number == coming:
+            return self.model.leased(reading.namespace, key, number)
+        return self.model.hit(reading.namespace, key)
 
     def ready(self, ready: Ready) -> None:
         """READY: more blocks of a lease can be read, and for longer."""
@@ -429,7 +441,7 @@ class Actor:
             self.client.maps[arena] = self.core.memory.map(arena)
         for place in ready.locations:
             index = reading.held.blocks
-            content = self.model.hit(reading.namespace, reading.keys[index]).content
+            content = self.came(reading, reading.keys[index], place, reading.coming[index]).content
             reading.held.locations.append(place)
             reading.expected.append(content)
             self.check_row(place, content)

@@ -192,6 +192,12 @@ class Model:
         assert found.unerased or not self.lingers(found), "what was dropped in a former life is back"
         return found
 
+    def leased(self, namespace: Namespace, key: bytes, number: int) -> Generation:
+        """A generation that was there when a lease was granted: another one may have the key by now."""
+        found = self._former(name_of(namespace, key), number)
+        assert found.unerased or not self.lingers(found), "what was dropped in a former life is back"
+        return found
+
     # -- what is dropped -----------------------------------------------------------------------------------------
 
     def dropped(self, namespace: Namespace, keys: list[bytes], *, opening: bool) -> list[Generation]:
