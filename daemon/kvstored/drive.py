@@ -36,6 +36,7 @@ from kvstored.drive_queues import Batch, Lanes, Piece, cut_evenly, cut_loads, cu
 from kvstored.drive_segments import Segment, remove_unfinished
 from kvstored.drive_work import Scratch
 from kvstored.metrics_timing import Timings
+from kvstored.niceness import be_nice
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ class Drives:
 
     def _run(self, lanes: Lanes, directory: Directory | None, nice: int) -> None:
         if nice:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            be_nice(nice)
         scratch = Scratch()
         if directory:
             directory.ready.wait()

@@ -4,7 +4,6 @@ What a client in mode direct has put into its slot itself is only hashed. It can
 is of what was there, and a scrub finds the rest.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import xxhash
 from kvkernels.copyhash import Bytes, copy_and_hash
 from kvstore.sessions import Ticket
 from kvstore.tier.orders import Outcome, Verify
+from kvstored.niceness import be_nice
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class LeafThreads:
         return finished
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        be_nice(NICE)
         while (batch := self._batches.get()) is not None:
             self._do(batch)
             self._wake()

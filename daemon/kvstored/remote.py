@@ -10,7 +10,6 @@ Whatever the far side does, they are the only ones to wait for it.
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from kvstore.store import Store
 from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
 from kvstore.tier.remote_writing import KEEPS
 from kvstored.leaf import NICE, LeafThreads, Move
+from kvstored.niceness import be_nice
 from kvstored.remote_calls import FarSide
 from kvstored.remote_jobs import Jobs
 from kvstored.remote_ledger import Ledger
@@ -184,7 +184,7 @@ class RemoteThreads:
     # -- threads -------------------------------------------------------------------------------------------------
 
     def _seek(self) -> None:
-        _be_nice()
+        be_nice(NICE)
         while (seek := self._seeks.get()) is not None:
             if not self._stopping.is_set():
                 try:
@@ -194,7 +194,7 @@ class RemoteThreads:
             self._say(lambda store, seek=seek: store.remote.sought(seek))  # type: ignore[misc]
 
     def _keep(self) -> None:
-        _be_nice()
+        be_nice(NICE)
         while (keep := self._keeps.get()) is not None:
             if self._stopping.is_set():
                 continue
@@ -207,7 +207,7 @@ class RemoteThreads:
 
     def _note(self) -> None:
         """What was dropped is noted at once, in order: this waits for a file, and for no far side."""
-        _be_nice()
+        be_nice(NICE)
         self._remember()
         told = False
         while (order := self._forgets.get()) is not None:
@@ -235,7 +235,7 @@ class RemoteThreads:
 
     def _remove(self) -> None:
         """What lies over there goes when the far side can be written."""
-        _be_nice()
+        be_nice(NICE)
         while (order := self._removals.next()) is not None:
             try:
                 self.jobs.remove(order)
@@ -245,7 +245,3 @@ class RemoteThreads:
             except Exception:  # whatever it is, the thread is needed for others
                 log.exception("remote: not deleted yet")
                 self._removals.again(order)
-
-
-def _be_nice() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

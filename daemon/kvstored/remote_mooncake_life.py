@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvstored.leaf import NICE
+from kvstored.niceness import be_nice
 from kvstored.remote_mooncake_memory import Region
 from kvstored.remote_port import RefusedError, UnreachableError
 
@@ -140,7 +141,7 @@ class Life:
 
     def _run(self) -> None:
         # As nice as the threads that use it: it spins while it waits, and would keep the processor from them.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        be_nice(NICE)
         lanes: list[tuple[socket.socket, socket.socket]] = []
         ends: list[socket.socket] = []  # of the control socket: ours, the child's
         try:

@@ -1,6 +1,5 @@
 """Threads that make requests, and how many bytes may be on their way. The threads end with the process."""
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -8,6 +7,7 @@ from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from kvstored.leaf import NICE
+from kvstored.niceness import be_nice
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Pool:
         return future
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        be_nice(NICE)
         while (call := self._calls.get()) is not None:
             call()
             del call  # it would keep what was read
