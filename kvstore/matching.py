@@ -16,6 +16,7 @@ from kvstore.blocks import U4, U8, Tables
 from kvstore.costing import Costing
 from kvstore.sessions import Missed, Namespace, nobody_hears
 from kvstore.tally import Tally
+from kvstore.tier.away import Away
 
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Asked = Callable[[Namespace, U8, int, int], None]
@@ -24,11 +25,12 @@ Asked = Callable[[Namespace, U8, int, int], None]
 class Matching:
     """Answers MATCH and MATCH_ALL. `keys[at:]` are 4 words a key."""
 
-    def __init__(self, tables: Tables, tally: Tally, costing: Costing, account: Callable[[], None]) -> None:
+    def __init__(self, tables: Tables, tally: Tally, costing: Costing, away: Away, account: Callable[[], None]) -> None:
         """`account` has the last LEASE noted (`Leasing.account`): it waits no longer than until the next verb."""
         self._tables = tables
         self._tally = tally
         self._costing = costing
+        self._suspended = away
         self._account_lease = account
         self.missed: Missed = nobody_hears  # `Remote`, of each run that ends before its request does
         self.asked: Asked = nobody_hears  # `Watching`, of what is neither there nor on its way, behind the answer
@@ -108,6 +110,9 @@ class Matching:
         on_disk = 0
         if stop and self._tables.blocks["state"][stop] != blocks.WRITING:
             found, on_disk, stop = blocks.extend_run(self._tables, index, namespace.number, keys, at, count, found, run)
+            reach = self._suspended.reach(run, found)
+            if reach < found:
+                return reach, int(np.count_nonzero(self._away(run[:reach], on_disk))), 0
         if not stop:
             return found, on_disk, 0
         pending = blocks.pending_run(self._tables, index, namespace.number, keys, at, count, found)

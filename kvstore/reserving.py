@@ -112,6 +112,8 @@ class Reserving:
         if parent_at is not None:
             previous = blocks.find_one(self._tables, index, namespace.number, keys, parent_at)
             rooted = previous != 0
+        if self._disk.away.any:
+            self._give_up_lost(namespace, keys, at, count)
         refusal = None  # of whatever is new; what is there already is known all the same
         if self.draining:
             refusal = Grant.DRAINING
@@ -130,6 +132,15 @@ class Reserving:
         if session.heard is None:  # the daemon asks again and again
             session.tenant.refused += refused
         self._answered, self._first_s, self._by_client = (namespace, keys, at, count), prices[0], session.heard is None
+
+    def _give_up_lost(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
+        """Whoever has a block again that lies on a drive which has been away for long may store it."""
+        index, tables, run = namespace.tenant.index, self._tables, self._run
+        found, _ = blocks.match_run(tables.blocks, *index, namespace.number, keys, at, count, run)
+        found, _, _ = blocks.extend_run(tables, index, namespace.number, keys, at, count, found, run)
+        reach = self._disk.away.reach_lost(run, int(found), self._clock.now_ns())
+        if reach < found:
+            self._sweeper.drop(namespace.tenant, int(run[reach]))
 
     def account(self) -> None:
         """Note what the last RESERVE was for, once its answer is on its way; before another one."""

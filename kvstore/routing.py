@@ -89,6 +89,9 @@ def _found(store: Store, namespace: Namespace, keys: U8, run: U4) -> tuple[int, 
     found, stop = blocks.match_run(tables.blocks, *index, namespace.number, keys, 0, count, run)
     if stop and tables.blocks["state"][stop] != blocks.WRITING:
         found, _, stop = blocks.extend_run(tables, index, namespace.number, keys, 0, count, found, run)
+        reach = store.disk.away.reach(run, int(found))
+        if reach < found:
+            return reach, 0
     return int(found), int(stop)
 
 

@@ -25,7 +25,7 @@ reserve -> (client copies into its ring) -> commit -> (leaf thread copies to the
 lease   -> (client copies out of the arena) -> release, or the deadline
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class Store:
             limits, tables, clock, outbox, workers, self.tally, registry, sweeper, disk, dropping, costing, watch,
             self._forget,
         )  # fmt: skip
-        self.matching = Matching(tables, self.tally, costing, self.leasing.account)
+        self.matching = Matching(tables, self.tally, costing, self.disk.away, self.leasing.account)
         self.reserving = Reserving(
             limits, tables, clock, self.tally, sweeper, disk, dropping, costing, writers, self._forget
         )
@@ -432,6 +432,12 @@ class Store:
         else:
             self.disk.finished(batch, now_ns)
         self.disk.flushing.tick(now_ns)
+
+    def drives_away(self, drives: Collection[int]) -> None:
+        """Drives that answer nobody for now, and no others."""
+        now_ns = self._clock.now_ns()
+        if self.disk.away.are(drives, now_ns):
+            self.streams.leave_out_away(now_ns)
 
     # -- how it stands -------------------------------------------------------------------------------------------
 

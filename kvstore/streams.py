@@ -77,6 +77,9 @@ class Streams:
         """
         tables = self._tables
         end, _, stop = blocks.extend_run(tables, namespace.tenant.index, namespace.number, keys, at, count, found, run)
+        reach = self._loading.away.reach(run, int(end))
+        if reach < end:
+            end, stop = reach, 0
         if stop and int(tables.blocks["writer"][stop]) == patient:
             return 0, stop
         blocks.hold_rows(tables, run, 0, end)
@@ -217,6 +220,19 @@ class Streams:
         if blocks.cancel_load(self._tables, namespace.tenant.index, row, not again):
             self._sweep(namespace.tenant, row)
 
+    def leave_out_away(self, now_ns: int) -> None:
+        """A drive answers nobody any more: streams end before what lies there alone."""
+        reach, over = self._loading.away.reach, []
+        for stream in [stream for streams in self._waiting.values() for stream in streams]:
+            count = reach(stream.rows, stream.rows.size)
+            if count < stream.rows.size:
+                if count == stream.announced:
+                    self._stop_waiting(stream)
+                    over.append(stream)
+                self._shorten(stream, count)
+        for stream in over:
+            self._advance(stream, now_ns)
+
     def _shorten(self, stream: Stream, count: int) -> None:
         """Only the first `count` blocks of a lease count from now on: it holds their ends and no others."""
         lease, table = stream.lease, self._tables.blocks
@@ -255,6 +271,9 @@ class Streams:
     def forget(self, stream: Stream) -> None:
         """The lease is over."""
         self._wheel.remove(stream, stream.due_ns)
+        self._stop_waiting(stream)
+
+    def _stop_waiting(self, stream: Stream) -> None:
         waiting = self._waiting.get(int(stream.rows[stream.announced])) if stream.announced < stream.rows.size else None
         if waiting is not None and stream in waiting:
             waiting.remove(stream)

@@ -247,6 +247,10 @@ class Drives:
                     piece.verdict = Outcome.FAILED
                     self._shared.put(piece, fast=True)
 
+    def away(self) -> list[int]:
+        """Drives that are suspended; those whose folders are gone have no segments soon."""
+        return [number for number, drive in enumerate(self._drives) if drive.directory.suspended]
+
     def gone_segments(self) -> list[int]:
         """Segments that vanished, each told once."""
         gone: list[int] = []

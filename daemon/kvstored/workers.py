@@ -123,6 +123,7 @@ class HostWorkers:
                 store.finished(batch)
             for segment in self.drives.gone_segments():
                 store.disk.lost(segment, store.now_ns())
+            store.drives_away(self.drives.away())
         elif self.index is not None:
             loaded = self.index.take_loaded()
             if loaded is not None:

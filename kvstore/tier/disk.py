@@ -19,6 +19,7 @@ from kvstore.policies import Policies
 from kvstore.ports import Outbox, Workers
 from kvstore.quotas import Shares
 from kvstore.sessions import Namespace, Pool, Tenant, Ticket
+from kvstore.tier.away import Away
 from kvstore.tier.closed import Closed
 from kvstore.tier.codec import Choice, Wish
 from kvstore.tier.commits import Commits
@@ -130,10 +131,18 @@ class Disk:
             lambda: self.demotion.stuck, self._forgotten,
         )  # fmt: skip
         self.closed = Closed(workers, self.erasure, self._erase_unread)
-        self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure)
+        self.away = Away(tables, self.segments, workers)
+        self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure, self.away)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
         self.scrub = Scrub(
-            tables, self.segments, workers, namespaces, wall_s, self._scrub_found, limits.scrub_bytes_per_s
+            tables,
+            self.segments,
+            workers,
+            namespaces,
+            wall_s,
+            self._scrub_found,
+            limits.scrub_bytes_per_s,
+            self.loading.settle,
         )
         self.tally = self.loading.tally
         self._recovery: Recovery | None = None

@@ -3,6 +3,7 @@
 a run's rows -> Load batches of neighbouring slots -> `Workers` -> loaded: counted here; `streams.py` goes on with them
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from kvstore import blocks
 from kvstore.blocks import DESCRIBED, U4, Rows, Tables
 from kvstore.ports import Workers
 from kvstore.sessions import Namespace
+from kvstore.tier.away import Away
 from kvstore.tier.demotion import Demotion
 from kvstore.tier.erasure import Erasure
 from kvstore.tier.format import HEADER_BYTES
@@ -20,6 +22,7 @@ from kvstore.tier.orders import Load, Outcome
 from kvstore.tier.segments import Segments
 
 LOAD_BYTES = 2 * MIB  # one read of so many neighbouring slots at most; so soon, too, has the client something to do
+UNREAD_MOST = 4096  # blocks that could not be read are remembered
 TIMED_BYTES = 64 * MIB  # while reads never cease, they are timed so many bytes at a time
 
 
@@ -38,8 +41,9 @@ class Loading:
     """The reads that run."""
 
     def __init__(
-        self, tables: Tables, workers: Workers, segments: Segments, demotion: Demotion, erasure: Erasure
+        self, tables: Tables, workers: Workers, segments: Segments, demotion: Demotion, erasure: Erasure, away: Away
     ) -> None:
+        self.away = away
         self.tally = LoadTally()
         self.running: dict[int, Sequence[Load]] = {}  # by the identity of the first order
         self._timed_ns = 0  # since when all reads are timed together, as they run side by side;
@@ -50,6 +54,8 @@ class Loading:
         self._segments = segments
         self._demotion = demotion
         self._erasure = erasure
+        self._reads: Counter[int] = Counter()  # that went well, by drive
+        self._unread: dict[tuple[int, int, int, int], int] = {}  # blocks that could not be read, and `_reads` then
         self._described: Rows = np.zeros(KEYS_PER_FRAME, dtype=DESCRIBED)
 
     def load(self, namespace: Namespace, rows: U4, now_ns: int) -> None:
@@ -100,6 +106,8 @@ class Loading:
         """Reads have ended: count them. Whoever asked decides what becomes of the blocks."""
         self._time(self.running.pop(id(batch[0])), now_ns)
         for order in batch:
+            self.settle(order)
+        for order in batch:
             if order.outcome is Outcome.DONE:
                 self.tally.loaded += 1
                 self.tally.loaded_bytes += order.namespace.identity.block_bytes
@@ -110,6 +118,23 @@ class Loading:
                 self.tally.gone += 1
             else:
                 self.tally.load_faults += 1
+
+    def settle(self, order: Load) -> None:
+        """What cannot be read twice, while its drive reads others, is as good as damaged: else it would hide what
+        continues it for ever, since nobody may store again what is there. A drive that reads nothing may come back.
+        """
+        drive = self._workers.drive_of(order.segment)
+        if order.outcome is Outcome.DONE:
+            self._reads[drive] += 1
+        elif order.outcome is Outcome.FAILED:
+            seen = (order.row, order.generation, order.segment, order.slot)
+            reads = self._unread.pop(seen, None)
+            if reads is not None and self._reads[drive] > reads:
+                order.outcome = Outcome.DAMAGED
+                return
+            self._unread[seen] = self._reads[drive] if reads is None else reads
+            if len(self._unread) > UNREAD_MOST:
+                del self._unread[next(iter(self._unread))]
 
     def _time(self, batch: Sequence[Load], now_ns: int) -> None:
         """What came from the time when nothing was being read until nothing is again, or until it is enough.

@@ -29,9 +29,12 @@ class Scrub:
 
     def __init__(
         self, tables: Tables, segments: Segments, workers: Workers, namespaces: dict[int, Namespace],
-        wall_s: Callable[[], int], damaged: Damaged, background_bytes_per_s: int,
+        wall_s: Callable[[], int], damaged: Damaged, background_bytes_per_s: int, settle: Callable[[Load], None],
     ) -> None:  # fmt: skip
-        """`damaged(row, place, order)` is told of blocks that are still what they were when they were read."""
+        """`damaged(row, place, order)` is told of blocks that are still what they were when they were read. `settle`
+        looks at each order first (`Loading.settle`).
+        """
+        self._settle = settle
         self._tables = tables
         self._segments = segments
         self._workers = workers
@@ -138,6 +141,7 @@ class Scrub:
         (order,) = batch
         if self._running.pop(id(order), None) is None:
             return  # of a pass that was begun anew
+        self._settle(order)
         table = self._tables.blocks
         position = self._segments.position_of.get(order.segment)
         damaged = 0

@@ -10,7 +10,7 @@ import numpy as np
 from kvproto.limits import MIB, PAGE_BYTES
 from kvstore import blocks
 from kvstore.sessions import Session
-from kvstore.tier import commits, demotion, disk, erasure, loading, recovery, segments
+from kvstore.tier import away, commits, demotion, disk, erasure, loading, recovery, segments
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
@@ -26,6 +26,7 @@ SEGMENTS = (2, 3, 6, 16)
 FAULTS = ((Save,), (Load,), (Erase,), (Commit,), (MakeSegment,), (Save, Load), (Save, Load, Erase, Commit, MakeSegment))
 MOST_FAULTY_NS = 3 * 10**9
 MOST_HUNG_NS = 12 * 10**9
+NOTICED = 0.3  # of these times the store hears which drives hang
 HANGS = 0.05  # of the times at which threads end something, in one life of eight, a drive begins to hang
 
 
@@ -46,6 +47,7 @@ CUTS_APART: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (demotion, "WAIT_NS", (1, 10**9)),
     (segments, "SLOW_NS", (1, 10**9)),
     (erasure, "LATE_NS", (10**6, 10**9)),
+    (away, "LOST_NS", (0, 10**9, 60 * 10**9)),
 )
 
 
@@ -156,6 +158,12 @@ class DiskEvents:
     def heal(self) -> None:
         """The drive is sound again."""
         self.healed_ns = self.answers_ns = 0
+        self.notice_hung()
+
+    def notice_hung(self) -> None:
+        """Fault: drives that do not answer are suspended. The store hears of it some time, and that they are back."""
+        silent = self.core.clock.ns < self.answers_ns
+        self.core.store.drives_away([drive for drive in range(3) if silent and self.hung >> drive & 1])
 
     def hangs(self, segment: int) -> bool:
         """Does the drive of a segment not answer?"""
@@ -173,6 +181,8 @@ class DiskEvents:
             self.hung = self.apart.randrange(1, 8)
             self.answers_ns = self.core.clock.ns + self.apart.randrange(MOST_HUNG_NS)
             self.seen.hung += 1
+        if self.hanging and self.apart.random() < NOTICED:
+            self.notice_hung()
         for _ in range(self.rng.randrange(1, 4)):
             answered = self.answered()
             if answered:
