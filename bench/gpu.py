@@ -50,7 +50,7 @@ LAYERS: Final = 32  # of the engine whose pages these are
 MIB: Final = 1 << 20
 # What the issue names and nothing here can show yet.
 LATER: Final = {
-    "hbm_hit_over_d2d": "there is no HBM tier",
+    "hbm_hit_over_d2d": "a LOAD by the daemon out of its tier on the GPU has no figure yet",
 }
 
 

@@ -99,22 +99,30 @@ def through(codec: Codec, blocks: Words) -> tuple[Words, int]:
 
 
 def errors(name: str, before: Words, after: Words, *, half: bool, row: int) -> dict[str, float]:
-    """Differences of values, over the root mean square of all, and the cosine of rows (one token of one head)."""
+    """Differences of values, over the root mean square of all, and the cosine of rows (one token of one head).
+
+    Rows with a NaN or an infinity count for nothing: they have no difference, and JSON has no number for one.
+    """
     most, total, cosines, least, scale, count = 0.0, 0.0, 0.0, 1.0, 0.0, 0
     for first, last in pairwise([*range(0, before.size, row * 4096), before.size]):
         one = floats_of(before.reshape(-1)[first:last], half=half).astype(np.float64).reshape(-1, row)
         other = floats_of(after.reshape(-1)[first:last], half=half).astype(np.float64).reshape(-1, row)
+        finite = np.isfinite(one).all(axis=1)
+        if not finite.any():
+            continue
+        one, other = one[finite], other[finite]
         difference = abs(one - other)
         most, total = max(most, float(difference.max())), total + float(difference.sum())
         scale += float((one**2).sum())
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         cosine = np.where(lengths > 0, (one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1), 1.0)
         cosines, least, count = cosines + float(cosine.sum()), min(least, float(cosine.min())), count + len(cosine)
-    rms = math.sqrt(scale / before.size) or 1.0
+    values = max(1, count) * row
+    rms = math.sqrt(scale / values) or 1.0
     return {
         f"{name}_error_most": most / rms,
-        f"{name}_error_mean": total / before.size / rms,
-        f"{name}_cosine_mean": cosines / count,
+        f"{name}_error_mean": total / values / rms,
+        f"{name}_cosine_mean": cosines / count if count else 1.0,
         f"{name}_cosine_least": least,
     }
 

@@ -175,6 +175,7 @@ class Guiding:
         return refused
 
     def _begin(self, tenant: Tenant, now_ns: int) -> _Told:
+        self._registry.keep(tenant)
         guide = Guide(self._taught.pop(tenant, None))
         told = self._told[tenant] = _Told(tenant, guide, now_ns + LOOK_S * SECOND_NS)
         self._turns.append(told)
@@ -378,6 +379,7 @@ class Guiding:
         if isinstance(gaps, Refused):
             return gaps
         if tenant not in self._told:
+            self._registry.keep(tenant)
             self._taught[tenant] = gaps
         return None
 

@@ -14,7 +14,8 @@ wants what is guaranteed to it, others may use that too, and are made to give it
 Without numba, so that a configuration can be checked without waiting for it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -270,7 +271,8 @@ class Quotas:
         self._hbm: list[Shares] = []
         self.dram = Shares(dram, lambda tenant: tenant.arenas, self.tenants)
         self.disk = Shares(disk, lambda tenant: tenant.segments, self.tenants)
-        self.forgotten: tuple[str, ...] = ()  # tenants of whom a former life's choice does not fit any more
+        # Of choices of a former life what does not fit any more, by tenant and field, until it is chosen anew.
+        self.forgotten: tuple[tuple[str, str], ...] = ()
         self._configured = dict(configured)
         self._chosen: dict[str, dict[str, int | float | None]] = {}
         self._renew()
@@ -285,6 +287,10 @@ class Quotas:
         """A tenant is new."""
         tenant.quota = self.of(tenant.name)
         self.tenants.append(tenant)
+
+    def end(self, tenant: "Tenant") -> None:
+        """A tenant that has nothing is not known any more. What was chosen for its name stays."""
+        self.tenants.remove(tenant)
 
     def of(self, name: str) -> Quota:
         """What holds for a tenant, by its name."""
@@ -316,7 +322,22 @@ class Quotas:
         """From now on; empty: what the configuration says. Raises QuotaError and changes nothing."""
         self.check(name, choice)
         self.restore(name, choice)
+        self.forgotten = tuple(one for one in self.forgotten if one[0] != name)
         self._renew()
+
+    @contextmanager
+    def as_if(self, name: str, choice: Choice) -> Iterator[None]:
+        """Inside, a choice holds, as far as anybody looks: nothing happens by it until somebody allocates. Raises
+        QuotaError.
+        """
+        self.check(name, choice)
+        really, self._chosen = self._chosen, {**self._chosen, name: dict(choice)}
+        self._renew()
+        try:
+            yield
+        finally:
+            self._chosen = really
+            self._renew()
 
     def restore(self, name: str, choice: Choice) -> None:
         """A choice of a former life. It holds once `settle` has looked at all of them."""
@@ -331,13 +352,50 @@ class Quotas:
         return self._configured | {name: self._with(name, choice) for name, choice in chosen.items()}
 
     def settle(self) -> None:
-        """All choices of the former life are known: they hold unless another configuration leaves no room for them."""
+        """All choices of the former life are known: they hold but for what another configuration leaves no room for.
+
+        Of guarantees that are too much together that goes which was chosen last, until the rest fits.
+        """
+        while (error := self._misfit()) is not None:
+            name, gone = self._to_blame(error)
+            for one in gone:
+                del self._chosen[name][one]
+            if not self._chosen[name]:
+                del self._chosen[name]
+            self.forgotten += tuple((name, one) for one in gone)
+        self._renew()
+
+    def _misfit(self) -> QuotaError | None:
+        """What is wrong with all that holds now."""
         try:
             check_quotas(self._everybody(self._chosen), self.capacities)
-        except QuotaError:
-            self.forgotten = tuple(self._chosen)
-            self._chosen.clear()
-        self._renew()
+        except QuotaError as error:
+            return error
+        return None
+
+    def _to_blame(self, error: QuotaError) -> tuple[str, tuple[str, ...]]:
+        """Which fields of whose choice are to go. What is configured fits, so that some choice is to blame.
+
+        A guarantee that is too much beside others: of those above what is configured the one that was chosen last. What
+        does not fit the rest of one tenant's quota: its chosen guarantee, else its maximum; its chosen share, else what
+        it is a share of.
+        """
+        promised = error.field.replace("_max_bytes", "_guaranteed_bytes")
+        if error.field.endswith("_guaranteed_bytes"):
+            for name, choice in reversed(self._chosen.items()):
+                if (choice.get(promised) or 0) > (getattr(self.configured(name), promised) or 0):
+                    return name, (promised,)
+        choice = self._chosen.get(error.tenant, {})
+        shares = (*(f"pin_{kind}_share" for kind in PinClass), "pin_share") if error.field.endswith("_share") else ()
+        for one in (promised, error.field, *shares):
+            if choice.get(one) is not None:
+                return error.tenant, (one,)
+        name = error.tenant if choice else next(reversed(self._chosen))
+        return name, tuple(self._chosen[name])
+
+    def hbm_guaranteed_bytes(self, name: str) -> int:
+        """What is guaranteed to a tenant of that name of each GPU; 0 where there is no such tier."""
+        return min((shares.guaranteed_bytes(name) for shares in self._hbm), default=0)
 
     def memory_bytes(self, tenant: "Tenant") -> int:
         """DRAM that a tenant can count on: what is guaranteed to it, or what it has if that is more. A few

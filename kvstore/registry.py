@@ -2,6 +2,10 @@
 
 A number is given once and journalled, so that a successor gives it to the same one. That of a namespace which nobody
 uses any more goes to another when its tenant has no more of its own.
+
+There are places for so many tenants. Each configured one has its own, whether it has come or not. Another one that came
+and went, and for which nothing was ever made, gives its place up to who comes when there is no other; a tenant that had
+a namespace keeps it, since what is left of it goes by its pools.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +25,7 @@ from kvproto.limits import (
     slot_bytes_for,
 )
 from kvstore.arenas import Arenas
-from kvstore.blocks import Index, Tables
+from kvstore.blocks import U4, Index, Tables
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
 from kvstore.policies import Chosen, Policies, Requeue, Tier
 from kvstore.ports import Memory, Randomness
@@ -42,6 +46,10 @@ class Registry:
         self.pools: dict[tuple[Tenant, int], Pool] = {}  # by slot bytes
         self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}  # by digest
         self.by_number: dict[int, Namespace] = {}
+        self._passing: dict[str, Tenant] = {}  # nothing was ever made for them: no pool, nothing learned, in no journal
+        self._spare: list[tuple[int, U4]] = []  # numbers of such that were forgotten, and heads of their empty indexes
+        self._configured = frozenset((*limits.tenants, *limits.quotas))
+        self._restoring = True  # a former life's: it kept places itself, and its pools count on all of its tenants
         self._of: dict[Tenant, dict[int, Namespace]] = {}  # by number
         self._limits = limits
         self._tables = tables
@@ -81,16 +89,55 @@ class Registry:
         """
         tenant = self.tenants.get(name)
         if tenant is None:
-            if len(self.tenants) >= TENANTS:
-                raise LimitError(f"more than {TENANTS} tenants")
-            number = len(self.tenants)
-            heads = self._memory.table(f"index-{number}", 4 * index_buckets(self._limits), lasting=False)
+            self._make_place(name)
+            number, heads = self._spare.pop() if self._spare else self._new_number()
             seeds = seeds or (self._randomness.word(), self._randomness.word())
             shape = np.array([8, 0, 0, *seeds], dtype=np.uint64)
-            tenant = self.tenants[name] = Tenant(name, number, Index(heads.view(np.uint32), shape))
+            tenant = self.tenants[name] = self._passing[name] = Tenant(name, number, Index(heads, shape))
             self._quotas.begin(tenant)
-            self._journal.add(_tenant_as_record(tenant))
         return tenant
+
+    def knows(self, name: str) -> bool:
+        """Is a tenant of that name here, or did an operator choose something for it, whether it still fits or not?"""
+        ruled = (choice.tenant for choice in self._policies.chosen())
+        promised = (*self._quotas.chosen(), *self._quotas.forgotten)
+        return name in self.tenants or name in ruled or any(one == name for one, _ in promised)
+
+    def keep(self, tenant: Tenant) -> None:
+        """Something is made for a tenant: its place is its own from now on, in successors too."""
+        if self._passing.pop(tenant.name, None) is not None:
+            self._journal.add(_tenant_as_record(tenant))
+
+    def _new_number(self) -> tuple[int, U4]:
+        number = len(self.tenants)
+        heads = self._memory.table(f"index-{number}", 4 * index_buckets(self._limits), lasting=False)
+        return number, heads.view(np.uint32)
+
+    def _make_place(self, name: str) -> None:
+        """For one tenant more. Raises LimitError."""
+        if len(self.tenants) + self._awaited(name) < TENANTS or (self._restoring and len(self.tenants) < TENANTS):
+            return
+        if self._restoring or not self._forget_passing():
+            reason = " beside those that are configured" if self._awaited(name) else ""
+            raise LimitError(f"more than {TENANTS} tenants{reason}")
+
+    def _awaited(self, name: str = "") -> int:
+        """How many configured tenants have not come yet, but for one of that name."""
+        return sum(one not in self.tenants for one in self._configured if one != name)
+
+    def _forget_passing(self) -> bool:
+        """Forget a tenant for which nothing was ever made, and which has no session. False if there is none.
+
+        Its number goes to another: no block, arena or ghost has ever borne it.
+        """
+        for tenant in self._passing.values():
+            if not tenant.sessions and tenant.name not in self._configured:
+                assert tenant.entries() + tenant.arenas + tenant.segments == 0, f"{tenant.name} has something"
+                del self.tenants[tenant.name], self._passing[tenant.name]
+                self._quotas.end(tenant)
+                self._spare.append((tenant.number, tenant.index.heads))
+                return True
+        return False
 
     def pool(self, tenant: Tenant, slot_bytes: int) -> Pool:
         """The pool of a slot size. Raises LimitError past the limits."""
@@ -98,6 +145,7 @@ class Registry:
         if pool is None:
             if sum(owner is tenant for owner, _ in self.pools) >= POOLS_PER_TENANT:
                 raise LimitError(f"more than {POOLS_PER_TENANT} slot sizes of one tenant")
+            self.keep(tenant)
             pool = self.pools[tenant, slot_bytes] = self._arenas.add_pool(tenant, slot_bytes)
             self._journal.add(["pool", tenant.name, slot_bytes])
         return pool
@@ -150,9 +198,11 @@ class Registry:
     def known_tenant(self, name: str) -> Tenant | None:
         """A tenant that somebody left something of; None if there are too many."""
         try:
-            return self.tenant(name)
+            tenant = self.tenant(name)
         except LimitError:
             return None
+        self.keep(tenant)
+        return tenant
 
     def restore_tenant(self, name: str, seeds: Sequence[int]) -> None:
         """A tenant of the former life; what its ghosts lie by goes on, if it was written down."""
@@ -203,12 +253,15 @@ class Registry:
         self._journal.add(choice_as_record(tenant, choice))
 
     def restore_quota(self, tenant: str, choice: Choice) -> None:
-        """One that a former life chose; it holds from `settle_quotas` on."""
+        """One that a former life chose; it holds from `settle` on."""
         self._quotas.restore(tenant, choice)
 
-    def settle_quotas(self) -> None:
-        """All that the former life chose is known."""
+    def settle(self) -> None:
+        """All whom the former life knew are known, and all that it chose."""
         self._quotas.settle()
+        self._restoring = False
+        while len(self.tenants) + self._awaited() > TENANTS and self._forget_passing():
+            pass  # of an earlier version: it kept no places, and wrote down who only came and went
 
     # -- the journal ---------------------------------------------------------------------------------------------
 
@@ -224,14 +277,17 @@ class Registry:
 
     def begin_journal(self) -> None:
         """Whatever the former life said is over: say everybody anew."""
+        self._restoring = False
         self._journal.begin(self._everybody())
 
     def _everybody(self) -> list[Record]:
-        """Disk, rules, quotas, then tenants, pools and namespaces, in the order in which they got their numbers."""
+        """Disk, rules, quotas, then tenants, pools and namespaces, in the order in which they got their numbers. Of a
+        tenant that only came and went nothing is said.
+        """
         records: list[Record] = [self._head, _disk_as_record(self.disk_unknown_since)]
         records += map(_rule_as_record, self._policies.chosen())
         records += [choice_as_record(name, choice) for name, choice in self._quotas.chosen()]
-        records += map(_tenant_as_record, self.tenants.values())
+        records += [_tenant_as_record(one) for one in self.tenants.values() if one.name not in self._passing]
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
         return records

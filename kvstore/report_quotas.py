@@ -37,6 +37,7 @@ class QuotaReport:
     hbm_guaranteed_bytes: int | None = None  # of each GPU, as asked for; None: an equal share
     hbm_max_bytes: int | None = None
     chosen_fields: tuple[str, ...] = ()  # of `SetQuotaRequest`: those that were chosen at run time
+    hbm_sure_bytes: int = 0  # of each GPU, in whole arenas, as of now; 0 where there is no such tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +46,4 @@ class QuotaChange:
 
     quota: QuotaReport
     former: QuotaReport
+    others: "tuple[QuotaChange, ...]" = ()  # of other tenants, of which a guarantee or the budget of pins falls by it

@@ -17,7 +17,7 @@ import numpy as np
 
 from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES
+from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES, TENANTS
 from kvstore import blocks
 from kvstore.arenas import GIVEN_UP, Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
@@ -93,6 +93,8 @@ def find_former(limits: Limits, memory: FormerMemory | None) -> tuple[Former | N
     if memory is None:
         return None, "nothing was kept"
     former, why_cold = _look_over(limits, memory)
+    if former is not None:
+        former, why_cold = _with_places_for_all(limits, former)
     if former is None:
         memory.drop_kept()
     return former, why_cold
@@ -127,6 +129,17 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
     ), ""
 
 
+def _with_places_for_all(limits: Limits, former: Former) -> tuple[Former | None, str]:
+    """None if those who have pools and those who are configured now are too many: to leave one of the former out would
+    give the pools of all others other numbers, and who is configured has a place.
+    """
+    names = {str(record[1]) for record in former.records if len(record) > 1 and record[0] == "pool"}
+    names.update(limits.tenants, limits.quotas)
+    if len(names) > TENANTS:
+        return None, f"{len(names)} tenants had something or are configured now, and there are places for {TENANTS}"
+    return former, ""
+
+
 def take_over(
     tables: Tables, arenas: Arenas, registry: Registry, writers: Writers, former: Former, memory: FormerMemory,
     processes: Processes, now_ns: int,
@@ -155,7 +168,7 @@ class _TakeOver:
         tables, former = self._tables, self._former
         for record in former.records:  # rules begin with a look at all rows: not at these, which may be torn
             self._know(record)
-        self._registry.settle_quotas()
+        self._registry.settle()
         tables.book[blocks.UNUSED_ROW] = former.unused
         tables.book[blocks.TURN] = former.turn
         slots_of = self._take_arenas()

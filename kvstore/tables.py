@@ -58,6 +58,7 @@ class Limits:
     curves: bool = True  # watch the stream of keys (kvstore/watching.py)
     quotas: Mapping[str, Quota] = field(default_factory=dict)  # as configured, by tenant; `check_quotas` has seen them
     hbm: Capacity = field(default_factory=lambda: Capacity(HBM, 1, 0))  # of the tier on each GPU
+    tenants: tuple[str, ...] = ()  # that are configured: there is a place for each, whether it has come or not
 
     @property
     def positions(self) -> int:

@@ -35,16 +35,25 @@ class Authority:
         self.certificate = folder / f"{name}.pem"
         self.certificate.write_bytes(own.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, server: bool = False, age: dt.timedelta = MINUTE) -> Pair:
-        """For a server on 127.0.0.1 or else a client; it was good from `age` ago on, for an hour."""
+    def issue(
+        self, name: str, *, server: bool = False, age: dt.timedelta = MINUTE,
+        subject: x509.Name | None = None, also: tuple[str, ...] = (),
+    ) -> Pair:  # fmt: skip
+        """For a server on 127.0.0.1 or else a client; it was good from `age` ago on, for an hour.
+
+        `subject`: whose it is, if not of who is called as the files are; `also`: addresses that are theirs too.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = _builder(_name(name), self._name, key.public_key(), age)
+        builder = _builder(_name(name) if subject is None else subject, self._name, key.public_key(), age)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if server:
             names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
             builder = builder.add_extension(names, critical=False)
+        elif also:
+            others = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(one) for one in also])
+            builder = builder.add_extension(others, critical=False)
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.certificate.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
         pair.key.touch(0o600)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvclient import flows
 from kvclient.calls import Call
 from kvclient.connection import Connection
+from kvclient.copying import Gate
 from kvclient.devices import copies_for
 from kvclient.flows import Flow
 from kvclient.storing import NAP_NS_MAX
@@ -50,6 +51,7 @@ class AttachedPages:
         except (DeviceError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from error
         self.memory = memory
+        self.gate: Gate | None = None  # which a `save` passes whenever it asks; not while it waits for room
 
 
 class AttachedMemory:

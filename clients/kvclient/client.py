@@ -175,8 +175,9 @@ class Client:
         """An iteration of the engine begins, whose forward pass takes about `forward_s` seconds. Never waits.
 
         Grants swaps the bytes that move unnoticed meanwhile, never more than the `advice` of `Namespace.advise` says,
-        and returns how many; a `forward_s` of 0 that nothing is computed until the next tick: no limit then. Without
-        ticks swaps have 1 GiB a second. Raises UsageError.
+        and returns how many. A `forward_s` of 0 says that nothing is computed until the next tick: no limit then,
+        however late it comes, unless advice has one. Without ticks, and from a quarter of a second or eight passes
+        after the last one, swaps have 1 GiB a second. Raises UsageError.
         """
         limit_bytes = (advice.swap_budget_bytes or None) if advice is not None else None  # 0: nobody knows
         granted = self._budget.tick(amount("forward_s", forward_s), time.monotonic(), limit_bytes)

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from kvclient.codecs import DTYPES, Speed, choose, codec_of, measure
+from kvclient.codecs import DTYPES, Speed, _way, choose, codec_of, measure
 from kvkernels.encodings import GROUP, Encoding
 from kvproto.errors import UsageError
 
@@ -27,12 +27,14 @@ def resolved(
     *, dtype: str, block_bytes: int, block_shape: Sequence[int] | None, lossy: bool, accelerate: str,
     link_bytes_per_s: float | None,
 ) -> str:  # fmt: skip
-    """The codec that pays for such blocks, by name; "raw" if none does, or none takes them. Raises UsageError.
+    """The codec that pays for such blocks, by name; "raw" if none does, or none takes them. Raises UsageError,
+    also for an `accelerate` that is not here.
 
     `link_bytes_per_s`: of what the blocks go through; None: this host's memory, measured.
     """
     if link_bytes_per_s is not None and not link_bytes_per_s > 0:
         raise UsageError(f"link_bytes_per_s must be above 0, not {link_bytes_per_s!r}")
+    _way(accelerate)  # whoever asks for speed that is not here is told, not given raw blocks
     encodings = tuple(
         encoding
         for encoding in Encoding
@@ -50,7 +52,7 @@ def resolved(
 def _takes(
     encoding: Encoding, dtype: str, block_bytes: int, block_shape: Sequence[int] | None, accelerate: str
 ) -> bool:
-    """Are such blocks this codec's? Raises UsageError for what is no block at all, or no `accelerate`."""
+    """Are such blocks this codec's? Raises UsageError for what is no block at all."""
     if dtype not in DTYPES or (encoding is Encoding.BF16_FIXED and dtype != "bfloat16"):
         return False
     if block_shape is None and encoding in (Encoding.INT8, Encoding.FP8):

@@ -10,11 +10,13 @@ what was read, whatever that is by then), and nobody who waits for it leaves bef
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from kvclient import flows
 from kvclient.attached import AttachedMemory, AttachedPages, is_settled
 from kvclient.connection import Connection
+from kvclient.copying import WithdrawnError
 from kvclient.devices import stream_of
 from kvclient.flows import Flow, Target
 from kvclient.ledger import Pause
@@ -72,6 +74,12 @@ class Loading:
     def broken(self) -> bool:
         """Has its session ended before it did, so that no `wait` waits any more? `result` settles it. Never waits."""
         return self._transfer is not None and self._transfer.broken
+
+    @property
+    def heard_s(self) -> tuple[float, float]:
+        """When it was heard how many blocks are there, and the last word so far; seconds of CLOCK_MONOTONIC."""
+        transfer = self._transfer
+        return (0.0, 0.0) if transfer is None else (transfer.named_ns / 1e9, transfer.heard_ns / 1e9)
 
     def wait(self, groups: int, timeout_s: float = 1.0) -> bool:
         """Are the first `groups` groups of layers of `blocks` blocks there? Waits so long."""
@@ -180,16 +188,16 @@ def save(
         first = len(fates)
         some = slice(first, first + KEYS_PER_FRAME)
         before = keys[first - 1] if first else parent
-        part, why, settled = _save_some(
-            connection,
-            memory,
-            target,
-            keys[some],
-            pages.ids[some],
-            before,
-            recompute_us,
-            until_ns,
-        )
+        try:
+            with pages.gate or nullcontext():
+                part, why, settled = _save_some(
+                    connection, memory, target, keys[some], pages.ids[some], before, recompute_us, until_ns
+                )
+        except WithdrawnError:
+            if not fates:
+                raise
+            why = Reason.TIMED_OUT
+            break
         busy = part.index(Fate.BUSY) if Fate.BUSY in part else -1
         if busy >= 0 and _clock() < min(space_until_ns, until_ns) and why is None:
             part = part[:busy]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK_S: Final = 30.0  # how long the daemon may take for a chunk before it is cancelled
 LOOK_S: Final = 0.02  # how often it is asked whether that is wanted meanwhile
+WAIT_S: Final = 0.001  # in which the daemon says what there is of a LOAD, and no disk has read it
+WAIT_SHARE: Final = 0.25  # or of what the copies take, where that is more
 _clock = time.monotonic
 
 
@@ -47,8 +49,9 @@ class AttachedWay:
 
     def save(self, keys: Sequence[bytes], ids: Sequence[int], parent: bytes | None, gate: Gate) -> StoreResult:
         """See `Way`."""
-        with gate:
-            return self.namespace.save(keys, self.memory[ids], parent=parent, timeout_s=CHUNK_S, space_s=SPACE_S)
+        pages = self.memory[ids]
+        pages.gate = gate
+        return self.namespace.save(keys, pages, parent=parent, timeout_s=CHUNK_S, space_s=SPACE_S)
 
     def load(self, keys: Sequence[bytes], ids: Sequence[int], groups: int, wait_s: float) -> Incoming:
         """See `Way`."""
@@ -119,11 +122,15 @@ class AttachedIn:
         self._next += len(keys)
         wait_s = max(0.0, self._until - _clock())
         loading = self._way.namespace.start_load(keys, self._way.memory[ids], wait_s=wait_s, groups=groups)
+        asked_s = _clock()
         part_bytes = len(keys) * block_bytes // groups
         self._only = loading if is_all else None
-        flights = [Flight(part_bytes, partial(self._has, loading, group), group) for group in range(1, groups)]
+        parts = [partial(self._has, loading, group) for group in range(1, groups)]
+        flights = [Flight(part_bytes, part, group, timed=_untimed) for group, part in enumerate(parts, 1)]
         whole = self._groups if self._next >= len(self._keys) else 0
-        return [*flights, Flight(part_bytes, partial(self._over, loading, groups, len(keys)), whole)]
+        last = partial(self._over, loading, groups, len(keys))
+        timed = partial(_timed, loading, block_bytes, asked_s)
+        return [*flights, Flight(part_bytes, last, whole, timed=timed)]
 
     def _has(self, loading: "Loading", group: int) -> bool:
         """Is so much of it there? Waits, no longer than anybody wants it, and somebody may still say so."""
@@ -155,3 +162,18 @@ class AttachedIn:
         if short is not None:
             return LoadResult(self._came, settled, why or short.reason)
         return LoadResult(0 if why is not None else self._came, settled, why)
+
+
+def _untimed() -> int:
+    return 0
+
+
+def _timed(loading: "Loading", block_bytes: int, asked_s: float) -> int:
+    """Bytes that a LOAD which is over moved in its time: none if it waited, as for a disk, or its end for who looks.
+
+    Such a one is not timed by the daemon's words alone: who hears the first one late hears the last one with it.
+    """
+    named_s, ended_s = loading.heard_s
+    most_s = max(WAIT_S, WAIT_SHARE * (ended_s - named_s))
+    waited = max(named_s - asked_s, _clock() - ended_s) > most_s
+    return 0 if waited else (loading.blocks or 0) * block_bytes

@@ -5,7 +5,8 @@
 
 `tick` grants N for one iteration; what is not used by the next one is gone, since it would not hide any more. A chunk
 that goes beyond what is left is paid for by the following iterations, so that on average no more moves than is granted.
-An engine that does not tick has a rate instead. Times are seconds of any one clock, given by the caller. Any thread.
+An engine that does not tick has a rate instead, unless its last word was that it computes nothing. Times are seconds of
+any one clock, given by the caller. Any thread.
 """
 
 import math
@@ -49,7 +50,8 @@ class Budget:
     def tick(self, forward_s: float, now_s: float, limit_bytes: int | None = None) -> float:
         """An iteration begins whose forward pass takes about `forward_s`; bytes that may move beside it.
 
-        0.0: nothing is computed until the next tick, and whatever moves disturbs nobody. `limit_bytes`: never more.
+        0.0: nothing is computed until the next tick, however late that comes, and whatever moves disturbs nobody.
+        `limit_bytes`: never more, and then the rate, also while nothing is computed.
         """
         with self._lock:
             granted = self._hidden_bytes(forward_s) if forward_s > 0 else math.inf
@@ -62,7 +64,9 @@ class Budget:
             else:
                 self._left_bytes = math.inf
             self._granted_bytes = granted
-            self._ticks_until_s = now_s + max(STALE_S, STALE_PASSES * forward_s)
+            # Who computes nothing need not say so again; but what has a limit would wait for that for ever.
+            silence_s = max(STALE_S, STALE_PASSES * forward_s) if math.isfinite(granted) else math.inf
+            self._ticks_until_s = now_s + silence_s
             self._filled_s = None
             return granted
 

@@ -7,6 +7,7 @@ A chunk that is not urgent begins when something of the budget is left, and is n
 """
 
 import logging
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 4 << 20  # 80 us of a PCIe 5 link, 400 us of one core's memmove: so long the urgent wait for others
 DEPTH: Final = 2  # chunks under way in a direction
-NAP_S: Final = 0.0005  # between two looks at a stream of the engine's, or at blocks that come from disk
+NAP_S: Final = 0.0005  # between two looks at streams of the engine's, or at blocks that come from disk
 KEEP_S: Final = 1.0  # and at leases of swaps that wait
 STOP_S: Final = 2.0
 _clock = time.monotonic
@@ -96,13 +97,8 @@ class Line(ABC, Generic[OneWay]):
 
     def _may_begin(self, swap: Swap) -> float:
         """How long until a chunk of it may begin; 0.0: now. Locked."""
-        try:
-            if swap.after is not None and not swap.after.done:
-                return NAP_S
-        except DeviceError:
-            swap.end(Reason.DEVICE)
-            return NAP_S
-        swap.after = None
+        if swap.after is not None:
+            return KEEP_S  # `swap_events.py` says when
         return 0.0 if swap.priority is Priority.URGENT else self.shared.budget.wait_s(_clock())
 
     def _most_bytes(self, swap: Swap) -> float:
@@ -110,9 +106,9 @@ class Line(ABC, Generic[OneWay]):
         most = self.shared.chunk_bytes
         return most if swap.priority is Priority.URGENT else min(most, self.shared.budget.left_bytes(_clock()))
 
-    def _took(self, moved_bytes: int, began_s: float, ended_s: float) -> float:
-        """So much has moved in that time, beside others; the seconds that were its own. Locked."""
-        seconds = ended_s - max(began_s, self._ended_s)
+    def _took(self, moved_bytes: int, began_s: float, ended_s: float, most_s: float = math.inf) -> float:
+        """So much has moved in that time, beside others; the seconds that were its own, `most_s` at most. Locked."""
+        seconds = min(ended_s - max(began_s, self._ended_s), most_s)
         self._ended_s = max(ended_s, self._ended_s)
         self.shared.budget.bandwidth.took(moved_bytes, seconds)
         return seconds
@@ -158,7 +154,7 @@ class OutLine(Line[SwapOut]):
             swap.chunks.remove(chunk)
             self.shared.budget.give_back((len(chunk) - result.accepted) * block_bytes)
             if entry.read_s is not None:  # without asking and answering, which a link has no part in
-                self._took(result.accepted * block_bytes, entry.read_s, entry.until_s)
+                self._took(result.accepted * block_bytes, entry.read_s, entry.until_s, entry.seconds)
             refused = result.refused
             if beside and refused and refused[0] == Refused(0, Reason.NO_PARENT):
                 # The chunk before it had not got all of its tickets: for want of room in the ring.
@@ -308,7 +304,9 @@ class InLine(Line[SwapIn]):
         with self.shared.changed:
             swap.flying -= 1
             if there and not swap.short:
-                swap.seconds += self._took(flight.moved_bytes, began_s, _clock())
+                timed_bytes = flight.moved_bytes if flight.timed is None else flight.timed()
+                if timed_bytes:
+                    swap.seconds += self._took(timed_bytes, began_s, _clock())
                 swap.moved_bytes += flight.moved_bytes
                 swap.groups_done = max(swap.groups_done, flight.groups)
             else:

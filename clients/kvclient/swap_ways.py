@@ -42,6 +42,7 @@ class Flight:
     finish: Callable[[], bool]
     groups: int = 0
     event: Event | None = None  # which a stream of the engine's can wait for
+    timed: Callable[[], int] | None = None  # once it is over: bytes whose time that tells; None: its own
 
 
 class Incoming(Protocol):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from kvclient import flows
 from kvclient.results import LoadResult, Reason
 from kvclient.swap_budget import Budget
+from kvclient.swap_events import Events
 from kvclient.swap_lines import CHUNK_BYTES, InLine, OutLine, Shared
 from kvclient.swap_ways import Way
 from kvclient.swaps import Priority, Swap, SwapIn, SwapOut
@@ -53,6 +54,7 @@ class Swapper:
         self._shared = Shared(way, budget, max(chunk_bytes, way.pages.block_bytes), self._changed)
         self._outs = OutLine(self._shared, "out")
         self._ins = InLine(self._shared, "in", namespace, self._outs)
+        self._events = Events(self._changed)
         self._numbers = 0
 
     def swap_out(
@@ -157,6 +159,7 @@ class Swapper:
             self._changed.notify_all()
         self._outs.stop()
         self._ins.stop()
+        self._events.stop()
 
     def _checked(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, ...]:
         """Page numbers. Raises UsageError, ClosedError, ForkError."""
@@ -178,6 +181,8 @@ class Swapper:
         swap.number, self._numbers = self._numbers, self._numbers + 1
         swap.unsettled = self._way.unsettled
         if len(self._outs.swaps) + len(self._ins.swaps) < SWAPS_MAX:
+            if swap.after is not None:
+                self._events.put(swap)
             return True
         swap.end(Reason.BUSY)
         swap.finish()

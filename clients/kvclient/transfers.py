@@ -41,9 +41,22 @@ class Pidfd:
         return bool(poll.poll(max(0, int(timeout_s * 1000))))
 
     def is_same(self, other: "Pidfd") -> bool:
-        """Are both one process that is still there?"""
-        mine, theirs = self._pid(), other._pid()  # noqa: SLF001  of the same kind
+        """Are both one process for sure? By number only while it is there, and in our own pid namespace or below."""
+        inode = self._inode()
+        if inode is not None:
+            return inode == other._inode()  # noqa: SLF001  of the same kind
+        mine, theirs = self._pid(), other._pid()  # noqa: SLF001  as above
         return mine == theirs and mine > 0
+
+    def _inode(self) -> int | None:
+        """Which no other process has since boot, whoever looks; None before Linux 6.9: one for all."""
+        anonymous = os.eventfd(0)
+        try:
+            shared = os.fstat(anonymous).st_dev
+        finally:
+            os.close(anonymous)
+        mine = os.fstat(self._fd)
+        return None if mine.st_dev == shared else mine.st_ino
 
     def _pid(self) -> int:
         try:
@@ -70,6 +83,8 @@ class Transfer:
         self.number = 0  # until MOVING
         self.blocks: int | None = None  # of a LOAD, once it is known how many are there
         self.groups_done = 0
+        self.named_ns = 0  # when that was heard,
+        self.heard_ns = 0  # and the last word of it
         self.state = State.MOVING
         self.fates: list[Fate] = []  # of a SAVE
         self.cancelled = False  # the daemon was told
@@ -91,6 +106,9 @@ class Transfer:
             raise ProtocolError(f"LOADED says {blocks} blocks of {len(self.pages)}, {groups} groups of {self.groups}")
         if state is State.DONE and blocks and groups != self.groups:
             raise ProtocolError("LOADED says that it is done, and not all groups are there")
+        self.heard_ns = self.session.heard_ns
+        if self.blocks is None:
+            self.named_ns = self.heard_ns
         self.blocks, self.groups_done, self.state = blocks, groups, state
         self._notify()
 

@@ -47,7 +47,9 @@ def quota(
 
     A change is of the keys that are named. It counts from the next allocation on, holds over warm restarts and wins
     over the configuration, until a cold start; all other keys follow the configuration. `reset` goes back to it, for
-    the keys that are named or for all.
+    the keys that are named or for all. What takes something from any tenant, as a larger guarantee may from others,
+    is shown and asked about first. Where a later configuration leaves no room for a chosen guarantee, that one goes,
+    the last first, and `kvctl status` says so.
     """
     chosen = globals_of(context)
     request = quota_tables.wish(tenant, words or (), dry_run=dry_run)
@@ -59,7 +61,7 @@ def quota(
             cut = [] if yes and not dry_run else _cuts(client, request)
             if cut and not dry_run:
                 need_terminal("cut the quota", yes=yes, dry_run=dry_run)
-                ask("Change it?", "the quota stays; answer y, or give --yes, to change it", *cut)
+                ask("Change it?", "the quota stays; answer y, or give --yes, to change it", *cut, client=client)
             report = client.set_quota(request)
             below = cut[1:] if dry_run else []
             chosen.show("quota", render.plain(report), Group(quota_tables.quota_changes(report), *below))
@@ -91,7 +93,7 @@ def clear(
             if told.blocks or told.pending_blocks:
                 what = concerned(client, scope.tenant, scope.digest)
                 untouched = "nothing was dropped; answer y, or give --yes, to clear"
-                ask("Drop them?", untouched, render.clearing(told, str(scope)), what)
+                ask("Drop them?", untouched, render.clearing(told, str(scope)), what, client=client)
         report = client.clear(scope.request(dry_run=dry_run))
         parts = [render.clearing(report, str(scope))]
         if dry_run:
@@ -111,7 +113,8 @@ def drain(context: typer.Context, *, yes: Yes = False, dry_run: DryRun = False) 
             chosen.show("draining", status.draining, Text(f"{text}\n{what}"))
             return
         if not (yes or status.draining):
-            ask("Refuse new blocks?", "new blocks are taken as before; answer y, or give --yes, to drain", what)
+            untouched = "new blocks are taken as before; answer y, or give --yes, to drain"
+            ask("Refuse new blocks?", untouched, what, client=client)
         client.drain(on=True)
     chosen.show("draining", True, Text("draining: new blocks are refused, stored ones are served"))
 
@@ -217,7 +220,7 @@ def unpin(
             report = pb.UnpinResponse(ended=what.pins, unknown=() if what.more else what.missing)
         else:
             if what.pins and not yes:
-                ask("End them?", "no pin was ended; answer y, or give --yes, to unpin", what)
+                ask("End them?", "no pin was ended; answer y, or give --yes, to unpin", what, client=client)
             report = client.unpin(pb.UnpinRequest(tenant=tenant, pins=numbers or ()))
     pins_said = f"{report.ended:,} pin{'' if report.ended == 1 else 's'}"
     text = f"would end {pins_said}, {size(what.pinned_bytes)}\n{what}" if dry_run else f"{pins_said} ended"
@@ -309,7 +312,7 @@ def _choose_policy(chosen: Globals, request: pb.SetPolicyRequest, *, yes: bool, 
         if what and not dry_run:
             need_terminal("choose another rule", yes=yes, dry_run=dry_run)
             untouched = "the rule stays; answer y, or give --yes, to choose another one"
-            ask("Evict by it?", untouched, render.policy_changes(told), *what)
+            ask("Evict by it?", untouched, render.policy_changes(told), *what, client=client)
         report = told if dry_run else client.set_policy(request)
         below = map(Text, map(str, what)) if dry_run else ()
     chosen.show("policy", render.plain(report), Group(render.policy_changes(report), *below))
@@ -321,7 +324,14 @@ def install_service(
     *,
     disk: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="A folder of the disk tier, to be made writable. Repeatable."),
+        typer.Option(
+            metavar="DIR",
+            help="A folder of the disk tier, to be made writable beside those that are. Repeatable.",
+        ),
+    ] = None,
+    no_disk: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="One that shall not be writable any more; what is in it stays. Repeatable."),
     ] = None,
     opening: Annotated[
         list[service.Opening] | None,
@@ -340,23 +350,44 @@ def install_service(
 ) -> None:
     """Put units, user, folders and configuration in place. Once more after an upgrade.
 
-    Configuration that is there is kept; units are replaced: what this host wants otherwise belongs into a drop-in.
+    Configuration, drop-ins and folders of disk that are there are kept; units are replaced: what this host wants
+    otherwise belongs into a drop-in.
     """
     chosen = globals_of(context)
     done = service.install(
-        root=root, daemon=daemon, disks=disk or (), openings=opening or (), start=start, dry_run=dry_run
+        root=root,
+        daemon=daemon,
+        disks=disk or (),
+        no_disks=no_disk or (),
+        openings=opening or (),
+        start=start,
+        dry_run=dry_run,
     )
     chosen.show("service", *service.shown(*done, dry_run=dry_run))
 
 
 def _cuts(client: ControlClient, request: pb.SetQuotaRequest) -> list[Text]:
-    """What is shown where a tenant would lose what it has, or is promised; else nothing. Raises KvctlError."""
+    """What is shown where any tenant would lose what it has, or is promised; else nothing. Raises KvctlError."""
     trial = pb.SetQuotaRequest()
     trial.CopyFrom(request)
     trial.dry_run = True
     told = client.set_quota(trial)
-    (tenant,) = [one for one in client.tenants().tenants if one.name == request.tenant] or [pb.Tenant()]
-    cuts = quota_tables.cuts(told, tenant)
+    cuts = quota_tables.cuts(told, {one.name: one for one in client.tenants().tenants})
     if not cuts:
         return []
-    return [quota_tables.quota_changes(told), Text("\n".join(cuts)), Text(str(concerned(client, tenant.name)))]
+    shown = [quota_tables.quota_changes(told)]
+    for name, lines in cuts.items():
+        whose = "" if name == request.tenant else f"{printable(name)}, "
+        what = [*lines, str(_concerned(client, name))]
+        shown.append(Text("\n".join(f"{whose}{line}" for line in what)))
+    return shown
+
+
+def _concerned(client: ControlClient, tenant: str) -> Concerned:
+    """Nothing of one that is configured and has not come yet."""
+    try:
+        return concerned(client, tenant)
+    except KvctlError as error:
+        if error.code is not Exit.NOT_FOUND:
+            raise
+        return Concerned(pins=0, pinned_bytes=0, leases=0, clients=0, more=False)

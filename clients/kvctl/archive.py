@@ -1,9 +1,9 @@
 """`kvctl export` and `kvctl import`: blocks as a file, to warm another host with (proto/ARCHIVE.md)."""
 
-import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
@@ -12,11 +12,13 @@ import typer
 from rich.text import Text
 
 from kvctl import values
-from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
+from kvctl.archive_room import Gate, Needs, held, room_of
+from kvctl.asking import DryRun, Yes
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.program import Globals, OfNamespace, OfTenant, Output, command, globals_of
 from kvctl.render import size
 from kvctl.scope import parse
+from kvctl.whole_file import WholeFile, need_free
 from kvproto import control_pb2 as pb
 from kvproto.archive import ArchiveError, Reader, Writer
 
@@ -73,8 +75,8 @@ def export_blocks(
     scope = parse(tenant, namespace, key or (), everything=not (tenant or namespace or key))
     if file == STREAM and chosen.output is Output.JSON:
         raise KvctlError(Exit.USAGE, "stdout cannot take both the archive and the answer; name a file")
-    if file != STREAM and file.exists() and not force:
-        raise KvctlError(Exit.USAGE, f"{file} is there already; --force writes over it")
+    if file != STREAM:
+        need_free(file, force=force)
     from kvctl.archive_export import chains_of, export  # noqa: PLC0415
 
     chosen.socket()  # refuses another host, before anything is written: blocks go through this one's memory
@@ -85,7 +87,7 @@ def export_blocks(
         planned = sum(len(one.parents) for one in found)
         planned_bytes = sum(len(one.parents) * one.identity.block_bytes for one in found)
         progress = _Progress("exported", planned_bytes)
-        with _written(file) as archive:
+        with _target(file, force=force) as archive:
             writer = Writer(archive, planned, planned_bytes)
             done = export(client.socket_path.parent, found, writer, progress)
             writer.finish()
@@ -116,8 +118,9 @@ def import_blocks(
 ) -> None:
     """Store what an archive holds, every block verified; what is there already stays. May be ended and begun anew.
 
-    Asks if it has more than there is room for, since others then have to leave. A dry run verifies all of it, and needs
-    no daemon. Exits with 1 if the archive is damaged or cut short, or if blocks were refused.
+    Asks before anything has to leave memory, or the disk: all goes through memory, so what is free on disk does not
+    help. Where more comes than it was thought to, it stops there and asks. A dry run verifies all of it, and needs no
+    daemon. Exits with 1 if the archive is damaged or cut short, or if blocks were refused.
     """
     chosen = globals_of(context)
     if tenant == "":
@@ -126,18 +129,20 @@ def import_blocks(
 
     with _read(file) as archive:
         try:
-            reader = Reader(archive)
+            reader = Reader(archive, keeps=not dry_run)
         except ArchiveError as error:
             raise KvctlError(Exit.REFUSED, f"{file}: {error}; nothing was stored") from None
         progress = _Progress("verified" if dry_run else "imported", reader.planned_bytes)
         room = ""
-        if dry_run:
-            with Importer(None, tenant, progress, durable=False) as importer:
-                done = importer.take(reader)
-            room = _foretold(chosen, done, tenant)
-        else:
-            done = _import(chosen, reader, tenant, progress, yes=yes)
-        progress.over()
+        try:
+            if dry_run:
+                with Importer(None, tenant, progress, None, durable=False) as importer:
+                    done = importer.take(reader)
+                room = _foretold(chosen, done, tenant, importer.taken)
+            else:
+                done = _import(chosen, reader, tenant, progress, yes=yes)
+        finally:
+            progress.over()
     chosen.show(
         "import", {**asdict(done), "reasons": dict(done.reasons), "dry_run": dry_run}, _said(done, file, dry_run, room)
     )
@@ -150,55 +155,30 @@ def _import(chosen: Globals, reader: Reader, tenant: str | None, progress: _Prog
 
     chosen.socket()  # refuses another host: blocks go through this one's memory
     with chosen.connect() as client:
-        room_bytes, disk = _room(client, tenant)
-        if reader.planned_bytes > room_bytes and not yes:
-            need_terminal("import more than there is room for", yes=yes, dry_run=False)
-            text = f"the archive has {reader.planned_blocks:,} blocks, {size(reader.planned_bytes)}; "
-            text += f"{size(room_bytes)} are free, and for the rest what is there is evicted{_held(client, tenant)}"
-            ask("Import it?", "nothing was imported; answer y, or give --yes, to import", Text(text))
-        with Importer(client.socket_path.parent, tenant, progress, durable=disk) as importer:
+        room = room_of(client)
+        gate = None if yes else Gate(client, room, reader, tenant, progress.over)
+        with Importer(client.socket_path.parent, tenant, progress, gate, durable=room.disk is not None) as importer:
+            done, ended = importer.done, False
             try:
-                return importer.take(reader)
+                importer.take(reader)
+                ended = True
             finally:
-                done = importer.done
-                _note(client, "import", tenant or "", None, done.stored_blocks, done.stored_bytes)
+                if ended or done.stored_blocks:
+                    _note(client, "import", tenant or "", None, done.stored_blocks, done.stored_bytes)
+    return done
 
 
-def _foretold(chosen: Globals, done: "Imported", tenant: str | None) -> str:
+def _foretold(chosen: Globals, done: "Imported", tenant: str | None, needs: Needs) -> str:
     """What storing a verified archive would mean for those who are there; of no daemon, that nobody can say."""
     try:
         chosen.socket()
         with chosen.connect() as client:
-            room_bytes, _ = _room(client, tenant)
-            held = _held(client, tenant)
+            room = room_of(client)
+            those = held(client, tenant)
     except KvctlError as error:
         return f"would store {done.blocks:,} blocks; into what room is not known: {error}"
     text = f"would store {done.blocks:,} blocks, {size(done.bytes)}, less what is there already; "
-    if done.bytes > room_bytes:
-        return f"{text}{size(room_bytes)} are free, and for the rest what is there would be evicted{held}"
-    return f"{text}{size(room_bytes)} are free, so that nobody has to leave{held}"
-
-
-def _held(client: ControlClient, tenant: str | None) -> str:
-    """Pins and leases that are there: what they hold stays. Nothing to those who may not see it."""
-    try:
-        return f"\n{concerned(client, tenant)}; what they hold stays"
-    except KvctlError:
-        return ""
-
-
-def _room(client: ControlClient, tenant: str | None) -> tuple[int, bool]:
-    """What may come without anything else going, as far as we are told; and whether there is a disk."""
-    mine = [one for one in client.tenants().tenants if tenant in (None, one.name)]
-    try:
-        tiers = {one.name: one for one in client.status().tiers}
-    except KvctlError:  # for those who act
-        return sum(one.dram_guaranteed_bytes - one.used_bytes for one in mine), False
-    dram, disk = tiers.get("dram", pb.Tier()), tiers.get("disk", pb.Tier())
-    free = dram.capacity_bytes - dram.used_bytes
-    if tenant is not None:
-        free = min([free, *(one.dram_max_bytes - one.used_bytes for one in mine if one.HasField("dram_max_bytes"))])
-    return max(0, free) + disk.capacity_bytes - disk.used_bytes, "disk" in tiers
+    return text + ("there is room for all of it" if room.has(needs) else room.short(needs, would="would be")) + those
 
 
 def _note(client: ControlClient, verb: str, tenant: str, digest: str | None, blocks: int, done_bytes: int) -> None:
@@ -228,7 +208,7 @@ def _said(done: "Imported", file: Path, dry_run: bool, room: str) -> Text:
     if done.refused_blocks:
         reasons = ", ".join(f"{count:,} {why}" for why, count in done.reasons.items())
         lines.append(f"{done.refused_blocks:,} refused: {reasons}")
-    lines += [f"damaged {text}" for text in done.damages]
+    lines += [f"damaged {printable(text)}" for text in done.damages]
     if done.damaged > len(done.damages):
         lines.append(f"and {done.damaged - len(done.damages):,} more places")
     if not done.whole:
@@ -236,49 +216,30 @@ def _said(done: "Imported", file: Path, dry_run: bool, room: str) -> Text:
     return Text("\n".join(lines))
 
 
-class _written:  # noqa: N801  used as a function
-    """A file that appears under its name once it is whole, readable by its owner alone; or stdout."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f"{path.name}.part")
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> BinaryIO:
-        if self._path == STREAM:
-            return sys.stdout.buffer
-        try:
-            self._part.unlink(missing_ok=True)
-            fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KvctlError(Exit.REFUSED, f"{self._part} cannot be written: {error.strerror}") from None
-        self._file = os.fdopen(fd, "wb", buffering=1 << 20)
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        try:
-            if self._file is None:
-                sys.stdout.buffer.flush()
-                return
-            with self._file:
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                self._part.replace(self._path)
-        except OSError as failed:
-            kind, error = OSError, failed
-        if isinstance(error, OSError):
-            self._part.unlink(missing_ok=True)
-            raise KvctlError(Exit.REFUSED, f"{self._path} cannot be written: {error.strerror}") from None
-        if kind is not None:
-            self._part.unlink(missing_ok=True)
-
-
-def _read(file: Path) -> BinaryIO:
-    if file == STREAM:
-        return sys.stdin.buffer
+@contextmanager
+def _target(file: Path, *, force: bool) -> Iterator[BinaryIO]:
+    if file != STREAM:
+        with WholeFile(file, force=force) as target:
+            yield target
+        return
     try:
-        return file.open("rb", buffering=1 << 20)
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
     except OSError as error:
-        raise KvctlError(Exit.USAGE, f"{file} cannot be read: {error.strerror}") from None
+        raise KvctlError(Exit.REFUSED, f"stdout cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _read(file: Path) -> Iterator[BinaryIO]:
+    if file == STREAM:
+        opened = sys.stdin.buffer
+    else:
+        try:
+            opened = file.open("rb", buffering=1 << 20)
+        except OSError as error:
+            raise KvctlError(Exit.USAGE, f"{file} cannot be read: {error.strerror}") from None
+    with opened:
+        try:
+            yield opened
+        except OSError as error:
+            raise KvctlError(Exit.REFUSED, f"{file} cannot be read: {error.strerror}") from None

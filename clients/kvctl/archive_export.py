@@ -12,7 +12,7 @@ import numpy as np
 
 import kvclient
 from kvclient import Client, Namespace
-from kvctl.client import ControlClient, Exit, KvctlError
+from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.scope import Scope
 from kvproto import control_pb2 as pb
 from kvproto.archive import Writer
@@ -135,9 +135,10 @@ def connected(runtime_dir: Path, tenant: str, role: Role, name: str) -> Client:
     try:
         client = kvclient.connect(runtime_dir, tenant=tenant, role=role, name=name, timeout_s=WAIT_S)
     except KvError as error:
+        why = printable(str(error))
         raise KvctlError(
             Exit.REFUSED,
-            f"{error}; is there such a tenant (`kvctl tenants`), and do you belong to it, or are you root?",
+            f"{why}; is there such a tenant (`kvctl tenants`), and do you belong to it, or are you root?",
         ) from None
     if not client.connected:
         why = client.status.why_not
@@ -153,7 +154,8 @@ def namespace_of(client: Client, identity: NamespaceIdentity) -> Namespace:
     try:
         return client.namespace(**plain, tp=tp, pp=pp)
     except KvError as error:
-        raise KvctlError(Exit.REFUSED, f"a namespace of {identity.model} cannot be here: {error}") from None
+        text = f"a namespace of {identity.model} cannot be here: {error}"
+        raise KvctlError(Exit.REFUSED, printable(text)) from None
 
 
 def _export_one(client: Client, chains: Chains, writer: Writer, done: Exported, progress: Progress) -> None:

@@ -14,10 +14,11 @@ from typing import Final, Self
 from kvclient import Client, Namespace
 from kvclient.results import Reason
 from kvctl.archive_export import connected, namespace_of
+from kvctl.archive_room import Pool
 from kvctl.client import Exit, KvctlError
 from kvproto.archive import Block, Damage, Done, Events, Name
 from kvproto.frames import Role
-from kvproto.limits import MIB
+from kvproto.limits import MIB, slot_bytes_for
 
 RUN_BLOCKS: Final = 256
 RUN_BYTES: Final = 32 * MIB
@@ -29,6 +30,7 @@ DAMAGES_NAMED: Final = 20
 _AGAIN: Final = (Reason.BUSY, Reason.TIMED_OUT, Reason.STALE, Reason.PENDING, Reason.UNREACHABLE)
 
 Progress = Callable[[int, int], None]
+Gate = Callable[[Counter[Pool], Pool, int], None]  # what was stored, and so many more: raises KvctlError to end it
 
 
 @dataclass(slots=True)
@@ -52,13 +54,21 @@ class Imported:
 class Importer:
     """Takes what a `Reader` gives. A context manager; `dry_run` verifies the archive and stores nothing."""
 
-    def __init__(self, runtime_dir: Path | None, tenant: str | None, progress: Progress, *, durable: bool) -> None:
-        """`runtime_dir`: None to store nothing. `tenant`: whose blocks they become; None: as the archive says."""
+    def __init__(
+        self, runtime_dir: Path | None, tenant: str | None, progress: Progress, gate: Gate | None, *, durable: bool
+    ) -> None:
+        """`runtime_dir`: None to store nothing. `tenant`: whose blocks they become; None: as the archive says. `gate`:
+        who is asked before anything is stored; None: nobody.
+        """
         self.done = Imported()
+        self.taken = Counter[Pool]()  # blocks that are new, or (on a dry run) could be
         self._runtime_dir = runtime_dir
         self._tenant = tenant
         self._progress = progress
+        self._gate = gate
         self._durable = durable
+        self._pool: Pool = ("", 0)
+        self._block_bytes = 0
         self._clients: dict[str, Client] = {}
         self._stack = ExitStack()
         self._namespace: Namespace | None = None
@@ -92,9 +102,13 @@ class Importer:
         self._offer()
         self._flush()
         self.done.namespaces += 1
+        tenant = name.tenant if self._tenant is None else self._tenant
+        self._block_bytes = name.identity.block_bytes
+        self._pool = (tenant, slot_bytes_for(self._block_bytes))
+        if self._gate is not None:
+            self._gate(self.taken, self._pool, name.planned_blocks)
         if self._runtime_dir is None:
             return
-        tenant = name.tenant if self._tenant is None else self._tenant
         if tenant not in self._clients:
             client = connected(self._runtime_dir, tenant, Role.ENGINE, "kvctl import")
             self._clients[tenant] = self._stack.enter_context(client)
@@ -102,7 +116,7 @@ class Importer:
 
     def _add(self, block: Block) -> None:
         run = self._run
-        full = len(run) >= RUN_BLOCKS or (len(run) + 1) * len(block.body) > RUN_BYTES
+        full = len(run) >= RUN_BLOCKS or (len(run) + 1) * self._block_bytes > RUN_BYTES
         if run and (full or block.parent != run[-1].key):
             self._offer()
         self._run.append(block)
@@ -111,9 +125,13 @@ class Importer:
         """Store the run; once more what the store was too busy for."""
         run, self._run = self._run, []
         self.done.blocks += len(run)
-        self.done.bytes += sum(len(block.body) for block in run)
+        self.done.bytes += len(run) * self._block_bytes
         if run and self._namespace is not None:
+            if self._gate is not None:
+                self._gate(self.taken, self._pool, len(run))
             self._store(self._namespace, run)
+        elif run:
+            self.taken[self._pool] += len(run)
         self._progress(self.done.blocks, self.done.bytes)
 
     def _store(self, namespace: Namespace, run: list[Block]) -> None:
@@ -128,6 +146,7 @@ class Importer:
             if not result.refused or result.refused[0].reason not in _AGAIN:
                 break
             run = run[result.lead :]  # of these, what was accepted is then known
+        self.taken[self._pool] += stored
         self.done.stored_blocks += stored
         self.done.stored_bytes += stored * namespace.identity.block_bytes
         self.done.known_blocks += whole - stored - reasons.total()

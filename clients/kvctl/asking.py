@@ -75,9 +75,13 @@ def need_terminal(what: str, *, yes: bool, dry_run: bool, look: str = "--dry-run
         raise KvctlError(Exit.USAGE, f"there is no terminal to ask on; give --yes to {what}, or {look} to look")
 
 
-def ask(question: str, untouched: str, *shown: RenderableType | Concerned) -> None:
-    """Show what is concerned and ask. Without a yes, raises KvctlError with REFUSED that says what is `untouched`."""
-    parts = [Text(str(one)) if isinstance(one, Concerned) else one for one in shown]
+def ask(question: str, untouched: str, *shown: RenderableType | Concerned, client: ControlClient | None = None) -> None:
+    """Show what is concerned, and whose it is (`client`: of which daemon), and ask.
+
+    Without a yes, raises KvctlError with REFUSED that says what is `untouched`.
+    """
+    parts: list[RenderableType] = [] if client is None else [Text(f"daemon: {client.daemon}", overflow="fold")]
+    parts += [Text(str(one)) if isinstance(one, Concerned) else one for one in shown]
     console(stderr=True).print(Group(*parts))
     typer.echo(f"{question} [y/N] ", err=True, nl=False)  # typer.confirm would write to stdout, where answers go
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

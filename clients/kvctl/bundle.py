@@ -30,6 +30,7 @@ from kvctl.host import package_version
 from kvctl.program import Globals, command, globals_of
 from kvctl.redaction import scrubbed, setting_value, without
 from kvctl.render import Json, plain, size
+from kvctl.whole_file import WholeFile, need_free
 from kvproto import control_pb2 as pb
 
 PART_BYTES: Final = 4 << 20  # of each, the end of what is longer
@@ -69,19 +70,11 @@ def support_bundle(
     """Gather how the daemon and this host stand into one file: no blocks, keys, salts or tokens."""
     chosen = globals_of(context)
     packed = _packing(file)
-    if file.exists() and not force:
-        raise KvctlError(Exit.USAGE, f"{file} is there already; --force writes over it")
+    need_free(file, force=force)
     parts, missing = gathered(chosen, log)
     content = packed(_tar(parts))
-    try:
-        part = file.with_name(f"{file.name}.part")
-        part.unlink(missing_ok=True)
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as target:
-            target.write(content)
-        part.replace(file)
-    except OSError as error:
-        raise KvctlError(Exit.REFUSED, f"{file} cannot be written: {error.strerror}") from None
+    with WholeFile(file, force=force) as target:
+        target.write(content)
     body: Json = {"file": str(file), "bytes": len(content), "parts": sorted(parts), "missing": missing}
     lines = [f"{printable(str(file))}: {len(parts):,} parts, {size(len(content))}"]
     lines += [f"missing {name}: {printable(why)}" for name, why in missing.items()]

@@ -63,6 +63,7 @@ def evict(
                     "nothing was evicted; answer y, or give --yes, to evict",
                     _said(told, scope, tier),
                     what,
+                    client=client,
                 )
         report = client.evict(_request(scope, tier, wanted, dry_run=dry_run))
         parts = [_said(report, scope, tier)]

@@ -88,7 +88,7 @@ def move(
             chosen.show("move", asdict(told), Text(shown))
             return
         if not yes:
-            ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(shown))
+            ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(shown), client=client)
         _move(chosen, client, prefix, moved, to, within)
         if evict and moved.moved_blocks:
             _evict(client, prefix, moved, moved.moved_blocks, dry_run=False)

@@ -17,6 +17,7 @@ from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
 
 PAGE: Final = 1024  # blocks, as many as the daemon gives at once
+LIMIT_MAX: Final = (1 << 32) - 1  # that a message holds
 TREES: Final = 4  # namespaces that are drawn where none is named
 
 Named: TypeAlias = Annotated[
@@ -45,7 +46,9 @@ def show_list(
     *,
     tenant: Owner = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="Each block, in no order.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")] = 40,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=LIMIT_MAX, metavar="N", help="So many at most.")
+    ] = 40,
     everything: Annotated[bool, typer.Option("--all", help="With --blocks: all of them, page by page.")] = False,
     by: By = "blocks",
 ) -> None:

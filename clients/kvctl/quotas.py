@@ -1,6 +1,6 @@
 """`kvctl quota`: what tenants are promised of memory and disk, and the most that they may have."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Annotated, Final
 
@@ -183,27 +183,57 @@ def _origin(one: pb.Quota) -> str:
     return "kvctl quota set" if one.chosen else "configuration"
 
 
-def cuts(report: pb.SetQuotaResponse, tenant: pb.Tenant) -> list[str]:
-    """What of a change takes away from what the tenant has, or is promised; a line each."""
-    now, before, lines = report.quota, report.former, []
+def cuts(report: pb.SetQuotaResponse, tenants: Mapping[str, pb.Tenant]) -> dict[str, list[str]]:
+    """What a change takes away from what tenants have, or are promised, its own tenant and others; a line each."""
+    name = report.quota.tenant
+    found = {name: _own_cuts(report.quota, report.former, tenants[name])} if name in tenants else {}
+    for other in report.others:
+        name = other.quota.tenant
+        found[name] = list(_less_promised(other.quota, other.former, tenants.get(name, pb.Tenant(name=name))))
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def _own_cuts(now: pb.Quota, before: pb.Quota, tenant: pb.Tenant) -> list[str]:
+    lines = []
     for name, held in (("dram", tenant.assigned_bytes), ("disk", tenant.disk_assigned_bytes)):
         most = getattr(now, f"{name}_max_bytes") if now.HasField(f"{name}_max_bytes") else held
         if most < held:
             lines.append(f"{name}_max: {size(held - most)} of the {size(held)} that it has go, block by block")
-        was, sure = getattr(before, f"{name}_guaranteed_bytes"), getattr(now, f"{name}_guaranteed_bytes")
+    if _at_most(now, "hbm_max_bytes") < min(_at_most(before, "hbm_max_bytes"), tenant.hbm_assigned_bytes):
+        lines.append(f"hbm_max: what it has of a GPU beyond {size(now.hbm_max_bytes)} goes")
+    lines += _less_promised(now, before, tenant)
+    for kind, name in CLASSES.items():
+        if _at_most(now, f"pin_{kind}_ttl_s") < _at_most(before, f"pin_{kind}_ttl_s"):
+            lines.append(f"pin_{kind}_ttl: {name} last {span(getattr(now, f'pin_{kind}_ttl_s'))} at most")
+        was, sure = getattr(before, f"pin_{kind}_share"), getattr(now, f"pin_{kind}_share")
         if sure < was:
-            lines.append(f"{name}_guaranteed: others may take {size(was - sure)} that were promised to it")
-    if now.pin_budget_bytes < min(before.pin_budget_bytes, tenant.pinned_bytes):
-        lines.append(
-            f"pins: {size(tenant.pinned_bytes - now.pin_budget_bytes)} of {size(tenant.pinned_bytes)} are let go"
-        )
-    most_before = before.in_flight_max if before.HasField("in_flight_max") else inf
-    if now.HasField("in_flight_max") and now.in_flight_max < most_before:
+            lines.append(f"pin_{kind}_share: its other pins may take {was - sure:.0%} that {name} were sure of")
+    if _at_most(now, "in_flight_max") < _at_most(before, "in_flight_max"):
         lines.append(f"in_flight: what is more than {now.in_flight_max:,} at a time is turned away, or not waited for")
-    lasted_s = before.unused_ttl_s if before.HasField("unused_ttl_s") else inf
-    if now.HasField("unused_ttl_s") and now.unused_ttl_s < lasted_s:
+    if _at_most(now, "unused_ttl_s") < _at_most(before, "unused_ttl_s"):
         lines.append(f"unused_ttl: of its {tenant.blocks:,} blocks, those unused for {span(now.unused_ttl_s)} go")
-    return lines if tenant.name else []
+    return lines
+
+
+def _less_promised(now: pb.Quota, before: pb.Quota, tenant: pb.Tenant) -> Iterator[str]:
+    """Guarantees that fall, whoever's quota is changed, and pins that nothing is left for."""
+    for name, field in (
+        ("dram_guaranteed", "dram_guaranteed_bytes"),
+        ("disk_guaranteed", "disk_guaranteed_bytes"),
+        ("hbm_guaranteed", "hbm_sure_bytes"),
+    ):
+        was, sure = getattr(before, field), getattr(now, field)
+        if sure < was:
+            where = " of each GPU" if field == "hbm_sure_bytes" else ""
+            yield f"{name}: others may take {size(was - sure)}{where} that were promised to it"
+    if now.pin_budget_bytes < min(before.pin_budget_bytes, tenant.pinned_bytes):
+        gone = size(tenant.pinned_bytes - now.pin_budget_bytes)
+        yield f"pins: {gone} of {size(tenant.pinned_bytes)} are let go"
+
+
+def _at_most(one: pb.Quota, field: str) -> float:
+    """A bound of which nothing is said is none."""
+    return float(getattr(one, field)) if one.HasField(field) else inf
 
 
 def quota_changes(report: pb.SetQuotaResponse) -> Text:

@@ -62,6 +62,11 @@ class RemoteClient(ControlClient):
     def __enter__(self) -> Self:
         return self
 
+    @property
+    def daemon(self) -> str:
+        """Its address."""
+        return str(self.socket_path)
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Nothing: the certificate says it."""
         return ()

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from kvctl import insight, render, scope, values
 from kvctl.client import Exit, KvctlError, printable
-from kvctl.program import Digest, Extra, Globals, Keys, Output, Owner, Tokens, command, globals_of
+from kvctl.program import NUMBER_MAX, Digest, Extra, Globals, Keys, Output, Owner, Tokens, command, globals_of
 from kvctl.render import size
 from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
@@ -129,7 +129,10 @@ def watch(
     tenant: Annotated[str, typer.Option(metavar="NAME", autocompletion=values.tenants, help="Whose blocks.")],
     namespace: Digest = None,
     start: Annotated[
-        int | None, typer.Option("--from", min=0, metavar="NUMBER", help="Only changes, those from this number on.")
+        int | None,
+        typer.Option(
+            "--from", min=0, max=NUMBER_MAX, metavar="NUMBER", help="Only changes, those from this number on."
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what changes, until Ctrl-C.")] = False,
 ) -> None:

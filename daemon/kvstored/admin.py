@@ -49,7 +49,7 @@ from kvstored.admin_hints import guiding_report
 from kvstored.admin_insight import CurvesOffError, Explanation, MissQuestion, Observed, explain_miss, observe
 from kvstored.admin_pins import PrefixWish, Unpinned, hand_over, pin, prefetch, unpin
 from kvstored.admin_policy import policy_reports, reset_policy, set_policy
-from kvstored.admin_quotas import QuotaWish, key_of, quota_reports, set_quota
+from kvstored.admin_quotas import QuotaWish, key_of, quota_reports, quota_warnings, set_quota
 from kvstored.admin_remote import remote_warnings
 from kvstored.admin_routing import Routing
 from kvstored.admin_writers import writer_warnings
@@ -89,6 +89,7 @@ class Admin:
         self._keeper: Keeper = NoKeeper() if keeper is None else keeper
         self._configured = frozenset(tenant.name for tenant in loaded.config.tenants)
         self.remote: Callable[[], RemoteReport | None] = lambda: None  # how the remote tier stands
+        self.ending = False  # a stop has been asked for, and nobody can take it back
         self._started_unix_s = time.time()
         self._started_ns = time.monotonic_ns()
 
@@ -102,7 +103,7 @@ class Admin:
             started_unix_s=self._started_unix_s,
             uptime_s=(time.monotonic_ns() - self._started_ns) / 1e9,
             runtime_dir=str(self._loaded.config.runtime_dir),
-            serving=True,
+            serving=not (self._store.draining or self.ending),
             draining=self._store.draining,
             isolation=self._isolation(),
             warnings=tuple(self._warnings(disk)),
@@ -167,6 +168,7 @@ class Admin:
             yield self._memory.advice
         yield from self._keeper.faults
         yield from writer_warnings(self._store)
+        yield from quota_warnings(self._store)
         yield from self._hot.devices.warnings()
         remote = self.remote()
         if remote is not None:
@@ -221,6 +223,8 @@ class Admin:
 
     def drain(self, *, on: bool) -> None:
         """See the port."""
+        if self.ending:
+            raise RefusedError("the daemon is stopping, and takes no new blocks any more; start it again for that")
         self._store.draining = on
 
     def scrub(self, *, start: bool, rate: int | None, tier: Tier = Tier.DISK) -> ScrubReport:
@@ -329,7 +333,7 @@ class Admin:
 
     def _check_tenant(self, tenant: str | None) -> None:
         """Raises KeyError for one that was never here, and is not configured."""
-        if tenant is not None and tenant not in self._store.tenants and tenant not in self._configured:
+        if tenant is not None and not self._store.registry.knows(tenant) and tenant not in self._configured:
             raise KeyError(f"no tenant is called {tenant}")
 
 

@@ -5,7 +5,8 @@
 
 A thread of its own writes. Whoever acts waits half a second for their line to be there and no longer, so a disk that is
 full or hangs holds nobody up: then the act counts as done, the failure is counted and said, and the line is remembered
-here, among the last 512. Lines name scopes, never keys, tokens or bytes. Any thread.
+here, among the last 512. An act that goes on when its caller's time is over has its line when it is over, or when the
+daemon ends before. Lines name scopes, never keys, tokens or bytes. Any thread.
 """
 
 import json
@@ -17,10 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kvproto import control_pb2 as pb
 from kvstored.requests import named
@@ -69,6 +71,7 @@ class Audit:
         self.unheard = 0  # refused acts since the last one that was noted
         self._refusals, self._refused_s = float(REFUSED_AT_ONCE), time.monotonic()
         self._recent: deque[Act] = deque(self._read(), maxlen=REMEMBERED)
+        self._going: dict[Future[Any], Act] = {}  # begun, and their callers are gone
         self._lock = threading.Lock()
         self._lines: queue.Queue[tuple[bytes, threading.Event] | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
@@ -76,6 +79,31 @@ class Audit:
 
     def note(self, act: Act) -> None:
         """Write it down. Returns once it is, or after `WRITE_S`; never raises."""
+        self._note(act, WRITE_S)
+
+    def note_when_over(self, act: Act, end: "Future[Any]") -> None:
+        """The same of an act that goes on, once `end` has its report. If we stop before, that is what is written."""
+        with self._lock:
+            self._going[end] = act
+        end.add_done_callback(self._over)
+
+    def _over(self, end: "Future[Any]") -> None:
+        """Any thread, the owner's too: nothing is waited for."""
+        with self._lock:
+            act = self._going.pop(end, None)
+        if act is None:
+            return
+        error, now_s = end.exception(), time.time()
+        if error is not None:
+            text = str(error.args[0] if error.args else error)
+            outcome = f"failed: {type(error).__name__}: {text}"[:OUTCOME_LETTERS]
+            self._note(replace(act, unix_s=now_s, outcome=outcome), 0.0)
+            return
+        counted = end.result()
+        blocks, size_bytes = int(getattr(counted, "blocks", 0)), int(getattr(counted, "bytes", 0))
+        self._note(replace(act, unix_s=now_s, blocks=blocks, bytes=size_bytes, outcome="done"), 0.0)
+
+    def _note(self, act: Act, wait_s: float) -> None:
         with self._lock:
             self._recent.append(act)
         self.heard(act)
@@ -91,7 +119,7 @@ class Audit:
         except queue.Full:
             self._lose("the disk hangs")
             return
-        written.wait(WRITE_S)
+        written.wait(wait_s)
 
     def note_refused(self, act: Act) -> None:
         """The same of one whom anybody could have sent: so few of these that they never push others out for long."""
@@ -115,6 +143,10 @@ class Audit:
     def stop(self, patience_s: float) -> None:
         """Write what waits, for so long at most."""
         end_s = time.monotonic() + patience_s
+        with self._lock:
+            going, self._going = self._going, {}
+        for act in going.values():
+            self._note(replace(act, unix_s=time.time(), outcome="unknown: it was going on when the daemon ended"), 0.0)
         with suppress(queue.Full):  # behind all that waits
             self._lines.put(None, timeout=patience_s)
         self._thread.join(max(0.0, end_s - time.monotonic()))

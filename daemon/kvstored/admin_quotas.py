@@ -1,7 +1,7 @@
 """Quotas as operators see and change them: GetQuotas, SetQuota, and what the owner thread does for them."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +12,7 @@ from kvstore.report_quotas import CLASS_FIELDS, QuotaChange, QuotaReport
 if TYPE_CHECKING:
     from kvstore.store import Store
 
-__all__ = ["QuotaWish", "key_of", "quota_reports", "set_quota", "wish_of"]
+__all__ = ["QuotaWish", "key_of", "quota_reports", "quota_warnings", "set_quota", "wish_of"]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ _FIELDS: Final = {  # of a SetQuotaRequest, and of `Quota`
     "in_flight_max": "in_flight",
     **{name: name for name in CLASS_FIELDS},
 }
+_SURE: Final = ("dram_guaranteed_bytes", "disk_guaranteed_bytes", "hbm_sure_bytes", "pin_budget_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +73,26 @@ def key_of(field: str) -> str:
 
 
 def quota_reports(store: "Store", configured: Collection[str], tenant: str | None) -> tuple[QuotaReport, ...]:
-    """One tenant's quota, or (None) those of all that were ever seen or are configured. Raises KeyError."""
+    """One tenant's quota, or (None) those of all that are here or configured, or for whom something was chosen.
+    Raises KeyError.
+    """
     if tenant is not None:
         _check_known(store, configured, tenant)
         return (_report(store, tenant),)
-    return tuple(_report(store, name) for name in sorted({*store.tenants, *configured}))
+    chosen = (name for name, _ in store.quotas.chosen())
+    return tuple(_report(store, name) for name in sorted({*store.tenants, *configured, *chosen}))
 
 
 def set_quota(store: "Store", configured: Collection[str], wish: QuotaWish, *, dry_run: bool) -> QuotaChange:
     """Change a tenant's quota, or only say what would change. Raises KeyError, and QuotaError for what cannot be."""
     _check_known(store, configured, wish.tenant)
     quotas = store.quotas
+    wanted = wish.on(quotas.chosen_of(wish.tenant))
     former = _report(store, wish.tenant)
-    chosen = quotas.chosen_of(wish.tenant)
-    wanted = wish.on(chosen)
+    others = [_report(store, name) for name in _others(store, configured, wish.tenant)]
     if dry_run:
-        quotas.choose(wish.tenant, wanted)  # nothing happens by that until somebody allocates
-        after = _report(store, wish.tenant)
-        quotas.choose(wish.tenant, chosen)
-        return QuotaChange(after, former)
+        with quotas.as_if(wish.tenant, wanted):
+            return QuotaChange(_report(store, wish.tenant), former, _cut(store, others))
     store.choose_quota(wish.tenant, wanted)
     after = _report(store, wish.tenant)
     log.info(
@@ -99,11 +101,34 @@ def set_quota(store: "Store", configured: Collection[str], wish: QuotaWish, *, d
         after.disk_max_bytes, after.pin_share, after.in_flight_max,
         ",".join(f"{name}:{getattr(after, name)}" for name in CLASS_FIELDS), ",".join(after.chosen_fields) or "no",
     )  # fmt: skip
-    return QuotaChange(after, former)
+    return QuotaChange(after, former, _cut(store, others))
+
+
+def quota_warnings(store: "Store") -> Iterator[str]:
+    """What was chosen at run time and does not hold any more."""
+    for tenant, field in store.quotas.forgotten:
+        remedy = (
+            f"`kvctl quota {tenant} set` chooses anew, and `kvctl quota {tenant} reset {key_of(field)}` agrees to it"
+        )
+        yield f"{key_of(field)} of {tenant} was chosen and is as configured: there is no room for it; {remedy}"
+
+
+def _others(store: "Store", configured: Collection[str], tenant: str) -> list[str]:
+    """All others who are promised something: configured ones, and those who are connected or have something."""
+    here = (one.name for one in store.tenants.values() if one.sessions or one.arenas or one.segments)
+    return sorted({*configured, *here} - {tenant})
+
+
+def _cut(store: "Store", former: Collection[QuotaReport]) -> tuple[QuotaChange, ...]:
+    """Of tenants that were promised that much, those who are promised less of anything now."""
+    pairs = [QuotaChange(_report(store, one.tenant), one) for one in former]
+    return tuple(
+        pair for pair in pairs if any(getattr(pair.quota, sure) < getattr(pair.former, sure) for sure in _SURE)
+    )
 
 
 def _check_known(store: "Store", configured: Collection[str], tenant: str) -> None:
-    if tenant not in store.tenants and tenant not in configured:
+    if not store.registry.knows(tenant) and tenant not in configured:
         raise KeyError(f"no tenant is called {tenant}")
 
 
@@ -128,4 +153,5 @@ def _report(store: "Store", name: str) -> QuotaReport:
         disk_max_asked_bytes=quota.disk_max_bytes,
         **{name: getattr(quota, name) for name in CLASS_FIELDS},
         chosen_fields=tuple(said for said, field in _FIELDS.items() if field in chosen),
+        hbm_sure_bytes=quotas.hbm_guaranteed_bytes(name),
     )

@@ -9,6 +9,7 @@ What a closed session still maps outlives its socket; the pidfd tells when the p
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from pathlib import Path
 from kvproto import frames
 from kvproto.errors import Code, RefusedError
 from kvproto.frames import Verb
-from kvproto.limits import LINGERING_PER_UID, SESSIONS, SESSIONS_PER_UID
+from kvproto.limits import LINGERING_PER_UID, SESSIONS, SESSIONS_KEPT, SESSIONS_KEPT_CONFIGURED, SESSIONS_PER_UID
 from kvstore.sessions import Session
 from kvstore.store import Store
 from kvstored.connection import Connection
@@ -25,6 +26,7 @@ from kvstored.descriptors import let_through
 from kvstored.loop import READABLE, Loop
 from kvstored.memory import HostMemory
 from kvstored.peer import Peer, peer_of
+from kvstored.processes import identity_of
 from kvstored.service import listen
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Clients:
         self._memory = memory
         self._on_ready = on_ready
         self.store: Store  # set once by the daemon: store and server know each other
+        self.uids: tuple[tuple[int, ...], ...] = ()  # of each configured tenant: there are places for them
         self.connections: dict[int, Connection] = {}  # by socket descriptor
         self.by_session: dict[Session, Connection] = {}
         self.came: Callable[[Connection], None] = _nobody_hears  # `Chronicle`, of sessions that begin and end
@@ -94,15 +97,26 @@ class Clients:
     def _over_limits(self, peer: Peer) -> str:
         if len(self.connections) >= SESSIONS:
             return f"{SESSIONS} sessions are open already"
-        mine = sum(other.peer.uid == peer.uid for other in self.connections.values())
-        if mine >= SESSIONS_PER_UID:
+        by_uid = Counter(other.peer.uid for other in self.connections.values())
+        if by_uid[peer.uid] >= SESSIONS_PER_UID:
             return f"uid {peer.uid} has {SESSIONS_PER_UID} sessions open already"
+        kept = self._kept_from(peer.uid, by_uid)
+        if len(self.connections) + kept >= SESSIONS:
+            return f"{len(self.connections)} sessions are open already, and {kept} of {SESSIONS} are kept for others"
         lingering = sum(
             not session.attached for session, other in self.by_session.items() if other.peer.uid == peer.uid
         )
         if lingering >= LINGERING_PER_UID:
             return f"{LINGERING_PER_UID} closed sessions of uid {peer.uid} still hold leases or map arenas"
         return ""
+
+    def _kept_from(self, uid: int, by_uid: Counter[int]) -> int:
+        """How many of the last places are for others: for users without any, and for configured tenants."""
+        each = max(1, SESSIONS_KEPT_CONFIGURED // max(1, len(self.uids)))
+        lacking = [(uids, max(0, each - sum(by_uid[one] for one in uids))) for uids in self.uids]
+        of_others = sum(count for uids, count in lacking if uid not in uids)
+        has_place = not by_uid[uid] or any(count for uids, count in lacking if uid in uids)
+        return of_others if has_place else max(of_others, SESSIONS_KEPT)
 
     # -- they go -------------------------------------------------------------------------------------------------
 
@@ -149,13 +163,16 @@ class Clients:
     def _leave_to_elder(self, connection: Connection) -> None:
         """A process that connects and closes again and again leaves one record behind, not one for each time."""
         session = connection.session
-        elder = self._elders.get(connection.peer.pid)
-        if session is None or session.number not in self.store.sessions or connection.peer.pid <= 0:
+        if session is None or session.number not in self.store.sessions:
             return
+        process = identity_of(connection.peer)
+        if process < 0:  # or one process would inherit what another one maps
+            return
+        elder = self._elders.get(process)
         # One that has exited is forgotten as soon as its tickets have ended: nobody would give back what it inherits.
         heir = elder.session if elder is not None else None
         if heir is None or heir.exited or heir.number not in self.store.sessions:
-            self._elders[connection.peer.pid] = connection
+            self._elders[process] = connection
         elif elder is not connection:
             self.store.bequeath(session, heir)
 
@@ -178,10 +195,11 @@ class Clients:
             self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
+        process = identity_of(connection.peer)
+        if self._elders.get(process) is connection:
+            del self._elders[process]
         self._loop.unwatch(connection.peer.pidfd)
         os.close(connection.peer.pidfd)
-        if self._elders.get(connection.peer.pid) is connection:
-            del self._elders[connection.peer.pid]
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from kvstored.block_events_stream import WATCHERS as BLOCK_WATCHERS
 from kvstored.block_events_stream import WatchedBlocks
 from kvstored.control_port import Owner
 from kvstored.control_verbs import Verbs
-from kvstored.door import CONTROL, Door
+from kvstored.door import CONTROL, Door, held
 from kvstored.events import Events
 from kvstored.events_stream import WATCHERS
 
@@ -115,7 +115,7 @@ class ControlServer:
             options=[
                 ("grpc.max_receive_message_length", REQUEST_BYTES),
                 ("grpc.max_send_message_length", ANSWER_BYTES),
-                *([("grpc.max_allowed_incoming_connections", most)] if (most := self._door.connections) else ()),
+                *held(self._door),
             ],
             maximum_concurrent_rpcs=self._door.calls,
             interceptors=[self._door.gate] if self._door.gate else None,

@@ -88,7 +88,7 @@ class AdminPort(Protocol):
         """A page of the keys of a namespace's blocks. Raises KeyError(text): unknown tenant or namespace."""
 
     def drain(self, *, on: bool) -> None:
-        """Refuse new blocks from now on, or take them again. Idempotent."""
+        """Refuse new blocks from now on, or take them again. Idempotent. Raises RefusedError: it is stopping."""
 
     def scrub(self, *, start: bool, rate: int | None, tier: Tier = Tier.DISK) -> ScrubReport:
         """How far the scrub of a tier is; `start` first begins one anew, at `rate` bytes a second.

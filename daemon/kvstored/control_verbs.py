@@ -8,6 +8,8 @@ which status code says what.
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 import grpc
@@ -37,6 +39,7 @@ from kvstored.admin_quotas import wish_of
 from kvstored.admin_routing import admission_wish_of, estimate, load_of, match_wish_of, summary_of
 from kvstored.admin_routing import asker as ask_routing
 from kvstored.block_events_stream import WatchedBlocks
+from kvstored.control_acts import GoesOnError, at_once, carry_out
 from kvstored.control_messages import change_of, costs_of, status_of
 from kvstored.control_port import AdminPort, AmbiguousError, Owner, RefusedError
 from kvstored.events import Events
@@ -46,6 +49,7 @@ from kvstored.requests import named, namespace_of, rule_of, tenant_of, tier_of
 __all__ = ["Verbs"]
 
 OWNER_WAIT_S: Final = 10.0  # the longest a handler waits for the owner, where the caller sets no shorter deadline
+TELL_SHARE, TELL_S = 0.1, 0.25  # of a caller's time, and at most so many seconds: to say in it what came of it
 RATE_BYTES_PER_S: Final = 1 << 40  # far above any drive
 
 _log = logging.getLogger(__name__)
@@ -107,20 +111,22 @@ class Verbs:
 
     def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
         scope = _checked(context, lambda: scope_of(request))
-        return self._answer(
+        return self._act(
             context,
             lambda port: port.clear(scope, dry_run=request.dry_run),
-            lambda clearing: pb.ClearResponse(**named(clearing.result(_wait_s(context)))),
+            lambda cleared: pb.ClearResponse(**named(cleared)),
             unknown=KeyError,
+            dry_run=request.dry_run,
         )
 
     def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictResponse:
         wish = _checked(context, lambda: evict_wish_of(request))
-        return self._answer(
+        return self._act(
             context,
             lambda port: port.evict(wish, dry_run=request.dry_run),
-            lambda evicting: evicted_of(evicting.result(_wait_s(context))),
+            evicted_of,
             unknown=KeyError,
+            dry_run=request.dry_run,
         )
 
     def WalkBlocks(self, request: pb.WalkBlocksRequest, context: grpc.ServicerContext) -> pb.WalkBlocksResponse:
@@ -139,10 +145,10 @@ class Verbs:
         return pb.NoteTransferResponse()  # the gate has it written down
 
     def Drain(self, _: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
-        return self._answer(context, lambda port: self._drain(port, on=True), lambda _: pb.DrainResponse())
+        return self._change(context, lambda port: self._drain(port, on=True), lambda _: pb.DrainResponse())
 
     def Undrain(self, _: pb.UndrainRequest, context: grpc.ServicerContext) -> pb.UndrainResponse:
-        return self._answer(context, lambda port: self._drain(port, on=False), lambda _: pb.UndrainResponse())
+        return self._change(context, lambda port: self._drain(port, on=False), lambda _: pb.UndrainResponse())
 
     def Scrub(self, request: pb.ScrubRequest, context: grpc.ServicerContext) -> pb.ScrubResponse:
         rate = request.rate_bytes_per_s if request.HasField("rate_bytes_per_s") else None
@@ -152,10 +158,11 @@ class Verbs:
                 f"rate_bytes_per_s is at most {RATE_BYTES_PER_S}, and goes with start",
             )
         tier = _checked(context, lambda: tier_of(request))
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.scrub(start=request.start, rate=rate, tier=tier or Tier.DISK),
             lambda report: pb.ScrubResponse(**named(report)),
+            dry_run=not request.start,
         )
 
     def GetCosts(self, request: pb.GetCostsRequest, context: grpc.ServicerContext) -> pb.GetCostsResponse:
@@ -173,11 +180,12 @@ class Verbs:
 
     def SetPolicy(self, request: pb.SetPolicyRequest, context: grpc.ServicerContext) -> pb.SetPolicyResponse:
         tier, tenant, rule = _checked(context, lambda: (tier_of(request), tenant_of(request), rule_of(request)))
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.set_policy(tier, tenant, rule, dry_run=request.dry_run),
             lambda changes: pb.SetPolicyResponse(changes=map(change_of, changes), dry_run=request.dry_run),
             unknown=KeyError,
+            dry_run=request.dry_run,
         )
 
     def GetQuotas(self, request: pb.GetQuotasRequest, context: grpc.ServicerContext) -> pb.GetQuotasResponse:
@@ -191,15 +199,20 @@ class Verbs:
 
     def SetQuota(self, request: pb.SetQuotaRequest, context: grpc.ServicerContext) -> pb.SetQuotaResponse:
         wish = _checked(context, lambda: wish_of(request))
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.set_quota(wish, dry_run=request.dry_run),
             lambda change: pb.SetQuotaResponse(
                 quota=pb.Quota(**named(change.quota)),
                 former=pb.Quota(**named(change.former)),
+                others=[
+                    pb.QuotaOfOther(quota=pb.Quota(**named(one.quota)), former=pb.Quota(**named(one.former)))
+                    for one in change.others
+                ],
                 dry_run=request.dry_run,
             ),
             unknown=KeyError,
+            dry_run=request.dry_run,
         )
 
     def Advise(self, request: pb.AdviseRequest, context: grpc.ServicerContext) -> pb.AdviseResponse:
@@ -220,11 +233,11 @@ class Verbs:
             context,
             lambda: prefix_wish_of(request.prefix, request.ttl_s, PIN_TTL_NS_MAX, tier=tier, refresh=request.refresh),
         )
-        return self._answer(context, lambda port: port.pin(wish), pinned_of, unknown=KeyError)
+        return self._change(context, lambda port: port.pin(wish), pinned_of, unknown=KeyError)
 
     def Prefetch(self, request: pb.PrefetchRequest, context: grpc.ServicerContext) -> pb.PrefetchResponse:
         wish = _checked(context, lambda: prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX))
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.prefetch(wish),
             lambda fetching: pb.PrefetchResponse(there=fetching.there, coming=fetching.coming),
@@ -233,18 +246,19 @@ class Verbs:
 
     def HandOver(self, request: pb.HandOverRequest, context: grpc.ServicerContext) -> pb.HandOverResponse:
         wish = _checked(context, lambda: prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX))
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.hand_over(wish, dry_run=request.dry_run),
             lambda report: pb.HandOverResponse(**named(report)),
             unknown=KeyError,
+            dry_run=request.dry_run,
         )
 
     def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinResponse:
         if not request.tenant:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "tenant must name whose pins are to end")
         numbers = list(request.pins)
-        return self._answer(
+        return self._change(
             context,
             lambda port: port.unpin(request.tenant, numbers),
             lambda found: pb.UnpinResponse(**named(found)),
@@ -317,14 +331,66 @@ class Verbs:
         """Ask the owner and build the answer here."""
         return _answered(context, lambda wait_s: build(self._owner.ask(question, wait_s)), unknown)
 
+    def _change(
+        self,
+        context: grpc.ServicerContext,
+        question: Callable[[AdminPort], Report],
+        build: Callable[[Report], Answer],
+        unknown: type[Exception] | tuple[()] = (),
+        *,
+        dry_run: bool = False,
+    ) -> Answer:
+        """As `_act`, of what is over when it has begun."""
+        return self._act(context, lambda port: at_once(question(port)), build, unknown, dry_run=dry_run)
+
+    def _act(
+        self,
+        context: grpc.ServicerContext,
+        act: Callable[[AdminPort], "Future[Report]"],
+        build: Callable[[Report], Answer],
+        unknown: type[Exception] | tuple[()] = (),
+        *,
+        dry_run: bool = False,
+    ) -> Answer:
+        """As `_answer`, of what changes something: whose time is over is told whether it goes on without them."""
+
+        def answer(wait_s: float) -> Answer:
+            try:
+                return build(carry_out(self._owner, act, wait_s))
+            except GoesOnError:
+                if dry_run:
+                    raise TimeoutError from None
+                raise
+            except TimeoutError:
+                if dry_run:
+                    raise
+                raise _NeverBeganError from None
+
+        return _answered(context, answer, unknown)
+
+
+class _NeverBeganError(Exception):
+    """An act's time was over before its turn came."""
+
 
 def _answered(
     context: grpc.ServicerContext, answer: Callable[[float], Answer], unknown: type[Exception] | tuple[()] = ()
 ) -> Answer:
-    """An answer that is given so many seconds. Trouble of every kind ends this call and nothing else."""
+    """An answer that is given so many seconds. Trouble of every kind ends this call and nothing else.
+
+    Raises GoesOnError of an act that does; the caller has been answered.
+    """
     wait_s = _wait_s(context)
     try:
         return answer(wait_s)
+    except GoesOnError:
+        text = f"it has begun, takes longer than {wait_s:.3g} s, and goes on; `kvctl audit` will say what came of it"
+        with suppress(Exception):  # which is how abort ends a call
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+        raise
+    except _NeverBeganError:
+        text = f"the owner thread did not answer in {wait_s:.3g} s; nothing was done, and nothing will be: try again"
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
     except TimeoutError:
         code, text = (
             grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -345,9 +411,11 @@ def _answered(
 
 
 def _wait_s(context: grpc.ServicerContext) -> float:
-    """How long a handler waits for the owner: up to the caller's deadline, and never longer than our own."""
+    """How long a handler waits for the owner: the caller's time, less what it takes to tell them, or our own."""
     remaining_s: float | None = context.time_remaining()
-    return OWNER_WAIT_S if remaining_s is None else min(remaining_s, OWNER_WAIT_S)
+    if remaining_s is None:
+        return OWNER_WAIT_S
+    return min(remaining_s - min(remaining_s * TELL_SHARE, TELL_S), OWNER_WAIT_S)
 
 
 class _Announce(Protocol):

@@ -26,6 +26,7 @@ from kvstored.admin import Admin
 from kvstored.admin_access import Access
 from kvstored.admin_audit import Audit
 from kvstored.admin_gate import Gate
+from kvstored.admin_quotas import key_of
 from kvstored.admin_remote import remote_report
 from kvstored.admin_tokens import TokenSocket
 from kvstored.block_events import BlockEvents, begin_now
@@ -134,6 +135,7 @@ class Daemon:
             scrub_all=config.dram_scrub == "all",
             quotas=config.quotas(),
             hbm=config.hbm_capacity(),
+            tenants=tuple(tenant.name for tenant in config.tenants),
             first_generation=time.time_ns() // 1000,  # grows over all lives, or the index says what was given
         )
         self._store = Store(
@@ -150,8 +152,8 @@ class Daemon:
         for fault in self._store.kept.faults:
             log.warning("learned anew after a warm restart: %s", fault)
         if self._store.quotas.forgotten:
-            names = ",".join(self._store.quotas.forgotten)
-            log.warning("quotas: chosen for %s and forgotten: the configuration leaves no room for them", names)
+            names = ",".join(f"{tenant}.{key_of(field)}" for tenant, field in self._store.quotas.forgotten)
+            log.warning("quotas: %s were chosen and do not hold any more: the configuration leaves no room", names)
         self._hot.store = self._hot.clients.store = self._store
         self._store.leasing.cut = self._hot.devices.cut
         self._hot.devices.begin(self._store)
@@ -361,6 +363,7 @@ class Daemon:
         if self._ending is None:
             wait_s = self._config.stop_within_s
             self._ending = Ending(self._store, wait_s, now_ns)
+            self._admin.ending = True
             self._control.announce(serving=False)
             self._events.say(Kind.DAEMON, "stopping: nothing new begins")
             self._notifier.notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round((wait_s + LINGER_S) * 1e6)}")

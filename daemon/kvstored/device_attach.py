@@ -23,6 +23,7 @@ from kvstored.connection import Connection
 from kvstored.descriptors import closing
 from kvstored.device_records import Memory, Mover
 from kvstored.device_work import Closing, DeviceThreads, Done, Opening, Work
+from kvstored.processes import identity_of
 
 _VIAS: Final = {Opens.IPC: Via.IPC, Opens.DESCRIPTOR: Via.DESCRIPTOR}
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Attached:
             raise ProtocolError("a verb of mode daemon, and the session is not in it")
         mover = self.movers.get(session)
         if mover is None:
-            mover = self.movers[session] = Mover(connection, session)
+            mover = self.movers[session] = Mover(connection, session, identity_of(connection.peer))
         return mover
 
     def attach(self, connection: Connection, session: Session, head: Head) -> None:
@@ -134,15 +135,14 @@ class Attached:
 
     def _end_former(self, mover: Mover) -> None:
         """Sessions of its process that the client has left, now: a LOAD they left unread must not come after this."""
-        pid = mover.connection.peer.pid
         for other in [each for each in self.movers.values() if each is not mover and not each.gone]:
-            if other.connection.peer.pid == pid and other.connection.left:
+            if other.process == mover.process and other.connection.left:
                 self._hang_up(other.connection)
 
     def open_some(self) -> None:
         """Whose former sessions write nothing any more."""
-        pids = {mover.connection.peer.pid for mover in self.movers.values() if mover.gone and mover.busy}
-        for attaching in [each for each in self._attaching if each.mover.connection.peer.pid not in pids]:
+        former = [mover for mover in self.movers.values() if mover.gone and mover.busy]
+        for attaching in [each for each in self._attaching if not any(_holds_up(mover, each) for mover in former)]:
             self._attaching.remove(attaching)
             self._put(attaching.memory.threads, attaching.memory.opening, partial(self._opened, attaching))
 
@@ -209,6 +209,14 @@ class Attached:
             body = frames.NUMBER_BODY.pack(memory.number)
             self._send(mover, frames.build(Verb.DETACHED, memory.detaching, body))
         self.forget_if_done(mover)
+
+
+def _holds_up(former: Mover, attaching: _Attaching) -> bool:
+    """May it be a session of the same process, and its copies where this memory is?"""
+    if former.process != attaching.mover.process:
+        return False
+    threads = attaching.memory.threads  # a client asks for each memory, which lies on one GPU
+    return former.process > 0 or any(transfer.memory.threads is threads for transfer in former.transfers.values())
 
 
 def _close(fds: list[int]) -> None:

@@ -59,6 +59,7 @@ class Mover:
 
     connection: Connection
     session: Session
+    process: int  # of `kvstored.processes.identity_of`
     memories: dict[int, Memory] = field(default_factory=dict)
     transfers: dict[int, Transfer] = field(default_factory=dict)
     next_memory: int = 1

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import xxhash
 
 from kvkernels.copyhash import Bytes
-from kvkernels.device.engines import GUESS, SIZES, Crossover, Engine, Engines, kept
+from kvkernels.device.engines import GUESS, SIZES, Crossover, Engine, Engines
 from kvkernels.device.pages import Pages
 from kvkernels.device.pinning import Copier, Pins
 from kvkernels.device.port import Device, DeviceError, DeviceLostError, Direction, Move, Stream, place_of
@@ -237,8 +237,8 @@ class DeviceThreads:
         self._hbm_address = 0
         self._tables = Tables(device)
         self._pins = Pins(device)
-        crossover = _for_emulation() if device.properties.emulated else kept(device, None)
-        self.engines = Engines(device, self._tables, crossover or GUESS)
+        # Nothing is measured here: it would take memory of the GPU, and a second of a link that engines are using.
+        self.engines = Engines(device, self._tables, _for_emulation() if device.properties.emulated else GUESS)
         self.copier = Copier(device, self.engines, self._pins)
         self._done: deque[Done] = deque()
         self._lines = {each: _Line(self, each) for each in (Direction.TO_DEVICE, Direction.TO_HOST)}
@@ -268,8 +268,8 @@ class DeviceThreads:
 
     def hangs(self) -> bool:
         """Has a piece of work been under way for far too long?"""
-        since = [line.since_ns for line in self._lines.values() if line.since_ns]
-        return bool(since) and time.monotonic_ns() - min(since) > HUNG_S * 10**9
+        since = [line.since_ns for line in self._lines.values()]  # a thread may set one to 0 at any time
+        return any(each and time.monotonic_ns() - each > HUNG_S * 10**9 for each in since)
 
     def take_done(self) -> list[Done]:
         """What was done since."""

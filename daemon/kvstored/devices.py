@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvkernels.device.port import Device, DeviceError
+from kvstore.quotas import HBM_ARENA_BYTES
 from kvstored.device_names import DeviceName, devices_of
 from kvstored.device_work import DeviceThreads
 
@@ -17,20 +18,33 @@ def make_devices(
 ) -> tuple[list[DeviceThreads], list[str]]:  # fmt: skip
     """Threads for each device, not started, and what to say of those that cannot be had. Makes contexts on GPUs.
 
-    `hbm_bytes`: of each, for the tier there; where it has no room for that, it does without.
+    `hbm_bytes`: of each, for the tier there; where it has no room for that, it does without, and that is said.
     """
     made: list[DeviceThreads] = []
     without: list[str] = []
     for name in devices_of(text):
         try:
             made.append(DeviceThreads(_device(name), wake))
-            log.info("device: %s", made[-1].name)
-            if hbm_bytes:
-                made[-1].make_hbm(hbm_bytes)
         except DeviceError as error:
             without.append(f"{name.kind}:{name.number} cannot be had: {error}; see gpu.devices")
             log.warning("%s", without[-1])
+            continue
+        log.info("device: %s", made[-1].name)
+        if hbm_bytes and (why := _make_hbm(made[-1], hbm_bytes)):
+            without.append(f"{name.kind}:{name.number} serves without a tier of its own: {why}; see gpu.hbm")
+            log.warning("%s", without[-1])
     return made, without
+
+
+def _make_hbm(threads: DeviceThreads, hbm_bytes: int) -> str:
+    """Why there is no tier in its memory, if so."""
+    if hbm_bytes < HBM_ARENA_BYTES:
+        return f"{hbm_bytes} bytes hold nothing, {HBM_ARENA_BYTES >> 20} MiB are the least"
+    try:
+        threads.make_hbm(hbm_bytes)
+    except DeviceError as error:
+        return f"no room for {hbm_bytes >> 20} MiB: {error}"
+    return ""
 
 
 def _device(name: DeviceName) -> Device:

@@ -64,6 +64,7 @@ class HotServer:
         self._leaf = leaf
         self.store: Store  # set once by the daemon: store and server know each other
         self.clients = Clients(loop, memory, self._on_ready)
+        self.clients.uids = tuple(tenant.uids for tenant in config.tenants)
         self.notes: Sequence[Note] | None = None  # by verb: what hears how long a frame took
         self._received = np.zeros(FRAME_BYTES, dtype=np.uint8)
         self._frame = memoryview(self._received)  # type: ignore[arg-type]  # ndarray has the buffer protocol

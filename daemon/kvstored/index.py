@@ -5,10 +5,12 @@
        |  +-- REBUILDING     +--child dies--> LOST           (doubtful: the next start believes the headers; the child
        |                                                      ends itself if it finds the index damaged, or gone)
        +--child dies: again, from headers; three times--> LOST
+       +--it cannot read: once more a moment later, five times--> LOST
 
 The tables in memory are the truth; the index only makes the next start fast.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -40,6 +42,10 @@ from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind,
 log = logging.getLogger(__name__)
 
 REBUILDS: Final = 3  # attempts after a child that died
+# What a drive may say that answers rightly a moment later. So often, and so long after each time, it is asked again.
+PASSING: Final = frozenset({errno.EIO, errno.ENOSPC, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+PASSING_TRIES: Final = 5
+PASSING_S: Final = 0.5
 ANSWER_S: Final = 30.0
 STOP_S: Final = 5.0  # for a commit in progress
 
@@ -53,6 +59,14 @@ class State(Enum):
     HUNG = "hung"
     LOST = "lost"
     STOPPED = "stopped"
+
+
+class _End(Enum):
+    """How a child's life ended that had not loaded."""
+
+    DIED = "died"
+    PASSING = "passing"  # it said why, and that may be over soon
+    FINAL = "final"  # it said why
 
 
 class DirectoryHeldError(Exception):
@@ -235,12 +249,12 @@ class Index:
         if find_spec("lmdb") is None:  # every child would say so at length, and end
             self._lose("the package lmdb is not installed; it comes with kvstored[daemon]")
             return
-        reason = ""
-        for _ in range(1 + REBUILDS):
+        reason, died, passing = "", 0, 0
+        while died <= REBUILDS:
             try:
                 child = Child(self._directories, rebuild=reason, map_bytes=self._map_bytes)
             except OSError as error:
-                reason = f"no index child can be started: {error}"
+                reason, died = f"no index child can be started: {error}", died + 1
                 continue
             with self._changed:
                 self._child = child
@@ -250,14 +264,25 @@ class Index:
             child.end(STOP_S if self._was_loaded else 0.0)
             if end is None:
                 return
-            final, reason = end
-            log.warning("index: %s", reason)
-            if final or self._was_loaded:
+            kind, said = end
+            log.warning("index: %s", said)
+            if kind is _End.PASSING and passing < PASSING_TRIES and not self._was_loaded:
+                passing += 1
+                if self._stopped_within(PASSING_S):
+                    return
+                continue
+            reason, died = said, died + 1
+            if kind is not _End.DIED or self._was_loaded:
                 break
         self._lose(reason)
 
-    def _converse(self, child: Child) -> tuple[bool, str] | None:
-        """Until the child is gone: why, and whether that is final. None: `stop` was called."""
+    def _stopped_within(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._stop_fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _converse(self, child: Child) -> tuple[_End, str] | None:
+        """Until the child is gone: why, and of what kind that is. None: `stop` was called."""
         poll = select.poll()
         poll.register(self._stop_fd, select.POLLIN)
         poll.register(child.link, select.POLLIN)
@@ -272,13 +297,13 @@ class Index:
                 continue
             message = index_wire.receive(child.link)
             if message is None:
-                return False, self._why_gone(child)
+                return _End.DIED, self._why_gone(child)
             if message.kind is Kind.FAILED:
-                return True, message.text
+                return _End.PASSING if message.first in PASSING else _End.FINAL, message.text
             try:
                 self._hear(message)
             except OSError as error:
-                return True, f"what the index child has read cannot be mapped: {error}"
+                return _End.FINAL, f"what the index child has read cannot be mapped: {error}"
             patience_ms = None if self._was_loaded else self._answer_s * 1000
 
     def _why_gone(self, child: Child) -> str:

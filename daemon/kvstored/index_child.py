@@ -43,7 +43,7 @@ def main() -> int:
     try:
         lock = _lock(directories[0])
     except OSError as error:
-        index_wire.send(link, Message(Kind.FAILED, text=str(error)))
+        index_wire.send(link, Message(Kind.FAILED, error.errno or 0, text=str(error)))
         return 0
     code = _read(link, directories, request)
     if code == 0 and not request["look"]:

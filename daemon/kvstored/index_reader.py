@@ -135,7 +135,8 @@ def load(link: socket.socket, directories: Sequence[Path], rebuild: str, map_byt
         if contents is None:
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
     except (VersionError, OSError) as error:
-        index_wire.send(link, Message(Kind.FAILED, text=str(error)))
+        number = error.errno or 0 if isinstance(error, OSError) else 0
+        index_wire.send(link, Message(Kind.FAILED, number, text=str(error)))
         return
     if not look and contents.dropped and not contents.rebuilt and not found.unreadable:
         _forget(directories[0], found, map_bytes)

@@ -2,7 +2,7 @@
 
     child -> daemon   PROGRESS  slots read, all slots              headers are being read
                       LOADED    where the JSON begins, its bytes   + memfd: records, then JSON; ends the start
-                      FAILED    text                               there can be no index; ends the start
+                      FAILED    errno or 0, text                   there can be no index; ends the start
                       DONE      sequence                           the commit is durable
                       REFUSED   sequence, text                     the commit is not in the index
     daemon -> child   COMMIT    sequence, bytes                    + memfd: a packed Change

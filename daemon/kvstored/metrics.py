@@ -149,7 +149,8 @@ class Metrics:
             before = former.get(one.name, (0, 0))
             for tier, now_bytes, then_bytes, byte_s in zip(TIERS, one.hit_bytes, before, one.byte_s, strict=True):
                 spent_s = (now_bytes - then_bytes) * (byte_s or 0.0)
-                self._load_s[one.name, tier] = self._load_s.get((one.name, tier), 0.0) + spent_s
+                if spent_s:  # nothing of tenants that only come and go
+                    self._load_s[one.name, tier] = self._load_s.get((one.name, tier), 0.0) + spent_s
         self._snapshot, self._text = snapshot, b""
 
     # -- pages ---------------------------------------------------------------------------------------------------

@@ -35,6 +35,16 @@ def process_of(peer: Peer) -> Process | None:
     return Process(peer.pid, start, _pid_namespace())
 
 
+def identity_of(peer: Peer) -> int:
+    """The same for all sessions of a process, and for no other one that lives; below 0 where nobody can tell: one for
+    all of a user's in other pid namespaces, before Linux 6.9. While its pidfd is open.
+    """
+    inode = _inode_of(peer.pidfd)
+    if inode is not None:
+        return inode
+    return peer.pid if peer.pid > 0 else -1 - peer.uid
+
+
 class HostProcesses:
     """`kvstore.ports.Processes` of a real host."""
 

@@ -167,7 +167,8 @@ def _rows(widen: Callable[..., Any], narrow: Callable[..., Any], infinity: int) 
                 return False
             low_bits = _narrow_half(low)
             start = _F(_widen_half(low_bits))
-            step_bits = _narrow_half(_F(max(_F(high - start), _F(0)) / _F(15)))
+            extent = _F(high - start)
+            step_bits = _narrow_half(_F((extent if extent > 0 else _F(0)) / _F(15)))  # `max` may give minus zero
             step = _F(_widen_half(step_bits))
             inverse = _F(1) / step if step > 0 else _F(0)
             steps[g, 0], steps[g, 1] = step_bits, low_bits

@@ -13,7 +13,7 @@ import xxhash
 
 from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
-from kvproto.limits import KEY_BYTES, NAME_BYTES, NAMESPACES
+from kvproto.limits import KEY_BYTES, MIB, NAME_BYTES, NAMESPACES
 
 __all__ = [
     "VERSION", "ArchiveError", "Block", "Damage", "Done", "Events", "Name", "Reader", "Totals", "Writer",
@@ -30,6 +30,7 @@ _DONE: Final = struct.Struct("<QQQ16s")  # namespaces, blocks, their bytes, sum 
 HEAD_BYTES: Final = _HEAD.size + _SUM.size
 RECORD_BYTES: Final = _RECORD.size + _SUM.size
 NAME_BODY_BYTES: Final = 16 * 1024  # six texts of 1 KiB, with room
+PIECE_BYTES: Final = 16 * MIB  # read at a time: memory is used as bytes come, whatever a head says
 NAMED, BLOCK, DONE = b"NAME", b"BLOK", b"DONE"
 
 
@@ -61,7 +62,7 @@ class Block:
 
     key: bytes
     parent: bytes | None
-    body: bytearray
+    body: bytearray  # empty for a reader that keeps none
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,10 @@ class _Record:
 class Reader:
     """Reads one archive: iterate once. Raises ArchiveError when made, for what is none."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, keeps: bool = True) -> None:
+        """`keeps`: False to verify blocks and not have their bytes, so that no size of theirs matters."""
         self._file = file
+        self._keeps = keeps
         self._at = 0
         head = bytes(self._read(HEAD_BYTES))
         if not head.startswith(MAGIC):
@@ -211,6 +214,8 @@ class Reader:
         if xxhash.xxh3_128_digest(body) != record.body_sum or len(body) < _NAME.size:
             return "the name of a namespace is damaged, so that its blocks are nobody's"
         planned, named = _NAME.unpack_from(body)
+        if not 0 < named <= NAME_BYTES:
+            return "a namespace that cannot be"
         try:
             tenant = body[_NAME.size : _NAME.size + named].decode()
             identity = NamespaceIdentity.from_canonical(body[_NAME.size + named :])
@@ -230,14 +235,21 @@ class Reader:
             return self._broken(began, "a record that does not belong here")
         if record.body_bytes != name.identity.block_bytes:
             return self._broken(began, "a block of another size than its namespace's")
-        body = self._read(record.body_bytes)
+        if self._blocks >= self.planned_blocks or self._bytes + record.body_bytes > self.planned_bytes:
+            return self._broken(began, "more than its first bytes say")
+        body, found_bytes, found_sum = bytearray(), 0, xxhash.xxh3_128()
+        for piece in self._pieces(record.body_bytes):
+            found_bytes += len(piece)
+            found_sum.update(piece)
+            if self._keeps:
+                body = _joined(body, piece)
         self._sums.update(record.body_sum)
-        if len(body) < record.body_bytes:
+        if found_bytes < record.body_bytes:
             return self._broken(began, "cut short within a block")
-        if xxhash.xxh3_128_digest(body) != record.body_sum:
+        if found_sum.digest() != record.body_sum:
             return self._broken(began, "a block is damaged", record.key)
         self._blocks += 1
-        self._bytes += len(body)
+        self._bytes += found_bytes
         return Block(record.key, None if record.parent == ROOT else record.parent, body)
 
     def _skipped(self) -> bool:
@@ -245,7 +257,7 @@ class Reader:
         if self._name is None:
             return False
         size = self._name.identity.block_bytes
-        return len(self._read(size)) == size
+        return sum(map(len, self._pieces(size))) == size
 
     def _end(self, began: int, record: _Record) -> Iterator[Events]:
         body = bytes(self._read(record.body_bytes if record.body_bytes == _DONE.size else 0))
@@ -266,15 +278,33 @@ class Reader:
         return Damage(at, why, key)
 
     def _read(self, size: int) -> bytearray:
-        """So many bytes, or all that there are. Memory is used as bytes come, whatever a head says."""
-        found = bytearray(size)
-        view, at = memoryview(found), 0
-        while at < size:
-            count = self._file.readinto(view[at : at + (1 << 24)])  # type: ignore[attr-defined]
-            if not count:
-                break
-            at += count
-        view.release()
-        self._at += at
-        del found[at:]
+        """So many bytes, or all that there are."""
+        found = bytearray()
+        for piece in self._pieces(size):
+            found = _joined(found, piece)
         return found
+
+    def _pieces(self, size: int) -> Iterator[bytearray]:
+        """So many bytes, or all that there are, some at a time."""
+        while size > 0:
+            piece = bytearray(min(size, PIECE_BYTES))
+            view, at = memoryview(piece), 0
+            while at < len(piece):
+                count = self._file.readinto(view[at:])  # type: ignore[attr-defined]
+                if not count:
+                    break
+                at += count
+            view.release()
+            self._at += at
+            size = size - at if at == len(piece) else 0
+            del piece[at:]
+            if piece:
+                yield piece
+
+
+def _joined(found: bytearray, piece: bytearray) -> bytearray:
+    """Mostly there is one piece, which is not copied."""
+    if not found:
+        return piece
+    found += piece
+    return found

@@ -838,7 +838,7 @@ class SetPolicyResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
-    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "chosen_fields", "hbm_guaranteed_bytes", "hbm_max_bytes")
+    __slots__ = ("tenant", "chosen", "dram_guaranteed_bytes", "dram_asked_bytes", "dram_max_bytes", "disk_guaranteed_bytes", "disk_asked_bytes", "disk_max_bytes", "pin_share", "pin_budget_bytes", "in_flight_max", "dram_max_asked_bytes", "disk_max_asked_bytes", "pin_5m_ttl_s", "pin_5m_share", "pin_1h_ttl_s", "pin_1h_share", "pin_tool_ttl_s", "pin_tool_share", "unused_ttl_s", "chosen_fields", "hbm_guaranteed_bytes", "hbm_max_bytes", "hbm_sure_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     DRAM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -862,6 +862,7 @@ class Quota(_message.Message):
     CHOSEN_FIELDS_FIELD_NUMBER: _ClassVar[int]
     HBM_GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
     HBM_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HBM_SURE_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     chosen: bool
     dram_guaranteed_bytes: int
@@ -885,7 +886,8 @@ class Quota(_message.Message):
     chosen_fields: _containers.RepeatedScalarFieldContainer[str]
     hbm_guaranteed_bytes: int
     hbm_max_bytes: int
-    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., chosen_fields: _Optional[_Iterable[str]] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ...) -> None: ...
+    hbm_sure_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., chosen: _Optional[bool] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_asked_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_asked_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., pin_budget_bytes: _Optional[int] = ..., in_flight_max: _Optional[int] = ..., dram_max_asked_bytes: _Optional[int] = ..., disk_max_asked_bytes: _Optional[int] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., chosen_fields: _Optional[_Iterable[str]] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ..., hbm_sure_bytes: _Optional[int] = ...) -> None: ...
 
 class GetQuotasRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -943,15 +945,25 @@ class SetQuotaRequest(_message.Message):
     hbm_max_bytes: int
     def __init__(self, tenant: _Optional[str] = ..., dram_guaranteed_bytes: _Optional[int] = ..., dram_max_bytes: _Optional[int] = ..., disk_guaranteed_bytes: _Optional[int] = ..., disk_max_bytes: _Optional[int] = ..., pin_share: _Optional[float] = ..., in_flight_max: _Optional[int] = ..., usual: _Optional[_Iterable[str]] = ..., reset: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pin_5m_ttl_s: _Optional[float] = ..., pin_5m_share: _Optional[float] = ..., pin_1h_ttl_s: _Optional[float] = ..., pin_1h_share: _Optional[float] = ..., pin_tool_ttl_s: _Optional[float] = ..., pin_tool_share: _Optional[float] = ..., unused_ttl_s: _Optional[float] = ..., configured: _Optional[_Iterable[str]] = ..., hbm_guaranteed_bytes: _Optional[int] = ..., hbm_max_bytes: _Optional[int] = ...) -> None: ...
 
+class QuotaOfOther(_message.Message):
+    __slots__ = ("quota", "former")
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    FORMER_FIELD_NUMBER: _ClassVar[int]
+    quota: Quota
+    former: Quota
+    def __init__(self, quota: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., former: _Optional[_Union[Quota, _Mapping[str, object]]] = ...) -> None: ...
+
 class SetQuotaResponse(_message.Message):
-    __slots__ = ("quota", "former", "dry_run")
+    __slots__ = ("quota", "former", "dry_run", "others")
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     FORMER_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     quota: Quota
     former: Quota
     dry_run: bool
-    def __init__(self, quota: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., former: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[QuotaOfOther]
+    def __init__(self, quota: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., former: _Optional[_Union[Quota, _Mapping[str, object]]] = ..., dry_run: _Optional[bool] = ..., others: _Optional[_Iterable[_Union[QuotaOfOther, _Mapping[str, object]]]] = ...) -> None: ...
 
 class AdviseRequest(_message.Message):
     __slots__ = ("tenant",)

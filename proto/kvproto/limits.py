@@ -42,6 +42,10 @@ STALE_PER_TENANT: Final = (
 # ring takes memory from its session's first RESERVE to its end.
 SESSIONS: Final = 256
 SESSIONS_PER_UID: Final = 64
+# A few users must not use them up for all others: the last 64 are for who has none, and of these half for configured
+# tenants, in equal parts and at least one each: 32 for one, 4 each for eight, one each for 64.
+SESSIONS_KEPT: Final = 64
+SESSIONS_KEPT_CONFIGURED: Final = SESSIONS_KEPT // 2
 LINGERING_PER_UID: Final = 256  # closed, but their processes live and may still read; a descriptor each
 RING_BYTES: Final = 64 * MIB
 RING_BYTES_MAX: Final = 4 * GIB

@@ -30,7 +30,8 @@ ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS)
 LOOKS = {"close", "read", "pread", "stat", "statvfs", "list"}  # these change nothing: EIO alone
 # One of each kind that matters most, by life; how often a kind is called is not the same in each run.
 FAST = (
-    (0, Fault("pwrite", 9, errno.ENOSPC)), (0, Fault("sync", 12, errno.EIO)), (1, Fault("pread", 8, errno.EIO)),
+    (0, Fault("open", 2, errno.EIO)), (0, Fault("pwrite", 9, errno.ENOSPC)), (0, Fault("sync", 12, errno.EIO)),
+    (1, Fault("pread", 8, errno.EIO)),
 )  # fmt: skip
 
 

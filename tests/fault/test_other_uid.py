@@ -81,6 +81,7 @@ with raw_client(run) as client:
         "its descriptors": lambda: os.listdir(f"/proc/{{victim}}/fd"),
         "control socket": lambda: __import__("socket").socket(1, 1).connect(str(run / "control.sock")),
         "remove socket": lambda: (run / "hot.sock").unlink(),
+        "open lock": lambda: os.close(os.open(run / "lock", os.O_RDONLY)),
         "replace lock": lambda: (run / "lock").write_text("0"),
         "new file": lambda: (run / "planted").touch(),
     }}

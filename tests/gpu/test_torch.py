@@ -1,5 +1,6 @@
 """torch's tensors on a GPU through a real daemon, ordered with torch's streams."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import kvclient
 from bench.process import DaemonProcess
 from kvclient import devices
 from kvkernels.device.cuda import Cuda
+from kvkernels.device.engines import GUESS
 from kvkernels.device.pages import pages_of
 
 BLOCK, COUNT = 64 << 10, 200
@@ -68,7 +70,8 @@ def test_encoded_blocks_are_those_that_a_processor_makes(torch: Any, client: kvc
     for chain, like in ((keys, source.cpu()), (on_host, source)):  # each side reads what the other stored
         target = torch.zeros_like(like)
         with namespace.fetch(chain) as lease:
-            assert lease.copy_to(target)
+            stream = torch.cuda.current_stream() if target.is_cuda else None  # in which its zeros are written
+            assert lease.copy_to(target, stream=stream)
         found.append(target.cpu())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], source.cpu()) == (codec == "bf16-fixed")
@@ -94,6 +97,27 @@ def test_the_callers_stream_comes_first_and_waits(torch: Any, namespace: kvclien
         assert copying.result(30)
     compute.synchronize()
     assert bool((doubled == 14).all())
+
+
+def test_a_graph_is_captured_while_ways_to_copy_are_measured(torch: Any, gpu: Cuda) -> None:
+    """Allocations and registrations of other threads would break it, and fail themselves."""
+    measured = torch.ones(1 << 16, device="cuda")
+    torch.cuda.synchronize()
+    copies = devices.Copies(gpu, calibrate=True)
+    measuring = [thread for thread in threading.enumerate() if thread.name == "kvclient-calibrate"]
+    captured = 0
+    while not captured or any(thread.is_alive() for thread in measuring):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # in mode "global"
+            total = measured
+            for _ in range(500):
+                total = total + measured
+        captured += 1
+        graph.replay()
+        torch.cuda.synchronize()
+        assert bool((total == 501).all())
+    assert copies.engines.crossover is not GUESS
+    copies.close()
 
 
 def test_a_tensor_on_another_device_is_told(torch: Any, gpu: Cuda) -> None:

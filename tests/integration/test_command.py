@@ -57,7 +57,7 @@ def test_a_second_daemon_on_one_directory_says_so_and_leaves_the_first_alone(sta
     first = start_daemon("--dram", "64MiB", "--lock", "false")
     done = kvstored("--runtime-dir", str(first.runtime_dir), "--dram", "64MiB")
     assert done.returncode == 75
-    assert "another daemon" in done.stderr
+    assert f"another daemon serves {first.runtime_dir}: process {first.process.pid} holds its lock" in done.stderr
     assert (first.runtime_dir / "lock").read_text() == f"{first.process.pid}\n"
     assert kvctl(first.runtime_dir, "ping").returncode == 0
 

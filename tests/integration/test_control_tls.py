@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvproto import control_pb2, control_pb2_grpc
@@ -110,6 +112,38 @@ def test_who_has_a_certificate_sees_and_acts_and_is_written_down_by_name(remote:
     acts = json.dumps(remote.local("audit"))
     assert acts.count("erika") == 2
     assert "drain" in acts
+
+
+NAMELESS = {
+    "nothing": x509.Name([]),
+    "an organization": x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "an organization")]),
+    "blanks": x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "  ")]),
+}
+
+
+@pytest.mark.parametrize("subject", NAMELESS.values(), ids=NAMELESS)
+def test_a_certificate_without_a_common_name_acts_under_another_one_that_it_has(
+    remote: Remote, subject: x509.Name
+) -> None:
+    name = "spiffe://example.org/operators/frida"
+    frida = remote.operators.issue("frida", subject=subject, also=(name, "spiffe://example.org/other"))
+    done = remote.kvctl("drain", "--yes", pair=frida)
+    assert done.returncode == 0, done.stderr
+    assert remote.kvctl("undrain", pair=frida).returncode == 0
+    acts = remote.local("audit")["audit"]["acts"]
+    assert [(act["verb"], act["who"], act["outcome"]) for act in acts[-2:]] == [
+        ("drain", name, "done"), ("undrain", name, "done"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("subject", NAMELESS.values(), ids=NAMELESS)
+def test_a_certificate_that_names_nobody_is_refused(remote: Remote, subject: x509.Name) -> None:
+    nobody = remote.operators.issue("nobody", subject=subject)
+    assert remote.ping(remote.credentials(nobody)) is grpc.StatusCode.UNAUTHENTICATED
+    done = remote.kvctl("drain", "--yes", pair=nobody)
+    assert done.returncode == 1
+    assert "names nobody" in done.stderr
+    assert remote.local("status")["status"]["serving"]
 
 
 def test_archives_are_of_the_host_that_kvctl_runs_on(remote: Remote, tmp_path: Path) -> None:

@@ -219,4 +219,4 @@ def test_nobody_else_may_read_what_is_at_rest_whatever_the_umask(node: Node) -> 
     assert [str(path) for path in at_rest if path.stat().st_mode & 0o077] == []
     open_to_all = {path.name for path in node.run.iterdir() if path.stat().st_mode & 0o002}
     assert open_to_all == {"hot.sock", "token.sock"}, "whoever connects there is asked who they are"
-    assert {path.name for path in node.run.iterdir() if path.stat().st_mode & 0o004} == open_to_all | {"lock"}
+    assert {path.name for path in node.run.iterdir() if path.stat().st_mode & 0o004} == open_to_all

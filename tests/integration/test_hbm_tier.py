@@ -151,7 +151,9 @@ def test_a_tier_that_does_not_fit_is_said_and_the_daemon_serves(tmp_path: Path) 
         memory = kv.attach(client)
         assert namespace.save(keys, memory[[0]]).accepted == 1
         assert namespace.load(keys, memory[[1]]).blocks == 1
-        assert "cannot be had" in (tmp_path / "log").read_text()
+        log = (tmp_path / "log").read_text()
+        assert "see gpu.hbm" in log
+        assert "see gpu.devices" not in log
 
 
 def test_what_memory_has_evicted_comes_back_from_its_copy(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import kvclient
 import kvclient.aio
+from bench.process import DaemonProcess
 from kvclient import Choice, Partial, Step
 from kvclient.results import Tiers
 from kvproto.errors import Code
@@ -169,6 +170,20 @@ def test_the_example_keeps_its_prefix_over_a_tool_call(node: Node) -> None:
         assert (ran.returncode, ran.stdout) == (2, "")
         assert ran.stderr.startswith("usage: agent.py RUNTIME_DIR")
         assert ran.stderr.count("\n") == 1
+
+
+def test_the_example_says_what_it_misses_where_it_can_show_nothing(tmp_path: Path) -> None:
+    def run(runtime_dir: Path) -> "subprocess.CompletedProcess[str]":
+        words = [sys.executable, str(EXAMPLE), str(runtime_dir)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    with DaemonProcess(tmp_path / "run", "--dram", "256MiB", "--lock", "false", log_file=tmp_path / "log") as daemon:
+        roomy = run(daemon.runtime_dir)
+    assert (roomy.returncode, "the whole prefix is there" in roomy.stdout) == (1, True)
+    assert roomy.stderr == "this daemon has room for all: start it with --dram 64MiB\n"
+    absent = run(tmp_path / "nowhere")
+    assert (absent.returncode, absent.stdout, absent.stderr.count("\n")) == (1, "", 1)
+    assert str(tmp_path / "nowhere") in absent.stderr
 
 
 def test_a_program_keeps_its_context_until_it_is_finished(node: Node, ns: kvclient.Namespace) -> None:

@@ -122,10 +122,79 @@ def test_a_change_at_run_time_counts_and_survives_a_warm_restart(start_daemon: S
     assert quotas["quiet"].in_flight_max == 32
     assert not quotas["flood"].chosen
     assert quotas["flood"].in_flight_max == 64
-    back = kvctl(later, "quota", "quiet", "reset")
+    asked = kvctl(later, "quota", "quiet", "reset")
+    assert (asked.returncode, asked.stdout) == (2, ""), "others would be promised less"
+    back = kvctl(later, "quota", "--yes", "quiet", "reset")
     assert "dram_guaranteed: 5.0 MiB, until now 1.0 MiB" in back.stdout
     assert "dram_guaranteed is 5.0 MiB of the 5.5 MiB asked for: it is in whole arenas" in back.stdout
     assert kvctl(later, "quota", "nobody").returncode == 4
+
+
+def test_a_guarantee_that_takes_from_another_tenant_is_asked_about(start_daemon: StartDaemon, config: Path) -> None:
+    daemon = start_daemon("--config", str(config))
+    one, flood = open_as(daemon, "flood")
+    with one:
+        fill(flood, FLOOD[:3])
+        assert flood.pin(FLOOD[:1], ttl_s=3600.0).blocks == 1
+        told = kvctl(daemon, "quota", "quiet", "set", "dram_guaranteed=8MiB", "--dry-run")
+        assert told.returncode == 0, told.stderr
+        assert "flood, dram_guaranteed: others may take 3.0 MiB that were promised to it" in told.stdout
+        assert "flood, concerned: 1 pin (" in told.stdout
+        asked = kvctl(daemon, "quota", "quiet", "set", "dram_guaranteed=8MiB")
+        assert (asked.returncode, asked.stdout) == (2, "")
+        assert "give --yes" in asked.stderr
+        assert kvctl(daemon, "quota", "quiet", "set", "dram_guaranteed=5MiB").returncode == 0, "nobody loses by that"
+        told = kvctl(daemon, "quota", "quiet", "set", "in_flight=9", "--dry-run")
+        assert "concerned: 0 pins" in told.stdout, "it has not come yet"
+
+
+def test_a_choice_that_does_not_fit_any_more_is_warned_of(start_daemon: StartDaemon, config: Path) -> None:
+    daemon = start_daemon("--config", str(config))
+    assert kvctl(daemon, "quota", "--yes", "flood", "set", "dram_guaranteed=3MiB", "dram_max=4MiB").returncode == 0
+    one, flood = open_as(daemon, "flood")
+    with one:
+        fill(flood, FLOOD[:2])
+    daemon.kill()
+    config.write_text(config.read_text().replace("5.5MiB", "6MiB"))
+    later = start_daemon("--config", str(config))
+    with control(later) as client:
+        status = client.status()
+        (quota,) = client.quotas(pb.GetQuotasRequest(tenant="flood")).quotas
+    assert status.restart.began == "warm"
+    assert [said for said in status.warnings if said.startswith("dram_guaranteed of flood was chosen")]
+    assert (quota.HasField("dram_asked_bytes"), quota.dram_max_bytes) == (False, 4 * MIB)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
+def test_users_who_come_and_go_keep_nobody_out(start_daemon: StartDaemon, config: Path) -> None:
+    daemon = start_daemon("--config", str(config))
+    source = (
+        "import os, sys\nimport kvclient\n"
+        "for uid in range(70000, 70070):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os.setgroups([]); os.setgid(uid); os.setuid(uid)\n"
+        "        client = kvclient.connect(sys.argv[1], timeout_s=20.0)\n"
+        "        came = client.wait_connected(20.0)\n"
+        "        client.close()\n"
+        "        os._exit(0 if came else 1)\n"
+        "    assert os.waitpid(child, 0)[1] == 0, uid\n"
+    )
+    daemon.runtime_dir.chmod(0o755)
+    for folder in daemon.runtime_dir.parents:
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 1:
+            folder.chmod(0o711)
+    for _ in range(2):
+        line = [sys.executable, "-c", source, str(daemon.runtime_dir)]
+        ended = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        client, namespace = open_as(daemon, "quiet")
+        with client:
+            fill(namespace, QUIET)
+        daemon.kill()
+        daemon = start_daemon("--config", str(config))
+        with control(daemon) as operator:
+            assert operator.status().restart.began == "warm"
 
 
 @pytest.mark.parametrize(

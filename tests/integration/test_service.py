@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -44,6 +45,17 @@ def unit(
         node = stack.enter_context(Node(disks=disks))
         manager = stack.enter_context(managed(node, *arguments, command=command, watchdog_s=watchdog_s))
         yield node, manager
+
+
+def change(node: Node, channel: grpc.Channel, verb: str) -> grpc.StatusCode:
+    """What becomes of a call that changes something."""
+    stub, request = control_pb2_grpc.ControlStub(channel), getattr(control_pb2, f"{verb}Request")()
+    try:
+        getattr(stub, verb)(request, timeout=WAIT_S, metadata=token_metadata(node.run))
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
 
 
 def began(manager: ServiceManager) -> ServiceManager:
@@ -205,8 +217,13 @@ def test_a_stop_finishes_what_has_begun_and_refuses_what_is_new() -> None:
             assert raw.reserve(number, late)[0].grant == Grant.DRAINING
             assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
             with grpc.insecure_channel(f"unix:{node.run}/control.sock") as channel:
+                for verb in ("Undrain", "Drain"):
+                    assert change(node, channel, verb) is grpc.StatusCode.FAILED_PRECONDITION, "nobody takes it back"
                 health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+                stub: Any = control_pb2_grpc.ControlStub(channel)
+                assert not stub.GetStatus(control_pb2.GetStatusRequest(), timeout=WAIT_S).serving
             assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert raw.reserve(number, late)[0].grant == Grant.DRAINING
             assert raw.commit([granted.ticket]) == 0
             assert manager.process.wait(WAIT_S) == 0
         assert "stop: everything is finished" in node.log()

@@ -5,7 +5,9 @@ two tests that plant a bug show that pages which are used again too early would 
 """
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 import kvclient
 from bench.process import DaemonProcess
-from kvclient import devices, swap_attached, swap_lines
+from kvclient import devices, swap_attached, swap_budget, swap_lines
 from kvclient.results import Reason, StoreResult
 from kvclient.swap_ways import host_pages
 from kvclient.swapping import Priority
@@ -193,6 +195,30 @@ def test_the_daemon_learns_from_swaps_how_fast_its_memory_is_read(daemon: Daemon
             return advice.swap_budget_bytes if advice is not None else 0
 
         wait_until(lambda: budget() > 0)
+
+
+def test_what_a_swap_waits_for_is_no_time_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_budget, "TIMED_BYTES", 1)
+    monkeypatch.setattr(swap_attached, "WAIT_S", 0.1)  # whatever else this machine does
+    with gated_daemon() as (daemon, gate), rig(daemon, "daemon") as one, ThreadPoolExecutor(1) as other:
+        keys, bandwidth, link = one.keys(4), one.client._budget.bandwidth, one.client._connection
+        assert one.namespace.save(keys[:3], one.memory[FIRST[:3]], timeout_s=30.0).accepted == 3
+        gate.shut()
+        saving = other.submit(one.namespace.save, keys[3:], one.memory[FIRST[3:4]], keys[2], 60.0)
+        try:
+            wait_until(lambda: gate.holds)
+            back = one.swapper.swap_in(keys, SECOND[:4], priority=Priority.URGENT, wait_s=30.0)
+            wait_until(lambda: (session := link.session()) is not None and len(session.transfers) == 2)
+            began_s = time.monotonic()
+            wait_until(lambda: time.monotonic() - began_s > 0.2)
+            assert back.blocks is None, "the daemon waits for the last block"
+        finally:
+            gate.open()
+        assert saving.result(60).accepted == 1
+        assert back.result(30.0).blocks == 4
+        assert bandwidth.bytes_per_s == 0.0
+        assert one.swapper.swap_in(keys, SECOND[:4], priority=Priority.URGENT).result(30.0).blocks == 4
+        assert bandwidth.bytes_per_s > 0.0, "the control"
 
 
 @pytest.mark.parametrize("way", ["host", "daemon"])

@@ -10,6 +10,7 @@
 
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "emulated.cpp"
@@ -33,6 +34,35 @@ static int context_mark;
 #define CALL extern "C" Result
 #define NEEDS_CONTEXT \
     if (contexts.empty()) return 201;
+
+// Captures, as cuda.h has them: while one goes on, calls that are unsafe in it fail, and break it.
+enum Mode { GLOBAL, THREAD_LOCAL, RELAXED };
+enum { UNSUPPORTED = 900, INVALIDATED = 901 };
+static thread_local int mode = GLOBAL, own_capture = -1;
+static int global_captures;
+static bool broken;
+static bool is_unsafe() {
+    std::lock_guard<std::mutex> hold(lock);
+    const bool own = mode != RELAXED && own_capture >= 0 && own_capture != RELAXED;
+    if (own || (mode == GLOBAL && global_captures)) broken = true;
+    return own || (mode == GLOBAL && global_captures);
+}
+#define UNSAFE \
+    if (is_unsafe()) return UNSUPPORTED;
+CALL cuThreadExchangeStreamCaptureMode(int *other) {
+    if (*other < GLOBAL || *other > RELAXED) return INVALID;
+    return std::swap(*other, mode), OK;
+}
+CALL cuStreamBeginCapture_v2(void *, int how) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (how == GLOBAL) global_captures++;
+    return own_capture = how, broken = false, OK;
+}
+CALL cuStreamEndCapture(void *, void **graph) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (own_capture == GLOBAL) global_captures--;
+    return own_capture = -1, *graph = nullptr, broken ? Result(INVALIDATED) : Result(OK);
+}
 
 static const std::pair<const Pointer, Piece> *find(std::map<Pointer, Piece> &of, Pointer at) {
     auto next = of.upper_bound(at);
@@ -85,6 +115,7 @@ static Result make(size_t size, int *fd) {
 }
 CALL cuMemAlloc_v2(Pointer *out, size_t size) {
     NEEDS_CONTEXT
+    UNSAFE
     std::lock_guard<std::mutex> hold(lock);
     int fd;
     const Result made = make(size, &fd);
@@ -99,7 +130,7 @@ static Result drop(Pointer at) {
     pieces.erase(found);
     return OK;
 }
-CALL cuMemFree_v2(Pointer at) { NEEDS_CONTEXT return drop(at); }
+CALL cuMemFree_v2(Pointer at) { NEEDS_CONTEXT UNSAFE return drop(at); }
 CALL cuMemGetAddressRange_v2(Pointer *base, size_t *size, Pointer at) {
     NEEDS_CONTEXT
     std::lock_guard<std::mutex> hold(lock);
@@ -197,6 +228,7 @@ CALL cuMemImportFromShareableHandle(Pointer *out, void *fd, int type) {
 
 CALL cuMemHostRegister_v2(void *at, size_t size, unsigned flags) {
     NEEDS_CONTEXT
+    UNSAFE
     std::lock_guard<std::mutex> hold(lock);
     if (flags & 8) return 801;
     const int fd = open("/proc/self/mem", O_RDWR);  // can it be written to?
@@ -221,6 +253,7 @@ CALL cuMemHostRegister_v2(void *at, size_t size, unsigned flags) {
 }
 CALL cuMemHostUnregister(void *at) {
     NEEDS_CONTEXT
+    UNSAFE
     std::lock_guard<std::mutex> hold(lock);
     return registered.erase(reinterpret_cast<Pointer>(at)) ? OK : 713;
 }
@@ -282,7 +315,7 @@ CALL cuStreamWaitEvent(void *, void *event, unsigned flags) { return event && !f
 CALL cuEventCreate(void **event, unsigned flags) { return *event = malloc(1), flags == 3 ? OK : INVALID; }
 CALL cuEventDestroy_v2(void *event) { return free(event), OK; }
 CALL cuEventRecord(void *event, void *) { NEEDS_CONTEXT return event ? OK : INVALID; }
-CALL cuEventQuery(void *event) { NEEDS_CONTEXT return event ? OK : INVALID; }
+CALL cuEventQuery(void *event) { NEEDS_CONTEXT UNSAFE return event ? OK : INVALID; }
 CALL cuEventSynchronize(void *event) { NEEDS_CONTEXT return event ? OK : INVALID; }
 
 // -- kernels: a function is what unpacks their arguments

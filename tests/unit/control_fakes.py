@@ -226,7 +226,7 @@ class MemoryPort:
         return DaemonReport(
             version="0.1.0", pid=4242, uid=self.uid, started_unix_s=1.7e9, uptime_s=11_530.5,
             runtime_dir=self.runtime_dir,
-            serving=True, draining=self.draining, isolation="enforced", warnings=self.warnings,
+            serving=not self.draining, draining=self.draining, isolation="enforced", warnings=self.warnings,
             tiers=(self.tier(), disk_tier()) if self.disk else (self.tier(),), tenants=self.tenants(),
             counters=self.counters(), sessions=1, namespaces=len(self.chains), disk=self.disk, restart=self.restart,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import tracemalloc
 
 import pytest
 import xxhash
@@ -20,7 +21,7 @@ SECOND = NamespaceIdentity("n", "e", "l", "bf16", 16, 2 * SIZE, tp_rank=1, tp_si
 def written() -> tuple[bytes, dict[bytes, bytes]]:
     """Two namespaces, three chains; and what each key holds."""
     file, held = io.BytesIO(), {}
-    writer = Writer(file, 12, 12 * SIZE)
+    writer = Writer(file, 12, 16 * SIZE)
     for tenant, identity, names in (("alpha", FIRST, "ab"), ("beta", SECOND, "c")):
         writer.name(tenant, identity, 4 * len(names))
         for name in names:
@@ -51,7 +52,7 @@ def sound(events: list[Events], held: dict[bytes, bytes]) -> int:
 def test_what_was_written_comes_back_in_its_order() -> None:
     content, held = written()
     reader = Reader(io.BytesIO(content))
-    assert (reader.planned_blocks, reader.planned_bytes) == (12, 12 * SIZE)
+    assert (reader.planned_blocks, reader.planned_bytes) == (12, 16 * SIZE)
     events = list(reader)
     assert sound(events, held) == 12
     assert [event for event in events if isinstance(event, Name)] == [Name("alpha", FIRST, 8), Name("beta", SECOND, 4)]
@@ -149,3 +150,79 @@ def test_a_head_that_lies_with_a_good_sum_gives_nothing_and_takes_no_memory() ->
         events = lying(begin, kind, namespace, size, number)
         assert sound(events, held) == 0
         assert any(isinstance(event, Damage) for event in events)
+
+
+@pytest.mark.parametrize("planned", [(0, 0), (12, 0), (0, 1 << 40), (11, 16 * SIZE), (12, 16 * SIZE - 1)])
+def test_more_than_its_first_bytes_say_is_damage_and_ends_there(planned: tuple[int, int]) -> None:
+    content, held = written()
+    head = archive._HEAD.pack(archive.MAGIC, archive.VERSION, 0, *planned)
+    events = read(head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head)) + content[HEAD_BYTES:])
+    assert sound(events, held) <= planned[0]
+    assert sum(len(event.body) for event in events if isinstance(event, Block)) <= planned[1]
+    assert [event.why for event in events if isinstance(event, Damage)] == ["more than its first bytes say"]
+    assert not events[-1].whole  # type: ignore[union-attr]
+
+
+def test_fewer_than_its_first_bytes_say_are_no_damage() -> None:
+    content, held = written()
+    head = archive._HEAD.pack(archive.MAGIC, archive.VERSION, 0, 13, 17 * SIZE)
+    events = read(head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head)) + content[HEAD_BYTES:])
+    assert sound(events, held) == 12
+    assert events[-1].whole  # type: ignore[union-attr]
+
+
+def test_one_that_keeps_no_blocks_verifies_them_all_the_same() -> None:
+    content, held = written()
+    events = list(Reader(io.BytesIO(content), keeps=False))
+    assert [event.key for event in events if isinstance(event, Block)] == list(held)
+    assert not any(event.body for event in events if isinstance(event, Block))
+    assert events[-1] == Done(archive.Totals(2, 12, 4 * SIZE * 4), whole=True)
+    at = content.index(held[list(held)[2]])
+    spoilt = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    (damage,) = [event for event in Reader(io.BytesIO(spoilt), keeps=False) if isinstance(event, Damage)]
+    assert (damage.key, damage.why) == (list(held)[2], "a block is damaged")
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("size", [archive.PIECE_BYTES - 1, archive.PIECE_BYTES, 2 * archive.PIECE_BYTES + 1])
+def test_blocks_of_several_pieces_come_back(size: int, keeps: bool) -> None:
+    file, body = io.BytesIO(), random.Random(size).randbytes(size)
+    writer = Writer(file, 1, size)
+    writer.name("t", NamespaceIdentity("m", "e", "l", "bf16", 16, size))
+    writer.block(b"k" * 32, None, body)
+    writer.finish()
+    file.seek(0)
+    _, block, done = Reader(file, keeps=keeps)
+    assert isinstance(block, Block)
+    assert block.body == (body if keeps else b"")
+    assert done == Done(archive.Totals(1, 1, size), whole=True)
+
+
+def test_a_block_that_is_said_to_be_large_takes_memory_as_it_comes() -> None:
+    size = 256 << 20
+    file = io.BytesIO()
+    writer = Writer(file, 1, size)
+    writer.name("t", NamespaceIdentity("m", "e", "l", "bf16", 16, size))
+    head = archive._RECORD.pack(archive.BLOCK, 0, size, bytes(32), bytes(32), bytes(16), 1)
+    file.write(head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head)) + bytes(100))
+    file.seek(0)
+    tracemalloc.start()
+    try:
+        events = list(Reader(file))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [event.why for event in events if isinstance(event, Damage)] == ["cut short within a block"]
+    assert most < 2 * archive.PIECE_BYTES
+
+
+@pytest.mark.parametrize("tenant", ["", "t" * 65])
+def test_a_tenant_that_cannot_be_is_damage(tenant: str) -> None:
+    file = io.BytesIO()
+    writer = Writer(file)
+    named = tenant.encode()
+    writer._record(
+        archive.NAMED, FIRST.digest(), bytes(32), struct.pack("<QH", 0, len(named)) + named + FIRST.canonical()
+    )
+    events = read(file.getvalue())
+    assert [event.why for event in events if isinstance(event, Damage)] == ["a namespace that cannot be"]

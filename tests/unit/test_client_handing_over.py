@@ -47,6 +47,23 @@ def test_a_long_chain_is_handed_over_frame_by_frame(tmp_path: Path) -> None:
         assert [count for _, _, count in policies.prefetches if count > 5] == [KEYS_PER_FRAME]
 
 
+def test_what_is_not_here_or_not_over_there_any_more_does_not_count(tmp_path: Path) -> None:
+    with trio(tmp_path) as (peer, policies, _, ns):
+        for key in KEYS:
+            peer.put(key, bytes(ns.block_bytes))
+        policies.there = 5
+        moving = HandOver(ns, None, far=True)
+        assert moving.copy(KEYS, 30.0).blocks == 5
+        policies.there = 0
+        gone = moving.finish(KEYS, 0.01)
+        assert (gone.blocks, gone.rounds[-1].blocks, bool(gone.why)) == (0, 0, True)
+        policies.there = 5
+        assert moving.copy(KEYS, 30.0).blocks == 5
+        del peer.blocks[KEYS[3]]
+        gone = moving.finish(KEYS, 0.01)
+        assert (gone.blocks, gone.rounds[-1].blocks, bool(gone.why)) == (3, 0, True)
+
+
 def test_who_follows_is_over_when_the_client_is_closed_and_who_asks_nonsense_is_told(tmp_path: Path) -> None:
     with trio(tmp_path) as (_, _, client, ns):
         with pytest.raises(UsageError):

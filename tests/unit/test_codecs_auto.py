@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvclient import codecs_auto
+from kvclient import codecs, codecs_auto
 from kvclient.codecs import Speed, pays
 from kvclient.codecs_auto import memory_bytes_per_s, resolved
 from kvkernels.encodings import Encoding
@@ -88,3 +88,21 @@ def test_without_a_link_memory_is_measured_and_both_only_once() -> None:
     hits = codecs_auto.speeds.cache_info().hits
     auto(None)
     assert codecs_auto.speeds.cache_info().hits == hits + 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_accelerator_that_is_not_there_is_told(
+    measured: list[tuple[Encoding, ...]], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def auto_by(accelerate: str) -> str:
+        return resolved(
+            dtype=dtype, block_bytes=BLOCK, block_shape=None, lossy=False, accelerate=accelerate, link_bytes_per_s=1.0
+        )
+
+    with pytest.raises(UsageError, match="accelerate"):
+        auto_by("bogus")
+    monkeypatch.setitem(codecs.ACCELERATORS, "numba", "kvkernels.no_such_module")
+    with pytest.raises(UsageError, match="numba"):
+        auto_by("numba")
+    assert not measured
+    assert auto_by("") == ("bf16-fixed" if dtype == "bfloat16" else "raw")

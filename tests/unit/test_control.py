@@ -391,6 +391,23 @@ class TestAdmin:
         assert [tier.name for tier in status.tiers] == ["dram"]
         assert status.disk is None
 
+    def test_serves_unless_it_is_drained(self) -> None:
+        admin = Parts().admin
+        assert admin.status().serving
+        admin.drain(on=True)
+        assert (admin.status().serving, admin.status().draining) == (False, True)
+        admin.drain(on=False)
+        assert admin.status().serving
+
+    def test_that_stops_is_neither_drained_nor_undrained(self) -> None:
+        parts = Parts()
+        parts.admin.ending = parts.core.store.draining = True
+        for on in (True, False):
+            with pytest.raises(RefusedError, match="stopping"):
+                parts.admin.drain(on=on)
+        assert parts.core.store.draining
+        assert not parts.admin.status().serving
+
     def test_of_a_well_set_up_daemon_has_no_warning(self) -> None:
         parts = Parts()
         parts.fill()

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,11 +16,13 @@ from kvproto import device_frames, frames
 from kvproto.device_frames import Attach, Opens, Piece, SharedHandle
 from kvproto.frames import Mode, Verb
 from kvproto.limits import FRAME_BYTES, PAGE_BYTES
-from kvstore.sessions import Session
+from kvstore.sessions import Namespace, Session
 from kvstored.connection import Connection
 from kvstored.device_attach import Attached
+from kvstored.device_records import Memory, Mover, Transfer
 from kvstored.device_work import Closing, DeviceThreads, Done, Opening, Work
 from kvstored.peer import Peer
+from tests.contract.test_processes import NEEDS_INODES
 from tests.core import Core
 
 Then = Callable[[Done], None]
@@ -68,8 +71,9 @@ class Owner:
 @contextmanager
 def of_one_session(device: Emulation) -> Iterator[Owner]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        connection = Connection(ours, Peer(1, 1, 1, -1))
+    pidfd = os.pidfd_open(os.getpid())
+    with ours, theirs, os.fdopen(pidfd):
+        connection = Connection(ours, Peer(1, 1, 1, pidfd))
         connection.mode = Mode.DAEMON.name.lower()
         made = Owner(device, Core().store.attach("t", PAGE_BYTES), connection)
         yield made
@@ -123,3 +127,55 @@ def test_engines_take_no_more_than_a_quarter_of_the_descriptors() -> None:
                 owner.work()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def mover_of(owner: Owner, peer: Peer, threads: DeviceThreads) -> Mover:
+    """What a session has here that has ended while something is copied to its memory."""
+    connection = Connection(owner.connection.socket, peer)
+    connection.mode = owner.connection.mode
+    session = Core().store.attach("t", PAGE_BYTES)
+    mover = owner.attached.mover(connection, session)
+    memory = Memory(1, threads, 1, PAGE_BYTES, cast(Opening, None))
+    mover.transfers[1] = Transfer(1, mover, memory, cast(Namespace, None), [0])
+    mover.gone = True
+    return mover
+
+
+def held_up(owner: Owner, former: Peer, mine: Peer, *, elsewhere: bool = False) -> bool:
+    """Does an ATTACH wait for that copy, and for nothing else?"""
+    other = DeviceThreads(Emulation(1), lambda: None) if elsewhere else owner.threads
+    mover = mover_of(owner, former, other)
+    owner.connection.peer = mine
+    owner.attached.movers.pop(owner.session, None)
+    owner.works.clear()
+    owner.attach()
+    waits = not owner.works
+    mover.transfers.clear()
+    owner.attached.open_some()
+    assert len(owner.works) == 1
+    opening, then = owner.work()
+    then(Done(opening, over=True))
+    if elsewhere:
+        other.device.close()
+    return waits
+
+
+def test_an_attach_waits_for_copies_of_former_sessions_of_its_process(owner: Owner) -> None:
+    with os.fdopen(os.eventfd(0)) as shared:  # as an older kernel's pidfd: without an inode of its own
+        fd = shared.fileno()
+        assert held_up(owner, Peer(7, 1, 1, fd), Peer(7, 1, 1, fd))
+        assert held_up(owner, Peer(7, 1, 1, fd), Peer(7, 1, 1, fd), elsewhere=True)
+        assert not held_up(owner, Peer(8, 1, 1, fd), Peer(7, 1, 1, fd))
+        # Of another pid namespace: any process of that user may be the same, and its memory is on the device.
+        assert held_up(owner, Peer(0, 1, 1, fd), Peer(0, 1, 1, fd))
+        assert not held_up(owner, Peer(0, 1, 1, fd), Peer(0, 1, 1, fd), elsewhere=True)
+        assert not held_up(owner, Peer(0, 2, 1, fd), Peer(0, 1, 1, fd))
+
+
+@NEEDS_INODES
+def test_a_process_is_known_whatever_its_number(owner: Owner) -> None:
+    with os.fdopen(os.pidfd_open(os.getpid())) as mine, os.fdopen(os.pidfd_open(os.getppid())) as others:
+        one, other = Peer(0, 1, 1, mine.fileno()), Peer(0, 1, 1, others.fileno())
+        assert held_up(owner, one, one)
+        assert held_up(owner, one, one, elsewhere=True)
+        assert not held_up(owner, other, one)

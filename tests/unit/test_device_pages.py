@@ -149,3 +149,23 @@ def test_tensors_of_another_device_are_told() -> None:
         pages_of(device, [torch.zeros(4, 32, dtype=torch.uint8)])
     device.close()
     other.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [[True, False, True], np.array([True]), [1.0, 2.0], np.array([1.9]), ["1"], [None], [1 << 70], [np.nan]]
+)
+def test_page_numbers_are_whole_numbers(wrong: Any) -> None:
+    """A mask would name the pages 0 and 1."""
+    with pytest.raises(UnfitError, match="page"):
+        Pages((0,), (64,), 64, 4).ids(wrong)
+
+
+@pytest.mark.parametrize(
+    "right", [[3, 1], (3, 1), np.array([3, 1], np.uint8), np.array([3, 1]), torch.tensor([3, 1]), [np.int32(3), 1]]
+)
+def test_page_numbers_come_in_many_forms(right: Any) -> None:
+    pages = Pages((0,), (64,), 64, 4)
+    assert pages.ids(right).tolist() == [3, 1]
+    assert pages.ids(right).dtype == np.int64
+    assert pages.ids(range(4)).tolist() == [0, 1, 2, 3]
+    assert not pages.ids([]).size

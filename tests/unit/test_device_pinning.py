@@ -14,6 +14,7 @@ from kvkernels.device.emulated_streams import EmulatedStream
 from kvkernels.device.emulation import Emulation
 from kvkernels.device.engines import Engines
 from kvkernels.device.pinning import Copier, Pins, State, loads
+from kvkernels.device.port import RegistrationError
 from kvkernels.device.tables import Tables
 
 ARENA = 80 << 10  # no buffer is as large
@@ -159,3 +160,18 @@ def test_loads_are_packed_and_cut() -> None:
     packed = list(loads([(0, 1000, 5), (50, 2000, 40), (500, 3000, 70)], 64))
     assert packed == [[(0, 1000, 5, 0), (50, 2000, 40, 16)], [(500, 3000, 64, 0)], [(564, 3064, 6, 0)]]
     assert list(loads([], 64)) == []
+
+
+def test_a_buffer_that_cannot_be_made_leaves_none_behind() -> None:
+    asked: list[int] = []
+
+    def second_fails(length: int) -> None:
+        asked.append(length)
+        if len(asked) == 2:
+            raise RegistrationError("no more")
+
+    device = Emulation(registering=second_fails)
+    with pytest.raises(RegistrationError):
+        Copier(device, Engines(device, Tables(device)), Pins(device), slots=2, slot_bytes=12 << 10)
+    assert len(asked) == 2
+    assert not device._registrations.all()

@@ -52,7 +52,7 @@ class FakeHost:
         default_factory=lambda: {
             RUN: Entry("directory", 0o755, 1000),
             f"{RUN}/control.sock": Entry("socket", 0o600, 1000),
-            f"{RUN}/lock": Entry("other", 0o644, 1000),
+            f"{RUN}/lock": Entry("other", 0o600, 1000),
             DISK: Entry("directory", 0o700, 1000),
         }
     )
@@ -214,6 +214,25 @@ class TestMemory:
                 {"/sys/fs/cgroup/system.slice/kvstored.service/memory.max": 16},
                 OK,
             ),
+            ("0::/a.slice/a-b.slice/kv.service\n", {"/sys/fs/cgroup/a.slice/memory.max": 8}, FAIL),
+            (
+                "0::/a.slice/a-b.slice/kv.service\n",
+                {
+                    "/sys/fs/cgroup/a.slice/a-b.slice/kv.service/memory.max": 64,
+                    "/sys/fs/cgroup/a.slice/a-b.slice/memory.max": 8,
+                    "/sys/fs/cgroup/a.slice/memory.max": 32,
+                },
+                FAIL,
+            ),
+            (
+                "4:memory:/a/b\n0::/\n",
+                {
+                    "/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": 64,
+                    "/sys/fs/cgroup/memory/a/memory.limit_in_bytes": 8,
+                },
+                FAIL,
+            ),
+            ("0::/a.slice/b.service\n", {"/sys/fs/cgroup/b.slice/memory.max": 8}, OK),
             ("0::/../hidden\n", {"/sys/fs/cgroup/memory.max": 8}, FAIL),
             ("5:cpu:/x\n4:memory:/pod\n0::/\n", {"/sys/fs/cgroup/memory/pod/memory.limit_in_bytes": 8}, FAIL),
             ("4:hugetlb,memory:/\n", {"/sys/fs/cgroup/memory/memory.limit_in_bytes": 8}, FAIL),
@@ -224,6 +243,13 @@ class TestMemory:
         texts = {path: f"{gibibytes * GIB}\n" for path, gibibytes in files.items()}
         host = FakeHost(texts={**WELL_TEXTS, **texts, "/proc/77/cgroup": groups})
         assert check_memory(host, WELL_DAEMON).verdict is verdict
+
+    def test_names_the_group_whose_limit_is_the_tightest(self) -> None:
+        texts = {"/proc/77/cgroup": "0::/a.slice/kv.service\n", "/sys/fs/cgroup/a.slice/memory.max": f"{8 * GIB}\n"}
+        assert (
+            "cgroup limit 8.0 GiB (/a.slice)"
+            in check_memory(FakeHost(texts={**WELL_TEXTS, **texts}), WELL_DAEMON).found
+        )
 
     @pytest.mark.parametrize("unlimited", ["max", "9223372036854771712"])
     def test_knows_a_cgroup_without_a_limit(self, unlimited: str) -> None:

@@ -169,3 +169,14 @@ def test_every_float_becomes_the_nearest_of_the_eight_bit_ones() -> None:
     every = E4M3[[code for code in range(256) if code & 0x7F != 0x7F]]
     nearest = abs(exact[:, None] - every[None, :]).min(axis=1)
     assert np.array_equal(abs(found - exact), nearest)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("encoding", LOSSY)
+def test_zeros_of_either_sign_are_the_same_bytes_everywhere(encoding: Encoding, half: bool) -> None:
+    """`encoded` compares; all of a group may be minus zero."""
+    zeros = np.random.default_rng(1).integers(0, 2, 4 * ROW).astype(np.uint16) << np.uint16(15)
+    for values in (np.full(ROW, 0x8000, np.uint16), np.zeros(ROW, np.uint16), zeros):
+        stored = encoded(values, encoding, half=half)
+        assert stored is not None
+        assert not (decoded(stored, encoding, values.size, half=half) & 0x7FFF).any()

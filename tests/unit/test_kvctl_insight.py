@@ -103,6 +103,13 @@ class TestAdvise:
         assert "+2 MiB of DRAM: +" in page
         assert "Rule density: +20.0 points" in page
         assert "second_touch" in page
+        lines = [line.rstrip() for line in page.splitlines()]
+        (head,) = (line for line in lines if line.startswith("rule"))
+        assert "in the sample" in head
+        assert lines[-2:] == [  # the figures of the rules are not what was really found
+            "Rules are tried on a sample, each key by itself: compare them with each other,",
+            "not with what was really there.",
+        ]
         assert "Rule lru" not in page
 
     def test_without_prices_no_seconds_are_made_up(self, client: ControlClient, port: MemoryPort) -> None:

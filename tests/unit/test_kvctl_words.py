@@ -45,9 +45,10 @@ def test_unpin_says_what_is_missing(words: list[str], said: str) -> None:
 )
 def test_fewer_in_flight_is_a_cut(before: int | None, after: int | None, is_cut: bool) -> None:
     change = pb.SetQuotaResponse(quota=pb.Quota(in_flight_max=after), former=pb.Quota(in_flight_max=before))
-    said = quotas.cuts(change, pb.Tenant(name="t"))
+    change.quota.tenant = "t"
+    said = quotas.cuts(change, {"t": pb.Tenant(name="t")})
     assert bool(said) == is_cut
-    assert not quotas.cuts(change, pb.Tenant()), "nobody has come yet"
+    assert not quotas.cuts(change, {}), "nobody has come yet"
 
 
 def test_status_shows_gpus_and_the_tier_on_them() -> None:

@@ -111,3 +111,19 @@ def test_the_model_is_moved_by_what_is_lossy_alone(tmp_path: Path) -> None:
     assert found["bf16_fixed_logit_kl_most"] == 0
     assert 0 < found["int8_logit_kl_mean"] < found["control_zeros_logit_kl_mean"]
     assert [*read_capture(path).tensors][:2] == ["layer0.key", "layer0.value"]
+
+
+def test_a_capture_with_infinities_is_measured_without_their_rows(tmp_path: Path) -> None:
+    """NaN is no JSON."""
+    odd, empty = tensor(1), np.full((2, ROW), 0x7FC0, np.uint16)
+    odd[0, 3, 5] = 0x7F80
+    write_capture(tmp_path / "kv.npz", {"plain": tensor(), "odd": odd, "nan": empty}, "bfloat16", "x")
+    found = quality.of_capture(read_capture(tmp_path / "kv.npz"))
+    json.dumps(found, allow_nan=False)
+    assert found["bf16_fixed_unfit_share"] == 0
+    assert found["bf16_fixed_error_most"] == 0
+    assert found["bf16_fixed_cosine_least"] == pytest.approx(1)
+    assert found["int8_unfit_share"] == pytest.approx(2 / 3)
+    before, after = odd.ravel(), odd.ravel().copy()
+    after[0] ^= 0x8000
+    assert quality.errors("x", before, after, half=False, row=ROW)["x_error_most"] > 0

@@ -151,6 +151,57 @@ def test_a_dry_run_says_the_same_and_changes_nothing(chosen: Choice) -> None:
     assert store.quotas.of("t") != before
 
 
+def test_a_dry_run_says_of_which_others_something_falls_and_leaves_the_order_of_choices() -> None:
+    store = core().store
+    store.choose_quota("t", {"in_flight": 3})
+    store.choose_quota("u", {"in_flight": 4})
+    change = set_quota(
+        store, KNOWN, wish_of(pb.SetQuotaRequest(tenant="t", dram_guaranteed_bytes=4 * ARENA_BYTES)), dry_run=True
+    )
+    (later,) = change.others
+    assert (later.quota.tenant, later.former.dram_guaranteed_bytes) == ("later", 2 * ARENA_BYTES)
+    assert later.quota.dram_guaranteed_bytes == later.quota.pin_budget_bytes == 0
+    assert [name for name, _ in store.quotas.chosen()] == ["t", "u"]
+    less = wish_of(pb.SetQuotaRequest(tenant="t", dram_guaranteed_bytes=ARENA_BYTES))
+    assert set_quota(store, KNOWN, less, dry_run=True).others == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (pb.Quota(), pb.Quota(hbm_max_bytes=MIB), "hbm_max: what it has of a GPU beyond 1.0 MiB goes"),
+        (pb.Quota(hbm_max_bytes=MIB), pb.Quota(), None),
+        (pb.Quota(), pb.Quota(hbm_max_bytes=9 * MIB), None),
+        (pb.Quota(hbm_sure_bytes=3 * MIB), pb.Quota(hbm_sure_bytes=MIB), "hbm_guaranteed: others may take 2.0 MiB of"),
+        (pb.Quota(), pb.Quota(pin_1h_ttl_s=600.0), "pin_1h_ttl: longer pins last 10 min 0 s at most"),
+        (pb.Quota(pin_5m_ttl_s=60.0), pb.Quota(pin_5m_ttl_s=90.0), None),
+        (pb.Quota(pin_tool_share=0.3), pb.Quota(pin_tool_share=0.1), "pin_tool_share: its other pins may take 20%"),
+        (pb.Quota(pin_5m_share=0.3), pb.Quota(), "pin_5m_share: its other pins may take 30%"),
+        (pb.Quota(pin_5m_share=0.3), pb.Quota(pin_5m_share=0.4), None),
+    ],
+)
+def test_whatever_becomes_less_is_a_cut(before: pb.Quota, after: pb.Quota, said: str | None) -> None:
+    before.tenant = after.tenant = "t"
+    change = pb.SetQuotaResponse(quota=after, former=before)
+    lines = quota_words.cuts(change, {"t": pb.Tenant(name="t", hbm_assigned_bytes=2 * MIB)}).get("t", [])
+    assert len(lines) == (said is not None)
+    assert not said or lines[0].startswith(said), lines
+
+
+def test_what_others_lose_is_said_under_their_names() -> None:
+    before = pb.Quota(tenant="b", dram_guaranteed_bytes=32 * MIB, pin_budget_bytes=16 * MIB)
+    after = pb.Quota(tenant="b", dram_guaranteed_bytes=4 * MIB, pin_budget_bytes=2 * MIB)
+    mine = pb.Quota(tenant="a")
+    change = pb.SetQuotaResponse(quota=mine, former=mine, others=[pb.QuotaOfOther(quota=after, former=before)])
+    rows = {name: pb.Tenant(name=name, pinned_bytes=12 * MIB) for name in "ab"}
+    assert quota_words.cuts(change, rows) == {
+        "b": [
+            "dram_guaranteed: others may take 28.0 MiB that were promised to it",
+            "pins: 10.0 MiB of 12.0 MiB are let go",
+        ]
+    }
+
+
 def test_a_tenant_that_is_configured_and_was_never_seen_has_a_quota_and_others_are_unknown() -> None:
     store = core().store
     assert [one.tenant for one in quota_reports(store, KNOWN, None)] == ["later", "t"]

@@ -4,16 +4,28 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from kvproto import control_pb2 as pb
 from kvproto.errors import Grant
 from kvproto.limits import PAGE_BYTES
 from kvproto.policy_frames import Tier as PinTier
-from kvstore.quotas import HBM, USUAL, Capacity, Quota, QuotaError, check_quotas, choice_as_record, choice_of_record
+from kvstore.quotas import (
+    HBM,
+    USUAL,
+    Capacity,
+    Choice,
+    Quota,
+    QuotaError,
+    check_quotas,
+    choice_as_record,
+    choice_of_record,
+)
 from kvstore.rules import Tier
 from kvstore.sessions import Parked
 from kvstore.store import Store
 from kvstore.tier.codec import Wish
 from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits
+from kvstored.admin_quotas import quota_warnings, set_quota, wish_of
 from tests.core import ARENA_BYTES, MS, SECOND, Client, Core, Held, chain, words
 from tests.fakes import FakeRandomness
 
@@ -301,13 +313,80 @@ def test_choices_that_the_configuration_leaves_no_room_for_are_forgotten() -> No
     core = Core(arenas=4)
     store(core.client("t"), 4, "t")
     core.store.choose_quota("t", {"dram_guaranteed_bytes": arenas(3)})
-    for guaranteed, forgotten in ((1, ()), (2, ("t",))):
+    for guaranteed, forgotten in ((1, ()), (2, (("t", "dram_guaranteed_bytes"),))):
         limits = replace(core.store.limits, quotas={"boss": Quota(dram_guaranteed_bytes=arenas(guaranteed))})
         memory = core.memory.successor()
         later = Store(limits, core.clock, FakeRandomness(2), memory, core.outbox, None, memory)
         assert later.kept.warm, later.kept.reason
         assert later.quotas.forgotten == forgotten
         assert (later.quotas.of("t") == USUAL) == bool(forgotten)
+
+
+def later_with(core: Core, quotas: dict[str, Quota]) -> Store:
+    """A successor with another configuration, which starts warm."""
+    limits, memory = replace(core.store.limits, quotas=quotas), core.memory.successor()
+    later = Store(limits, core.clock, FakeRandomness(2), memory, core.outbox, None, memory)
+    assert later.kept.warm, later.kept.reason
+    return later
+
+
+def test_of_choices_that_do_not_fit_any_more_only_guarantees_go_the_last_first() -> None:
+    core = Core(arenas=8)
+    store(core.client("t"), 4, "t")
+    core.store.choose_quota("first", {"dram_guaranteed_bytes": arenas(2), "dram_max_bytes": arenas(3)})
+    core.store.choose_quota("last", {"dram_guaranteed_bytes": arenas(2), "dram_max_bytes": arenas(4), "in_flight": 5})
+    core.store.choose_quota("none", {"dram_max_bytes": arenas(1), "pin_share": 0.1})
+    core.store.choose_quota("boss", {"dram_guaranteed_bytes": 0})
+    quotas = later_with(core, {"boss": Quota(arenas(4))}).quotas
+    assert quotas.forgotten == (), "less than is configured was chosen for one, which takes nothing from others"
+    for other, gone in ((4, ()), (6, ("last",)), (7, ("first",))):  # each goes on with what the one before left
+        quotas = later_with(core, {"other": Quota(arenas(other))}).quotas
+        assert quotas.forgotten == tuple((name, "dram_guaranteed_bytes") for name in gone)
+        assert quotas.of("first") == Quota(None if "first" in gone else arenas(2), arenas(3))
+        assert quotas.of("last") == Quota(arenas(2) if other == 4 else None, arenas(4), in_flight=5)
+        assert quotas.of("none") == Quota(dram_max_bytes=arenas(1), pin_share=0.1)
+
+
+def test_what_does_not_fit_any_more_is_warned_of_until_somebody_agrees() -> None:
+    core = Core(arenas=8)
+    store(core.client("t"), 4, "t")
+    for name in ("first", "last"):
+        core.store.choose_quota(name, {"dram_guaranteed_bytes": arenas(2)})
+    later = later_with(core, {"other": Quota(arenas(7))})
+    assert [said.split(" was ")[0] for said in quota_warnings(later)] == [
+        "dram_guaranteed of last", "dram_guaranteed of first",
+    ]  # fmt: skip
+    assert "`kvctl quota last reset dram_guaranteed` agrees to it" in next(quota_warnings(later))
+    agreed = wish_of(pb.SetQuotaRequest(tenant="last", configured=["dram_guaranteed_bytes"]))
+    set_quota(later, (), agreed, dry_run=True)
+    assert len(list(quota_warnings(later))) == 2
+    set_quota(later, (), agreed, dry_run=False)
+    assert [said.split(" was ")[0] for said in quota_warnings(later)] == ["dram_guaranteed of first"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "chosen", "gone"),
+    [
+        (
+            Quota(dram_max_bytes=arenas(1)),
+            {"dram_guaranteed_bytes": arenas(2), "in_flight": 5},
+            "dram_guaranteed_bytes",
+        ),
+        (Quota(arenas(2)), {"dram_max_bytes": arenas(1), "in_flight": 5}, "dram_max_bytes"),
+        (Quota(pin_share=0.2), {"pin_1h_share": 0.4, "in_flight": 5}, "pin_1h_share"),
+        (Quota(pin_1h_share=0.4), {"pin_share": 0.2, "in_flight": 5}, "pin_share"),
+        (Quota(pin_tool_share=0.4), {"pin_1h_share": 0.2, "in_flight": 5}, "pin_1h_share"),
+    ],
+)
+def test_what_does_not_fit_the_rest_of_a_tenants_own_quota_goes_alone(
+    configured: Quota, chosen: Choice, gone: str
+) -> None:
+    core = Core(arenas=4)
+    store(core.client("t"), 4, "t")
+    core.store.choose_quota("t", chosen)
+    later = later_with(core, {"t": configured})
+    assert later.quotas.forgotten == (("t", gone),)
+    assert later.quotas.of("t") == replace(configured, in_flight=5)
 
 
 def test_a_choice_is_of_what_it_names_and_the_rest_follows_a_later_configuration() -> None:

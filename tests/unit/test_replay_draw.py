@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.replay.draw import Curve, draw, table
+from bench.replay.draw import Curve, draw, tables
 from bench.replay.score import Score
 
 CURVES = (
@@ -12,13 +12,22 @@ CURVES = (
 CEILING = Score(0.8, 0.9, 1.0)
 
 
-def test_a_table_has_a_line_a_policy_and_a_column_a_capacity_and_measure() -> None:
-    assert table(CURVES, CEILING).splitlines() == [
-        "                              blocks hit      tokens hit   compute saved",
-        "of footprint                1.0%   20.0%    1.0%   20.0%    1.0%   20.0%",
-        "lru                         10.0    40.0    20.0    50.0    30.0    60.0",
-        "belady                      50.0    80.0    60.0    90.0    70.0   100.0",
-        "infinite                            80.0            90.0           100.0",
+def test_each_measure_has_a_table_with_a_line_a_policy_and_a_column_a_capacity() -> None:
+    assert tables(CURVES, CEILING).splitlines() == [
+        "blocks hit, %                1 %    20 %",
+        "lru                         10.0    40.0",
+        "belady                      50.0    80.0",
+        "infinite                            80.0",
+        "",
+        "tokens hit, %                1 %    20 %",
+        "lru                         20.0    50.0",
+        "belady                      60.0    90.0",
+        "infinite                            90.0",
+        "",
+        "compute saved, %             1 %    20 %",
+        "lru                         30.0    60.0",
+        "belady                      70.0   100.0",
+        "infinite                           100.0",
     ]
 
 

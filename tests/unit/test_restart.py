@@ -354,7 +354,7 @@ def test_what_is_leased_from_two_lives_ago_is_not_written_over_though_the_life_b
 
 @pytest.mark.parametrize(
     ("step", "owner"),
-    [("_make_rooms", Store), ("add_pool", Arenas), ("settle_quotas", Registry), ("_take_arenas", restart._TakeOver),
+    [("_make_rooms", Store), ("add_pool", Arenas), ("settle", Registry), ("_take_arenas", restart._TakeOver),
      ("_hold_for_the_past", Store)],
 )  # fmt: skip
 def test_a_successor_may_die_anywhere_on_the_way_and_costs_the_next_one_nothing(

@@ -71,8 +71,20 @@ def test_where_nothing_is_computed_there_is_no_limit_until_the_next_tick() -> No
     assert budget.tick(0.0, 0.0) == math.inf
     budget.take(1 << 40, 0.0)
     assert budget.left_bytes(0.0) == math.inf
-    budget.tick(0.01, 0.01)
-    assert budget.left_bytes(0.01) == 10 * MIB
+    budget.take(1 << 40, 3600.0)
+    assert budget.left_bytes(3600.0) == math.inf, "it need not be said again"
+    assert budget.wait_s(3600.0) == 0.0
+    budget.tick(0.01, 3600.01)
+    assert budget.left_bytes(3600.01) == 10 * MIB
+    assert budget.left_bytes(7200.0) == RATE * BURST_S, "who computes and ticks no more has a rate"
+
+
+def test_where_nothing_is_computed_and_there_is_a_limit_the_rate_comes_behind_it() -> None:
+    budget = known(1000 * MIB)
+    assert budget.tick(0.0, 0.0, limit_bytes=4 * MIB) == 4 * MIB
+    budget.take(5 * MIB, 0.0)
+    assert budget.left_bytes(STALE_S - 0.01) == -1 * MIB
+    assert math.isclose(budget.left_bytes(STALE_S + 0.02), -1 * MIB + 0.02 * RATE), "or it would stop for good"
 
 
 def test_an_engine_that_does_not_tick_has_a_rate() -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 
 import kvclient
 from kvclient import swap_lines, swap_ways
-from kvclient.results import LoadResult, StoreResult
+from kvclient.results import LoadResult, Reason, StoreResult
 from kvclient.swap_budget import Budget
 from kvclient.swap_ways import host_pages
-from kvclient.swapping import Priority, Swapper
+from kvclient.swapping import Priority, Swap, Swapper
+from kvkernels.device.port import DeviceError
 from kvproto.errors import Grant
 from kvproto.frames import Head, Verb
 from tests.peer import Peer
@@ -166,3 +168,64 @@ def test_a_chunk_whose_parent_is_not_there_ends_the_swap(tmp_path: Path) -> None
         swap = one.swapper.swap_out(keys_of(12, seed=9), range(12), parent=bytes(32), priority=Priority.URGENT)
         assert swap.result(30.0).reasons == {kvclient.Reason.NO_PARENT: 12}
         assert one.peer.seen.count(Verb.RESERVE) == 1
+
+
+class Slow:
+    """An event that a driver says nothing of until it is told to. As often as it is asked."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    @property
+    def done(self) -> bool:
+        self.asked.set()
+        assert self.answers.wait(60)
+        return True
+
+    def wait(self) -> None:
+        assert self.answers.wait(60)
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_nobody_else_waits_for_a_driver_that_is_long_in_answering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    slow = Slow()
+    with rig(tmp_path) as one, ThreadPoolExecutor(1) as engine:
+        monkeypatch.setattr(one.swapper._way, "stream_event", lambda _stream: slow)
+        try:
+            keys, pages = keys_of(4, seed=9), range(8, 12)
+            if way == "out":
+                waits: Swap = one.swapper.swap_out(keys, pages, stream=object())
+            else:
+                waits = one.swapper.swap_in(one.keys[:4], pages, wait_s=10.0, stream=object())
+            assert slow.asked.wait(30)
+            engine.submit(one.client.tick, 0.01).result(30.0)
+            out = engine.submit(one.swapper.swap_out, keys_of(4, seed=10), range(12, 16), None, Priority.URGENT)
+            assert out.result(30.0).result(30.0) == StoreResult(4, 0, ()), "nor another swap's chunks"
+            back = engine.submit(one.swapper.swap_in, one.keys, range(COUNT), Priority.URGENT)
+            assert back.result(30.0).result(30.0) == LoadResult(COUNT)
+            assert not waits.moved_bytes
+        finally:
+            slow.answers.set()
+        waits.urge()
+        wait_until(lambda: waits.moved_bytes == 4 * BLOCK)
+
+
+def test_an_event_that_cannot_be_asked_ends_its_swap_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        @property
+        def done(self) -> bool:
+            raise self._error
+
+    with rig(tmp_path) as one:
+        monkeypatch.setattr(one.swapper._way, "stream_event", Broken)
+        for error, why in ((DeviceError("lost"), Reason.DEVICE), (ValueError("odd"), Reason.UNREACHABLE)):
+            out = one.swapper.swap_out(keys_of(4, seed=9), range(4), stream=error)
+            assert out.result(30.0).reasons == {why: 4}
+            assert one.swapper.swap_out(keys_of(4, seed=9), range(4), priority=Priority.URGENT).result(30.0).lead == 4

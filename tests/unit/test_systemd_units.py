@@ -84,9 +84,17 @@ def test_its_environment_is_known_to_the_daemon(run: dict[str, list[str]]) -> No
     known = {setting.env for setting in SETTINGS} | ENV_OF_OTHERS
     names = [word.partition("=")[0] for line in run["Environment"] for word in line.split()]
     assert "KVSTORED_CONFIG" in names
-    for name in (*names, *re.findall(r"^# (KVSTORED_\w+)=", (FOLDER / "kvstored.env").read_text(), re.MULTILINE)):
+    ours = [name for name in names if name.startswith("KVSTORED_")]
+    for name in (*ours, *re.findall(r"^# (KVSTORED_\w+)=", (FOLDER / "kvstored.env").read_text(), re.MULTILINE)):
         assert name in known
         assert name.replace("_", "-") not in known, "the control: not everything is known"
+
+
+def test_what_is_compiled_for_a_gpu_is_kept_where_the_daemon_may_write(run: dict[str, list[str]]) -> None:
+    """CuPy wants to write to the home of who runs it, and the daemon's has none."""
+    values = dict(word.split("=", 1) for line in run["Environment"] for word in line.split())
+    (folder,) = run["CacheDirectory"]
+    assert values["CUPY_CACHE_DIR"] == f"/var/cache/{folder}/cupy"
 
 
 def test_the_socket_unit_listens_where_clients_look() -> None:

@@ -1,7 +1,7 @@
 // Many moves in one launch, 16 bytes an access: a table of addresses where a copy engine would want a call for each.
 //
-// As paged.cu, a group of threads takes a span of one move at a time. All moves are walked as if as long as the longest;
-// mostly they are. Addresses may be of host memory that is registered.
+// As paged.cu, a group of threads takes a span of one move at a time. All moves are walked as if as long as the longest:
+// whoever asks has cut those that are far from it (`engines.cut`). Addresses may be of host memory that is registered.
 #include "pages.cuh"
 
 static constexpr int64_t MOVE_SPAN_BYTES = 4096;

@@ -29,6 +29,7 @@ from kvkernels.device.port import (
     Move,
     NoDeviceError,
     NotRegisteredError,
+    OutOfDeviceMemoryError,
     Properties,
     Registration,
     RegistrationError,
@@ -66,12 +67,21 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[Driver]:
-        """The primary context is this thread's, until the block ends."""
-        driver = self.driver
+        """The primary context is this thread's, until the block ends, and graphs that others capture are no concern.
+
+        While a thread captures as torch does, calls such as an allocation or a registration fail in every other one and
+        break its capture, unless they say that they are none of its. In a thread that captures itself they still do.
+        """
+        driver, mode = self.driver, c_int(cu.CAPTURE_THREAD_LOCAL)
         driver("cuCtxPushCurrent_v2", self._context)
+        exchanged = False
         try:
+            driver("cuThreadExchangeStreamCaptureMode", byref(mode))  # from here on what it was before
+            exchanged = True
             yield driver
         finally:
+            if exchanged:
+                driver.status("cuThreadExchangeStreamCaptureMode", byref(mode))
             driver.status("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def _ask(self, number: int) -> Properties:
@@ -273,7 +283,7 @@ class Cuda:
         return CudaStream(self, handle, adopted=True)
 
     def kernel(self, name: str) -> int:
-        """A kernel as the driver takes it, compiled when first wanted. Raises NoDeviceError without CuPy."""
+        """A kernel as the driver takes it, compiled when first wanted. NoDeviceError without a CuPy that can."""
         with self._lock:
             if name not in self._kernels:
                 self._kernels[name] = self._compile(name)
@@ -285,13 +295,19 @@ class Cuda:
             raise UnfitError(f"there is no kernel {name!r}")
         try:
             cupy = importlib.import_module("cupy")  # as late as can be: an engine may never need it
-        except ImportError as error:
+        except Exception as error:  # one that is broken raises anything
             raise NoDeviceError(f"kernels want CuPy (pip install 'kvstored[cuda]'): {error}") from error
-        with cupy.cuda.Device(self._properties.number):
-            module = self._modules.get(source.name)
-            if module is None:
-                module = self._modules[source.name] = cupy.RawModule(code=source.read_text(), options=COMPILE)
-            return int(module.get_function(name).kernel.ptr)
+        try:
+            with self.current(), cupy.cuda.Device(self._properties.number):
+                module = self._modules.get(source.name)
+                if module is None:
+                    module = self._modules[source.name] = cupy.RawModule(code=source.read_text(), options=COMPILE)
+                return int(module.get_function(name).kernel.ptr)
+        except DeviceError:
+            raise
+        except Exception as error:  # its own tree of errors, and those of the system for its folder: none is ours
+            kind = OutOfDeviceMemoryError if "out of memory" in str(error).lower() else NoDeviceError
+            raise kind(f"CuPy makes no kernels: {error!r}") from error
 
     def close(self) -> None:
         """See `port.Device`."""

@@ -19,6 +19,8 @@ READ_ONLY_REGISTRATION: Final = 113
 POINTER_MEMORY_TYPE: Final = 2
 POINTER_DEVICE: Final = 9
 DEVICE_MEMORY: Final = 2
+# CUstreamCaptureMode
+CAPTURE_THREAD_LOCAL: Final = 1
 # flags
 STREAM_NON_BLOCKING: Final = 1
 EVENT_BLOCKING_SYNC: Final = 1
@@ -103,6 +105,7 @@ SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxPushCurrent_v2": (_OPAQUE,),
     "cuCtxPopCurrent_v2": (_OUT,),
+    "cuThreadExchangeStreamCaptureMode": (_OUT,),
     "cuMemGetInfo_v2": (_OUT, _OUT),
     "cuMemAlloc_v2": (_OUT, c_size_t),
     "cuMemFree_v2": (_POINTER,),

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -25,7 +25,17 @@ import numpy as np
 
 from kvkernels.aligned import aligned
 from kvkernels.device.paged import LINK_BLOCKS, SPAN_BYTES, THREADS
-from kvkernels.device.port import ACCESS_BYTES, Device, DeviceError, DeviceLostError, Direction, Move, Stream
+from kvkernels.device.port import (
+    ACCESS_BYTES,
+    Device,
+    DeviceError,
+    DeviceLostError,
+    Direction,
+    Move,
+    NoDeviceError,
+    Stream,
+    UnfitError,
+)
 from kvkernels.device.tables import Tables, bytes_for
 
 VERSION: Final = 1
@@ -46,6 +56,7 @@ class Engine(StrEnum):
 
 
 Measure: TypeAlias = Callable[[Engine, Direction, int], float]  # seconds for TOTAL_BYTES in pieces of so many bytes
+Rows: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint64]]"  # target, source, bytes of each
 Choices: TypeAlias = Mapping[Direction, Mapping[int, Engine]]  # by size of a piece
 
 
@@ -94,28 +105,30 @@ class Engines:
             except DeviceError as error:
                 # Addresses that are no good are told by the next line.
                 stream.copy_batch(direction, moves)
-                self._kernels = False
-                _log.warning("%s copies without kernels: %s", self._device.properties.name, error)
+                if isinstance(error, NoDeviceError | UnfitError):  # what else it may be is over sooner or later
+                    self._kernels = False
+                    _log.warning("%s copies without kernels: %s", self._device.properties.name, error)
         elif engine is Engine.DMA:
             stream.copy(direction, moves)
         else:
             stream.copy_batch(direction, moves)
 
     def _by_kernel(self, stream: Stream, direction: Direction, moves: Sequence[Move]) -> None:
-        table = np.array(moves, dtype=np.uint64)
+        table: Rows = np.array(moves, dtype=np.uint64)
         if direction is not Direction.ON_DEVICE:
             column = 1 if direction is Direction.TO_DEVICE else 0
             reach, lengths = self._device.reach, table[:, 2].tolist()
             table[:, column] = [reach(*each) for each in zip(table[:, column].tolist(), lengths, strict=True)]
+        table = cut(table)
         longest = int(table[:, 2].max())
         arrays: list[np.ndarray[Any, Any]] = [np.ascontiguousarray(table[:, column]) for column in range(3)]
         room = self._tables.take(bytes_for(arrays))
         try:
             places = [ctypes.c_uint64(place) for place in room.upload(stream, arrays)]
-            spans = -(-longest // SPAN_BYTES) * len(moves)
+            spans = -(-longest // SPAN_BYTES) * len(table)
             most = self._device.properties.multiprocessors * 4
             grid = min(most if direction is Direction.ON_DEVICE else min(most, LINK_BLOCKS), -(-spans * 32 // THREADS))
-            last = ctypes.c_int64(longest), ctypes.c_int64(len(moves))
+            last = ctypes.c_int64(longest), ctypes.c_int64(len(table))
             stream.launch("move_pieces", max(1, grid), THREADS, *places, *last)
         finally:
             self._tables.give_back(room, stream.record())
@@ -133,6 +146,24 @@ def merged(moves: Sequence[Move]) -> list[Move]:
                 whole[-1] = last_target, last_source, last + length
                 continue
         whole.append((target, source, length))
+    return whole
+
+
+def cut(table: Rows) -> Rows:
+    """The same bytes in moves no longer than the mean, in whole spans: a kernel walks each as if it were the longest.
+
+    At most twice as many, and at most three times as many spans are walked as have bytes in them.
+    """
+    lengths = table[:, 2].astype(np.int64)
+    most = max(1, -(-int(lengths.sum()) // (lengths.size * SPAN_BYTES))) * SPAN_BYTES
+    if int(lengths.max()) <= most:
+        return table
+    pieces = -(-lengths // most)
+    numbers = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of a piece in its move
+    begins = (numbers * most).astype(np.uint64)
+    whole: Rows = np.repeat(table, pieces, axis=0)
+    whole[:, :2] += begins[:, None]
+    whole[:, 2] = np.minimum(whole[:, 2] - begins, np.uint64(most))
     return whole
 
 
@@ -215,12 +246,18 @@ class _Room:
     """Memory on both sides to measure in."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
-        self._host = aligned(TOTAL_BYTES)
-        self._host[:] = 1
-        self._registration = device.register(int(self._host.ctypes.data), TOTAL_BYTES)
-        self._allocations = [device.allocate(TOTAL_BYTES), device.allocate(TOTAL_BYTES)]
-        self.stream = device.stream()
+        with ExitStack() as undo:  # an engine may have left no room, and host memory is not freed while registered
+            self._allocations = []
+            for _ in range(2):
+                self._allocations.append(device.allocate(TOTAL_BYTES))
+                undo.callback(device.free, self._allocations[-1])
+            self._host = aligned(TOTAL_BYTES)
+            self._host[:] = 1
+            self._registration = device.register(int(self._host.ctypes.data), TOTAL_BYTES)
+            undo.callback(device.unregister, self._registration)
+            self.stream = device.stream()
+            undo.callback(self.stream.close)
+            self._close = undo.pop_all().close
 
     def sides(self, direction: Direction) -> tuple[int, int]:
         """Target and source."""
@@ -233,10 +270,7 @@ class _Room:
 
     def close(self) -> None:
         """All of it."""
-        self.stream.close()
-        for allocation in self._allocations:
-            self._device.free(allocation)
-        self._device.unregister(self._registration)
+        self._close()
 
 
 def _digest(device: Device) -> str:

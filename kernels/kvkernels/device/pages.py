@@ -41,8 +41,11 @@ class Pages:
         return self.piece_bytes * len(self.bases)
 
     def ids(self, blocks: Sequence[int]) -> Ids:
-        """Page numbers, looked at. UnfitError for one that is not there."""
-        numbers: Ids = np.ascontiguousarray(blocks, dtype=np.int64).reshape(-1)
+        """Page numbers, looked at. UnfitError for one that is not there, and for what is no number of a page."""
+        given = np.asarray(blocks)
+        if given.size and given.dtype.kind not in "iu":  # a mask would be the pages 0 and 1
+            raise UnfitError(f"page numbers are whole numbers, not {given.dtype}")
+        numbers: Ids = np.ascontiguousarray(given, dtype=np.int64).reshape(-1)
         if numbers.size > BLOCKS_MAX:
             raise UnfitError(f"{numbers.size} blocks at once, more than {BLOCKS_MAX}")
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.blocks:

@@ -13,7 +13,7 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Final
 
@@ -181,7 +181,12 @@ class Copier:
     ) -> None:  # fmt: skip
         self._engines = engines
         self._pins = pins
-        self._bounces = {each: Bounce(device, slots, slot_bytes) for each in (Direction.TO_DEVICE, Direction.TO_HOST)}
+        self._bounces: dict[Direction, Bounce] = {}
+        with ExitStack() as undo:  # memory is not freed while it is registered
+            for each in (Direction.TO_DEVICE, Direction.TO_HOST):
+                self._bounces[each] = Bounce(device, slots, slot_bytes)
+                undo.callback(self._bounces[each].close)
+            undo.pop_all()
         self.direct_bytes = self.bounced_bytes = 0  # about: threads do not wait for each other to count
 
     def to_device(self, stream: Stream, moves: Sequence[Move]) -> Event:
