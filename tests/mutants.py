@@ -155,7 +155,7 @@ MUTANTS = (
     Mutant(
         "durable-though-the-sync-failed", "kvstore/tier/commits.py",
         "        if order.failed:\n            covered = ", "        if False:\n            covered = ",
-        "a flush promises what a loss of power takes", ("tests/unit/test_disk_regressions.py", SIMULATION),
+        "a flush promises what a loss of power takes", ("tests/unit/test_disk_syncs.py", SIMULATION),
     ),
     Mutant(
         "what-a-failed-sync-may-have-lost", "kvstore/tier/disk.py",

@@ -3,8 +3,8 @@
     python -m bench replay ../shared/traces/mooncake_conversation.jsonl --rivals --png curves.png
     python -m bench replay agents --seed 101,102,103 --policy lru,density --capacity 5,10
 
-Capacities are per cent of the footprint. Of several seeds the means are shown; the record has each. The record is the
-last line of output: `results` maps policy -> capacity share -> hit, token_hit, compute_saved.
+Capacities are per cent of the footprint. Of several seeds the means are shown; the record has each. `--json FILE`
+writes the record: `results` maps policy -> capacity share -> hit, token_hit, compute_saved.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 
 from bench.harness import Figures, record, say
 from bench.replay import mooncake
-from bench.replay.draw import BOUND, RIVAL, Curve, draw, table
+from bench.replay.draw import BOUND, RIVAL, Curve, draw, tables, why_no_picture
 from bench.replay.hinted import replay_hinted
 from bench.replay.lab import Setting, replay
 from bench.replay.oracle import Hints, next_use, one_bit
@@ -55,9 +55,11 @@ class Trial:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Replay what was asked for, show it, and print the record."""
+    """Replay what was asked for, show it, and write the record where one is wanted."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.png and (trouble := why_no_picture()):
+        parser.error(f"--png: {trouble}")
     try:
         policies, shares = _policies(options.policy), _shares(options.capacity)
         workloads = {str(seed): _workload(options, seed) for seed in _seeds(options)}
@@ -76,10 +78,9 @@ def run(arguments: Sequence[str]) -> None:
     except TooSmallError as trouble:
         parser.error(f"{trouble}: leave out --rivals")
     _show(trials, shares, options.png)
-    line = _record(trials, shares, quick=options.minutes is not None)
     if options.json:
+        line = _record(trials, shares, quick=options.minutes is not None)
         options.json.write_text(json.dumps(json.loads(line), indent=1) + "\n")
-    print(line)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cost", help=f"prefill profile: {', '.join(profile.name for profile in PROFILES)}")
     parser.add_argument("--rivals", action="store_true", help="libCacheSim's policies, too")
     parser.add_argument("--hints", action="store_true", help="density with hints, too, and a rival that pins")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves")
     return parser
 
@@ -180,15 +181,16 @@ def hold(workload: Workload, contestants: dict[str, Contestant], shares: Sequenc
 
 
 def _show(trials: dict[str, Trial], shares: tuple[float, ...], png: Path | None) -> None:
-    """The table, how fast it went, and the picture."""
+    """How fast it went, the tables, and the picture. The tables are what is printed; the rest is said beside."""
     all_trials = list(trials.values())
     ceiling = mean([trial.ceiling for trial in all_trials])
     curves = [Curve(name, shares, means) for name, means in _means(all_trials).items()]
-    say(table(curves, ceiling))
     for name, speed in _speeds(all_trials, shares).items():
         say(f"{name:24} {speed:12,.0f} block accesses a second")
     footprint = fmean(trial.workload.footprint_bytes for trial in all_trials)
-    say(f"footprint: {footprint / 2**30:,.2f} GiB, all different blocks that were asked for or stored")
+    print(tables(curves, ceiling))
+    print(f"\nColumns are memory, as a share of the footprint: {footprint / 2**30:,.2f} GiB, which is all")
+    print("different blocks that were asked for or stored.")
     if png:
         title = all_trials[0].workload.name + (f", mean of seeds {', '.join(trials)}" if len(trials) > 1 else "")
         draw(title, curves, ceiling, png)

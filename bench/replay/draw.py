@@ -1,14 +1,15 @@
-"""Curves of policies over capacity: a table to read in a terminal, and a PNG."""
+"""Curves of policies over capacity: tables to read in a terminal, and a PNG, which alone wants matplotlib."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Final
 
 from bench.replay.score import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BOUND: Final = "belady"  # drawn apart from what could be run
 RIVAL: Final = "libcachesim/"  # begins the names of those that are not ours
@@ -18,6 +19,7 @@ _MEASURES: Final[tuple[tuple[str, Callable[[Score], float]], ...]] = (
     ("tokens hit", lambda score: score.token_hit),
     ("compute saved", lambda score: score.compute_saved),
 )
+_NAME, _CELL = 24, 8  # columns: of a policy's name, and of a figure. Seven capacities fit in a terminal's 80
 _MARKERS: Final = "osD^v<>PX*hd"
 
 
@@ -30,23 +32,29 @@ class Curve:
     scores: tuple[Score, ...]
 
 
-def table(curves: Sequence[Curve], ceiling: Score) -> str:
-    """In %, a block of columns a measure; the last line is what an infinite cache would have."""
+def tables(curves: Sequence[Curve], ceiling: Score) -> str:
+    """In %, one a measure, a column a capacity; the last line is what an infinite cache would have, of any capacity."""
     shares = curves[0].shares
-    width = 8 * len(shares)
-    lines = [
-        f"{'':24}" + "".join(f"{name:>{width}}" for name, _ in _MEASURES),
-        f"{'of footprint':24}" + "".join(f"{share:8.1%}" for share in shares) * len(_MEASURES),
-    ]
-    for curve in curves:
-        values = (value(score) for _, value in _MEASURES for score in curve.scores)
-        lines.append(f"{curve.policy:24}" + "".join(f"{100 * each:8.1f}" for each in values))
-    lines.append(f"{'infinite':24}" + "".join(f"{100 * value(ceiling):{width}.1f}" for _, value in _MEASURES))
-    return "\n".join(lines)
+    parts = []
+    for name, value in _MEASURES:
+        lines = [f"{f'{name}, %':{_NAME}}" + "".join(f"{f'{100 * share:g} %':>{_CELL}}" for share in shares)]
+        for curve in curves:
+            cells = "".join(f"{100 * value(score):{_CELL}.1f}" for score in curve.scores)
+            lines.append(f"{curve.policy:{_NAME}}{cells}")
+        lines.append(f"{'infinite':{_NAME}}{100 * value(ceiling):{_CELL * len(shares)}.1f}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def why_no_picture() -> str:
+    """Empty if one can be drawn."""
+    return "" if find_spec("matplotlib") else "matplotlib is missing, which the environment of `make demo` has"
 
 
 def draw(title: str, curves: Sequence[Curve], ceiling: Score, target: Path) -> None:
-    """Write a PNG with a panel a measure."""
+    """Write a PNG with a panel a measure. Raises ImportError without matplotlib: see `why_no_picture`."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     figure.suptitle(title)
     for axes, (name, value) in zip(figure.subplots(1, len(_MEASURES)), _MEASURES, strict=True):
@@ -56,7 +64,7 @@ def draw(title: str, curves: Sequence[Curve], ceiling: Score, target: Path) -> N
     figure.savefig(target, format="png", dpi=110)
 
 
-def _panel(axes: Axes, name: str, curves: Sequence[Curve], value: Callable[[Score], float], ceiling: float) -> None:
+def _panel(axes: "Axes", name: str, curves: Sequence[Curve], value: Callable[[Score], float], ceiling: float) -> None:
     for number, curve in enumerate(curves):
         bound, hinted = curve.policy == BOUND, "," in curve.policy
         axes.plot(

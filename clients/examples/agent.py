@@ -3,7 +3,8 @@
     kvstored --runtime-dir /tmp/kv --dram 64MiB &
     python clients/examples/agent.py /tmp/kv
 
-Random bytes stand for KV. The daemon has no disk tier here, so what leaves its memory is gone.
+Random bytes stand for KV. The daemon has no disk tier here, so what leaves its memory is gone; and little memory, so
+that something leaves it.
 """
 
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import kvclient
 
 BLOCK_BYTES = 1 << 20
+CONNECTED_S = 3.0
 OTHERS = 20  # conversations of 8 MiB each: more than twice the daemon's memory
 
 
@@ -21,6 +23,9 @@ def main(runtime_dir: str) -> bool:
     """Whether the agent's prefix is there after the tool call, and that of the one that said nothing is not."""
     random = np.random.default_rng()
     with kvclient.connect(runtime_dir, name="agent") as client:
+        if not client.wait_connected(CONNECTED_S):
+            print(client.status.why_not, file=sys.stderr)
+            return False
         ns = client.namespace(
             model="example", engine="none", layout="flat", dtype="uint8", block_tokens=16, block_bytes=BLOCK_BYTES
         )
@@ -42,10 +47,12 @@ def main(runtime_dir: str) -> bool:
             targets = np.empty((len(prompt), BLOCK_BYTES), dtype=np.uint8)
             with ns.fetch(prompt) as lease:
                 kept = lease.expected == len(prompt) and lease.copy_to(targets)
-        forgotten = ns.match(silent).blocks < len(silent)
+        left = ns.match(silent).blocks
         print("with hints:   ", "the whole prefix is there" if kept else f"{lease.expected} blocks are left")
-        print("without hints:", f"{ns.match(silent).blocks} of {len(silent)} blocks are left")
-        return kept and forgotten
+        print("without hints:", f"{left} of {len(silent)} blocks are left")
+        if left == len(silent):
+            print("this daemon has room for all: start it with --dram 64MiB", file=sys.stderr)
+        return kept and left < len(silent)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from kvproto.limits import KEYS_PER_FRAME, MIB
 __all__ = ["Miss", "advice", "advise_request", "explanation", "parse"]
 
 TOKENS_FILE_BYTES: Final = 64 * MIB  # four million token ids, the longest context that is priced, take 32
+COMPARE: Final = (
+    "Rules are tried on a sample, each key by itself: compare them with each other, not with what was really there."
+)
 TOKENS_WANTED: Final = "a JSON list of token ids, whole numbers from 0 to 2**32 - 1"
 
 
@@ -153,14 +156,14 @@ def advice(report: pb.AdviseResponse) -> RenderableType:
     """Sentences, and below them what other rules would do."""
     lines: list[RenderableType] = [Text(printable(sentence)) for sentence in report.sentences]
     if report.rules and report.doubt == "none":
-        lines.append(_rules(report))
+        lines += [_rules(report), Text(COMPARE)]
     if report.lost:
         lines.append(Text(f"{report.lost:,} sampled accesses were lost: what is said here may be a little off."))
     return Group(*lines)
 
 
 def _rules(report: pb.AdviseResponse) -> Table:
-    table = Table("rule", "hits in DRAM", "against now", "", box=None, pad_edge=False)
+    table = Table("rule", "in the sample", "against now", "", box=None, pad_edge=False)
     for one in report.rules:
         note = "now" if one.in_force else "" if one.measurable else "not told apart yet"
         table.add_row(one.rule, f"{100 * one.hit.share:.1f} %", f"{100 * one.hit_gain.share:+.1f} points", note)

@@ -1,5 +1,7 @@
 """What the documents name is there: files, headings, commands with their options, settings; versions are of today."""
 
+import ast
+import dataclasses
 import json
 import re
 import shlex
@@ -12,6 +14,7 @@ import pytest
 import typer.main
 
 from bench.engines import VERSIONS, hicache
+from kvclient.integrations import sglang_settings, vllm_settings
 from kvclient.integrations.vllm_settings import TESTED
 from kvctl import cli
 from kvctl.render import JSON_VERSION
@@ -149,6 +152,79 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
     assert unknown_in(["clear", "--everything"]) == "--everything"
     assert unknown_in(["policy", "choose"]) == "choose"
     assert sum(1 for _ in command_lines("OPERATING.md")) > 20, "the search finds what is there"
+
+
+# -- engines ----------------------------------------------------------------------------------------------------
+
+_TRANSFER_KEYS: Final = {  # of vLLM's KVTransferConfig, as far as we speak of them
+    "kv_connector", "kv_role", "kv_connector_module_path", "kv_load_failure_policy", "kv_connector_extra_config",
+}  # fmt: skip
+
+
+def section(name: str, heading: str) -> str:
+    """What stands below a heading, as far as the next one."""
+    (part,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#+ [A-Z0-9]|\Z)", text_of(name), re.MULTILINE | re.DOTALL)
+    return str(part)
+
+
+def quoted(text: str, option: str) -> list[dict[str, Any]]:
+    """The objects that shell commands give to an option in quotes."""
+    return [json.loads(found) for found in re.findall(rf"{option} '([^']+)'", text)]
+
+
+def defines(module: str, name: str) -> bool:
+    """Has one of our modules this class? It may import an engine that is not installed here, so it is only read."""
+    tree = ast.parse((ROOT / "clients" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
+def fields_of(kind: type[Any]) -> set[str]:
+    return {one.name for one in dataclasses.fields(kind)}
+
+
+def test_what_vllm_is_given_names_what_is_there() -> None:
+    given = [config for name in ("README.md", "GUIDE.md") for config in quoted(text_of(name), "--kv-transfer-config")]
+    assert [config["kv_connector"] for config in given] == ["KvstoredConnector", "KvstoredTieringConnector"]
+    for config in given:
+        assert set(config) <= _TRANSFER_KEYS
+        assert config["kv_role"] == "kv_both"
+        assert defines(config["kv_connector_module_path"], config["kv_connector"])
+    plain, tiering = given
+    assert plain["kv_load_failure_policy"] == "recompute", "the connector refuses another one"
+    (tier,) = tiering["kv_connector_extra_config"]["secondary_tiers"]
+    assert defines(tier["module_path"], tier["type"])
+    assert not defines("kvclient.integrations.vllm", "Nobody")
+
+
+def test_what_sglang_is_given_names_what_is_there() -> None:
+    (config,) = quoted(section("README.md", "In SGLang"), "--hicache-storage-backend-extra-config")
+    assert defines(config["module_path"], config["class_name"])
+    assert config["backend_name"] == "kvstored"
+    assert set(config) <= sglang_settings.HICACHE
+    assert sglang_settings.Settings.parse(config) == sglang_settings.Settings()
+
+
+def test_a_request_and_both_engines_may_be_told_what_the_guide_lists() -> None:
+    vllm, sglang = section("GUIDE.md", "8. In vLLM: all of it"), section("GUIDE.md", "9. In SGLang: all of it")
+    for text, known in (
+        (vllm.partition("| option |")[0], set(vllm_settings._READERS)),
+        (vllm.partition("| option |")[2], fields_of(vllm_settings.Settings)),
+        (sglang, fields_of(sglang_settings.Settings)),
+    ):
+        listed = [name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in _SPAN.findall(row)]
+        assert sorted(listed) == sorted(known)
+
+
+def test_what_a_request_may_say_is_shown_as_vllm_takes_it() -> None:
+    (shown,) = re.findall(r"`(\{\"kvstored\": [^`]*\})`", section("GUIDE.md", "8. In vLLM: all of it"))
+    wishes = vllm_settings.wishes_of(json.loads(shown))
+    assert (wishes.pin_ttl_s, wishes.program) == (300, "agent-7")
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
+def test_nobody_is_told_to_install_a_name_that_no_index_has(name: str) -> None:
+    told = re.findall(r"pip install (?:-\S+ )*kvstored\b.*", text_of(name))
+    assert told == [], "somebody else could register it; kvstored[EXTRA] is for where it is installed already"
 
 
 # -- versions ---------------------------------------------------------------------------------------------------
