@@ -10,7 +10,7 @@ what the tenant's blocks of other sizes would give.
 Slices are of different moments. A leaf that goes makes a leaf of what it continued, which takes over its last use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
@@ -26,6 +26,7 @@ from kvstore.sessions import Namespace
 from kvstore.store import Store
 
 ROWS_MOST: Final = 1 << 22  # of a copy: 180 MB
+LOOK_BLOCKS: Final = 4096  # between two looks at whether anybody still waits: 40 ms
 _QUEUED: Final = (blocks.S3FIFO, blocks.ARC)  # who goes is a matter of queues first
 _IN_DRAM: Final = (blocks.RESIDENT, blocks.KEPT)
 
@@ -116,8 +117,10 @@ def slice_of(store: Store, setting: Setting, start: int) -> tuple[Held, int]:
     return held, (stop if stop < unused else 0)
 
 
-def estimate(setting: Setting, parts: Sequence[Held], wanted_blocks: int) -> Estimate:
-    """Any thread."""
+def estimate(
+    setting: Setting, parts: Sequence[Held], wanted_blocks: int, waits: Callable[[], bool] = lambda: True
+) -> Estimate:
+    """Any thread. `waits`: whether anybody still does, asked every 4,096 blocks. Raises TimeoutError if nobody does."""
     free = min(wanted_blocks, setting.free_slots)
     if not parts:  # there is room: nobody was looked at
         short = wanted_blocks - free
@@ -130,6 +133,8 @@ def estimate(setting: Setting, parts: Sequence[Held], wanted_blocks: int) -> Est
     leaves = _Leaves(setting, all_of)
     evicted: list[int] = []
     while len(evicted) < wanted_blocks - free:
+        if len(evicted) % LOOK_BLOCKS == 0 and not waits():
+            raise TimeoutError
         next_one = leaves.next()
         if next_one is None:
             break

@@ -37,7 +37,7 @@ _clock = time.monotonic
 class Round:
     """What was copied at once."""
 
-    blocks: int  # that the target can have now and could not before
+    blocks: int  # that the target can have now and could not before; those, too, that had gone meanwhile
     bytes: int
     seconds: float
     paused: bool
@@ -63,19 +63,25 @@ class HandOver:
         self._far = far
         self._stored = 0  # of the first blocks, in this host's store
         self._rounds: list[Round] = []
+        self._gone = False
         self._why = ""
         self.blocks = 0  # of the first ones, those that the target can have
 
     def copy(self, keys: Sequence[bytes], timeout_s: float = 5.0, *, paused: bool = False) -> Round:
-        """Copy what the session has appended. `keys`: of all its full blocks so far. Waits up to `timeout_s`."""
-        began, before = _clock(), self.blocks
+        """Copy what the session has appended, and what has gone since. `keys`: of all its full blocks so far.
+
+        Waits up to `timeout_s`.
+        """
+        began = _clock()
         until, self._why = began + timeout_s, ""
+        self._look(keys)
+        before = self.blocks
         self._store(keys, until)
         if self._far:
             self._await_far(keys[: self._stored], until)
         else:
             self.blocks = self._stored
-        blocks = self.blocks - before
+        blocks = max(0, self.blocks - before)
         done = Round(blocks, blocks * self._namespace.block_bytes, _clock() - began, paused)
         self._rounds.append(done)
         return done
@@ -83,8 +89,19 @@ class HandOver:
     def finish(self, keys: Sequence[bytes], timeout_s: float = 1.0) -> HandedOver:
         """Copy the tail. The session stands still from before this call until it has returned."""
         tail = self.copy(keys, timeout_s, paused=True)
-        why = "" if self.blocks == len(keys) else self._why or "not all of it came in time"
+        why = "" if self.blocks == len(keys) else self._why or (_GONE if self._gone else "not all of it came in time")
         return HandedOver(self.blocks, tuple(self._rounds), tail.seconds, why)
+
+    def _look(self, keys: Sequence[bytes]) -> None:
+        """Count no more what was evicted or deleted since, here or (`far`) over there: it is the next to be copied."""
+        if not self._stored:
+            return
+        before = self.blocks
+        self._stored = self.blocks = self._namespace.match(keys[: self._stored]).blocks
+        if self._far:
+            self.blocks = 0
+            self._ask_far(keys[: min(self._stored, before)])  # of what it has not itself this host cannot be asked
+        self._gone = self.blocks < before
 
     def _store(self, keys: Sequence[bytes], until: float) -> None:
         """Until all of it is in this host's store, as far as it takes it, or time is over: at least one piece."""
@@ -130,6 +147,7 @@ class HandOver:
             time.sleep(nap_s)
 
 
+_GONE: Final = "some of it was evicted or deleted meanwhile, and has not come again in time"
 _NOT_TAKEN: Final = "there is no remote tier that this host may write to, or it does not answer"
 
 
@@ -151,8 +169,9 @@ def hand_over(
     where the engine stores by itself, and its blocks are only waited for. `pause()`: a context in which the session
     appends nothing. `far`: the target is on another host with the same remote tier; blocks are written there at once,
     whatever its admission says. Rounds end when at most `tail_blocks` are left, when as much comes as is copied, after
-    `rounds` of them, or after `timeout_s`. The pause lasts at most `pause_s` and what the last store takes. The target
-    calls `take_over`. Raises UsageError.
+    `rounds` of them, or after `timeout_s`. The pause lasts at most `pause_s`, a look and what the last store takes.
+    What was evicted or deleted meanwhile is copied again, or not counted. The target calls `take_over`. Raises
+    UsageError.
     """
     if tail_blocks < 0 or rounds < 0:
         raise UsageError("tail_blocks and rounds are 0 or more")

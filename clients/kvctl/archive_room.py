@@ -180,7 +180,7 @@ class Gate:
         need_terminal("import more than there is room for", yes=False, dry_run=False)
         text = f"the archive has {blocks:,} blocks, {size(planned_bytes)}; "
         text += self._room.short(needs, would="is") + held(self._client, self._tenant)
-        ask("Import it?", "nothing was imported; answer y, or give --yes, to import", Text(text))
+        ask("Import it?", "nothing was imported; answer y, or give --yes, to import", Text(text), client=self._client)
         self._agreed = True
 
     def _passes(self, stored: Counter[Pool], pool: Pool, blocks: int) -> bool:
@@ -201,5 +201,5 @@ class Gate:
         if not sys.stdin.isatty():
             raise KvctlError(Exit.REFUSED, f"{text}; there is no terminal to ask on; give --yes to go on")
         text += held(self._client, self._tenant)
-        ask("Go on?", f"{so_far}, and no more; answer y, or give --yes, to go on", Text(text))
+        ask("Go on?", f"{so_far}, and no more; answer y, or give --yes, to go on", Text(text), client=self._client)
         self._agreed = True

@@ -9,7 +9,6 @@ TIMED_OUT      5    no answer in time
 CONFIGURATION 78    this setting can never work
 """
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from google.protobuf.message import Message
 from kvproto import control_pb2 as pb
 from kvproto import control_pb2_grpc
 from kvproto.control_token import TOKEN_KEY, ControlToken, TokenRefusedError, ask_token
+from kvproto.holders import holder
 from kvproto.limits import MIB
 
 __all__ = ["SOCKET_NAME", "ControlClient", "Exit", "KvctlError", "find_socket", "printable"]
@@ -106,18 +106,11 @@ def printable(text: str) -> str:
 
 
 def starting(runtime_dir: Path) -> bool:
-    """Does a daemon hold this directory that cannot be asked yet? Its lock is a file that it made, and keeps locked."""
-    try:
-        fd = os.open(runtime_dir / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    """Does a daemon hold this directory that cannot be asked yet? Its lock is looked at, never locked.
+
+    Whoever can reach the directory sees that, but not from a container into the host (`kvproto.holders`).
+    """
+    return holder(runtime_dir / "lock") is not None
 
 
 class ControlClient:
@@ -149,6 +142,11 @@ class ControlClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
+
+    @property
+    def daemon(self) -> str:
+        """Which daemon this is, for somebody who is asked: its directory, or its address."""
+        return str(self.socket_path.parent)
 
     def status(self) -> pb.GetStatusResponse:
         """The daemon on one page."""
@@ -325,6 +323,10 @@ class ControlClient:
                 if name and (error.details() or "").endswith(f"no tenant is called {name}"):
                     text = f"tenant {printable(name)} has nothing here: no client of it has come yet"
                     raise KvctlError(Exit.NOT_FOUND, text) from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and verb in _ACTS and not _looks(request):
+                told = printable(error.details() or "")
+                said = f": {told}" if "; " in told else "; `kvctl audit` will say whether it was done: it may go on"
+                raise KvctlError(Exit.TIMED_OUT, f"no answer within {self._timeout_s:g} s{said}") from None
             raise self._trouble(error.code(), printable(error.details() or "")) from None
         return answer
 
@@ -356,6 +358,17 @@ class ControlClient:
         exit_code, sentence = _TROUBLE.get(code, _OTHER_TROUBLE)
         text = sentence.format(details=details, path=self.socket_path, timeout=f"{self._timeout_s:g} s", code=code.name)
         return KvctlError(exit_code, text)
+
+
+# What may be done though no answer came.
+_ACTS: Final = frozenset(
+    {"Clear", "Evict", "Drain", "Undrain", "Scrub", "SetPolicy", "SetQuota", "Pin", "Prefetch", "HandOver", "Unpin"}
+)
+
+
+def _looks(request: Any) -> bool:
+    """Does a request of `_ACTS` only ask what would be done?"""
+    return bool(getattr(request, "dry_run", False)) or not getattr(request, "start", True)
 
 
 def _tenant_of(request: Any) -> str:

@@ -1,6 +1,7 @@
 """Of `kvctl doctor`: memory and its limits, those of descriptors too."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Final
 
 from kvctl.doctor_facts import Check, DaemonFacts, Verdict
@@ -28,10 +29,10 @@ def check_memory(host: Host, daemon: DaemonFacts | None) -> Check:
     if "MemAvailable" not in meminfo:
         return Check(name, Verdict.SKIP, "/proc/meminfo cannot be read")
     available_bytes = meminfo["MemAvailable"]
-    limit_bytes = _cgroup_limit_bytes(host, daemon)
+    limit_bytes, group = _cgroup_limit(host, daemon) or (None, "")
     found = f"{size(available_bytes)} available of {size(meminfo['MemTotal'])}"
     if limit_bytes is not None:
-        found += f", cgroup limit {size(limit_bytes)}"
+        found += f", cgroup limit {size(limit_bytes)} ({group})"
     if daemon is None:
         return Check(name, Verdict.OK, f"{found}; no daemon to compare with")
     missing_bytes = max(0, daemon.capacity_bytes - daemon.populated_bytes)
@@ -138,20 +139,25 @@ def _may_lock(host: Host, daemon: DaemonFacts | None) -> bool:
     return effective is not None and bool(int(effective[1], 16) >> CAP_IPC_LOCK & 1)
 
 
-def _cgroup_limit_bytes(host: Host, daemon: DaemonFacts | None) -> int | None:
-    """The memory limit of the daemon's cgroup (v2, else v1), or None where there is none."""
+def _cgroup_limit(host: Host, daemon: DaemonFacts | None) -> tuple[int, str] | None:
+    """The tightest memory limit of the daemon's cgroups (v2 and v1) and that group, or None where there is none.
+
+    As `kvstored.host_limits` has it: its own group, and all around it. In a container the named ones may not be
+    visible; its own then is the root of what is.
+    """
     groups = host.text(f"{_process(daemon)}/cgroup") or ""
-    two = re.search(r"^0::(.*)$", groups, re.MULTILINE)
-    one = re.search(r"^\d+:(?:\w+,)*memory(?:,\w+)*:(.*)$", groups, re.MULTILINE)
+    two = re.search(r"^0::(/.*)$", groups, re.MULTILINE)
+    one = re.search(r"^\d+:(?:\w+,)*memory(?:,\w+)*:(/.*)$", groups, re.MULTILINE)
+    found = []
     for root, group, file in (
         ("/sys/fs/cgroup", two, "memory.max"),
         ("/sys/fs/cgroup/memory", one, "memory.limit_in_bytes"),
     ):
         if group is None:
             continue
-        # In a container the named group may not be visible; its own then is the root of what is.
-        for place in (f"{root}{group[1].rstrip('/')}/{file}", f"{root}/{file}"):
-            limit = (host.text(place) or "").strip()
+        own = PurePosixPath(group[1])
+        for place in (own, *own.parents):
+            limit = (host.text(f"{root}{str(place).rstrip('/')}/{file}") or "").strip()
             if limit.isdecimal() and int(limit) < _UNLIMITED:
-                return int(limit)
-    return None
+                found.append((int(limit), str(place)))
+    return min(found, default=None)

@@ -32,11 +32,12 @@ from kvctl.remote import Remote, RemoteClient, remote_of
 from kvctl.scope import PREFIX_DIGITS
 
 __all__ = [
-    "Digest", "Extra", "Globals", "Keys", "OnlyOf", "Output", "Owner", "Tokens",
+    "NUMBER_MAX", "Digest", "Extra", "Globals", "Keys", "OnlyOf", "Output", "Owner", "Tokens",
     "app", "command", "globals_first", "globals_of", "policy_app", "reporting", "service_app",
 ]  # fmt: skip
 
 P = ParamSpec("P")
+NUMBER_MAX: Final = (1 << 64) - 1  # that a message holds
 
 app = typer.Typer(
     name="kvctl",
@@ -78,7 +79,8 @@ class Globals:
     def socket(self) -> Path:
         """Where the daemon should be. Raises KvctlError."""
         if self.remote is not None:
-            raise KvctlError(Exit.USAGE, "this is about the host it runs on; leave --address out")
+            text = "this is about the host it runs on; leave --address out, and KVCTL_ADDRESS, or give --runtime-dir"
+            raise KvctlError(Exit.USAGE, text)
         return find_socket(self.runtime_dir, os.environ, Path.home())
 
     def connect(self) -> ControlClient:
@@ -258,7 +260,11 @@ def options(
     ] = 10.0,
     address: Annotated[
         str | None,
-        typer.Option(envvar="KVCTL_ADDRESS", metavar="HOST:PORT", help="A daemon of another host, by mutual TLS."),
+        typer.Option(
+            envvar="KVCTL_ADDRESS",
+            metavar="HOST:PORT",
+            help="A daemon of another host, by mutual TLS. As a variable it gives way to --runtime-dir.",
+        ),
     ] = None,
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="KVCTL_TLS_CA", metavar="FILE", help="Whose word we take for its certificate.")
@@ -272,12 +278,32 @@ def options(
     ] = False,
 ) -> None:
     """Watch and steer a kvstored daemon."""
+    files = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
     try:
-        remote = remote_of(address, tls_ca, tls_cert, tls_key)
+        remote = _elsewhere(context, address, files)
     except KvctlError as error:
         typer.echo(f"kvctl: {error}", err=True)
         raise typer.Exit(error.code) from None
     context.obj = Globals(runtime_dir, output, timeout_s, remote)
+
+
+def _elsewhere(context: typer.Context, address: str | None, files: dict[str, Path | None]) -> Remote | None:
+    """Which other host is meant; None: this one. What is said beats what is exported. Raises KvctlError."""
+    said = {name for name in ("runtime_dir", "address", *files) if _is_said(context, name)}
+    if "runtime_dir" in said:
+        if len(said) > 1:
+            text = "--runtime-dir names a daemon of this host, --address and --tls-* are for one of another"
+            raise KvctlError(Exit.USAGE, f"{text}; leave one of them out")
+        return None
+    if address is None:  # files that are exported wait for an address
+        files = {name: file if name in said else None for name, file in files.items()}
+    return remote_of(address, files["tls_ca"], files["tls_cert"], files["tls_key"])
+
+
+def _is_said(context: typer.Context, name: str) -> bool:
+    """Is this option on the command line?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def globals_of(context: typer.Context, *, json: bool = False) -> Globals:

@@ -4,8 +4,9 @@
     place(...)    what that changes below a root; nothing is written in a dry run, and configuration is never replaced
     commands(...) what systemd and the compiler are told afterwards
 
-An upgrade is the same once more: units are replaced, so what one host wants otherwise belongs into a drop-in. Where a
-package has brought the units, they are its to replace, and only drop-ins are written.
+An upgrade is the same once more: units are replaced, so what one host wants otherwise belongs into a drop-in; folders
+of disk that were named before are kept. Where a package has brought the units, they are its to replace, and only
+drop-ins are written.
 """
 
 import os
@@ -33,6 +34,8 @@ __all__ = [
 
 SOURCES: Final = Path(__file__).parent / "systemd"
 UNIT: Final = "kvstored.service"
+DISK_CONF: Final = "disk.conf"  # the drop-in that names the folders of disk
+DROP_IN_LETTERS: Final = 1 << 20  # far above what the folders of a disk tier take
 PACKAGED_AT: Final = "/usr/bin/kvstored"  # as the unit has it
 PACKAGED_UNIT: Final = Path("/usr/lib/systemd/system") / UNIT
 STORE_SINCE: Final = 254  # systemd: FileDescriptorStorePreserve=
@@ -77,43 +80,57 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """What an operator wants installed. `packaged`: where a package has its files, not an operator."""
+    """What an operator wants installed. `packaged`: where a package has its files, not an operator.
+
+    `disks`: every folder of the disk tier, `had_disks`: there are some already, and what says so is written anew.
+    """
 
     daemon: Path
     disks: tuple[Path, ...] = ()
     openings: tuple[Opening, ...] = ()
     systemd: int = STORE_SINCE
     packaged: bool = False
+    had_disks: bool = False
+
+    @property
+    def units(self) -> Path:
+        """The folder of units and their drop-ins."""
+        return Path("/usr/lib/systemd/system" if self.packaged else "/etc/systemd/system")
+
+    @property
+    def drop_ins(self) -> Path:
+        """The folder of the service's drop-ins."""
+        return self.units / f"{UNIT}.d"
 
 
 def pieces(wish: Install) -> list[Piece]:
     """Every file, by its final path."""
-    units, others = ("/usr/lib/systemd/system", "/usr/lib") if wish.packaged else ("/etc/systemd/system", "/etc")
+    others = Path("/usr/lib" if wish.packaged else "/etc")
     unit = _source(UNIT).replace(f"ExecStart={PACKAGED_AT}\n", f"ExecStart={_quoted(str(wish.daemon))}\n")
     found = [
-        Piece(Path(units) / UNIT, unit),
-        Piece(Path(units) / "kvstored.socket", _source("kvstored.socket")),
-        Piece(Path(others) / "sysusers.d/kvstored.conf", _source("kvstored.sysusers")),
-        Piece(Path(others) / "tmpfiles.d/kvstored.conf", _source("kvstored.tmpfiles") + _disk_folders(wish.disks)),
+        Piece(wish.units / UNIT, unit),
+        Piece(wish.units / "kvstored.socket", _source("kvstored.socket")),
+        Piece(others / "sysusers.d/kvstored.conf", _source("kvstored.sysusers")),
+        Piece(others / "tmpfiles.d/kvstored.conf", _source("kvstored.tmpfiles") + _disk_folders(wish.disks)),
         Piece(Path("/etc/kvstored/kvstored.toml"), _source("kvstored.toml"), ours=False),
         Piece(Path("/etc/kvstored/environment"), _source("kvstored.env"), ours=False),
     ]
-    drop_ins = Path(units) / f"{UNIT}.d"
     if wish.systemd >= STORE_SINCE:
-        found.append(Piece(drop_ins / "254.conf", _source("kvstored-254.conf")))
-    if wish.disks:
+        found.append(Piece(wish.drop_ins / "254.conf", _source("kvstored-254.conf")))
+    if wish.disks or wish.had_disks:
         writable = "".join(f"ReadWritePaths={_quoted(str(disk))}\n" for disk in wish.disks)
-        found.append(Piece(drop_ins / "disk.conf", f"# Folders of the disk tier.\n[Service]\n{writable}"))
+        found.append(Piece(wish.drop_ins / DISK_CONF, f"# Folders of the disk tier.\n[Service]\n{writable}"))
     for opening in wish.openings:
         ours = opening is not Opening.NETWORK  # which addresses, an operator says there
-        found.append(Piece(drop_ins / f"{opening.value}.conf", _source(f"kvstored-{opening.value}.conf"), ours=ours))
+        name = f"{opening.value}.conf"
+        found.append(Piece(wish.drop_ins / name, _source(f"kvstored-{name}"), ours=ours))
     return found
 
 
 def _beside_package(found: Iterable[Piece], wish: Install) -> list[Piece]:
     """Of all files those that a package does not have. Units of ours in /etc would hide its own, at every upgrade."""
-    names = {"disk.conf", *(f"{opening.value}.conf" for opening in wish.openings)}
-    folders = "tmpfiles.d" if wish.disks else None
+    names = {DISK_CONF, *(f"{opening.value}.conf" for opening in wish.openings)}
+    folders = "tmpfiles.d" if wish.disks or wish.had_disks else None
     return [piece for piece in found if piece.path.name in names or piece.path.parent.name == folders]
 
 
@@ -129,6 +146,39 @@ def _quoted(path: str) -> str:
     """As unit files want a path: systemd splits at spaces and replaces what follows a percent sign."""
     text = path.replace("\\", "\\\\").replace("%", "%%")
     return f'"{text}"' if " " in text else text
+
+
+def _folders_there(drop_in: Path) -> list[Path]:
+    """The folders that an earlier installation has opened. Raises KvctlError for what none of ours has written."""
+    try:
+        with drop_in.open(encoding="utf-8") as file:
+            text = file.read(DROP_IN_LETTERS)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise KvctlError(Exit.REFUSED, f"{drop_in} cannot be read: {error}") from None
+    found = []
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() != "ReadWritePaths":
+            continue
+        path = Path(value.strip().strip('"').replace("%%", "%").replace("\\\\", "\\"))
+        if not path.is_absolute() or _quoted(str(path)) != value:
+            text = f"{drop_in} says {line!r}, which was not written here; move that line to a drop-in of another name"
+            raise KvctlError(Exit.REFUSED, text)
+        found.append(path)
+    return found
+
+
+def _with_folders(wish: Install, root: Path, gone: Sequence[Path]) -> Install:
+    """The wish and the folders that are there, without those that shall be `gone`. Raises KvctlError."""
+    there = _folders_there(root / (wish.drop_ins / DISK_CONF).relative_to("/"))
+    for path in gone:
+        if path not in there:
+            said = ", ".join(map(str, there)) or "none"
+            raise KvctlError(Exit.USAGE, f"{path} is none of its folders of disk; they are: {said}")
+    disks = tuple(path for path in dict.fromkeys((*there, *wish.disks)) if path not in gone)
+    return replace(wish, disks=disks, had_disks=bool(there))
 
 
 def place(wanted: Iterable[Piece], root: Path, *, dry_run: bool) -> list[Placed]:
@@ -222,20 +272,25 @@ def install(
     root: Path | None,
     daemon: Path | None,
     disks: Sequence[Path],
+    no_disks: Sequence[Path] = (),
     openings: Sequence[Opening] = (),
     start: bool,
     dry_run: bool,
     runner: Runner = run,
 ) -> tuple[list[Placed], list[list[str]]]:
-    """Do it, and say what was done. With a `root`, files only. Raises KvctlError."""
+    """Do it, and say what was done. With a `root`, files only. Raises KvctlError.
+
+    `disks`: folders of the disk tier beside those that are there; `no_disks`: of these, what shall be closed again.
+    """
     for path in (*disks, *([daemon] if daemon else [])):
         if not path.is_absolute() or any(sign in str(path) for sign in '\n"'):
             raise KvctlError(Exit.USAGE, f"{str(path)!r} is not an absolute path that a unit can name")
     openings = tuple(dict.fromkeys(openings))
     wish = Install(daemon or daemon_beside(), tuple(disks), openings, _systemd_version() or STORE_SINCE)
     if root is not None:
-        wish = replace(wish, packaged=True)
+        wish = _with_folders(replace(wish, packaged=True), root, no_disks)
         return place(pieces(wish), root, dry_run=dry_run), []
+    wish = _with_folders(wish, Path("/"), no_disks)
     _check_reach(wish)
     if not dry_run and not Path("/run/systemd/system").is_dir():
         raise KvctlError(Exit.REFUSED, "this host is not run by systemd; kvstored --keep needs none of it")

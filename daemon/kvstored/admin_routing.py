@@ -143,18 +143,20 @@ def admission_wish_of(request: pb.EstimateAdmissionRequest) -> AdmissionWish:
     return AdmissionWish(request.tenant, digest_of(request.namespace_digest), request.bytes)
 
 
-def estimate(ask: Asks, wish: AdmissionWish) -> pb.EstimateAdmissionResponse:
-    """Raises KeyError, TimeoutError, TooManyError."""
+def estimate(ask: Asks, wish: AdmissionWish, waits: Callable[[], bool]) -> pb.EstimateAdmissionResponse:
+    """`waits`: whether the caller still does. Raises KeyError, TimeoutError, TooManyError."""
     setting, wanted = ask(lambda about: about.begin(wish))
     parts: list[Held] = []
     start, count = 1, 0
     while start and wanted > setting.free_slots:
+        if not waits():
+            raise TimeoutError
         part, start = ask(_slice(setting, start))
         parts.append(part)
         count += part.rows.size
         if count > admission.ROWS_MOST:
             raise TooManyError(f"more than {admission.ROWS_MOST:,} blocks are not looked over; ask for less")
-    return pb.EstimateAdmissionResponse(**named(admission.estimate(setting, parts, wanted)))
+    return pb.EstimateAdmissionResponse(**named(admission.estimate(setting, parts, wanted, waits)))
 
 
 def _slice(setting: Setting, start: int) -> Callable[[Routing], tuple[Held, int]]:

@@ -18,6 +18,7 @@ from kvstored import __version__
 from kvstored.compiled import choose_cache
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 from kvstored.defaults import default_words
+from kvstored.environment_file import read_environment
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.lock import AlreadyRunningError, only_one
@@ -26,6 +27,7 @@ from kvstored.service import HOT_SOCKET, service_of
 
 EX_TEMPFAIL = 75
 EX_INTERRUPTED = 130
+ENVIRONMENT_FILE = Path("/etc/kvstored/environment")  # of the unit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,31 +76,60 @@ def _config(arguments: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     check = verbs.add_parser("check", help="say whether a file would start a daemon on this machine")
     check.add_argument("file", type=Path)
+    check.add_argument(
+        "--environment",
+        type=Path,
+        metavar="FILE",
+        help=f"variables that win over it, as systemd reads them; else {ENVIRONMENT_FILE}, if that is there; "
+        "/dev/null: none",
+    )
     options = parser.parse_args(arguments)
+    environment = options.environment or (ENVIRONMENT_FILE if os.path.lexists(ENVIRONMENT_FILE) else None)
     try:
-        others = {name: value for name, value in os.environ.items() if not name.startswith("KVSTORED_")}
-        # Of this machine: the control group of whoever asks is not the service's.
-        loaded = load(options.file, others, {}, memory_bytes=machine_bytes())
+        loaded = _load_as_service(options.file, environment)
+        _check_folders(loaded, options.file)
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG
+    for value in loaded.values:
+        print(f"{value.name} = {value.value}  # {value.origin}")
+    beside = "" if environment is None else f" with {environment}"
+    print(f"{options.file}: good{beside}, by the rights of uid {os.geteuid()}")
+    if os.geteuid() == 0:
+        print(f"root may more than the service: runuser -u kvstored -- kvstored config check {options.file}")
+    return 0
+
+
+def _load_as_service(file: Path, environment: Path | None) -> Loaded:
+    """What a service would start with: variables are those of its file, not of whoever asks. Raises ConfigError."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("KVSTORED_")}
+    over = {} if environment is None else read_environment(environment)
+    named = Path(over.get("KVSTORED_CONFIG", file))
+    if os.path.realpath(named) != os.path.realpath(file):
+        raise ConfigError(f"{environment}: KVSTORED_CONFIG is {named}, and {file} would not be read")
+    try:
+        # Of this machine: the control group of whoever asks is not the service's.
+        return load(file, others | over, {}, memory_bytes=machine_bytes())
+    except ConfigError as error:
+        if str(error).startswith("environment "):
+            raise ConfigError(f"{environment}: {error}") from None
+        raise
+
+
+def _check_folders(loaded: Loaded, file: Path) -> None:
+    """Raises ConfigError for what this process could not use."""
     for setting, folders in (
         ("daemon.runtime_dir", [loaded.config.runtime_dir]), ("disk.directories", loaded.config.disk_directories),
     ):  # fmt: skip
         for folder in folders:
             if unusable := _why_unusable(folder):
-                print(f"kvstored: {_place(loaded, setting, options.file)}: {setting}: {unusable}", file=sys.stderr)
-                return EX_CONFIG
-    for value in loaded.values:
-        print(f"{value.name} = {value.value}  # {value.origin}")
-    print(f"{options.file}: good")
-    return 0
+                raise ConfigError(f"{_place(loaded, setting, file)}: {setting}: {unusable}")
 
 
 def _place(loaded: Loaded, setting: str, file: Path) -> str:
-    """Where a setting stands: FILE:LINE, or only FILE for what it leaves to its default."""
+    """Where a setting stands: FILE:LINE or a variable, or only FILE for what it leaves to its default."""
     origin = next(value.origin for value in loaded.values if value.name == setting)
-    return origin.removeprefix("file ") if origin.startswith("file ") else str(file)
+    return str(file) if origin == "default" else origin.removeprefix("file ")
 
 
 def _why_unusable(folder: Path) -> str:
@@ -110,7 +141,7 @@ def _why_unusable(folder: Path) -> str:
     except OSError as error:
         return f"{folder} cannot be looked at: {error.strerror}"
     if not os.access(there, os.W_OK | os.X_OK) or there == Path("/proc"):
-        return f"{there} cannot be written to"
+        return f"{there} cannot be written to by uid {os.geteuid()}"
     return ""
 
 

@@ -9,7 +9,7 @@ from kvproto.sizes import format_bytes
 from kvstored.config_chooser import Chooser
 from kvstored.config_values import Config
 from kvstored.host_limits import Limit
-from kvstored.http_address import OFF
+from kvstored.http_address import OFF, address_of
 from kvstored.remote_address import MOONCAKE, missing_package
 from kvstored.secret_files import SecretFileError
 from kvstored.settings import (
@@ -23,6 +23,7 @@ from kvstored.settings import (
     DISK_SEGMENT,
     DISK_SIZE,
     DRAM,
+    METRICS_LISTEN,
     NUMBERS,
     REMOTE,
     REMOTE_ENDPOINT,
@@ -34,6 +35,8 @@ from kvstored.settings import (
 from kvstored.units import NO_FILE, ConfigError
 
 SEGMENTS_LEAST: Final = 2  # one is filled while another is emptied
+# What the daemon itself has in its runtime directory, under names that others look for.
+OWN_NAMES: Final = ("hot.sock", "control.sock", "tenants.sock", "token.sock", "keep.sock", "events", "lock")
 
 
 def check_config(config: Config, chooser: Chooser) -> None:
@@ -42,6 +45,7 @@ def check_config(config: Config, chooser: Chooser) -> None:
     _check_disk(config, chooser)
     _check_keys(config, chooser)
     _check_control(config, chooser)
+    _check_metrics(config, chooser)
     _check_remote(config, chooser)
 
 
@@ -132,6 +136,18 @@ def _check_control(config: Config, chooser: Chooser) -> None:
             files.checked()
     except SecretFileError as error:
         raise ConfigError(f"{place}: {error}") from None
+
+
+def _check_metrics(config: Config, chooser: Chooser) -> None:
+    """Whoever listens last has the name."""
+    address = address_of(config.metrics_listen)
+    if not isinstance(address, Path):
+        return
+    runtime_dir = Path(os.path.realpath(config.runtime_dir))
+    real = Path(os.path.realpath(address.parent)) / address.name
+    if real.is_relative_to(runtime_dir) and real.relative_to(runtime_dir).parts[:1] in {(name,) for name in OWN_NAMES}:
+        place = chooser.places[METRICS_LISTEN.name]
+        raise ConfigError(f"{place}: {address} is the daemon's own; take another name, such as metrics.sock")
 
 
 def _check_remote(config: Config, chooser: Chooser) -> None:

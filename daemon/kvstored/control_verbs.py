@@ -310,7 +310,9 @@ class Verbs:
         self, request: pb.EstimateAdmissionRequest, context: grpc.ServicerContext
     ) -> pb.EstimateAdmissionResponse:
         wish = _checked(context, lambda: admission_wish_of(request))
-        return _answered(context, lambda wait_s: estimate(ask_routing(self._owner, wait_s), wish), KeyError)
+        return _answered(
+            context, lambda wait_s: estimate(ask_routing(self._owner, wait_s), wish, context.is_active), KeyError
+        )
 
     def Ping(self, _: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         start_s = time.monotonic()

@@ -146,14 +146,17 @@ def _about(command: Any) -> str:
 def kvstored_pages() -> Iterator[tuple[str, list[str]]]:
     """kvstored(8) and kvstored.toml(5)."""
     lines = [*heading("kvstored", 8, "node-local KV-cache storage daemon for LLM inference hosts"), ".SH SYNOPSIS"]
-    lines += [".B kvstored", "[\\-\\-config FILE] [OPTIONS]", ".br", ".B kvstored config check", "FILE", ".br"]
+    lines += [".B kvstored", "[\\-\\-config FILE] [OPTIONS]", ".br"]
+    lines += [".B kvstored config check", "[\\-\\-environment FILE] FILE", ".br"]
     lines += [".B kvstored check", "[\\-\\-repair] [\\-\\-state\\-dir DIR] DIRECTORY...", ".SH DESCRIPTION"]
     lines += paragraphs(
         "kvstored keeps the KV blocks of inference engines in shared memory and on local disks, so that they outlive "
         "requests and engines. Engines reach it by hot.sock in its runtime directory, operators by control.sock and "
         "kvctl(1). What a setting is comes from its default, then from the file, then from the environment, then from "
         "the command line; kvctl config shows each with its origin.\n\n"
-        "kvstored config check says whether a file would start a daemon on this host. kvstored check examines the "
+        "kvstored config check says whether a file would start a daemon on this host, under the variables of "
+        "/etc/kvstored/environment if that is there, or of the file that --environment names (/dev/null: none), which "
+        "win over it. Folders are tried with the rights of whoever asks. kvstored check examines the "
         "directories of a disk tier while no daemon has them."
     )
     lines += [".SH OPTIONS", *entries([("--config FILE", "the file, kvstored.toml(5); also KVSTORED_CONFIG")])]

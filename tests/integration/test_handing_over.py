@@ -189,6 +189,59 @@ def test_a_pause_lasts_no_longer_than_its_time_and_one_piece_however_long_the_ta
     assert moving.finish(session.keys(), PATIENCE_S).blocks == 3 * PIECE_BLOCKS, "the control"
 
 
+def test_what_goes_between_two_rounds_is_copied_again() -> None:
+    with Node(disks=0, dram="16MiB") as node:
+        node.start()
+        ns, keys, read_blocks = node.namespace(BLOCK_BYTES), chain("evicted", 40), list[int]()
+
+        def read(first: int, stop: int) -> Bytes:
+            read_blocks.append(stop - first)
+            return values(keys[first:stop], BLOCK_BYTES)
+
+        moving = HandOver(ns, read)
+        assert moving.copy(keys).blocks == 40
+        assert moving.copy(keys).blocks == 0, "the control: all of it is there"
+        assert read_blocks == [40]
+        number = 0
+        while ns.match(keys).blocks:
+            others = chain(f"others {number}", 32)
+            put(ns, others, values(others, BLOCK_BYTES), durable=False)
+            number += 1
+        done = moving.finish(keys, PATIENCE_S)
+        assert (done.blocks, done.why, ns.match(keys).blocks) == (40, "", 40)
+        assert [(one.blocks, one.bytes // BLOCK_BYTES) for one in done.rounds] == [(40, 40), (0, 0), (40, 40)]
+        assert read_blocks == [40, 40]
+        assert ns.delete(keys[30:]) == 10
+        assert (moving.copy(keys).blocks, read_blocks) == (10, [40, 40, 10]), "from where it breaks off"
+
+
+def test_what_has_gone_and_does_not_come_again_in_time_is_said(source: Node) -> None:
+    ns, keys = source.namespace(BLOCK_BYTES), chain("gone", 2 * PIECE_BLOCKS)
+    moving = HandOver(ns, lambda first, stop: values(keys[first:stop], BLOCK_BYTES))
+    assert moving.copy(keys, PATIENCE_S).blocks == len(keys)
+    ns.delete(keys[:1])
+    done = moving.finish(keys, timeout_s=0)
+    assert (done.blocks, ns.match(keys).blocks) == (PIECE_BLOCKS, PIECE_BLOCKS)
+    assert "evicted or deleted" in done.why
+
+    by_itself = HandOver(ns, None)
+    assert by_itself.copy(keys[:40], PATIENCE_S).blocks == 40
+    ns.delete(keys[10:])
+    done = by_itself.finish(keys[:40], timeout_s=0.01)
+    assert (done.blocks, done.rounds[-1].blocks, done.rounds[-1].bytes) == (10, 0, 0)
+    assert "evicted or deleted" in done.why
+
+
+def test_what_was_deleted_beyond_the_hosts_between_two_rounds_does_not_count(source: Node) -> None:
+    ns, keys = source.namespace(BLOCK_BYTES), chain("far and gone", 20)
+    moving = HandOver(ns, lambda first, stop: values(keys[first:stop], BLOCK_BYTES), far=True)
+    assert moving.copy(keys, PATIENCE_S).blocks == 20
+    assert ns.delete(keys[5:]) == 15
+    done = moving.finish(keys, timeout_s=0)
+    assert (done.blocks, done.rounds[-1].blocks, bool(done.why)) == (5, 0, True)
+    assert ns.match(keys).blocks == 20, "here it is again"
+
+
 def test_an_engine_that_stores_by_itself_only_has_to_be_waited_for(source: Node) -> None:
     ns, keys = source.namespace(BLOCK_BYTES), chain("itself", 6)
     put(ns, keys, values(keys, BLOCK_BYTES), durable=False)

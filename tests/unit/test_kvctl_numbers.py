@@ -17,7 +17,9 @@ from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kv
     ids=["events", "watch", "ls"],
 )
 def test_one_that_no_message_can_hold_is_a_mistake_on_the_command_line(ask: Run, words: list[str], bits: int) -> None:  # noqa: F811
-    assert ask(*words, str((1 << bits) - 1)).code in (0, Exit.REFUSED, Exit.NOT_FOUND), "the control: this one is only large"
+    assert ask(*words, str((1 << bits) - 1)).code in (0, Exit.REFUSED, Exit.NOT_FOUND), (
+        "the control: this one is only large"
+    )
     for number in (1 << bits, 99999999999999999999999):
         answer = ask(*words, str(number))
         assert (answer.code, answer.out) == (Exit.USAGE, "")

@@ -223,6 +223,27 @@ def test_a_tenant_below_what_it_is_sure_of_is_told_that_others_would_give_way() 
     assert np.isfinite(told.lost_s)
 
 
+def test_an_estimate_ends_when_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Core(arenas=4)
+    client = core.client()
+    namespace = client.open()
+    client.put(namespace, chain(4 * SLOTS))
+    monkeypatch.setattr(admission, "LOOK_BLOCKS", 8)
+    setting = admission.begin(core.store, namespace)
+    part, _ = admission.slice_of(core.store, setting, 1)
+    asked: list[int] = []
+
+    def waits() -> bool:
+        asked.append(len(asked))
+        return len(asked) < 3
+
+    with pytest.raises(TimeoutError):
+        admission.estimate(setting, [part], 4 * SLOTS, waits)
+    assert len(asked) == 3
+    told = admission.estimate(setting, [admission.slice_of(core.store, setting, 1)[0]], 4 * SLOTS, lambda: True)
+    assert told.evicted_blocks == 4 * SLOTS, "the control"
+
+
 def test_where_there_is_room_nobody_is_looked_at_and_a_store_that_is_empty_has_rows_to_look_at_none() -> None:
     core = Core(arenas=1)
     namespace = core.client().open()

@@ -1,7 +1,8 @@
 """Who may ask what routers ask: by real tokens on a real socket, over a store of two tenants."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,33 @@ def test_what_is_about_all_tenants_is_for_operators(served: Served) -> None:
         assert served.ask(OPERATOR, verb, request) is not None
     for wrong in (pb.EstimateAdmissionRequest(), pb.EstimateAdmissionRequest(tenant="research", bytes=1)):
         assert served.refusal(OPERATOR, "EstimateAdmission", wrong) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("ends", ["deadline", "cancelled"])
+def test_an_estimate_that_takes_long_ends_with_its_caller(
+    served: Served, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(setting: Any, parts: Any, wanted: int, waits: Callable[[], bool]) -> Any:
+        begun.set()
+        until = time.monotonic() + PATIENCE_S
+        while waits():
+            assert time.monotonic() < until, "it goes on for nobody"
+        ended.set()
+        raise TimeoutError
+
+    monkeypatch.setattr("kvstored.admin_routing.admission.estimate", slow)
+    cost = pb.EstimateAdmissionRequest(tenant="research", namespace_digest=served.digest, bytes=1 << 20)
+    token = [(TOKEN_KEY, served.access.issue(OPERATOR, 77, frozenset())[0])]
+    timeout_s = 1.0 if ends == "deadline" else PATIENCE_S
+    call = served.stubs[1].EstimateAdmission.future(cost, timeout=timeout_s, metadata=token)
+    assert begun.wait(PATIENCE_S)
+    if ends == "cancelled":
+        call.cancel()
+    else:
+        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ended.wait(PATIENCE_S)
 
 
 def test_where_nobody_looks_a_watcher_is_told_what_to_set(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ or step by step:
 A block is [layers, 2, heads, block tokens, head dim] in one piece, keys before values, as the model's cache holds them
 (rotary embedding applied). Whatever this adapter cannot answer for is computed as if it were not there, and `why_not`
 says so in a sentence: other caches than a DynamicCache of plain layers (sliding window, static, quantized, hybrid,
-encoder-decoder), batches, beams, inputs besides tokens, a model in training mode. An absent daemon is a miss.
+encoder-decoder), batches, beams, inputs besides tokens, a model that has changed, any part of it in training mode,
+forward hooks. An absent daemon is a miss.
 
 How close is the outcome? The bytes are those that some forward pass of this very model computed for these very tokens.
 Logits then equal a full recomputation to the last bit as far as the machine's matrix product gives a row the same sums
@@ -43,9 +44,9 @@ from kvclient.integrations.transformers_model import (
     probe,
     processors,
     request_trouble,
-    weight_marks,
     weights_digest,
 )
+from kvclient.integrations.transformers_watch import ModelWatch
 from kvclient.integrations.trials import Trials
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
@@ -117,7 +118,7 @@ class _Kept:
 
     namespace: Namespace
     shape: KVShape
-    marks: list[tuple[int, int]] | None  # of the weights in the namespace's digest; None: the caller vouches for them
+    watch: ModelWatch  # says whether it still is what the namespace names
 
 
 class TransformersKV:
@@ -126,8 +127,15 @@ class TransformersKV:
     Making one runs the model on one token, to see what its cache is, and reads all weights once (at memory speed on
     the CPU): their digest is part of the namespace, so that equal architectures with other weights never share.
     `revision` replaces the digest: a name that no other weights of this architecture have (repository and commit, say).
-    `adapter` names the adapter that is active; models with adapters are bypassed without it. Weights that change later
-    are noticed (as far as torch counts changes) and bypassed: make a new one then.
+    `adapter` names the adapter that is active; models with adapters are bypassed without it.
+
+    Each load and each save first looks whether the model is what it was, in 0.5 ms for 1,000 modules. Where weights
+    or buffers have changed (as far as torch counts it), modules are others, adapters (PEFT's) were loaded, switched,
+    scaled or merged, or attention is computed in another way, it is bypassed: make a new one. So it is, while it
+    lasts, where a part is in training mode or has forward hooks or pre-hooks, for nobody knows what those do; hooks
+    by which transformers itself looks on do not count, and accelerate's are none of torch's. Not seen: plain
+    attributes of modules (`self_attn.scaling`, say), other entries of the configuration, a `forward` of a module's
+    own that was there from the start. Who edits those gives a `revision` of its own.
 
     `codec`, `lossy`: how blocks lie in the store, see `Client.namespace`; for models in bfloat16 or float16. With one
     that is lossy logits are near those of a full recomputation, and no more.
@@ -141,6 +149,7 @@ class TransformersKV:
     ) -> None:  # fmt: skip
         self._client = client
         self._model = model
+        self._adapter = adapter
         self._block_tokens = block_tokens
         self._trials = Trials()
         kept = self._examine(adapter, revision, codec, lossy=lossy)
@@ -234,9 +243,9 @@ class TransformersKV:
     ) -> Saved:
         """Store the full blocks of `cache` that are not stored yet.
 
-        `input_ids`: the tokens that the cache was computed from, [1, tokens] or [tokens]; the cache may hold fewer or
-        more. Returns when the blocks have been accepted, with `wait` when they are visible; waits up to `space_s`
-        seconds for room, a batch of blocks.
+        `input_ids`: the tokens that the cache was computed from, [1, tokens] or [tokens], by the model as it is now;
+        the cache may hold fewer or more. Returns when the blocks have been accepted, with `wait` when they are visible;
+        waits up to `space_s` seconds for room, a batch of blocks.
         """
         tokens, why_not = self._tokens(input_ids)
         if tokens is None:
@@ -278,7 +287,7 @@ class TransformersKV:
         shape = probe(model)
         if isinstance(shape, str):
             return shape
-        marks = None if revision else weight_marks(model)
+        watch = ModelWatch(model)
         revision = revision or weights_digest(model) or ""
         if not revision:
             return "some weights cannot be read: give `revision`"
@@ -297,7 +306,7 @@ class TransformersKV:
             block_shape=axes,
             lossy=lossy,
         )
-        return _Kept(namespace, shape, marks)
+        return _Kept(namespace, shape, watch)
 
     def _store(self, kept: _Kept, cache: Any, keys: Sequence[BlockKey], *, wait: bool, space_s: float) -> Saved:
         """Store what is missing, as many blocks at a time as fit the staging memory."""
@@ -343,12 +352,10 @@ class TransformersKV:
         kept = self._kept
         if kept is None:
             return self.why_not
-        if self._model.training:
-            return "the model is in training mode; call model.eval()"
+        if trouble := model_trouble(self._model, self._adapter) or kept.watch.trouble():
+            return trouble
         if any(torch.is_autocast_enabled(device_type) for device_type in kept.shape.device_types):
             return "autocast is on, which changes what the model computes"
-        if kept.marks is not None and weight_marks(self._model) != kept.marks:
-            return "the weights have changed; make a new TransformersKV"
         try:
             kept.namespace.open()  # a look into a table, but for the first time after a daemon came (back)
         except (ForkError, ClosedError):

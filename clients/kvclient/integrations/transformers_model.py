@@ -198,17 +198,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return is_plain_type and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def weight_marks(model: Any) -> list[tuple[int, int]]:
-    """Address and change count of every parameter: equal lists mean that the weights are what they were.
-
-    What torch does not count (writes through `.data` or NumPy, tensors of inference mode) is not noticed.
-    """
-    return [
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)  # noqa: SLF001  # has no other name
-        for tensor in model.parameters()
-    ]
-
-
 def processors(devices: Iterable[torch.device]) -> str:
     """What the layers run on, down to the instruction set: other processors round differently."""
     names = {_processor(device) for device in set(devices)}
