@@ -13,7 +13,7 @@ from rich.text import Text
 from kvctl import events as happenings
 from kvctl import render, top, values
 from kvctl.client import ControlClient, Exit, KvctlError
-from kvctl.program import Globals, Output, command, globals_of
+from kvctl.program import NUMBER_MAX, Globals, Output, command, globals_of
 from kvproto import control_pb2 as pb
 
 KINDS: Final = ", ".join(happenings.KINDS)
@@ -109,7 +109,10 @@ def show_events(
     last: Annotated[
         int, typer.Option("--last", "-n", min=0, max=8192, metavar="N", help="So many at most; 0: all.")
     ] = 0,
-    after: Annotated[int, typer.Option("--after", min=0, metavar="NUMBER", help="Only those with larger numbers.")] = 0,
+    after: Annotated[
+        int,
+        typer.Option("--after", min=0, max=NUMBER_MAX, metavar="NUMBER", help="Only those with larger numbers."),
+    ] = 0,
     warnings: Annotated[bool, typer.Option("--warnings", help="Only what should not be.")] = False,
 ) -> None:
     """What happened since the daemon began, as far as it is remembered: 1,024 events of each kind.
