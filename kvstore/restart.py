@@ -18,12 +18,13 @@ import numpy as np
 from kvproto.errors import KvError
 from kvproto.identity import NamespaceIdentity
 from kvproto.limits import LEASE_MARGIN_NS, LEASE_TTL_NS_MAX, NAMESPACES, TENANTS
+from kvproto.sizes import format_bytes
 from kvstore import blocks
 from kvstore.arenas import GIVEN_UP, Arenas
 from kvstore.blocks import ARENA, BLOCK, U4, U8, Rows, Tables
 from kvstore.ghosts import keep_ghosts
 from kvstore.journal import JOURNAL_BYTES, Record, read_journal
-from kvstore.ports import FormerMemory, Processes
+from kvstore.ports import Bytes, FormerMemory, Processes
 from kvstore.quotas import choice_of_record
 from kvstore.registry import Registry
 from kvstore.rules import Chosen, Rule, Tier
@@ -109,14 +110,16 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
         if table is None:
             return None, f"table {name} was not kept"
         if table.size != sizes[name]:
-            return None, f"table {name} has another size: of another version, or the configuration has changed"
+            return None, _what_changed(limits, tables["journal"]) or (
+                f"table {name} has another size: of another version, or the configuration has changed"
+            )
     journal, book, arenas = tables["journal"], tables["book"], tables["arenas"]
     assert journal is not None, "looked at above"
     assert book is not None, "looked at above"
     assert arenas is not None, "looked at above"
     records = read_journal(journal)
     if not records or records[0] not in (journal_head(limits), journal_head(limits, written=True)):
-        return None, "it was left by another version or configuration"
+        return None, _what_changed(limits, journal) or "it was left by another version or configuration"
     if records[0] == journal_head(limits, written=True):
         writers = memory.kept_table(WRITERS)
         if writers is None or writers.size != writers_bytes(limits):
@@ -127,6 +130,29 @@ def _look_over(limits: Limits, memory: FormerMemory) -> tuple[Former | None, str
     return Former(
         arenas.view(ARENA).copy(), unused, int(words[blocks.GENERATION]), int(words[blocks.TURN]), records[1:]
     ), ""
+
+
+def _what_changed(limits: Limits, journal: Bytes | None) -> str:
+    """Which setting is another one, where a journal of this format says so; else empty."""
+    records = read_journal(journal) if journal is not None and journal.size == JOURNAL_BYTES else []
+    now = journal_head(limits)
+    if not records or len(records[0]) != len(now) or records[0][0] != now[0]:
+        return ""
+    if records[0][1] not in (FORMAT, WRITTEN_FORMAT):
+        return ""
+    settings = ("dram.size", "dram.arena", "disk.size", "disk.segment")
+    changed = [
+        f"{setting} was {_size(was)} and is {_size(size)} now"
+        for setting, was, size in zip(settings, records[0][2:], now[2:], strict=True)
+        if was != size
+    ]
+    return ", ".join(changed)
+
+
+def _size(recorded: object) -> str:
+    """As the configuration writes it."""
+    size_bytes = int(str(recorded))
+    return format_bytes(size_bytes) if size_bytes else "nothing"
 
 
 def _with_places_for_all(limits: Limits, former: Former) -> tuple[Former | None, str]:

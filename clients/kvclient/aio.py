@@ -37,7 +37,7 @@ from kvclient.policy import Prefetch
 from kvclient.results import Advice, Deleted, FlushResult, Match, PinInfo, PinResult, Status, StoreResult
 from kvclient.steps import Steps
 from kvclient.stream import Part, arrive, lead_of
-from kvproto.errors import Code
+from kvproto.errors import Code, UsageError
 from kvproto.frames import Role
 from kvproto.identity import NamespaceIdentity
 from kvproto.retention import Retention
@@ -155,6 +155,7 @@ class Fetching:
         self._flow = flow
         self._block_bytes = block_bytes
         self._lease: AsyncLease | None = None
+        self._begun = False
 
     def __await__(self) -> Generator[object, None, AsyncLease]:
         return self._fetch().__await__()
@@ -170,6 +171,9 @@ class Fetching:
             self._lease.release()
 
     async def _fetch(self) -> AsyncLease:
+        if self._begun:
+            raise UsageError("a fetch was awaited already: its lease is what the first one gave; call fetch() again")
+        self._begun = True
         return AsyncLease(self._connection, await self._connection.run(self._flow), self._block_bytes, self._codec)
 
 

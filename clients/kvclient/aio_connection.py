@@ -15,7 +15,7 @@ from kvclient.ledger import Waiter, Watcher
 from kvclient.link import GoneError, Link, dial, take
 from kvclient.protocol import Session
 from kvclient.results import Reason
-from kvproto.errors import ClosedError, KvError, RefusedError
+from kvproto.errors import ClosedError, KvError, RefusedError, UsageError
 from kvproto.frames import Hello
 
 _R = TypeVar("_R")
@@ -31,6 +31,7 @@ class AsyncConnection(Endpoint):
         self._stir = asyncio.Event()
         self._refusal: RefusedError | None = None
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that `start` ran in
 
     async def run(self, flow: Flow[_R]) -> _R:
         """Perform a flow's steps and return what it returns."""
@@ -143,6 +144,7 @@ class AsyncConnection(Endpoint):
 
     async def start(self) -> None:
         """Try to connect once, then keep trying in the background. Raises RefusedError if the daemon says no."""
+        self._loop = asyncio.get_running_loop()
         await self._connect()
         if self._refusal is not None:
             raise self._refusal
@@ -158,9 +160,16 @@ class AsyncConnection(Endpoint):
             return False
 
     async def close(self) -> None:
-        """End the session. Does nothing in a forked child."""
+        """End the session. Does nothing in a forked child.
+
+        From another loop only once the first one is closed. Raises UsageError.
+        """
         if self._dead is not None:
             return
+        if self._loop not in (None, asyncio.get_running_loop()):
+            if not self._loop.is_closed():
+                raise UsageError("close() belongs into the loop that connect ran in, which is not closed")
+            self._stir, self._task = asyncio.Event(), None  # with that loop all ended who waited for them
         self._dead = ClosedError
         if self._link is not None:
             self._send_chores(self._link)

@@ -11,6 +11,11 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} B" if unit == "B" else f"{scaled:,.1f} {unit}"
 
 
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """A number of things: `1 block`, `2,000 blocks`; `nouns` where more of them are not called so with an s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
 def span(seconds: float) -> str:
     """A length of time for people, in its two largest units: `3 h 12 min`."""
     whole = int(seconds)

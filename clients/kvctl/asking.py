@@ -14,6 +14,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kvctl.amounts import counted
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.render import console, size
 from kvproto import control_pb2 as pb
@@ -35,13 +36,15 @@ class Concerned:
     leases: int
     clients: int
     more: bool  # there are more pins than the daemon lists
+    pinned_blocks: int = 0  # what several pins cover counts for each; 0 where more pins cover some than are listed
     missing: tuple[int, ...] = ()  # of the pins that were named, those that are not listed
 
     def __str__(self) -> str:
         least = "at least " if self.more else ""
-        pins = f"{least}{self.pins:,} {_plural(self.pins, 'pin')} ({size(self.pinned_bytes)})"
-        leases = f"{self.leases:,} running {_plural(self.leases, 'lease')}"
-        return f"concerned: {pins}, {leases}, {self.clients:,} {_plural(self.clients, 'client')}"
+        held = f" in {counted(self.pinned_blocks, 'block')}" if self.pinned_blocks else ""
+        pins = f"{least}{counted(self.pins, 'pin')} ({size(self.pinned_bytes)}{held})"
+        leases = counted(self.leases, "running lease")
+        return f"concerned: {pins}, {leases}, {counted(self.clients, 'client')}"
 
 
 def concerned(
@@ -65,6 +68,7 @@ def concerned(
         leases=sum(one.leases for one in sessions),
         clients=len(sessions),
         more=not whole and listed.pins_total > len(listed.pins),
+        pinned_blocks=0 if listed.pins_total > len(listed.pins) else sum(pin.blocks for pin in pins),
         missing=tuple(number for number in dict.fromkeys(numbers) if number not in {pin.pin for pin in pins}),
     )
 
@@ -86,7 +90,3 @@ def ask(question: str, untouched: str, *shown: RenderableType | Concerned, clien
     typer.echo(f"{question} [y/N] ", err=True, nl=False)  # typer.confirm would write to stdout, where answers go
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise KvctlError(Exit.REFUSED, untouched)
-
-
-def _plural(count: int, noun: str) -> str:
-    return noun if count == 1 else f"{noun}s"

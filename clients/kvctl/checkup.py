@@ -15,7 +15,7 @@ from kvctl.asking import DryRun, Yes, ask, need_terminal
 from kvctl.client import ControlClient, Exit, KvctlError, printable
 from kvctl.doctor import Check, DaemonFacts, Verdict, examine
 from kvctl.host import Host, LinuxHost, Listener
-from kvctl.program import Globals, command, globals_of
+from kvctl.program import Globals, Output, command, globals_of
 from kvctl.service import daemon_beside
 from kvproto import control_pb2 as pb
 
@@ -74,10 +74,11 @@ def check(
         ask("Erase the damaged blocks, and make the index anew?", untouched, _found(done), Text(_UNUSED))
         done = _checked(chosen, directories, repair=True)
     body: render.Json = {"exit_code": done.returncode, "lines": done.stdout.splitlines(), "dry_run": not repair}
-    parts = [_found(done)]
+    parts = [_found(done)] if done.stdout else []  # it says on stderr why it did not look
     if not repair and done.returncode == Exit.REFUSED:
         parts.append(Text(f"nothing was changed; --repair would erase what is damaged; {_UNUSED}"))
-    chosen.show("check", body, Group(*parts))
+    if parts or chosen.output is Output.JSON:
+        chosen.show("check", body, Group(*parts))
     if done.returncode:
         raise typer.Exit(done.returncode)
 

@@ -20,7 +20,8 @@ KINDS: Final = ("daemon", "traffic", "evict", "fault", "pin", "tier", "client", 
 def tell(event: pb.Event, console: Console) -> None:
     """Print it; and before it, how many are missing."""
     if event.lost:
-        console.print(Text(f"... {event.lost:,} events are not remembered any more", style="dim"))
+        most = "at most " if event.lost_at_most else ""
+        console.print(Text(f"... {most}{event.lost:,} events are not remembered any more", style="dim"))
     width = width_of(console)
     narrow = width is not None and width < NARROW
     at = time.strftime("%H:%M:%S" if narrow else "%m-%d %H:%M:%S", time.localtime(event.unix_s))

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvctl import render, values
+from kvctl.amounts import counted
 from kvctl.asking import DryRun, Yes, ask, concerned, need_terminal
 from kvctl.client import Exit, KvctlError, printable
 from kvctl.program import Continuing, OfNamespace, OfTenant, command, globals_of
@@ -109,14 +110,16 @@ def _bytes(text: str) -> int:
 
 def _said(report: pb.EvictResponse, scope: Scope, tier: str) -> Text:
     verb = "would evict" if report.dry_run else "evicted"
-    lines = [f"{verb} {report.blocks:,} blocks from {printable(tier)}, {size(report.bytes)}: {printable(str(scope))}"]
+    left = f"{counted(report.blocks, 'block')} from {printable(tier)}, {size(report.bytes)}"
+    lines = [f"{verb} {left}: {printable(str(scope))}"]
     lost = report.blocks - report.kept_blocks
     other = "on disk" if tier == "dram" else "in memory"
     if report.blocks:
-        go = "would be" if report.dry_run else "are"
-        lines.append(f"{report.kept_blocks:,} of them stay {other}, {lost:,} {go} gone")
+        gone = "would be gone" if report.dry_run else "gone"
+        lines.append(f"of these {report.kept_blocks:,} still {other}, {lost:,} {gone}")
     if report.held_blocks:
-        lines.append(f"{report.held_blocks:,} stay, and what leads there: {report.pinned_blocks:,} pinned, "
+        ends = counted(report.held_blocks, "block stays", "blocks stay")
+        lines.append(f"{ends}, with all that leads there: {report.pinned_blocks:,} pinned, "
                      f"{report.held_blocks - report.pinned_blocks:,} leased or on their way")  # fmt: skip
     return Text("\n".join(lines))
 

@@ -120,9 +120,9 @@ def show_events(
     With -o json one object, or with --follow an object a line.
     """
     chosen = globals_of(context)
-    request = pb.WatchEventsRequest(follow=follow, kinds=kind or (), last=last, after=after)
+    request = pb.WatchEventsRequest(follow=follow, kinds=kind or (), last=last, after=after, warnings=warnings)
     with chosen.connect() as client:
-        said = (event for event in client.events(request) if event.warning or not warnings)
+        said = (one for one in client.events(request) if one.warning or not warnings)  # older daemons tell of all
         try:
             if chosen.output is Output.JSON and not follow:
                 typer.echo(render.as_json("events", [render.plain(event) for event in said]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kvclient import Namespace
+from kvctl.amounts import counted
 from kvctl.archive_export import RUN_BLOCKS, RUN_BYTES, connected, namespace_of, read_run
 from kvctl.client import ControlClient, Exit, KvctlError, find_socket, printable
 from kvctl.program import Globals
@@ -33,14 +34,21 @@ def copy(
         source, target = namespace_of(reading, identity), namespace_of(storing, identity)
         most = max(1, min(RUN_BLOCKS, RUN_BYTES // identity.block_bytes))
         moved = 0
-        for first, stop in pairwise([*range(0, len(keys), most), len(keys)]):
-            came = _copy_run(source, target, keys[first:stop], keys[first - 1] if first else None)
-            moved += came
-            if came < stop - first:
-                break
-        with ControlClient(target_socket, chosen.timeout_s) as other:
-            for one in (client, other):
-                _note(one, tenant, digest, moved, moved * identity.block_bytes)
+        try:
+            for first, stop in pairwise([*range(0, len(keys), most), len(keys)]):
+                came = _copy_run(source, target, keys[first:stop], keys[first - 1] if first else None)
+                moved += came
+                if came < stop - first:
+                    break
+        except KvctlError as error:
+            before = (
+                f"; {counted(moved, 'block')} before it went well, and the other daemon has them now" if moved else ""
+            )
+            raise KvctlError(error.code, f"{error}{before}") from None
+        finally:  # what was stored is stored, whatever came after it
+            with ControlClient(target_socket, chosen.timeout_s) as other:
+                for one in (client, other):
+                    _note(one, tenant, digest, moved, moved * identity.block_bytes)
         return moved
 
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvctl.amounts import counted
 from kvctl.client import printable
 from kvctl.render import DIGEST_DIGITS, _table, count, size, span
 from kvproto import control_pb2 as pb
@@ -33,8 +34,8 @@ def prefixes(report: pb.GetTreeResponse) -> RenderableType:
     return Group(_heading(report), table, *_changed(report))
 
 
-def tree(report: pb.GetTreeResponse) -> RenderableType:
-    """`kvctl tree`: each run below the one that it continues."""
+def tree(report: pb.GetTreeResponse, model: str = "") -> RenderableType:
+    """`kvctl tree`: each run below the one that it continues. `model`: its namespace's."""
     table = _runs_table("prefix")
     nodes = list(report.nodes)
     base = nodes[0].level if nodes else 0
@@ -45,7 +46,7 @@ def tree(report: pb.GetTreeResponse) -> RenderableType:
             _add_rest(table, _guide(nodes, at, nodes[ended].level - base + 1), branches, blocks)
     top = [one for one in nodes if one.level == base]
     _add_rest(table, "", report.roots - len(top), report.blocks - sum(one.blocks for one in top))
-    return Group(_heading(report), table, *_changed(report))
+    return Group(_heading(report, model), table, *_changed(report))
 
 
 def _guide(nodes: Sequence[pb.TreeNode], at: int, level: int) -> str:
@@ -57,9 +58,10 @@ def _guide(nodes: Sequence[pb.TreeNode], at: int, level: int) -> str:
     return "".join("|" if _goes_on(nodes, at, above) else " " for above in range(1, level)) + "+ "
 
 
-def _heading(report: pb.GetTreeResponse) -> Text:
-    text = f"namespace {report.digest[:DIGEST_DIGITS]} of {printable(report.tenant)}: {report.blocks:,} blocks of "
-    text += f"{report.block_tokens:,} tokens, {size(report.bytes)}"
+def _heading(report: pb.GetTreeResponse, model: str = "") -> Text:
+    text = f"namespace {report.digest[:DIGEST_DIGITS]} of {printable(report.tenant)}: "
+    text += f"{counted(report.blocks, 'block')} of {counted(report.block_tokens, 'token')}, {size(report.bytes)}"
+    text += f"\nmodel {printable(model)}" if model else ""
     return Text(f"{text}\nbeginnings: {report.roots:,}, runs: {report.runs:,}\n")
 
 

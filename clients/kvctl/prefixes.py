@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from kvctl import insight, key_names, prefix_tables, scope, values
+from kvctl.amounts import counted
 from kvctl.client import ControlClient, Exit, KvctlError
 from kvctl.fitting import width_of
 from kvctl.program import Digest, Extra, Globals, Keys, Output, Owner, Tokens, command, globals_of
@@ -106,12 +107,15 @@ def show_tree(
                 tenant=owner, namespace_digest=digest, key=start, depth=depth, width=width, limit=limit, by=by
             )
             reports.append(client.tree(request))
-        listed = client.namespaces().namespaces if namespace is None else ()
+        listed = client.namespaces().namespaces
     if not reports:
         raise KvctlError(Exit.NOT_FOUND, "no namespace holds blocks; see `kvctl namespaces`")
+    models = {(one.digest, one.tenant): one.model for one in listed}
+    drawn = [prefix_tables.tree(one, models.get((one.digest, one.tenant), "")) for one in reports]
+    apart = [part for one in drawn for part in (Text(), one)][1:]
     more = sum(1 for one in listed if one.blocks and tenant in (None, one.tenant)) - len(reports)
-    rest = [Text(f"\nand {more:,} more namespaces: name one")] if more > 0 else []
-    chosen.show("trees", [plain(one) for one in reports], Group(*map(prefix_tables.tree, reports), *rest))
+    rest = [Text(f"\nand {counted(more, 'more namespace')}: name one")] if namespace is None and more > 0 else []
+    chosen.show("trees", [plain(one) for one in reports], Group(*apart, *rest))
 
 
 @command("stat", short="One prefix: what of it is there, and who keeps it.")

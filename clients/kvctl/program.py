@@ -190,6 +190,14 @@ class Command(TyperCommand):
 
     words: ClassVar[Sequence[str]] = ()  # instead of what its arguments say
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click. What a value may be is said without the words of who looked at it."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """See click. `ctx` is of the click that typer brings."""
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]

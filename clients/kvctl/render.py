@@ -4,6 +4,7 @@ Tables fit 80 columns. Names come from clients: they are shown without markup an
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -12,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvctl.amounts import counted
 from kvctl.amounts import size as size  # noqa: PLC0414  pages have it from here
 from kvctl.amounts import span as span  # noqa: PLC0414
 from kvctl.beyond import device, remote
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from kvctl.doctor import Check
 
 JSON_VERSION: Final = 1
+HASH_DIGITS: Final = 8
+_HASH: Final = re.compile(r"[0-9a-f]{16,}")
 DIGEST_DIGITS: Final = 12  # shown of 64; `clear --namespace` takes them
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -252,9 +256,9 @@ def namespaces(reports: Iterable[pb.Namespace]) -> Table:
     """`kvctl namespaces`: several lines each, so that a model's name has room."""
     table = _table("namespace\ntenant", "model\nengine layout dtype ranks", ">a block", ">blocks\nbytes", ">clients")
     for one in reports:
-        lines = [one.model, f"{one.engine} {one.layout} {one.dtype} {_ranks(one)}"]
+        lines = [_cut(one.model), f"{_cut(one.engine)} {_cut(one.layout)} {one.dtype} {_ranks(one)}"]
         if one.revision or one.adapter:
-            lines.append(f"revision {one.revision or '-'} adapter {one.adapter or '-'}")
+            lines.append(f"revision {_cut(one.revision) or '-'} adapter {_cut(one.adapter) or '-'}")
         if one.codec:
             lines.append(f"codec {one.codec}")
         table.add_row(
@@ -265,6 +269,11 @@ def namespaces(reports: Iterable[pb.Namespace]) -> Table:
             f"{one.sessions:,}",
         )
     return table
+
+
+def _cut(text: str) -> str:
+    """Without most of the hashes in it, which -o json has whole."""
+    return _HASH.sub(lambda found: f"{found[0][:HASH_DIGITS]}~", text)
 
 
 def namespace_list(reports: Iterable[pb.Namespace]) -> RenderableType:
@@ -283,8 +292,10 @@ def _ranks(one: pb.Namespace) -> str:
     return f"tp{one.tp_rank}/{one.tp_size} pp{one.pp_rank}/{one.pp_size}"
 
 
-def clients(reports: Iterable[pb.Client]) -> Table:
+def clients(reports: Sequence[pb.Client]) -> RenderableType:
     """`kvctl clients`."""
+    if not reports:
+        return Text("no client is connected")
     table = _table(
         "id", "client\nrole, mode", "tenant\nisolation", ">pid\nuid", ">ring used\nof", ">leases\ntickets", ">up"
     )
@@ -333,22 +344,26 @@ def policy_changes(report: pb.SetPolicyResponse) -> Text:
 def clearing(report: pb.ClearResponse, what: str) -> Text:
     """What a clear dropped or would drop; `what` names its scope."""
     verb = "would drop" if report.dry_run else "dropped"
-    lines = [f"{verb} {report.blocks:,} blocks, {size(report.bytes)}: {printable(what)}"]
+    lines = [f"{verb} {counted(report.blocks, 'block')}, {size(report.bytes)}: {printable(what)}"]
     if report.leased_blocks:
         lines.append(
-            f"{report.leased_blocks:,} of them are leased or pinned: pins end, memory is free once readers are done"
+            f"{counted(report.leased_blocks, 'block')} of them, with all that leads there, leased or pinned: "
+            "pins end, memory is free once readers are done"
         )
     if report.pending_blocks:
-        lines.append(f"{report.pending_blocks:,} pending blocks {'would be' if report.dry_run else 'are'} discarded")
+        pending = counted(report.pending_blocks, "pending block")
+        lines.append(f"{pending} would be discarded" if report.dry_run else f"{pending} discarded")
     return Text("\n".join(lines))
 
 
 def checks(results: Iterable["Check"]) -> RenderableType:
-    """`kvctl doctor`."""
+    """`kvctl doctor`. What several checks want done is said once."""
     table = _table("check", "", "found")
+    said: set[str] = set()
     for one in results:
         found = Text(printable(one.found))
-        if one.remedy:
+        if one.remedy and one.remedy not in said:
+            said.add(one.remedy)
             found.append(f"\n-> {printable(one.remedy)}", style="bold")
         table.add_row(printable(one.name), Text(one.verdict.value, style=_VERDICT_STYLE[one.verdict.value]), found)
     return table

@@ -15,7 +15,7 @@ from kvproto.limits import KEYS_PER_FRAME
 from kvproto.sizes import UNITS_SAID, parse_bytes
 
 
-@command("load")
+@command("load", short="How full and how busy this host's store is.")
 def show_load(context: typer.Context) -> None:
     """How full and how busy this host's store is, as routers ask for it."""
     chosen = globals_of(context)
@@ -39,7 +39,7 @@ def show_load(context: typer.Context) -> None:
     chosen.show("load", render.plain(report), Group(table, *lines))
 
 
-@command("match")
+@command("match", short="How much of a prefix is here, and in which tiers.")
 def show_match(
     context: typer.Context,
     key: Keys = None,
@@ -122,7 +122,7 @@ def show_admission(
     chosen.show("admission", render.plain(report), Text("\n".join(lines)))
 
 
-@command("watch")
+@command("watch", short="Where a tenant's blocks lie, and how that changes.")
 def watch(
     context: typer.Context,
     *,

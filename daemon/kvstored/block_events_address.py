@@ -25,6 +25,7 @@ from kvstored.units import ConfigError, Kind
 GRPC: Final = "grpc"
 IPC: Final = "ipc"
 FOLDER: Final = "events"
+PUBLISH, REPLAY = ".pub", ".replay"  # behind a tenant's name
 ANY_TENANT: Final = "*"
 PACKAGES: Final = ("zmq", "msgspec")
 HASHES: Final = ("int", "bytes")
@@ -96,9 +97,10 @@ def endpoints_of(listen: str, runtime_dir: Path, tenant: str) -> Endpoints:
         shown = f"[{host}]" if ":" in host else host
         return Endpoints(f"tcp://{shown}:{port}", f"tcp://{shown}:{port + 1}")
     folder = runtime_dir / FOLDER
-    if not _TENANT.fullmatch(tenant) or len(os.fsencode(folder / f"{tenant}.replay")) > SOCKET_PATH_BYTES:
-        raise ValueError(f"no socket of ZeroMQ can be called {quoted(tenant)}.replay in {folder}")
-    return Endpoints(f"ipc://{folder}/{tenant}.pub", f"ipc://{folder}/{tenant}.replay")  # also one that is called "."
+    if not _TENANT.fullmatch(tenant) or len(os.fsencode(folder / f"{tenant}{REPLAY}")) > SOCKET_PATH_BYTES:
+        raise ValueError(f"no socket of ZeroMQ can be called {quoted(tenant)}{REPLAY} in {folder}")
+    path = f"ipc://{folder}/{tenant}"  # also of one that is called "."
+    return Endpoints(path + PUBLISH, path + REPLAY)
 
 
 def events_tenant_kind() -> Kind[str]:

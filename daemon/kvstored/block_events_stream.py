@@ -23,7 +23,8 @@ from kvstored.block_log import Batch, BlockLog
 from kvstored.requests import namespace_of
 
 WATCHERS: Final = 4  # at once; each has a thread
-WATCHERS_OF_ONE: Final = 2  # of them, of one tenant where tenants themselves ask: nobody has all of them
+# Of them, of one tenant where tenants themselves ask; and the last one is for a tenant that has none.
+WATCHERS_OF_ONE: Final = 2
 OWNER_WAIT_S: Final = 10.0
 LOOK_UP_S: Final = 0.5  # how often to see whether somebody still listens
 CHANGES_MOST: Final = 1024  # of a message
@@ -70,8 +71,9 @@ class WatchedBlocks:
     def _begin(self, tenant: str) -> int:
         """0: it may watch; else how many do that are too many."""
         with self._lock:
-            if self._watching.total() >= WATCHERS:
-                return WATCHERS
+            kept = 1 if self._of_one < WATCHERS and self._watching[tenant] else 0
+            if self._watching.total() >= WATCHERS - kept:
+                return self._watching.total()
             if self._watching[tenant] >= self._of_one:
                 return self._of_one
             self._watching[tenant] += 1

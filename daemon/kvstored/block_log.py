@@ -35,7 +35,9 @@ class EventTally:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes of one namespace, or (no place) the word that all of the tenant's blocks are gone."""
+    """Changes of one namespace; or (no place) the word that all of the tenant's blocks are gone; or no changes: a
+    number, by which who has come anew sees what it missed.
+    """
 
     number: int
     unix_s: float
@@ -60,6 +62,7 @@ class BlockLog:
         self._most = batches
         self._most_bytes = REMEMBERED_BYTES
         self._held_bytes = 0
+        self._told = False
         self._begin = self._next = begin
         self._stopped = False
         self._news = threading.Condition()
@@ -75,6 +78,11 @@ class BlockLog:
         return self._next > self._begin
 
     @property
+    def told(self) -> bool:
+        """Was there ever more than that all is gone?"""
+        return self._told
+
+    @property
     def first(self) -> int:
         """The least number that is remembered; that of the next one if none is."""
         with self._news:
@@ -85,6 +93,7 @@ class BlockLog:
         with self._news:
             batch = Batch(self._next, time.time(), changes, place, topic, payload)
             self._next += 1
+            self._told = self._told or changes.size > 0
             self._ring.append(batch)
             self._held_bytes += batch.size_bytes
             self._trim()
@@ -101,13 +110,15 @@ class BlockLog:
         while len(self._ring) > self._most or (self._held_bytes > self._most_bytes and len(self._ring) > 1):
             self._held_bytes -= self._ring.popleft().size_bytes
 
-    def after(self, number: int) -> list[Batch] | None:
+    def after(self, number: int, most: int | None = None) -> list[Batch] | None:
         """Those from `number` on, in order; None where some of them are forgotten, or there never were so many."""
         with self._news:
             first = self._ring[0].number if self._ring else self._next
             if not first <= number <= self._next:
                 return None
-            return [self._ring[i] for i in range(number - first, len(self._ring))]
+            start = number - first
+            stop = len(self._ring) if most is None else min(start + most, len(self._ring))
+            return [self._ring[i] for i in range(start, stop)]
 
     def wait(self, number: int, timeout_s: float) -> bool:
         """Until there is one with that number, or the time is over; False once there will be none any more."""

@@ -1,10 +1,12 @@
 """The command `kvstored`: run the daemon, or check a configuration file or a disk tier without one.
 
-Exit codes: 0 stopped as asked, 1 could not start, 75 another daemon serves this directory, 78 configuration error,
-130 interrupted before it served.
+Exit codes: 0 stopped as asked, 1 could not start, 2 usage, 75 another daemon serves this directory, 78 configuration
+error, or a directory that cannot be used, 130 interrupted before it served.
 """
 
 import argparse
+import difflib
+import errno
 import faulthandler
 import gc
 import logging
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final, NoReturn
 
 from kvstored import __version__
 from kvstored.compiled import choose_cache
@@ -25,8 +28,13 @@ from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
 from kvstored.service import HOT_SOCKET, service_of
 
+EX_USAGE = 2
 EX_TEMPFAIL = 75
 EX_INTERRUPTED = 130
+# Of a directory: trying again helps with nothing of it, as it may where a drive or memory is short.
+_LASTING: Final = {
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
 ENVIRONMENT_FILE = Path("/etc/kvstored/environment")  # of the unit
 
 
@@ -39,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from kvstored.check import main as check  # noqa: PLC0415  NumPy, which nothing else here needs
 
         return check(given[1:])
-    options = _parser().parse_args(given)
+    options, unknown = _parser().parse_known_args(given)
+    if unknown:
+        print(f"kvstored: {_unknown_words(unknown)}", file=sys.stderr)
+        return EX_USAGE
     values = {setting.flag: getattr(options, _attribute(setting.flag)) for setting in SETTINGS}
     flags = {flag: value for flag, value in values.items() if value is not None}
     config_file = options.config or os.environ.get("KVSTORED_CONFIG")
@@ -52,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kvstored",
         description="Node-local KV-cache storage daemon. `kvstored config check FILE` checks a configuration, "
         "`kvstored check DIRECTORY...` a disk tier.",
@@ -65,6 +76,21 @@ def _parser() -> argparse.ArgumentParser:
         count = None if setting.kind.bare is None else "?"  # a switch may stand alone: --keep
         parser.add_argument(setting.flag, metavar="VALUE", nargs=count, const=setting.kind.bare, help=reason)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose mistakes are a sentence: 29 lines of usage in front of it hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"kvstored: {message}; kvstored --help has all flags\n")
+
+
+def _unknown_words(words: Sequence[str]) -> str:
+    """What of a command line means nothing, and what may have been meant by the first of it."""
+    word = words[0].partition("=")[0]
+    near = difflib.get_close_matches(word, ["--config", "--version", *(setting.flag for setting in SETTINGS)], n=1)
+    kind = "flag" if word.startswith("-") else "word"
+    return f"unknown {kind} {word}; " + (f"did you mean {near[0]}?" if near else "kvstored --help has all flags")
 
 
 def _attribute(flag: str) -> str:
@@ -166,7 +192,7 @@ def _run(loaded: Loaded) -> int:
         sys.stdout.flush()
 
     try:
-        with only_one(config.runtime_dir) as held:
+        with _ours(config.runtime_dir) as held:
             choose_cache(config.runtime_dir)
             loop, index = held.enter_context(_index_of(loaded))
             # Late: numba takes 0.3 s to import, which `config check` and --help need not wait for, nor the index.
@@ -197,13 +223,37 @@ def _run(loaded: Loaded) -> int:
     return 0
 
 
+def _ours(runtime_dir: Path) -> ExitStack:
+    """As `only_one`. Raises ConfigError, too, where another directory would do."""
+    with _explained("runtime directory", runtime_dir, "--runtime-dir"):
+        return only_one(runtime_dir)
+
+
+@contextmanager
+def _explained(what: str, folder: Path, flag: str) -> Iterator[None]:
+    """Say what to do where a directory cannot be made or used: trying again does not help. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LASTING and not isinstance(error, PermissionError):
+            raise
+        made = "used" if os.path.lexists(folder) else "made"
+        why = error.strerror or str(error)
+        why = why[:1].lower() + why[1:] if error.strerror else why.removeprefix(f"{folder} ")
+        where = "" if error.filename in (None, str(folder), folder) else f" ({error.filename})"
+        raise ConfigError(
+            f"the {what} {folder} cannot be {made}: {why}{where}; name another one with {flag}"
+        ) from error
+
+
 @contextmanager
 def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
     """The disk directories are ours, and their index is being read, if there are any. Raises OSError."""
     directories, loop = loaded.config.disk_directories, Loop()
     with ExitStack() as stack:
         for directory in directories:
-            stack.enter_context(hold_directory(directory))
+            with _explained("disk directory", directory, "--disk"):
+                stack.enter_context(hold_directory(directory))
         index = Index(directories, loop.wake) if directories else None
         if index is not None:
             index.start()

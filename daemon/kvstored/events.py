@@ -8,7 +8,7 @@ Each kind has a ring of its own, so that a storm of one does not push out the ot
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +44,8 @@ class Event:
     tenant: str = ""
     count: int = 0
     bytes: int = 0
+    of_kind: int = 0  # how many of its kind there were so far, itself included
+    warnings: int = 0  # of these
 
 
 class Events:
@@ -52,6 +54,8 @@ class Events:
     def __init__(self) -> None:
         self._rings: dict[Kind, deque[Event]] = {kind: deque(maxlen=REMEMBERED) for kind in Kind}
         self._last = 0
+        self._said: Counter[Kind] = Counter()
+        self._warnings: Counter[Kind] = Counter()
         self._stopped = False
         self._news = threading.Condition()
 
@@ -61,7 +65,12 @@ class Events:
         """Something happened."""
         with self._news:
             self._last += 1
-            event = Event(self._last, time.time(), kind, warning, text[:TEXT_LETTERS], tenant, count, size_bytes)
+            self._said[kind] += 1
+            self._warnings[kind] += warning
+            event = Event(
+                self._last, time.time(), kind, warning, text[:TEXT_LETTERS], tenant, count, size_bytes,
+                self._said[kind], self._warnings[kind],
+            )  # fmt: skip
             self._rings[kind].append(event)
             self._news.notify_all()
 

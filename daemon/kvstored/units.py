@@ -195,7 +195,7 @@ class TomlFile:
             with path.open("rb") as stream:
                 raw = stream.read(FILE_BYTES + 1)
         except OSError as error:
-            raise ConfigError(f"{path}:1: cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         if len(raw) > FILE_BYTES:
             raise ConfigError(f"{path}:1: is larger than {format_bytes(FILE_BYTES)}")
         try:

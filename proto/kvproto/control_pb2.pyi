@@ -1734,19 +1734,21 @@ class StatPrefixResponse(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., block_tokens: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping[str, object]]]] = ..., found_blocks: _Optional[int] = ..., dram_blocks: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., pins: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., leases: _Optional[_Iterable[_Union[KeptBy, _Mapping[str, object]]]] = ..., pins_total: _Optional[int] = ..., leases_total: _Optional[int] = ..., quality: _Optional[str] = ..., hbm_blocks: _Optional[int] = ...) -> None: ...
 
 class WatchEventsRequest(_message.Message):
-    __slots__ = ("after", "follow", "kinds", "last")
+    __slots__ = ("after", "follow", "kinds", "last", "warnings")
     AFTER_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     after: int
     follow: bool
     kinds: _containers.RepeatedScalarFieldContainer[str]
     last: int
-    def __init__(self, after: _Optional[int] = ..., follow: _Optional[bool] = ..., kinds: _Optional[_Iterable[str]] = ..., last: _Optional[int] = ...) -> None: ...
+    warnings: bool
+    def __init__(self, after: _Optional[int] = ..., follow: _Optional[bool] = ..., kinds: _Optional[_Iterable[str]] = ..., last: _Optional[int] = ..., warnings: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "unix_s", "kind", "warning", "text", "tenant", "count", "bytes", "lost")
+    __slots__ = ("number", "unix_s", "kind", "warning", "text", "tenant", "count", "bytes", "lost", "lost_at_most")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     UNIX_S_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -1756,6 +1758,7 @@ class Event(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    LOST_AT_MOST_FIELD_NUMBER: _ClassVar[int]
     number: int
     unix_s: float
     kind: str
@@ -1765,7 +1768,8 @@ class Event(_message.Message):
     count: int
     bytes: int
     lost: int
-    def __init__(self, number: _Optional[int] = ..., unix_s: _Optional[float] = ..., kind: _Optional[str] = ..., warning: _Optional[bool] = ..., text: _Optional[str] = ..., tenant: _Optional[str] = ..., count: _Optional[int] = ..., bytes: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...
+    lost_at_most: bool
+    def __init__(self, number: _Optional[int] = ..., unix_s: _Optional[float] = ..., kind: _Optional[str] = ..., warning: _Optional[bool] = ..., text: _Optional[str] = ..., tenant: _Optional[str] = ..., count: _Optional[int] = ..., bytes: _Optional[int] = ..., lost: _Optional[int] = ..., lost_at_most: _Optional[bool] = ...) -> None: ...
 
 class WatchBlocksRequest(_message.Message):
     __slots__ = ("tenant", "namespace_digest", "start_from", "follow")

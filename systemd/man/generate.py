@@ -34,8 +34,9 @@ EXIT_CODES: Final = (
 DAEMON_CODES: Final = (
     ("0", "stopped as asked"),
     ("1", "could not start"),
+    ("2", "usage: an unknown flag"),
     ("75", "another daemon serves this directory"),
-    ("78", "configuration error; systemd does not start it again"),
+    ("78", "configuration error, or a directory that cannot be used; systemd does not start it again"),
     ("130", "interrupted before it served"),
 )
 CHECK_CODES: Final = (
@@ -122,14 +123,13 @@ def kvctl_pages() -> Iterator[tuple[str, list[str]]]:
 def _leaves(
     group: Any, context: typer.Context, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Commands, and those of groups; a group that does something by itself is one, too."""
+    """Commands, groups of them, and those of groups."""
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         own = typer.Context(command, info_name=name, parent=context)
         words = (*above, name)
         inner = getattr(command, "commands", None)
-        if inner is None or command.invoke_without_command:
-            yield words, command, own
+        yield words, command, own
         if inner is not None:
             yield from _leaves(command, own, words)
 
@@ -177,9 +177,29 @@ def kvstored_pages() -> Iterator[tuple[str, list[str]]]:
             ("/run/kvstored/control.sock", "for operators: gRPC, see kvctl(1)"),
         ]
     )
-    lines += see_also(("kvctl", 1), ("kvstored.toml", 5), ("systemd.service", 5))
+    lines += see_also(("kvctl", 1), ("kvstored-check", 8), ("kvstored.toml", 5), ("systemd.service", 5))
     yield "kvstored.8", lines
+    yield "kvstored-check.8", _check_page()
     yield "kvstored.toml.5", _toml_page()
+
+
+def _check_page() -> list[str]:
+    lines = [*heading("kvstored-check", 8, "verify a disk tier while no daemon uses it"), ".SH SYNOPSIS"]
+    lines += [".B kvstored check", "[\\-\\-repair] [\\-\\-state\\-dir DIR] DIRECTORY...", ".SH DESCRIPTION"]
+    lines += paragraphs(
+        "Reads the directories of a disk tier, all of them as in disk.directories, block by block, and says what is "
+        "good and what is damaged. Without --repair nothing is changed. A daemon that has one of them must be stopped "
+        "first. kvctl check does the same, and asks before a repair."
+    )
+    lines += [".SH OPTIONS"]
+    lines += entries(
+        [
+            ("--repair", "erase damaged blocks and make the index anew; the daemon's audit file has it"),
+            ("--state-dir DIR", "where the audit file is; else as configured for the daemon"),
+        ]
+    )
+    lines += [".SH EXIT STATUS", *entries(CHECK_CODES)]
+    return [*lines, *see_also(("kvstored", 8), ("kvctl-check", 1))]
 
 
 def _toml_page() -> list[str]:

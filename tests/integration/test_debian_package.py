@@ -11,7 +11,18 @@ from bench.harness import ROOT
 from tests.node import PATIENCE_S
 
 PYTHON = "/usr/bin/python3"  # of the release that the package is for
-NEEDED = ("README.md", "GUIDE.md", "OPERATING.md", "pyproject.toml", "kvstore", "kernels", "proto", "daemon", "clients", "systemd")
+NEEDED = (
+    "README.md",
+    "GUIDE.md",
+    "OPERATING.md",
+    "pyproject.toml",
+    "kvstore",
+    "kernels",
+    "proto",
+    "daemon",
+    "clients",
+    "systemd",
+)
 FILES = (
     "opt/kvstored/bin/kvstored", "opt/kvstored/bin/kvctl", "usr/bin/kvstored", "usr/bin/kvctl",
     "usr/lib/systemd/system/kvstored.service", "usr/lib/systemd/system/kvstored.socket",

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from kvctl.client import Exit
+from kvctl import move_near
+from kvctl.client import ControlClient, Exit, KvctlError
+from kvctl.program import Globals, Output
+from kvproto import control_pb2 as pb
 from tests.integration.test_kvctl_acting import body, kvctl
 from tests.integration.test_remote import host
 from tests.node import PATIENCE_S, Node, assert_blocks, chain, fetch, put, until, value, values
@@ -95,6 +98,26 @@ def test_other_bytes_over_there_are_said_and_nothing_is_evicted(source: Node, al
     code, _, said = kvctl(source, "move", *words, "--to", str(alone.run), "--evict", "--yes")
     assert (code, "other bytes" in said) == (Exit.REFUSED, True)
     assert source.namespace(BLOCK_BYTES).match(keys).blocks == 4
+
+
+def test_runs_before_one_with_other_bytes_are_counted_and_noted(
+    source: Node, alone: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In-process, with short runs: the second one finds other bytes, and the first one is stored all the same."""
+    monkeypatch.setattr(move_near, "RUN_BLOCKS", 4)
+    words, keys = stored(source, "two runs", 8)
+    there = alone.namespace(BLOCK_BYTES)
+    wrong = [value(key, BLOCK_BYTES, int(number == 6)) for number, key in enumerate(keys)]
+    there.store(keys, wrong, wait=True, space_s=PATIENCE_S)
+    chosen = Globals(source.run, Output.TABLE, PATIENCE_S)
+    with ControlClient(source.run / "control.sock", PATIENCE_S) as client:
+        listed = client.namespaces().namespaces
+        digest = words[-1]
+        tenant = next(one.tenant for one in listed if one.digest.startswith(digest))
+        with pytest.raises(KvctlError, match="4 blocks before it went well"):
+            move_near.copy(chosen, client, alone.run, tenant, digest, keys)
+        noted = [act for act in client.acts(pb.ListActsRequest(most=4)).acts if act.verb == "move"]
+        assert noted[-1].blocks == 4
 
 
 def test_what_cannot_be_moved_is_refused_before_anything_is_done(source: Node, alone: Node) -> None:

@@ -129,11 +129,11 @@ def blocks_and_bytes(answer: Any) -> tuple[int, int]:
     return answer["blocks"], answer["bytes"]
 
 
-PINS: Final = f"concerned: 1 pin ({BLOCK * BLOCKS // 2 // KIB}.0 KiB)"
+PINS: Final = f"concerned: 1 pin ({BLOCK * BLOCKS // 2 // KIB}.0 KiB in {BLOCKS // 2} blocks)"
 TAKING: Final = {
     "clear": Taking(
         lambda host: ["clear", *host.chain("clear")], ["clear"],
-        ["8 blocks, 512.0 KiB", PINS, "1 of them are leased or pinned"],
+        ["8 blocks, 512.0 KiB", PINS, "1 block of them, with all that leads there, leased or pinned"],
         lambda words: f"--namespace {words[2][:12]}", blocks_and_bytes,
     ),
     "evict": Taking(

@@ -200,3 +200,32 @@ def test_a_tenant_that_no_host_knows_is_said(trio: Trio) -> None:
     assert len(said) == len(trio.hosts)
     assert TENANT in said[0]
     assert unheard(trio.hosts, TENANT) == [], "the control"
+
+
+def test_a_subscriber_of_zeromq_hears_of_a_restart_that_lost_everything_though_nobody_stores(tmp_path: Path) -> None:
+    run, options = tmp_path / "run", ("--dram", "16MiB", "--lock", "false", "--keep", "off", "--events-listen", "ipc")
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket, ExitStack() as stack:
+        socket.setsockopt(zmq.RCVTIMEO, int(1000 * PATIENCE_S))
+        socket.subscribe(b"kv@")
+        socket.connect(endpoints_of("ipc", run, TENANT).publish)
+
+        def heard() -> tuple[int, list[str]]:
+            _, number, payload = socket.recv_multipart()
+            return int.from_bytes(number, "big"), [type(one).__name__ for one in DECODER.decode(payload).events]
+
+        former = stack.enter_context(DaemonProcess(run, *options, log_file=tmp_path / "log"))
+        with kvclient.connect(run, timeout_s=PATIENCE_S) as client:
+            assert client.wait_connected(PATIENCE_S)
+            space = client.namespace(
+                model="m", engine="e", layout="flat", dtype="uint8", block_tokens=16, block_bytes=BLOCK_BYTES
+            )
+            keys = list(space.keys(np.arange(16)))
+            space.store(keys, np.zeros((1, BLOCK_BYTES), dtype=np.uint8), wait=True)
+            last, _ = heard()  # what was stored, or the word that there is something to be had again
+        former.kill()
+        while socket.poll(0):
+            last, _ = heard()
+        stack.enter_context(DaemonProcess(run, *options, log_file=tmp_path / "log"))
+        number, events = heard()
+        assert number > last + 1, "a gap"
+        assert events == ["AllBlocksCleared"]

@@ -284,8 +284,8 @@ def test_another_geometry_starts_cold_and_says_so() -> None:
         each.node.start("--keep", "true", "--dram", "96MiB")
         assert each.node.client.connected
         assert ns.match(chain("before-0", 50)).blocks == 0
-        assert "memory: warm=False kept=0 lost=0 withheld=0 table" in each.node.log()
-        assert "the configuration has changed" in each.node.log()
+        assert "memory: warm=False kept=0 lost=0 withheld=0 dram.size was " in each.node.log()
+        assert " and is 96MiB now" in each.node.log()
         fill(ns, "after", 100)
 
 

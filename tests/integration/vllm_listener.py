@@ -27,7 +27,8 @@ def main(endpoint: str, count: int) -> None:
     print("ready", flush=True)
     while True:  # what was published until somebody heard of it
         topic, number, payload = socket.recv_multipart()
-        if isinstance(decoder.decode(payload).events[0], AllBlocksCleared):
+        events = decoder.decode(payload).events  # none, where it is greeted
+        if events and isinstance(events[0], AllBlocksCleared):
             break
     for _ in range(count):
         topic, number, payload = socket.recv_multipart()

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from kvstore.announcing import CHANGE, IN_DRAM, IN_REMOTE, ON_DISK, Changes, Place, Told
-from kvstored.block_events import BlockEvents, begin_now
+from kvstored.block_events import BATCH_CHANGES, BlockEvents, begin_now
 from kvstored.block_events_address import (
     FORMS,
     EventsConfig,
@@ -36,6 +36,7 @@ PLACE: Final = Place("one", "ab" * 32, "org/model@7", "", 4096)
 OTHER: Final = Place("two", "ab" * 32, "org/model@7", "", 4096)
 PATIENCE_MS: Final = 10_000
 ATTEMPTS: Final = 10
+SILENT: Final = 8
 
 
 # As vLLM's documentation shows consumers to write them.
@@ -279,10 +280,10 @@ def test_topics_are_templates() -> None:
 class Published:
     """Events of a directory, and subscribers to them."""
 
-    def __init__(self, home: Path, stack: ExitStack, **options: Any) -> None:
+    def __init__(self, home: Path, stack: ExitStack, begin: int = 0, **options: Any) -> None:
         self.home = home
         self.room = threading.Event()
-        self.events = BlockEvents(EventsConfig("ipc", runtime_dir=home, **options), None, self.room.set)
+        self.events = BlockEvents(EventsConfig("ipc", runtime_dir=home, **options), None, self.room.set, begin)
         stack.callback(self.events.stop)
         self._context = zmq.Context()
         self._open: list[zmq.Socket[bytes]] = []
@@ -314,7 +315,7 @@ class Published:
             end = f"end {attempt}"
             self.events.tell(Told(stored(end), {0: place}))
             while socket.poll(PATIENCE_MS // ATTEMPTS):
-                if getattr(heard(socket)[2].events[0], "block_hashes", None) == [number_of(end)]:
+                if [getattr(one, "block_hashes", None) for one in heard(socket)[2].events] == [[number_of(end)]]:
                     return socket
         raise AssertionError(f"nothing was heard in {PATIENCE_MS / 1000} s")
 
@@ -394,7 +395,7 @@ def test_a_slow_subscriber_misses_what_nobody_waits_for_and_can_have_it_again(
     slow = events.subscriber("one", high_water=2)
     already = events.events.tally().overruns
     log = events.events.log_of("one")
-    before, many = log.next, stored(*range(400))
+    before, many = log.next, stored(*range(BATCH_CHANGES))
     for _ in range(400):  # more than sockets hold for who does not read
         events.events.tell(Told(many, {0: PLACE}))
     log.wait(before + 399, PATIENCE_MS / 1000)
@@ -453,16 +454,121 @@ def test_sockets_are_for_the_user_of_the_daemon_alone(published: Callable[..., P
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_malformed_requests_for_replay_are_ignored(published: Callable[..., Published]) -> None:
+def test_malformed_requests_for_replay_are_ignored(
+    published: Callable[..., Published], caplog: pytest.LogCaptureFixture
+) -> None:
     events = published()
     events.events.start()
     events.subscriber("one")
     bad = events.socket(zmq.DEALER)
     bad.connect(endpoints_of("ipc", events.home, "one").replay)
-    for frames in ((b"",), (b"", b"short"), (b"x", bytes(8)), (b"", bytes(8), b""), (b"", bytes(2000))):
-        bad.send_multipart(frames)
+    for _ in range(10):
+        for frames in ((b"",), (b"", b"short"), (b"x", bytes(8)), (b"", bytes(8), b"")):
+            bad.send_multipart(frames)
+    bad.send_multipart((b"", bytes(2000)))
     assert events.replayed("one", 0), "and others are answered"
     assert not bad.poll(0)
+    assert until(lambda: events.events._sockets is not None and events.events._sockets._malformed >= 39)
+    assert len(caplog.records) == 1, "and told once"
+
+
+def test_who_asks_for_replay_and_reads_nothing_costs_little(published: Callable[..., Published]) -> None:
+    events = published()
+    events.events.start()
+    events.subscriber("one")
+    for name in range(400):
+        events.events.tell(Told(stored(*range(name, name + BATCH_CHANGES)), {0: PLACE}))
+    log = events.events.log_of("one")
+    assert until(lambda: log.next >= 400 and not events.events.tally().waiting)
+    remembered = log.after(log.first)
+    assert remembered is not None
+    silent = []
+    for _ in range(SILENT):
+        one = events.socket(zmq.DEALER)
+        one.setsockopt(zmq.RCVHWM, 1)
+        one.connect(endpoints_of("ipc", events.home, "one").replay)
+        for _ in range(2):
+            one.send_multipart((b"", bytes(8)))
+        silent.append(one)
+    assert until(lambda: events.events.tally().replays == 2 * SILENT)
+    assert len(events.replayed("one", 0)) == len(remembered), "and who reads has all of it"
+    passed = events.events.tally().replayed - len(remembered)
+    largest = max(batch.size_bytes for batch in remembered)
+    assert largest < 32 << 10
+    # What waits in the daemon, and what the system and the peer itself have taken: not 800 for each.
+    assert SILENT <= passed < SILENT * 200
+    # What it asked for is still there for who begins to read: both answers, one after the other.
+    numbers: list[int] = []
+    while numbers.count(-1) < 2:
+        assert silent[0].poll(PATIENCE_MS)
+        numbers.append(int.from_bytes(silent[0].recv_multipart()[2], "big", signed=True))
+    every = [batch.number for batch in remembered]
+    assert numbers == [*every, -1, *every, -1]
+
+
+def test_a_replay_that_stalls_gives_its_place_up(
+    published: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstored.block_events_zmq.REPLAYS_MOST", 2)
+    monkeypatch.setattr("kvstored.block_events_zmq.STALLED_S", 0.2)
+    events = published()
+    events.events.start()
+    events.subscriber("one")
+    for name in range(400):
+        events.events.tell(Told(stored(*range(name, name + BATCH_CHANGES)), {0: PLACE}))
+    for _ in range(2):
+        one = events.socket(zmq.DEALER)
+        one.setsockopt(zmq.RCVHWM, 1)
+        one.connect(endpoints_of("ipc", events.home, "one").replay)
+        one.send_multipart((b"", bytes(8)))
+    assert until(lambda: events.events.tally().replays == 2)
+    assert len(events.replayed("one", 0)) >= 400
+    assert events.events.tally().replays == 3
+
+
+def test_who_listened_to_a_former_life_hears_that_it_is_over_though_nothing_happens(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        former = Published(tmp_path, stack, begin=7)
+        former.events.start()
+        subscriber = former.subscriber("one")
+        left = former.home / "events" / "one.pub"
+        while subscriber.poll(0):
+            heard(subscriber)
+        former.events.stop()
+        assert left.exists(), "nobody listens there now, and the next life knows of it"
+        first = Published(tmp_path, stack, begin=1 << 20)
+        first.events.start()
+        _, number, batch = heard(subscriber)
+        assert (number >= 1 << 20, batch.events) == (True, [AllBlocksCleared()])
+        tell(first, PLACE, "a")
+        while not heard(subscriber)[2].events:
+            pass
+        first.events.stop()
+        second = Published(tmp_path, stack, begin=1 << 30)
+        tell(second, PLACE, "b")
+        second.events.start()  # and has told of something before anybody could hear it
+        _, number, batch = heard(subscriber)
+        assert batch.events == []
+        missed = second.replayed("one", 0)
+        assert [at for at, _ in missed][:3] == [1 << 30, (1 << 30) + 1, number]
+        assert missed[0][1].events == [AllBlocksCleared()]
+        tell(second, PLACE, "c")
+        (event,) = heard(subscriber)[2].events
+        assert isinstance(event, BlockStored), "what others know to be there is not cleared"
+
+
+def test_who_subscribes_again_and_again_fills_no_log(published: Callable[..., Published]) -> None:
+    events = published()
+    events.events.start()
+    subscriber = events.subscriber("one")
+    log = events.events.log_of("one")
+    before = log.next
+    for name in range(2000):
+        subscriber.subscribe(f"kv@{name}".encode())
+    tell(events, PLACE, "last")
+    while not heard(subscriber)[2].events:
+        pass
+    assert log.next - before < 20
 
 
 def test_who_tells_hears_that_there_is_no_room_and_then_that_there_is(
@@ -527,8 +633,11 @@ def test_sockets_lie_in_their_directory_whatever_a_tenant_is_called_and_those_of
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(left))
     (left.parent / "note").touch()
+    (left.parent / "no tenant.replay").touch()
     published()
-    assert [path.name for path in left.parent.iterdir()] == ["note"]
+    names = sorted(path.name for path in left.parent.iterdir())
+    assert names == ["gone.pub", "gone.replay", "note"], "who listened to that tenant can come back"
+    assert (left.parent / "gone.pub").is_socket()
 
 
 def test_who_asks_for_replay_waits_for_what_is_told_and_not_the_other_way_round(

@@ -259,3 +259,44 @@ def test_cancelling_every_task_waits_until_a_copy_has_ended(tmp_path: Path, monk
     monkeypatch.setattr("kvclient.flows.copy", copy_slowly)
     with Peer(tmp_path) as peer:
         asyncio.run(main())
+
+
+def test_closing_from_another_loop_ends_the_session_of_a_loop_that_is_closed(tmp_path: Path) -> None:
+    async def left_open() -> kvclient.aio.AsyncClient:
+        return await kvclient.aio.connect(tmp_path, timeout_s=PATIENCE_S)
+
+    async def closed(client: kvclient.aio.AsyncClient) -> None:
+        await client.close()
+        await client.close()
+        assert not client.connected
+
+    with Peer(tmp_path):
+        client = asyncio.run(left_open())
+        asyncio.run(closed(client))
+
+
+def test_closing_from_another_loop_than_one_that_still_runs_is_refused(tmp_path: Path) -> None:
+    async def refused(client: kvclient.aio.AsyncClient) -> None:
+        with pytest.raises(UsageError, match="the loop that connect ran in"):
+            await client.close()
+
+    async def main() -> None:
+        async with await kvclient.aio.connect(tmp_path, timeout_s=PATIENCE_S) as client:
+            await asyncio.to_thread(lambda: asyncio.run(refused(client)))
+            assert client.connected
+
+    with Peer(tmp_path):
+        run(main)
+
+
+def test_a_fetch_is_awaited_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with await kvclient.aio.connect(tmp_path, timeout_s=PATIENCE_S) as client:
+            ns = await namespace_of(client)
+            fetching = ns.fetch(KEYS)
+            (await fetching).release()
+            with pytest.raises(UsageError, match="awaited already"):
+                await fetching
+
+    with Peer(tmp_path):
+        run(main)

@@ -370,9 +370,9 @@ def test_a_file_of_unreasonable_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_absent_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"absent.toml:1: cannot be read: No such file or directory$"):
+    with pytest.raises(ConfigError, match=r"absent.toml cannot be read: No such file or directory$"):
         loaded(file=tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match=r":1: cannot be read: Is a directory$"):
+    with pytest.raises(ConfigError, match=r" cannot be read: Is a directory$"):
         loaded(file=tmp_path)
 
 

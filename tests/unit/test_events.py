@@ -108,6 +108,49 @@ class TestStream:
         with pytest.raises(AbortedError, match="no kind of event"):
             list(watch(said, kinds=["weather"]))
 
+    def test_what_was_forgotten_is_counted_of_what_is_asked_for(self) -> None:
+        said = Events()
+        for number in range(events.REMEMBERED + 5):
+            said.say(Kind.CLIENT, str(number), warning=number % 100 == 3)
+        said.say(Kind.FAULT, "damaged", warning=True)
+        (fault,) = watch(said, kinds=["fault"])
+        assert (fault.text, fault.lost) == ("damaged", 0), "no fault was forgotten"
+        warnings = list(watch(said, warnings=True))
+        assert [one.text for one in warnings] == [*(str(at) for at in range(103, events.REMEMBERED, 100)), "damaged"]
+        assert [one.lost for one in warnings] == [1] + [0] * (len(warnings) - 1)
+        for number in range(25):
+            said.say(Kind.CLIENT, f"later {number}")
+        assert [one.text for one in watch(said, warnings=True, last=1)] == ["damaged"]
+        assert [one.text for one in watch(said, kinds=["client"], last=1)] == ["later 24"]
+
+    def test_what_was_forgotten_beyond_a_number_is_counted_as_far_as_it_is_known(self) -> None:
+        said = Events()
+        said.say(Kind.TIER, "1")
+        for number in range(10):
+            said.say(Kind.CLIENT, str(number))
+        for number in range(events.REMEMBERED):
+            said.say(Kind.CLIENT, str(number))
+        first = next(watch(said, kinds=["client"], after=1))
+        assert (first.lost, first.lost_at_most) == (10, True)
+        first = next(watch(said, kinds=["client"], after=6))
+        assert (first.number, first.lost, first.lost_at_most) == (12, 5, True)
+        first = next(watch(said, kinds=["client"], after=12))
+        assert (first.number, first.lost, first.lost_at_most) == (13, 0, False)
+        first = next(watch(said, kinds=["client"]))
+        assert (first.lost, first.lost_at_most) == (10, False)
+        first = next(watch(said, after=6))
+        assert (first.number, first.lost, first.lost_at_most) == (12, 5, False), "numbers of all kinds tell"
+
+    def test_who_follows_warnings_hears_of_those_that_went_by(self) -> None:
+        said = Events()
+        said.say(Kind.CLIENT, "first", warning=True)
+        stream = watch(said, follow=True, warnings=True)
+        assert next(stream).lost == 0
+        for number in range(events.REMEMBERED + 4):
+            said.say(Kind.CLIENT, str(number), warning=number % 2 == 1)
+        following = next(stream)
+        assert (following.text, following.lost) == ("5", 2)
+
     def test_who_follows_hears_what_happens_then_until_they_go_or_the_daemon_does(self) -> None:
         said = Events()
         said.say(Kind.DAEMON, "before")

@@ -257,7 +257,7 @@ class TestClear:
         answer = ask("clear", "--tenant", "research", typed="y\n")
         assert answer.code == 0
         assert "would drop 7 blocks, 14.0 MiB: everything of tenant research" in answer.err
-        assert "1 of them are leased or pinned" in answer.err
+        assert "1 block of them, with all that leads there, leased or pinned" in answer.err
         assert "3 pending blocks would be discarded" in answer.err
         assert "Drop them?" in answer.err
         assert "dropped 7 blocks, 14.0 MiB" in answer.out

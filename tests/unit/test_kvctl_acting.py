@@ -210,7 +210,7 @@ class TestEvict:
         }  # fmt: skip
         short = ask("evict", "--tenant", "web", "--bytes", "1GiB", "--yes")
         assert short.code == Exit.REFUSED
-        assert "evicted 1 blocks from dram" in short.out
+        assert "evicted 1 block from dram" in short.out
 
     @pytest.mark.parametrize(
         ("words", "code", "said"),

@@ -105,7 +105,7 @@ def test_a_dry_run_says_it_too_as_far_as_all_pins_are_listed(
     few = MemoryPort().pins(None)
     monkeypatch.setattr(MemoryPort, "pins", lambda *_: type(few)(few.pins, 2, few.budgets, few.counters))
     answer = ask("unpin", "research", "7", "8", "--dry-run")
-    below = "concerned: 1 pin (80.0 MiB), 3 running leases, 1 client"
+    below = "concerned: 1 pin (80.0 MiB in 40 blocks), 3 running leases, 1 client"
     assert (answer.code, answer.out) == (Exit.NOT_FOUND, f"would end 1 pin, 80.0 MiB\n{below}\n")
     assert "tenant research has no pin 8" in answer.err
     assert ask("unpin", "research", "7", "9", "--dry-run").code == Exit.OK

@@ -145,7 +145,7 @@ class TestTree:
         trees = ask("tree", "-o", "json").json["trees"]
         assert [tree["blocks"] for tree in trees] == [9 + sum(1 + n % 4 for n in range(CHATS)), 2]
         monkeypatch.setattr(prefixes, "TREES", 1)
-        assert "and 1 more namespaces" in ask("tree").out
+        assert "and 1 more namespace:" in ask("tree").out
 
     def test_only_what_continues_a_block(self, ask: Run, talks: str) -> None:
         below = ask("tree", talks, "--key", chain(4, "chat 3")[1].hex(), "-o", "json").json["trees"][0]

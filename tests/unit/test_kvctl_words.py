@@ -88,3 +88,25 @@ def test_only_a_start_that_compiles_says_that_it_takes_long(
     (tmp_path / "mark").touch()
     kvstored.warmup.first(disk=False)
     assert "about a minute" not in caplog.text
+
+
+def test_a_start_says_once_and_at_its_end_that_compiled_code_is_ready(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Said at half time, the other half of the first start looked like a daemon that hangs."""
+    log = kvstored.warmup.log
+    for part in ("_live_on", "live_with_disk"):
+        monkeypatch.setattr(kvstored.warmup, part, lambda *_, part=part: log.info("%s is compiled", part))
+    monkeypatch.setattr(kvstored.warmup, "_begin", lambda: (None, None, None, None))
+    monkeypatch.setattr(kvstored.warmup, "_mark", lambda: tmp_path / "mark")
+    caplog.set_level(logging.INFO)
+    kvstored.warmup.first_and_rest_later(disk=True)
+    said = [one.getMessage().partition(":")[0] for one in caplog.records]
+    assert said[1:] == [
+        "live_with_disk is compiled", "half of it is compiled", "_live_on is compiled", "compiled code ready",
+    ]  # fmt: skip
+    caplog.clear()
+    kvstored.warmup.first_and_rest_later(disk=True)
+    assert [one.getMessage().partition(":")[0] for one in caplog.records] == [
+        "live_with_disk is compiled", "compiled code ready",
+    ]  # fmt: skip

@@ -42,9 +42,9 @@ def commands() -> dict[str, Any]:
 
 
 def test_the_committed_pages_are_about_what_there_is() -> None:
-    expected = {f"{name}.1" for name in commands()} | {"kvctl.1", "kvstored.8", "kvstored.toml.5"}
+    expected = {f"{name}.1" for name in commands()} | {"kvctl.1", "kvstored.8", "kvstored-check.8", "kvstored.toml.5"}
     assert {page.name for page in FOLDER.glob("*.[158]")} == expected, "run make man"
-    assert {"kvctl-policy.1", "kvctl-policy-set.1", "kvctl-service-install.1", "kvctl-tree.1"} <= expected
+    assert {"kvctl-policy.1", "kvctl-policy-set.1", "kvctl-service.1", "kvctl-service-install.1"} <= expected
 
 
 def test_each_page_names_every_option_of_its_command() -> None:

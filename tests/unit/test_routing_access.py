@@ -26,7 +26,8 @@ from tests.unit.control_fakes import ThreadOwner
 from tests.unit.store_port import SYSTEM, StorePort
 from tests.unit.test_disk import put
 
-OURS, STRANGER, OPERATOR = 4711, 4712, 0
+OURS, STRANGER, THIRD, OPERATOR = 4711, 4712, 4713, 0
+TENANTS = {OURS: ("research",), STRANGER: ("web",), THIRD: ("batch",)}
 PATIENCE_S = 10.0
 
 
@@ -47,7 +48,7 @@ class Served:
             self.events.start()
             self.announcing = self.port.routing.announcing = Announcing(store, (1, 2), self.events.tell)
             self.look()
-        self.access = Access(OPERATOR, None, lambda uid: {OURS: ("research",), STRANGER: ("web",)}.get(uid, ()))
+        self.access = Access(OPERATOR, None, lambda uid: TENANTS.get(uid, ()))
         owner = ThreadOwner(self.port)
         stack.callback(owner.stop)
         doors = (for_tenants(Gate(self.access, audit, open_to_all=True)), Door(gate=Gate(self.access, audit)))
@@ -215,6 +216,10 @@ def test_a_tenant_whose_watchers_stall_leaves_places_to_others(served: Served) -
     try:
         assert served.refusal(OURS, "WatchBlocks", pb.WatchBlocksRequest()) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert keys_in(served.ask(STRANGER, "WatchBlocks", pb.WatchBlocksRequest())) >= set(served.of_web)
+        stalled.append(watch(STRANGER))
+        refusal = served.refusal(STRANGER, "WatchBlocks", pb.WatchBlocksRequest())
+        assert refusal is grpc.StatusCode.RESOURCE_EXHAUSTED, "the last place is for who has none"
+        stalled.append(watch(THIRD))
     finally:
         for stream in stalled:
             stream.cancel()
