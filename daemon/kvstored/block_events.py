@@ -35,7 +35,7 @@ QUEUED_MOST: Final = 1 << 16  # changes: 5 MB
 BATCH_CHANGES: Final = 128  # on ZeroMQ 15 KB mostly, 60 KB at most: what waits for whom is counted in batches
 NOTHING: Final[Changes] = np.zeros(0, dtype=CHANGE)
 NAMESPACE_DIGITS: Final = 16
-BATCHES_BITS: Final = 20  # of numbers: no life tells of so many a second, and they stay below the 2**53 of JSON
+BATCHES_BITS: Final = 12  # of numbers: no life tells of so many a millisecond; below JSON's 2**53 until 2039
 LOOK_UP_S: Final = 0.1  # until somebody who wants replay is heard
 SOON_S: Final = 0.002  # the same while somebody reads what was replayed
 
@@ -221,7 +221,7 @@ class BlockEvents:
 
 def begin_now() -> int:
     """A number to begin with that no former life of this daemon has come to, by the host's clock."""
-    return int(time.time()) << BATCHES_BITS
+    return time.time_ns() // 10**6 << BATCHES_BITS  # a daemon may be back within a second
 
 
 def by_place(told: Told) -> Iterator[tuple[Changes, Place]]:
