@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant(
         "names-of-another-store", "kvstore/tier/commits.py",
         "        self._next_name = max(self._next_name, number + 1)\n", "",
-        "one number in the index stands for two namespaces", (SIMULATION,),
+        "one number in the index stands for two namespaces", ("tests/unit/test_disk.py", SIMULATION),
     ),
     # -- leases --------------------------------------------------------------------------------------------------------
     Mutant(

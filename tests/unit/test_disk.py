@@ -490,6 +490,19 @@ def test_whoever_stores_again_what_disk_turns_out_to_have_is_told_so_and_everybo
     later.audit()
 
 
+def test_a_namespace_of_a_later_life_has_a_number_of_its_own_in_the_index() -> None:
+    core = make()
+    client, before = begin(core, "before")
+    put(client, before, chain(3))
+    later = successor(core)
+    client, after = begin(later, "after")
+    put(client, after, chain(3))
+    last = successor(later)
+    for model in ("before", "after"):
+        client, namespace = begin(last, model)
+        assert fetch(client, namespace, chain(3)) == 3, model
+
+
 def test_blocks_whose_parent_is_lost_are_dropped_at_start() -> None:
     core = make()
     client, namespace = begin(core)
