@@ -134,7 +134,9 @@ class Reserving:
         self._answered, self._first_s, self._by_client = (namespace, keys, at, count), prices[0], session.heard is None
 
     def _give_up_lost(self, namespace: Namespace, keys: U8, at: int, count: int) -> None:
-        """Whoever has a block again that lies on a drive which has been away for long may store it."""
+        """Whoever stores a block that lies on a drive which has been away for long may do so: it goes, and with it what
+        continues it.
+        """
         index, tables, run = namespace.tenant.index, self._tables, self._run
         found, _ = blocks.match_run(tables.blocks, *index, namespace.number, keys, at, count, run)
         found, _, _ = blocks.extend_run(tables, index, namespace.number, keys, at, count, found, run)

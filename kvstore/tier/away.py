@@ -31,6 +31,10 @@ class Away:
         """Is any?"""
         return bool(self._since)
 
+    def has(self, drive: int) -> bool:
+        """Is this one?"""
+        return drive in self._since
+
     def are(self, drives: Collection[int], now_ns: int) -> bool:
         """These are suspended, and no others. Whether there are new ones among them."""
         new = any(drive not in self._since for drive in drives)

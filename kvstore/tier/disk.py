@@ -135,15 +135,9 @@ class Disk:
         self.loading = Loading(tables, workers, self.segments, self.demotion, self.erasure, self.away)
         self.flushing = Flushing(tables, outbox, self.demotion, self.commits, self._works)
         self.scrub = Scrub(
-            tables,
-            self.segments,
-            workers,
-            namespaces,
-            wall_s,
-            self._scrub_found,
-            limits.scrub_bytes_per_s,
+            tables, self.segments, workers, namespaces, wall_s, self._scrub_found, limits.scrub_bytes_per_s,
             self.loading.settle,
-        )
+        )  # fmt: skip
         self.tally = self.loading.tally
         self._recovery: Recovery | None = None
         self._drain_ns = 0

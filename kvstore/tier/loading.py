@@ -126,7 +126,7 @@ class Loading:
         drive = self._workers.drive_of(order.segment)
         if order.outcome is Outcome.DONE:
             self._reads[drive] += 1
-        elif order.outcome is Outcome.FAILED:
+        elif order.outcome is Outcome.FAILED and not self.away.has(drive):  # else it was not even tried
             seen = (order.row, order.generation, order.segment, order.slot)
             reads = self._unread.pop(seen, None)
             if reads is not None and self._reads[drive] > reads:

@@ -15,7 +15,6 @@ import pytest
 import xxhash
 
 import kvclient
-from kvctl import cli
 from kvctl.archive_export import namespace_of
 from kvctl.client import Exit, KvctlError
 from kvproto import archive
@@ -24,8 +23,8 @@ from kvproto.identity import NamespaceIdentity
 from kvproto.limits import GIB, MIB
 from tests.integration.test_kvctl_acting import BLOCK, body
 from tests.integration.test_kvctl_acting import kvctl as answered
+from tests.kvctl_line import Run, command_line
 from tests.node import PATIENCE_S, Node, chain, put, values
-from tests.unit.test_kvctl import Result, Terminal
 
 HERE: Final = 14 * MIB // BLOCK  # blocks that are there already, used once: of 16 MiB of memory 2 are left
 COMING: Final = 8 * MIB // BLOCK
@@ -36,7 +35,6 @@ uids = [{os.geteuid()}]
 uids = [54321]
 dram_max = "2MiB"
 """
-Typing = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +66,9 @@ def here(node: Node, large: Path) -> Callable[[], int]:
 
 
 @pytest.fixture
-def typing(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typing:
+def typing(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command line, with nobody at a terminal unless `typed` is given."""
-
-    def run(*words: str, typed: str | None = None) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kvctl", "--runtime-dir", str(node.run), "--timeout", "20", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Result(int(ended.value.code or 0), said.out, said.err)
-
-    return run
+    return command_line(monkeypatch, capsys, "--runtime-dir", str(node.run), "--timeout", "20")
 
 
 def of(path: Path, *parts: tuple[str, str, int, int]) -> Path:
@@ -99,7 +87,7 @@ def of(path: Path, *parts: tuple[str, str, int, int]) -> Path:
 
 
 def test_what_the_disk_has_room_for_still_goes_through_memory_and_is_asked_about(
-    large: Path, here: Callable[[], int], typing: Typing
+    large: Path, here: Callable[[], int], typing: Run
 ) -> None:
     dry = typing("import", str(large), "--dry-run")
     assert dry.code == Exit.OK
@@ -116,7 +104,7 @@ def test_what_the_disk_has_room_for_still_goes_through_memory_and_is_asked_about
 
 
 def test_what_there_is_room_for_is_stored_unasked_and_nobody_leaves(
-    tmp_path: Path, node: Node, here: Callable[[], int], typing: Typing
+    tmp_path: Path, node: Node, here: Callable[[], int], typing: Run
 ) -> None:
     path = of(tmp_path / "fits.kva", ("work", "fits", BLOCK, 2 * MIB // BLOCK))
     dry = typing("import", str(path), "--dry-run")
@@ -125,7 +113,7 @@ def test_what_there_is_room_for_is_stored_unasked_and_nobody_leaves(
     assert here() == HERE
 
 
-def test_slots_are_counted_and_not_the_bytes_in_them(tmp_path: Path, here: Callable[[], int], typing: Typing) -> None:
+def test_slots_are_counted_and_not_the_bytes_in_them(tmp_path: Path, here: Callable[[], int], typing: Run) -> None:
     path = of(tmp_path / "odd.kva", ("work", "odd", 4097, 400))  # 1.6 MiB, in slots of 8 KiB
     assert typing("import", str(path)).code == Exit.USAGE
     assert "would be evicted" in " ".join(typing("import", str(path), "--dry-run").out.split())
@@ -149,7 +137,7 @@ def test_an_archive_that_says_less_than_it_has_is_damaged_and_stores_no_more(
 
 
 def test_a_tenant_that_only_the_archive_names_is_asked_about_when_its_turn_comes(
-    tmp_path: Path, node: Node, typing: Typing
+    tmp_path: Path, node: Node, typing: Run
 ) -> None:
     assert answered(node, "clear", "--all", "--yes")[0] == Exit.OK
     with kvclient.connect(node.run, tenant="chat", timeout_s=PATIENCE_S) as client:

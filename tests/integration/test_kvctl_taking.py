@@ -24,9 +24,9 @@ from kvctl.client import Exit
 from kvproto.limits import KIB
 from tests.integration.test_kvctl_acting import BLOCK, body
 from tests.integration.test_kvctl_acting import kvctl as answered
+from tests.kvctl_line import Result, Run, Terminal, command_line
 from tests.node import PATIENCE_S, Node, chain, put, values
 from tests.segments import flip
-from tests.unit.test_kvctl import Result, Terminal
 
 STRANGER: Final = 54321
 CONFIG: Final = f"""
@@ -179,19 +179,9 @@ TAKING: Final = {
 
 
 @pytest.fixture
-def typing(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def typing(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command line, with nobody at a terminal unless `typed` is given."""
-
-    def run(*words: str, typed: str | None = None) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kvctl", "--runtime-dir", str(host.node.run), "--timeout", "20", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Result(int(ended.value.code or 0), said.out, said.err)
-
-    return run
+    return command_line(monkeypatch, capsys, "--runtime-dir", str(host.node.run), "--timeout", "20")
 
 
 @pytest.fixture(params=TAKING)

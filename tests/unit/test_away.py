@@ -94,3 +94,27 @@ def test_a_block_that_cannot_be_read_though_others_can_does_not_hide_what_contin
     assert (Grant.GRANTED in grants) == others, "a drive that reads nothing may be itself again"
     assert fetch(client, namespace, keys) == 12
     core.audit()
+
+
+def test_what_was_not_even_tried_counts_for_nothing() -> None:
+    core, client, namespace, keys = on_disk()
+    loads: list[Load] = []
+
+    def note(order: Order) -> None:
+        if isinstance(order, Load):
+            loads.append(order)
+
+    core.drive.fault = note
+    assert fetch(client, namespace, keys) == 12
+    one, other, loading = loads[0], loads[1], core.store.disk.loading
+
+    def failed() -> Outcome:
+        loading.settle(other)  # it came
+        one.outcome = Outcome.FAILED
+        loading.settle(one)
+        return one.outcome
+
+    core.store.drives_away([0])
+    assert failed() is Outcome.FAILED
+    core.store.drives_away([])
+    assert [failed(), failed()] == [Outcome.FAILED, Outcome.DAMAGED]

@@ -1,19 +1,17 @@
 """kvctl against a real control socket: tables, JSON, exit codes, and what it asks before it clears."""
 
-import io
-import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
-from kvctl import checkup, cli, render, scrub
+from kvctl import checkup, render, scrub
 from kvctl import client as kvctl_client
 from kvctl.cli import globals_first
 from kvctl.client import Exit
@@ -21,23 +19,11 @@ from kvctl.host import Entry, Ground, LinuxHost, Space
 from kvstore.rules import Rule, Tier
 from kvstored import control
 from kvstored.control import ControlServer
+from tests.kvctl_line import Result, Run, command_line
 from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort, ThreadOwner, disk_report, restart_report
 
 HEX_A = DIGEST_A.hex()
 KEY = KEYS[2].hex()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one command line did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @dataclass
@@ -48,16 +34,6 @@ class Daemon:
     port: MemoryPort
     owner: ThreadOwner
     server: ControlServer
-
-
-Run = Callable[..., Result]
-
-
-class Terminal(io.StringIO):
-    """A person who types this much and then leaves."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
@@ -71,18 +47,8 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kvctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line as the console script does, with nobody at a terminal unless `typed` is given."""
-
-    def run(*arguments: str, typed: str | None = None) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kvctl", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Result(int(ended.value.code or 0), said.out, said.err)
-
-    return run
+    """Runs a command line as the console script does."""
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture

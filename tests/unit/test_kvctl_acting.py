@@ -13,8 +13,9 @@ from kvctl.client import Exit
 from kvstore.handing_over import HandOverReport
 from kvstore.rules import Rule, Tier
 from kvstored.admin_pins import PrefixWish
+from tests.kvctl_line import Run
 from tests.unit.control_fakes import BLOCK_BYTES, DIGEST_A, KEYS, MIB, MemoryPort
-from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
+from tests.unit.test_kvctl import Daemon, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
 TAKING = {
     "clear": ["clear", "--all"],

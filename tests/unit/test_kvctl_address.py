@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from kvctl.client import Exit
-from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
+from tests.kvctl_line import Run
+from tests.unit.test_kvctl import Daemon, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
 ELSEWHERE = "host-7.invalid:9756"
 

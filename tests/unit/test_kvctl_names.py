@@ -14,8 +14,9 @@ from kvctl.pins import unknown
 from kvstore.rules import Rule, Tier
 from kvstored.admin_look import BY
 from kvstored.events import Kind
+from tests.kvctl_line import Run
 from tests.unit.control_fakes import DIGEST_A, DIGEST_B, KEYS, MemoryPort
-from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
+from tests.unit.test_kvctl import Daemon, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
 KEY = KEYS[0].hex()
 CHAIN = [KEY, "--namespace", DIGEST_A.hex()[:12]]

@@ -3,8 +3,9 @@
 import pytest
 
 from kvctl.client import Exit
+from tests.kvctl_line import Run
 from tests.unit.control_fakes import DIGEST_A
-from tests.unit.test_kvctl import Daemon, Run, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
+from tests.unit.test_kvctl import Daemon, ask, bare_environment, daemon, kvctl  # noqa: F401  fixtures
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
 """`kvctl ls`, `tree`, `stat` and `events` against a real control socket over a real store."""
 
-import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,28 +16,9 @@ from kvproto import control_pb2 as pb
 from kvproto.limits import KEYS_PER_FRAME
 from kvstored.events import Events, Kind
 from tests.core import chain, key_of
+from tests.kvctl_line import Run, command_line
 from tests.unit.store_port import CHATS, SYSTEM, StorePort, served
 from tests.unit.test_disk import put
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one command line did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +42,7 @@ def ask(daemon: StorePort, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kvctl", "--runtime-dir", daemon.runtime_dir, *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out = capsys.readouterr()
-        return Result(int(ended.value.code or 0), out.out, out.err)
-
-    return run
+    return command_line(monkeypatch, capsys, "--runtime-dir", daemon.runtime_dir)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from kvctl import prefix_tables, render
 from kvctl.amounts import counted
 from kvctl.doctor_facts import Check, Verdict
 from kvproto import control_pb2 as pb
-from tests.unit.test_kvctl import Run, bare_environment, kvctl  # noqa: F401  fixtures
+from tests.kvctl_line import Run
+from tests.unit.test_kvctl import bare_environment, kvctl  # noqa: F401  fixtures
 
 
 def shown(what: RenderableType, width: int = 80) -> str:

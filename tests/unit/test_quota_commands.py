@@ -15,8 +15,9 @@ from kvstore.report_quotas import QuotaReport
 from kvstored.admin_quotas import quota_reports, set_quota, wish_of
 from kvstored.config import parse_bytes
 from tests.core import ARENA_BYTES, Core
+from tests.kvctl_line import Run
 from tests.unit.test_config import loaded, refusal, written
-from tests.unit.test_kvctl import Daemon, Run, ask, daemon, kvctl  # noqa: F401  fixtures
+from tests.unit.test_kvctl import Daemon, ask, daemon, kvctl  # noqa: F401  fixtures
 
 KNOWN = frozenset({"t", "later"})
 

@@ -8,7 +8,8 @@ import pytest
 
 from kvctl import service
 from kvctl.client import Exit, KvctlError
-from tests.unit.test_kvctl import Run, bare_environment, kvctl  # noqa: F401  fixtures
+from tests.kvctl_line import Run
+from tests.unit.test_kvctl import bare_environment, kvctl  # noqa: F401  fixtures
 from tests.unit.test_systemd_units import unit_of
 
 A, B, ODD = Path("/mnt/a/kv"), Path("/mnt/b"), Path("/mnt/100% odd\\drive/kv")
