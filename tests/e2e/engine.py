@@ -1,6 +1,6 @@
 """An engine of the day: runs in the installed prefix, knows nothing of this checkout, and is told what to do by lines.
 
-{"do": "store", "name": "a", "chains": 4, "flush": true}  ->  {"accepted": 32, "known": 0, "refused": {}, ...}
+{"do": "store", "name": "a", "chains": 4, "flush_s": 30}  ->  {"accepted": 32, "known": 0, "refused": {}, ...}
 {"do": "fetch", "name": "a", "chains": 4}                 ->  {"asked": 32, "hit": 32, "disk": 0, "wrong": 0}
 {"do": "talk"}: it stores and fetches from now on, and compares every byte
 {"do": "hush"}    ->  {"calls": 812, "hits": 3100, "misses": 4, "wrong": 0, "raised": 0, "longest_s": 0.02, ...}
@@ -55,20 +55,20 @@ class Engine:
         self.longest_s = 0.0
         self.thread: threading.Thread | None = None
 
-    def store(self, name: str, chains: int, flush: bool = False) -> dict[str, Any]:
+    def store(self, name: str, chains: int, flush_s: float = 0.0) -> dict[str, Any]:
         """Chains of a set."""
         assert self.client.wait_connected(30), self.client.status
         total: Counter[str] = Counter()
         refused: Counter[str] = Counter()
-        if flush:
-            self.ns.flush(30.0)  # the next one speaks of these chains alone
+        if flush_s:
+            self.ns.flush(flush_s)  # the next one speaks of these chains alone
         for number in range(chains):
             keys = chain(name, number)
             result = self.ns.store(keys, [value(key) for key in keys], wait=True, space_s=5.0)
             total.update(accepted=result.accepted, known=result.known)
             refused.update({str(reason): count for reason, count in result.reasons.items()})
-        if flush:
-            flushed = self.ns.flush(30.0)
+        if flush_s:
+            flushed = self.ns.flush(flush_s)
             total.update(durable=flushed.durable, failed=flushed.failed + flushed.evicted)
         return {**total, "refused": dict(refused)}
 

@@ -34,12 +34,12 @@ class Drive:
         self.mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
 
     @contextmanager
-    def full(self, daemon_pid: int) -> Iterator[None]:
-        """Nothing more fits, until the block ends."""
+    def full(self, daemon_pid: int) -> Iterator[tuple[str, str]]:
+        """Nothing more fits, until the block ends; gives the state that the drive gets, and words of its remedy."""
         if not self.mounted:  # files of this process may not grow: on all drives, which is worse
             hard = resource.prlimit(daemon_pid, resource.RLIMIT_FSIZE)[1]
             resource.prlimit(daemon_pid, resource.RLIMIT_FSIZE, (1 << 20, hard))
-            yield
+            yield "failing", "see the kernel's log"
             resource.prlimit(daemon_pid, resource.RLIMIT_FSIZE, (hard, hard))
             return
         filler = self.folder / "filler"
@@ -47,7 +47,7 @@ class Drive:
             while (free_bytes := shutil.disk_usage(self.folder).free) > 0:
                 with suppress(OSError):  # the daemon was faster with some of it
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free_bytes)
-        yield
+        yield "full", "free space there"
         filler.unlink()
 
     def pull(self) -> None:
@@ -137,6 +137,10 @@ class Host:
     def warned(self, words: str) -> bool:
         """Does it warn of that, or will it soon, and does `kvctl status` show it?"""
         until(lambda: any(words in warning for warning in self.status().warnings), WAIT_S)
+        return self.warns(words)
+
+    def warns(self, words: str) -> bool:
+        """Does `kvctl status` warn of that?"""
         return any(words in warning for warning in self.kvctl("status", "-o", "json")["status"]["warnings"])
 
     def said(self) -> str:
