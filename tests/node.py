@@ -105,8 +105,8 @@ class Node:
         assert until(lambda: self.client.ping() is not None), "no answer to a ping"
 
     def log(self) -> str:
-        """All that daemons have said."""
-        return self.log_file.read_text()
+        """All that daemons have said; nothing where none was started yet."""
+        return self.log_file.read_text() if self.log_file.exists() else ""
 
     # -- its client ----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Acts whose callers' time is over: what was done is what the audit says, and what had not begun never happens."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -115,7 +116,7 @@ class Served:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(control_verbs, "OWNER_WAIT_S", SOON_S)
     port, audit, heard = SlowPort(), Audit(tmp_path), threading.Event()
-    access = Access(0, None, lambda _: ())
+    access = Access(os.geteuid(), None, lambda _: ())  # of who tests: kvctl asks for a token itself
     audit.heard = lambda _: heard.set()
     with ExitStack() as stack:
         stack.callback(audit.stop, WAIT_S)
