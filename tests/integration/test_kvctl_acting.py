@@ -35,12 +35,12 @@ NAME = "client-called-Sesame-9917"
 PROGRAM = "program-called-Sesame-9918"
 TOKEN_IDS = [424_242, 313_131, 171_717]
 SETTINGS = ("--tenant-control", "true", "--metrics-listen", f"/var/tmp/kvn-metrics-{os.getpid()}.sock")
-TENANTS = """
+TENANTS = f"""
 [tenants.chat]
 uids = [54321]
 dram_max = "4MiB"
-[tenants.root]
-uids = [0]
+[tenants.ours]
+uids = [{os.geteuid()}]
 """
 
 Kvctl = Callable[..., tuple[int, str, str]]
@@ -48,7 +48,7 @@ Kvctl = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A daemon with two tenants, of which root is one; its first life."""
+    """A daemon with two tenants, of which one is ours; its first life."""
     with Node(disks=0) as node:
         node.home.joinpath("config.toml").write_text(TENANTS)
         node.home.chmod(0o755)
@@ -107,7 +107,7 @@ def test_acts_take_a_key_by_the_digits_that_tables_show(node: Node) -> None:
     ns = node.namespace(BLOCK, model="by their digits")
     held = stored(ns, "digits")
     keys = list(held)
-    where = ("--tenant", "root", "--namespace", ns.identity.digest().hex())
+    where = ("--tenant", "ours", "--namespace", ns.identity.digest().hex())
     shown = keys[4].hex()[:12]
     assert body(kvctl(node, "explain-miss", shown, *where, "-o", "json"), "explain-miss")["state"] == "hit"
     assert body(kvctl(node, "evict", *where, "--key", shown, "--dry-run", "-o", "json"), "evict")["blocks"] == 5
@@ -123,10 +123,10 @@ def test_acts_take_a_key_by_the_digits_that_tables_show(node: Node) -> None:
 
 @pytest.fixture(scope="module")
 def archive(node: Node) -> tuple[Path, dict[bytes, np.ndarray[Any, Any]]]:
-    """Of one namespace of the tenant `root`."""
+    """Of one namespace of the tenant `ours`."""
     held = stored(node.namespace(BLOCK), "a")
     path = node.home / "all.kva"
-    said = body(kvctl(node, "export", str(path), "--tenant", "root", "-o", "json"), "export")
+    said = body(kvctl(node, "export", str(path), "--tenant", "ours", "-o", "json"), "export")
     assert (said["blocks"], said["bytes"], said["gone_blocks"]) == (19, 19 * BLOCK, 0)
     return path, held
 
@@ -135,7 +135,7 @@ def test_an_archive_of_a_tenant_that_is_not_there_is_refused(node: Node) -> None
     path = node.home / "nobody.kva"
     code, _, said = kvctl(node, "export", str(path), "--tenant", "nobody")
     assert code == Exit.NOT_FOUND
-    assert "no tenant is called nobody; there are: chat, root" in said
+    assert "no tenant is called nobody; there are: chat, ours" in said
     assert not path.exists()
 
 
@@ -253,7 +253,7 @@ from kvproto.errors import RefusedError
 with kvclient.connect({run!r}, timeout_s=30.0) as client:
     print(client.status.tenant)
 try:
-    kvclient.connect({run!r}, tenant="root", timeout_s=30.0)
+    kvclient.connect({run!r}, tenant="ours", timeout_s=30.0)
 except RefusedError as error:
     print(error)
 """
@@ -274,17 +274,17 @@ def test_another_user_sees_what_its_tenant_has_and_changes_nothing(node: Node) -
     put(node.namespace(BLOCK), chain("mine", 2), values(chain("mine", 2), BLOCK), durable=False)
     kvclient.connect(node.run, tenant="chat", timeout_s=PATIENCE_S).close()
     ours = json.loads(kvctl(node, "tenants", "-o", "json")[1])["tenants"]
-    assert {one["name"] for one in ours} == {"root", "chat"}
+    assert {one["name"] for one in ours} == {"ours", "chat"}
     theirs = asked("tenants", "-o", "json")
     assert theirs.returncode == 0, theirs.stderr
     assert {one["name"] for one in json.loads(theirs.stdout)["tenants"]} == {"chat"}
-    for words in (("drain", "--yes"), ("clear", "--all", "--yes"), ("status",), ("pins", "--tenant", "root")):
+    for words in (("drain", "--yes"), ("clear", "--all", "--yes"), ("status",), ("pins", "--tenant", "ours")):
         refused = asked(*words)
         assert refused.returncode == Exit.REFUSED, (words, refused.stdout, refused.stderr)
         assert "uid 54321 may" in refused.stderr
     assert not json.loads(kvctl(node, "status", "-o", "json")[1])["status"]["draining"]
     done = as_chat(sys.executable, "-c", AS_CHAT.format(paths=paths, run=str(node.run)))
-    assert done.stdout.splitlines() == ["chat", "uid 54321 may not be tenant 'root' (REFUSED)"], done.stderr
+    assert done.stdout.splitlines() == ["chat", "uid 54321 may not be tenant 'ours' (REFUSED)"], done.stderr
 
 
 def planted(node: Node) -> dict[str, bytes]:
@@ -354,7 +354,7 @@ def test_the_search_does_find_them_where_nobody_left_them_out(node: Node) -> Non
     naive += [kvctl(node, command, "-o", "json")[1].encode() for command in ("clients", "programs")]
     with ControlClient(node.run / "control.sock", 20.0) as client:
         names = [one.digest for one in client.namespaces().namespaces if one.model == "bundle"]
-        naive += [client.walk(pb.WalkBlocksRequest(tenant="root", namespace_digest=one)).keys for one in names]
+        naive += [client.walk(pb.WalkBlocksRequest(tenant="ours", namespace_digest=one)).keys for one in names]
     arenas = Path(f"/proc/{node.daemon.process.pid}")  # type: ignore[union-attr]
     with (arenas / "mem").open("rb", buffering=0) as memory:
         for line in (arenas / "maps").read_text().splitlines():
