@@ -125,6 +125,7 @@ def _commit(message: Message, folder: Path, map_bytes: int) -> None:
     # Opened each time: little beside a sync, and none of its pages stay in memory in between.
     with open_index(folder, map_bytes) as index:
         index.write(change)
+        index.reserve()
 
 
 if __name__ == "__main__":

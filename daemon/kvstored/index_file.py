@@ -11,9 +11,10 @@ must have reached. It is written after each transaction without a sync of its ow
 never ahead.
 """
 
+import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,12 @@ import xxhash
 
 from kvstored.index_marks import INDEX_VERSION, MAP_BYTES, DamagedError, seal, unseal, write_last
 from kvstored.index_wire import CHUNK_KEY, Change
+
+# Set aside behind what is written: what fills the file system then stops no commit before there are some 30,000 blocks
+# more. Other drives go on meanwhile, and what is stored there is durable by this index alone.
+RESERVE_BYTES: Final = 4 << 20
+
+DATA: Final = "data.mdb"
 
 _SUM: Final = struct.Struct("<Q")
 _STATE: Final = struct.Struct("<IIIIQQQ16s")
@@ -108,6 +115,13 @@ class IndexFile:
             write_last(self._folder, sequence)
             return
 
+    def reserve(self) -> None:
+        """Have the file system keep room for what comes, as far as it can."""
+        used_bytes = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        with suppress(OSError), (self._folder / DATA).open("r+b") as file:
+            if os.fstat(file.fileno()).st_size < used_bytes + RESERVE_BYTES // 2:
+                os.posix_fallocate(file.fileno(), 0, used_bytes + RESERVE_BYTES)
+
     def _write(self, change: Change) -> int:
         with self.env.begin(write=True) as txn:
             state = self.state(txn)
@@ -142,7 +156,7 @@ class IndexFile:
 @contextmanager
 def open_index(folder: Path, map_bytes: int = MAP_BYTES, *, create: bool = False) -> Iterator[IndexFile]:
     """Open, and unmap in any case. Raises lmdb.Error, DamagedError."""
-    file = folder / "data.mdb"
+    file = folder / DATA
     if file.exists() and not file.is_file():  # LMDB would wait for a pipe
         raise DamagedError("data.mdb is not a regular file")
     index = IndexFile(folder, map_bytes, create=create)

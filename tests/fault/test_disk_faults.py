@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -453,6 +453,25 @@ def shows(node: Node, state: str, remedy: str) -> bool:
     """Is the drive seen to be in this state, with a warning that says what to do? What is scraped is a second old."""
     told, wrong, up = seen(node)
     return (told, up) == (state, 0.0) and len(wrong) == 1 and f" is {state} (" in wrong[0] and remedy in wrong[0]
+
+
+def test_a_first_drive_without_room_stops_no_other() -> None:
+    """What fills it is not ours: what lies on the other one is durable by the index on the first."""
+    with Node(disks=2, segment="8MiB") as node, small_file_system(node) as small:
+        if not small:
+            pytest.skip("needs root: no file system of its own can be made")
+        node.start("--disk-admission", "all", "--disk-codec", "raw")
+        ns = node.namespace(BLOCK_BYTES)
+        put_roots(ns, KEYS[:10])
+        with (node.disks[0] / "filler").open("wb") as filler:
+            while (free_bytes := shutil.disk_usage(node.disks[0]).free) > 0:
+                with suppress(OSError):
+                    os.posix_fallocate(filler.fileno(), os.fstat(filler.fileno()).st_size, free_bytes)
+        put_roots(ns, KEYS[10:200])
+        assert shutil.disk_usage(node.disks[0]).free == 0
+        node.restart()
+        node.await_disk(ns, KEYS[:1])
+        assert census(ns, KEYS[:200]).hits == set(KEYS[:200])
 
 
 def check_space() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
+from kvstored.index_file import DATA, RESERVE_BYTES
 from kvstored.index_marks import DOUBTFUL, FOLDER, mark_doubtful, read_store, seal, write_store
 from kvstored.workers import without
 from tests.segments import (
@@ -164,6 +165,21 @@ def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
         assert start.commit(blocks)
     with opened(tmp_path, map_bytes=1 << 16) as start:
         assert facts(start.loaded) == facts_of(blocks)
+        assert start.loaded.rebuilt == ""
+
+
+def test_room_for_what_comes_is_set_aside(tmp_path: Path) -> None:
+    blocks = [block(seed, 1, seed) for seed in range(100)]
+    file = tmp_path / FOLDER / DATA
+    committed(tmp_path, blocks)
+    written_bytes = len(file.read_bytes().rstrip(b"\0"))
+    assert file.stat().st_blocks * 512 >= written_bytes + RESERVE_BYTES // 2
+    before = file.stat().st_size
+    with opened(tmp_path) as start:
+        assert start.commit([block(200, 1, 110)])
+    assert file.stat().st_size == before, "it does not grow as long as there is room"
+    with opened(tmp_path) as start:
+        assert facts(start.loaded) == facts_of([*blocks[:56], block(200, 1, 110)]), "a chunk is written whole"
         assert start.loaded.rebuilt == ""
 
 
