@@ -41,7 +41,7 @@ from kvstore.report_quotas import QuotaChange, QuotaReport
 from kvstore.rules import Rule, Tier
 from kvstore.store import Store
 from kvstore.tier.disk import DiskState
-from kvstored import __version__
+from kvstored import __version__, threads
 from kvstored.admin_costs import costs_report
 from kvstored.admin_disk import Hands, disk_report, disk_warnings
 from kvstored.admin_evict import EvictWish, Walked, evict, walk
@@ -167,6 +167,7 @@ class Admin:
         if self._memory.advice:
             yield self._memory.advice
         yield from self._keeper.faults
+        yield from threads.ended()
         yield from writer_warnings(self._store)
         yield from quota_warnings(self._store)
         yield from self._hot.devices.warnings()

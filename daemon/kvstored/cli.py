@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
-from kvstored import __version__
+from kvstored import __version__, threads
 from kvstored.compiled import choose_cache
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 from kvstored.defaults import default_words
@@ -178,6 +178,7 @@ def _run(loaded: Loaded) -> int:
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     faulthandler.enable(2)  # a watchdog's SIGABRT then says where each thread was
+    threads.watch()
     try:
         service = service_of(os.environ, os.getpid(), config.runtime_dir / HOT_SOCKET)
     except ConfigError as error:
