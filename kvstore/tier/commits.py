@@ -249,8 +249,8 @@ class Commits:
         left = np.zeros(rows.size, dtype=np.uint32)
         count = int(blocks.mark_durable(self._tables, rows, generations, disks, left))
         again = self._waiting([covered[i] for i in left[:count].tolist()])
-        if again:
-            self._written += again
+        self._written += again
+        if self._written:  # perhaps only what the index knew of before these, while these themselves have given up
             self._since_ns = self._since_ns or now_ns + AGAIN_NS
         return [one[0] for one in again]
 

@@ -472,6 +472,30 @@ def test_a_flush_does_not_wait_for_what_continues_a_write_that_failed(monkeypatc
     core.audit()
 
 
+def test_what_is_looked_at_once_more_for_one_that_gives_up_is_not_left_open() -> None:
+    """Of four blocks in a row the first and the third have lost their copies. The second has given up on that; the
+    fourth, which gives up one commit later, has it looked at again.
+    """
+    core, client, namespace = make(admission=Admission.NONE)
+    client.put(namespace, chain(4))
+    core.store.flush(client.session, namespace, 7, 60 * SECOND)
+    core.work_all()
+    first, second, third, fourth = (core.row(namespace, key) for key in chain(4))
+    tables, disk = core.store.tables, core.store.disk
+    for row in (first, third):
+        blocks.detach(tables, row)
+    for row in (second, fourth):
+        tables.blocks["flags"][row] &= ~np.uint32(blocks.DURABLE)
+    last = tables.blocks[fourth]
+    disk.commits._written.append((fourth, int(last["generation"]), int(last["disk"]), commits.TRIES))
+    disk.commits.touch(int(last["disk"]), core.clock.ns)
+    begun = disk.commits.commits
+    core.work_all()
+    assert disk.commits.clean
+    assert disk.commits.commits > begun + 1, "the second was looked at after the fourth"
+    core.audit()
+
+
 @pytest.mark.parametrize(
     ("somebody_waits", "arenas", "writes"),
     [(True, 16, 5), (False, 16, 2), (True, 1, 2)],  # of memory for 8 blocks no more than a quarter is held
