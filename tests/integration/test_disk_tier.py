@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,10 @@ def segments_open_in(pid: int) -> list[int]:
     """Flags of a process's descriptors of segment files."""
     found = []
     for one in Path(f"/proc/{pid}/fd").iterdir():
-        if one.readlink().suffix == ".seg":
-            told = Path(f"/proc/{pid}/fdinfo/{one.name}").read_text()
-            found.append(int(told.partition("flags:")[2].split()[0], 8))
+        with suppress(FileNotFoundError):  # it is closed by now; a segment's stays open
+            if one.readlink().suffix == ".seg":
+                told = Path(f"/proc/{pid}/fdinfo/{one.name}").read_text()
+                found.append(int(told.partition("flags:")[2].split()[0], 8))
     return found
 
 

@@ -233,4 +233,4 @@ def test_a_tenant_that_there_is_not_leaves_nothing_behind(served: Served) -> Non
         assert only.cleared
     with served.events.log_for("somebody later"):
         assert set(served.events._logs) - before == {"somebody later"}, "the control: while it is watched it is there"
-    assert set(served.events._logs) == before
+    assert set(served.events._logs) <= before, "those of streams that ended before this test may go meanwhile"
