@@ -25,8 +25,8 @@ import xxhash
 from kvstored.index_marks import INDEX_VERSION, MAP_BYTES, DamagedError, seal, unseal, write_last
 from kvstored.index_wire import CHUNK_KEY, Change
 
-# Set aside behind what is written: what fills the file system then stops no commit before there are some 30,000 blocks
-# more. Other drives go on meanwhile, and what is stored there is durable by this index alone.
+# Set aside behind what is written, and again when half of it is used: what fills the file system then stops no commit
+# before there are 15,000 to 30,000 blocks more. Other drives go on, and what lies there is durable by this index alone.
 RESERVE_BYTES: Final = 4 << 20
 
 DATA: Final = "data.mdb"

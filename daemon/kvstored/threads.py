@@ -41,7 +41,7 @@ def _note(told: threading.ExceptHookArgs) -> None:
     if issubclass(told.exc_type, SystemExit):
         return
     name = "?" if told.thread is None else told.thread.name
-    why = f"{told.exc_type.__name__}: {told.exc_value}"[:LETTERS]
+    why = " ".join(f"{told.exc_type.__name__}: {told.exc_value}".split())[:LETTERS]  # a warning is a line
     log.error("thread %s has ended: %s", name, why, exc_info=(told.exc_type, told.exc_value, told.exc_traceback))  # type: ignore[arg-type]
     with _lock:
         if len(_ended) < NAMES_MOST:

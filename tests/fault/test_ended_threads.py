@@ -46,8 +46,9 @@ def test_each_thread_that_ended_is_told_of_once() -> None:
     assert threads.ended() == ()
     run("leaf-0", ValueError("of one"))
     run("leaf-0", ValueError("of another"))
-    run("commit", OSError(5, "x" * 1000))
+    run("commit", OSError(5, "two\nlines" + "x" * 1000))
     first, second = threads.ended()
+    assert "\n" not in second
     assert "the thread leaf-0 has ended by an error (ValueError: of one)" in first
     assert "restart kvstored" in first
     assert len(second) < 400

@@ -4,7 +4,6 @@ One table, `TAKING`. Each is looked at with --dry-run, refused where nobody coul
 another user, and done at last; only that changes anything, and only that (and who was refused) is written down.
 """
 
-import io
 import json
 import os
 import shutil
@@ -19,12 +18,11 @@ from typing import Any, Final
 import pytest
 
 import kvclient
-from kvctl import cli
 from kvctl.client import Exit
 from kvproto.limits import KIB
 from tests.integration.test_kvctl_acting import BLOCK, body
 from tests.integration.test_kvctl_acting import kvctl as answered
-from tests.kvctl_line import Result, Run, Terminal, command_line
+from tests.kvctl_line import Result, Run, command_line
 from tests.node import PATIENCE_S, Node, chain, put, values
 from tests.segments import flip
 
@@ -317,15 +315,10 @@ def test_a_repair_shows_blocks_and_bytes_asks_and_is_known_to_the_next_life(
         node.stop()
         flip(slot.path, 8 * (slot.offset + 5000))
 
+        run = command_line(monkeypatch, capsys, "--runtime-dir", str(node.run), "check")
+
         def check(*options: str, typed: str | None = None) -> Result:
-            line = ["kvctl", "--runtime-dir", str(node.run), "check", *options, *map(str, node.disks)]
-            monkeypatch.setattr(sys, "argv", line)
-            monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
-            capsys.readouterr()
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            said = capsys.readouterr()
-            return Result(int(ended.value.code or 0), said.out, said.err)
+            return run(*options, *map(str, node.disks), typed=typed)
 
         erased = ["blocks damaged: 1", f"bytes damaged: {slot.slot_bytes}", "blocks good: 7", "concerned: no leases"]
         kept = {path: path.read_bytes() for path in node.segments()}
