@@ -110,7 +110,7 @@ def test_full_pools_take_what_comes_and_serve_what_is_there() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_long_soak_at_full_pools_leaves_memory_flat(record_property: Recorder) -> None:
-    seconds = float(os.environ.get("KVSTORED_SOAK_S", str(SECONDS_LONG)))
+    seconds = float(os.environ.get("TEST_SOAK_S", str(SECONDS_LONG)))
     soaked = soak(seconds)
     assert_sound(soaked, seconds)
     middle = (WARM + 1) / 2

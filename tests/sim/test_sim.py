@@ -60,7 +60,7 @@ def test_no_seed_with_packed_blocks_breaks_a_promise() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_no_seed_of_many_breaks_a_promise(record_property: Recorder) -> None:
-    count = int(os.environ.get("KVSTORED_SEEDS", str(SEEDS_LONG)))
+    count = int(os.environ.get("TEST_SEEDS", str(SEEDS_LONG)))
     seen = live_at_once(range(SEEDS, SEEDS + count))
     enough(seen, count)
     seen.add(live_at_once(range(PACKED_SEEDS, PACKED_SEEDS + count // 5), packing))
