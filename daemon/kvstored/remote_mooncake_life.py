@@ -29,6 +29,7 @@ START_S: Final = 30.0  # until it is set up: imports and the first connection
 MESSAGE_BYTES: Final = 1 << 17
 CHILD: Final = Path(__file__).with_name("remote_mooncake_child.py")
 LAST_LINES: Final = 5
+LINE_BYTES: Final = 4096  # a longer one is read as several
 CLOSED: Final = "closed"
 ENDED: Final = "its client has ended"
 
@@ -235,7 +236,7 @@ def way_to(master: str) -> str:
 
 def _drain(pipe: Any, last: deque[str]) -> None:
     with pipe:
-        for line in pipe:
+        for line in iter(lambda: pipe.readline(LINE_BYTES), b""):
             text = line.decode(errors="replace").strip()
             if not text.startswith("I"):  # what all is well with, in the form of glog
                 last.append(text[-200:])

@@ -21,13 +21,15 @@ from kvproto.frames import Verb
 from kvproto.policy_frames import Event, Hint, Question, Report
 from tests.attached_kit import EMULATED, connected, engine, namespace_of
 from tests.fault.test_memory import read, store
+from tests.figures import Recorder
 from tests.raw import RawClient, key, raw_client, real_daemon
 
 COUNT = 32  # blocks of the victim's chain
 ROUNDS = 40
-ROUNDS_LONG = 34_000  # of 15 probes and as many controls: a million
+ROUNDS_LONG = 67_000  # of 15 probes, and as many controls beside them: a million of either
 PAIRS = 100_000
 P_LEAST = 0.01
+DRAWS = 3  # a neighbour on the machine may disturb one
 SEED = 17
 Times = NDArray[np.float64]
 SECOND_NS = 10**9
@@ -187,26 +189,30 @@ def test_a_key_that_another_tenant_has_is_granted_as_if_nobody_had_it(two: Two) 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_million_probes(two: Two) -> None:
-    assert probe(two, ROUNDS_LONG) == ROUNDS_LONG * len(PROBES)
+def test_a_million_probes(two: Two, record_property: Recorder) -> None:
+    asked = probe(two, ROUNDS_LONG)
+    record_property("probes", asked)
+    assert asked == ROUNDS_LONG * len(PROBES) > 10**6
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_how_long_an_answer_takes_does_not_tell_either(two: Two) -> None:
-    """Of what the victim has, and of what nobody has: a rank test of the times of answers, asked in random order."""
-    found = 0.0
-    for _ in range(3):  # by chance alone one in a hundred is below
-        found = max(found, rank_p(*times_of(two.thief, two.mine, PAIRS)))
-        if found > P_LEAST:
-            break
-    assert found > P_LEAST
-    assert rank_p(*times_of(two.victim, two.namespace, PAIRS)) < P_LEAST, "the control: to the owner it does tell"
+def test_how_long_an_answer_takes_does_not_tell_either(two: Two, record_property: Recorder) -> None:
+    """Of what the victim has, and of what nobody has: a rank test of the times of answers, asked in random order.
+
+    Who tries several times has several chances of a large p, so all draws must together look like chance: their
+    median, of three. By chance alone that is below 0.01 once in three thousand times.
+    """
+    found = sorted(rank_p(*times_of(two.thief, two.mine, PAIRS, SEED + draw)) for draw in range(DRAWS))
+    for number, p in enumerate(found):
+        record_property(f"p_{number}", p)
+    assert found[DRAWS // 2] > P_LEAST
+    assert rank_p(*times_of(two.victim, two.namespace, PAIRS, SEED)) < P_LEAST, "the control: to the owner it does tell"
 
 
-def times_of(client: RawClient, namespace: int, pairs: int) -> tuple[Times, Times]:
+def times_of(client: RawClient, namespace: int, pairs: int, seed: int) -> tuple[Times, Times]:
     """Nanoseconds of MATCH of blocks that are stored and of such that nobody has. Nothing else differs here, either."""
-    chance = random.Random(SEED)
+    chance = random.Random(seed)
     samples, asked, orders = (np.zeros(pairs), np.zeros(pairs)), (STORED, NOBODYS), ((0, 1), (1, 0))
     for number in range(pairs):
         for which in orders[chance.randrange(2)]:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 # Modules whose whole purpose is to make objects out of bytes, or code.
 MODULES: Final = frozenset(
-    {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "code"}
+    {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "code", "runpy"}
 )
 BUILTINS: Final = frozenset({"eval", "exec", "compile", "__import__"})
 # By the last two parts of their names.
@@ -20,10 +20,14 @@ CALLS: Final = {
     ("yaml", "full_load"): "yaml.load",
     ("np", "load"): "pickle", ("numpy", "load"): "pickle", ("torch", "load"): "pickle",
     ("np", "fromfile"): "read", ("json", "load"): "read", ("tomllib", "load"): "read",
-    ("shutil", "copyfileobj"): "read",
+    ("shutil", "copyfileobj"): "read", ("subprocess", "check_output"): "read",
+    ("multiprocessing", "Pool"): "pickle", ("multiprocessing", "Queue"): "pickle", ("multiprocessing", "Pipe"): "pickle",
+    ("multiprocessing", "Manager"): "pickle", ("multiprocessing", "Process"): "pickle",
 }  # fmt: skip
 # Methods that read all there is, if nothing says how much. A socket's or pipe's makefile() has the same names.
-READS: Final = frozenset({"read", "readline", "readlines", "readall", "read1"})
+READS: Final = frozenset({"read", "readline", "readlines", "readall", "read1", "communicate"})
+# What a loop over one of these gives is lines, of whatever length who wrote them liked.
+STREAMS: Final = frozenset({"pipe", "stdin", "stdout", "stderr", "file", "stream"})
 WHOLE_FILES: Final = frozenset({"read_text", "read_bytes"})
 # A small stream can become as many bytes as it likes, or files wherever it likes.
 UNPACKS: Final = {"decompress": "decompress", "extractall": "extract", "unpack_archive": "extract"}
@@ -88,9 +92,24 @@ class _Finder(ast.NodeVisitor):
             self._add(UNPACKS[name])
         if any(word.arg == "shell" and not _is_false(word.value) for word in node.keywords):
             self._add("shell")
+        if any(word.arg == "capture_output" and not _is_false(word.value) for word in node.keywords):
+            self._add("read")
         if any(word.arg == "allow_pickle" and not _is_false(word.value) for word in node.keywords):
             self._add("pickle")
         self.generic_visit(node)
+
+    def visit_For(self, node: ast.For) -> None:
+        self._loop(node.iter)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self._loop(node.iter)
+        self.generic_visit(node)
+
+    def _loop(self, over: ast.expr) -> None:
+        name = over.attr if isinstance(over, ast.Attribute) else over.id if isinstance(over, ast.Name) else ""
+        if name in STREAMS:
+            self._add("read")
 
     def _called(self, function: ast.expr) -> tuple[str, str]:
         """Module, as far as can be told, and name."""
