@@ -6,6 +6,7 @@ and pages under another content must be seen to differ. Two processes: one saves
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,10 @@ def namespace_of(node: Node, identity: dict[str, Any]) -> kvclient.Namespace:
 
 
 def pages_of(content: str, numbers: range, page_bytes: int) -> list[str]:
-    """What must come back."""
-    return [digest_of(page_of(content, number, page_bytes)) for number in numbers]
+    """What must come back. The control of every comparison: no page is like another, or like one that nobody filled."""
+    digests = [digest_of(page_of(content, number, page_bytes)) for number in numbers]
+    assert len({*digests, digest_of(bytes(page_bytes))}) == len(digests) + 1
+    return digests
 
 
 @pytest.mark.parametrize("engine", LAYOUTS, ids=lambda engine: " ".join(map(str, engine.values())))
@@ -161,6 +164,16 @@ def test_pages_that_a_codec_cannot_take_are_not_stored_and_engines_that_have_non
     assert 'say "lossy": true' in refusal(first, node.run, settings={"codec": "int8"})
 
 
+def test_an_engine_told_to_use_numba_that_has_none_does_not_start(
+    python: Path, first: HicacheProcess, node: Node
+) -> None:
+    if subprocess.run([python, "-c", "import numba"], check=False, capture_output=True).returncode == 0:
+        pytest.skip("numba is in this environment")
+    settings = {"codec": "bf16-fixed", "accelerate": "numba"}
+    assert "wants numba, which is not installed" in refusal(first, node.run, settings=settings)
+    begin(first, node.run, settings={"codec": "bf16-fixed"})  # the control
+
+
 @pytest.mark.parametrize("engine", [e for e in LAYOUTS if e["kind"] != "asymmetric"], ids=str)
 def test_flat_pages_are_the_same_bytes_as_pages_in_place(
     first: HicacheProcess, second: HicacheProcess, node: Node, engine: dict[str, Any]
@@ -181,6 +194,11 @@ def test_flat_pages_are_the_same_bytes_as_pages_in_place(
         first.ask(do="settle")
         assert second.ask(do="load", prompt=verb, pages=1)["digests"] == pages_of(verb, range(1), page_bytes)
     assert first.ask(do="ask", verb="get", prompt="nobody", pages=1)["digests"] == [None]
+    save(second, "spoilt flat", 3, content="other bytes")
+    for verb in ("batch_get", "get"):
+        spoilt = first.ask(do="ask", verb=verb, prompt="spoilt flat", pages=1)["digests"]
+        assert spoilt == pages_of("other bytes", range(1), page_bytes)
+        assert spoilt != pages_of("spoilt flat", range(1), page_bytes), "the control: what is there is what is told"
 
 
 @pytest.mark.parametrize(

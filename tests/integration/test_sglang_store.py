@@ -72,11 +72,14 @@ def test_what_is_there_is_stored_already(store: PageStore) -> None:
     first = memory(2, seed=1)
     assert store.save(keys(2), pages_in(first)) == [True, True]
     store.flush(10)
-    assert store.save(keys(3), pages_in(memory(3, seed=2))) == [True] * 3
+    second = memory(3, seed=2)
+    assert store.save(keys(3), pages_in(second)) == [True] * 3
     store.flush(10)
     target = memory(3)
     assert store.load(keys(3), pages_in(target)) == 3
     assert np.array_equal(target[:, :2], first), "the first value of a key wins"
+    assert not np.array_equal(first, second[:, :2]), "the control: the second is another"
+    assert np.array_equal(target[:, 2:], second[:, 2:]), "and comes where it is the first"
 
 
 @pytest.mark.parametrize("way", ["said", "saved before", "looked up", "nobody said"])
@@ -101,6 +104,7 @@ def test_pages_without_the_one_before_them_are_stored_all_the_same(store: PageSt
     target = memory(2)
     assert store.load(keys(2, first=5), pages_in(target)) == 2
     assert np.array_equal(target, source)
+    assert not np.array_equal(target, memory(2, seed=2)), "the control"
 
 
 def test_a_page_that_is_damaged_on_disk_ends_what_is_loaded() -> None:
@@ -119,6 +123,7 @@ def test_a_page_that_is_damaged_on_disk_ends_what_is_loaded() -> None:
         target = memory(4)
         assert store.load(keys(4), pages_in(target)) == 2
         assert np.array_equal(target[:, :2], source[:, :2])
+        assert not np.array_equal(target[:, 2], source[:, 2]), "the control: the damaged one"
 
 
 def test_without_a_daemon_everything_is_a_miss(tmp_path: object) -> None:

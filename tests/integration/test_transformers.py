@@ -1,11 +1,13 @@
 """The transformers adapter against a real daemon: right bytes, one token left, and every bypass says so.
 
-Equality is to the last bit and every such test has its control: `test_a_corrupted_block_changes_the_logits`.
+Equality is to the last bit, and every such test has its control: with one block that is another, it is equal no more
+(`another_beginning`, and `test_a_corrupted_block_changes_the_logits`).
 """
 
 import math
 import os
 import signal
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -21,7 +23,7 @@ import kvclient
 from bench.process import DaemonProcess
 from bench.quality import logits_moved
 from kvclient import Reason
-from kvclient.codecs import codec_of
+from kvclient.codecs import Codec, codec_of
 from kvclient.integrations import transformers as adapter
 from kvclient.integrations.transformers import TransformersKV
 from kvclient.integrations.trials import TRIED_ANYWAY
@@ -81,6 +83,11 @@ def same_bytes(one: Any, other: Any, tokens: int) -> bool:
         and torch.equal(a.values[:, :, :tokens], b.values[:, :, :tokens])
         for a, b in zip(one.layers, other.layers, strict=True)
     )
+
+
+def another_beginning(prompt: torch.Tensor) -> torch.Tensor:
+    """The prompt with another first block: what follows from it must be told from what is right."""
+    return torch.cat([prompt_of(BLOCK, seed=11).expand(len(prompt), -1), prompt[:, BLOCK:]], dim=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,11 +161,14 @@ def test_a_cache_comes_back_byte_for_byte(
     assert tokens == loaded.get_seq_length() == DOCUMENT
     assert loaded.layers[0].keys.dtype == dtype
     assert same_bytes(loaded, cache, DOCUMENT)
+    loaded.layers[-1].values[0, -1, DOCUMENT - 1, -1].neg_()
+    assert not same_bytes(loaded, cache, DOCUMENT), "the control: one value is noticed"
 
 
 def test_an_encoded_cache_comes_back_and_the_lossless_one_bit_for_bit(client: kvclient.Client, salt: bytes) -> None:
     model, prompt = llama(dtype=torch.bfloat16), prompt_of(DOCUMENT + REST)
     cache = computed_cache(model, prompt[:, :DOCUMENT])
+    wrong = computed_cache(model, another_beginning(prompt[:, :DOCUMENT]))
     for codec in ("bf16-fixed", "int8"):
         kv = TransformersKV(client, model, codec=codec, lossy=codec == "int8")
         assert kv.namespace is not None
@@ -167,12 +177,40 @@ def test_an_encoded_cache_comes_back_and_the_lossless_one_bit_for_bit(client: kv
         loaded, tokens = kv.load(prompt, salt=salt)
         assert tokens == DOCUMENT
         assert same_bytes(loaded, cache, DOCUMENT) == (codec == "bf16-fixed")
-        for one, other in zip(loaded.layers, cache.layers, strict=True):
-            assert torch.allclose(one.keys.float(), other.keys.float(), rtol=0.02, atol=0.02 * float(other.keys.max()))
+        for one, other, control in zip(loaded.layers, cache.layers, wrong.layers, strict=True):
+            near = 0.02 * float(other.keys.max())
+            assert torch.allclose(one.keys.float(), other.keys.float(), rtol=0.02, atol=near)
+            assert not torch.allclose(one.keys.float(), control.keys.float(), rtol=0.02, atol=near)
     with pytest.raises(kvclient.UsageError, match="lossy=True"):
         TransformersKV(client, model, codec="int8")
     with pytest.raises(kvclient.UsageError, match="dtype bfloat16 or float16"):
         TransformersKV(client, llama(), codec="bf16-fixed")
+
+
+def test_what_numba_encoded_numpy_decodes_and_it_was_compiled_before_the_first_prompt(
+    client: kvclient.Client, salt: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt = llama(dtype=torch.bfloat16), prompt_of(DOCUMENT + REST)
+    cache = computed_cache(model, prompt[:, :DOCUMENT])
+    warmed: list[str] = []
+    monkeypatch.setattr(Codec, "warm_up", lambda codec: warmed.append(codec.text))
+    compiled = TransformersKV(client, model, codec="bf16-fixed", accelerate="numba")
+    plain = TransformersKV(client, model, codec="bf16-fixed")
+    assert compiled.namespace is not None
+    assert compiled.namespace.codec is not None
+    assert warmed == [compiled.namespace.codec.text] * 2, "one namespace"
+    assert compiled.save(prompt[:, :DOCUMENT], cache, salt=salt, wait=True).accepted == 8
+    for kv in (plain, compiled):
+        loaded, tokens = kv.load(prompt, salt=salt)
+        assert tokens == DOCUMENT
+        assert same_bytes(loaded, cache, DOCUMENT)
+    assert not same_bytes(loaded, computed_cache(model, another_beginning(prompt[:, :DOCUMENT])), DOCUMENT)
+    with pytest.raises(kvclient.UsageError, match="accelerate is for codecs"):
+        TransformersKV(client, model, accelerate="numba")
+    monkeypatch.delitem(sys.modules, "kvkernels.encodings_compiled")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(kvclient.UsageError, match="accelerate='numba'"):
+        TransformersKV(client, model, codec="bf16-fixed", accelerate="numba")
 
 
 def test_what_a_codec_does_to_logits_is_measured_on_any_model() -> None:
@@ -263,7 +301,7 @@ def test_block_size_type_adapter_and_revision_each_have_a_namespace_of_their_own
 
 def test_weights_that_change_later_are_bypassed(client: kvclient.Client, salt: bytes) -> None:
     model, prompt = llama(), prompt_of(DOCUMENT + REST)
-    kv = TransformersKV(client, model)
+    kv, stale = TransformersKV(client, model), computed_cache(model, prompt[:, :DOCUMENT])
     assert kv.generate(prompt, salt=salt, max_new_tokens=2, **GREEDY).saved.accepted == 10
     kv.flush(10.0)
     with torch.no_grad():
@@ -274,6 +312,7 @@ def test_weights_that_change_later_are_bypassed(client: kvclient.Client, salt: b
     assert (answer.cached_tokens, answer.saved.accepted) == (0, 0)
     assert "weights have changed" in answer.saved.why_not
     assert same_logits(answer, plain(model, prompt))
+    assert not same_logits(answer, plain(model, prompt, past_key_values=stale)), "the control: what is stored"
 
 
 def test_a_lease_that_lapses_while_it_is_read_is_a_miss(client: kvclient.Client, model: Any, salt: bytes) -> None:
@@ -327,6 +366,7 @@ def test_a_model_that_cannot_be_cached_runs_as_if_there_were_no_store(
         answer = kv.generate(prompt, max_new_tokens=3, **GREEDY)
         assert (answer.why_not, answer.saved.why_not, answer.cached_tokens) == (kv.why_not, kv.why_not, 0)
         assert same_logits(answer, plain(model, prompt, 3))
+        assert not same_logits(answer, plain(model, another_beginning(prompt), 3)), "the control"
     assert kv.load(prompt) == adapter.Prefix(None, 0, why_not=kv.why_not)
     assert kv.save(prompt, None).why_not == kv.why_not
     assert kv.flush(0.0).visible == 0
@@ -404,8 +444,8 @@ def test_a_request_that_cannot_use_the_store_runs_as_if_there_were_none(
     client: kvclient.Client, model: Any, salt: bytes, options: dict[str, Any], why: str
 ) -> None:
     kv, prompt = TransformersKV(client, model), prompt_of(DOCUMENT + REST)
-    cache = computed_cache(model, prompt)
-    assert kv.save(prompt, cache, salt=salt, wait=True).accepted == 10
+    wrong = computed_cache(model, another_beginning(prompt))  # so that whoever loads it is noticed
+    assert kv.save(prompt, wrong, salt=salt, wait=True).accepted == 10
     torch.manual_seed(7)
     answer = kv.generate(prompt, salt=salt, max_new_tokens=4, **GREEDY | options)
     assert why in answer.why_not
@@ -413,6 +453,9 @@ def test_a_request_that_cannot_use_the_store_runs_as_if_there_were_none(
     torch.manual_seed(7)
     fresh = options | ({"past_key_values": transformers.DynamicCache()} if "past_key_values" in options else {})
     assert torch.equal(answer.sequences, plain(model, prompt, **fresh).sequences)
+    loaded = kv.generate(prompt, salt=salt, max_new_tokens=4, **GREEDY)
+    assert loaded.cached_tokens == DOCUMENT + BLOCK
+    assert not torch.equal(loaded.sequences, plain(model, prompt).sequences), "the control: one that can use it"
 
 
 def test_a_batch_of_two_is_bypassed(client: kvclient.Client, model: Any, salt: bytes) -> None:
@@ -422,6 +465,7 @@ def test_a_batch_of_two_is_bypassed(client: kvclient.Client, model: Any, salt: b
     answer = kv.generate(batch, salt=salt, max_new_tokens=4, **GREEDY)
     assert "(2, 160)" in answer.why_not
     assert same_logits(answer, plain(model, batch))
+    assert not same_logits(answer, plain(model, another_beginning(batch))), "the control"
     cache, tokens = kv.load(batch, salt=salt)
     assert (cache.get_seq_length(), tokens) == (0, 0)
     assert "batch of 2" in kv.load(batch, salt=salt).why_not
@@ -458,6 +502,10 @@ def test_options_that_leave_the_cache_alone_are_passed_on(client: kvclient.Clien
     reference = plain(model, prompt, 6, **options)
     assert answer.cached_tokens == DOCUMENT
     assert torch.equal(answer.sequences, reference.sequences)
+    torch.manual_seed(3)
+    wrong = computed_cache(model, another_beginning(prompt[:, :DOCUMENT]))
+    misled = plain(model, prompt, 6, past_key_values=wrong, **options)
+    assert not torch.equal(answer.sequences, misled.sequences), "the control: another's cache is noticed"
     assert len(answer.output.scores) == 6
 
 
@@ -473,6 +521,7 @@ def test_without_a_daemon_it_is_plain_transformers(tmp_path: Path, model: Any) -
         assert (answer.cached_tokens, answer.saved.refused) == (0, {Reason.UNREACHABLE: 10})
         assert str(tmp_path) in answer.why_not
         assert same_logits(answer, plain(model, prompt))
+        assert not same_logits(answer, plain(model, another_beginning(prompt))), "the control"
         assert kv.load(prompt).tokens == 0
 
 
@@ -487,6 +536,7 @@ def test_a_daemon_killed_and_restarted_is_a_miss_and_then_a_store_again(start_da
         assert prefix.tokens == DOCUMENT
         first.kill()
         assert same_bytes(prefix.cache, computed_cache(model, prompt), DOCUMENT)
+        assert not same_bytes(prefix.cache, computed_cache(model, another_beginning(prompt)), DOCUMENT), "the control"
         orphaned = kv.generate(prompt, max_new_tokens=4, **GREEDY)
         assert (orphaned.cached_tokens, orphaned.saved.accepted) == (0, 0)
         assert same_logits(orphaned, reference)
@@ -498,6 +548,7 @@ def test_a_daemon_killed_and_restarted_is_a_miss_and_then_a_store_again(start_da
         warm = kv.generate(prompt, max_new_tokens=4, **GREEDY)
         assert warm.cached_tokens == DOCUMENT + BLOCK
         assert same_logits(cold, reference)
+    assert not same_logits(plain(model, another_beginning(prompt)), reference), "the control of both"
 
 
 def test_a_closed_client_is_an_error_of_the_caller(daemon: DaemonProcess, model: Any) -> None:
@@ -523,6 +574,7 @@ def test_blocks_larger_than_the_arenas_are_an_error_at_once_and_a_miss_when_a_sm
         answer = kv.generate(prompt, max_new_tokens=4, **GREEDY)
         assert "arena" in answer.why_not
         assert same_logits(answer, plain(model, prompt))
+        assert not same_logits(answer, plain(model, another_beginning(prompt))), "the control"
 
 
 # -- load or compute --------------------------------------------------------------------------------------------
@@ -561,6 +613,7 @@ def test_what_is_computed_faster_than_loaded_is_computed(
         assert answer.cached_tokens == cached
         assert answer.why_not == ("" if cached else adapter.SLOWER)
         assert same_logits(answer, plain(model, prompt))
+        assert not same_logits(answer, plain(model, another_beginning(prompt))), "the control"
         tried = [kv.load(prompt).tokens > 0 for _ in range(2 * TRIED_ANYWAY)]
         assert sum(tried) == (len(tried) if cached else 2), "now and then a load is tried all the same"
 

@@ -1,6 +1,7 @@
 """A model that computes something else than when its TransformersKV was made is bypassed, for loads and for saves.
 
-Each case has its control: as the model was, its prefix is loaded and the logits are equal to the last bit.
+Each case has its controls: as the model was, its prefix is loaded and the logits are equal to the last bit; and on what
+was stored of the model as it was, the changed one says something else.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tests.integration.test_transformers import (
     DOCUMENT,
     GREEDY,
     REST,
+    another_beginning,
     computed_cache,
     llama,
     plain,
@@ -163,10 +165,10 @@ def add_global_hook(_: Any) -> Undo:
 
 
 def add_global_pre_hook(_: Any) -> Undo:
-    def nothing(_module: Any, args: Any) -> Any:
-        return args
+    def steer_some(module: Any, args: Any) -> Any:
+        return steer_before(module, args) if type(module).__name__ == "LlamaMLP" else None
 
-    return register_module_forward_pre_hook(nothing).remove
+    return register_module_forward_pre_hook(steer_some).remove
 
 
 def add_forward(model: Any) -> Undo:
@@ -218,7 +220,8 @@ def test_what_makes_a_model_compute_something_else_is_noticed(client: kvclient.C
     model, prompt, others = build(), prompt_of(DOCUMENT + REST), prompt_of(DOCUMENT + REST, seed=9)
     kv = TransformersKV(client, model, **arguments)
     document = prompt[:, :DOCUMENT]
-    assert kv.save(document, computed_cache(model, document), salt=salt, wait=True).accepted == DOCUMENT // 16
+    stale = computed_cache(model, document)
+    assert kv.save(document, stale, salt=salt, wait=True).accepted == DOCUMENT // 16
 
     def generated(tokens: torch.Tensor) -> Any:
         torch.manual_seed(7)  # of what drops out
@@ -238,6 +241,10 @@ def test_what_makes_a_model_compute_something_else_is_noticed(client: kvclient.C
             saved = kv.save(tokens, computed_cache(model, tokens), salt=salt, wait=True)
             assert why in saved.why_not
             assert (saved.accepted, saved.known) == (0, 0)
+        right = generated(prompt)
+        torch.manual_seed(7)
+        misled = plain(model, prompt, past_key_values=stale)
+        assert not same_logits(right, misled), "the control: what is stored is of another model"
     finally:
         if undo is not None:
             undo()
@@ -255,6 +262,8 @@ def test_a_model_with_a_hook_from_the_start_is_bypassed_until_it_is_gone(client:
     assert (answer.cached_tokens, answer.saved.accepted) == (0, 0)
     assert "a forward hook on LlamaDecoderLayer" in answer.why_not
     assert same_logits(answer, plain(model, prompt))
+    stale = computed_cache(llama(8), prompt[:, :DOCUMENT])
+    assert not same_logits(answer, plain(model, prompt, past_key_values=stale)), "the control: what is stored"
     handle.remove()
     assert kv.load(prompt, salt=salt).tokens == DOCUMENT + 16
 
@@ -270,6 +279,7 @@ def test_hooks_by_which_transformers_itself_looks_on_are_none(client: kvclient.C
     answer = kv.generate(prompt, salt=salt, max_new_tokens=4, **GREEDY)
     assert (answer.cached_tokens, answer.why_not) == (DOCUMENT, "")
     assert same_logits(answer, plain(model, prompt))
+    assert not same_logits(answer, plain(model, another_beginning(prompt))), "the control"
 
 
 def test_a_forward_that_was_there_from_the_start_is_the_models_own(client: kvclient.Client) -> None:

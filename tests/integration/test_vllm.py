@@ -65,6 +65,8 @@ def test_a_prompt_known_to_the_engine_is_cached_by_whole_blocks_and_by_salt(engi
     assert engine.ask(do="reset_prefix_cache")["reset"]
     (forgotten,) = engine.generate(_request(prompt, salt="mine"))
     assert forgotten["cached_tokens"] == 0
+    (other,) = engine.generate(_request(_prompt("not known", BLOCK_TOKENS) + prompt[BLOCK_TOKENS:]))
+    assert _difference(other, cold) > 10 * 0.05, "the control: another first block is noticed"
 
 
 def test_steps_are_told_once_and_requests_that_enter_together_share_them(engine: VllmProcess) -> None:

@@ -15,7 +15,7 @@ from kvproto.errors import UsageError
 from kvproto.identity import NamespaceIdentity
 from tests.integration.conftest import StartDaemon
 from tests.integration.vllm_halves import Engine, again, load, patient, request_of
-from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, prompt_of, start, stored
+from tests.integration.vllm_kit import APART, BLOCK, SAME, ask, counts, difference, misread, prompt_of, start, stored
 from tests.node import until
 
 FROM, TO = [0, 1, 2, 3], [10, 11, 12, 13]
@@ -60,6 +60,29 @@ def test_with_loss_values_are_near_and_not_the_same(daemon: DaemonProcess, codec
     engine = there_and_back(daemon, patient(codec=codec, lossy=True), f"lossy {codec}")
     assert 0 < apart(engine) < 0.5
     assert apart(engine, [1, 2, 0]) > 1, "the control: other blocks differ"
+
+
+@pytest.mark.parametrize("codec", ["bf16-fixed", *LOSSY])
+def test_what_one_engine_encoded_compiled_another_decodes_by_numpy_and_the_other_way_round(
+    daemon: DaemonProcess, codec: str
+) -> None:
+    """Both begin with the same memory, so what lies there afterwards can be compared."""
+    plain, compiled = (patient(codec=codec, lossy=True, accelerate=each) for each in ("", "numba"))
+    found = []
+    for number, (saves, loads) in enumerate([(plain, plain), (plain, compiled), (compiled, plain)]):
+        name = f"compiled {codec} {number}"
+        engine = Engine(daemon.runtime_dir, saves, name=name, dtype=torch.bfloat16)
+        engine.save(request_of("a", 3), FROM)
+        engine.stop()
+        engine = Engine(daemon.runtime_dir, loads, name=name, dtype=torch.bfloat16)
+        load(engine, again(request_of("a", 3), "b"), TO)
+        engine.stop()
+        assert engine.workers[0].worker.take_bad_blocks() == set()
+        found.append([cache[TO[:3]].view(torch.int16).clone() for cache in engine.workers[0].caches.values()])
+    for caches in found[1:]:
+        for one, other in zip(caches, found[0], strict=True):
+            assert torch.equal(one, other)
+            assert not torch.equal(one, other[[1, 2, 0]]), "the control: other blocks differ"
 
 
 def test_engines_of_other_codecs_share_nothing(daemon: DaemonProcess) -> None:
@@ -160,3 +183,28 @@ def test_a_real_engine_says_without_loss_what_it_says_without_a_store_and_with_l
         assert difference(loaded, right) <= SAME
     else:
         assert difference(loaded, right) > SAME, "the control: this model notices what int8 changes"
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(600)
+def test_a_real_engine_starts_with_numba_and_shares_its_blocks_with_one_without(
+    python: Path, model: Path, served: DaemonProcess, tmp_path: Path
+) -> None:
+    """vLLM on CPU ends if it finds numba before its kernels are in place. Compiled anew, as by a first start."""
+    extra, prompt, run = {"codec": "bf16-fixed"}, prompt_of("numba", 5 * BLOCK + 40), served.runtime_dir
+    kept, log = tmp_path / "compiled", tmp_path / "log"
+    environment = {"NUMBA_CACHE_DIR": str(kept)}
+    compiling = extra | {"accelerate": "numba"}
+    with start(python, model, run, log, extra=compiling, environment=environment) as engine:
+        assert list(kept.rglob("*_encode_fixed*.nbc")), "nothing was compiled while it started"
+        assert list(kept.rglob("*_decode_fixed*.nbc"))
+        compiled = sorted(kept.rglob("*.nbc"))
+        right = said(engine, prompt, kv_transfer_params=APART)
+        stored(engine, prompt)
+        assert difference(said(engine, prompt), right) <= SAME
+        assert sorted(kept.rglob("*.nbc")) == compiled, "something was compiled while it served"
+        spoilt = misread(engine, prompt, right)
+    with start(python, model, run, log, extra=extra) as engine:
+        loaded = said(engine, prompt)
+        assert counts(engine)["loaded blocks"] == 5
+    assert difference(loaded, right) <= SAME < spoilt

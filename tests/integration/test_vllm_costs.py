@@ -11,7 +11,7 @@ from bench.engines.model import SIZES, write_model
 from kvclient.integrations.vllm_steps import PROFILED_TOKENS
 from kvctl.client import SOCKET_NAME, ControlClient
 from kvproto import control_pb2 as pb
-from tests.integration.vllm_kit import BLOCK, BLOCK_BYTES, SAME, ask, difference, prompt_of, start, stored
+from tests.integration.vllm_kit import BLOCK, BLOCK_BYTES, SAME, ask, difference, misread, prompt_of, start, stored
 from tests.node import PATIENCE_S, Node, until
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -100,3 +100,4 @@ def test_what_is_slower_to_load_than_to_compute_is_computed(node: Node, engine: 
         (declined,) = ask(engine, prompt)
         assert declined["cached_tokens"] == 0
         assert difference(declined, cold) <= SAME
+    assert misread(engine, prompt, cold) > 10 * SAME, "the control: one other block is noticed"

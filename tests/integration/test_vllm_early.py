@@ -20,7 +20,7 @@ from tests.integration.conftest import StartDaemon
 from tests.integration.vllm_halves import TOKENS, Engine, again, load, request_of
 from tests.node import until
 
-SAVED, LOADED = [3, 1, 4, 15, 9, 2], [20, 22, 21, 25, 23, 24]
+SAVED, LOADED, ELSEWHERE = [3, 1, 4, 15, 9, 2], [20, 22, 21, 25, 23, 24], [10, 11, 12, 13, 14, 16]
 
 
 @pytest.fixture(params=["layers", "blocks"])
@@ -69,7 +69,12 @@ def saved(engine: Engine) -> tuple[Any, dict[str, torch.Tensor]]:
     engine.save(request, SAVED)
     with engine.workers[0].worker._quick.fetch(request.block_hashes) as lease:  # which maps it
         assert until(lambda: len(lease.sources()) == 5)
-    return request, {name: cache.clone() for name, cache in engine.workers[0].caches.items()}
+    before = {name: cache.clone() for name, cache in engine.workers[0].caches.items()}
+    for block_ids in (LOADED, ELSEWHERE):
+        for name in before:
+            for there, here in zip(block_ids[:5], SAVED[:5], strict=True):
+                assert not torch.equal(before[name][there], before[name][here]), "the control: others until loaded"
+    return request, before
 
 
 def test_a_load_begins_before_its_step_and_ends_within_it(
@@ -162,7 +167,7 @@ def test_a_step_that_never_came_leaves_nothing_behind(
 ) -> None:
     request, before = saved
     second = again(request, "b")
-    plan_load(engine, second, [10, 11, 12, 13, 14, 16])
+    plan_load(engine, second, ELSEWHERE)
     engine.scheduler._plan.loads.clear()  # whatever made the engine give that step up
     engine.scheduler._at_once.clear()
     second.num_computed_tokens = 0
@@ -177,12 +182,12 @@ def test_the_blocks_of_another_plan_are_loaded_anew(engine: Engine, saved: tuple
     second = again(request, "b")
     plan_load(engine, second, LOADED)
     (job,) = engine.scheduler._plan.loads
-    other = type(job)(job.request, job.keys, (10, 11, 12, 13, 14), job.at_once)
+    other = type(job)(job.request, job.keys, tuple(ELSEWHERE[:5]), job.at_once)
     assert early.end(other) is None
     assert early.end(job) is None, "it is over, too"
     engine.scheduler._plan.loads[:] = [other]
     assert run(engine, second, LOADED) == set()
-    assert same(engine, before, [10, 11, 12, 13, 14])
+    assert same(engine, before, ELSEWHERE)
 
 
 def test_a_save_that_reads_the_same_blocks_is_withdrawn_before(engine: Engine) -> None:
@@ -279,18 +284,17 @@ def test_of_two_loads_beside_one_forward_only_the_one_that_lapsed_is_bad(
 ) -> None:
     request, before = saved
     monkeypatch.setattr(vllm_early.EarlyLoads, "_start", lambda *_: None)  # each layer has to be waited for
-    other = [10, 11, 12, 13, 14, 16]
     caches, worker = engine.workers[0].caches, engine.workers[0].worker
     plan_load(engine, again(request, "b"), LOADED)
-    plan_load(engine, again(request, "c"), other)
-    plan = engine.scheduler.plan({"b": 1, "c": 1}, {"b": LOADED, "c": other}.__getitem__)
+    plan_load(engine, again(request, "c"), ELSEWHERE)
+    plan = engine.scheduler.plan({"b": 1, "c": 1}, {"b": LOADED, "c": ELSEWHERE}.__getitem__)
     worker.begin(plan)
     for part in worker._early._beside[0].lease._parts:
         part.deadline_ns = 1
     for name in caches:
-        assert not torch.equal(caches[name][other[:5]], before[name][SAVED[:5]]), "the control: not before"
+        assert not torch.equal(caches[name][ELSEWHERE[:5]], before[name][SAVED[:5]]), "the control: not before"
         worker.wait_for_layer(name)
-        for block_ids in (LOADED, other):
+        for block_ids in (LOADED, ELSEWHERE):
             assert torch.equal(caches[name][block_ids[:5]], before[name][SAVED[:5]])
     worker.end(plan)
     assert worker.take_bad_blocks() == set(LOADED[:5])
@@ -348,10 +352,10 @@ def test_a_forward_that_does_not_ask_makes_every_block_bad_and_no_load_goes_on_b
     worker.end(plan)
     assert worker.take_bad_blocks() == set(LOADED[:5]), "layer 1 was read whenever it was"
     assert load(engine, third, LOADED) == 5
-    plan_load(engine, again(request, "d"), LOADED)
-    plan = begin_step(engine, again(request, "d"), LOADED)
+    plan_load(engine, again(request, "d"), ELSEWHERE)
+    plan = begin_step(engine, again(request, "d"), ELSEWHERE)
     assert not worker._early._beside
-    assert same(engine, before, LOADED), "before the forward"
+    assert same(engine, before, ELSEWHERE), "before the forward"
     worker.end(plan)
     assert worker.take_bad_blocks() == set()
 

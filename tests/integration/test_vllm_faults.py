@@ -23,6 +23,7 @@ from tests.integration.vllm_kit import (
     asked_beside,
     counts,
     difference,
+    misread,
     prompt_of,
     start,
     stored,
@@ -85,6 +86,8 @@ def test_what_is_computed_on_a_load_that_failed_is_neither_stored_nor_given_to_o
     (warm,) = ask(honest, prompts[3])
     assert warm["cached_tokens"] == 7 * BLOCK, "what was computed anew is stored"
     assert difference(warm, cold[3]) <= SAME, "and nothing else"
+    for prompt, right in zip(prompts, cold, strict=True):
+        assert misread(honest, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_layers_are_loaded_while_the_forward_runs(
@@ -142,6 +145,7 @@ def test_what_a_forward_read_of_a_lease_that_lapsed_meanwhile_is_thrown_away(
     (warm,) = ask(honest, longer)
     assert warm["cached_tokens"] == 8 * BLOCK
     assert difference(warm, right) <= SAME, "nothing is stored of the forward that was thrown away"
+    assert misread(honest, longer, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 @pytest.mark.parametrize("extra", [{}, BESIDE], ids=["before the forward", "beside it"])
@@ -156,6 +160,7 @@ def test_a_lease_that_lapses_is_a_miss(
         (late,) = asked_beside(liar, prompt) if extra else ask(liar, prompt)
         assert counts(liar)["failed blocks"] == 5
     assert difference(late, cold) <= SAME
+    assert misread(honest, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
@@ -163,6 +168,7 @@ def test_a_daemon_that_dies_in_the_middle_of_a_load_costs_nobody_an_answer(
 ) -> None:
     prompt = prompt_of("mid-load", 6 * BLOCK + 20)
     cold = stored(honest, prompt)
+    assert misread(honest, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
     held = tmp_path / "held"
     for dies, became in ((False, "loaded blocks"), (True, "failed blocks")):
         with start(python, model, node.run, tmp_path / "log", lie=f"held {held}", extra=BESIDE) as liar:
@@ -189,6 +195,7 @@ def test_bits_that_flip_on_disk_are_computed_anew(python: Path, model: Path, tmp
         node.start("--disk-admission", "all")
         with start(python, model, node.run, tmp_path / "log") as engine:
             cold = stored(engine, spoilt)
+            assert misread(engine, spoilt, cold) > 10 * SAME, "the control: one other block is noticed"
             assert until(lambda: len(node.slots()) == 5), "written behind"
             blocks = set(node.slots())
             stored(engine, sound)
@@ -237,6 +244,7 @@ def test_a_prefix_cache_is_reset_although_a_daemon_hangs(
         assert until(stored), "the store has not forgotten it, and is asked again soon"
     for answer in answers:
         assert difference(answer, cold) <= SAME
+    assert misread(honest, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_what_the_connector_counts_is_among_vllms_metrics(

@@ -290,6 +290,8 @@ def test_a_request_waits_for_a_disk_as_long_as_it_may_and_then_loads_beside_the_
     assert until(is_over)
     assert answers[-1] == (3 * TOKENS, True)
     assert drive.asked == [3]
+    for name in before:
+        assert not torch.equal(before[name][10:13], before[name][:3]), "the control: others until they are loaded"
     engine.scheduler.allocated(other, [10, 11, 12, 13], 3 * TOKENS)
     (job,) = engine.step({}, {}).loads
     assert job.from_disk

@@ -1,7 +1,7 @@
 """vLLM with the connector: real engines, a real daemon, and what becomes of them when the other one goes away.
 
 Every engine computes the same model. `cold` is what it says without the store; an engine that loads must say the same,
-and one whose loads are spoilt (`vllm_lying`) must not.
+and one whose loads are spoilt (`vllm_lying`), or that has one other block to read (`misread`), must not.
 """
 
 import os
@@ -26,6 +26,7 @@ from tests.integration.vllm_kit import (
     asked_beside,
     counts,
     difference,
+    misread,
     prompt_of,
     start,
     stored,
@@ -101,6 +102,8 @@ def test_what_one_engine_computed_another_loads(first: VllmProcess, second: Vllm
     (alone,) = ask(first, suffixed, kv_transfer_params={"kvstored": {"load": False}})
     assert (mixed["cached_tokens"], alone["cached_tokens"]) == (5 * BLOCK, 0)
     assert difference(mixed, alone) <= SAME
+    for tokens, right in ((prompt, cold), (suffixed, alone)):
+        assert misread(first, tokens, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_what_another_engine_has_stored_is_not_copied_again(
@@ -144,6 +147,8 @@ def test_two_engines_that_generate_at_once_say_what_each_would_alone(first: Vllm
             assert engine.ask(do="settle")["settled"]
             found[engine] += engine.ask(do="stats")["external"]["found"]
     assert min(found.values()) >= 6 * 3 * BLOCK, "each of them has loaded, too"
+    for prompt, right in zip(prompts, cold, strict=True):
+        assert misread(first, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, second: VllmProcess) -> None:
@@ -152,6 +157,7 @@ def test_a_prompt_of_whole_blocks_leaves_one_to_compute(first: VllmProcess, seco
     (warm,) = ask(second, prompt)
     assert warm["cached_tokens"] == 3 * BLOCK
     assert difference(warm, cold) <= SAME
+    assert misread(first, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_what_an_engine_decodes_is_stored_too(first: VllmProcess, second: VllmProcess) -> None:
@@ -168,6 +174,7 @@ def test_what_an_engine_decodes_is_stored_too(first: VllmProcess, second: VllmPr
     assert until(comes), warm
     (cold,) = ask(first, longer, kv_transfer_params={"kvstored": {"load": False}})
     assert difference(warm, cold) <= SAME
+    assert misread(first, longer, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_salts_and_no_store_keep_apart(first: VllmProcess, second: VllmProcess) -> None:
@@ -236,6 +243,8 @@ def test_few_blocks_and_small_chunks_change_nothing(
         stats = engine.ask(do="stats")
     assert stats["preempted"] > 0, "so many do not fit at a time"
     assert stats["external"]["found"] > 0
+    for prompt, right in zip(prompts[:6], cold, strict=False):  # each of the prefixes
+        assert misread(first, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess) -> None:
@@ -253,6 +262,7 @@ def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess)
 
     assert until(comes), warm
     assert difference(warm, cold) <= SAME
+    assert misread(first, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_a_daemon_that_dies_is_a_miss_and_one_that_comes_back_serves(
@@ -272,6 +282,8 @@ def test_a_daemon_that_dies_is_a_miss_and_one_that_comes_back_serves(
     node.start("--disk-admission", "all")
     again = prompt_of("again", 2 * BLOCK + 5)
     assert until(lambda: ask(second, again)[0]["cached_tokens"] == 2 * BLOCK), "a client comes back by itself"
+    for prompt, right in zip(prompts, cold, strict=True):
+        assert misread(second, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_an_engine_that_starts_without_a_daemon_computes_and_uses_one_that_comes_later(
@@ -292,6 +304,7 @@ def test_an_engine_that_starts_without_a_daemon_computes_and_uses_one_that_comes
 
         assert until(hits), "it finds the daemon, stores, and loads"
         assert difference(warm, cold) <= SAME
+    assert misread(first, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_an_engine_refuses_a_policy_that_fails_requests(python: Path, model: Path, tmp_path: Path) -> None:

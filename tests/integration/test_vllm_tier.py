@@ -1,8 +1,9 @@
 """vLLM with several kinds of KV memory and the store as its second tier: real engines, a real daemon.
 
 The model looks at everything in one half of its layers and back at 256 tokens in the other. `cold` is what it says
-without the store; an engine that loads must say the same, and one whose loads are spoilt must not. What is not vLLM's
-own here is the copying between engine and first tier: `vllm_cpu_offload` says why.
+without the store; an engine that loads must say the same, and one whose loads are spoilt, or that has one other block
+to read (`misread`), must not. What is not vLLM's own here is the copying between engine and first tier:
+`vllm_cpu_offload` says why.
 """
 
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from bench.engines import EngineGoneError, VllmProcess
 from bench.engines.model import SIZES, write_model
-from tests.integration.vllm_kit import Engine
+from tests.integration.vllm_kit import Engine, misread
 from tests.node import Node, chain, put, until, values
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -130,6 +131,7 @@ def test_what_one_engine_computed_another_loads(first: VllmProcess, second: Vllm
     assert difference(warm, cold) <= SAME
     read = second.ask(do="stats")["connector"]["vllm:kv_offload_tiering_read_bytes:('1:KvstoredTier',)"]
     assert read == (7 + WINDOW) * ROW, "of the layers with a window, only the window"
+    assert misread(first, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_a_longer_prompt_continues_a_stored_one_and_another_branch_lacks_its_window(
@@ -142,8 +144,9 @@ def test_a_longer_prompt_continues_a_stored_one_and_another_branch_lacks_its_win
     cold = ask(first, longer, branch, **UNLOADED)
     assert [answer["cached_tokens"] for answer in cold] == [0, 0]
     assert [answer["cached_tokens"] for answer in warm] == [5 * BLOCK, 0]
-    for one, other in zip(warm, cold, strict=True):
+    for tokens, one, other in zip((longer, branch), warm, cold, strict=True):
         assert difference(one, other) <= SAME
+        assert misread(first, tokens, other) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_requests_may_keep_apart(first: VllmProcess, second: VllmProcess) -> None:
@@ -188,6 +191,8 @@ def test_few_rows_and_few_blocks_change_nothing(
         stats = engine.ask(do="stats")
     assert stats["external"]["found"] > 0
     assert stats["connector"]["vllm:kv_offload_tiering_read_bytes:('1:KvstoredTier',)"] > 0
+    for prompt, right in zip(prompts[:6], cold, strict=False):  # each of the prefixes
+        assert misread(first, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess) -> None:
@@ -202,6 +207,7 @@ def test_disk_alone_answers(node: Node, first: VllmProcess, second: VllmProcess)
     (warm,) = ask(second, prompt)
     assert warm["cached_tokens"] == 5 * BLOCK
     assert difference(warm, cold) <= SAME
+    assert misread(first, prompt, cold) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_a_daemon_that_hangs_or_dies_is_a_miss_and_one_that_comes_back_serves(
@@ -224,6 +230,8 @@ def test_a_daemon_that_hangs_or_dies_is_a_miss_and_one_that_comes_back_serves(
     assert absent["cached_tokens"] == 0
     node.start("--disk-admission", "all")
     assert until(lambda: serves(first, second), 60.0)
+    for prompt, right in zip(prompts, cold, strict=True):
+        assert misread(first, prompt, right) > 10 * SAME, "the control: one other block is noticed"
 
 
 def test_after_a_reset_for_other_weights_nothing_is_loaded_or_stored(

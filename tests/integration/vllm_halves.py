@@ -95,7 +95,7 @@ class Engine:
         assert patient.wait_connected(PATIENCE_S)
         codec = codec_for(
             self.settings.codec, lossy=self.settings.lossy, dtype=self.dtype, block_bytes=layout.block_bytes,
-            row=INNER[-1] // 2,
+            row=INNER[-1] // 2, accelerate=self.settings.accelerate,
         )  # fmt: skip
         names = [self._namespace(client, rank, layout, codec) for client in (quick, patient)]
         if codec is not None:

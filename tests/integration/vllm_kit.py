@@ -116,6 +116,17 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> float:
     return max(abs(float(a) - float(b)) for a, b in zip(one["logprobs"], two["logprobs"], strict=True))
 
 
+def misread(engine: VllmProcess, prompt: list[int], right: dict[str, Any]) -> float:
+    """The control of an equality with `right`: how far off an answer is at least that has read one other block.
+
+    Each whole block of the prompt is another one in its turn. Without the store: it is the comparison that is tried.
+    """
+    other, whole = prompt_of("another block", BLOCK), (len(prompt) - 1) // BLOCK * BLOCK
+    prompts = [prompt[:at] + other + prompt[at + BLOCK :] for at in range(0, whole, BLOCK)]
+    answers = ask(engine, *prompts, max_tokens=len(right["tokens"]), kv_transfer_params=APART)
+    return min(difference(answer, right) for answer in answers)
+
+
 def counts(engine: VllmProcess) -> dict[str, float]:
     """What the connector counted since the last time."""
     taken: dict[str, float] = engine.ask(do="stats")["connector"]
