@@ -1,7 +1,7 @@
 """What encoding a block takes on one core, against copying as many bytes, in turn: more than a cache holds of either.
 
 A share is memcpy's seconds over the codec's, for the same bytes of the plain block. On a processor; what a GPU does is
-for `bench gpu` to say. `client_X` is what an engine's process has, where numba must not be: NumPy, with the head.
+for `bench gpu` to say. `client_X` is what an engine's process has unless its user asks for numba: NumPy, with the head.
 """
 
 import time

@@ -1,94 +1,104 @@
-"""What a swap that keeps to its budget costs a pass beside it, for `bench gpu`.
+"""What a swap that keeps to its budget costs a pass beside it, for `bench gpu`: a prefill's, and a decode's."""
 
-A pass is copies on the device that take about 10 ms: they want what a decode step wants, the device's own memory.
-"""
-
-import time
-from collections.abc import Callable
 from itertools import count
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import kvclient
-from bench import harness
+from bench.gpu_passes import Kind, Pass, products
+from bench.gpu_rig import BLOCK_BYTES, BLOCK_TOKENS, TIMEOUT_S, Rig, namespace_of
+from bench.harness import timed
 from kvclient import devices
 from kvclient.swapping import Swapper
 from kvclient.swaps import Swap
-from kvkernels.device.port import Direction
 
-if TYPE_CHECKING:
-    from bench.gpu import Rig
-
-MIB: Final = 1 << 20
-BLOCK_BYTES: Final = 2 * MIB
-BLOCK_TOKENS: Final = 16
-PASS_S: Final = 0.01
-PASSES: Final = 10  # a round
-TIMEOUT_S: Final = 10.0
+PASSES: Final = 10  # a round, alone and then beside a swap
+PASSES_MOST: Final = 1000  # if nothing has moved by then, nothing will
+ROUNDS_MOST: Final = 10_000  # of all weights in a pass
 
 
-def slowdown(rig: "Rig", place: object) -> float:
-    """Time of a pass while contexts come and go, one each way at any time, over that of a pass alone, less 1."""
-    with (
-        harness.daemon("--dram", f"{2 * rig.scale.total_bytes // MIB + 256}MiB") as process,
-        kvclient.connect(process.runtime_dir, timeout_s=TIMEOUT_S) as client,
-    ):
-        if not client.wait_connected(60):
-            raise RuntimeError(client.status.why_not)
-        namespace = client.namespace(
-            model="m", engine="gpu", layout="l", dtype="bfloat16", block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES
-        )
-        pages = rig.pages(rig.there, BLOCK_BYTES)
-        swapper = client.swapper(namespace, pages, place)
-        one_pass = _pass(rig)
-        alone_s = median(one_pass() for _ in range(PASSES * rig.scale.rounds))
-        keys = namespace.keys(range(BLOCK_TOKENS * (pages.blocks // 2)))
-        swapper.swap_out(keys, range(len(keys))).result(60.0)
-        going = _Swaps(namespace, swapper, list(keys), pages.blocks)
-        beside = []
-        for _ in range(PASSES * rig.scale.rounds):
-            client.tick(alone_s)
-            going.keep_up()
-            beside.append(one_pass())
-        going.stop()
+def slowdown(rig: Rig, kind: Kind) -> float:
+    """Time of a pass while contexts come and go, one each way at any time, over that of a pass alone, less 1.
+
+    The two are timed in turn, round by round. Raises RuntimeError where nothing moved: that would slow nothing down.
+    """
+    one_pass = _as_long_as(rig.scale.pass_s, rig, kind)
+    alone, beside, moved_bytes = [], [], 0
+    with rig.client("copy") as (_, client):
+        pages, namespace = rig.pages(rig.there, BLOCK_BYTES), namespace_of(client)
+        going = _Swaps(namespace, client.swapper(namespace, pages, rig.place), pages.blocks)
+        rig.copies.pins.settle()
+        for _ in range(rig.scale.rounds):
+            alone += [timed(one_pass) for _ in range(PASSES)]
+            for number in range(PASSES_MOST):
+                client.tick(median(alone))
+                going.keep_up()
+                beside.append(timed(one_pass))
+                if number + 1 >= PASSES and going.moved_bytes:
+                    break
+            moved_bytes += going.stop()
     devices.forget(rig.device)
-    return median(beside) / alone_s - 1
+    if not moved_bytes:
+        raise RuntimeError("nothing was swapped beside the passes")
+    rig.found[f"swapped beside a {kind.name}"] = moved_bytes / sum(beside) / 1e9
+    return median(beside) / median(alone) - 1
 
 
-def _pass(rig: "Rig") -> Callable[[], float]:
-    """Copies one half of some memory to the other, as often as it takes; seconds."""
-    half = rig.scale.total_bytes // 2
-    move = [(rig.here.address + half, rig.here.address, half)]
-    times = max(1, round(PASS_S / (rig.limits["d2d"] / 2)))
+def swapped_beside(rig: Rig, kind: Kind) -> float:
+    """GB/s that moved meanwhile, both ways together."""
+    return rig.found[f"swapped beside a {kind.name}"]
 
-    def work() -> float:
-        begun = time.perf_counter()
-        for _ in range(times):
-            rig.up.copy(Direction.ON_DEVICE, move)
-        rig.up.synchronize()
-        return time.perf_counter() - begun
 
-    return work
+def _as_long_as(seconds: float, rig: Rig, kind: Kind) -> Pass:
+    """A pass that takes about so long."""
+    of, rounds = products(rig, kind), 1
+    of(1)()  # the first one compiles, and allocates
+    while timed(of(rounds)) < seconds and rounds < ROUNDS_MOST:
+        rounds *= 2
+    return of(rounds)
 
 
 class _Swaps:
     """The first half of the pages is stored again and again, each time as something new; the second filled."""
 
-    def __init__(self, namespace: kvclient.Namespace, swapper: Swapper, keys: list[bytes], pages: int) -> None:
-        self._namespace, self._swapper, self._keys, self._pages = namespace, swapper, keys, pages
+    def __init__(self, namespace: kvclient.Namespace, swapper: Swapper, pages: int) -> None:
+        self._namespace, self._swapper, self._pages = namespace, swapper, pages
+        self._half = pages // 2
         self._numbers = count()
+        self._keys = self._fresh()
         self._going: dict[str, Swap] = {}
+        self._moved_bytes = 0
+        stored = swapper.swap_out(self._keys, range(self._half)).result(TIMEOUT_S)
+        if stored.accepted != self._half:
+            raise RuntimeError(f"{stored.accepted} of {self._half} blocks stored: {stored.reasons}")
+
+    def _fresh(self) -> list[bytes]:
+        tokens = range(BLOCK_TOKENS * self._half)
+        return list(self._namespace.keys(tokens, extra=str(next(self._numbers)).encode()))
+
+    @property
+    def moved_bytes(self) -> int:
+        """Since it was stopped last."""
+        return self._moved_bytes + sum(swap.moved_bytes for swap in self._going.values())
 
     def keep_up(self) -> None:
         """Begin anew with what is over."""
-        half = len(self._keys)
-        if "out" not in self._going or self._going["out"].done:
-            fresh = self._namespace.keys(range(BLOCK_TOKENS * half), extra=str(next(self._numbers)).encode())
-            self._going["out"] = self._swapper.swap_out(fresh, range(half))
-        if "in" not in self._going or self._going["in"].done:
-            self._going["in"] = self._swapper.swap_in(self._keys, range(self._pages - half, self._pages))
+        if self._over("out"):
+            self._going["out"] = self._swapper.swap_out(self._fresh(), range(self._half))
+        if self._over("in"):
+            self._going["in"] = self._swapper.swap_in(self._keys, range(self._pages - self._half, self._pages))
 
-    def stop(self) -> None:
-        """Nothing is under way any more."""
+    def _over(self, which: str) -> bool:
+        if which in self._going and not self._going[which].done:
+            return False
+        swap = self._going.pop(which, None)
+        self._moved_bytes += 0 if swap is None else swap.moved_bytes
+        return True
+
+    def stop(self) -> int:
+        """Nothing is under way any more; bytes that moved since the last time."""
         if not self._swapper.before_reuse(range(self._pages), TIMEOUT_S, keep=False):
             raise RuntimeError("a swap hangs")
+        moved, self._moved_bytes = self.moved_bytes, 0
+        self._going.clear()
+        return moved

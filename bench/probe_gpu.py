@@ -1,4 +1,5 @@
-"""What the hardware at hand allows: `python3 -m bench.probe_gpu [--json FILE]`. Needs an NVIDIA driver, nothing else.
+"""What the hardware at hand allows: `python3 -m bench.probe_gpu [--json FILE]`. Needs an NVIDIA driver, nothing else;
+without one every question is written down as not measured, and why.
 
 Answers what decides between the transfer modes (ARCHITECTURE.md): may memory that is only mapped for reading be
 registered, may two processes register one arena, can one process open another's allocation by IPC handle and by
@@ -38,8 +39,11 @@ ATTRIBUTES = {  # CUdevice_attribute
     "compute_minor": 76,
     "pageable_memory_access": 88,
 }
+PIECES = (64 << 10, 2 * MIB)
+NOT_MEASURED = "not measured"
 DEFAULT, PORTABLE, DEVICE_MAP, READ_ONLY = 0, 1, 2, 8  # of cuMemHostRegister
 Answer = str | float | int | bool
+Answers = dict[str, Answer]
 
 
 class DriverError(RuntimeError):
@@ -84,7 +88,7 @@ class Driver:
         """The primary context, as the runtime API and every framework use it."""
         context = ctypes.c_void_p()
         self("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.device)
-        self("cuCtxSetCurrent", context)
+        self("cuCtxPushCurrent_v2", context)
 
     def free_bytes(self) -> int:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -160,12 +164,26 @@ def memfd(bytes_: int) -> int:
     return fd
 
 
+FAILURES = (DriverError, OSError, subprocess.SubprocessError, ValueError, AttributeError)  # the last: an older driver
+
+
 def asked(question: Callable[[], Answer]) -> Answer:
     """Its answer, or why there is none."""
     try:
         return question()
-    except (DriverError, OSError, subprocess.SubprocessError, ValueError) as error:
+    except FAILURES as error:
         return f"no: {error}"
+
+
+def all_asked(group: "Group", driver: Driver) -> dict[str, Answer]:
+    """Every question of a group, in order: one call that fails leaves the others their chance."""
+    names, ask = group
+    answers: dict[str, Answer] = {}
+    try:
+        ask(driver, answers)
+    except FAILURES as error:
+        answers |= {name: f"no: {error}" for name in names if name not in answers}
+    return {name: answers[name] for name in names}
 
 
 def best_of(work: Callable[[], None]) -> float:
@@ -189,19 +207,25 @@ def resident_mib() -> float:
 # -- questions -----------------------------------------------------------------------------------------------------
 
 
-def context_cost(driver: Driver) -> dict[str, Answer]:
+def identity(driver: Driver, answers: Answers) -> None:
+    """What it is, and what it says that it can do."""
+    answers |= {"device": asked(driver.name), "driver": asked(driver.version)}
+    answers |= {name: asked(partial(driver.attribute, number)) for name, number in ATTRIBUTES.items()}
+
+
+def context_cost(driver: Driver, answers: Answers) -> None:
     """What a process pays that has a context and nothing else."""
     before, begun = resident_mib(), time.perf_counter()
     driver.enter()
     seconds = time.perf_counter() - begun
     resident, free_bytes = resident_mib() - before, driver.free_bytes()
+    answers |= {"context_seconds": seconds, "context_resident_mib": resident}
     child = Child("hold")
-    device = (free_bytes - driver.free_bytes()) / MIB if child.answer is True else child.answer
+    answers["context_device_mib"] = (free_bytes - driver.free_bytes()) / MIB if child.answer is True else child.answer
     child.end()
-    return {"context_seconds": seconds, "context_resident_mib": resident, "context_device_mib": device}
 
 
-def registration(driver: Driver) -> dict[str, Answer]:
+def registration(driver: Driver, answers: Answers) -> None:
     """Registering an arena in every way that there is."""
     fd, bytes_ = memfd(ARENA_MIB * MIB), ARENA_MIB * MIB
     arena = Arena(fd, bytes_, writable=True)
@@ -217,9 +241,8 @@ def registration(driver: Driver) -> dict[str, Answer]:
 
         return question
 
-    answers: dict[str, Answer] = {"register_writable": asked(time_it(PORTABLE, arena))}
-    if seconds:
-        answers["register_seconds_per_gib"] = min(seconds) * 1024 / ARENA_MIB
+    answers["register_writable"] = asked(time_it(PORTABLE, arena))
+    answers["register_seconds_per_gib"] = seconds[0] * 1024 / ARENA_MIB if seconds else "no: see register_writable"
     reading = Arena(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY), bytes_, writable=False)
     answers["register_read_only_map_default_flags"] = asked(time_it(PORTABLE, reading))
     answers["register_read_only_map_read_only_flag"] = asked(time_it(PORTABLE | READ_ONLY, reading))
@@ -232,15 +255,19 @@ def registration(driver: Driver) -> dict[str, Answer]:
         return child.answer
 
     answers["register_in_two_processes"] = asked(both)
-    return answers
 
 
-def links(driver: Driver) -> dict[str, Answer]:
+def sharing(driver: Driver, answers: Answers) -> None:
+    """Memory of the device in another process."""
+    answers["open_by_ipc_handle"] = asked(lambda: opened_by_handle(driver))
+    answers["open_by_descriptor"] = asked(lambda: opened_by_descriptor(driver))
+
+
+def links(driver: Driver, answers: Answers) -> None:
     """Bytes a second over the link: registered memory, one way each, in one piece and in pieces."""
     bytes_ = COPY_MIB * MIB
     arena = Arena(memfd(bytes_), bytes_, writable=True)
     pointer = driver.allocate(bytes_)
-    answers: dict[str, Answer] = {}
     rate = bytes_ / 1e9
     answers["to_device_not_registered_gb_per_s"] = rate / best_of(
         lambda: driver.to_device(pointer, arena.address, bytes_)
@@ -252,7 +279,7 @@ def links(driver: Driver) -> dict[str, Answer]:
     answers["to_host_gb_per_s"] = rate / best_of(lambda: driver.to_host(arena.address, pointer, bytes_))
     stream = ctypes.c_void_p()
     driver("cuStreamCreate", ctypes.byref(stream), 1)
-    for piece in (64 << 10, 2 * MIB):
+    for piece in PIECES:
 
         def pieces(piece: int = piece) -> None:
             for at in range(0, bytes_, piece):
@@ -265,7 +292,6 @@ def links(driver: Driver) -> dict[str, Answer]:
         answers[f"to_device_{piece >> 10}_kib_pieces_gb_per_s"] = rate / best_of(pieces)
     driver.unregister(arena.address)
     driver("cuMemFree_v2", pointer)
-    return answers
 
 
 def opened_by_handle(driver: Driver) -> Answer:
@@ -340,7 +366,7 @@ def be_child(what: str, out: int, fd: int, text: str) -> None:
         if what == "hold":
             return True
         if what == "register":
-            arena = Arena(fd, ARENA_MIB * MIB, writable=True, populate=False)
+            arena = Arena(fd, os.fstat(fd).st_size, writable=True, populate=False)
             driver.register(arena.address, arena.bytes, PORTABLE)
             return True
         pointer = ctypes.c_uint64()
@@ -360,16 +386,37 @@ def be_child(what: str, out: int, fd: int, text: str) -> None:
     line.recv(1)  # until the other end closes
 
 
-def run() -> dict[str, Answer]:
-    """All answers."""
-    driver = Driver()
-    answers: dict[str, Answer] = {"device": driver.name(), "driver": driver.version()}
-    answers |= {name: asked(partial(driver.attribute, number)) for name, number in ATTRIBUTES.items()}
-    answers |= context_cost(driver)
-    answers |= registration(driver)
-    answers["open_by_ipc_handle"] = asked(lambda: opened_by_handle(driver))
-    answers["open_by_descriptor"] = asked(lambda: opened_by_descriptor(driver))
-    return answers | links(driver)
+Group = tuple[tuple[str, ...], Callable[[Driver, Answers], None]]
+GROUPS: tuple[Group, ...] = (
+    (("device", "driver", *ATTRIBUTES), identity),
+    (("context_seconds", "context_resident_mib", "context_device_mib"), context_cost),
+    (
+        (
+            "register_writable", "register_seconds_per_gib", "register_read_only_map_default_flags",
+            "register_read_only_map_read_only_flag", "register_in_two_processes",
+        ), registration,
+    ),
+    (("open_by_ipc_handle", "open_by_descriptor"), sharing),
+    (
+        (
+            "to_device_not_registered_gb_per_s", "register_first_seconds_per_gib", "to_device_gb_per_s",
+            "to_host_gb_per_s", *(f"to_device_{piece >> 10}_kib_pieces_gb_per_s" for piece in PIECES),
+        ), links,
+    ),
+)  # fmt: skip
+QUESTIONS = tuple(name for names, _ in GROUPS for name in names)
+
+
+def run() -> dict[str, Answers | str]:
+    """All answers, and why there are none if that is so."""
+    try:
+        driver = Driver()
+    except DriverError as error:
+        return {"why": str(error), "answers": dict.fromkeys(QUESTIONS, NOT_MEASURED)}
+    answers: Answers = {}
+    for group in GROUPS:
+        answers |= all_asked(group, driver)
+    return {"answers": answers}
 
 
 def main() -> None:
@@ -380,15 +427,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m bench.probe_gpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there, too")
     options = parser.parse_args()
-    try:
-        answers = run()
-    except DriverError as error:
-        sys.exit(f"nothing to probe: {error}")
+    found = run()
+    if "why" in found:
+        print(f"nothing to probe: {found['why']}", file=sys.stderr)
+    answers = found["answers"]
+    assert isinstance(answers, dict)
     for name, answer in answers.items():
         print(f"{name:42} {answer}")
     if options.json:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        options.json.write_text(json.dumps({"probe": "gpu", "time": stamp, "answers": answers}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"probe": "gpu", "time": stamp} | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""An engine with its KV memory on the emulation, attached to a daemon; and a daemon whose copies a test can hold up.
+"""An engine with its KV memory on a device, attached to a daemon; and a daemon whose copies a test can hold up.
+
+The device is the emulation, or a GPU where `tests/gpu` runs the same tests: `where` says which.
 
 `python -m tests.attached_kit ARGUMENTS` is the daemon. While a pipe is at `$TEST_DEVICE_GATE` its device's copies
 wait in their stream, as on a device that is slow, or hangs.
@@ -10,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ import kvclient
 from bench.process import DaemonProcess
 from kvclient import devices
 from kvclient.attached import AttachedMemory
+from kvkernels.aligned import Bytes, aligned
 from kvkernels.device import emulated_streams
+from kvkernels.device.cuda import Cuda
 from kvkernels.device.emulated_tensor import EmulatedTensor
 from kvkernels.device.emulation import Emulation
 from kvkernels.device.pages import pages_of
-from kvkernels.device.port import Via
+from kvkernels.device.port import EMULATION, Direction, Via
 
 GATE = "TEST_DEVICE_GATE"
 LAYERS, PIECE, PAGES = 4, 4096, 64
@@ -32,12 +37,102 @@ EMULATED = ("--gpu-devices", "emulation")
 Values = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+class Where:
+    """Which device engines of this kit are on, and what a daemon is told of it."""
+
+    emulated = True  # tests/gpu/conftest.py changes it for its modules
+
+    @property
+    def arguments(self) -> tuple[str, str]:
+        """Of a daemon."""
+        return EMULATED if self.emulated else ("--gpu-devices", "cuda:0")
+
+    def is_named(self, name: str) -> bool:
+        """Does the daemon's word for a device mean this one?"""
+        return name == f"{EMULATION}:0" if self.emulated else name.endswith("(GPU 0)")
+
+
+where = Where()
+
+
+class EmulatedLayer(EmulatedTensor):
+    """Of the emulation, whose memory a processor reaches."""
+
+    def write(self, ids: Sequence[int], content: Values) -> None:
+        """Into pages."""
+        self.array[list(ids)] = content
+
+    def read(self, ids: Sequence[int]) -> Values:
+        """Of pages."""
+        content: Values = self.array[list(ids)]
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlace:
+    """What `tensor.device` is."""
+
+    port: Cuda
+    index: int = 0
+    type: str = "port"
+
+
+class GpuLayer:
+    """Of a GPU, with as much of a tensor's interface as `pages_of` wants; what it holds is copied there and back."""
+
+    def __init__(self, device: Cuda, pages: int, share: Via) -> None:
+        self.device, self.shape = GpuPlace(device), (pages, PIECE)
+        shares = device.properties.shares
+        self._address = device.allocate(pages * PIECE, share if share in (Via.NOTHING, *shares) else shares[0]).address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+    def element_size(self) -> int:
+        return 1
+
+    def stride(self) -> tuple[int, int]:
+        return PIECE, 1
+
+    def write(self, ids: Sequence[int], content: Values) -> None:
+        """Into pages."""
+        room = aligned(len(ids) * PIECE)
+        room[:] = content.reshape(-1)
+        self._copy(Direction.TO_DEVICE, ids, room)
+
+    def read(self, ids: Sequence[int]) -> Values:
+        """Of pages."""
+        room = aligned(len(ids) * PIECE)
+        self._copy(Direction.TO_HOST, ids, room)
+        return room.reshape(len(ids), PIECE)
+
+    def _copy(self, direction: Direction, ids: Sequence[int], room: Bytes) -> None:
+        """All of it has happened when this returns."""
+        port, first = self.device.port, int(room.ctypes.data)
+        there = [self._address + page * PIECE for page in ids]
+        here = [first + number * PIECE for number in range(len(ids))]
+        targets, sources = (there, here) if direction is Direction.TO_DEVICE else (here, there)
+        registration, stream = port.register(first, room.size), port.stream()
+        try:
+            stream.copy(direction, [(target, source, PIECE) for target, source in zip(targets, sources, strict=True)])
+        finally:
+            stream.close()
+            port.unregister(registration)
+
+
 class Engine:
     """Layers in device memory: page n of all of them is block n. `values[layer, page]` is what they hold at first."""
 
+    device: Any  # the emulation, or a GPU: a test may ask one for what the other has not
+    layers: list[Any]
+
     def __init__(self, *, number: int = 0, share: Via = Via.DESCRIPTOR, pages: int = PAGES, seed: int = 1) -> None:
-        self.device = Emulation(number)
-        self.layers = [EmulatedTensor.zeros(self.device, (pages, PIECE), share=share) for _ in range(LAYERS)]
+        if where.emulated:
+            self.device = Emulation(number)
+            self.layers = [EmulatedLayer.zeros(self.device, (pages, PIECE), share=share) for _ in range(LAYERS)]
+        else:
+            self.device = Cuda(number)
+            self.layers = [GpuLayer(self.device, pages, share) for _ in range(LAYERS)]
         self.values: Values = np.random.default_rng(seed).integers(0, 256, (LAYERS, pages, PIECE), dtype=np.uint8)
         self.pages = pages_of(self.device, self.layers)
         self.put(range(pages), self.values)
@@ -45,11 +140,11 @@ class Engine:
     def put(self, ids: Sequence[int], values: Values) -> None:
         """Write pages."""
         for layer, content in zip(self.layers, values, strict=True):
-            layer.array[list(ids)] = content
+            layer.write(ids, content)
 
     def get(self, ids: Sequence[int]) -> Values:
         """What pages hold: (layers, pages, bytes)."""
-        return np.stack([layer.array[list(ids)] for layer in self.layers])
+        return np.stack([layer.read(ids) for layer in self.layers])
 
     def attach(self, client: kvclient.Client) -> AttachedMemory:
         """Hand it over."""

@@ -1,4 +1,7 @@
-"""Swaps of an engine with its memory on the emulation, for tests: what holds them up, and what watches them."""
+"""Swaps of an engine with its memory on a device, for tests: what holds them up, and what watches them.
+
+Held up they are on the emulation alone.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import pytest
 
 import kvclient
 from bench.process import DaemonProcess
@@ -20,7 +24,7 @@ from kvclient.swapping import Priority, Swapper
 from kvclient.swaps import SwapOut
 from kvkernels.device.emulated_streams import EmulatedStream
 from kvkernels.device.port import Direction
-from tests.attached_kit import BLOCK_BYTES, LAYERS, PAGES, PIECE, Engine, Values, connected, engine, namespace_of
+from tests.attached_kit import BLOCK_BYTES, LAYERS, PAGES, PIECE, Engine, Values, connected, engine, namespace_of, where
 from tests.unit.client_kit import wait_until
 
 HALF = PAGES // 2
@@ -64,6 +68,8 @@ class Rig:
 @contextmanager
 def rig(daemon: DaemonProcess, way: str, model: str = "", **options: int) -> Iterator[Rig]:
     """One, whose chunks are of four blocks."""
+    if way == "host" and not where.emulated:
+        pytest.skip("pages of the host are no GPU's")
     mode = "daemon" if way == "daemon" else "copy"
     with engine() as kv, connected(daemon, mode=mode, **options) as client:
         namespace = namespace_of(client, f"{way} {model}")

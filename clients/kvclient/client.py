@@ -122,10 +122,11 @@ class Client:
         "int4-g64", which change values and want `lossy`. Callers have blocks of `block_bytes` in any case, and the
         store holds `identity.block_bytes`. With a codec `dtype` is "bfloat16" or "float16", and `block_shape` that of a
         block, of which the last axis (head_dim) shares a scale; "int8" and "fp8" cannot do without. `accelerate`:
-        "numba" encodes several times faster, where the process can have it. A codec that an identity names (with a "/")
-        moves its blocks as they lie, encoded. "auto" measures, and takes what is fastest over a link of
-        `link_bytes_per_s` (this host's memory unless told), lossless unless `lossy`: "raw" where the link outruns any
-        codec. Engines that come to different codecs share nothing; `codec.encoding` says which it is, None for raw.
+        "numba" encodes several times faster, where it is installed; the first block has it compiled, or
+        `codec.warm_up()` before. A codec that an identity names (with a "/") moves its blocks as they lie, encoded.
+        "auto" measures, and takes what is fastest over a link of `link_bytes_per_s` (this host's memory unless told),
+        lossless unless `lossy`: "raw" where the link outruns any codec. Engines that come to different codecs share
+        nothing; `codec.encoding` says which it is, None for raw.
 
         Raises UsageError for what cannot be a namespace, or not with the daemon that is connected.
         """

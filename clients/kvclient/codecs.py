@@ -81,6 +81,16 @@ class Codec:
         """Bytes of a plain block over those of a stored one."""
         return self.plain_bytes / self.stored_bytes
 
+    def warm_up(self) -> None:
+        """A block there and back: what is compiled on its first use is compiled now, and never while an engine waits.
+
+        Some seconds, or tenths of one where numba has kept it. By NumPy there is nothing to do.
+        """
+        if self._compiled:
+            plain, stored = np.zeros(self.plain_bytes, np.uint8), np.zeros(self.stored_bytes, np.uint8)
+            self.encode(plain, stored)
+            self.decode(stored, plain)
+
     def write_head(self, target: Bytes) -> None:
         """What stands in front of each block."""
         target[:HEAD_BYTES] = self._head
@@ -174,7 +184,7 @@ def _way(accelerate: str) -> _Way:
         raise UsageError(f"accelerate is 'numba' or nothing, not {accelerate!r:.60}")
     try:
         return cast("_Way", importlib.import_module(ACCELERATORS[accelerate]))
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: numba may write nowhere what it compiles
         raise UsageError(f"accelerate={accelerate!r}: {error}") from error
 
 

@@ -1,4 +1,6 @@
-"""The encodings of `encodings.py` for a processor: the same bytes, compiled. Imports numba, so engines must not.
+"""The encodings of `encodings.py` for a processor: the same bytes, compiled.
+
+Imports numba, so engines must not unless their users ask for it.
 
 Loops are written so that they become vector instructions: sizes are compared as integers, halves of a group lie apart,
 rounding adds 1.5 * 2**23. All functions release the GIL; any thread. Compiled on first use, and then kept on disk.

@@ -6,6 +6,7 @@ import pytest
 
 from kvkernels.device.cuda import Cuda
 from kvkernels.device.port import NoDeviceError
+from tests.attached_kit import where
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,14 @@ def gpu() -> Cuda:
         return Cuda(0)
     except NoDeviceError as error:
         pytest.skip(f"no GPU: {error}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_gpu(gpu: Cuda) -> Iterator[None]:
+    """Engines and daemons of tests that the emulation runs, too, are on it in this folder."""
+    before, where.emulated = where.emulated, False
+    yield
+    where.emulated = before
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """torch's tensors on a GPU through a real daemon, ordered with torch's streams."""
 
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from kvclient import devices
 from kvkernels.device.cuda import Cuda
 from kvkernels.device.engines import GUESS
 from kvkernels.device.pages import pages_of
+from tests.node import PATIENCE_S, until
 
 BLOCK, COUNT = 64 << 10, 200
 
@@ -25,15 +28,20 @@ def torch(gpu: Cuda) -> Any:
     return module
 
 
-@pytest.fixture(scope="module")
-def client(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvclient.Client]:
-    """Of a real daemon."""
-    folder = tmp_path_factory.mktemp("daemon")
+@pytest.fixture(scope="module", params=["copy", "direct"])
+def client(
+    torch: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[kvclient.Client]:
+    """Of a real daemon, by way of a ring and straight into its memory."""
+    folder, mode = tmp_path_factory.mktemp("daemon"), str(request.param)
+    (folder / "toml").write_text(f"[tenants.trusting]\nuids = [{os.getuid()}]\ntrusting = true\n")
+    arguments = ("--dram", "256MiB", "--config", str(folder / "toml"))
     with (
-        DaemonProcess(folder / "run", "--dram", "256MiB", log_file=folder / "log") as daemon,
-        kvclient.connect(daemon.runtime_dir) as client,
+        DaemonProcess(folder / "run", *arguments, log_file=folder / "log") as daemon,
+        kvclient.connect(daemon.runtime_dir, mode=mode, timeout_s=PATIENCE_S) as client,
     ):
         assert client.wait_connected(30)
+        assert client.status.mode == mode
         yield client
 
 
@@ -97,6 +105,42 @@ def test_the_callers_stream_comes_first_and_waits(torch: Any, namespace: kvclien
         assert copying.result(30)
     compute.synchronize()
     assert bool((doubled == 14).all())
+
+
+def test_the_daemon_copies_between_its_memory_and_torchs_tensors(torch: Any, gpu: Cuda, tmp_path: Path) -> None:
+    """Mode daemon, behind torch's stream: out of DRAM, and out of the tier on the GPU."""
+    arguments = ("--dram", "256MiB", "--gpu-devices", "cuda:0", "--gpu-hbm", "64MiB")
+    layers = [torch.zeros((2 * COUNT, BLOCK // 4), dtype=torch.uint8, device="cuda") for _ in range(4)]
+    wanted = [torch.randint(0, 256, (COUNT, BLOCK // 4), dtype=torch.uint8, device="cuda") for _ in layers]
+    compute, place, first, second = torch.cuda.Stream(), layers[0].device, range(COUNT), range(COUNT, 2 * COUNT)
+    torch.cuda.synchronize()
+    with (
+        DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log") as daemon,
+        kvclient.connect(daemon.runtime_dir, mode="daemon", timeout_s=PATIENCE_S) as client,
+    ):
+        assert client.wait_connected(30)
+        memory = client.attach(place, pages_of(devices.port_of(place), layers))
+        namespace = client.namespace(
+            model="m", engine="gpu", layout="layers", dtype="uint8", block_tokens=4, block_bytes=BLOCK
+        )
+        keys = namespace.keys(list(range(4 * COUNT)))
+        with torch.cuda.stream(compute):
+            torch.cuda._sleep(200_000_000)  # 0.1 s of the GPU's time
+            for layer, content in zip(layers, wanted, strict=True):
+                layer[:COUNT] = content
+        assert namespace.save(keys, memory[first], stream=compute).accepted == COUNT
+        for tier in ("dram", "hbm"):
+            with torch.cuda.stream(compute):
+                for layer in layers:
+                    layer[COUNT:] = 0
+            if tier == "hbm":
+                namespace.prefetch(keys, tier=tier)
+                assert until(lambda: namespace.match(keys).tiers.hbm == COUNT)
+            assert namespace.load(keys, memory[second], stream=compute).blocks == COUNT
+            for layer, content in zip(layers, wanted, strict=True):
+                assert torch.equal(layer[COUNT:], content)
+                assert not torch.equal(layer[COUNT:], content.roll(1, 0)), "the control"
+        assert memory.detach()
 
 
 def test_a_graph_is_captured_while_ways_to_copy_are_measured(torch: Any, gpu: Cuda) -> None:

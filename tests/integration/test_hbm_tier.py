@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import kvclient
 from bench.process import DaemonProcess
 from kvclient.attached import AttachedMemory
-from tests.attached_kit import BLOCK_BYTES, EMULATED, PAGES, Engine, connected, engine, namespace_of
+from tests.attached_kit import BLOCK_BYTES, PAGES, Engine, connected, engine, namespace_of, where
 from tests.node import until
 
 HALF = PAGES // 2
@@ -22,7 +22,7 @@ FIRST, SECOND = list(range(HALF)), list(range(HALF, PAGES))
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     folder = tmp_path_factory.mktemp("daemon")
-    arguments = ("--dram", "64MiB", "--arena", "8MiB", "--policy-dram", "lru", "--gpu-hbm", "32MiB", *EMULATED)
+    arguments = ("--dram", "64MiB", "--arena", "8MiB", "--policy-dram", "lru", "--gpu-hbm", "32MiB", *where.arguments)
     with DaemonProcess(
         folder / "run", *arguments, "--metrics-listen", str(folder / "metrics"), log_file=folder / "log"
     ) as process:
@@ -53,7 +53,7 @@ def figures(daemon: DaemonProcess) -> dict[str, float]:
         sample.name.removeprefix("kvstored_"): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.labels.get("device") == "emulation:0"
+        if where.is_named(sample.labels.get("device", ""))
     }
 
 
@@ -76,7 +76,7 @@ def test_what_is_loaded_twice_comes_from_there_the_third_time(
     memory = kv.attach(client)
     assert namespace.save(keys, memory[FIRST]).accepted == HALF
     before = figures(daemon)
-    assert before["device_emulated"] == 1
+    assert before["device_emulated"] == where.emulated
     assert before["hbm_capacity_bytes"] == 32 << 20
     load(namespace, keys, memory, kv)
     load(namespace, keys, memory, kv)
@@ -141,7 +141,7 @@ def test_more_than_it_holds_is_still_right(daemon: DaemonProcess, client: kvclie
 
 
 def test_a_tier_that_does_not_fit_is_said_and_the_daemon_serves(tmp_path: Path) -> None:
-    arguments = ("--dram", "64MiB", "--gpu-hbm", "1TiB", *EMULATED)
+    arguments = ("--dram", "64MiB", "--gpu-hbm", "1TiB", *where.arguments)
     with (
         DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log") as daemon,
         connected(daemon) as client, engine() as kv,
@@ -157,7 +157,7 @@ def test_a_tier_that_does_not_fit_is_said_and_the_daemon_serves(tmp_path: Path) 
 
 
 def test_what_memory_has_evicted_comes_back_from_its_copy(tmp_path: Path) -> None:
-    arguments = ("--dram", "16MiB", "--arena", "4MiB", "--policy-dram", "lru", "--gpu-hbm", "32MiB", *EMULATED)
+    arguments = ("--dram", "16MiB", "--arena", "4MiB", "--policy-dram", "lru", "--gpu-hbm", "32MiB", *where.arguments)
     with (
         DaemonProcess(tmp_path / "run", *arguments, log_file=tmp_path / "log") as daemon,
         connected(daemon) as client, engine() as kv,

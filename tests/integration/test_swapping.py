@@ -23,7 +23,7 @@ from kvclient.swapping import Priority
 from kvclient.swaps import SwapIn, SwapOut
 from kvkernels.device.port import DeviceError, Direction
 from kvproto.errors import ClosedError, UsageError
-from tests.attached_kit import BLOCK_BYTES, EMULATED, LAYERS, PAGES, PIECE, engine, gated_daemon, namespace_of
+from tests.attached_kit import BLOCK_BYTES, LAYERS, PAGES, PIECE, engine, gated_daemon, namespace_of, where
 from tests.node import PATIENCE_S
 from tests.swap_kit import (
     FIRST,
@@ -47,7 +47,7 @@ PATIENCE_NS = 5 * 10**8  # with a daemon that hangs
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     folder = tmp_path_factory.mktemp("daemon")
-    arguments = ("--dram", "64MiB", "--arena", "8MiB", "--lock", "false", *EMULATED, "--ring", "1MiB")
+    arguments = ("--dram", "64MiB", "--arena", "8MiB", "--lock", "false", *where.arguments, "--ring", "1MiB")
     with DaemonProcess(folder / "run", *arguments, log_file=folder / "log") as process:
         yield process
 

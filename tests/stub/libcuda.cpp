@@ -340,6 +340,8 @@ static T as(void *argument) {
     }
 SHIM(gather_blocks)
 SHIM(scatter_blocks)
+SHIM(split_planes)
+SHIM(join_planes)
 SHIM(make_codebooks)
 SHIM(encode_int8, as<int>(a[4]), as<int>(a[5]), as<uint32_t *>(a[6]))
 SHIM(encode_fp8, as<int>(a[4]), as<int>(a[5]), as<uint32_t *>(a[6]))

@@ -4,32 +4,24 @@
 """
 
 import ctypes
-import shutil
 import subprocess
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pytest
 
 import kvkernels
 from kvkernels import encodings
-from kvkernels.aligned import Bytes, aligned
+from kvkernels.aligned import aligned
 from kvkernels.encodings import ESCAPES, TILE, Encoding, Values, encoded_bytes
+from tests.unit.cuda_kit import Blocks, Engine, PagesOf, on_a_processor, run, tool
 from tests.values import as_bf16, as_half, shapes_of_values
 
 FOLDER = Path(kvkernels.__file__).parent / "cuda"
 SOURCES = sorted(FOLDER.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
 ROW = 128
-Blocks: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint8]]"
-Words: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.uint32]]"
 NAMES = {Encoding.INT8: "int8", Encoding.FP8: "fp8", Encoding.INT4_G64: "int4"}
-
-
-def tool(name: str) -> str:
-    """Where a compiler is; without one the test is skipped."""
-    return shutil.which(name) or pytest.skip(f"{name} is not there")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
@@ -48,88 +40,21 @@ def test_every_source_compiles(source: Path, tmp_path: Path) -> None:
     assert done.returncode, "this would have passed anything"
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels, for a processor."""
-    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    subprocess.run(
-        [
-            tool("g++"),
-            "-shared",
-            "-fPIC",
-            "-std=c++17",
-            "-O1",
-            "-ffp-contract=off",
-            "-o",
-            library,
-            FOLDER / "emulated.cpp",
-        ],
-        check=True,
-    )
-    return ctypes.CDLL(str(library))
-
-
-class PagesOf(ctypes.Structure):
-    """`struct Pages`."""
-
-    _fields_ = (
-        ("bases", ctypes.c_void_p), ("strides", ctypes.c_void_p), ("ids", ctypes.c_void_p),
-        ("piece_bytes", ctypes.c_int64), ("pieces", ctypes.c_int),
-    )  # fmt: skip
-
-
-class Engine:
-    """An engine's memory: so many pages in each of several tensors, and the blocks that lie there, in any order."""
-
-    def __init__(self, pieces: int, piece_bytes: int, ids: list[int], *, room: int = 9, apart_bytes: int = 48) -> None:
-        self.stride = piece_bytes + apart_bytes
-        self.memory = aligned(pieces * room * self.stride)
-        self.memory[:] = 0xEE
-        self._first = self.memory.__array_interface__["data"][0]
-        self._tables = (
-            np.array([self._first + piece * room * self.stride for piece in range(pieces)], np.uint64),
-            np.full(pieces, self.stride, np.int64),
-            np.array(ids, np.int64),
-        )
-        self.pages = PagesOf(*(table.ctypes.data for table in self._tables), piece_bytes, pieces)
-        self._views = [
-            [
-                self.memory[at : at + piece_bytes]
-                for piece in range(pieces)
-                for at in [(piece * room + page) * self.stride]
-            ]
-            for page in ids
-        ]
-
-    def put(self, blocks: Blocks) -> None:
-        """Where the pages say."""
-        for views, block in zip(self._views, blocks, strict=True):
-            for view, piece in zip(views, block.reshape(len(views), -1), strict=True):
-                view[:] = piece
-
-    def take(self) -> Blocks:
-        """The blocks, each in one."""
-        return np.stack([np.concatenate(views) for views in self._views])
-
-    @property
-    def outside(self) -> Bytes:
-        """Everything else."""
-        left = np.ones(self.memory.size, dtype=bool)
-        for view in (view for views in self._views for view in views):
-            at = view.__array_interface__["data"][0] - self._first
-            left[at : at + view.size] = False
-        return self.memory[left]
-
-
-def run(
-    library: ctypes.CDLL, name: str, engine: Engine, blocks: Blocks, *more: "int | Words", block: int = 256
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_compiler_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
 ) -> None:
-    """A kernel over all blocks."""
-    arguments = [ctypes.c_int(one) if isinstance(one, int) else ctypes.c_void_p(one.ctypes.data) for one in more]
-    getattr(library, f"run_{name}")(
-        ctypes.c_uint(3), ctypes.c_uint(block), ctypes.byref(engine.pages), ctypes.c_void_p(blocks.ctypes.data),
-        ctypes.c_int64(blocks.strides[0]), ctypes.c_int64(blocks.shape[0]), *arguments,
-    )  # fmt: skip
+    monkeypatch.setenv("CI", ci)
+    assert Path(tool("sh")).exists()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(outcome, match="nvcc is not there"):
+        tool("nvcc")
+
+
+@pytest.fixture(scope="module")
+def emulated() -> ctypes.CDLL:
+    """The kernels, for a processor."""
+    return on_a_processor()
 
 
 @pytest.mark.parametrize(("pieces", "piece_bytes"), [(1, 16), (2, 4096), (3, 4112), (5, 12304), (64, 256)])
@@ -152,6 +77,15 @@ def test_blocks_go_out_of_pages_and_into_them(
     run(emulated, "scatter_blocks", engine, gathered, block=64)
     assert np.array_equal(engine.take(), gathered[:, :-64])
     assert (engine.outside == 0xEE).all(), "written outside its pages"
+
+
+@pytest.mark.parametrize("name", ["gather_blocks", "scatter_blocks", "split_planes", "join_planes"])
+def test_an_access_where_none_may_begin_is_found_out(emulated: ctypes.CDLL, name: str) -> None:
+    """On a GPU it would end the context."""
+    engine, blocks = Engine(1, 64, [0]), aligned(256).reshape(1, -1)
+    run(emulated, name, engine, blocks)
+    with pytest.raises(AssertionError, match="where none may begin"):
+        run(emulated, name, engine, blocks[:, 8:])
 
 
 def test_pages_may_lie_far_apart(emulated: ctypes.CDLL) -> None:

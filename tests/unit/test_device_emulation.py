@@ -169,6 +169,24 @@ def test_a_kernel_that_reaches_too_far_loses_the_device(wrong: str) -> None:
     device.close()
 
 
+def test_a_kernel_that_begins_an_access_where_none_may_loses_the_device() -> None:
+    device = Emulation()
+    stream, made = device.stream(), device.allocate(PAGE)
+    host, address = registered(device, PAGE)
+    host[:24].view(np.int64)[:] = made.address + 1024, 64, 1  # base, stride, page
+    argument = PagesArgument(address, address + 8, address + 16, 64, 1)
+    for at in (0, 8):
+        blocks = ctypes.c_uint64(made.address + 2048 + at)
+        stream.launch("gather_blocks", 1, 32, argument, blocks, ctypes.c_int64(64), ctypes.c_int64(1))
+        if not at:
+            stream.synchronize()
+            continue
+        with pytest.raises(DeviceLostError, match="gather_blocks: 4 accesses to misaligned addresses"):
+            stream.synchronize()
+    device.lost = ""
+    device.close()
+
+
 def test_a_container_without_ipc_refuses_handles_and_takes_descriptors(device: Emulation) -> None:
     inside = Emulation(opens_ipc=False)
     by_ipc, by_descriptor = device.allocate(PAGE, Via.IPC), device.allocate(PAGE, Via.DESCRIPTOR)

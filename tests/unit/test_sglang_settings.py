@@ -16,7 +16,7 @@ def test_what_is_sglangs_own_is_let_through_and_the_rest_is_ours() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("runtime_dri", "x", "has no 'runtime_dri': one of any_version, backend_name"),
+        ("runtime_dri", "x", "has no 'runtime_dri': one of accelerate, any_version"),
         ("store", 1, "must be true or false, not 1"),
         ("disk_wait_s", 60, "must be a number from 0 to 4, not 60"),
         ("disk_wait_s", True, "must be a number from 0 to 4, not True"),

@@ -32,7 +32,8 @@ class Store:
         self.calls: list[tuple[bytes | None, int]] = []  # parent, blocks
         self._refused = dict(refused)
 
-    def scattered(self, block_ids: Sequence[int]) -> Any:
+    def scattered(self, block_ids: Sequence[int], after: object) -> Any:
+        assert after is None
         return Scattered([[number] for number in block_ids], (MIB,), None)
 
     def store(self, keys: Sequence[bytes], source: Any, parent: bytes | None, space_s: float) -> StoreResult:

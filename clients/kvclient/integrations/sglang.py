@@ -97,8 +97,9 @@ class KvstoredHiCache(HiCacheStorage):
         super().register_mem_pool_host(mem_pool_host)
         pages, settings = pages_of(mem_pool_host), self._settings
         codec = codec_for(
-            settings.codec, lossy=settings.lossy, dtype=pages.dtype, block_bytes=pages.page_bytes, row=pages.row
-        )
+            settings.codec, lossy=settings.lossy, dtype=pages.dtype, block_bytes=pages.page_bytes, row=pages.row,
+            accelerate=settings.accelerate,
+        )  # fmt: skip
         identity = encoded(_identity(self._config, pages, settings, self._weights), codec)
         lookups = self._client("lookups", settings.lookup_timeout_ms, Role.TOOL)
         transfers = self._client("transfers", settings.transfer_timeout_ms, Role.ENGINE)

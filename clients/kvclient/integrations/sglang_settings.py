@@ -34,6 +34,7 @@ class Settings:
     images: bool = False  # use the store for a model that takes images and the like: all requests name them right
     codec: str = "raw"  # how pages lie in the store; "auto" takes what pays
     lossy: bool = False  # it may change values
+    accelerate: str = ""  # "numba": what encodes is compiled, and several times faster
     any_version: bool = False  # try other versions of SGLang than the tested ones
 
     @classmethod
@@ -47,7 +48,7 @@ class Settings:
             if wanted := _misfit(name, value, getattr(cls(), name)):
                 raise UsageError(f"{name!r} of the extra config must be {wanted}, not {value!r}")
         made = cls(**ours)
-        if trouble := codec_trouble(made.codec, lossy=made.lossy):
+        if trouble := codec_trouble(made.codec, lossy=made.lossy, accelerate=made.accelerate):
             raise UsageError(f"the extra config: {trouble}")
         return made
 

@@ -137,22 +137,25 @@ class TransformersKV:
     attributes of modules (`self_attn.scaling`, say), other entries of the configuration, a `forward` of a module's
     own that was there from the start. Who edits those gives a `revision` of its own.
 
-    `codec`, `lossy`: how blocks lie in the store, see `Client.namespace`; for models in bfloat16 or float16. With one
-    that is lossy logits are near those of a full recomputation, and no more.
+    `codec`, `lossy`, `accelerate`: how blocks lie in the store, see `Client.namespace`; for models in bfloat16 or
+    float16. With one that is lossy logits are near those of a full recomputation, and no more. What
+    `accelerate="numba"` compiles is compiled while this is made.
 
-    Raises UsageError for an impossible namespace, such as blocks larger than the daemon's arenas.
+    Raises UsageError for an impossible namespace, such as blocks larger than the daemon's arenas, and for an
+    `accelerate` that is not installed.
     """
 
     def __init__(
         self, client: Client, model: Any, *,
         block_tokens: int = 16, adapter: str = "", revision: str = "", codec: str = "raw", lossy: bool = False,
+        accelerate: str = "",
     ) -> None:  # fmt: skip
         self._client = client
         self._model = model
         self._adapter = adapter
         self._block_tokens = block_tokens
         self._trials = Trials()
-        kept = self._examine(adapter, revision, codec, lossy=lossy)
+        kept = self._examine(adapter, revision, codec, lossy=lossy, accelerate=accelerate)
         self._kept: _Kept | None = None
         self.why_not = ""  # why this model is bypassed; empty: it is not
         if isinstance(kept, str):
@@ -279,7 +282,7 @@ class TransformersKV:
         if load_bytes >= PROFILED_BYTES and seconds > 0 and lease.tiers.dram == lease.blocks:
             self._kept.namespace.report_load("dram", load_bytes, seconds)
 
-    def _examine(self, adapter: str, revision: str, codec: str, *, lossy: bool) -> _Kept | str:
+    def _examine(self, adapter: str, revision: str, codec: str, *, lossy: bool, accelerate: str) -> _Kept | str:
         """The namespace of this model's KV, or why there is none."""
         model = self._model
         if trouble := model_trouble(model, adapter):
@@ -305,7 +308,10 @@ class TransformersKV:
             codec=codec,
             block_shape=axes,
             lossy=lossy,
+            accelerate=accelerate,
         )
+        if namespace.codec is not None:
+            namespace.codec.warm_up()
         return _Kept(namespace, shape, watch)
 
     def _store(self, kept: _Kept, cache: Any, keys: Sequence[BlockKey], *, wait: bool, space_s: float) -> Saved:

@@ -34,8 +34,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from kvclient.client import Client, connect
+from kvclient.codecs import Codec
 from kvclient.integrations.codec_choice import codec_for, encoded
-from kvclient.integrations.vllm_identity import engine_identity, engine_trouble, namespace_of
+from kvclient.integrations.vllm_identity import engine_identity, engine_trouble, kernels_of, namespace_of
 from kvclient.integrations.vllm_jobs import Plan, Progress, Shard
 from kvclient.integrations.vllm_layout import Layout, layout_of
 from kvclient.integrations.vllm_metrics import KvstoredMetrics, KvstoredStats
@@ -50,6 +51,8 @@ from kvproto.identity import NamespaceIdentity
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from kvclient.integrations.vllm_device import EngineStream
 
 _log = logging.getLogger(__name__)
 
@@ -117,8 +120,9 @@ class KvstoredConnector(KVConnectorBase_V1):
         layout = layout_of(kv_caches, int(self._kv_cache_config.num_blocks))
         codec = codec_for(
             settings.codec, lossy=settings.lossy, dtype=_dtypes_of(kv_caches), block_bytes=layout.block_bytes,
-            row=_row_of(self._kv_cache_config),
+            row=_row_of(self._kv_cache_config), accelerate=settings.accelerate,
         )  # fmt: skip
+        stream = _stream_of(layout, codec)
         identity = encoded(_identity(self._vllm_config, layout, kv_caches, settings, self._block_tokens), codec)
         self._shard = Shard(identity)
         quick = self._client("worker lookups", timeout_s=settings.lookup_timeout_ms / 1000, stores=False)
@@ -126,11 +130,13 @@ class KvstoredConnector(KVConnectorBase_V1):
         self._worker = Worker(
             namespace_of(quick, identity, codec), namespace_of(patient, identity, codec), layout,
             disk_wait_s=settings.disk_wait_s, layerwise=settings.layerwise and settings.at_once_bytes > 0,
+            stream=stream,
         )  # fmt: skip
         watch(getattr(self._vllm_config.parallel_config, "worker_cls", None), self._worker)
         _log.info(
-            "kvstored: blocks of %d tokens and %d bytes, codec %s",
-            self._block_tokens, layout.block_bytes, codec.text if codec else "raw",
+            "kvstored: blocks of %d tokens and %d bytes in %d pieces on %s, codec %s",
+            self._block_tokens, layout.block_bytes, len(layout.lengths), layout.place or "the host",
+            codec.text if codec else "raw",
         )  # fmt: skip
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -161,6 +167,14 @@ class KvstoredConnector(KVConnectorBase_V1):
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
         """Inside a whole CUDA graph nobody would wait for a layer."""
         return Settings.parse(extra_config).layerwise
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str | None:
+        """On a GPU the one in which a block of all layers is one piece, which is copied best.
+
+        A wish: vLLM takes another layout, and says so, where the kernels of its attention do not know this one.
+        """
+        return None if vllm_config.device_config.device_type == "cpu" else "BLHNC"
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Whole blocks of all layers are saved behind the forward."""
@@ -238,12 +252,13 @@ class KvstoredConnector(KVConnectorBase_V1):
         )  # fmt: skip
 
     def _near(self, hellos: "Sequence[_Hello]") -> Worker | None:
-        """The only worker, if it is in this process and nothing writes into new blocks before a step's forward."""
+        """The only worker, if it is in this process, begins loads early, and nothing writes into new blocks before."""
         settings = self._settings
         zeroes = bool(getattr(self._kv_cache_config, "needs_kv_cache_zeroing", True))
         if len(hellos) != 1 or settings.layerwise or not settings.at_once_bytes or zeroes:
             return None
-        return hellos[0].worker
+        worker = hellos[0].worker
+        return worker if worker is not None and worker.begins_early else None
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """The engine's own bookkeeping of its memory."""
@@ -354,7 +369,7 @@ def _identity(
     parallel = config.parallel_config
     return engine_identity(
         config,
-        layout=layout.words,
+        layout=layout.words if layout.place is None else f"{layout.words} {kernels_of(config)}",
         dtype=next(iter(caches.values())).dtype,
         block_tokens=block_tokens,
         block_bytes=layout.block_bytes,
@@ -362,6 +377,19 @@ def _identity(
         tp=(_rank("tp"), int(parallel.tensor_parallel_size)),
         pp=(_rank("pp"), int(parallel.pipeline_parallel_size)),
     )
+
+
+def _stream_of(layout: Layout, codec: Codec | None) -> "EngineStream | None":
+    """What the engine computes on, if its memory is a GPU's. Raises UsageError for what cannot be encoded there."""
+    place = layout.place
+    if place is None:
+        return None
+    from kvclient.codecs_device import check_fits  # noqa: PLC0415  # an engine on CPU never needs these
+    from kvclient.integrations.vllm_device import EngineStream  # noqa: PLC0415
+
+    if codec is not None:
+        check_fits(codec)
+    return EngineStream(place, lambda: torch.cuda.current_stream(place))
 
 
 def _dtypes_of(caches: Mapping[str, torch.Tensor]) -> str:

@@ -89,6 +89,17 @@ def engine_identity(
     )
 
 
+def kernels_of(config: "VllmConfig") -> str:
+    """What keeps blocks in a GPU's memory as it likes: that GPU, and the kernels of the model's attention."""
+    from vllm.distributed.kv_transfer.kv_connector.utils import (  # noqa: PLC0415  # an engine on CPU never needs these
+        get_current_attn_backends,
+    )
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    names = sorted(".".join(backend.full_cls_name()) for backend in get_current_attn_backends(config))
+    return f"{current_platform.get_device_name()} {' '.join(names)}"
+
+
 def namespace_of(client: Client, identity: NamespaceIdentity, codec: Codec | None = None) -> Any:
     """That namespace, of this client; blocks are encoded by `codec` on the way, which its identity names then.
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kvproto.identity import NamespaceIdentity
+
+if TYPE_CHECKING:
+    from kvclient.integrations.vllm_device import Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class LoadJob:
     at_once: bool  # before the forward of this step, in the engine's own thread; else behind it, in another
     from_disk: bool = False  # some of it was not in memory when it was looked up
     tried: bool = False  # although computing is said to be faster: how long it took is to be reported
+    after: "Mark | None" = field(default=None, compare=False)  # noted by a worker on a device: what comes before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class SaveJob:
     keys: tuple[bytes, ...]
     parent: bytes | None
     block_ids: tuple[int, ...]
+    after: "Mark | None" = field(default=None, compare=False)  # as of a load
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,13 +76,15 @@ class Pace:
         self, namespace: Namespace, layout: Layout, job: SaveJob, gate: Gate, saved: Saved,
         is_urgent: Callable[[], bool],
     ) -> None:  # fmt: skip
-        """Store a job's blocks, in as many pieces as it takes; `saved` says how far it is. Raises WithdrawnError."""
+        """Store a job's blocks, in as many pieces as it takes; `saved` says how far it is. Raises WithdrawnError, and
+        DeviceError for memory of a device that has failed.
+        """
         block_bytes, first = layout.block_bytes, 0
         short = False
         while first < len(job.keys) and not short:
             allowed_bytes = self._wait((len(job.keys) - first) * block_bytes, is_urgent)
             some = slice(first, first + max(1, allowed_bytes // block_bytes))
-            source = replace(layout.scattered(job.block_ids[some]), gate=gate)
+            source = replace(layout.scattered(job.block_ids[some], job.after), gate=gate)
             began_s, read_s, accepted = _clock(), gate.seconds, 0
             try:
                 parent = job.keys[first - 1] if first else job.parent

@@ -20,8 +20,10 @@ TESTED: Final = ((0, 32), (0, 33))  # versions of vLLM, from the first to the la
 PARAMS_KEY: Final = "kvstored"  # of `kv_transfer_params`
 PRIORITIES: Final = ("high", "low")
 HOUR_S: Final = 3600  # the most that any number may be, or as long in milliseconds
-# Of one core, decoding by NumPy against copying: codec.json (client_*) and dram.json of bench/results.
+# Of one core, decoding against copying: by NumPy (client_*_out of bench/results/codec.json) and compiled (*_out, and
+# `bf16-fixed` copies once more), as slow as the slowest is.
 DECODING_SLOWER: Final = 8
+COMPILED_SLOWER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Settings:
     hold_longest_s: float = 60.0  # that a request may hold its blocks at most, whatever its `hold_s` says
     codec: str = "raw"  # how blocks lie in the store; "auto" takes what pays
     lossy: bool = False  # it may change values
+    accelerate: str = ""  # "numba": what encodes is compiled, and several times faster
     any_version: bool = False  # try other versions of vLLM than the tested ones
 
     @classmethod
@@ -52,7 +55,7 @@ class Settings:
                 raise UsageError(f"kv_connector_extra_config has no {name!r}: one of {', '.join(sorted(known))}")
             _check(name, value, getattr(cls(), name))
         made = cls(**given)
-        if trouble := codec_trouble(made.codec, lossy=made.lossy):
+        if trouble := codec_trouble(made.codec, lossy=made.lossy, accelerate=made.accelerate):
             raise UsageError(f"kv_connector_extra_config: {trouble}")
         if made.codec != "raw" and made.layerwise:
             raise UsageError(
@@ -76,7 +79,8 @@ class Settings:
     @property
     def at_once_bytes(self) -> int:
         """Of a load, at most, to be done before the forward: of raw blocks, or of encoded ones, which take longer."""
-        return int(self.at_once_mib * MIB / (1 if self.codec == "raw" else DECODING_SLOWER))
+        slower = COMPILED_SLOWER if self.accelerate else DECODING_SLOWER
+        return int(self.at_once_mib * MIB / (1 if self.codec == "raw" else slower))
 
 
 def _check(name: str, value: object, default: object) -> None:

@@ -9,16 +9,19 @@
 Whatever cannot be loaded is told to the engine block by block, and computed anew. Whatever cannot be stored is not.
 The engine's thread waits for these threads in one case only: when blocks that are being saved are about to be used for
 something else, it withdraws them (`Gate`), and waits for the copy that runs, a few ms at most.
+
+Where the engine's memory is a GPU's, nothing begins while the step is planned, or goes layer by layer, and the client
+copies on that GPU, when the engine's stream has come to where the copy was asked for (`vllm_device`).
 """
 
 import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from kvclient.copying import Gate, WithdrawnError
 from kvclient.integrations.vllm_early import EarlyLoads
@@ -29,7 +32,11 @@ from kvclient.integrations.vllm_pace import Pace, Saved
 from kvclient.lease import Lease
 from kvclient.namespace import Namespace
 from kvclient.results import Partial
+from kvkernels.device.port import DeviceError
 from kvproto.errors import KvError
+
+if TYPE_CHECKING:
+    from kvclient.integrations.vllm_device import EngineStream
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +57,7 @@ SAVES_WAITING: Final = 256  # jobs; past that the daemon is too slow, and the ne
 
 AfterSaves: TypeAlias = SaveJob | PinJob | WordJob
 Job = TypeVar("Job", "Loading", AfterSaves)
+Moved = TypeVar("Moved", LoadJob, SaveJob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +80,25 @@ class Worker:
     """One rank's. Methods on the engine's thread, but for the loops."""
 
     def __init__(
-        self, quick: Namespace, patient: Namespace, layout: Layout, *, disk_wait_s: float, layerwise: bool = False
-    ) -> None:
-        """`quick`: a namespace of a client that waits for no answer longer than a scheduler may; `patient`: any."""
+        self, quick: Namespace, patient: Namespace, layout: Layout, *, disk_wait_s: float, layerwise: bool = False,
+        stream: "EngineStream | None" = None,
+    ) -> None:  # fmt: skip
+        """`quick`: a namespace of a client that waits for no answer longer than a scheduler may; `patient`: any.
+
+        `stream`: what the engine computes on, if its memory is a device's.
+        """
+        assert (stream is None) == (layout.place is None), "memory of a device, and of nothing else, has a stream"
         self._quick = quick
         self._patient = patient
         self._layout = layout
         self._disk_wait_s = disk_wait_s
+        self._stream = stream
+        self.begins_early = stream is None  # loads begun early, or layer by layer, are copies of the processor's
+        if layerwise and not self.begins_early:
+            _log.warning(
+                'kv_connector_extra_config: "layerwise" does nothing on a GPU, and has vLLM run CUDA graphs in pieces '
+                "all the same: leave it out"
+            )
         self._early = EarlyLoads(quick, layout, wait_s=AT_ONCE_WAIT_S, ttl_s=READ_S)
         self._pace = Pace()
         self._lock = threading.Condition()
@@ -91,7 +111,7 @@ class Worker:
         self._leases: dict[str, list[Lease]] = {}  # and those that run wait for nothing more
         self._received: set[str] = set()  # requests whose load has ended and that the engine does not know of yet
         self._bad_blocks: set[int] = set()  # of the engine, which it does not know of yet
-        self._layers = Layerwise(layout) if layerwise else None
+        self._layers = Layerwise(layout) if layerwise and self.begins_early else None
         self._saving: dict[int, Saving] = {}  # by number
         self._saved: dict[int, int] = {}
         self._refused: set[int] = set()  # of these
@@ -143,7 +163,7 @@ class Worker:
         self._early.give_up_asked()
         until = time.monotonic() + AT_ONCE_S
         layer_by_layer: list[Leased] = []
-        for job in plan.loads:
+        for job in self._marked(plan.loads):
             if not job.at_once:
                 parts = self._shared(job)
                 with self._lock:
@@ -166,6 +186,13 @@ class Worker:
         if any(job.at_once for job in plan.loads):
             self._pace.loaded()
 
+    def _marked(self, jobs: Sequence[Moved]) -> Sequence[Moved]:
+        """The same; if the engine's memory is a device's, behind all that was asked of the engine's stream so far."""
+        if self._stream is None or not jobs:
+            return jobs
+        after = self._stream.mark()
+        return [replace(job, after=after) for job in jobs]
+
     def wait_for_layer(self, layer: str) -> None:
         """Before this layer's memory is read."""
         self._early.wait(layer)
@@ -180,7 +207,7 @@ class Worker:
             self._note(held.job, held.blocks if held.good else 0, held.seconds)
         for load, blocks, seconds in self._early.end_forward():
             self._note(load, blocks, seconds, beside=blocks)
-        for job in plan.saves:
+        for job in self._marked(plan.saves):
             with self._lock:
                 # What a request had that is over may have been written by this very step: then it is a fence, too.
                 crowded = self._off or len(self._saving) >= SAVES_WAITING or job.number in plan.fences
@@ -310,8 +337,11 @@ class Worker:
         with namespace.fetch(job.keys, wait_s=wait_s, ttl_s=READ_S) as lease:
             if lease.expected == 0 or not self._goes_on(job, lease):
                 return 0
-            if lease.copy_to(self._layout.scattered(job.block_ids[: lease.expected])):
+            targets = self._layout.scattered(job.block_ids[: lease.expected], job.after)
+            if lease.copy_to(targets):
                 return lease.expected
+            if targets.device is not None and not targets.device.finish():
+                return 0  # the device has failed: nobody knows what it has filled, however good the lease is
             return _what_is_left(lease)
 
     def _lease(self, job: LoadJob) -> Leased | None:
@@ -383,6 +413,8 @@ class Worker:
             self._pace.save(self._patient, self._layout, job, saving.gate, saved, lambda: self._is_urgent(saving))
         except WithdrawnError:
             pass
+        except DeviceError as error:
+            _log.warning("a save of %d blocks failed: %s", len(job.keys), error)
         finally:
             with self._lock:
                 self.counts["saved_blocks"] += saved.accepted

@@ -3,6 +3,7 @@
 #include "encodings.cu"
 #include "moves.cu"
 #include "paged.cu"
+#include "planes.cu"
 
 #define RUN(name, parameters, ...)                                                        \
     extern "C" void run_##name(unsigned grid, unsigned block, const Pages *pages, parameters) { \
@@ -12,6 +13,8 @@
 
 RUN(gather_blocks, WITH(char *blocks, int64_t stride, int64_t count), blocks, stride, count)
 RUN(scatter_blocks, WITH(char *blocks, int64_t stride, int64_t count), blocks, stride, count)
+RUN(split_planes, WITH(char *planes, int64_t stride, int64_t count), planes, stride, count)
+RUN(join_planes, WITH(char *planes, int64_t stride, int64_t count), planes, stride, count)
 RUN(encode_int8, WITH(char *encoded, int64_t stride, int64_t count, int row, int half, uint32_t *unfit), encoded, stride,
     count, row, half, unfit)
 RUN(decode_int8, WITH(const char *encoded, int64_t stride, int64_t count, int row, int half), encoded, stride, count, row,
@@ -30,4 +33,11 @@ RUN(decode_fixed, WITH(const char *encoded, int64_t stride, int64_t count, uint3
 extern "C" void run_move_pieces(unsigned grid, unsigned block, const uint64_t *targets, const uint64_t *sources,
                                 const int64_t *lengths, int64_t longest, int64_t count) {
     emulated::launch(grid, block, [=] { move_pieces(targets, sources, lengths, longest, count); });
+}
+
+// How many accesses since the last time began where none of 16 bytes may.
+extern "C" unsigned take_misaligned() {
+    const unsigned found = emulated::misaligned;
+    emulated::misaligned = 0;
+    return found;
 }

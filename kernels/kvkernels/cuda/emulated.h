@@ -17,13 +17,36 @@
 #define __restrict__
 #define KV_SHARED static  // blocks run one at a time, so that one copy serves all
 
-struct uint4 {
-    uint32_t x, y, z, w;
-};
 struct Index {
     unsigned x;
 };
 static Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+
+static unsigned misaligned;  // accesses that a GPU would lose its context for
+
+inline bool is_aligned(const void *where) {
+    asm volatile("" : "+r"(where));  // else the compiler believes what it is told by the type
+    if (reinterpret_cast<uintptr_t>(where) % 16 == 0) return true;
+    misaligned++;
+    return false;
+}
+
+}  // namespace emulated
+
+// 16 bytes an access, which begin at a multiple of 16; another access is counted and does nothing.
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+    uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) : x(a), y(b), z(c), w(d) {}
+    uint4(const uint4 &source) { *this = source; }
+    uint4 &operator=(const uint4 &source) {
+        if (emulated::is_aligned(this) && emulated::is_aligned(&source)) {
+            x = source.x, y = source.y, z = source.z, w = source.w;
+        }
+        return *this;
+    }
+};
 
 namespace emulated {
 
@@ -134,6 +157,12 @@ inline float __uint_as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {  // without its way to repeat a sign
+    const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t chosen = 0;
+    for (int i = 0; i < 4; i++) chosen |= static_cast<uint32_t>(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return chosen;
 }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline int __ffs(uint32_t bits) { return __builtin_ffs(static_cast<int>(bits)); }

@@ -5,5 +5,5 @@ emulation.py   memory in memfds, streams as threads, the compiled kernels on a p
 cuda.py        the driver, by way of driver.py; CuPy compiles the kernels
 engines.py     three ways to copy, chosen by what a calibration has measured
 pinning.py     arenas registered in the background, and a bounce buffer meanwhile
-pages.py       where an engine's pages lie; paged.py  blocks out of them and into them, raw and encoded
+pages.py       where an engine's pages lie; paged.py  blocks out of them and into them, raw, encoded, in planes
 """

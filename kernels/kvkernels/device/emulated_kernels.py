@@ -49,7 +49,7 @@ def find(name: str) -> Kernel:
 
 
 def _run(name: str, function: object, holds: Holds, grid: int, block: int, arguments: Sequence[Argument]) -> None:
-    """Raises DeviceError where the kernel would reach beyond its memory."""
+    """Raises DeviceError where the kernel would reach beyond its memory, or has begun an access where none may."""
     if isinstance(arguments[0], PagesArgument):
         _check_pages(name, holds, arguments[0], *(int(each.value) for each in arguments[1:4]))
     else:
@@ -57,6 +57,9 @@ def _run(name: str, function: object, holds: Holds, grid: int, block: int, argum
     passed = [ctypes.byref(each) if isinstance(each, PagesArgument) else each for each in arguments]
     with _turn:
         function(ctypes.c_uint(grid), ctypes.c_uint(block), *passed)  # type: ignore[operator]
+        misaligned = library().take_misaligned()
+    if misaligned:
+        raise DeviceError(f"{name}: {misaligned} accesses to misaligned addresses")
 
 
 def _check_pages(name: str, holds: Holds, given: PagesArgument, blocks: int, stride: int, count: int) -> None:

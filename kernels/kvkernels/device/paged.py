@@ -1,4 +1,4 @@
-"""Blocks out of an engine's pages and into them, by a kernel a batch: raw, or encoded on the way.
+"""Blocks out of an engine's pages and into them, by a kernel a batch: raw, encoded on the way, or in byte planes.
 
 `blocks` are contiguous, `stride` bytes apart, in memory that the device reaches: its own, or host memory that is
 registered (then by `Device.reach`), so that only what is encoded crosses the link.
@@ -59,11 +59,24 @@ class Paged:
 
     def gather(self, stream: Stream, pages: Pages, ids: Sequence[int], blocks: int, stride: int) -> Batch:
         """Pages into blocks."""
-        return self._move("gather_blocks", stream, pages, ids, blocks, stride)
+        return self._move("gather_blocks", stream, pages, ids, blocks, stride, pages.block_bytes)
 
     def scatter(self, stream: Stream, pages: Pages, ids: Sequence[int], blocks: int, stride: int) -> Batch:
         """Blocks into pages."""
-        return self._move("scatter_blocks", stream, pages, ids, blocks, stride)
+        return self._move("scatter_blocks", stream, pages, ids, blocks, stride, pages.block_bytes)
+
+    def split(self, stream: Stream, pages: Pages, ids: Sequence[int], planes: int, stride: int) -> Batch:
+        """Pages of 16-bit values into byte planes: of each block the high bytes, at `low_plane_at` the low ones.
+
+        A block of one piece may be of any length; the last byte of an odd one is a low one. UnfitError.
+        """
+        _check_planes(pages)
+        return self._move("split_planes", stream, pages, ids, planes, stride, planes_bytes(pages.block_bytes))
+
+    def join(self, stream: Stream, pages: Pages, ids: Sequence[int], planes: int, stride: int) -> Batch:
+        """The way back."""
+        _check_planes(pages)
+        return self._move("join_planes", stream, pages, ids, planes, stride, planes_bytes(pages.block_bytes))
 
     def encode(
         self, stream: Stream, encoding: Encoding, pages: Pages, ids: Sequence[int], blocks: int, stride: int, *,
@@ -84,10 +97,13 @@ class Paged:
         self._check(encoding, pages, blocks, stride, row, half=half)
         return self._run([f"decode_{_NAMES[encoding]}"], encoding, stream, pages, ids, blocks, stride, row, half)
 
-    def _move(self, name: str, stream: Stream, pages: Pages, ids: Sequence[int], blocks: int, stride: int) -> Batch:
+    def _move(
+        self, name: str, stream: Stream, pages: Pages, ids: Sequence[int], blocks: int, stride: int, room_bytes: int
+    ) -> Batch:
+        """`room_bytes`: what a block takes where it goes."""
         numbers = pages.ids(ids)
-        _check_blocks(blocks, stride, pages.block_bytes)
-        if not numbers.size:
+        _check_blocks(blocks, stride, room_bytes)
+        if not numbers.size or not room_bytes:
             return Batch(stream.record())
         arrays: list[np.ndarray[Any, Any]] = [*_tables_of(pages), numbers]
         table = self._tables.take(bytes_for(arrays))
@@ -157,6 +173,24 @@ def _more(name: str, encoding: Encoding, verdict: int, row: int, *, half: bool) 
         shape.append(ctypes.c_int(half))
     tells = name.startswith("encode") or encoding is Encoding.BF16_FIXED
     return [*shape, ctypes.c_uint64(verdict)] if tells else shape
+
+
+def low_plane_at(block_bytes: int) -> int:
+    """Where in the planes of a block its low bytes begin: behind the high ones, where an access may."""
+    return -(-(block_bytes // 2) // ACCESS_BYTES) * ACCESS_BYTES
+
+
+def planes_bytes(block_bytes: int) -> int:
+    """What the planes of a block take."""
+    return low_plane_at(block_bytes) + block_bytes - block_bytes // 2
+
+
+def _check_planes(pages: Pages) -> None:
+    """These may have been made by hand, of blocks that are no engine's."""
+    if len(pages.bases) > 1 and pages.piece_bytes % ACCESS_BYTES:
+        raise UnfitError(f"{len(pages.bases)} pieces of {pages.piece_bytes} bytes: multiples of {ACCESS_BYTES}")
+    if any(number % ACCESS_BYTES for number in (*pages.bases, *pages.strides)):
+        raise UnfitError(f"pages that do not begin at multiples of {ACCESS_BYTES}")
 
 
 def _check_blocks(blocks: int, stride: int, block_bytes: int) -> None:
