@@ -37,7 +37,7 @@ ALLOWED: dict[Finding, str] = {
     Finding("kernels/kvkernels/device/cuda.py", "Cuda._compile", "read"): OWN_FILE,
     Finding("kernels/kvkernels/device/emulation.py", "_identity", "read"): KERNEL,
     Finding("kernels/kvkernels/device/emulation.py", "_is_writable", "read"): KERNEL,
-    Finding("kernels/kvkernels/device/emulated_kernels.py", "library", "read"): "a compiler's words about a file of this package",
+    Finding("kernels/kvkernels/device/emulated_kernels.py", "library", "read"): "a compiler's words",
     Finding("kernels/kvkernels/device/engines.py", "_digest", "read"): OWN_FILE,
     Finding("kernels/kvkernels/device/engines.py", "_read", "read"): "its size is looked at first",
     Finding("kernels/kvkernels/planes.py", "_grow", "decompress"): "a frame says how much; compared first",

@@ -9,7 +9,19 @@ from typing import Final, NamedTuple
 
 # Modules whose whole purpose is to make objects out of bytes, or code.
 MODULES: Final = frozenset(
-    {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "code", "runpy"}
+    {
+        "pickle",
+        "_pickle",
+        "cPickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "jsonpickle",
+        "code",
+        "runpy",
+    }
 )
 BUILTINS: Final = frozenset({"eval", "exec", "compile", "__import__"})
 # By the last two parts of their names.
@@ -21,8 +33,9 @@ CALLS: Final = {
     ("np", "load"): "pickle", ("numpy", "load"): "pickle", ("torch", "load"): "pickle",
     ("np", "fromfile"): "read", ("json", "load"): "read", ("tomllib", "load"): "read",
     ("shutil", "copyfileobj"): "read", ("subprocess", "check_output"): "read",
-    ("multiprocessing", "Pool"): "pickle", ("multiprocessing", "Queue"): "pickle", ("multiprocessing", "Pipe"): "pickle",
-    ("multiprocessing", "Manager"): "pickle", ("multiprocessing", "Process"): "pickle",
+    ("multiprocessing", "Pool"): "pickle", ("multiprocessing", "Queue"): "pickle",
+    ("multiprocessing", "Pipe"): "pickle", ("multiprocessing", "Manager"): "pickle",
+    ("multiprocessing", "Process"): "pickle",
 }  # fmt: skip
 # Methods that read all there is, if nothing says how much. A socket's or pipe's makefile() has the same names.
 READS: Final = frozenset({"read", "readline", "readlines", "readall", "read1", "communicate"})
