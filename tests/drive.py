@@ -28,6 +28,7 @@ from kvstore.tier.format import (
     slot_offset,
 )
 from kvstore.tier.orders import (
+    WHOLE,
     Commit,
     DropSegment,
     Erase,
@@ -37,6 +38,7 @@ from kvstore.tier.orders import (
     Name,
     Order,
     Outcome,
+    Owe,
     Pack,
     Packed,
     Save,
@@ -61,6 +63,7 @@ class FakeDrive:
     chunks: dict[tuple[int, int], bytes] = field(default_factory=dict)
     names: dict[int, Name] = field(default_factory=dict)
     erased: set[tuple[int, int]] = field(default_factory=set)  # places; not those written since
+    owed: set[tuple[int, int]] = field(default_factory=set)
     waiting: list[Sequence[Order]] = field(default_factory=list)
     fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
     doubt: Callable[[Order], bool] = lambda _order: False  # is one that fails carried out all the same?
@@ -98,10 +101,8 @@ class FakeDrive:
     def _do(self, order: Order) -> Outcome:
         if isinstance(order, MakeSegment):
             return self._make(order)
-        if isinstance(order, DropSegment):
-            self.files.pop(order.segment, None)
-            self.synced.pop(order.segment, None)
-            return Outcome.DONE
+        if isinstance(order, DropSegment | Owe):
+            return self._drop(order)
         if isinstance(order, Commit):
             return self._commit(order)
         if isinstance(order, Verify):
@@ -128,6 +129,14 @@ class FakeDrive:
             kept = bytearray(self.synced[order.segment])
             kept[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
             self.synced[order.segment] = bytes(kept)
+        return Outcome.DONE
+
+    def _drop(self, order: DropSegment | Owe) -> Outcome:
+        if isinstance(order, Owe):
+            self.owed.update(order.places)
+        else:
+            self.files.pop(order.segment, None)
+            self.synced.pop(order.segment, None)
         return Outcome.DONE
 
     def _make(self, order: MakeSegment) -> Outcome:
@@ -267,7 +276,8 @@ class FakeDrive:
         """What the index says, as a daemon that starts is told. What it says of segments that are gone is forgotten,
         and their numbers are not given again.
         """
-        numbers = [*self.files, *(segment for segment, _ in self.chunks)]
+        self.erase_owed()
+        numbers = [*self.files, *(segment for segment, _ in (*self.chunks, *self.owed))]
         for place in [place for place in self.chunks if place[0] not in self.files]:
             del self.chunks[place]
         found = []
@@ -282,6 +292,25 @@ class FakeDrive:
             found.append(Found(segment, superblock.slot_bytes, slots, superblock.tenant, records[:slots]))
         return found, list(self.names.values()), [], max(numbers, default=0) + 1
 
+    def erase_owed(self) -> None:
+        """What a start does first."""
+        for segment, slot in sorted(place for place in self.owed if place[0] in self.files):
+            self.owed.remove((segment, slot))
+            if slot == WHOLE:  # the first of its segment
+                del self.files[segment], self.synced[segment]
+            if segment not in self.files:
+                continue
+            at = slot_offset(self.slot_bytes(segment), slot)
+            kept = bytearray(self.synced[segment])
+            for file in (self.files[segment], kept):
+                file[at : at + HEADER_BYTES] = bytes(HEADER_BYTES)
+            self.synced[segment] = bytes(kept)
+            self._write_anew(segment, at, HEADER_BYTES)
+            records = bytearray(self.chunks.get((segment, slot // CHUNK_SLOTS), b""))
+            if records:
+                np.frombuffer(records, dtype=RECORD)[slot % CHUNK_SLOTS] = np.zeros((), RECORD)
+                self.chunks[segment, slot // CHUNK_SLOTS] = bytes(records)
+
     def known_blocks(self) -> int:
         """How many blocks the index knows, in segments that are there."""
         records = [np.frombuffer(chunk, RECORD) for (segment, _), chunk in self.chunks.items() if segment in self.files]
@@ -289,6 +318,7 @@ class FakeDrive:
 
     def rebuild(self) -> None:
         """Forget the index and make it anew from headers, as the index process does."""
+        self.erase_owed()
         self.synced = {segment: bytes(file) for segment, file in self.files.items()}  # before it believes them
         self.unsynced.clear()
         numbers = {(name.tenant, name.canonical): name.number for name in self.names.values()}
@@ -346,7 +376,7 @@ class FakeDrive:
         """The same disk, with the threads of a new process."""
         return FakeDrive(
             self.segment_bytes, self.files, self.synced, self.unsynced, self.chunks, self.names, self.erased,
-            fault=self.fault, doubt=self.doubt, idle=self.idle, drives=self.drives,
+            self.owed, fault=self.fault, doubt=self.doubt, idle=self.idle, drives=self.drives,
         )  # fmt: skip
 
     def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:

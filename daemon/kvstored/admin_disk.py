@@ -19,7 +19,7 @@ _DRIVE_REMEDIES: Final = {
     DriveState.READ_ONLY: "nothing new is written there; make it writable: it is tried again every 10 s",
     DriveState.FULL: "it takes no new segments; free space there, or lower disk.size",
     DriveState.FAILING: "its blocks are misses; see the kernel's log: it is tried again every 10 s",
-    DriveState.GONE: "its blocks are lost to this daemon; mount or make it again: it then begins empty",
+    DriveState.GONE: "its blocks are lost to this daemon; mount or make it again: until a restart it begins empty",
 }
 
 

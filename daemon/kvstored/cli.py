@@ -24,6 +24,7 @@ from kvstored.defaults import default_words
 from kvstored.environment_file import read_environment
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
+from kvstored.index_marks import OWED
 from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
 from kvstored.service import HOT_SOCKET, service_of
@@ -255,7 +256,8 @@ def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
         for directory in directories:
             with _explained("disk directory", directory, "--disk"):
                 stack.enter_context(hold_directory(directory))
-        index = Index(directories, loop.wake) if directories else None
+        owed = loaded.config.state_dir / OWED
+        index = Index(directories, loop.wake, owed=owed) if directories else None
         if index is not None:
             index.start()
         yield loop, index

@@ -26,7 +26,7 @@ from queue import SimpleQueue
 from typing import Final, cast
 
 from kvkernels.aligned import Bytes
-from kvstore.tier.orders import DropSegment, Erase, Load, MakeSegment, Order, Outcome, Pack, Save, Verify
+from kvstore.tier.orders import DropSegment, Erase, Load, MakeSegment, Order, Outcome, Owe, Pack, Save, Verify
 from kvstore.tier.scrub import NOWHERE
 from kvstored import drive_work
 from kvstored.drive_files import Files
@@ -35,8 +35,10 @@ from kvstored.drive_keys import StoreKeys
 from kvstored.drive_queues import Batch, Lanes, Piece, cut_evenly, cut_loads, cut_saves
 from kvstored.drive_segments import Segment, remove_unfinished
 from kvstored.drive_work import Scratch
+from kvstored.index_marks import DamagedError
 from kvstored.metrics_timing import Timings
 from kvstored.niceness import be_nice
+from kvstored.owed import note_owed
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,10 @@ class Drives:
         self, directories: Sequence[Path], segment_bytes: int, store: bytes, view: Callable[[int], Bytes],
         wake: Callable[[], None], *, readers: int, writers: int, packers: int, files: Files | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None, keys: StoreKeys | None = None,
-        observe: Observe | None = None,
+        observe: Observe | None = None, owed: Path | None = None,
     ) -> None:  # fmt: skip
         """`readers` and `writers` are threads of each directory, `packers` of all. With `keys` payloads are encrypted.
+        `owed`: the file for what could not be erased; without, it is not noted.
 
         `view` gives an arena's writable bytes and is called by `submit`. `wake` is called on a thread of these
         whenever `take_done`, `gone_segments` or `status` may have news.
@@ -93,6 +96,8 @@ class Drives:
         self._segment_bytes = segment_bytes
         self._timings = timings
         self._observe = observe
+        self._owed = owed
+        self._owing = threading.Lock()
         self._store = store
         self._keys = keys
         self._view = view
@@ -169,6 +174,8 @@ class Drives:
         elif isinstance(first, Verify | Pack):
             pieces = cut_evenly(cast("Sequence[Verify | Pack]", batch))
             self._put(batch, pieces, self._shared, None, fast=isinstance(first, Verify))
+        elif isinstance(first, Owe):
+            self._put(batch, [batch], self._shared, None, fast=True)
         else:
             assert isinstance(first, Load | Save | Erase | DropSegment), "somebody else's order"
             self._submit_to_segment(first, batch)
@@ -382,8 +389,22 @@ class Drives:
             drive_work.verify(cast("Sequence[Verify]", piece.orders), piece.arenas)
         elif isinstance(first, Pack):
             drive_work.make_smaller(cast("Sequence[Pack]", piece.orders), piece.arenas)
+        elif isinstance(first, Owe):
+            piece.verdict = self._note(first)
         elif segment:
             self._carry_out_on(segment, piece, scratch)
+
+    def _note(self, order: Owe) -> Outcome:
+        if self._owed is None:
+            return Outcome.FAILED
+        try:
+            with self._owing:
+                note_owed(self._owed, self._store, order.places)
+        except (DamagedError, OSError) as error:
+            log.warning("disk: what could not be erased could not be noted either: %s", error)
+            return Outcome.FAILED
+        log.warning("disk: places=%d could not be erased, and are noted in %s", len(order.places), self._owed)
+        return Outcome.DONE
 
     def _carry_out_on(self, segment: Segment, piece: Piece, scratch: Scratch) -> None:
         first, directory = piece.orders[0], segment.directory

@@ -9,7 +9,8 @@
          `----------- probe every 10 s: back to OK <----------------'
 
 READ-ONLY and FULL take no new segments. FAILING takes nothing but erasing and dropping, and what waits in its queues
-fails at once. GONE: its segments are no more; a folder that is there later begins empty.
+fails at once. GONE: its segments are no more in this life; a folder that is there later begins empty.
+What is deleted meanwhile is noted elsewhere (`owed.py`), since the next life may find them again.
 """
 
 import errno

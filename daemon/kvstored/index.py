@@ -92,12 +92,17 @@ def hold_directory(directory: Path) -> Iterator[None]:
 class Child:
     """An index child and the link to it. It dies with the thread that made it."""
 
-    def __init__(self, directories: Sequence[Path], *, rebuild: str = "", look: bool = False, map_bytes: int) -> None:
-        """`rebuild`: why not to believe the index. `look`: read it, change nothing, end. Raises OSError."""
+    def __init__(
+        self, directories: Sequence[Path], *, rebuild: str = "", look: bool = False, map_bytes: int,
+        owed: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`rebuild`: why not to believe the index. `look`: read it, change nothing, end. `owed`: the file of what is to
+        be left out. Raises OSError.
+        """
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = {
             "fd": theirs.fileno(), "parent": os.getpid(), "directories": [str(each) for each in directories],
-            "rebuild": rebuild, "look": look, "map_bytes": map_bytes,
+            "rebuild": rebuild, "look": look, "map_bytes": map_bytes, "owed": str(owed or ""),
         }  # fmt: skip
         try:
             self.process = subprocess.Popen(  # noqa: S603  this program
@@ -137,9 +142,10 @@ class Index:
 
     def __init__(
         self, directories: Sequence[Path], wake: Callable[[], None], *,
-        answer_s: float = ANSWER_S, commit_s: float = ANSWER_S, map_bytes: int = MAP_BYTES,
+        answer_s: float = ANSWER_S, commit_s: float = ANSWER_S, map_bytes: int = MAP_BYTES, owed: Path | None = None,
     ) -> None:  # fmt: skip
         """`wake` is called on other threads whenever there is something to take. The first directory has the index.
+        `owed`: see `owed.py`.
 
         A child that says nothing for `answer_s` before it has loaded counts as hung.
         """
@@ -148,6 +154,7 @@ class Index:
         self._answer_s = answer_s
         self._commit_s = commit_s
         self._map_bytes = map_bytes
+        self._owed = owed
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._changed = threading.Condition()  # guards what follows
@@ -252,7 +259,7 @@ class Index:
         reason, died, passing = "", 0, 0
         while died <= REBUILDS:
             try:
-                child = Child(self._directories, rebuild=reason, map_bytes=self._map_bytes)
+                child = Child(self._directories, rebuild=reason, map_bytes=self._map_bytes, owed=self._owed)
             except OSError as error:
                 reason, died = f"no index child can be started: {error}", died + 1
                 continue

@@ -21,6 +21,7 @@ STORE_FILE: Final = "store"
 FOLDER: Final = "index"
 BUILDING: Final = "index.new"
 DOUBTFUL: Final = "doubtful"
+OWED: Final = "owed-erasures"  # in the folder of state: see owed.py
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 

@@ -32,6 +32,7 @@ from kvstored.index_marks import (
     read_last,
     write_store,
 )
+from kvstored.index_owed import carry_out, leave_out
 from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
 from kvstored.index_scan import SEGMENTS, Scan, scan
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
@@ -114,14 +115,19 @@ class Target:
         return Message(Kind.LOADED, self.record_bytes, len(packed), fd=self.fd)
 
 
-def load(link: socket.socket, directories: Sequence[Path], rebuild: str, map_bytes: int, *, look: bool) -> None:
-    """Send LOADED, or FAILED. `rebuild`: why the index is not to be believed. `look`: change nothing on disk."""
+def load(
+    link: socket.socket, directories: Sequence[Path], rebuild: str, map_bytes: int, owed: Path | None, *, look: bool
+) -> None:
+    """Send LOADED, or FAILED. `rebuild`: why the index is not to be believed. `owed`: file of what is to be left out.
+    `look`: change nothing on disk.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         if not look:
             for directory in directories:
                 _make_folder(directory)
         found = scan(directories)
+        erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
         target = Target(found)
         reason = rebuild or _doubt(directories[0], found)
         contents = None
@@ -134,7 +140,9 @@ def load(link: socket.socket, directories: Sequence[Path], rebuild: str, map_byt
             found.store = secrets.token_bytes(STORE_BYTES)
         if contents is None:
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
-    except (VersionError, OSError) as error:
+        contents.dropped += leave_out(erased, target.records)
+        contents.closed = [*contents.closed, *unfit]
+    except (VersionError, DamagedError, OSError) as error:
         number = error.errno or 0 if isinstance(error, OSError) else 0
         index_wire.send(link, Message(Kind.FAILED, number, text=str(error)))
         return

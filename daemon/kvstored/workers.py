@@ -22,6 +22,7 @@ from kvstored.drive_keys import keys_of_store
 from kvstored.drive_segments import said_of
 from kvstored.index import Index
 from kvstored.index_loaded import Loaded
+from kvstored.index_marks import OWED
 from kvstored.index_scan import SEGMENTS, segment_number
 from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
@@ -153,6 +154,7 @@ class HostWorkers:
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
             timings=self.timings, observe=self.observe, keys=keys_of_store(ring, loaded.store) if ring else None,
+            owed=config.state_dir / OWED,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():

@@ -4,8 +4,10 @@ Segments that the keys at hand do not open, that could not be read at start, or 
 nobody can tell there which block is whose key's without reading all headers, and none of it is served in this life. So
 who deletes anything of a tenant while such segments of that tenant lie there has all of them removed, and is answered
 when they are gone: a key that comes back must not bring back what was deleted. Single slots whose headers could not be
-read are erased then. Segments beyond a limit that was lowered leave at once; who deletes waits for them, too. Owner
-thread.
+read are erased then. Segments beyond a limit that was lowered leave at once; who deletes waits for them, too.
+
+What could not be erased, since the drive refused or is gone, may be there again with it, and with an index that knows
+of no DELETE since. So who deletes waits until a note says, elsewhere, that it is to be erased when it is seen again.
 """
 
 from collections import deque
@@ -13,16 +15,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvstore.ports import Workers
 from kvstore.tier.erasure import Erasure
-from kvstore.tier.orders import DropSegment, Outcome
+from kvstore.tier.orders import WHOLE, DropSegment, Outcome, Owe
 
 RUNNING = 16  # removals at a time: each syncs its folder
+
+Waiter = tuple[set[int], Callable[[], None]]  # answered when all of these have ended
 
 
 class Closed:
     """Which there are, and who waits until they are gone."""
 
     def __init__(self, workers: Workers, erasure: Erasure, erase: Callable[[int], None]) -> None:
-        """`erasure` counts what fails: DELETE is answered all the same, and the next one tries again. `erase`: a place
+        """`erasure` counts what fails: it is noted before DELETE is answered, and the next one tries again. `erase`: a place
         whose header could not be read.
         """
         self._workers = workers
@@ -30,10 +34,13 @@ class Closed:
         self._erase = erase
         self._staying: dict[str, list[int]] = {}  # by tenant: there may be thousands, and who deletes has few
         self._unread: dict[str, set[int]] = {}  # places, by tenant
+        self._owed: dict[str, set[tuple[int, int]]] = {}  # places that could not be erased, by tenant
+        self._notes: list[Owe] = []  # that are being written
+        self._note_waiters: list[Waiter] = []
         self._queue: deque[tuple[int, str]] = deque()
         self._running: dict[int, str] = {}
         self._leaving: dict[str, set[int]] = {}  # in the queue or running, by tenant
-        self._waiters: list[tuple[set[int], Callable[[], None]]] = []  # answered when all of these have ended
+        self._waiters: list[Waiter] = []
         self.removed = 0
 
     def found(self, tenants: Mapping[int, str]) -> None:
@@ -44,6 +51,34 @@ class Closed:
     def found_unread(self, tenant: str, places: Sequence[int]) -> None:
         """Nobody knows what lies at these places of a tenant; they are nobody's, and quarantined."""
         self._unread.setdefault(tenant, set()).update(places)
+
+    def owe(self, segment: int, slot: int, tenant: str) -> None:
+        """This place, or all of a segment, could not be erased, and nothing is written there any more in this life."""
+        self._owed.setdefault(tenant, set()).add((segment, slot))
+
+    def when_noted(self, answer: Callable[[], None], tenant: str | None = None) -> None:
+        """Something of a tenant, None: of all, was dropped: call when what of it is owed was noted, or cannot be."""
+        for whose in list(self._owed) if tenant is None else (tenant,):
+            places = self._owed.pop(whose, set())
+            if places:
+                order = Owe(places, whose)
+                self._notes.append(order)
+                self._workers.submit([order])
+        mine = {id(order) for order in self._notes if tenant in (None, order.tenant)}
+        if mine:
+            self._note_waiters.append((mine, answer))
+        else:
+            answer()
+
+    def noted(self, order: Owe) -> None:
+        """It was, or could not be: then who deletes next has it tried again."""
+        self._notes.remove(order)
+        if order.outcome is not Outcome.DONE:
+            self._erasure.faults += 1
+            self._owed.setdefault(order.tenant, set()).update(order.places)
+        for orders, _ in self._note_waiters:
+            orders.discard(id(order))
+        _answer(self._note_waiters)
 
     def erase_unread(self, first: int, stop: int) -> None:
         """Of these places no more is to be found: their segment is to go."""
@@ -93,13 +128,11 @@ class Closed:
             if order.outcome is Outcome.DONE:
                 continue
             self._erasure.faults += 1
+            self.owe(order.segment, WHOLE, whose)
             if order.outcome is Outcome.FAILED:  # else its directory is gone
                 self._staying.setdefault(whose, []).append(order.segment)
         self._pump()
-        due = [answer for segments, answer in self._waiters if not segments]
-        self._waiters = [waiter for waiter in self._waiters if waiter[0]]
-        for answer in due:
-            answer()
+        _answer(self._waiters)
         return gone
 
     def _ended(self, segment: int, tenant: str) -> None:
@@ -114,3 +147,11 @@ class Closed:
             number, whose = self._queue.popleft()
             self._running[number] = whose
             self._workers.submit([DropSegment(number)])
+
+
+def _answer(waiters: list[Waiter]) -> None:
+    """Those that wait for nothing any more."""
+    due = [answer for waited, answer in waiters if not waited]
+    waiters[:] = [waiter for waiter in waiters if waiter[0]]
+    for answer in due:
+        answer()

@@ -29,6 +29,7 @@ from kvstore.tier.flushing import Flushing
 from kvstore.tier.format import Codec
 from kvstore.tier.loading import Loading
 from kvstore.tier.orders import (
+    WHOLE,
     Commit,
     DropSegment,
     Erase,
@@ -38,6 +39,7 @@ from kvstore.tier.orders import (
     Name,
     Order,
     Outcome,
+    Owe,
     Pack,
     Save,
 )  # fmt: skip
@@ -292,12 +294,15 @@ class Disk:
         elif isinstance(first, Pack):
             self.demotion.packed(batch, now_ns)  # type: ignore[arg-type]
         elif isinstance(first, Erase):
+            self._owe(batch)  # type: ignore[arg-type]
             self.erasure.finished(batch, lambda place: self.commits.erased(place, now_ns))  # type: ignore[arg-type]
         elif isinstance(first, Commit):
             if first.failed:
                 self._doubt(first.failed)
             rows = self.commits.committed(first, now_ns)
             self.demotion.admit(rows, self._tables.blocks["generation"][rows].tolist())
+        elif isinstance(first, Owe):
+            self.closed.noted(first)
         elif isinstance(first, MakeSegment):
             self.segments.made(first, self._tenants.get(first.tenant), now_ns)
             self.demotion.stuck = False
@@ -308,6 +313,18 @@ class Disk:
             if gone:
                 self.segments.dropped += gone
                 self.commits.touch(self.segments.first << int(self._tables.book[blocks.SHIFT]), now_ns)
+
+    def _owe(self, batch: Sequence[Erase]) -> None:
+        """What could not be erased may be found again: by a rebuild, or where the drive comes back as it was."""
+        position, shift = self.segments.position_of[batch[0].segment], int(self._tables.book[blocks.SHIFT])
+        for order in batch:
+            if order.outcome is not Outcome.DONE:
+                self.erasure.quarantined.add((position << shift) + order.slot)
+                self._owe_place(order.segment, order.slot)
+
+    def _owe_place(self, segment: int, slot: int) -> None:
+        pool = self.segments.pool_at(self.segments.position_of[segment])
+        self.closed.owe(segment, slot, pool.tenant.name)
 
     def _doubt(self, segments: set[int]) -> None:
         """A sync of these has failed: so may have what was written there before that, and is not heard of yet."""
@@ -340,10 +357,15 @@ class Disk:
 
     def when_erased(self, answer: Callable[[], None], tenant: Tenant | None = None) -> None:
         """Call when nothing of what was dropped of a tenant by now, None: of all, can come back from disk any more."""
+        whose = tenant.name if tenant else None
+
+        def noted() -> None:  # last of all: meanwhile a drive may have gone, with headers that are not erased
+            self.closed.when_noted(answer, whose)
+
         if not self.limits.disk_bytes:
             answer()
         else:
-            self.closed.when_gone(lambda: self._when_settled(answer, tenant), tenant.name if tenant else None)
+            self.closed.when_gone(lambda: self._when_settled(noted, tenant), whose)
 
     def _when_settled(self, answer: Callable[[], None], tenant: Tenant | None) -> None:
         saves = self._unsettled(tenant)
@@ -419,5 +441,7 @@ class Disk:
 
     def lost(self, segment: int, now_ns: int) -> None:
         """A segment's file is gone: forget what lay there. What is being read or written there ends by itself."""
+        if segment in self.segments.position_of:
+            self._owe_place(segment, WHOLE)
         self._lost.append(segment)
         self._drain_ns = min(self._drain_ns, now_ns)

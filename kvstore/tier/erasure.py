@@ -149,7 +149,7 @@ class Erasure:
         for order in batch:
             if order.outcome is Outcome.DONE:
                 self.erased += 1
-            else:  # the index forgets it all the same; only a rebuild from headers could find it again
+            else:  # it is noted elsewhere (`Closed.owe`), and the index forgets it
                 self.faults += 1
             erased(base + order.slot)
         one.running = []

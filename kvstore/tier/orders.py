@@ -120,6 +120,18 @@ class DropSegment:
     outcome: Outcome = Outcome.OPEN
 
 
+WHOLE = -1  # in place of a slot: all of a segment
+
+
+@dataclass(slots=True, eq=False)
+class Owe:
+    """Note, elsewhere than on its drive, what is to be erased should it be seen again. Durable before this is DONE."""
+
+    places: set[tuple[int, int]]  # segment and slot, or `WHOLE`
+    tenant: str
+    outcome: Outcome = Outcome.OPEN
+
+
 @dataclass(slots=True, eq=False)
 class Name:
     """A namespace for the index: `number` stands for it in records, for good."""
@@ -152,4 +164,4 @@ class Found:
     records: object  # ndarray of RECORD, read-only
 
 
-Order: TypeAlias = Pack | Load | Verify | Save | Erase | MakeSegment | DropSegment | Commit
+Order: TypeAlias = Pack | Load | Verify | Save | Erase | MakeSegment | DropSegment | Owe | Commit

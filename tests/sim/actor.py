@@ -123,6 +123,7 @@ class Seen:
     commit_faults: int = 0
     erased: int = 0
     vanished: int = 0
+    back: int = 0  # of these
     hung: int = 0
     drained: int = 0
     warm: int = 0

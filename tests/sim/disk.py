@@ -27,6 +27,7 @@ FAULTS = ((Save,), (Load,), (Erase,), (Commit,), (MakeSegment,), (Save, Load), (
 MOST_FAULTY_NS = 3 * 10**9
 MOST_HUNG_NS = 12 * 10**9
 NOTICED = 0.3  # of these times the store hears which drives hang
+BACK = 0.5  # of what vanished, at the end of a life
 HANGS = 0.05  # of the times at which threads end something, in one life of eight, a drive begins to hang
 
 
@@ -111,6 +112,7 @@ class DiskEvents:
         self.hanging = self.apart.random() < 0.125  # are there drives that hang?
         self.hung = 0  # drives, a bit each
         self.answers_ns = 0  # when they answer again
+        self.away: dict[int, tuple[bytearray, bytes]] = {}  # segments that vanished
         self.chains: dict[int, list[int]] = {}
         self.emptied = False  # was an arena, since they were listed?
         self.served_life = 0  # the last life in which disk served
@@ -208,10 +210,19 @@ class DiskEvents:
             return
         segment = self.rng.choice(sorted(position_of))
         self.lose([header.generation for header in drive.headers() if header.segment == segment])
-        drive.files.pop(segment, None)
-        drive.synced.pop(segment, None)
+        file, synced = drive.files.pop(segment, None), drive.synced.pop(segment, None)
+        if file is not None and synced is not None:
+            self.away[segment] = (file, synced)
         self.core.store.disk.lost(segment, self.core.clock.ns)
         self.seen.vanished += 1
+
+    def bring_back(self, drive: FakeDrive) -> None:
+        """What vanished is there again, now and then, as it was."""
+        for segment in [segment for segment in self.away if self.apart.random() < BACK]:
+            file, synced = self.away.pop(segment)
+            if segment not in drive.files:  # else its number was given again
+                drive.files[segment], drive.synced[segment] = file, synced
+                self.seen.back += 1
 
     def lose(self, numbers: Sequence[int]) -> None:
         """These copies may be missed."""
@@ -249,7 +260,9 @@ class DiskEvents:
         else:
             drive.lose_power(self.rng)
             self.tear()
-        if self.rng.random() < 0.4:
+        rebuilt = self.rng.random() < 0.4
+        self.bring_back(drive)
+        if rebuilt:
             drive.rebuild()
         drive.waiting.clear()
         self.crowded = drive.known_blocks() > self.core.store.limits.disk.rows

@@ -1,0 +1,58 @@
+"""What a start does with the note of `owed.py`: erase what is seen again, before anything is taken over."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.tier.format import RECORD
+from kvstore.tier.orders import WHOLE
+from kvstored.index_marks import sync_folder
+from kvstored.index_rebuild import Records, erase_headers
+from kvstored.index_scan import Scan, SegmentFile
+from kvstored.owed import Places, read_owed, write_owed
+
+
+def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
+    """Erase and remove what was seen again, and forget it. Returns the places, and segments that are not to be used in
+    this life, since something in them could not be erased or is noted still. Raises DamagedError, OSError.
+    """
+    stores = read_owed(path)
+    owed = stores.get((found.store or b"").hex(), set())
+    found.next_segment = max([found.next_segment, *(segment + 1 for segment, _ in owed)])
+    seen = {segment: found.segments[segment] for segment, _ in owed if segment in found.segments}
+    if not seen:
+        return set(), []
+    unfit = [number for number, segment in seen.items() if not _erased(segment, owed)]
+    stores[(found.store or b"").hex()] = {place for place in owed if place[0] not in seen or place[0] in unfit}
+    try:
+        write_owed(path, stores)
+    except OSError:
+        unfit = list(seen)
+    for number in seen:
+        if (number, WHOLE) in owed and number not in unfit:
+            del found.segments[number]
+    return owed, unfit
+
+
+def _erased(segment: SegmentFile, owed: Places) -> bool:
+    number = segment.superblock.segment
+    try:
+        if (number, WHOLE) in owed:
+            segment.path.unlink()
+            sync_folder(segment.path.parent)
+        else:
+            erase_headers(segment, [slot for of, slot in owed if of == number and slot < segment.whole_slots])
+    except OSError:
+        return False
+    return True
+
+
+def leave_out(places: Iterable[tuple[int, int]], records: Mapping[int, Records]) -> int:
+    """What the index still says of places that were erased. Returns how many blocks that were."""
+    blocks = 0
+    for segment, slot in places:
+        if segment in records and 0 <= slot < len(records[segment]):
+            blocks += int(records[segment]["generation"][slot] != 0)
+            records[segment][slot] = np.zeros((), RECORD)
+    return blocks

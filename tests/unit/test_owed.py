@@ -1,0 +1,120 @@
+"""What could not be erased is noted before anybody is told that it is gone, and erased by the start that sees it again."""
+
+from pathlib import Path
+
+import pytest
+
+from kvstore.tier.orders import WHOLE, Erase, Order, Outcome, Owe
+from kvstored.index_marks import OWED, DamagedError
+from kvstored.owed import PLACES, STORES, note_owed, read_owed
+from tests.core import Core, chain
+from tests.unit.test_disk import begin, fetch, make, put, successor
+
+STORE = b"s" * 16
+
+
+def refuses(core: Core, *kinds: type[Order]) -> None:
+    """Its drive refuses these."""
+    core.drive.fault = lambda order: Outcome.FAILED if isinstance(order, kinds) else None
+
+
+def recovered(core: Core, keys: list[bytes]) -> int:
+    """How many blocks of a chain a later life finds by headers."""
+    core.drive.rebuild()
+    after = successor(core)
+    client, namespace = begin(after)
+    return fetch(client, namespace, keys)
+
+
+def test_what_could_not_be_erased_is_noted_before_the_answer_and_erased_by_a_start() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys, others = chain(2, "deleted"), chain(2, "other")
+    put(client, namespace, keys)
+    put(client, namespace, others)
+    refuses(core, Erase)
+    answers = client.delete(namespace, keys[:1])
+    core.finish_all()
+    while not any(isinstance(batch[0], Owe) for batch in core.drive.waiting):
+        core.work()
+    assert answers == [], "not before it is noted"
+    core.work_all()
+    assert answers == [2]
+    assert len(core.drive.owed) == 2
+    core.audit()
+    core.drive.fault = lambda _order: None
+    assert recovered(core, keys) == 0
+    assert recovered(core, others) == 2, "the control"
+    assert not core.drive.owed, "done, and forgotten"
+
+
+def test_a_place_that_is_noted_is_not_written_in_this_life() -> None:
+    core = make()
+    client, namespace = begin(core)
+    keys = chain(2, "deleted")
+    put(client, namespace, keys)
+    refuses(core, Erase)
+    client.delete(namespace, keys[:1])
+    core.finish_all()
+    core.work_all()
+    core.drive.fault = lambda _order: None
+    later = chain(14, "later")
+    put(client, namespace, later)
+    written = {(header.segment, header.slot) for header in core.drive.headers() if header.key in later}
+    assert written
+    assert not written & core.drive.owed
+    assert recovered(core, later) == 14
+
+
+def test_where_it_cannot_be_noted_either_the_answer_comes_all_the_same_and_the_next_one_tries_again() -> None:
+    core = make()
+    client, namespace = begin(core)
+    put(client, namespace, chain(1, "first"))
+    put(client, namespace, chain(1, "second"))
+    refuses(core, Erase, Owe)
+    answers = client.delete(namespace, chain(1, "first"))
+    core.finish_all()
+    core.work_all()
+    assert answers == [1]
+    assert not core.drive.owed
+    refuses(core, Erase)
+    answers = client.delete(namespace, chain(1, "second"))
+    core.finish_all()
+    core.work_all()
+    assert answers == [1]
+    assert len(core.drive.owed) == 2
+    core.audit()
+
+
+class TestFile:
+    def test_holds_what_was_noted_by_store(self, tmp_path: Path) -> None:
+        path = tmp_path / "state" / OWED
+        assert read_owed(path) == {}
+        note_owed(path, STORE, {(1, 2), (3, WHOLE)})
+        note_owed(path, STORE, {(1, 4)})
+        note_owed(path, b"t" * 16, {(9, 9)})
+        assert read_owed(path) == {STORE.hex(): {(1, 2), (1, 4), (3, WHOLE)}, (b"t" * 16).hex(): {(9, 9)}}
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_that_is_damaged_is_said_and_left(self, tmp_path: Path) -> None:
+        path = tmp_path / OWED
+        note_owed(path, STORE, {(1, 2)})
+        whole = path.read_bytes()
+        for at in range(len(whole)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(DamagedError, match="nobody knows what was deleted"):
+                note_owed(path, STORE, {(3, 4)})
+            path.write_bytes(whole[:at])
+            with pytest.raises(DamagedError):
+                read_owed(path)
+        path.write_bytes(whole)
+        assert read_owed(path) == {STORE.hex(): {(1, 2)}}, "the control"
+
+    def test_is_bounded(self, tmp_path: Path) -> None:
+        path = tmp_path / OWED
+        with pytest.raises(OSError, match="places"):
+            note_owed(path, STORE, {(number, 0) for number in range(PLACES + 1)})
+        for number in range(STORES + 1):
+            note_owed(path, bytes([number]) * 16, {(1, 1)})
+        assert len(read_owed(path)) == STORES
+        assert bytes(16).hex() not in read_owed(path)
