@@ -41,6 +41,7 @@ def run(*, quick: bool) -> Results:
         results |= measure_write_behind(home, source[: GIB // BLOCK_BYTES], 2 if quick else 15)
         say("write behind: done")
         results |= measure_store(home, source, 2 if quick else 21)
+        results |= measure_stream(home, source, 2 if quick else 11)
     return results
 
 
@@ -222,37 +223,66 @@ def flush_all(home: Path, dram: str, blocks: Sequence[Bytes]) -> float:
 # -- in ----------------------------------------------------------------------------------------------------------
 
 CALL_BLOCKS = 16  # a `store` call: half the ring
+STREAM_DRAMS = 4  # times its memory that a stream is long
 
 
 def measure_store(home: Path, blocks: Sequence[Bytes], pairs: int) -> Results:
-    """What writing everything behind costs those who store, in turn with a daemon that has no disk.
-
-    Both daemons run all the time, the one that waits being idle: so the two halves of a pair lie within a second of
-    each other. Which memory a daemon was given tells for its whole life: whoever started first was up to 8 % slower,
-    disk or no disk. So half of the pairs are taken from daemons that were started the other way round.
+    """Blocks that all have room in memory. A daemon lets them lie there until it is nearly full, so most of the
+    writing comes after the last store: who stores pays for the rest of it alone, and `durable_share` tells how much
+    it was in the end, `durable_share_at_last_store` how much of it by then.
     """
-    turns = [_store_pairs(home, blocks, (pairs + 1) // 2, ours_first=ours_first) for ours_first in (True, False)]
-    ours, limit = (turns[0][i].joined(turns[1][i]) for i in (0, 1))
-    pairwise = [(mine - bare) / bare for mine, bare in zip(ours.seconds, limit.seconds, strict=True)]
+    ours, limit = _in_turn(home, blocks, len(blocks) * BLOCK_BYTES * 5 // 4, pairs)
     total = len(blocks) * BLOCK_BYTES
-    return {
-        "store_slowdown": median(pairwise),
-        "store_slowdown_worst": max(pairwise),
+    return _slowdown("store_slowdown", ours, limit) | {
         "durable_share": min(ours.durable_shares),
+        "durable_share_at_last_store": median(ours.early_shares),
         "store_gb_per_s": total / median(ours.seconds) / 1e9,
         "store_without_disk_gb_per_s": total / median(limit.seconds) / 1e9,
         "durable_after_last_store_s": median(ours.tails),
     }
 
 
+def measure_stream(home: Path, blocks: Sequence[Bytes], pairs: int) -> Results:
+    """The same blocks through a quarter of their memory: three quarters are stored while earlier ones are written, or
+    evicted unwritten where the drive is slower than who stores. Without a disk they are evicted as well.
+    """
+    dram_bytes = len(blocks) * BLOCK_BYTES // STREAM_DRAMS
+    ours, limit = _in_turn(home, blocks, dram_bytes, pairs)
+    total = len(blocks) * BLOCK_BYTES
+    return _slowdown("stream_slowdown", ours, limit) | {
+        "stream_drams": STREAM_DRAMS,
+        "stream_durable_share": min(ours.durable_shares),
+        "stream_durable_share_at_last_store": median(ours.early_shares),
+        "stream_gb_per_s": total / median(ours.seconds) / 1e9,
+        "stream_without_disk_gb_per_s": total / median(limit.seconds) / 1e9,
+    }
+
+
+def _slowdown(name: str, ours: "StoreRounds", limit: "StoreRounds") -> Results:
+    """What the disk tier costs those who store, as a share of what storing takes without it."""
+    pairwise = [(mine - bare) / bare for mine, bare in zip(ours.seconds, limit.seconds, strict=True)]
+    return {name: median(pairwise), f"{name}_worst": max(pairwise)}
+
+
+def _in_turn(home: Path, blocks: Sequence[Bytes], dram_bytes: int, pairs: int) -> "tuple[StoreRounds, StoreRounds]":
+    """A daemon that writes everything behind, in turn with one that has no disk.
+
+    Both daemons run all the time, the one that waits being idle: so the two halves of a pair lie within a second of
+    each other. Which memory a daemon was given tells for its whole life: whoever started first was up to 8 % slower,
+    disk or no disk. So half of the pairs are taken from daemons that were started the other way round.
+    """
+    halves = [_store_pairs(home, blocks, dram_bytes, (pairs + 1) // 2, ours_first=first) for first in (True, False)]
+    return halves[0][0].joined(halves[1][0]), halves[0][1].joined(halves[1][1])
+
+
 def _store_pairs(
-    home: Path, blocks: Sequence[Bytes], pairs: int, *, ours_first: bool
+    home: Path, blocks: Sequence[Bytes], dram_bytes: int, pairs: int, *, ours_first: bool
 ) -> "tuple[StoreRounds, StoreRounds]":
     """What the daemon with a disk did, and the one without."""
     starts = [(home / "ours", ("--disk", str(home / "ours" / "disk"), *DISK, *EVERYTHING)), (home / "limit", ())]
     with ExitStack() as stack:
         started = {
-            at.name: stack.enter_context(Storing.at(at, blocks, *arguments))
+            at.name: stack.enter_context(Storing.at(at, blocks, dram_bytes, *arguments))
             for at, arguments in (starts if ours_first else reversed(starts))
         }
         ours, limit = started["ours"], started["limit"]
@@ -268,13 +298,17 @@ class StoreRounds:
     """What storing all blocks took, time after time."""
 
     seconds: list[float] = field(default_factory=list)
-    durable_shares: list[float] = field(default_factory=list)
-    tails: list[float] = field(default_factory=list)  # seconds of `flush` after the last store
+    early_shares: list[float] = field(default_factory=list)  # durable when the last store was accepted
+    durable_shares: list[float] = field(default_factory=list)  # and after the `flush` that followed
+    tails: list[float] = field(default_factory=list)  # seconds of that
 
     def joined(self, more: "StoreRounds") -> "StoreRounds":
         """Both, one after the other."""
         return StoreRounds(
-            self.seconds + more.seconds, self.durable_shares + more.durable_shares, self.tails + more.tails
+            self.seconds + more.seconds,
+            self.early_shares + more.early_shares,
+            self.durable_shares + more.durable_shares,
+            self.tails + more.tails,
         )
 
 
@@ -288,10 +322,9 @@ class Storing:
 
     @staticmethod
     @contextmanager
-    def at(home: Path, blocks: Sequence[Bytes], *arguments: str) -> "Iterator[Storing]":
+    def at(home: Path, blocks: Sequence[Bytes], dram_bytes: int, *arguments: str) -> "Iterator[Storing]":
         """With DRAM, ring and disk ready for use."""
         home.mkdir(exist_ok=True)
-        dram_bytes = len(blocks) * BLOCK_BYTES * 5 // 4
         with (
             daemon_at(home, "--dram", f"{dram_bytes >> 20}MiB", *arguments) as running,
             client_of(running) as (_, namespace),
@@ -304,7 +337,7 @@ class Storing:
             yield Storing(namespace, blocks)
 
     def store_all(self) -> None:
-        """Into an empty pool, and away again."""
+        """Into a pool that has nothing else, and away again."""
         seconds = 0.0
         first: list[bytes] = []
         for start in range(0, len(self._blocks), CALL_BLOCKS):
@@ -315,7 +348,10 @@ class Storing:
             first.append(keys[0])
         self.rounds.seconds.append(seconds)
         tail = time.perf_counter()
-        self.rounds.durable_shares.append(self._namespace.flush(PATIENCE_S).durable / len(self._blocks))
+        early = self._namespace.flush(0.0).durable  # as it is; what this leaves undecided the next one speaks of
+        durable = early + self._namespace.flush(PATIENCE_S).durable
+        self.rounds.early_shares.append(early / len(self._blocks))
+        self.rounds.durable_shares.append(durable / len(self._blocks))
         self.rounds.tails.append(time.perf_counter() - tail)
         for key in first:
             self._namespace.delete([key])
