@@ -26,8 +26,9 @@ class Closed:
     """Which there are, and who waits until they are gone."""
 
     def __init__(self, workers: Workers, erasure: Erasure, erase: Callable[[int], None]) -> None:
-        """`erasure` counts what fails: it is noted before DELETE is answered, and the next one tries again. `erase`: a place
-        whose header could not be read.
+        """`erasure` counts what fails: it is noted before DELETE is answered, and the next one tries again.
+
+        `erase`: a place whose header could not be read.
         """
         self._workers = workers
         self._erasure = erasure

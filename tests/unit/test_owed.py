@@ -1,4 +1,4 @@
-"""What could not be erased is noted before anybody is told that it is gone, and erased by the start that sees it again."""
+"""What could not be erased is noted before DELETE is answered, and erased by the start that sees it again."""
 
 from pathlib import Path
 
