@@ -355,7 +355,7 @@ class Lease(Held):
         targets from the front are good, otherwise none is.
 
         Tensors may be on a GPU, all on one. Then `stream` is the one whose work so far must be over before they are
-        written to; they are written when this returns.
+        written to; they are written when this returns. After False none of them is good: the GPU may have failed.
         """
         memory = self._writable(targets, stream)
         if memory.device is None:

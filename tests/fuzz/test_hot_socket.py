@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -186,16 +187,20 @@ def _bombard(daemon: DaemonProcess, seed: int, rounds: int) -> None:
         namespace = bystander.open(model="after")
         assert bystander.reserve(namespace, [key(1)])[0].grant == 0
         assert _moves(daemon, device, memory.address)
-        assert until(lambda: count_of(daemon) == descriptors)  # all that came was closed
+        assert until(lambda: count_of(daemon) == descriptors), "not all that came was closed"
 
 
-def count_of(daemon: DaemonProcess) -> int:
-    """Descriptors of emulated memory that it has: of engines, and of its own tier."""
-    names = []
+KINDS = ("/memfd:kvstored-emulated-device", "/memfd:kvstored-ring", "socket:", "anon_inode:")
+
+
+def count_of(daemon: DaemonProcess) -> Counter[str]:
+    """Descriptors that it has of clients: their memory, rings, sockets and processes."""
+    kinds: Counter[str] = Counter()
     for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
         with suppress(OSError):
-            names.append(str(path.readlink()))
-    return sum("kvstored-emulated-device" in name for name in names)
+            name = str(path.readlink())
+            kinds.update(kind for kind in KINDS if name.startswith(kind))
+    return kinds
 
 
 def _moves(daemon: DaemonProcess, device: Emulation, address: int) -> bool:
