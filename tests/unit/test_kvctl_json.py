@@ -154,6 +154,7 @@ def fields_of(folder: Path, arguments: list[str]) -> list[str]:
     text = said.getvalue()
     objects = [text] if text.startswith("{\n") else text.splitlines()  # what follows something prints one a line
     assert objects, arguments
+    assert all("version" in json.loads(one) for one in objects), "each of them can be read alone"
     return sorted({path for one in objects for path in paths(json.loads(one))})
 
 
