@@ -98,6 +98,7 @@ class Drives:
         self._observe = observe
         self._owed = owed
         self._owing = threading.Lock()
+        self._said_owed = False
         self._store = store
         self._keys = keys
         self._view = view
@@ -403,7 +404,9 @@ class Drives:
         except (DamagedError, OSError) as error:
             log.warning("disk: what could not be erased could not be noted either: %s", error)
             return Outcome.FAILED
-        log.warning("disk: places=%d could not be erased, and are noted in %s", len(order.places), self._owed)
+        level = logging.DEBUG if self._said_owed else logging.WARNING
+        log.log(level, "disk: places=%d could not be erased, and are noted in %s", len(order.places), self._owed)
+        self._said_owed = True  # each DELETE may have some
         return Outcome.DONE
 
     def _carry_out_on(self, segment: Segment, piece: Piece, scratch: Scratch) -> None:
