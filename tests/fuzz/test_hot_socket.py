@@ -187,7 +187,8 @@ def _bombard(daemon: DaemonProcess, seed: int, rounds: int) -> None:
         namespace = bystander.open(model="after")
         assert bystander.reserve(namespace, [key(1)])[0].grant == 0
         assert _moves(daemon, device, memory.address)
-        assert until(lambda: count_of(daemon) == descriptors), "not all that came was closed"
+        # All that came was closed; what was there before may have gone, such as the session that saw it serve.
+        assert until(lambda: count_of(daemon) <= descriptors), (descriptors, count_of(daemon))
 
 
 KINDS = ("/memfd:kvstored-emulated-device", "/memfd:kvstored-ring", "socket:", "anon_inode:")
