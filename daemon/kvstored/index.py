@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,9 +35,10 @@ from kvstore.tier.format import RECORD, seal_chunk
 from kvstore.tier.orders import Commit, Found
 from kvstored import index_wire
 from kvstored.index_loaded import Loaded, parse_loaded
-from kvstored.index_marks import MAP_BYTES, VersionError, mark_doubtful, pack_name
+from kvstored.index_marks import MAP_BYTES, DamagedError, VersionError, mark_doubtful, pack_name
 from kvstored.index_scan import scan, scan_names
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
+from kvstored.owed import beyond, read_owed
 
 log = logging.getLogger(__name__)
 
@@ -382,6 +383,9 @@ class Index:
             found = scan(self._directories)
         except (VersionError, OSError):
             found = scan_names(self._directories)
+        if self._owed is not None:
+            with suppress(DamagedError, OSError):  # as good as can be: nothing on disk is used in this life
+                found.next_segment = max(found.next_segment, beyond(read_owed(self._owed), found.store))
         ours = [file.superblock for file in found.segments.values()]
         return Loaded(
             store=found.store or b"",

@@ -160,12 +160,17 @@ def read_store(directory: Path) -> bytes | None:
 def write_store(directory: Path, store: bytes) -> None:
     """Durable, and whole or not at all. Raises OSError."""
     assert len(store) == STORE_BYTES
-    new = directory / f"{STORE_FILE}.new"
+    write_sealed(directory / STORE_FILE, _STORE.pack(_STORE_MAGIC, INDEX_VERSION, store))
+
+
+def write_sealed(path: Path, value: bytes) -> None:
+    """A small value as a file, durable, and whole or not at all. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)  # whatever it is, a pipe among others
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(seal(_STORE.pack(_STORE_MAGIC, INDEX_VERSION, store)))
+        file.write(seal(value))
         file.flush()
         os.fsync(file.fileno())
-    new.replace(directory / STORE_FILE)
-    sync_folder(directory)
+    new.replace(path)
+    sync_folder(path.parent)

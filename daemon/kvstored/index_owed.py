@@ -10,7 +10,7 @@ from kvstore.tier.orders import WHOLE
 from kvstored.index_marks import sync_folder
 from kvstored.index_rebuild import Records, erase_headers
 from kvstored.index_scan import Scan, SegmentFile
-from kvstored.owed import Places, read_owed, write_owed
+from kvstored.owed import Places, beyond, read_owed, write_owed
 
 
 def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
@@ -19,19 +19,19 @@ def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
     """
     stores = read_owed(path)
     owed = stores.get((found.store or b"").hex(), set())
-    found.next_segment = max([found.next_segment, *(segment + 1 for segment, _ in owed)])
+    found.next_segment = max(found.next_segment, beyond(stores, found.store))
     seen = {segment: found.segments[segment] for segment, _ in owed if segment in found.segments}
     if not seen:
         return set(), []
     unfit = [number for number, segment in seen.items() if not _erased(segment, owed)]
+    for number in seen:
+        if (number, WHOLE) in owed and number not in unfit:
+            del found.segments[number]
     stores[(found.store or b"").hex()] = {place for place in owed if place[0] not in seen or place[0] in unfit}
     try:
         write_owed(path, stores)
     except OSError:
-        unfit = list(seen)
-    for number in seen:
-        if (number, WHOLE) in owed and number not in unfit:
-            del found.segments[number]
+        unfit = [number for number in seen if number in found.segments]
     return owed, unfit
 
 

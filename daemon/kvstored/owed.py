@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from kvstored.index_marks import OWED, DamagedError, seal, sync_folder, unseal
+from kvstored.index_marks import DamagedError, unseal, write_sealed
 
 VERSION: Final = 1
 STORES: Final = 16  # remembered; of more the ones that were noted first are forgotten
@@ -41,6 +41,11 @@ def read_owed(path: Path) -> dict[str, Places]:
         raise DamagedError(f"{path} is not what was written ({error}): nobody knows what was deleted") from error
 
 
+def beyond(stores: Mapping[str, Places], store: bytes | None) -> int:
+    """The first number above all that are noted of a store."""
+    return max((segment + 1 for segment, _ in stores.get((store or b"").hex(), ())), default=0)
+
+
 def note_owed(path: Path, store: bytes, places: Iterable[tuple[int, int]]) -> None:
     """Durable when this returns. Raises DamagedError, OSError."""
     stores = read_owed(path)
@@ -56,12 +61,4 @@ def write_owed(path: Path, stores: Mapping[str, Places]) -> None:
     """All of it, durable when this returns. Raises OSError."""
     listed = {name: sorted(its) for name, its in stores.items() if its}
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f"{OWED}.new")
-    beside.unlink(missing_ok=True)
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(seal(json.dumps({f"version {VERSION}": listed}).encode()))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)
+    write_sealed(path, json.dumps({f"version {VERSION}": listed}).encode())

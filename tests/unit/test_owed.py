@@ -1,13 +1,20 @@
 """What could not be erased is noted before DELETE is answered, and erased by the start that sees it again."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import WHOLE, Erase, Order, Outcome, Owe
+from kvstored import index_owed
+from kvstored.index import Index
 from kvstored.index_marks import OWED, DamagedError
-from kvstored.owed import PLACES, STORES, note_owed, read_owed
+from kvstored.index_owed import carry_out
+from kvstored.index_scan import Scan, scan
+from kvstored.owed import PLACES, STORES, beyond, note_owed, read_owed
 from tests.core import Core, chain
+from tests.segments import block, make_segment, path_of
 from tests.unit.test_disk import begin, fetch, make, put, successor
 
 STORE = b"s" * 16
@@ -110,6 +117,19 @@ class TestFile:
         path.write_bytes(whole)
         assert read_owed(path) == {STORE.hex(): {(1, 2)}}, "the control"
 
+    def test_keeps_its_numbers_from_other_segments(self, tmp_path: Path) -> None:
+        path = tmp_path / OWED
+        assert beyond(read_owed(path), STORE) == 0
+        note_owed(path, STORE, {(1, 2), (7, WHOLE)})
+        make_segment(tmp_path, 3, 4, store=STORE)
+        for owed, first in ((path, 8), (None, 4)):
+            index = Index([tmp_path], lambda: None, owed=owed)
+            index._lose("no child can be started")
+            loaded = index.take_loaded()
+            assert loaded is not None
+            assert loaded.next_segment == first
+            index.stop()
+
     def test_is_bounded(self, tmp_path: Path) -> None:
         path = tmp_path / OWED
         with pytest.raises(OSError, match="places"):
@@ -118,3 +138,62 @@ class TestFile:
             note_owed(path, bytes([number]) * 16, {(1, 1)})
         assert len(read_owed(path)) == STORES
         assert bytes(16).hex() not in read_owed(path)
+
+
+class TestStart:
+    """What a start does with the note, on segments of a real folder."""
+
+    def prepared(self, tmp_path: Path) -> tuple[Path, Scan]:
+        """Three segments with a block each. Noted: a slot, a whole one, one that is not there, and another store's."""
+        for segment in (1, 2, 3):
+            make_segment(tmp_path, segment, 4, [block(segment, segment, 0)])
+        note = tmp_path / "state" / OWED
+        found = scan([tmp_path])
+        assert found.store is not None
+        note_owed(note, found.store, {(1, 0), (2, WHOLE), (9, WHOLE)})
+        note_owed(note, b"another store...", {(3, 0)})
+        return note, found
+
+    def test_erases_what_it_sees_and_forgets_it(self, tmp_path: Path) -> None:
+        note, found = self.prepared(tmp_path)
+        store = (found.store or b"").hex()
+        places, unfit = carry_out(note, found)
+        assert ((1, 0) in places, unfit, found.next_segment) == (True, [], 10)
+        assert sorted(found.segments) == [1, 3]
+        assert not path_of(tmp_path, 2).exists()
+        assert self.headers(found) == {3}, "another store's note is not ours, and the control"
+        assert read_owed(note)[store] == {(9, WHOLE)}
+
+    def test_leaves_out_of_this_life_what_it_cannot_erase(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        note, found = self.prepared(tmp_path)
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.EIO, "the drive refuses")
+
+        monkeypatch.setattr(index_owed, "erase_headers", refused)
+        _, unfit = carry_out(note, found)
+        assert unfit == [1]
+        assert read_owed(note)[(found.store or b"").hex()] == {(1, 0), (9, WHOLE)}, "and tries again"
+
+    def test_uses_nothing_of_which_the_note_still_says_that_it_is_owed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or what is written there in this life would be erased by the next one."""
+        note, found = self.prepared(tmp_path)
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.EROFS, "the folder of state is read-only")
+
+        monkeypatch.setattr(index_owed, "write_owed", refused)
+        _, unfit = carry_out(note, found)
+        assert (unfit, sorted(found.segments), found.next_segment) == ([1], [1, 3], 10)
+
+    def headers(self, found: Scan) -> set[int]:
+        """Segments of which the first slot has a header."""
+        return {
+            number
+            for number, segment in found.segments.items()
+            if any(segment.path.read_bytes()[segment.header_offset(0) :][:HEADER_BYTES])
+        }
