@@ -27,6 +27,7 @@ from kvstore.tier.format import (
 from kvstore.tier.orders import Commit, Name
 from kvstored.index import Index, State
 from kvstored.index_loaded import Loaded
+from kvstored.mounts import Mounts
 
 STORE = bytes(range(16))
 SLOT_BYTES = 2 * PAGE_BYTES
@@ -176,10 +177,14 @@ class Opened:
 
 
 @contextmanager
-def opened(*directories: Path, map_bytes: int = 1 << 26, commit_s: float = PATIENCE_S) -> Iterator[Opened]:
+def opened(
+    *directories: Path, map_bytes: int = 1 << 26, commit_s: float = PATIENCE_S, mounts: Mounts | None = None
+) -> Iterator[Opened]:
     """An index over these directories, from its start to its stop."""
     woken = Event()
-    index = Index(directories, woken.set, map_bytes=map_bytes, commit_s=commit_s, answer_s=PATIENCE_S)
+    index = Index(
+        directories, woken.set, map_bytes=map_bytes, commit_s=commit_s, answer_s=PATIENCE_S, mounts=mounts
+    )  # fmt: skip
     index.start()
     try:
         yield Opened(index, woken)

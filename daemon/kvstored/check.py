@@ -28,6 +28,8 @@ from kvstored.index_marks import FOLDER, MAP_BYTES, VersionError
 from kvstored.index_rebuild import Collected, Records, erase_headers, judge_header, padded_slots, superseded
 from kvstored.index_scan import Scan, SegmentFile, scan
 from kvstored.index_wire import Kind
+from kvstored.mounts import MOUNTS, Mounts
+from kvstored.units import ConfigError
 
 EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
@@ -96,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     report, code = Report(), EX_CONFIG
     try:
+        _refuse_absent(options.state_dir, options.directories)
         report = check(options.directories, _say, repair=options.repair)
         outcome, code = "done", 0 if report.clean else 1
     except DirectoryHeldError as error:
@@ -136,6 +139,19 @@ def check(directories: Sequence[Path], say: Say, *, repair: bool) -> Report:
         if repair and not report.clean:
             _repair(directories, found, damaged, say)
     return report
+
+
+def _refuse_absent(given: Path | None, directories: Sequence[Path]) -> None:
+    """Raises UnusableError for those whose drives are not mounted, as far as a daemon's folder of state knows."""
+    from kvstored.check_audit import state_dir  # noqa: PLC0415  configuration
+
+    try:
+        folder = state_dir(os.environ) if given is None else given
+    except (ConfigError, OSError):
+        folder = None
+    absent = Mounts(folder / MOUNTS, directories).absent if folder else {}
+    if absent:
+        raise UnusableError("; ".join(f"{directory}: {why}" for directory, why in absent.items()))
 
 
 def _say(text: str) -> None:

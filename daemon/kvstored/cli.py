@@ -27,7 +27,10 @@ from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.index_marks import OWED
 from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
+from kvstored.mounts import MOUNTS, Mounts
 from kvstored.service import HOT_SOCKET, service_of
+
+log = logging.getLogger(__name__)
 
 EX_USAGE = 2
 EX_TEMPFAIL = 75
@@ -248,16 +251,30 @@ def _explained(what: str, folder: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
+def _remember(mounts: Mounts) -> None:
+    try:
+        mounts.remember()
+    except OSError as error:  # it does without: then a drive that is not mounted at the next start is not missed
+        log.warning("disk: where the directories lie cannot be noted: %s", error)
+
+
 @contextmanager
 def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
-    """The disk directories are ours, and their index is being read, if there are any. Raises OSError."""
-    directories, loop = loaded.config.disk_directories, Loop()
+    """The disk directories are ours, and their index is being read, if there are any. Those that are absent are left
+    out; without the first one nothing is held, since nothing on disk is used then. Raises OSError.
+    """
+    directories, loop, folder = loaded.config.disk_directories, Loop(), loaded.config.state_dir
+    mounts = Mounts(folder / MOUNTS, directories)
+    for directory, why in mounts.absent.items():
+        log.warning("disk: directory=%s is left out: %s", directory, why)
     with ExitStack() as stack:
-        for directory in directories:
-            with _explained("disk directory", directory, "--disk"):
-                stack.enter_context(hold_directory(directory))
-        owed = loaded.config.state_dir / OWED
-        index = Index(directories, loop.wake, owed=owed) if directories else None
+        if directories and directories[0] not in mounts.absent:
+            for directory in directories:
+                if directory not in mounts.absent:
+                    with _explained("disk directory", directory, "--disk"):
+                        stack.enter_context(hold_directory(directory))
+            _remember(mounts)
+        index = Index(directories, loop.wake, owed=folder / OWED, mounts=mounts) if directories else None
         if index is not None:
             index.start()
         yield loop, index

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,15 @@ from kvstore.tier.orders import DropSegment, Erase, Load, MakeSegment, Order, Ou
 from kvstore.tier.scrub import NOWHERE
 from kvstored import drive_work
 from kvstored.drive_files import Files
-from kvstored.drive_health import Directory, DriveState, DriveStatus
+from kvstored.drive_health import Directory, DriveState, DriveStatus, NotToBeUsedError
 from kvstored.drive_keys import StoreKeys
 from kvstored.drive_queues import Batch, Lanes, Piece, cut_evenly, cut_loads, cut_saves
 from kvstored.drive_segments import Segment, remove_unfinished
 from kvstored.drive_work import Scratch
+from kvstored.index import DirectoryHeldError, hold_directory
 from kvstored.index_marks import DamagedError
 from kvstored.metrics_timing import Timings
+from kvstored.mounts import Mounts
 from kvstored.niceness import be_nice
 from kvstored.owed import note_owed
 
@@ -85,10 +88,11 @@ class Drives:
         self, directories: Sequence[Path], segment_bytes: int, store: bytes, view: Callable[[int], Bytes],
         wake: Callable[[], None], *, readers: int, writers: int, packers: int, files: Files | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None, keys: StoreKeys | None = None,
-        observe: Observe | None = None, owed: Path | None = None,
+        observe: Observe | None = None, owed: Path | None = None, mounts: Mounts | None = None,
     ) -> None:  # fmt: skip
         """`readers` and `writers` are threads of each directory, `packers` of all. With `keys` payloads are encrypted.
-        `owed`: the file for what could not be erased; without, it is not noted.
+        `owed`: the file for what could not be erased; without, it is not noted. `mounts` says which directories the
+        caller does not hold, since they were absent: those are held from when they are there.
 
         `view` gives an arena's writable bytes and is called by `submit`. `wake` is called on a thread of these
         whenever `take_done`, `gone_segments` or `status` may have news.
@@ -103,6 +107,9 @@ class Drives:
         self._keys = keys
         self._view = view
         self._wake = wake
+        self._mounts = mounts or Mounts()
+        self._unheld = set(self._mounts.absent)
+        self._held = ExitStack()
         files = files or Files()
         self._drives = [_Drive(self._directory(path, files, now_ns)) for path in directories]
         self._segments: dict[int, Segment] = {}
@@ -158,6 +165,7 @@ class Drives:
         self._join(self._checking, until)
         for segment in self._segments.values():
             segment.drop()
+        self._held.close()
 
     def adopt(self, segment: int, directory: Path) -> None:
         """Take over a segment that was found at start; its file is opened when it is first needed."""
@@ -305,9 +313,20 @@ class Drives:
     # -- worker threads ------------------------------------------------------------------------------------------
 
     def _directory(self, path: Path, files: Files, now_ns: Callable[[], int]) -> Directory:
-        return Directory(
-            path, self._segment_bytes, files, now_ns, lambda folder: remove_unfinished(files, folder, self._store)
-        )
+        def opened(folder: Path) -> None:
+            self._hold(path)
+            remove_unfinished(files, folder, self._store)
+
+        return Directory(path, self._segment_bytes, files, now_ns, opened, self._mounts)
+
+    def _hold(self, path: Path) -> None:
+        """Raises NotToBeUsedError."""
+        if path in self._unheld:
+            try:
+                self._held.enter_context(hold_directory(path))
+            except (DirectoryHeldError, OSError) as error:
+                raise NotToBeUsedError(str(error)) from None
+            self._unheld.remove(path)
 
     def _add(self, name: str, run: Callable[[], None]) -> None:
         self._threads.append(_thread(name, run))

@@ -9,7 +9,8 @@
          `----------- probe every 10 s: back to OK <----------------'
 
 READ-ONLY and FULL take no new segments. FAILING takes nothing but erasing and dropping, and what waits in its queues
-fails at once. GONE: its segments are no more in this life; a folder that is there later begins empty.
+fails at once. GONE: its segments are no more in this life; a folder that is there later begins empty. Nothing is made
+where no drive is mounted though one was (`mounts.py`): a directory that is so at start is GONE from the beginning.
 What is deleted meanwhile is noted elsewhere (`owed.py`), since the next life may find them again.
 """
 
@@ -28,6 +29,7 @@ from typing import Final
 from kvkernels.aligned import aligned
 from kvproto.limits import PAGE_BYTES
 from kvstored.drive_files import Files, transfer
+from kvstored.mounts import Mounts
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,10 @@ class DriveState(StrEnum):
     GONE = "gone"
 
 
+class NotToBeUsedError(Exception):
+    """Nothing is to be made in a directory now; says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class DriveStatus:
     """What an operator sees of a directory."""
@@ -72,13 +78,18 @@ class Directory:
     """A directory and its health. Any thread, but for what says otherwise."""
 
     def __init__(
-        self, path: Path, segment_bytes: int, files: Files, now_ns: Callable[[], int], opened: Callable[[Path], None]
-    ) -> None:
-        """`now_ns` is a clock that never goes back; `opened` is called with a folder that is going to be used."""
+        self, path: Path, segment_bytes: int, files: Files, now_ns: Callable[[], int], opened: Callable[[Path], None],
+        mounts: Mounts,
+    ) -> None:  # fmt: skip
+        """`now_ns` is a clock that never goes back; `opened` is called with a folder that is going to be used, and may
+        raise OSError, NotToBeUsedError.
+        """
         self.path = path
         self.folder = path / "segments"
         self.files = files
-        self.state = DriveState.OK
+        self._mounts = mounts
+        self._reason = mounts.absent.get(path, "")
+        self.state = DriveState.GONE if self._reason else DriveState.OK
         self.direct = True
         self.ready = threading.Event()  # it was looked at once: `direct` is known
         self.lost = False  # its segments are no more, and the owner has not been told yet
@@ -87,7 +98,6 @@ class Directory:
         self._now_ns = now_ns
         self._opened = opened
         self._lock = threading.Lock()
-        self._reason = ""
         self._identity = (0, 0)
         self._free_bytes = self._capacity_bytes = self._read_bytes = self._written_bytes = 0
         self._errors = self._errors_in_a_row = self._damaged = 0
@@ -224,14 +234,14 @@ class Directory:
                     return
                 self._open()
             elif self.files.identity(self.folder) != self._identity:
-                self._lose(f"{self.folder} is another folder now")
+                self._lose(self._mounts.why_absent(self.path) or f"{self.folder} is another folder now")
                 return
             self._free_bytes, self._capacity_bytes = self.files.space(self.folder)
             if probe:
                 self._probe()
                 self._recover()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._lose(str(error))
+        except (FileNotFoundError, NotADirectoryError, NotToBeUsedError) as error:
+            self._lose(self._mounts.why_absent(self.path) or str(error))
         except OSError as error:
             self.failed("look", error)
             if self.state is DriveState.OK and not self.ready.is_set():
@@ -239,6 +249,8 @@ class Directory:
                     self._turn(DriveState.FAILING, str(error))
 
     def _open(self) -> None:
+        if why := self._mounts.why_absent(self.path):
+            raise NotToBeUsedError(why)
         self.files.make_folder(self.folder)
         self._identity = self.files.identity(self.folder)
         self._opened(self.folder)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from importlib.util import find_spec
@@ -36,8 +36,9 @@ from kvstore.tier.orders import Commit, Found
 from kvstored import index_wire
 from kvstored.index_loaded import Loaded, parse_loaded
 from kvstored.index_marks import MAP_BYTES, DamagedError, VersionError, mark_doubtful, pack_name
-from kvstored.index_scan import scan, scan_names
+from kvstored.index_scan import UNSEEN, Scan, scan, scan_names
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
+from kvstored.mounts import Mounts
 from kvstored.owed import beyond, read_owed
 
 log = logging.getLogger(__name__)
@@ -95,15 +96,16 @@ class Child:
 
     def __init__(
         self, directories: Sequence[Path], *, rebuild: str = "", look: bool = False, map_bytes: int,
-        owed: Path | None = None,
+        owed: Path | None = None, absent: Mapping[Path, str] | None = None,
     ) -> None:  # fmt: skip
         """`rebuild`: why not to believe the index. `look`: read it, change nothing, end. `owed`: the file of what is to
-        be left out. Raises OSError.
+        be left out. `absent`: directories to stay out of, with the reason; not the first. Raises OSError.
         """
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = {
             "fd": theirs.fileno(), "parent": os.getpid(), "directories": [str(each) for each in directories],
             "rebuild": rebuild, "look": look, "map_bytes": map_bytes, "owed": str(owed or ""),
+            "absent": {str(each): why for each, why in (absent or {}).items()},
         }  # fmt: skip
         try:
             self.process = subprocess.Popen(  # noqa: S603  this program
@@ -144,9 +146,10 @@ class Index:
     def __init__(
         self, directories: Sequence[Path], wake: Callable[[], None], *,
         answer_s: float = ANSWER_S, commit_s: float = ANSWER_S, map_bytes: int = MAP_BYTES, owed: Path | None = None,
+        mounts: Mounts | None = None,
     ) -> None:  # fmt: skip
-        """`wake` is called on other threads whenever there is something to take. The first directory has the index.
-        `owed`: see `owed.py`.
+        """`wake` is called on other threads whenever there is something to take. The first directory has the index: if
+        that is absent, there is none in this life, and nothing on disk is used. `owed`: see `owed.py`.
 
         A child that says nothing for `answer_s` before it has loaded counts as hung.
         """
@@ -156,6 +159,7 @@ class Index:
         self._commit_s = commit_s
         self._map_bytes = map_bytes
         self._owed = owed
+        self.mounts = mounts or Mounts()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._changed = threading.Condition()  # guards what follows
@@ -257,10 +261,16 @@ class Index:
         if find_spec("lmdb") is None:  # every child would say so at length, and end
             self._lose("the package lmdb is not installed; it comes with kvstored[daemon]")
             return
+        if self._directories[0] in self.mounts.absent:
+            self._lose(f"{self._directories[0]}: {self.mounts.absent[self._directories[0]]}")
+            return
         reason, died, passing = "", 0, 0
         while died <= REBUILDS:
             try:
-                child = Child(self._directories, rebuild=reason, map_bytes=self._map_bytes, owed=self._owed)
+                child = Child(
+                    self._directories, rebuild=reason, map_bytes=self._map_bytes, owed=self._owed,
+                    absent=self.mounts.absent,
+                )  # fmt: skip
             except OSError as error:
                 reason, died = f"no index child can be started: {error}", died + 1
                 continue
@@ -357,6 +367,9 @@ class Index:
         return self._state is State.LOST and self._marked
 
     def _mark(self) -> None:
+        if why := self.mounts.why_absent(self._directories[0]):
+            log.warning("index: cannot be marked doubtful: %s", why)
+            return
         try:
             mark_doubtful(self._directories[0])
             self._marked = True
@@ -379,10 +392,13 @@ class Index:
         """Start empty, past every number that a file has, and past every generation that there can be. What lies in
         segments of ours nobody knows, but whose they are: the next start may read them.
         """
+        absent = self.mounts.absent
         try:
-            found = scan(self._directories)
+            found = Scan() if self._directories[0] in absent else scan(self._directories, absent)
         except (VersionError, OSError):
-            found = scan_names(self._directories)
+            found = scan_names(self._directories, absent)
+        if absent:
+            found.next_segment += UNSEEN
         if self._owed is not None:
             with suppress(DamagedError, OSError):  # as good as can be: nothing on disk is used in this life
                 found.next_segment = max(found.next_segment, beyond(read_owed(self._owed), found.store))

@@ -77,7 +77,8 @@ def _read(link: socket.socket, directories: list[Path], request: dict[str, Any])
                 from kvstored.index_reader import load  # noqa: PLC0415  NumPy stays out of this process
 
                 owed = Path(request["owed"]) if request["owed"] else None
-                load(link, directories, request["rebuild"], request["map_bytes"], owed, look=request["look"])
+                absent = {Path(directory): why for directory, why in request["absent"].items()}
+                load(link, directories, absent, request["rebuild"], request["map_bytes"], owed, look=request["look"])
                 code = 0
         except BaseException:  # noqa: BLE001  whatever it was: it must not return into the parent's stack
             traceback.print_exc()

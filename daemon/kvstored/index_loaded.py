@@ -3,7 +3,7 @@
 import json
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,9 @@ class Loaded:
     rebuilt: str  # why the index was made anew; empty if it was not
     dropped: int  # records or headers that were of no use
     closed: frozenset[int] = frozenset()  # segments that could not be read: nobody knows what lies there
+    # Segments that the index knows and no directory has while one is absent, or cannot be looked into. With their
+    # tenants; empty: nobody knows.
+    unseen: dict[int, str] = field(default_factory=dict)
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -82,5 +85,6 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         rebuilt=head["rebuilt"],
         dropped=head["dropped"],
         closed=frozenset(head["closed"]),
+        unseen=dict(head["unseen"]),
     )
     return loaded, head["unwritten"]

@@ -10,9 +10,9 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,7 @@ from kvstored.index_marks import (
 )
 from kvstored.index_owed import carry_out, leave_out
 from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
-from kvstored.index_scan import SEGMENTS, Scan, scan
+from kvstored.index_scan import SEGMENTS, UNSEEN, Scan, scan
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
 
 READ_CPU_S: Final = 60.0  # 1,000,000 records take 0.1 s: whoever needs this much walks in circles
@@ -51,6 +51,7 @@ class Contents:
     rebuilt: str = ""
     unwritten: str = ""  # why there is no index file in spite of all
     closed: Sequence[int] = ()  # segments that could not be read
+    unseen: dict[int, str] = field(default_factory=dict)  # see `Loaded`
 
 
 class Target:
@@ -108,6 +109,7 @@ class Target:
             "rebuilt": contents.rebuilt,
             "unwritten": contents.unwritten,
             "closed": list(contents.closed),
+            "unseen": list(contents.unseen.items()),
             "dropped": contents.dropped,
         }
         packed = json.dumps(head).encode()
@@ -116,17 +118,19 @@ class Target:
 
 
 def load(
-    link: socket.socket, directories: Sequence[Path], rebuild: str, map_bytes: int, owed: Path | None, *, look: bool
-) -> None:
-    """Send LOADED, or FAILED. `rebuild`: why the index is not to be believed. `owed`: file of what is to be left out.
-    `look`: change nothing on disk.
+    link: socket.socket, directories: Sequence[Path], absent: Mapping[Path, str], rebuild: str, map_bytes: int,
+    owed: Path | None, *, look: bool,
+) -> None:  # fmt: skip
+    """Send LOADED, or FAILED. `absent`: directories to stay out of, with the reason; not the first. `rebuild`: why the
+    index is not to be believed. `owed`: file of what is to be left out. `look`: change nothing on disk.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         if not look:
             for directory in directories:
-                _make_folder(directory)
-        found = scan(directories)
+                if directory not in absent:
+                    _make_folder(directory)
+        found = scan(directories, absent)
         erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
         target = Target(found)
         reason = rebuild or _doubt(directories[0], found)
@@ -142,6 +146,8 @@ def load(
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
         contents.dropped += leave_out(erased, target.records)
         contents.closed = [*contents.closed, *unfit]
+        if absent or (found.unreadable and contents.rebuilt):  # the index lacks what was never committed, or all there
+            found.next_segment += UNSEEN
     except (VersionError, DamagedError, OSError) as error:
         number = error.errno or 0 if isinstance(error, OSError) else 0
         index_wire.send(link, Message(Kind.FAILED, number, text=str(error)))
@@ -198,7 +204,9 @@ def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Conten
             digest ^= entry_hash(key, value)
             if len(names) > state.names:
                 raise DamagedError("too many names")
-    chunks, dropped, highest_segment, chunk_digest = _read_chunks(index, state.chunks, target)
+    unseen: dict[int, int] = {}
+    chunks, dropped, highest_segment, chunk_digest = _read_chunks(index, state.chunks, target, unseen)
+    dropped = 0 if found.unreadable else dropped  # or they are of use again
     if (chunks, len(names), digest ^ chunk_digest) != (state.chunks, state.names, state.digest):
         raise DamagedError("entries are missing, or others are there")
     found.next_segment = max(found.next_segment, highest_segment + 1)
@@ -209,11 +217,16 @@ def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Conten
         dropped += int(np.count_nonzero(beyond))
         records[segment.whole_slots :] = np.zeros((), RECORD)
         _check_names(records, names, segment.superblock.tenant)
-    return Contents(names, highest, dropped)
+    owners = {segment: names[number][0] if number in names else "" for segment, number in unseen.items()}
+    return Contents(names, highest, dropped, unseen=owners if found.unreadable else {})
 
 
-def _read_chunks(index: IndexFile, most: int, target: Target) -> tuple[int, int, int, int]:
-    """Copy all chunks into the target: how many, records of unknown segments, highest segment, digest."""
+def _read_chunks(
+    index: IndexFile, most: int, target: Target, unseen: dict[int, int]
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """Copy all chunks into the target: how many, records of unknown segments, highest segment, digest. `unseen`: takes
+    these segments, each with the number of a namespace there, 0 if it has no blocks.
+    """
     into = target.all.view(np.uint8).data if target.record_bytes else memoryview(bytearray())
     places = {number: (offset, len(target.records[number])) for number, offset in target.offsets.items()}
     chunk_bytes = CHUNK_SLOTS * RECORD.itemsize
@@ -232,7 +245,10 @@ def _read_chunks(index: IndexFile, most: int, target: Target) -> tuple[int, int,
             segment, chunk = CHUNK_KEY.unpack(key)
             offset, slots = places.get(segment, (0, 0))
             if not slots:
-                dropped += int(np.count_nonzero(np.frombuffer(records, RECORD)["generation"]))
+                lost = np.frombuffer(records, RECORD)
+                used = np.flatnonzero(lost["generation"])
+                dropped += used.size
+                unseen[segment] = int(lost["namespace"][used[0]]) if used.size else unseen.get(segment, 0)
             elif chunk * CHUNK_SLOTS >= slots:
                 raise DamagedError(f"segment {segment} has no chunk {chunk}")
             else:
@@ -263,6 +279,7 @@ def _rebuild(
     assert found.store is not None
     fresh = not found.segments and not (directory / FOLDER).exists()
     collected = collect(found.segments, target.records, progress)
+    collected.unseen = bool(found.unreadable)
     unwritten = ""
     try:
         for number, slots in collected.superseded.items():  # or they would come back once the newer one is erased

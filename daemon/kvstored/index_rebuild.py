@@ -58,6 +58,7 @@ class Collected:
     damaged: int = 0  # pages that are neither empty nor a header in its place
     closed: list[int] = field(default_factory=list)  # segments that could not be opened or synced
     unread: int = 0  # slots whose header could not be read
+    unseen: bool = False  # a directory could not be looked into
 
     def put(self, segment: SegmentFile, header: Header) -> None:
         """Enter one block."""
@@ -81,7 +82,7 @@ class Collected:
     @property
     def partial(self) -> bool:
         """Is there more than could be read?"""
-        return bool(self.closed or self.unread)
+        return bool(self.closed or self.unread or self.unseen)
 
     def highest(self) -> int:
         """Of all generations that are mentioned."""

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from kvstored.index_marks import read_store
 SEGMENTS: Final = "segments"
 LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
 NUMBERS: Final = 1 << 31  # a stranger's file with a huge number must not use the numbers up
+UNSEEN: Final = 4096  # numbers left to segments that nobody sees in this life, beyond those that are known
 
 _NAME: Final = re.compile(r"([0-9]{8,10})\.seg")
 
@@ -49,15 +50,17 @@ class Scan:
     segments: dict[int, SegmentFile] = field(default_factory=dict)
     foreign: list[Path] = field(default_factory=list)
     next_segment: int = 0
-    unreadable: list[str] = field(default_factory=list)  # directories, with the reason
+    unreadable: list[str] = field(default_factory=list)  # directories, with the reason; absent ones among them
 
 
-def scan(directories: Sequence[Path]) -> Scan:
-    """Look at all superblocks. Where the store id is lost, most of them have it. Raises VersionError, OSError."""
+def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
+    """Look at all superblocks. Where the store id is lost, most of them have it. `absent`: directories to stay out of,
+    with the reason; not the first. Raises VersionError, OSError.
+    """
     found = Scan(read_store(directories[0]))
     found.store_file = found.store is not None
     ours: list[SegmentFile] = []
-    for directory, path in _files(directories, found):
+    for directory, path in _files(directories, found, absent or {}):
         segment = _look(directory, path)
         if segment is None:
             found.foreign.append(path)
@@ -69,10 +72,10 @@ def scan(directories: Sequence[Path]) -> Scan:
     return found
 
 
-def scan_names(directories: Sequence[Path]) -> Scan:
-    """Look into no file: all of them are somebody else's."""
+def scan_names(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
+    """Look into no file: all of them are somebody else's. `absent` as for `scan`."""
     found = Scan()
-    found.foreign = sorted(path for _, path in _files(directories, found))
+    found.foreign = sorted(path for _, path in _files(directories, found, absent or {}))
     return found
 
 
@@ -83,8 +86,11 @@ def segment_number(path: Path) -> int:
     return number if number < NUMBERS else -1
 
 
-def _files(directories: Sequence[Path], found: Scan) -> Iterator[tuple[Path, Path]]:
+def _files(directories: Sequence[Path], found: Scan, absent: Mapping[Path, str]) -> Iterator[tuple[Path, Path]]:
     for directory in directories:
+        if directory in absent:
+            found.unreadable.append(f"{directory}: {absent[directory]}")
+            continue
         try:
             paths = sorted((directory / SEGMENTS).iterdir())
         except FileNotFoundError:

@@ -134,7 +134,6 @@ class HostWorkers:
         self.loaded = replace(loaded, segments=[])  # not their records: 72 bytes a block
         if not loaded.store:
             log.error("disk tier off: %s", self.index.reason if self.index else "")
-            self.index = None
             store.disk.switch_off()
             return
         config = self._config
@@ -154,7 +153,7 @@ class HostWorkers:
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
             timings=self.timings, observe=self.observe, keys=keys_of_store(ring, loaded.store) if ring else None,
-            owed=config.state_dir / OWED,
+            owed=config.state_dir / OWED, mounts=self.index.mounts if self.index else None,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():
@@ -163,6 +162,7 @@ class HostWorkers:
         foreign = [number for path in loaded.foreign if (number := segment_number(path)) >= 0]
         store.raise_generation(loaded.next_generation)
         store.disk.closed.found(closed)
+        store.disk.closed.found_unseen(loaded.unseen)
         store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
         log.info(
             "disk open: segments=%d foreign=%d rebuilt=%r dropped=%d",

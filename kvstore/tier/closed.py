@@ -8,6 +8,8 @@ read are erased then. Segments beyond a limit that was lowered leave at once; wh
 
 What could not be erased, since the drive refused or is gone, may be there again with it, and with an index that knows
 of no DELETE since. So who deletes waits until a note says, elsewhere, that it is to be erased when it is seen again.
+The same holds for segments that the index knows and nobody sees in this life, since their drive was not there at start:
+those of a tenant who deletes are noted as a whole. What nobody deletes is served again when it is back.
 """
 
 from collections import deque
@@ -35,6 +37,7 @@ class Closed:
         self._erase = erase
         self._staying: dict[str, list[int]] = {}  # by tenant: there may be thousands, and who deletes has few
         self._unread: dict[str, set[int]] = {}  # places, by tenant
+        self._unseen: dict[str, list[int]] = {}  # segments that no directory has, by tenant; empty: nobody knows whose
         self._owed: dict[str, set[tuple[int, int]]] = {}  # places that could not be erased, by tenant
         self._notes: list[Owe] = []  # that are being written
         self._note_waiters: list[Waiter] = []
@@ -52,6 +55,11 @@ class Closed:
     def found_unread(self, tenant: str, places: Sequence[int]) -> None:
         """Nobody knows what lies at these places of a tenant; they are nobody's, and quarantined."""
         self._unread.setdefault(tenant, set()).update(places)
+
+    def found_unseen(self, tenants: Mapping[int, str]) -> None:
+        """These the index knows, each with its tenant, and were not found, though they may be there."""
+        for number, whose in tenants.items():
+            self._unseen.setdefault(whose, []).append(number)
 
     def owe(self, segment: int, slot: int, tenant: str) -> None:
         """This place, or all of a segment, could not be erased, and nothing is written there any more in this life."""
@@ -94,11 +102,14 @@ class Closed:
         self._pump()
 
     def give_up(self, tenant: str | None) -> None:
-        """Begin to remove those of a tenant; None: of all."""
+        """Begin to remove those of a tenant; None: of all. What cannot be reached is owed."""
         for whose in list(self._staying) if tenant is None else (tenant,):
             self._enqueue(self._staying.pop(whose, []), whose)
         for whose in list(self._unread) if tenant is None else (tenant,):
             self._erase_all(self._unread.pop(whose, ()))
+        for whose in list(self._unseen) if tenant is None else (tenant, ""):
+            for number in self._unseen.pop(whose, ()):
+                self.owe(number, WHOLE, whose if tenant is None else tenant)
         self._pump()
 
     def _enqueue(self, segments: Sequence[int], tenant: str) -> None:

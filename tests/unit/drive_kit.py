@@ -21,6 +21,7 @@ from kvstore.tier.orders import Load, MakeSegment, Order, Outcome, Packed, Save
 from kvstored.drive import Drives
 from kvstored.drive_files import Files
 from kvstored.drive_keys import StoreKeys
+from kvstored.mounts import Mounts
 
 STORE = b"0123456789abcdef"
 PATIENCE_S = 20
@@ -136,6 +137,7 @@ class Rig:
     keys: StoreKeys | None = None
     files: UnreliableFiles = field(default_factory=UnreliableFiles)
     clock_ns: int = 10**12
+    mounts: Mounts | None = None
 
     def __post_init__(self) -> None:
         for directory in self.directories:
@@ -147,7 +149,7 @@ class Rig:
         self.drives = Drives(
             self.directories, self.segment_bytes, self.store, lambda arena: self.arena, self._wake,
             readers=self.readers, writers=self.writers, packers=self.packers, files=self.files,
-            now_ns=lambda: self.clock_ns, keys=self.keys,
+            now_ns=lambda: self.clock_ns, keys=self.keys, mounts=self.mounts,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -1,0 +1,217 @@
+"""A drive is not mounted when the daemon starts: nothing is made beneath, the rest serves, and what lay there is kept.
+
+No test mounts anything but the last one: where a directory is remembered to lie on a folder that is no mount point, its
+drive is not mounted.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstored.index_marks import OWED
+from kvstored.mounts import MOUNTS, read_points, write_points
+from tests.integration.test_drive_back import RAW, disk, start_and_read, stored
+from tests.integration.test_kvctl_acting import body, kvctl
+from tests.node import Node, census, put_roots, roots, until
+
+ROOT = Path(__file__).parents[2]
+PROBED_S = 25.0  # a drive that is gone is tried every 10 s
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Node(disks=2, segment="8MiB") as node:
+        node.start(*RAW)
+        yield node
+
+
+def unmount(node: Node, number: int) -> Path:
+    """As after a start of the host that left this drive out: its mount point is an empty folder. Where the drive is."""
+    drive, away = node.disks[number], node.home / f"away-{number}"
+    drive.rename(away)
+    drive.mkdir()
+    write_points(node.run / MOUNTS, {drive: drive})
+    return away
+
+
+def mount(node: Node, number: int, away: Path) -> None:
+    """It is back, as it was."""
+    (node.run / MOUNTS).unlink()
+    node.disks[number].rmdir()  # empty: nothing was made there
+    away.rename(node.disks[number])
+
+
+def keys_on(node: Node, number: int) -> set[bytes]:
+    """Keys of blocks that lie in one directory."""
+    return {key for key, slot in node.slots().items() if slot.path.is_relative_to(node.disks[number])}
+
+
+def warnings(node: Node) -> list[str]:
+    """What status warns of."""
+    found: list[str] = body(kvctl(node, "-o", "json", "status"), "status")["warnings"]
+    return found
+
+
+def snapshot(folder: Path) -> dict[Path, Any]:
+    """What would change if anything in it did."""
+    paths = [folder, *folder.rglob("*")]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+
+
+def test_without_its_second_drive_the_rest_serves_and_all_is_back_with_it(node: Node) -> None:
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    assert there
+    assert keys - there
+    away = unmount(node, 1)
+    before = snapshot(away)
+
+    ns = start_and_read(node)
+    drives = disk(node)["drives"]
+    assert [drive["state"] for drive in drives] == ["ok", "gone"]
+    reason = f"its drive is not mounted at {node.disks[1]}"
+    assert drives[1]["reason"] == reason
+    assert f"disk {node.disks[1]} is gone ({reason}); " in "".join(warnings(node))
+    assert reason in kvctl(node, "-o", "json", "doctor")[1]
+    assert census(ns, sorted(keys)).hits == keys - there
+    later = roots("later", 40)
+    put_roots(ns, later)  # and they are durable
+    again = sorted(there)[:3]
+    put_roots(ns, again, version=1)
+    assert list(node.disks[1].iterdir()) == []
+    node.kill()
+    assert snapshot(away) == before, "the control: it was not there to be written to"
+
+    mount(node, 1, away)
+    ns = start_and_read(node)
+    assert [drive["state"] for drive in disk(node)["drives"]] == ["ok", "ok"]
+    assert census(ns, sorted(keys - set(again)) + later).hits == (keys - set(again)) | set(later)
+    assert census(ns, again, version=1).hits == set(again), "what was stored since then"
+    assert not (node.run / OWED).exists(), "nobody deleted anything"
+
+
+def test_what_was_deleted_while_a_drive_was_not_mounted_stays_deleted(node: Node) -> None:
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    away = unmount(node, 1)
+    ns = start_and_read(node)
+    deleted = sorted(there)[:1]
+    ns.delete(deleted)
+    put_roots(ns, roots("later", 40))
+    node.kill()
+    kept = shutil.copytree(node.disks[0] / "index", node.home / "index")
+    mount(node, 1, away)
+    ns = start_and_read(node)
+    assert census(ns, sorted(keys)).hits == keys - there, "nobody could tell where it lay there; and the control"
+    node.kill()
+    for index in (kept, None):  # as it was when nobody had forgotten anything, or none
+        node.drop_index()
+        if index is not None:
+            index.rename(node.disks[0] / "index")
+        assert not census(start_and_read(node), deleted).hits
+        node.kill()
+
+
+def test_what_was_deleted_is_noted_though_the_drive_is_mounted_before_the_next_start(node: Node) -> None:
+    """In the life that began without it what lies there is missed, and is owed by who deletes."""
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    away = unmount(node, 1)
+    ns = start_and_read(node)
+    # A link that leads elsewhere is another directory than the one that was remembered.
+    node.disks[1].rmdir()
+    node.disks[1].symlink_to(away)
+    assert until(lambda: disk(node)["drives"][1]["state"] == "ok", PROBED_S)
+    assert not census(ns, sorted(there)).hits
+    put_roots(ns, roots("later", 80))
+    assert keys_on(node, 1) - there, "it is written to"
+    ns.delete(sorted(there)[:1])
+    node.kill()
+    ns = start_and_read(node)
+    assert not census(ns, sorted(there)[:1]).hits
+    assert census(ns, roots("later", 80)).hits == set(roots("later", 80)), "the control"
+
+
+def test_without_its_first_drive_it_serves_from_memory_and_makes_nothing(node: Node) -> None:
+    keys = stored(node)
+    node.kill()
+    away = unmount(node, 0)
+    before = snapshot(node.disks[1]), snapshot(away)
+
+    node.start(*RAW)
+    reason = f"{node.disks[0]}: its drive is not mounted at {node.disks[0]}"
+    assert until(lambda: disk(node)["state"] == "off")
+    assert disk(node)["index_reason"] == reason
+    assert any(warning.startswith(f"the disk tier is off ({reason}): ") for warning in warnings(node))
+    ns = node.namespace()
+    later = roots("later", 10)
+    put_roots(ns, later, durable=False)
+    assert census(ns, later).hits == set(later)
+    assert not census(ns, keys[:5]).hits
+    node.stop()
+    assert list(node.disks[0].iterdir()) == []
+    assert (snapshot(node.disks[1]), snapshot(away)) == before
+
+    mount(node, 0, away)
+    assert census(start_and_read(node), keys).hits == set(keys)
+
+
+def over_real_mounts() -> None:
+    """Lives of a daemon whose second directory is mounted, and is not. In a mount namespace of its own."""
+    with Node(disks=2, segment="8MiB") as node:
+        drive, point = node.home / "drive", node.disks[1]
+        for folder in (drive, point):
+            folder.mkdir()
+        _run("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(drive))
+        _run("mount", "--bind", str(drive), str(point))
+        node.start(*RAW)
+        keys = set(stored(node))
+        there = keys_on(node, 1) & keys
+        assert there
+        assert read_points(node.run / MOUNTS)[point] == point
+        reason = f"its drive is not mounted at {point}"
+
+        node.kill()
+        _run("umount", str(point))
+        ns = start_and_read(node)
+        assert disk(node)["drives"][1]["reason"] == reason
+        assert census(ns, sorted(keys)).hits == keys - there
+        assert list(point.iterdir()) == []
+        _run("mount", "--bind", str(drive), str(point))
+        assert until(lambda: disk(node)["drives"][1]["state"] == "ok", PROBED_S)
+        node.kill()
+        assert census(start_and_read(node), sorted(keys)).hits == keys
+        _run("umount", "-l", str(point))  # while it is used
+        assert until(lambda: disk(node)["drives"][1]["reason"] == reason)
+        assert list(point.iterdir()) == []
+        node.kill()
+        _run("umount", str(drive))
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare, to mount anything"
+)
+def test_a_drive_that_is_mounted_and_unmounted_for_real() -> None:
+    tried = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"nothing can be mounted here: {tried.stderr.strip()}")
+    code = "from tests.integration.test_drive_absent import over_real_mounts as run; run()"
+    done = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
