@@ -332,11 +332,11 @@ def forget(device: Device) -> None:
 
 def _folder() -> Path | None:
     """Where calibrations are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    folder = Path(home) / "kvstored"
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "kvstored"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # a user that nobody knows has no home
         return None
     return folder
 

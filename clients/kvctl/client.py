@@ -59,7 +59,15 @@ class KvctlError(Exception):
         self.code = code
 
 
-def find_socket(runtime_dir: Path | None, environ: Mapping[str, str], home: Path) -> Path:
+def home_folder() -> Path | None:
+    """Of who asks; None for a user that nobody knows, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def find_socket(runtime_dir: Path | None, environ: Mapping[str, str], home: Path | None) -> Path:
     """The control socket of `runtime_dir`, or else of the first usual place that has one.
 
     The usual places: /run/kvstored, $XDG_RUNTIME_DIR/kvstored, ~/.local/state/kvstored/run. Raises KvctlError:
@@ -70,7 +78,8 @@ def find_socket(runtime_dir: Path | None, environ: Mapping[str, str], home: Path
     places = [SYSTEM_DIR]
     if session := environ.get("XDG_RUNTIME_DIR"):
         places.append(Path(session) / "kvstored")
-    places.append(home / ".local/state/kvstored/run")
+    if home is not None:
+        places.append(home / ".local/state/kvstored/run")
     for place in places:
         if os.access(place / SOCKET_NAME, os.F_OK):
             return place / SOCKET_NAME

@@ -26,7 +26,7 @@ from rich.console import RenderableType
 from typer.core import TyperCommand
 
 from kvctl import render, values
-from kvctl.client import ControlClient, Exit, KvctlError, find_socket
+from kvctl.client import ControlClient, Exit, KvctlError, find_socket, home_folder
 from kvctl.host import package_version
 from kvctl.remote import Remote, RemoteClient, remote_of
 from kvctl.scope import PREFIX_DIGITS
@@ -81,7 +81,7 @@ class Globals:
         if self.remote is not None:
             text = "this is about the host it runs on; leave --address out, and KVCTL_ADDRESS, or give --runtime-dir"
             raise KvctlError(Exit.USAGE, text)
-        return find_socket(self.runtime_dir, os.environ, Path.home())
+        return find_socket(self.runtime_dir, os.environ, home_folder())
 
     def connect(self) -> ControlClient:
         """A client to use in a `with`. Raises KvctlError."""

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import typer
 
-from kvctl.client import ControlClient, KvctlError, find_socket
+from kvctl.client import ControlClient, KvctlError, find_socket, home_folder
 from kvproto import control_pb2 as pb
 
 __all__ = ["namespaces", "one_of", "pins", "tenants"]
@@ -69,7 +69,7 @@ def _asked(
         return []  # another host is not asked while somebody types
     given = options.get("runtime_dir")
     try:
-        socket = find_socket(Path(given) if given else None, os.environ, Path.home())
+        socket = find_socket(Path(given) if given else None, os.environ, home_folder())
         with ControlClient(socket, WAIT_S) as client:
             found = [(one, "") if isinstance(one, str) else one for one in question(client)]
     except (KvctlError, OSError):

@@ -375,6 +375,9 @@ def test_the_folder_of_calibrations_is_this_users(tmp_path: Path, monkeypatch: p
     assert folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert devices._folder() is None
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user that nobody knows
+    assert devices._folder() is None
 
 
 @dataclass(eq=False)

@@ -509,6 +509,15 @@ class TestTrouble:
             "start kvstored, or name its directory with --runtime-dir\n"
         )
 
+    def test_a_user_that_nobody_knows_has_no_home(
+        self, kvctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in a container that runs under some uid, without HOME."""
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        answer = kvctl("--runtime-dir", str(tmp_path), "status")
+        assert (answer.code, answer.err[:28]) == (Exit.UNREACHABLE, "kvctl: no kvstored is runnin")
+
     def test_a_stale_socket_is_told_from_a_missing_one(self, kvctl: Run, tmp_path: Path) -> None:
         leave_stale_socket(tmp_path)
         answer = kvctl("--runtime-dir", str(tmp_path), "status")
