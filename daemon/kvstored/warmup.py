@@ -48,6 +48,7 @@ def warm_up() -> None:
     """
     check_cache()
     first(disk=True)()
+    _note_all_is_compiled()
 
 
 def first(*, disk: bool) -> Callable[[], None]:
@@ -81,12 +82,10 @@ def _log_ready(begun: float) -> None:
 def first_and_rest_later(*, disk: bool) -> Timer:
     """`first`; and the rest once the timer is started. Where not all is known to be in numba's cache, all at once:
     compiling in the middle of serving would stall clients for seconds."""
-    mark = _mark()
     rest = first(disk=disk)
-    if not mark.exists():
+    if not _mark().exists():
         rest()
-        with suppress(OSError):  # then the next start does all at once, too
-            mark.touch()
+        _note_all_is_compiled()
         rest = _nothing
     timer = Timer(LATER_S, rest)
     timer.daemon = True
@@ -102,6 +101,11 @@ def _mark() -> Path:
     digest = xxhash.xxh3_64_hexdigest(repr((made_by, facts)).encode())
     folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source / "__pycache__")
     return folder / f"kvstored-{digest}.compiled"
+
+
+def _note_all_is_compiled() -> None:
+    with suppress(OSError):  # then the next start does all at once, too
+        _mark().touch()
 
 
 def _nothing() -> None:

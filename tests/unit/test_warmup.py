@@ -52,3 +52,10 @@ def test_the_rest_waits_only_where_all_is_compiled(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=True, env=environ)
         said.append(done.stdout.strip())
     assert said == ["[True] [True]", "[] [True]"]
+
+
+def test_what_an_installation_compiled_is_known_to_the_first_start(tmp_path: Path) -> None:
+    environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    installed = LATER.replace("timer = ", "warmup.warm_up(); done.clear(); timer = ")
+    done = subprocess.run([sys.executable, "-c", installed], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.strip() == "[] [True]"
