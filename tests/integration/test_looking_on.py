@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_events_tell_of_clients_operators_and_the_end(start_daemon: StartDaemon)
     assert said[: len(remembered)] == [(event["kind"], event["text"]) for event in remembered]
     assert [event.number for event in heard] == list(range(1, len(heard) + 1))
     assert not any(event.lost for event in heard)
-    assert said[0][1].startswith("kvstored 0.1.0 began cold")
+    assert said[0][1].startswith(f"kvstored {metadata.version('kvstored')} began cold")
     texts = "\n".join(text for _, text in said)
     assert "client 'engine-b' came: session 1" in texts
     assert "client 'engine-b' went: session 1" in texts
