@@ -30,6 +30,7 @@ from kvstore.blocks import DISK, FREE, KEPT, LOADING, RESIDENT, SAVING, U4, U8, 
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace, Tenant
 from kvstore.store import Store
+from kvstore.usable import Forms, Kin, usable
 
 Number: TypeAlias = Any
 IN_DRAM: Final = np.uint8(1)
@@ -43,6 +44,7 @@ PACE_NS: Final = 10**7  # from look to look while a pass goes on
 REST_NS: Final = 10**8  # from the end of a pass to the next one
 CLEARING_NS: Final = 5 * 10**9
 BUCKETS_MOST: Final = 1 << 20
+STEPS: Final = 1 << 14  # rows of equal keys that are looked at in one look: 1 ms
 FORGOTTEN_MOST: Final = 512  # rows that are looked at one by one: 1 ms, and 10 ms to find them among a million
 
 # What was told of a row last. `tiers` 0: nothing, and then it is in no chain.
@@ -53,8 +55,11 @@ TOLD: Final = np.dtype(
     ]
 )  # fmt: skip
 CHANGE: Final = np.dtype(
-    [("key", "<u8", (4,)), ("parent", "<u8", (4,)), ("namespace", "<u4"), ("was", "u1"), ("now", "u1"), ("_", "<u2")]
-)
+    [
+        ("key", "<u8", (4,)), ("parent", "<u8", (4,)), ("namespace", "<u4"), ("was", "u1"), ("now", "u1"),
+        ("usable_was", "u1"), ("usable_now", "u1"),  # by all ranks: `usable.py`. Of the remote tier only what changes
+    ]
+)  # fmt: skip
 Changes: TypeAlias = npt.NDArray[np.void]
 
 assert FREE == 0
@@ -75,14 +80,15 @@ def _tiers(row: Number) -> Number:
 
 
 @compiled
-def _chain_of(heads: U4, seeds: U8, namespace: Number, key: Number) -> Number:
-    hashed = siphash(seeds[0], seeds[1], key[0], key[1], key[2], key[3], np.uint64(namespace))
+def _chain_of(heads: U4, seeds: U8, owner: Number, key: Number) -> Number:
+    """One for a key in all namespaces of a tenant, so that its ranks are found together."""
+    hashed = siphash(seeds[0], seeds[1], key[0], key[1], key[2], key[3], np.uint64(owner))
     return np.int64(hashed & np.uint64(heads.size - 1))
 
 
 @compiled
-def _unlink(told: Rows, told_of: U4, heads: U4, seeds: U8, row: Number) -> None:
-    chain = _chain_of(heads, seeds, told[row]["namespace"], told[row]["key"])
+def _unlink(told: Rows, told_of: U4, heads: U4, seeds: U8, kin: Kin, row: Number) -> None:
+    chain = _chain_of(heads, seeds, kin[told[row]["namespace"]]["owner"], told[row]["key"])
     told[row]["tiers"] = 0
     told_of[told[row]["namespace"]] -= np.uint32(1)
     at = np.int64(heads[chain])
@@ -95,25 +101,27 @@ def _unlink(told: Rows, told_of: U4, heads: U4, seeds: U8, row: Number) -> None:
 
 
 @compiled
-def _take_from(told: Rows, told_of: U4, heads: U4, seeds: U8, epochs: U4, namespace: Number, key: Number) -> Number:
+def _take_from(
+    told: Rows, told_of: U4, heads: U4, seeds: U8, kin: Kin, epochs: U4, namespace: Number, key: Number
+) -> Number:
     """What was told of a key as that of another row, which is forgotten; 0: nothing."""
-    at = np.int64(heads[_chain_of(heads, seeds, namespace, key)])
+    at = np.int64(heads[_chain_of(heads, seeds, kin[namespace]["owner"], key)])
     while at:
         one = told[at]
         its = one["key"]
         same = its[0] == key[0] and its[1] == key[1] and its[2] == key[2] and its[3] == key[3]
         if same and one["namespace"] == namespace:
             tiers = one["tiers"] if one["epoch"] == epochs[namespace] else np.uint8(0)
-            _unlink(told, told_of, heads, seeds, at)
+            _unlink(told, told_of, heads, seeds, kin, at)
             return tiers
         at = np.int64(one["next"])
     return np.uint8(0)
 
 
 @compiled
-def told_tiers(told: Rows, heads: U4, seeds: U8, epochs: U4, namespace: Number, key: Number) -> Number:
+def told_tiers(told: Rows, heads: U4, seeds: U8, kin: Kin, epochs: U4, namespace: Number, key: Number) -> Number:
     """What was told of a key as that of some row and still holds; 0: nothing."""
-    at = np.int64(heads[_chain_of(heads, seeds, namespace, key)])
+    at = np.int64(heads[_chain_of(heads, seeds, kin[namespace]["owner"], key)])
     while at:
         one = told[at]
         its = one["key"]
@@ -126,15 +134,32 @@ def told_tiers(told: Rows, heads: U4, seeds: U8, epochs: U4, namespace: Number, 
 
 @compiled
 def _note(
-    changes: Changes, at: Number, key: Number, parent: Number, namespace: Number, was: Number, now: Number
-) -> None:
+    changes: Changes,
+    at: Number,
+    told: Rows,
+    heads: U4,
+    seeds: U8,
+    kin: Kin,
+    epochs: U4,
+    key: Number,
+    parent: Number,
+    namespace: Number,
+    was: Number,
+    now: Number,
+) -> Number:
+    """Returns how many rows were looked at."""
     change = changes[at]
+    first = np.int64(heads[_chain_of(heads, seeds, kin[namespace]["owner"], key)])
+    before, after, steps = usable(told, first, epochs, kin, np.int64(namespace), key, np.uint8(was), np.uint8(now))
     for word in range(4):
         change["key"][word] = key[word]
         change["parent"][word] = parent[word]
     change["namespace"] = namespace
     change["was"] = was
     change["now"] = now
+    change["usable_was"] = before
+    change["usable_now"] = after
+    return steps
 
 
 @compiled
@@ -144,6 +169,7 @@ def compare(
     told_of: U4,
     heads: U4,
     seeds: U8,
+    kin: Kin,
     epochs: U4,
     doomed: U8,
     start: Number,
@@ -153,9 +179,10 @@ def compare(
     """Note what has changed in rows `start` to `stop`; how far it came, and how many changes there are.
 
     `doomed`: by namespace, up to which generation all blocks are as good as dropped.
-    It stops early where `changes` might not hold those of one more row, which are two at most.
+    It stops early where `changes` might not hold those of one more row, which are two at most, and where many rows have
+    the same key.
     """
-    count = 0
+    count = steps = 0
     for row in range(start, stop):
         block, known = rows[row], told[row]
         now = _tiers(block)
@@ -167,22 +194,27 @@ def compare(
         same = known["tiers"] and now and known["generation"] == block["generation"]
         if valid and same and now == known["tiers"]:
             continue
-        if count + 2 > changes.size:
+        if count + 2 > changes.size or steps > STEPS:
             return row, count
         if valid and same:
-            parent = rows[block["parent"]]["key"]
-            _note(changes, count, block["key"], parent, block["namespace"], known["tiers"], now)
+            steps += _note(
+                changes, count, told, heads, seeds, kin, epochs, block["key"], rows[block["parent"]]["key"],
+                block["namespace"], known["tiers"], now,
+            )  # fmt: skip
             count += 1
             known["tiers"] = now
             continue
         if known["tiers"]:
             if valid:
-                _note(changes, count, known["key"], rows[0]["key"], known["namespace"], known["tiers"], 0)
+                steps += _note(
+                    changes, count, told, heads, seeds, kin, epochs, known["key"], rows[0]["key"],
+                    known["namespace"], known["tiers"], np.uint8(0),
+                )  # fmt: skip
                 count += 1
-            _unlink(told, told_of, heads, seeds, row)
+            _unlink(told, told_of, heads, seeds, kin, row)
         if now:
             namespace, key = np.int64(block["namespace"]), block["key"]
-            was = _take_from(told, told_of, heads, seeds, epochs, namespace, key)
+            was = _take_from(told, told_of, heads, seeds, kin, epochs, namespace, key)
             for word in range(4):
                 known["key"][word] = key[word]
             known["generation"] = block["generation"]
@@ -190,10 +222,12 @@ def compare(
             known["epoch"] = epochs[namespace]
             known["tiers"] = now
             told_of[namespace] += np.uint32(1)
-            chain = _chain_of(heads, seeds, namespace, key)
+            chain = _chain_of(heads, seeds, kin[namespace]["owner"], key)
             known["next"] = heads[chain]
             heads[chain] = row
-            _note(changes, count, key, rows[block["parent"]]["key"], namespace, was, now)
+            steps += _note(
+                changes, count, told, heads, seeds, kin, epochs, key, rows[block["parent"]]["key"], namespace, was, now
+            )
             count += 1
     return stop, count
 
@@ -222,10 +256,16 @@ class Announcing:
     """Finds what has changed, and has it told."""
 
     def __init__(
-        self, store: Store, seeds: Sequence[int], tell: Callable[[Told], bool], beyond: Beyond | None = None
+        self,
+        store: Store,
+        seeds: Sequence[int],
+        tell: Callable[[Told], bool],
+        beyond: Beyond | None = None,
+        *,
+        by_model: bool = True,
     ) -> None:
         """`tell` returns whether there is room for more; while there is none nothing is looked at. `beyond`: what is
-        known of a remote tier.
+        known of a remote tier. `by_model`: as `usable.Forms` has it.
         """
         self.beyond = beyond or Beyond()
         rows = store.tables.blocks.size
@@ -245,6 +285,7 @@ class Announcing:
         self._sweeps: deque[tuple[int, list[int], int]] = deque()
         self._changes: Changes = np.zeros(CHANGES, dtype=CHANGE)
         self._places: dict[int, tuple[Namespace, Place]] = {}
+        self._forms = Forms(store.registry, by_model=by_model)
         self._compare(0, 0)  # so that it is compiled before anybody waits
         self._tiers_of(0, bytes(KEY_BYTES))
 
@@ -259,6 +300,8 @@ class Announcing:
         self.due_ns = now_ns + PACE_NS
         while self._sweeps and self._sweeps[0][0] <= now_ns:
             self._swept(self._sweeps[0])
+        for tenant in self._forms.learn(self._any_told):
+            self.tell_anew(tenant.name)
         if self._room:
             self._look_beyond()
         if not self._room:
@@ -297,6 +340,16 @@ class Announcing:
             left = [number for number in sweep[1] if int(self._doomed[number]) == sweep[2]]
             self._doomed[left] = 0
 
+    def tell_anew(self, name: str) -> None:
+        """Something of a tenant could not be told: all is said to be gone, and what is there is told anew."""
+        tenant = self._store.tenants.get(name)
+        if tenant is None:
+            self._room = self._tell(Told(self._changes[:0], {}, cleared=name))
+            return
+        for namespace in self._store.registry.of(tenant):
+            self.beyond.tell_again(namespace.number)
+        self._clear(tenant)
+
     def forgotten(self, number: int) -> None:
         """A namespace that holds no blocks is about to give its number to another one."""
         left = int(self._told_of[number]) + self.beyond.told_of(number)
@@ -311,8 +364,13 @@ class Announcing:
             told = self._told[:unused]
             for row in np.flatnonzero((told["namespace"] == number) & (told["tiers"] != 0)).tolist():
                 self._compare(row, row + 1)
-            self._tell_of([(number, key, IN_REMOTE, np.uint8(0)) for key in self.beyond.expel(number)])
+            left_there = self.beyond.expel(number)
+            whole = [self._whole_beyond(number, key) for key in left_there]
+            self._tell_of([(number, key, IN_REMOTE, np.uint8(0)) for key in left_there], whole)
         self._places.pop(number, None)
+        tenant = self._store.registry.by_number[number].tenant
+        if any(map(self._any_told, self._forms.leave(number))):  # what it lacked the others may have
+            self.tell_anew(tenant.name)
 
     def there(self, tenant: str, start: int) -> tuple[Told, int]:
         """What was told of a slice of rows from `start` (at first 1) on and still holds, as changes from nowhere, and
@@ -346,8 +404,8 @@ class Announcing:
     def _compare(self, start: int, stop: int) -> int:
         rows = self._store.tables.blocks
         reached, count = compare(
-            rows, self._told, self._told_of, self._heads, self._seeds, self._epochs, self._doomed, start, stop,
-            self._changes,
+            rows, self._told, self._told_of, self._heads, self._seeds, self._forms.kin, self._epochs, self._doomed,
+            start, stop, self._changes,
         )  # fmt: skip
         if count:
             changes = self._changes[:count].copy()
@@ -357,19 +415,33 @@ class Announcing:
             self._room = self._tell(self._as_told(changes))
         return int(reached)
 
+    def _any_told(self, number: int) -> bool:
+        return bool(self._told_of[number]) or self.beyond.told_of(number) > 0
+
     # -- beyond this host ----------------------------------------------------------------------------------------
 
     def _look_beyond(self) -> None:
-        found = []
-        for number, key, there in self.beyond.take(BEYOND):
+        found, whole = [], []
+        for number, key, there in self.beyond.take(max(1, BEYOND // self._forms.most)):
             here = self._tiers_of(number, key)
             both = here | IN_REMOTE
             found.append((number, key, here, both) if there else (number, key, both, here))
-        self._tell_of(found)
+            whole.append(self._whole_beyond(number, key))  # as far as was told by now
+        self._tell_of(found, whole)
 
-    def _tell_of(self, found: Sequence[tuple[int, bytes, Number, Number]]) -> None:
+    def _whole_beyond(self, number: int, key: bytes) -> bool:
+        """Is a block usable from beyond this host where this namespace has it there, and only then?"""
+        if any(all(self.beyond.is_told(one, key) for one in ranks) for ranks in self._forms.others(number)):
+            return False
+        return all(self.beyond.is_told(one, key) for one in self._forms.mates(number))
+
+    def _tell_of(self, found: Sequence[tuple[int, bytes, Number, Number]], whole: Sequence[bool]) -> None:
+        """`whole`: of each, whether for that it becomes usable from beyond this host, or ceases to be."""
         if found:
-            self._room = self._tell(self._as_told(self._made(found)))
+            changes = self._made(found)
+            for name in ("was", "now"):
+                changes[f"usable_{name}"] = np.where(whole, changes[name] & IN_REMOTE, 0)
+            self._room = self._tell(self._as_told(changes))
 
     def _made(self, found: Sequence[tuple[int, bytes, Number, Number]]) -> Changes:
         """Of (namespace, key, was, now)."""
@@ -381,7 +453,7 @@ class Announcing:
 
     def _tiers_of(self, number: int, key: bytes) -> Number:
         words = np.frombuffer(key, dtype=np.uint64).copy()  # read-only arrays would be compiled for apart
-        return told_tiers(self._told, self._heads, self._seeds, self._epochs, np.int64(number), words)
+        return told_tiers(self._told, self._heads, self._seeds, self._forms.kin, self._epochs, np.int64(number), words)
 
     def _remote_bits(self, changes: Changes) -> npt.NDArray[np.uint8]:
         """Of each, whether it was told to be beyond this host as well."""

@@ -7,9 +7,13 @@ The queue is bounded: the owner is told when it is full, looks at nothing more, 
 would have found is still in its table. Only who subscribes can miss anything, and sees it by the numbers.
 
 Each tenant's log begins with "all cleared": what former lives of the daemon have told is over. It begins with a number
-that none of them has come to, so that who goes on where a former life was is told that, too. On ZeroMQ, which tells a
-subscriber nothing of what was before it (re)connected, each new one is greeted: with "all cleared" again while nothing
-else was told, and then with a batch of no events, whose number shows that there was something to miss.
+that none of them has come to (`block_events_numbers.py`), so that who goes on where a former life was is told that,
+too. On ZeroMQ, which tells a subscriber nothing of what was before it (re)connected, each new one is greeted: with "all
+cleared" again while nothing else was told, and then with a batch of no events, whose number shows that there was
+something to miss.
+
+What cannot be told for a fault leaves no gap: readers of a replay take one for its end. The owner is asked to say that
+all of that tenant is cleared, and to tell what is there anew.
 """
 
 import logging
@@ -20,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -27,6 +32,7 @@ import numpy as np
 
 from kvstore.announcing import CHANGE, Changes, Place, Told
 from kvstored.block_events_address import ANY_TENANT, GRPC, EventsConfig, topic_of
+from kvstored.block_events_numbers import Numbers
 from kvstored.block_log import REMEMBERED_BYTES, REMEMBERED_BYTES_OF_ALL, BlockLog, EventTally
 
 log = logging.getLogger(__name__)
@@ -35,23 +41,36 @@ QUEUED_MOST: Final = 1 << 16  # changes: 5 MB
 BATCH_CHANGES: Final = 128  # on ZeroMQ 15 KB mostly, 60 KB at most: what waits for whom is counted in batches
 NOTHING: Final[Changes] = np.zeros(0, dtype=CHANGE)
 NAMESPACE_DIGITS: Final = 16
-BATCHES_BITS: Final = 12  # of numbers: no life tells of so many a millisecond; below JSON's 2**53 until 2039
 LOOK_UP_S: Final = 0.1  # until somebody who wants replay is heard
 SOON_S: Final = 0.002  # the same while somebody reads what was replayed
+ANEW_S: Final = 10.0  # from one time that all of a tenant is told anew to the next one
+COMPLAIN_S: Final = 60.0  # from one word about faults to the next one
 
 
 class BlockEvents:
     """The queue, the thread and the logs of one daemon."""
 
-    def __init__(self, config: EventsConfig, gid: int | None, room: Callable[[], None], begin: int = 0) -> None:
-        """Members of `gid` may connect to sockets of ZeroMQ, beside the daemon's user. `room` is called, from the
-        thread, when a queue that was full is so no more. `begin`: the number of each log's first batch (`begin_now`).
+    def __init__(
+        self,
+        config: EventsConfig,
+        gid: int | None,
+        room: Callable[[], None],
+        numbers: Numbers | None = None,
+        anew: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Members of `gid` may connect to sockets of ZeroMQ, beside the daemon's user. `numbers`: of all logs; None:
+        from 0 on. From the thread, `room` is called when a queue that was full is so no more, and `anew` with a tenant
+        of whom something was not told.
 
         Raises OSError or ValueError where sockets of ZeroMQ are wanted and cannot be.
         """
         self._config = config
         self._room = room
-        self._begin = begin
+        self._anew = anew
+        self._numbers = numbers or Numbers(now=lambda: 0)
+        self._untold: set[str] = set()  # tenants of whom something was not told
+        self._anew_s: dict[str, float] = {}  # when all of them was told anew last
+        self._complained_s = -COMPLAIN_S
         self._told: deque[Told] = deque()
         self._queued = 0  # changes
         self._full = False
@@ -104,7 +123,7 @@ class BlockEvents:
     def tally(self) -> EventTally:
         """A copy. Any thread."""
         with self._news:
-            return replace(self._tally, waiting=self._queued)
+            return replace(self._tally, waiting=self._queued, number_faults=self._numbers.faults)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -122,7 +141,7 @@ class BlockEvents:
         with self._news:
             found = self._logs.get(tenant)
             if found is None:
-                found = self._logs[tenant] = BlockLog(tenant, self._config.replay, self._begin)
+                found = self._logs[tenant] = BlockLog(tenant, self._config.replay, self._numbers.begin)
                 self._share()
                 if not self._watched:
                     found.stop()
@@ -154,27 +173,30 @@ class BlockEvents:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._config.tenant != ANY_TENANT:
-            self._begun(self._config.tenant)
-        for tenant in self._sockets.tenants if self._sockets is not None else ():
-            self._begun(tenant)
+        first = {self._config.tenant} - {ANY_TENANT}
+        for tenant in first.union(self._sockets.tenants if self._sockets is not None else ()):
+            self._try(partial(self._begun, tenant), {tenant})
         while self._running or self._told:
-            try:
-                waiting = len(self._told)  # the owner, who told it, does not wait for who wants replay
-                for _ in range(max(1, waiting)):
-                    self._take()
-                if self._sockets is not None:
-                    self._look_up_s = SOON_S if self._sockets.replay(self._logs) else LOOK_UP_S
-                    for tenant in self._sockets.subscribed():
-                        self._greet(self._begun(tenant))
-            except Exception:
-                log.exception("events: something was not told")
+            waiting = len(self._told)  # the owner, who told it, does not wait for who wants replay
+            for _ in range(max(1, waiting)):
+                self._take()
+            for tenant in self._due_anew():
+                self._try(partial(self._anew, tenant), {tenant})
+            if self._sockets is not None:
+                self._try(self._answer, set())
+
+    def _answer(self) -> None:
+        assert self._sockets is not None
+        self._look_up_s = LOOK_UP_S
+        self._look_up_s = SOON_S if self._sockets.replay(self._logs) else LOOK_UP_S
+        for tenant in self._sockets.subscribed():
+            self._try(partial(self._greet, tenant), {tenant})
 
     def _take(self) -> None:
         """The next that was told; or nothing, if there is none within the time after which to see who wants replay."""
         with self._news:
             if self._running and not self._told:
-                self._news.wait(None if self._sockets is None else self._look_up_s)
+                self._news.wait(None if self._sockets is None and not self._untold else self._look_up_s)
             if not self._told:
                 return
             told = self._told.popleft()
@@ -182,8 +204,33 @@ class BlockEvents:
             again = self._full and self._queued <= QUEUED_MOST // 2
             self._full = self._full and not again
         if again:
-            self._room()
-        self._pass_on(told)
+            self._try(self._room, set())
+        tenants = {told.cleared} if told.cleared else {place.tenant for place in told.places.values()}
+        self._try(partial(self._pass_on, told), tenants)
+
+    def _try(self, act: Callable[[], object], tenants: set[str]) -> None:
+        """A fault is counted, one a minute is logged, and all of these tenants is told anew: nobody knows what of it
+        they have heard.
+        """
+        try:
+            act()
+        except Exception:
+            self._untold |= tenants
+            self._tally.faults += 1
+            now_s = time.monotonic()
+            if now_s - self._complained_s >= COMPLAIN_S:
+                self._complained_s = now_s
+                log.exception("events: something was not told (%d times since the start)", self._tally.faults)
+
+    def _due_anew(self) -> list[str]:
+        """Of whom all is to be told anew now: what fails each time is not tried all the time."""
+        if not self._untold:
+            return []
+        now_s = time.monotonic()
+        due = [tenant for tenant in self._untold if now_s - self._anew_s.get(tenant, -ANEW_S) >= ANEW_S]
+        self._untold.difference_update(due)
+        self._anew_s.update(dict.fromkeys(due, now_s))
+        return due
 
     def _pass_on(self, told: Told) -> None:
         if told.cleared:
@@ -200,11 +247,13 @@ class BlockEvents:
                 self._add(found, NOTHING, None)
         return found
 
-    def _greet(self, its: BlockLog) -> None:
+    def _greet(self, tenant: str) -> None:
         """Somebody subscribed, who may have listened to a former life, or while it was not connected."""
+        its = self._begun(tenant)
         self._add(its, NOTHING, Place(its.tenant, "", "", "", 0) if its.told else None)
 
     def _add(self, to: BlockLog, changes: Changes, place: Place | None) -> None:
+        self._numbers.give(to.next)
         self._tally.batches += 1
         self._tally.changes += changes.size
         if self._sockets is None or self._config.tenant not in (ANY_TENANT, to.tenant):
@@ -217,11 +266,6 @@ class BlockEvents:
     def _values(self, tenant: str, place: Place | None) -> dict[str, str]:
         model, namespace = (place.model, place.digest[:NAMESPACE_DIGITS]) if place is not None else ("", "")
         return {"host": self._host, "tenant": tenant, "model": model, "namespace": namespace}
-
-
-def begin_now() -> int:
-    """A number to begin with that no former life of this daemon has come to, by the host's clock."""
-    return time.time_ns() // 10**6 << BATCHES_BITS  # a daemon may be back within a second
 
 
 def by_place(told: Told) -> Iterator[tuple[Changes, Place]]:

@@ -58,6 +58,10 @@ class EventsConfig:
     high_water: int = 1000  # batches that wait for one subscriber
     runtime_dir: Path = Path()
 
+    def has(self, name: str) -> bool:
+        """Does what this field says tell topics apart?"""
+        return any(field == name for _, field, _, _ in string.Formatter().parse(self.topic))
+
 
 def events_listen_kind() -> Kind[str]:
     """Addresses as text."""

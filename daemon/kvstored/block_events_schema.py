@@ -60,7 +60,9 @@ class Batch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):  # t
 class Encoder:
     """One way to write events."""
 
-    def __init__(self, form: str, hashes: str) -> None:
+    def __init__(self, form: str, hashes: str, *, apart: bool = False) -> None:
+        """`apart`: each namespace's blocks are told by themselves; else what all ranks have (`kvstore/usable.py`)."""
+        self._was, self._now = ("was", "now") if apart else ("usable_was", "usable_now")
         self._arrays = form == "arrays"
         self._numbers = hashes == "int"
         self._pack = msgspec.msgpack.Encoder()
@@ -78,9 +80,11 @@ class Encoder:
         return self._pack.encode(Batch(time.time(), list(plain), 0))
 
     def _events(self, changes: Changes, place: Place) -> Iterator[msgspec.Struct]:
-        """What came into a medium before what left another: whoever looks on sees a block move, not vanish."""
+        """What came into a medium before what left another: whoever looks on sees a block move, not vanish. Nothing of
+        what changes for one rank alone.
+        """
         keys = self._hashes(changes)
-        rows = list(zip(keys, changes["was"].tolist(), changes["now"].tolist(), strict=True))
+        rows = list(zip(keys, changes[self._was].tolist(), changes[self._now].tolist(), strict=True))
         at = 0
         while at < len(rows):
             key, was, now = rows[at]

@@ -6,8 +6,9 @@
               ->  "" | ""    | -1     | ""          and that was all
 
 A subscriber that is `high_water` messages behind misses what comes until it has caught up, and nobody waits for it.
-ZeroMQ says when that begins, and not how much it is. Who is connected is heard of each socket's monitor, and who
-subscribes of the socket itself. One thread. Needs the packages of [events].
+ZeroMQ says when that begins, and not how much it is. At an address, whoever takes nothing at all is cut off. Who is
+connected is heard of each socket's monitor, and who subscribes of the socket itself. One thread. Needs the packages of
+[events].
 
 A replay goes on as its peer reads: of one that reads nothing, a few messages wait and no more. It is given up when
 others need its place; what it missed shows by the numbers, and that was not all.
@@ -47,6 +48,7 @@ REQUESTS_WAITING: Final = 64  # of a connection, before ZeroMQ reads no more of 
 REPLAYS_MOST: Final = 64  # of a socket, under way
 REPLAY_AHEAD: Final = 16  # messages that wait for who asked: 0.25 MB mostly, 1 MB at most (`BATCH_CHANGES`)
 STALLED_S: Final = 5.0  # without reading: then whoever asks next may have its place
+DEAD_S: Final = 60  # without a sign of a peer at an address, or without its taking anything: it is cut off
 GREETED_S: Final = 1.0  # from one word for new subscribers to the next one
 COMPLAIN_S: Final = 60.0  # from one word about malformed requests to the next one
 FORMER_MOST: Final = 64  # tenants of former lives: as many as a daemon has places for
@@ -75,7 +77,7 @@ class Sockets:
         self._config = config
         self._tally = tally
         self._gid = gid
-        self._encoder = Encoder(config.form, config.hashes)
+        self._encoder = Encoder(config.form, config.hashes, apart=config.has("namespace"))
         self._context = zmq.Context()
         self._publish: dict[str, zmq.Socket[bytes]] = {}
         self._routers: dict[str, zmq.Socket[bytes]] = {}
@@ -168,7 +170,8 @@ class Sockets:
             return
         self._tally.replays += 1
         first, end = (its.first, its.next) if its is not None else (0, 0)
-        start = min(max(int.from_bytes(frames[2], "big"), first), end)
+        start = int.from_bytes(frames[2], "big")
+        start = max(start, first) if start <= end else first  # beyond the end: of another life, whatever that was
         self._replays[tenant].append(Replay(frames[0], start, end, now_s))
 
     def _go_on(self, tenant: str, its: BlockLog | None, now_s: float) -> bool:
@@ -253,6 +256,11 @@ class Sockets:
                 one.setsockopt(zmq.RCVHWM, REQUESTS_WAITING)
                 one.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES)  # of what comes in
                 one.setsockopt(zmq.IPV6, "[" in endpoint)
+                one.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a peer whose host is gone says nothing
+                one.setsockopt(zmq.TCP_KEEPALIVE_IDLE, DEAD_S)
+                one.setsockopt(zmq.TCP_KEEPALIVE_INTVL, DEAD_S // 3)
+                one.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+                one.setsockopt(zmq.TCP_MAXRT, 1000 * DEAD_S)  # and one that takes nothing of what waits for it
                 self._bind(one, endpoint)
         except zmq.ZMQError as error:
             publish.disable_monitor()

@@ -28,6 +28,8 @@ class EventTally:
     overruns: int = 0  # times that a subscriber fell so far behind that it missed messages; ZeroMQ says not how many
     replays: int = 0  # requests for what was missed
     replayed: int = 0  # batches sent for them
+    faults: int = 0  # times that something could not be told, or somebody not be answered
+    number_faults: int = 0  # times that the number that is kept over restarts could not be read or written
     waiting: int = 0  # changes on their way from the owner to whom they are for
     subscribers: int = 0  # connections to sockets of ZeroMQ
     watchers: int = 0  # streams on control sockets

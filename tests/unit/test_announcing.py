@@ -353,3 +353,19 @@ def test_what_left_a_namespace_is_told_as_its_own_though_its_number_is_anothers_
     later.put(second, chain(1))
     announcing_.look(announcing_.due_ns)
     assert heard[4:] == [("second", IN_DRAM)]
+
+
+def test_what_could_not_be_told_is_told_anew_of_its_tenant_alone() -> None:
+    core = Core()
+    listener, clients = Listener(core), [core.client("one"), core.client("two")]
+    for client in clients:
+        client.put(client.open(), chain(3))
+    listener.look()
+    before = dict(listener.where)
+    listener.where = {name: tiers for name, tiers in before.items() if name[0] != "one"}  # who listens has lost it
+    listener.announcing.tell_anew("one")
+    assert listener.where == {name: tiers for name, tiers in before.items() if name[0] == "two"}
+    assert sorted(key for key, _, _ in listener.look()) == sorted(chain(3))
+    assert listener.where == before
+    listener.announcing.tell_anew("nobody")
+    assert listener.where == before

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from kvstore.announcing import CHANGE, IN_DRAM, IN_REMOTE, ON_DISK, Changes, Place, Told
-from kvstored.block_events import BATCH_CHANGES, BlockEvents, begin_now
+from kvstored.block_events import BATCH_CHANGES, BlockEvents
 from kvstored.block_events_address import (
     FORMS,
     EventsConfig,
@@ -26,6 +26,7 @@ from kvstored.block_events_address import (
     topic_kind,
     topic_of,
 )
+from kvstored.block_events_numbers import Numbers, begin_now
 from kvstored.block_events_schema import Encoder
 from kvstored.block_log import BlockLog, EventTally
 from kvstored.units import ConfigError
@@ -84,6 +85,7 @@ def changes(*rows: tuple[object, int, int]) -> Changes:
     made: Changes = np.zeros(len(rows), dtype=CHANGE)
     for one, (name, was, now) in zip(made, rows, strict=True):
         one["key"], one["was"], one["now"] = np.frombuffer(key_of(name), dtype=np.uint64), was, now
+        one["usable_was"], one["usable_now"] = was, now
     return made
 
 
@@ -203,9 +205,11 @@ def test_numbers_of_a_former_life_are_forgotten_ones(monkeypatch: pytest.MonkeyP
     assert log.begun
     assert log.after(1001) is not None, "the control"
     second_ns = 10**9
-    monkeypatch.setattr("kvstored.block_events.time.time_ns", lambda: 1_795_000_000 * second_ns)
+    monkeypatch.setattr("kvstored.block_events_numbers.time.time_ns", lambda: 1_795_000_000 * second_ns)
     former = begin_now()
-    monkeypatch.setattr("kvstored.block_events.time.time_ns", lambda: 1_795_000_000 * second_ns + second_ns // 4)
+    monkeypatch.setattr(
+        "kvstored.block_events_numbers.time.time_ns", lambda: 1_795_000_000 * second_ns + second_ns // 4
+    )
     assert former + 1_000_000 < begin_now() < 1 << 53, "a daemon may be back a quarter of a second later"
 
 
@@ -281,10 +285,19 @@ def test_topics_are_templates() -> None:
 class Published:
     """Events of a directory, and subscribers to them."""
 
-    def __init__(self, home: Path, stack: ExitStack, begin: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        home: Path,
+        stack: ExitStack,
+        begin: int = 0,
+        numbers: Numbers | None = None,
+        anew: Callable[[str], None] = lambda _: None,
+        **options: Any,
+    ) -> None:
         self.home = home
         self.room = threading.Event()
-        self.events = BlockEvents(EventsConfig("ipc", runtime_dir=home, **options), None, self.room.set, begin)
+        config = EventsConfig("ipc", runtime_dir=home, **options)
+        self.events = BlockEvents(config, None, self.room.set, numbers or Numbers(now=lambda: begin), anew)
         stack.callback(self.events.stop)
         self._context = zmq.Context()
         self._open: list[zmq.Socket[bytes]] = []
@@ -653,3 +666,18 @@ def test_who_asks_for_replay_waits_for_what_is_told_and_not_the_other_way_round(
     assert events.events.log_of("one").wait(50, PATIENCE_MS / 1000)
     events.events.stop()
     assert left[0] == 0
+
+
+def test_where_topics_tell_namespaces_apart_each_is_told_by_itself_and_else_what_all_ranks_have() -> None:
+    dram = int(IN_DRAM)
+    moves = changes(("a", 0, dram), ("b", 0, dram), ("c", dram, 0))
+    moves["usable_now"][0] = 0  # another rank lacks it
+    whole = DECODER.decode(Encoder("maps", "int").encode(moves, PLACE)).events
+    assert whole == [
+        BlockStored([number_of("b")], None, [], 0, None, "CPU", None),
+        BlockRemoved([number_of("c")], "CPU"),
+    ]
+    apart = DECODER.decode(Encoder("maps", "int", apart=True).encode(moves, PLACE)).events
+    assert [getattr(event, "block_hashes", None) for event in apart] == [[number_of(name)] for name in "abc"]
+    assert EventsConfig("ipc", topic="kv@{host}@{model}@{namespace}").has("namespace")
+    assert not EventsConfig("ipc", topic="kv@{{namespace}}@{model}").has("namespace")
