@@ -29,6 +29,8 @@ class HandOverReport:
     coming: int  # those behind that will be
     remote: bool  # there is a remote tier that may be written, and answers
     dry_run: bool
+    looked: int = 0  # the first so many were read back from over there, whole, as lately as was asked for
+    why: str = ""  # the next one was not, or will never be there, if that is known
 
 
 def hand_over(store: Store, namespace: Namespace, keys: U8, at: int, count: int, within_ns: int) -> Fetching:
@@ -43,8 +45,13 @@ def hand_over(store: Store, namespace: Namespace, keys: U8, at: int, count: int,
     return Fetching(0, there, end - there if goes_on else 0)
 
 
-def report(store: Store, namespace: Namespace, keys: U8, within_ns: int, *, dry_run: bool) -> HandOverReport:
-    """`hand_over` of all of `keys` (4 words a key), or only how far it is."""
+def report(
+    store: Store, namespace: Namespace, keys: U8, within_ns: int, looked_ns: int = 0, *, dry_run: bool
+) -> HandOverReport:
+    """`hand_over` of all of `keys` (4 words a key), or only how far it is.
+
+    `looked_ns`: what is over there is read back, unless that was begun so long ago or later; 0: it is not.
+    """
     writing, tenant = store.remote.writing, namespace.tenant
     run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
     count = keys.size // 4
@@ -52,4 +59,6 @@ def report(store: Store, namespace: Namespace, keys: U8, within_ns: int, *, dry_
     there, coming = writing.over_there(run[:end].copy()), 0
     if not dry_run:
         _, there, coming = hand_over(store, namespace, keys, 0, count, within_ns)
-    return HandOverReport(end, end * namespace.identity.block_bytes, there, coming, writing.takes, dry_run)
+    looked, why = store.remote.look(namespace, run[:there].copy(), looked_ns) if looked_ns and there else (0, "")
+    why = writing.given_up(run[there:end]) if looked == there else why
+    return HandOverReport(end, end * namespace.identity.block_bytes, there, coming, writing.takes, dry_run, looked, why)

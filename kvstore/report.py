@@ -167,6 +167,7 @@ class ClearReport:
     leased_blocks: int
     pending_blocks: int
     dry_run: bool
+    remote_objects: int | None = None  # of this host, still over there; what else is there goes as well. None: no such
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,9 +334,9 @@ class RemoteReport:
     not_kept: int  # not written: too much waited, they were gone, or the far side did not take them
     shared: int  # of those kept: were there already
     removed: int  # objects, for room and for what was deleted
-    damaged: int  # objects that are not what was written
+    damaged: int  # objects that are not what was written, blocks that changed after they had been compared
     absent: int  # objects that were gone when they were to be read
-    quarantined: int  # objects that are not read again
+    quarantined: int  # objects that were damaged when they were read last: left alone for up to an hour
     reads: int  # requests, listings too
     writes: int  # requests, deletes too
     read_bytes: int
@@ -345,6 +346,11 @@ class RemoteReport:
     full: int  # requests for which there was no room
     queued_runs: int
     running: int  # reads and writes under way
+    owed: int = 0  # keys that were deleted, and are still to be removed there
+    not_noted: int = 0  # requests to delete that came faster than they could be noted
+    not_remembered: int = 0  # keys that were deleted, and forgotten for others before they were removed there
+    closed: int = 0  # namespaces of which that is so, until they have been cleared: neither read nor written
+    uncounted: int = 0  # objects of this host that are not in `used_bytes`: there are too many to remember
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class Reserving:
         self.asked: Asked = _nobody_hears  # `Watching`, of each RESERVE
         self.abandoned: Callable[[int], None] = _nobody_hears  # `Departures`, of a row that will never be whole
         self.landed: Callable[[int], None] = _nobody_hears  # `Remote`, of the row of each block that is visible now
+        self.changed: Callable[[Ticket], None] = _nobody_hears  # `Remote`: its bytes are not what they were to be
         self._limits = limits
         self._tables = tables
         self._clock = clock
@@ -256,12 +257,17 @@ class Reserving:
         return ticket
 
     def copied(self, ticket: Ticket, checksum: int) -> None:
-        """A leaf thread has copied and hashed a block: publish it, unless it was dropped meanwhile."""
+        """A leaf thread has copied and hashed a block: publish it, unless it was dropped meanwhile, or is not what
+        was compared before it was copied.
+        """
         session = ticket.session
         session.copies -= 1
         now_ns = self._clock.now_ns()
         if not session.attached:
             self._discard(session.tenant, ticket.block)  # whoever wrote it is gone
+        elif ticket.checksum not in {None, checksum}:
+            self._discard(session.tenant, ticket.block)
+            self.changed(ticket)
         alive = blocks.publish(self._tables, ticket.block, np.uint64(checksum), np.uint64(now_ns))
         if alive:
             self._tally.published += 1

@@ -109,6 +109,7 @@ class Ticket:
     page: int
     lapses_ns: int
     state: TicketState = TicketState.OPEN
+    checksum: int | None = None  # of its bytes, where that is known before they are copied
 
     @property
     def span_pages(self) -> int:

@@ -26,6 +26,7 @@ lease   -> (client copies out of the arena) -> release, or the deadline
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -189,7 +190,7 @@ class Store:
         remote.begin(workers, admission)
         self.hear_misses(remote.missed, remote.wished)
         self.leasing.touched = remote.writing.leased
-        self.reserving.landed = remote.writing.published
+        self.reserving.landed, self.reserving.changed = remote.writing.published, remote.changed
         remote.writing.codec_for, remote.writing.learn = self.disk.codec_for, self.disk.choice.learn
 
     def hear_misses(self, missed: Missed, wished: Missed | None = None) -> None:
@@ -358,9 +359,19 @@ class Store:
         heard = done
         if not dry_run:
             self.watching.cleared(scope, self.namespaces.values())
-            if self.remote.on:
-                heard = self._clear_remote(scope, done)
-        self.dropping.clear(scope, heard, dry_run=dry_run)
+        if self.remote.on and not scope.keys:
+            heard = self._with_objects(scope, done)
+        if self.remote.on and not dry_run:
+            heard = self._clear_remote(scope, heard)
+        try:
+            self.dropping.clear(scope, heard, dry_run=dry_run)
+        except KeyError:
+            if not self.remote.on or scope.keys:
+                raise
+            heard(ClearReport(0, 0, 0, 0, dry_run))  # no client of it has come in this life: it may lie over there
+
+    def _with_objects(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> Callable[[ClearReport], None]:
+        return lambda report: done(replace(report, remote_objects=self.remote.objects(scope)))
 
     def _clear_remote(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> Callable[[ClearReport], None]:
         """Beyond this host before anything goes here, and again behind it: meanwhile some of it may be written."""

@@ -192,6 +192,22 @@ MUTANTS = (
         "                self._erasure.quarantined.add(place)\n", "                pass\n",
         "blocks are written where the drive has lost one", ("tests/unit/test_disk.py",),
     ),
+    # -- remote tier ---------------------------------------------------------------------------------------------------
+    Mutant(
+        "what-changed-while-it-was-copied", "kvstore/reserving.py",
+        "        elif ticket.checksum not in {None, checksum}:\n", "        elif False:\n",
+        "an engine that writes late has other bytes served", ("tests/unit/test_remote.py",),
+    ),
+    Mutant(
+        "a-cut-object-counts", "kvstore/tier/remote_index.py",
+        "if block_bytes is None or fits(name, object_bytes, block_bytes):", "if True:",
+        "what was cut short over there is taken for being there", ("tests/unit/test_remote_looking.py",),
+    ),
+    Mutant(
+        "moved-without-a-look", "clients/kvctl/move.py",
+        "(min(moved.blocks, told.looked), told.there)", "(min(moved.blocks, told.there), told.there)",
+        "the only copy leaves this host while the one over there is damaged", ("tests/integration/test_kvctl_move.py",),
+    ),
     # -- quotas --------------------------------------------------------------------------------------------------------
     Mutant(
         "a-flood-of-tickets", "kvstore/reserving.py",

@@ -31,6 +31,8 @@ class S3Server:
         self.stalled = threading.Event()  # set: nobody is answered until it is cleared, or the server ends
         self.broken = False  # every request is a 500
         self.clock_off_s = 0.0
+        self.listed_at_a_time = 1000
+        self.endless = False  # every listing has nothing in it, and says that more is to come
         self.key_id = KEY_ID
         self.lies: Callable[[str, bytes], bytes] | None = None  # what is said in place of an object
         self._released = threading.Condition()
@@ -234,6 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         most, after = int(query.get("max-keys", ["1000"])[0]), query.get("continuation-token", [""])[0]
+        most = min(most, self.s3.listed_at_a_time)
         names = sorted(name for name in list(self.s3.objects) if name.startswith(prefix) and name > after)
         contents = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{len(self.s3.objects.get(name, b''))}</Size>"
@@ -242,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         more = len(names) > most
         token = f"<NextContinuationToken>{escape(names[most - 1])}</NextContinuationToken>" if more else ""
+        if self.s3.endless:
+            more, contents, token = True, "", f"<NextContinuationToken>{after}0</NextContinuationToken>"
         body = (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
             f"<Name>{self.s3.bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(names[:most])}</KeyCount>"

@@ -28,7 +28,7 @@ from kvctl.program import (
     service_app,
 )  # fmt: skip
 from kvctl.render import size
-from kvctl.scope import parse
+from kvctl.scope import Scope, parse
 from kvctl.scrub import follow, parse_rate
 from kvproto import control_pb2 as pb
 from kvproto.sizes import UNITS_SAID
@@ -81,7 +81,7 @@ def clear(
     """Drop blocks: all, a tenant's, a namespace's or a prefix's.
 
     Shows what it will drop, then asks. Leased blocks leave the index at once; their memory follows when the last
-    reader is done.
+    reader is done. What lies in the remote tier is removed by and by, whoever wrote it: with --all for all hosts.
     """
     chosen = globals_of(context)
     scope = parse(tenant, namespace, key or (), everything=everything)
@@ -90,15 +90,25 @@ def clear(
         scope = scope.resolved(client)
         if not (yes or dry_run):
             told = client.clear(scope.request(dry_run=True))
-            if told.blocks or told.pending_blocks:
-                what = concerned(client, scope.tenant, scope.digest)
+            if told.blocks or told.pending_blocks or told.HasField("remote_objects"):
+                what = _holders(client, scope)
                 untouched = "nothing was dropped; answer y, or give --yes, to clear"
-                ask("Drop them?", untouched, render.clearing(told, str(scope)), what, client=client)
+                ask("Drop them?", untouched, render.clearing(told, str(scope)), *what, client=client)
         report = client.clear(scope.request(dry_run=dry_run))
         parts = [render.clearing(report, str(scope))]
         if dry_run:
-            parts.append(Text(str(concerned(client, scope.tenant, scope.digest))))
+            parts += [Text(str(one)) for one in _holders(client, scope)]
     chosen.show("clear", render.plain(report), Group(*parts))
+
+
+def _holders(client: ControlClient, scope: Scope) -> list[Concerned]:
+    """Who holds some of what a scope names; nobody where only the remote tier may know of it."""
+    try:
+        return [concerned(client, scope.tenant, scope.digest)]
+    except KvctlError as error:
+        if error.code is not Exit.NOT_FOUND:
+            raise
+        return []
 
 
 @command("drain", short="Refuse new blocks from now on.")

@@ -28,10 +28,14 @@ def remote(far: pb.Remote) -> Text:
     if far.reason:
         text += f" ({printable(far.reason)})"
     text += f"\n{size(far.used_bytes)} of {size(far.capacity_bytes)} in {far.objects:,} objects of this host"
+    text += f" and {far.uncounted:,} that are not counted" if far.uncounted else ""
     text += f", read at {size(far.bytes_per_s)}/s" if far.bytes_per_s else ""
     text += f"\n{far.kept:,} blocks kept ({size(far.kept_bytes)}), {far.shared:,} of them there already, "
     text += f"{far.not_worth:,} not worth it, {far.not_kept:,} given up, {far.queued_runs:,} runs wait"
     text += f"\n{far.sought:,} chains sought, {far.sought_empty:,} not there, {far.promoted:,} blocks brought "
     text += f"({size(far.promoted_bytes)}), {far.no_room:,} without room, {far.damaged:,} objects damaged"
+    if far.owed or far.not_noted or far.not_remembered or far.closed:
+        text += f"\n{far.owed:,} deleted keys still to be removed, {far.not_remembered:,} forgotten before they were, "
+        text += f"{far.not_noted:,} requests not noted, {far.closed:,} namespaces closed for that"
     faults = far.unreachable + far.refused + far.full
     return Text(f"{text}\n{far.reads + far.writes:,} requests, {faults:,} of them in vain")

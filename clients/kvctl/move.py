@@ -1,6 +1,7 @@
 """`kvctl move`: another daemon is to go on with a prefix.
 
-    by the remote tier    this daemon writes it there at once; the other one finds it, sooner if told `kvctl prefetch`
+    by the remote tier    this daemon writes it there at once, and reads it back; what is not there whole was not moved.
+                          The other one finds it, sooner if told `kvctl prefetch`
     --to RUNTIME_DIR      of this machine: read out of one and stored into the other, as any client does (move_near.py)
 
 What is here is shown and somebody is asked, as everywhere; the source keeps its blocks unless told otherwise. With
@@ -43,6 +44,7 @@ class Moved:
     held_blocks: int = 0  # stay where they are, though told to leave: pinned, leased or on their way
     pinned_blocks: int = 0  # of these
     seconds: float = 0.0
+    why: str = ""  # the first block that did not come there has not, if that is known
     remote: bool = False
     dry_run: bool = False
 
@@ -71,7 +73,8 @@ def move(
 ) -> None:
     """Have another daemon go on with a prefix: by way of the remote tier at once, or straight into one of this machine.
 
-    Copied, not taken away, unless --evict. Exits with 1 if not all of what is here came there.
+    Copied, not taken away, unless --evict. All of it is read back from there and compared first: exits with 1, and
+    evicts nothing, if not all of what is here came there whole.
     """
     chosen = globals_of(context)
     chain = insight.parse(key or (), tokens, extra, tenant, namespace)
@@ -90,11 +93,14 @@ def move(
         if not yes:
             ask("Move them?", "nothing was moved; answer y, or give --yes, to move", Text(shown), client=client)
         _move(chosen, client, prefix, moved, to, within)
-        if evict and moved.moved_blocks:
-            _evict(client, prefix, moved, moved.moved_blocks, dry_run=False)
+        if evict and moved.moved_blocks == moved.blocks:
+            _evict(client, prefix, moved, moved.blocks, dry_run=False)
     chosen.show("move", asdict(moved), Text(_said(moved, where)))
     if moved.moved_blocks < moved.blocks:
-        raise KvctlError(Exit.REFUSED, f"{moved.blocks - moved.moved_blocks:,} blocks did not come there; see above")
+        first = "".join(f", {key.hex()[:16]} the first of them" for key in prefix.keys[moved.moved_blocks :][:1])
+        why = f": {printable(moved.why)}" if moved.why else ""
+        text = f"{moved.blocks - moved.moved_blocks:,} blocks did not come there{first}{why}"
+        raise KvctlError(Exit.REFUSED, f"{text}{'; nothing was evicted here' if evict else ''}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +161,21 @@ def _foretold(
     return told, "\n".join([_here(moved, where), *lines])
 
 
-def _asked(client: ControlClient, prefix: _Prefix, within_s: float, *, dry_run: bool) -> pb.HandOverResponse:
+def _asked(
+    client: ControlClient, prefix: _Prefix, within_s: float, *, dry_run: bool, looked_within_s: float = 0.0
+) -> pb.HandOverResponse:
     """Of all parts together, up to the first that is not here as a whole."""
     total = pb.HandOverResponse(dry_run=dry_run)
-    lead = True
+    lead = seen = True
     for part in prefix.parts():
-        one = client.hand_over(pb.HandOverRequest(prefix=part, within_s=within_s, dry_run=dry_run))
+        one = client.hand_over(
+            pb.HandOverRequest(
+                prefix=part, within_s=within_s, dry_run=dry_run, looked_within_s=looked_within_s if seen else 0.0
+            )
+        )
+        if seen:
+            total.looked, total.why = total.looked + one.looked, one.why
+        seen &= one.looked == len(part.keys)
         total.blocks, total.bytes, total.remote = total.blocks + one.blocks, total.bytes + one.bytes, one.remote
         if lead:
             total.there += one.there
@@ -177,7 +192,7 @@ def _move(
     began = time.monotonic()
     block_bytes = moved.bytes // moved.blocks
     if to is None:
-        moved.moved_blocks = _by_remote(client, prefix, moved, began + within_s)
+        moved.moved_blocks, moved.why = _by_remote(client, prefix, moved, began, within_s)
     else:
         from kvctl.move_near import copy  # noqa: PLC0415  it brings the client, which no other command waits for
 
@@ -185,22 +200,28 @@ def _move(
     moved.moved_bytes, moved.seconds = moved.moved_blocks * block_bytes, round(time.monotonic() - began, 3)
 
 
-def _by_remote(client: ControlClient, prefix: _Prefix, moved: Moved, until: float) -> int:
-    """How many of the first blocks are over there. Asks once, waits, and asks again where nothing happens."""
-    there, nap_s = moved.there_blocks, LOOK_S
-    if there == moved.blocks:
-        return there
-    _asked(client, prefix, max(0.1, until - time.monotonic()), dry_run=False)
-    asked = time.monotonic()
-    while True:
-        found = min(moved.blocks, _asked(client, prefix, 1.0, dry_run=True).there)
-        now = time.monotonic()
-        if found == moved.blocks or now >= until:
-            return found
-        if found > there:
-            there, nap_s, asked = found, LOOK_S, now
+def _by_remote(
+    client: ControlClient, prefix: _Prefix, moved: Moved, began: float, within_s: float
+) -> tuple[int, str]:  # fmt: skip
+    """How many of the first blocks are over there, each read back since this began, and what is wrong with the next.
+
+    Asks once, waits, and asks again where nothing happens: what was not there whole is written anew then.
+    """
+    until, best, asked, nap_s = began + within_s, (0, 0), began, LOOK_S
+    if moved.there_blocks < moved.blocks:
+        _asked(client, prefix, max(0.1, until - time.monotonic()), dry_run=False)
+    while True:  # what was given up for good is known as soon as it has been tried
+        since_s = max(1e-3, time.monotonic() - began)
+        told = _asked(client, prefix, 1.0, dry_run=True, looked_within_s=since_s)
+        now, found = time.monotonic(), (min(moved.blocks, told.looked), told.there)
+        if found[0] == moved.blocks or now >= until:
+            return found[0], told.why
+        if found > best:
+            best, nap_s, asked = found, LOOK_S, now
         elif now - asked > AGAIN_S:
-            _asked(client, prefix, max(0.1, until - now), dry_run=False)
+            again = _asked(client, prefix, max(0.1, until - now), dry_run=False)
+            if not again.coming and told.why and told.looked == told.there:
+                return found[0], told.why
             asked = now
         time.sleep(min(nap_s, max(0.0, until - now)))
         nap_s = min(2 * nap_s, LOOK_S_MAX)

@@ -353,6 +353,10 @@ def clearing(report: pb.ClearResponse, what: str) -> Text:
     if report.pending_blocks:
         pending = counted(report.pending_blocks, "pending block")
         lines.append(f"{pending} would be discarded" if report.dry_run else f"{pending} discarded")
+    if report.HasField("remote_objects"):
+        objects = f"{counted(report.remote_objects, 'object')} of this host in the remote tier"
+        goes = "would be removed" if report.dry_run else "still to be removed"
+        lines.append(f"{objects} {goes}, with what other hosts have of it there, where that can be listed")
     return Text("\n".join(lines))
 
 

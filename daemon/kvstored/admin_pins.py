@@ -5,12 +5,13 @@ handler         `prefix_wish_of`, `pinned_of`, `pins_of`     requests are checke
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvproto import control_pb2 as pb
 from kvproto.ids import BlockKey, NamespaceDigest
+from kvproto.limits import PREFETCH_NS_MAX
 from kvproto.policy_frames import Fetching, Partial, Pinned, Tier
 from kvstore import handing_over
 from kvstore.blocks import U8
@@ -31,6 +32,7 @@ class PrefixWish:
     ns: int
     tier: Tier = Tier.DRAM
     refresh: bool = False
+    looked_ns: int = 0  # what is beyond this host is read back, unless that was begun so long ago or later; 0: not
 
 
 def prefix_wish_of(
@@ -41,6 +43,14 @@ def prefix_wish_of(
     if not 0 < seconds <= most_ns / 1e9:
         raise ValueError(f"the time must be above 0 and at most {most_ns // 10**9} seconds")
     return PrefixWish(tenant, digest, keys, max(1, int(seconds * 1e9)), tier, refresh)
+
+
+def hand_over_wish_of(request: pb.HandOverRequest) -> PrefixWish:
+    """As `prefix_wish_of`."""
+    wish, looked_s = prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX), request.looked_within_s
+    if not 0 <= looked_s <= PREFETCH_NS_MAX / 1e9:
+        raise ValueError(f"looked_within_s must be 0 to {PREFETCH_NS_MAX // 10**9} seconds")
+    return replace(wish, looked_ns=int(looked_s * 1e9))
 
 
 def pin(store: Store, wish: PrefixWish) -> Pinned:
@@ -62,7 +72,7 @@ def prefetch(store: Store, wish: PrefixWish) -> Fetching:
 def hand_over(store: Store, wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
     """Have it written beyond this host, or say how far it is. Raises as `pin`."""
     namespace, keys = _found(store, wish)
-    return handing_over.report(store, namespace, keys, wish.ns, dry_run=dry_run)
+    return handing_over.report(store, namespace, keys, wish.ns, wish.looked_ns, dry_run=dry_run)
 
 
 def _found(store: Store, wish: PrefixWish) -> tuple[Namespace, U8]:

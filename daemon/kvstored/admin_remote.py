@@ -52,7 +52,7 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
         not_kept=writing.tally.dropped + writing.tally.gone,
         shared=seen.skipped,
         removed=seen.removed,
-        damaged=seen.damaged,
+        damaged=seen.damaged + tally.changed,
         absent=seen.absent,
         quarantined=jobs.holdings.known.bad,
         reads=calls.reads,
@@ -64,6 +64,11 @@ def remote_report(store: Store, threads: RemoteThreads, url: str) -> RemoteRepor
         full=calls.full,
         queued_runs=writing.waiting,
         running=writing.running + remote.seeking,
+        owed=threads.ledger.owed,
+        not_noted=tally.not_noted,
+        not_remembered=threads.ledger.unnoted + jobs.holdings.removals.dropped,
+        closed=threads.ledger.closed,
+        uncounted=threads.ledger.uncounted,
     )
 
 
@@ -83,8 +88,19 @@ def remote_warnings(report: RemoteReport) -> Iterator[str]:
             "by itself, see that the far side answers, that credentials and the clock are right, and that there "
             "is room"
         )
+    if report.uncounted:
+        yield (
+            f"{report.uncounted:,} objects of this host lie in the remote tier that it does not remember: remote.size "
+            "does not bound what it has there; have a rule of the bucket remove what is old"
+        )
+    if report.closed:
+        yield (
+            f"of {report.closed:,} namespaces more was deleted than can be noted, so the remote tier neither reads nor "
+            "writes them until all of them is removed there; that is done by itself where the far side can list what "
+            "it has (S3), else clear them with kvctl clear"
+        )
     if report.quarantined:
         yield (
-            f"the remote tier has {report.quarantined:,} damaged objects, which are not read again; see the log for "
-            "their names and remove them, or leave them to the bucket's rule"
+            f"the remote tier has {report.quarantined:,} damaged objects, which are read again after a minute to an "
+            "hour only; see the log for their names and remove them, or leave them to the bucket's rule"
         )

@@ -34,7 +34,7 @@ from kvstored.admin_look import (
     stat_wish_of,
     tree_wish_of,
 )
-from kvstored.admin_pins import pinned_of, pins_of, prefix_wish_of
+from kvstored.admin_pins import hand_over_wish_of, pinned_of, pins_of, prefix_wish_of
 from kvstored.admin_quotas import wish_of
 from kvstored.admin_routing import admission_wish_of, estimate, load_of, match_wish_of, summary_of
 from kvstored.admin_routing import asker as ask_routing
@@ -245,7 +245,7 @@ class Verbs:
         )
 
     def HandOver(self, request: pb.HandOverRequest, context: grpc.ServicerContext) -> pb.HandOverResponse:
-        wish = _checked(context, lambda: prefix_wish_of(request.prefix, request.within_s, PREFETCH_NS_MAX))
+        wish = _checked(context, lambda: hand_over_wish_of(request))
         return self._change(
             context,
             lambda port: port.hand_over(wish, dry_run=request.dry_run),

@@ -29,7 +29,8 @@ from kvstored.admin_gate import Gate
 from kvstored.admin_quotas import key_of
 from kvstored.admin_remote import remote_report
 from kvstored.admin_tokens import TokenSocket
-from kvstored.block_events import BlockEvents, begin_now
+from kvstored.block_events import BlockEvents
+from kvstored.block_events_numbers import Numbers
 from kvstored.chronicle import Chronicle
 from kvstored.config import Config, Loaded
 from kvstored.control import ControlServer
@@ -210,10 +211,11 @@ class Daemon:
         if config.events_listen == OFF:
             return None, None
         events = BlockEvents(
-            config.events(), group_of(config.admin_group), lambda: self._loop.call(announcing.room), begin_now()
+            config.events(), group_of(config.admin_group), lambda: self._loop.call(announcing.room),
+            Numbers(config.state_dir), lambda tenant: self._loop.call(lambda: announcing.tell_anew(tenant)),
         )  # fmt: skip
         seeds = [HostRandomness().word() for _ in range(2)]
-        announcing = Announcing(self._store, seeds, events.tell)
+        announcing = Announcing(self._store, seeds, events.tell, by_model=config.events().has("model"))
         self._store.forgotten = announcing.forgotten
         self._admin.routing.announcing, self._admin.routing.events = announcing, events.tally
         return events, announcing

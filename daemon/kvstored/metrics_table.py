@@ -373,6 +373,14 @@ METRICS: Final[tuple[Metric, ...]] = (
             lambda remote: remote.promoted),
     _remote("kvstored_remote_kept_blocks_total", "counter", "Blocks that were written there, or found to be there.",
             lambda remote: remote.kept),
+    _remote("kvstored_remote_owed_keys", "gauge", "Keys that were deleted, and are still to be removed there.",
+            lambda remote: remote.owed),
+    _remote("kvstored_remote_closed_namespaces", "gauge", "Namespaces of which more was deleted than can be noted: "
+            "neither read nor written there until they have been cleared.", lambda remote: remote.closed),
+    _remote("kvstored_remote_deletes_not_noted_total", "counter", "Requests to delete that came faster than they "
+            "could be noted.", lambda remote: remote.not_noted),
+    _remote("kvstored_remote_keys_not_remembered_total", "counter", "Keys that were deleted, and forgotten for others "
+            "before they were removed there.", lambda remote: remote.not_remembered),
     _remote("kvstored_remote_read_bytes_total", "counter", "Bytes read there.", lambda remote: remote.read_bytes),
     _remote("kvstored_remote_written_bytes_total", "counter", "Bytes written there.",
             lambda remote: remote.written_bytes),
@@ -392,6 +400,10 @@ METRICS: Final[tuple[Metric, ...]] = (
             lambda events: events.replays),
     _events("kvstored_events_replayed_messages_total", "counter", "Messages sent again for these.",
             lambda events: events.replayed),
+    _events("kvstored_events_faults_total", "counter", "Times that something could not be told, or a subscriber not be "
+            "answered; what is there is told anew.", lambda events: events.faults),
+    _events("kvstored_events_number_faults_total", "counter", "Times that the number that is kept over restarts could "
+            "not be read or written.", lambda events: events.number_faults),
     _events("kvstored_events_waiting_changes", "gauge", "Changes that were found and not passed on yet; while 65,536 "
             "wait, nobody looks for more.", lambda events: events.waiting),
     _events("kvstored_events_subscribers", "gauge", "Connections to the sockets of ZeroMQ.",

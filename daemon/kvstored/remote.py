@@ -1,8 +1,9 @@
 """The threads of the remote tier: `kvstore.tier.remote_orders.RemoteWorkers` of a real daemon.
 
     owner thread            submit --> queues -------------> seekers (4) --ask--> readers, as many as connections
-    (nothing here waits)                                     writers (4), one that notes what was dropped,
-                                                         one that removes it; the former reads the ledger first, and
+    (nothing here waits)                                     writers (4), one that looks again,
+                                                         one that notes what was dropped,
+                                                         one that removes it; the noting one reads the ledger first, and
                                                          nothing is read or written over there until it has
                             finish <-- one deque, a wake <--'
 
@@ -16,19 +17,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from kvproto.limits import MIB
 from kvstore.sessions import Copy
 from kvstore.store import Store
-from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
+from kvstore.tier.remote_orders import Bytes, Forget, ForgetAll, Keep, Look, Piece, RemoteOrder, Seek
 from kvstore.tier.remote_writing import KEEPS
 from kvstored.leaf import NICE, LeafThreads, Move
 from kvstored.niceness import be_nice
 from kvstored.remote_calls import FarSide
 from kvstored.remote_jobs import Jobs
 from kvstored.remote_ledger import Ledger
+from kvstored.remote_looking import UNREAD
 from kvstored.remote_pool import Budget, Pool
 from kvstored.remote_port import Backend, RemoteError
 from kvstored.remote_removals import Removal
@@ -41,6 +43,8 @@ BATCH_BYTES: Final = 8 * MIB  # what a leaf thread copies before it reports
 BUDGET_BYTES: Final = 128 * MIB  # read, and not in DRAM yet
 STOP_S: Final = 2.0
 FINISH_S: Final = 0.002  # of the owner thread in one turn
+CHANGES_LOGGED: Final = 256  # one of so many
+TURN: Final = 1024  # objects that are deleted before it is the turn of others
 NAMES_TOLD: Final = 8  # of objects that are gone, in one word: 0.5 ms
 
 
@@ -74,15 +78,18 @@ class RemoteThreads:
         )  # fmt: skip
         self._seeks: SimpleQueue[Seek | None] = SimpleQueue()
         self._keeps: SimpleQueue[Keep | None] = SimpleQueue()
-        self._forgets: SimpleQueue[Forget | None] = SimpleQueue()
+        self._looks: SimpleQueue[Look | None] = SimpleQueue()
+        self._forgets: SimpleQueue[Forget | ForgetAll | None] = SimpleQueue()
         self._removals = self.jobs.holdings.removals
         self.jobs.holdings.gone = self._gone
         self._remembers = False  # the ledger is read: what was deleted is known
+        self._changed = 0  # blocks, after they had been compared
         self._ended: deque[Callable[[Store], None]] = deque()
         self._stopping = threading.Event()
         self._threads = [
             *(self._thread(f"remote-seek-{number}", self._seek) for number in range(SEEKERS)),
             *(self._thread(f"remote-write-{number}", self._keep) for number in range(WRITERS)),
+            self._thread("remote-look", self._look),
             self._thread("remote-note", self._note),
             self._thread("remote-remove", self._remove),
         ]
@@ -107,6 +114,13 @@ class RemoteThreads:
             self.jobs.announce(order)
             self._forgets.put(order)
         return True
+
+    def look(self, order: Look) -> bool:
+        """See the port."""
+        if self.reading():
+            self._looks.put(order)
+            return True
+        return False
 
     def reading(self) -> bool:
         """See the port."""
@@ -136,6 +150,16 @@ class RemoteThreads:
         self._budget.give(piece.taken_bytes)
         piece.taken_bytes = 0
 
+    def changed(self) -> None:
+        """See the port."""
+        if not self._changed % CHANGES_LOGGED:
+            log.warning("remote: blocks changed after they had been read and compared: the engine writes late")
+        self._changed += 1
+
+    def objects(self, below: ForgetAll) -> int:
+        """See the port."""
+        return self.ledger.noted([one for one in self.ledger.namespaces() if below.covers(one)])
+
     # -- for the daemon ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -152,6 +176,7 @@ class RemoteThreads:
             self._seeks.put(None)
         for _ in range(WRITERS):
             self._keeps.put(None)
+        self._looks.put(None)
         self._forgets.put(None)
         self._removals.close()
         self._readers.stop()
@@ -193,6 +218,17 @@ class RemoteThreads:
                     log.exception("remote: a chain was not brought")
             self._say(lambda store, seek=seek: store.remote.sought(seek))  # type: ignore[misc]
 
+    def _look(self) -> None:
+        be_nice(NICE)
+        while (look := self._looks.get()) is not None:
+            if not self._stopping.is_set():
+                try:
+                    self.jobs.look(look)
+                except Exception:  # nobody relies on what was not read back, and the thread is needed for others
+                    log.exception("remote: what lies over there was not looked at")
+                    look.why = UNREAD
+            self._say(lambda store, look=look: store.remote.looking.looked(look))  # type: ignore[misc]
+
     def _keep(self) -> None:
         be_nice(NICE)
         while (keep := self._keeps.get()) is not None:
@@ -208,37 +244,57 @@ class RemoteThreads:
     def _note(self) -> None:
         """What was dropped is noted at once, in order: this waits for a file, and for no far side."""
         be_nice(NICE)
-        self._remember()
-        told = False
+        for early in self._remember():
+            self._forget(early)
         while (order := self._forgets.get()) is not None:
-            try:
-                removal = self.jobs.begin_forget(order)
-            except Exception:  # then nothing of it is asked for any more
-                log.exception("remote: what was dropped is not noted")
-                continue
-            self._say(lambda store, order=order: store.remote.forgot(order))  # type: ignore[misc]
-            if not self._removals.add(removal) and not told:
-                told = True
-                log.warning("remote: too many deletes wait: what they name is not read again, and stays over there")
+            self._forget(order)
 
-    def _remember(self) -> None:
-        """Read what former lives have noted, and go on removing what they have not finished."""
+    def _forget(self, order: Forget | ForgetAll) -> None:
+        try:
+            if isinstance(order, Forget):
+                self.jobs.begin_forget(order)
+            else:
+                self.jobs.begin_forget_all(order)
+        except Exception:  # then nothing of it is asked for any more
+            log.exception("remote: what was dropped is not noted")
+            return
+        self._say(lambda store: store.remote.forgot(order))
+
+    def _remember(self) -> list[Forget | ForgetAll]:
+        """Read what former lives have noted, and go on removing what they have not finished.
+
+        Returns what was dropped meanwhile: it is in the file already, and nowhere else yet.
+        """
+        ahead: list[Forget | ForgetAll] = []
         with self.jobs.holdings.lock:  # whoever reports waits for no lock
             try:
-                self.ledger.read()
+                self.ledger.read(lambda: self._note_ahead(ahead))
             except Exception:  # what was noted up to there is known, and the thread is needed for others
                 log.exception("remote: the ledger was not read")
-            left = self.ledger.clearing()
-        for prefix in left:
-            self._removals.add(Removal(prefix))
+        self.jobs.resume()
         self._remembers = True
+        return ahead
+
+    def _note_ahead(self, ahead: list[Forget | ForgetAll]) -> None:
+        """A daemon that is killed while it reads must have noted what it has answered, too."""
+        while True:
+            try:
+                order = self._forgets.get_nowait()
+            except Empty:
+                return
+            if order is None:
+                self._forgets.put(None)
+                return
+            self.jobs.note_ahead(order)
+            ahead.append(order)
 
     def _remove(self) -> None:
         """What lies over there goes when the far side can be written."""
         be_nice(NICE)
         while (order := self._removals.next()) is not None:
             try:
-                self.jobs.remove(order)
+                if not self.jobs.remove(order, TURN) and isinstance(order, Removal):
+                    self._removals.goes_on(order)
             except RemoteError as error:
                 log.debug("remote: not deleted yet: %s", error)
                 self._removals.again(order)

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from kvstore.tier.remote_breaker import Breaker, Circuit
+from kvstore.tier.remote_format import is_ours
 from kvstored.remote_port import (
     AbsentError,
     Backend,
@@ -27,9 +28,15 @@ from kvstored.remote_port import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+STRANGE: Final = "an answer that is no object of ours"
+
 
 class NotAskedError(UnreachableError):
     """A breaker is open: nothing was even sent."""
+
+
+class StrangeError(UnreachableError):
+    """What was said in place of an object does not even begin like one: it may say more of the far side than of it."""
 
 
 @dataclass(slots=True)
@@ -71,15 +78,30 @@ class FarSide:
         return self.deleting.would_allow(time.monotonic_ns())
 
     def get_range(self, name: str, start: int, stop: int) -> Bytes:
-        """`Backend.get_range`. Raises RemoteError, UnreachableError where it was not even tried."""
-        content = self._call(self.reading, lambda: self._backend.get_range(name, start, stop))
+        """`Backend.get_range`. Raises RemoteError, UnreachableError where it was not even tried, StrangeError."""
+
+        def ask() -> Bytes:
+            content = self._backend.get_range(name, start, stop)
+            if not start and _is_strange(content):
+                raise StrangeError(STRANGE)
+            return content
+
+        content = self._call(self.reading, ask)
         with self._lock:
             self.tally.read_bytes += content.size
         return content
 
     def get_many(self, names: Sequence[str], object_bytes: int) -> "list[Bytes | None]":
-        """`Backend.get_many`. Raises RemoteError."""
-        objects = self._call(self.reading, lambda: self._backend.get_many(names, object_bytes))
+        """`Backend.get_many`. Raises RemoteError, StrangeError where none of them is an object."""
+
+        def ask() -> "list[Bytes | None]":
+            objects = self._backend.get_many(names, object_bytes)
+            found = [content for content in objects if content is not None]
+            if found and all(map(_is_strange, found)):
+                raise StrangeError(STRANGE)
+            return objects
+
+        objects = self._call(self.reading, ask)
         with self._lock:
             self.tally.read_bytes += sum(content.size for content in objects if content is not None)
         return objects
@@ -99,6 +121,12 @@ class FarSide:
         with self._lock:
             self.tally.written_bytes += sum(part.size for part in parts) if new else 0
         return new
+
+    def replace(self, name: str, parts: Sequence[Bytes]) -> None:
+        """`Backend.replace`. Raises RemoteError."""
+        self._call(self.writing, lambda: self._backend.replace(name, parts))
+        with self._lock:
+            self.tally.written_bytes += sum(part.size for part in parts)
 
     def delete(self, names: Sequence[str]) -> None:
         """`Backend.delete`. Raises RemoteError."""
@@ -149,3 +177,8 @@ class FarSide:
             breaker.bad(str(error), time.monotonic_ns(), at_once=lasting)
         if was is Circuit.CLOSED and breaker.state is Circuit.OPEN:
             log.warning("remote: %s stops for a while: %s", self._what(breaker), error)
+
+
+def _is_strange(content: Bytes) -> bool:
+    """Nothing at all may be an object that was cut."""
+    return content.size > 0 and not is_ours(content[:16].tobytes())

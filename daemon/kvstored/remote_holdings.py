@@ -8,15 +8,16 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from kvstore.tier.format import FormatError
 from kvstore.tier.remote_format import HEADER_BYTES, ObjectHeader, Place, key_digest, parse_header, runs_prefix
-from kvstore.tier.remote_index import AHEAD, Known, Stretch, follow
+from kvstore.tier.remote_index import AHEAD, STRANGE_NS, Known, Stretch, follow
 from kvstored.remote_calls import FarSide, NotAskedError
 from kvstored.remote_ledger import Ledger
 from kvstored.remote_port import Bytes, RemoteError
-from kvstored.remote_removals import Doubt, Epochs, Removals
+from kvstored.remote_removals import Doubt, Epochs, Removal, Removals
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Holdings:
 
     # -- what lies over there --------------------------------------------------------------------------------------
 
-    def follow(self, place: Place, digests: Sequence[bytes], start: int) -> list[Stretch]:
+    def follow(self, place: Place, digests: Sequence[bytes], start: int, block_bytes: int) -> list[Stretch]:
         """The next stretches of a chain; none: it ends here. Raises RemoteError."""
         single = self.far.most_blocks == 1
         ahead = AHEAD if single else 1
@@ -79,14 +80,28 @@ class Holdings:
                 listings = [
                     [(one.name, one.object_bytes) for one in self.far.listing(prefix, LISTED)] for prefix in prefixes
                 ]
+            cut: list[str] = []
             with self.lock:
                 for prefix, listed in zip(prefixes, listings, strict=True):
-                    self.known.learn(prefix, listed, time.monotonic_ns())
+                    cut += self.known.learn(prefix, listed, time.monotonic_ns(), None if single else block_bytes)
+            for name in cut:
+                self.damaged(name, "its length is not what its name says")
+
+    def sound_lead(self, stretches: Sequence[Stretch]) -> int:
+        """Blocks of these up to the first whose object was found damaged when it was read last."""
+        with self.lock:
+            return sum(one.count for one in takewhile(lambda one: not self.known.was_bad(one.name), stretches))
 
     def doubt(self, place: Place, digests: Sequence[bytes]) -> None:
         """That some of these are not there is not believed any more."""
         with self.lock:
             self.known.doubt(runs_prefix(place, digest) for digest in digests)
+
+    def ask_anew(self, place: Place, digests: Sequence[bytes]) -> None:
+        """Nothing that is known of these is believed any more, nor any header."""
+        with self.lock:
+            self.known.ask_anew(runs_prefix(place, digest) for digest in digests)
+            self._headers.clear()
 
     def allowed(self, place: Place, keys: Sequence[bytes]) -> list[bytes]:
         """Digests of keys up to the first that was deleted; none while the namespace is being cleared."""
@@ -101,6 +116,11 @@ class Holdings:
                 if self.ledger.is_deleted(prefix, digest):
                     return digests[:number]
         return digests
+
+    def is_deleted(self, place: Place, key: bytes) -> bool:
+        """Is it remembered as deleted?"""
+        with self.lock:
+            return self.ledger.is_deleted(place.prefix, key_digest(place, key))
 
     def has_deleted(self, place: Place) -> bool:
         """Is any key of its tenant remembered as deleted?"""
@@ -145,16 +165,28 @@ class Holdings:
         with self.lock:
             self.seen.absent += 1
             self.known.forget(name)
+            self.known.sound(name)
         self.gone([name])
 
     def damaged(self, name: str, reason: str) -> None:
-        """An object is not what it should be: nobody looks at it again."""
+        """An object is not what it should be: it is left alone for a while."""
         with self.lock:
             self.seen.damaged += 1
             self._headers.pop(name, None)
-            self.known.quarantine(name)
+            self.known.quarantine(name, time.monotonic_ns())
         self.gone([name])
-        log.warning("remote: damaged object, never read again: name=%s reason=%s", name, reason)
+        log.warning("remote: damaged object, left alone for a while: name=%s reason=%s", name, reason)
+
+    def strange(self, name: str) -> None:
+        """What came in place of an object is none at all, by the far side's fault or its own: for a moment not read."""
+        with self.lock:
+            self.known.quarantine(name, time.monotonic_ns(), STRANGE_NS)
+
+    def sound(self, name: str) -> None:
+        """An object is what it should be."""
+        if self.known.bad:
+            with self.lock:
+                self.known.sound(name)
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete these, as many as can be. Raises RemoteError: some are still there."""
@@ -180,33 +212,64 @@ class Holdings:
             for name in names:
                 self.ledger.removed(name)
                 self.known.forget(name)
+                self.known.sound(name)
                 self._headers.pop(name, None)
         self.gone(names)
 
-    def remove_below(self, prefix: str, *, twice: bool) -> None:
-        """Delete all that a listing has. `twice`: and see that it is gone. Raises RemoteError."""
+    def remove_below(self, prefix: str, *, twice: bool, most: int | None = None) -> bool:
+        """Delete all that a listing has; False: that was `most`, and there may be more.
+
+        `twice`: and see that it is gone. Raises RemoteError.
+        """
         before: list[str] = []
+        removed = 0
         while names := [one.name for one in self.far.listing(prefix, LISTED)]:
             if names == before:
                 raise RemoteError("what was deleted is still there")
+            if most is not None and removed >= most:
+                return False
             self.remove(names)
             if len(names) < LISTED and not twice:
-                return
-            before = names
+                break
+            before, removed = names, removed + len(names)
+        return True
 
-    def clear(self, prefix: str) -> None:
-        """Delete all of a namespace's objects. Raises RemoteError: it must be tried again."""
+    def clear(self, prefix: str, most: int | None = None) -> bool:
+        """Delete all objects of a namespace, a tenant, or all; False: that was `most`, and there may be more.
+
+        What the ledger knows goes first, without a listing. Raises RemoteError: it must be tried again.
+        """
         with self.lock:
-            clear, unsettled = self.ledger.last_clear(prefix), prefix in self.unsettled
-        if self.far.most_blocks > 1:
-            self.remove_below(prefix, twice=True)
-        with self.lock:
-            mine = self.ledger.below(prefix)
-        self.remove(mine)
+            clear, mine = self.ledger.last_clear(prefix), self.ledger.below(prefix)
+            unsettled = any(one.startswith(prefix) for one in self.unsettled)
+        self.remove(mine[:most])
+        if most is not None and len(mine) > most:
+            return False
+        lists = self.far.most_blocks > 1
+        if lists and not self.remove_below(prefix, twice=True, most=most):
+            return False
         if unsettled:
             raise RemoteError("what was being written of it may still appear")
         with self.lock:
-            self.ledger.end_clear(prefix, clear)
+            if self.ledger.end_clear(prefix, clear, all_gone=lists) and lists:
+                self.removals.forget(prefix, clear)
+        return True
+
+    def close(self, prefix: str) -> None:
+        """More of it was deleted than can be noted: it is cleared, where all of it can be found. Its user locks.
+
+        Nothing of it is read or written before that is done; where nothing is listed, before somebody clears it.
+        """
+        if self.ledger.close(prefix):
+            self.known.forget_all(prefix)
+            log.warning(
+                "remote: more was deleted of namespace=%s than can be noted: it is closed until %s", prefix,
+                "all of it is removed" if self.far.most_blocks > 1 else "it is cleared",
+            )  # fmt: skip
+        if self.far.most_blocks > 1:
+            self.ledger.begin_clear(prefix)
+            self.removals.forget(prefix, self.ledger.last_clear(prefix))
+            self.removals.add(Removal(prefix))
 
     # -- writes that nobody knows the end of -------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from kvstored.remote_holdings import UNSETTLED, Holdings
 from kvstored.remote_port import FullError, RefusedError, RemoteError, TooLargeError
 from kvstored.remote_removals import Doubt
 
+DELETED: Final = "it was deleted, and is not written there again"
 SHARE_PACKED: Final = 0.9  # of its bytes: what saves less is not worth decoding
 
 
@@ -55,9 +56,11 @@ class Keeping:
     def keep(self, keep: Keep, copied: Callable[[Keep], None]) -> None:
         """Write a run; `copied` is called as soon as DRAM is needed no more."""
         holdings, place, count = self._holdings, keep.place, len(keep.keys)
-        if len(holdings.allowed(place, keep.keys)) < count:  # stored again under a key that was deleted
+        allowed = len(holdings.allowed(place, keep.keys))
+        if allowed < count:  # stored again under a key that was deleted
             copied(keep)
-            keep.failed = "deleted"
+            keep.failed = DELETED
+            keep.never = allowed if holdings.is_deleted(place, keep.keys[allowed]) else None
             return
         content = np.empty(HEADER_BYTES + count * keep.block_bytes, dtype=np.uint8)
         good = self._copy(keep, content)
@@ -67,14 +70,17 @@ class Keeping:
             keep.failed = "deleted meanwhile" if good else "changed in memory"
             return
         try:
-            while stretches := holdings.follow(place, digests, keep.stored) if keep.stored < count else []:
-                keep.stored += sum(stretch.count for stretch in stretches)
+            more = count
+            while more and keep.stored < count:
+                more = holdings.sound_lead(holdings.follow(place, digests, keep.stored, keep.block_bytes))
+                keep.stored += more
             with holdings.lock:
                 holdings.seen.skipped += keep.stored
             while keep.stored < count:
                 self._put(keep, content, min(count, keep.stored + holdings.far.most_blocks))
         except RemoteError as error:
             keep.failed = str(error)
+            keep.never = keep.stored if isinstance(error, TooLargeError) else None
 
     def _copy(self, keep: Keep, content: Bytes) -> bool:
         block_bytes = keep.block_bytes
@@ -94,9 +100,7 @@ class Keeping:
         stored, packed = _packed(keep, content, stop) if holdings.far.most_blocks > 1 else ((), [])
         name = name_of(keep.place, keys, encoded=bool(stored))
         with holdings.lock:
-            bad = holdings.known.is_bad(name)
-        if bad:
-            raise RemoteError("what lies there is damaged, and is not written over")
+            damaged = holdings.known.was_bad(name)
         parent = keep.keys[start - 1] if start else keep.parent
         header = ObjectHeader(keep.place, parent, keys, tuple(keep.checksums[start:stop]), keep.block_bytes, stored)
         # What lies before it in memory is over there by now: its place is the header's.
@@ -108,7 +112,9 @@ class Keeping:
         noted = self._begin(keep, name, object_bytes)
         ended = Ended.IN_DOUBT
         try:
-            ended = Ended.WRITTEN if holdings.far.put(name, parts) else Ended.THERE
+            if damaged:
+                holdings.far.replace(name, parts)
+            ended = Ended.WRITTEN if damaged or holdings.far.put(name, parts) else Ended.THERE
         except (NotAskedError, RefusedError, FullError, TooLargeError):
             ended = Ended.REFUSED
             raise
@@ -162,6 +168,8 @@ class Keeping:
                 folder = name[: name.rfind("/") + 1]
                 marks = marks_in(name, folder)
                 assert marks is not None, "a name of our own"
+                if ended is Ended.WRITTEN:
+                    holdings.known.sound(name)
                 holdings.known.add(folder, Run(name, marks, object_bytes), time.monotonic_ns())
         return dropped
 

@@ -1,22 +1,25 @@
 """What this host has written to the far side, and what must not come back from there: in a file, over restarts.
 
-    + BYTES NAME    written           x PREFIX DIGEST    a key that was deleted
-    - NAME          removed           c PREFIX           a namespace that is being cleared; d PREFIX: that is done
+    + BYTES NAME    written           x PREFIX DIGEST    a key that was deleted; r PREFIX DIGEST: and removed over there
+    - NAME          removed           o PREFIX           a namespace of which more was deleted than can be noted: closed
+    c BELOW         is being cleared: a namespace (PREFIX), a tenant (its prefix and *) or all (v1/*)
+    d BELOW         that is done, so nothing below it is closed any more
 
 An object is noted before it is written, so that none is left over there that nobody knows of. Lines are appended,
 and the whole is written anew when most of them are over. It is a note, not a truth: without it the objects stay where
-they are until the bucket's own rule removes them. One thread at a time (its user locks).
+they are until the bucket's own rule removes them. What was deleted and not removed is owed: where a key of that must be
+forgotten for others, its namespace is `overflowed`, and the user closes it. One thread at a time (its user locks).
 """
 
 import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from kvstore.tier.remote_format import FORMAT_VERSION
+from kvstore.tier.remote_format import ALL_PREFIX, FORMAT_VERSION
 from kvstored.remote_port import NAME_BYTES
 
 log = logging.getLogger(__name__)
@@ -27,13 +30,17 @@ DELETED: Final = 1 << 16  # keys, of all tenants together
 LINE_BYTES: Final = NAME_BYTES + 64
 LINES: Final = 3 * (OBJECTS + DELETED)  # of a file: more than it is ever let have
 SLACK: Final = 4096  # lines that are over, at the least, before the file is written anew
+READ_AT_A_TIME: Final = 256  # lines, 1 ms, between two looks at what is to be noted meanwhile
+WHOLE: Final = "*"  # behind what is no namespace's prefix: a line that was cut off never means more than it did
 
+_NAMESPACE_SLASHES: Final = 3  # in the prefix of one
 _PREFIX: Final = f"v{FORMAT_VERSION}/[0-9a-f]{{32}}/[0-9a-f]{{32}}/"
 _NAME: Final = f"{_PREFIX}[0-9a-f]{{40}}/[0-9]{{1,2}}z?[.][A-Za-z0-9_-]{{0,256}}"
 # Whatever a flipped bit makes of a line, it is one of these or none.
 _LINE: Final = re.compile(
     f"(?P<add>[+]) (?P<bytes>[0-9]{{1,15}}) (?P<added>{_NAME})|(?P<take>-) (?P<taken>{_NAME})"
-    f"|(?P<note>x) (?P<of>{_PREFIX}) (?P<digest>[0-9a-f]{{2,64}})|(?P<mark>[cd]) (?P<prefix>{_PREFIX})"
+    f"|(?P<note>[xr]) (?P<of>{_PREFIX}) (?P<digest>[0-9a-f]{{2,64}})|(?P<close>o) (?P<closed>{_PREFIX})"
+    f"|(?P<mark>[cd]) (?P<prefix>{_PREFIX}|v{FORMAT_VERSION}/([0-9a-f]{{32}}/)?[*])"
 )
 
 
@@ -43,14 +50,19 @@ class Ledger:
     def __init__(self, folder: Path | None) -> None:
         """`folder`: where its file lies; None: it is kept nowhere. Knows nothing before it is told to `read`."""
         self.total_bytes = 0
+        self.uncounted = 0  # objects that are too many to remember: they lie there, and are not in the total
         self.faults = 0  # lines that could not be read, and writes that failed
         self._path = folder / FILE if folder is not None else None
         self._objects: OrderedDict[str, int] = OrderedDict()
         self._names: dict[str, dict[str, None]] = {}  # by the prefix of their namespace
-        self._deleted: dict[str, OrderedDict[tuple[str, str], None]] = {}  # by tenant
-        self._clearing: dict[str, int] = {}  # which clear is the last one
-        self._clears = 0
+        self._deleted: dict[str, OrderedDict[tuple[str, str], int]] = {}  # by tenant: when; 0: removed over there
+        self._clearing: dict[str, int] = {}  # what lies below these: when the last clear was asked for
+        self._closed: dict[str, int] = {}  # namespaces: when they were last closed
+        self.when = 0  # number of the last thing that was dropped
         self._count = 0  # of deleted keys
+        self.owed = 0  # of those: not removed yet
+        self.unnoted = 0  # were owed, and are forgotten: their namespaces have overflowed
+        self.overflowed: set[str] = set()  # and nobody has taken notice yet
         self._lines = 0
         self._torn = False  # the last line has no end: the next one must not go on with it
 
@@ -75,15 +87,57 @@ class Ledger:
         return next(iter(self._objects), None)
 
     def below(self, prefix: str) -> list[str]:
-        """Names of all objects of a namespace."""
-        return list(self._names.get(prefix, ()))
+        """Names of all objects of a namespace, or of whatever a prefix has."""
+        if prefix in self._names or prefix.count("/") == _NAMESPACE_SLASHES:
+            return list(self._names.get(prefix, ()))
+        return [name for one, names in self._names.items() if one.startswith(prefix) for name in names]
 
-    def delete_keys(self, prefix: str, digests: Sequence[bytes]) -> None:
-        """Keys of a namespace: nothing of them is to come back."""
+    def namespaces(self) -> list[str]:
+        """Prefixes of namespaces of which there are objects, or that are closed. Any thread."""
+        return list(dict.fromkeys((*list(self._names), *list(self._closed))))
+
+    def noted(self, prefixes: Sequence[str]) -> int:
+        """Objects of so many namespaces, as far as the file is read. Any thread."""
+        return sum(len(self._names.get(prefix, ())) for prefix in prefixes)
+
+    def delete_keys(self, prefix: str, digests: Sequence[bytes]) -> int:
+        """Keys of a namespace: nothing of them is to come back, and what there is of them is owed. Says when."""
+        self.when += 1
         for digest in digests:
-            self._note(prefix, digest.hex())
+            self._note(prefix, digest.hex(), self.when)
         if digests:
-            self._append(*(f"x {prefix} {digest.hex()}" for digest in digests))
+            self._append(*_deletes(prefix, digests))
+        return self.when
+
+    def note_ahead(self, prefix: str, digests: Sequence[bytes]) -> None:
+        """In the file alone, while that is being read, as `meanwhile` of that: what was dropped (no keys: all of it).
+
+        It comes behind all that is there, where it will be read, and is noted as ever once it has been.
+        """
+        self._write("", *(_deletes(prefix, digests) if digests else [f"c {_below(prefix)}"]))
+
+    def settle(self, prefix: str, digests: Sequence[bytes], when: int) -> None:
+        """What was there of these keys is gone; those that were deleted once more since `when` are still owed."""
+        done = [digest.hex() for digest in digests if self._settle(prefix, digest.hex(), when)]
+        if done:
+            self._append(*(f"r {prefix} {digest}" for digest in done))
+
+    def _settle(self, prefix: str, digest: str, when: int) -> bool:
+        of_tenant = self._deleted.get(_tenant(prefix), OrderedDict())
+        if not 0 < of_tenant.get((prefix, digest), 0) <= when:
+            return False
+        of_tenant[prefix, digest] = 0
+        self.owed -= 1
+        return True
+
+    def debts(self) -> dict[str, list[bytes]]:
+        """Digests of keys that are owed, by namespace."""
+        found: dict[str, list[bytes]] = {}
+        for of_tenant in self._deleted.values():
+            for (prefix, digest), when in of_tenant.items():
+                if when:
+                    found.setdefault(prefix, []).append(bytes.fromhex(digest))
+        return found
 
     def is_deleted(self, prefix: str, digest: bytes) -> bool:
         """Was this key deleted?"""
@@ -93,41 +147,83 @@ class Ledger:
         """Is any key of the tenant whose namespace this is remembered as deleted?"""
         return bool(self._deleted.get(_tenant(prefix)))
 
-    def _note(self, prefix: str, digest: str) -> None:
+    def _note(self, prefix: str, digest: str, when: int) -> None:
         """One above the bound costs the tenant who has most of them its oldest one."""
         of_tenant = self._deleted.setdefault(_tenant(prefix), OrderedDict())
         self._count -= len(of_tenant)
-        of_tenant[prefix, digest] = None
+        self.owed += bool(when) - bool(of_tenant.get((prefix, digest), 0))
+        of_tenant[prefix, digest] = when
         self._count += len(of_tenant)
         if self._count > DELETED:
-            max(self._deleted.values(), key=len).popitem(last=False)
+            (gone, _), owed = max(self._deleted.values(), key=len).popitem(last=False)
             self._count -= 1
+            if owed:
+                self.owed -= 1
+                self.unnoted += 1
+                self.overflowed.add(gone)
+
+    def close(self, prefix: str) -> bool:
+        """Nobody knows all that was deleted of it: a namespace is closed until it is cleared. True: that is new."""
+        self.when += 1
+        new = prefix not in self._closed
+        self._closed[prefix] = self.when
+        if new:
+            self._append(f"o {prefix}")
+        return new
+
+    def closed_namespaces(self) -> list[str]:
+        """Those that are: prefixes."""
+        return list(self._closed)
+
+    @property
+    def closed(self) -> int:
+        """How many namespaces are."""
+        return len(self._closed)
 
     def begin_clear(self, prefix: str) -> None:
-        """All of a namespace was dropped: nothing of it is to come back."""
+        """All that lies below a prefix was dropped: nothing of it is to come back."""
+        new = prefix not in self._clearing
         self._mark(prefix)
-        self._append(f"c {prefix}")
+        if new:
+            self._append(f"c {_below(prefix)}")
 
     def _mark(self, prefix: str) -> None:
-        self._clears += 1
-        self._clearing[prefix] = self._clears
+        self.when += 1
+        self._clearing[prefix] = self.when
 
     def last_clear(self, prefix: str) -> int:
-        """For `end_clear`, once all that is there now is gone."""
+        """For `end_clear`, once all that is there now is gone; 0: it is not being cleared."""
         return self._clearing.get(prefix, 0)
 
-    def end_clear(self, prefix: str, clear: int) -> None:
-        """Nothing of it is over there any more; if it was cleared once more meanwhile that one is still to be done."""
-        if clear and self._clearing.get(prefix) == clear:
-            del self._clearing[prefix]
-            self._append(f"d {prefix}")
+    def end_clear(self, prefix: str, clear: int, *, all_gone: bool = True) -> bool:
+        """Nothing of it is over there any more; if it was cleared once more meanwhile that one is still to be done.
+
+        `all_gone`: whoever wrote it, so that of keys that were deleted before nothing is owed. False: it is not over.
+        """
+        if not clear or self._clearing.get(prefix) != clear:
+            return False
+        for marks in (self._clearing, self._closed):
+            for one in [one for one, when in marks.items() if when <= clear and one.startswith(prefix)]:
+                del marks[one]
+        left = [f"c {_below(one)}" for one in self._clearing if one.startswith(prefix)]
+        left += [f"o {one}" for one in self._closed if one.startswith(prefix)]
+        settled = [
+            f"r {one} {digest}"
+            for of_tenant in self._deleted.values()
+            for one, digest in list(of_tenant)
+            if all_gone and one.startswith(prefix) and self._settle(one, digest, clear)
+        ]
+        self._append(f"d {_below(prefix)}", *left, *settled)
+        return True
 
     def is_clearing(self, prefix: str) -> bool:
-        """Is there still to be removed what lies there?"""
-        return prefix in self._clearing
+        """Is a namespace closed, or is there still to be removed what lies there, or all of its tenant?"""
+        if not (self._clearing or self._closed):
+            return False
+        return prefix in self._closed or any(one in self._clearing for one in _above(prefix))
 
     def clearing(self) -> list[str]:
-        """Namespaces that are being cleared."""
+        """What is being cleared: prefixes."""
         return list(self._clearing)
 
     @property
@@ -142,6 +238,7 @@ class Ledger:
         self.total_bytes += object_bytes
         if len(self._objects) > OBJECTS:  # left to the bucket's own rule
             self._take(next(iter(self._objects)))
+            self.uncounted += 1
 
     def _take(self, name: str) -> bool:
         object_bytes = self._objects.pop(name, None)
@@ -156,13 +253,18 @@ class Ledger:
 
     # -- the file ------------------------------------------------------------------------------------------------
 
-    def read(self) -> None:
-        """What former lives have noted; 0.5 s for 200,000 lines. Never raises: what cannot be read is not known."""
+    def read(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """What former lives have noted; 0.5 s for 200,000 lines. Never raises: what cannot be read is not known.
+
+        `meanwhile` is called each millisecond, and may `note_ahead`.
+        """
         if self._path is None:
             return
         try:
             with self._path.open(encoding="ascii", errors="replace", newline="\n") as file:
                 while (line := file.readline(LINE_BYTES)) and self._lines < LINES:
+                    if self._lines % READ_AT_A_TIME == 0:
+                        meanwhile()
                     self._torn = not line.endswith("\n")
                     if line != "\n":
                         self._lines += 1
@@ -186,16 +288,32 @@ class Ledger:
         elif found["take"]:
             self._take(found["taken"])
         elif found["note"]:
-            self._note(found["of"], found["digest"])
-        elif found["mark"] == "c":
-            self._mark(found["prefix"])
+            self.when += 1
+            self._note(found["of"], found["digest"], self.when if found["note"] == "x" else 0)
+        elif found["close"]:
+            self.when += 1
+            self._closed[found["closed"]] = self.when
         else:
-            self._clearing.pop(found["prefix"], None)
+            self._take_mark(found["mark"], found["prefix"].removesuffix(WHOLE))
         return True
 
-    def _append(self, *lines: str) -> None:
-        if self._path is None:
+    def _take_mark(self, mark: str, prefix: str) -> None:
+        if mark == "c":
+            self._mark(prefix)
             return
+        for marks in (self._clearing, self._closed):
+            for one in [one for one in marks if one.startswith(prefix)]:
+                del marks[one]
+
+    def _append(self, *lines: str) -> None:
+        if self._write(*lines):
+            self.faults += self._torn
+            self._lines += len(lines)
+            self._renew_if_due()
+
+    def _write(self, *lines: str) -> bool:
+        if self._path is None:
+            return False
         content = "".join(f"{line}\n" for line in lines).encode("ascii")
         if self._torn:
             content = b"\n" + content
@@ -207,10 +325,8 @@ class Ledger:
                 os.close(descriptor)
         except OSError:
             self.faults += 1
-            return
-        self.faults += self._torn
-        self._lines += len(lines)
-        self._renew_if_due()
+            return False
+        return True
 
     def _renew_if_due(self) -> None:
         alive = len(self._objects) + self._count
@@ -218,8 +334,10 @@ class Ledger:
             return
         beside = self._path.with_suffix(".new")
         lines = [f"+ {object_bytes} {name}" for name, object_bytes in self._objects.items()]
-        lines += [f"c {prefix}" for prefix in self._clearing]
-        lines += [f"x {prefix} {digest}" for one in self._deleted.values() for prefix, digest in one]
+        lines += [f"c {_below(prefix)}" for prefix in self._clearing]
+        lines += [f"o {prefix}" for prefix in self._closed]
+        deleted = [one for of_tenant in self._deleted.values() for one in of_tenant.items()]
+        lines += [f"{'x' if owed else 'r'} {prefix} {digest}" for (prefix, digest), owed in deleted]
         try:
             with open(beside, "w", encoding="ascii", opener=_for_us_alone) as file:
                 file.writelines(f"{line}\n" for line in lines)
@@ -244,3 +362,17 @@ def _namespace(name: str) -> str:
 def _tenant(prefix: str) -> str:
     """What prefixes of all namespaces of a tenant begin with."""
     return prefix.rsplit("/", 2)[0]
+
+
+def _above(prefix: str) -> Iterator[str]:
+    """A namespace's prefix, its tenant's, and what all begin with."""
+    yield from (prefix, f"{_tenant(prefix)}/", ALL_PREFIX)
+
+
+def _below(prefix: str) -> str:
+    """What stands for all below a prefix in the file."""
+    return prefix if prefix.count("/") == _NAMESPACE_SLASHES else f"{prefix}{WHOLE}"
+
+
+def _deletes(prefix: str, digests: Sequence[bytes]) -> list[str]:
+    return [f"x {prefix} {digest.hex()}" for digest in digests]

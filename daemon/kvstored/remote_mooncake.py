@@ -90,6 +90,11 @@ class MooncakeBackend:
         life = self._life
         return life.pid if life is not None and not life.over else 0
 
+    def replace(self, name: str, parts: Sequence[Bytes]) -> None:
+        """See the port. Mooncake keeps what is there, so that goes first."""
+        self.delete([name])
+        self.put(name, parts)
+
     def put(self, name: str, parts: Sequence[Bytes]) -> bool:
         """See the port. Not atomic against another writer of the same name, whose bytes are the same ones."""
         size, until_s = sum(part.size for part in parts), self._until_s()

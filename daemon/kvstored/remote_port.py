@@ -7,7 +7,8 @@ asked.
     most_blocks  what an object may hold. 1: names alone say what is there (`exists_many` is asked), so that an engine
                  without a listing does. More: objects are found by `listing`.
     name         ASCII letters, digits, `-`, `_`, `.` and `/`, at most `NAME_BYTES`
-    object       written once and never changed: bytes under a name are always the same, whoever writes them first
+    object       written once and never changed: bytes under a name are always the same, whoever writes them first;
+                 only one that is found damaged is written anew
 
     RemoteError
     +-- AbsentError       there is no such object
@@ -67,6 +68,9 @@ class Backend(Protocol):
 
     def put(self, name: str, parts: Sequence[Bytes]) -> bool:
         """Write an object of these parts, one behind the other: all of it, or nothing. False: it was there already."""
+
+    def replace(self, name: str, parts: Sequence[Bytes]) -> None:
+        """As `put`, where what is there is damaged: it gives way."""
 
     def get_range(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes `start..stop` of an object, read-only; fewer where it ends earlier. Raises AbsentError.

@@ -23,6 +23,7 @@ from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import HEADER_BYTES, NO_PARENT, ObjectHeader, is_encoded
 from kvstore.tier.remote_index import Stretch
 from kvstore.tier.remote_orders import Bytes, Piece, Seek
+from kvstored.remote_calls import StrangeError
 from kvstored.remote_holdings import DamagedError, Holdings
 from kvstored.remote_pool import Budget, Pool
 from kvstored.remote_port import AbsentError, RemoteError
@@ -53,6 +54,7 @@ class Found:
     stop: int
 
 
+Block: TypeAlias = tuple[Bytes, int]  # as it is when nothing encodes it, and its checksum
 Running: TypeAlias = "deque[tuple[Ask, Future[Got]]]"
 
 
@@ -144,7 +146,7 @@ class Reading:
         """Where the chain goes on from block `at`; if that cannot be found out, it ends there."""
         holdings = self._holdings
         try:
-            stretches = holdings.follow(seek.place, digests, at)
+            stretches = holdings.follow(seek.place, digests, at, seek.block_bytes)
         except RemoteError as error:
             log.debug("remote: a chain was not looked up: %s", error)
             stretches = []
@@ -176,6 +178,8 @@ class Reading:
             holdings.absent(name)
         except DamagedError as error:
             holdings.damaged(name, str(error))
+        except StrangeError:
+            holdings.strange(name)
         except RemoteError as error:
             log.debug("remote: a header was not read: %s", error)
         else:
@@ -192,31 +196,42 @@ class Reading:
 
     def _read_one(self, seek: Seek, ask: Ask) -> Got:
         holdings, name = self._holdings, ask.stretch.name
-        contents: list[Bytes] = []
+        found: list[Block] = []
         parent, read_bytes, began_s = NO_PARENT, 0, time.monotonic()
         ended_s = began_s
         try:
             content = holdings.far.get_range(name, *ask.range(seek.block_bytes))
             read_bytes, ended_s = content.size, time.monotonic()
-            header, contents = self._verified(seek, ask, content)
+            header, found = self._verified(seek, ask, content)
             parent = header.parent
+            if len(found) == ask.stretch.blocks:  # all of it, in one
+                holdings.sound(name)
         except AbsentError:
             if ask.opening.blame():
                 holdings.absent(name)
+        except StrangeError:
+            if ask.opening.blame():
+                holdings.strange(name)
         except DamagedError as error:
             if ask.opening.blame():
                 holdings.damaged(name, str(error))
         except CancelledError:
             pass  # who was to bring the header has told why there is none
-        return Got(Piece(seek, ask.at, parent, contents), len(contents) == ask.blocks, read_bytes, began_s, ended_s)
+        return Got(_piece(seek, ask.at, parent, found), len(found) == ask.blocks, read_bytes, began_s, ended_s)
 
     def _read_many(self, seek: Seek, ask: Ask) -> Got:
         holdings = self._holdings
-        piece = Piece(seek, ask.at, NO_PARENT, [])
+        parent, blocks = NO_PARENT, list[Block]()
         began_s = time.monotonic()
-        objects = holdings.far.get_many([stretch.name for stretch in ask.stretches], HEADER_BYTES + seek.block_bytes)
+        objects: list[Bytes | None] = []
+        names = [stretch.name for stretch in ask.stretches]
+        try:
+            objects = holdings.far.get_many(names, HEADER_BYTES + seek.block_bytes)
+        except StrangeError:
+            for name in names:
+                holdings.strange(name)
         ended_s = time.monotonic()
-        for stretch, content in zip(ask.stretches, objects, strict=True):
+        for stretch, content in zip(ask.stretches, objects, strict=False):
             if content is None:
                 holdings.absent(stretch.name)
                 break
@@ -226,12 +241,13 @@ class Reading:
             except DamagedError as error:
                 holdings.damaged(stretch.name, str(error))
                 break
-            piece.parent = piece.parent if piece.contents else header.parent
-            piece.contents += found
+            holdings.sound(stretch.name)
+            parent = parent if blocks else header.parent
+            blocks += found
         read_bytes = sum(content.size for content in objects if content is not None)
-        return Got(piece, len(piece.contents) == ask.blocks, read_bytes, began_s, ended_s)
+        return Got(_piece(seek, ask.at, parent, blocks), len(blocks) == ask.blocks, read_bytes, began_s, ended_s)
 
-    def _verified(self, seek: Seek, ask: Ask, content: Bytes) -> tuple[ObjectHeader, list[Bytes]]:
+    def _verified(self, seek: Seek, ask: Ask, content: Bytes) -> tuple[ObjectHeader, list[Block]]:
         """Blocks whose every byte is what was written. Raises DamagedError, RemoteError, CancelledError."""
         holdings, name = self._holdings, ask.stretch.name
         if ask.header is None and not ask.first:
@@ -255,6 +271,10 @@ class Reading:
         return header, found
 
 
+def _piece(seek: Seek, at: int, parent: bytes, found: list[Block]) -> Piece:
+    return Piece(seek, at, parent, [block for block, _ in found], [checksum for _, checksum in found])
+
+
 def _came(first: Future[Got], looking: Future[Found] | None) -> bool:
     """Wait for the first that runs, or until it is known where the chain goes on."""
     if looking is None or first.done():
@@ -271,7 +291,7 @@ def _check_header(seek: Seek, stretch: Stretch, header: ObjectHeader) -> None:
         raise DamagedError("another object lies there")
 
 
-def _compared(seek: Seek, stretch: Stretch, body: Bytes, header: ObjectHeader, first: int, stop: int) -> list[Bytes]:
+def _compared(seek: Seek, stretch: Stretch, body: Bytes, header: ObjectHeader, first: int, stop: int) -> list[Block]:
     """Blocks `first..stop` of an object, as far as their keys are those of the chain. Raises DamagedError."""
     block_bytes = seek.block_bytes
     _check_header(seek, stretch, header)
@@ -279,9 +299,9 @@ def _compared(seek: Seek, stretch: Stretch, body: Bytes, header: ObjectHeader, f
     if body.size != ends[stop] - ends[first]:
         raise DamagedError(f"{body.size} bytes of {ends[stop] - ends[first]}")
     at = stretch.at + first - stretch.skip
-    contents: list[Bytes] = []
+    found: list[Block] = []
     for number in range(first, stop):
-        if header.keys[number] != seek.keys[at + len(contents)]:  # letters in the name are alike, keys are not
+        if header.keys[number] != seek.keys[at + len(found)]:  # letters in the name are alike, keys are not
             if not number:
                 raise DamagedError("another object lies there")
             break
@@ -289,8 +309,8 @@ def _compared(seek: Seek, stretch: Stretch, body: Bytes, header: ObjectHeader, f
         block = stored if not header.stored else _decoded(header.stored[number][0], stored, block_bytes)
         if xxhash.xxh3_64_intdigest(block) != header.checksums[number]:  # type: ignore[arg-type]
             raise DamagedError(f"block {number} is not what was written")
-        contents.append(block)
-    return contents
+        found.append((block, header.checksums[number]))
+    return found
 
 
 def _decoded(codec: Codec, stored: Bytes, block_bytes: int) -> Bytes:

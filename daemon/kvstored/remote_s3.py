@@ -4,11 +4,12 @@ Who we are is said as for every tool of S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACC
 identity, or what the machine's own metadata service hands out. Nothing of it is in the configuration.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from kvstored.remote_port import (
 )
 
 LISTED_AT_A_TIME: Final = 1000  # what S3 gives in one answer
+LISTING_DEADLINES: Final = 1.25  # of all its pages together; the first one's own is told apart from that
 REASON_LETTERS: Final = 200
 STREAMED_BYTES: Final = 1 << 18  # of an answer at a time
 _STATUS_403: Final = re.compile(r"status code: 40[13]\b")
@@ -69,15 +71,23 @@ class S3Backend:
                 client_options=client,  # type: ignore[arg-type]  # a dict that is put together here
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=deadline_s)},
             )
+        self._listing_s = LISTING_DEADLINES * deadline_s
 
     def put(self, name: str, parts: Sequence[Bytes]) -> bool:
         """See the port."""
+        return self._put(name, parts, "create")
+
+    def replace(self, name: str, parts: Sequence[Bytes]) -> None:
+        """See the port."""
+        self._put(name, parts, "overwrite")
+
+    def _put(self, name: str, parts: Sequence[Bytes], mode: Literal["create", "overwrite"]) -> bool:
         import obstore  # noqa: PLC0415
 
         with _errors(writing=True):
             try:
                 content = parts[0] if len(parts) == 1 else np.concatenate(parts)
-                obstore.put(self._store, name, memoryview(content), mode="create", use_multipart=False)  # type: ignore[arg-type]
+                obstore.put(self._store, name, memoryview(content), mode=mode, use_multipart=False)  # type: ignore[arg-type]
             except obstore.exceptions.AlreadyExistsError:
                 return False
         return True
@@ -139,16 +149,26 @@ class S3Backend:
 
     def listing(self, prefix: str, most: int) -> list[Listed]:
         """See the port. A page is the library's: all of its bytes come into memory, however many a server sends."""
+        with _errors(writing=True):  # what is not found is the bucket
+            return asyncio.run(self._list(prefix, most))
+
+    async def _list(self, prefix: str, most: int) -> list[Listed]:
+        """A loop of its own: only so can the library be stopped while it follows pages in which nothing is."""
         import obstore  # noqa: PLC0415
 
         found: list[Listed] = []
         seen = 0
-        with _errors(writing=True):  # what is not found is the bucket
-            for chunk in obstore.list(self._store, prefix.rstrip("/"), chunk_size=min(most, LISTED_AT_A_TIME)):
-                seen += len(chunk)
-                found += [Listed(one["path"], one["size"]) for one in chunk if len(one["path"]) <= NAME_BYTES]
-                if seen >= most:
-                    break
+        try:
+            async with asyncio.timeout(self._listing_s):
+                async for chunk in obstore.list(
+                    self._store, prefix.rstrip("/"), chunk_size=min(most, LISTED_AT_A_TIME)
+                ):
+                    seen += len(chunk)
+                    found += [Listed(one["path"], one["size"]) for one in chunk if len(one["path"]) <= NAME_BYTES]
+                    if seen >= most:
+                        break
+        except TimeoutError:
+            raise UnreachableError("a listing that does not end") from None
         return found[:most]
 
     def close(self) -> None:

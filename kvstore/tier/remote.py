@@ -26,9 +26,10 @@ from kvstore.costing import Costing
 from kvstore.ports import Clock
 from kvstore.report import ClearScope
 from kvstore.reserving import ITEM, Reserving
-from kvstore.sessions import Namespace, Session, Tenant
-from kvstore.tier.remote_format import NO_PARENT, Place
-from kvstore.tier.remote_orders import Forget, Keep, Piece, RemoteWorkers, Seek
+from kvstore.sessions import Namespace, Session, Tenant, Ticket
+from kvstore.tier.remote_format import NO_PARENT, Place, tenant_digest
+from kvstore.tier.remote_looking import Looking
+from kvstore.tier.remote_orders import Forget, ForgetAll, Keep, Piece, RemoteWorkers, Seek
 from kvstore.tier.remote_writing import RemoteAdmission, Writing, place_of, split
 
 SEEKS: Final = 64  # at a time
@@ -52,9 +53,10 @@ class Tally:
     promoted: int = 0
     promoted_bytes: int = 0
     known: int = 0  # were stored by somebody else meanwhile
+    changed: int = 0  # were not what they had been compared with when they were copied
     no_room: int = 0  # DRAM was full, or the parent gone, when they came
     forgotten: int = 0  # requests to forget
-    not_noted: int = 0  # of those: too many at a time
+    not_noted: int = 0  # of those: too many at a time, so that their namespaces were closed
 
 
 _HERE: Final = frozenset({Grant.GRANTED, Grant.KNOWN, Grant.PENDING})
@@ -73,6 +75,7 @@ class Remote:
         self.beyond: Beyond | None = None  # who is told what lies over there, if anybody is
         self.writing = Writing(tables, clock, by_number, costing, self.way)
         self.writing.moment = self._moment
+        self.looking = Looking(tables, clock, self.writing.there, self._before)
         self._workers: RemoteWorkers | None = None
         self._tables = tables
         self._clock = clock
@@ -87,7 +90,8 @@ class Remote:
         self._late: deque[Piece] = deque()  # those that wait for room
         self._late_ns = 0
         self._forgetting: Counter[Place] = Counter()  # keys; a namespace may have another number by then
-        self._closed: set[Place] = set()  # something was dropped that nobody has noted
+        self._closing: dict[Place, bool] = {}  # too much was dropped at a time: and has more been since that was said?
+        self._forgetting_all: list[ForgetAll] = []
         self._run: U4 = np.zeros(KEYS_PER_FRAME, dtype=np.uint32)
         self._items = np.zeros(KEYS_PER_FRAME, dtype=ITEM)
 
@@ -186,6 +190,15 @@ class Remote:
             row = parents.item(row)
         return split(table["key"][rows].tobytes()) if rows and not row else ()
 
+    def _before(self, namespace: Namespace, row: int) -> tuple[bytes, ...]:
+        """Keys of all that a row continues, from the root on; empty: it is a root, or they are too many."""
+        parent = int(self._tables.blocks["parent"][row])
+        return self._lineage(namespace, self._tables.blocks["key"][parent].tobytes())[::-1] if parent else ()
+
+    def look(self, namespace: Namespace, rows: U4, within_ns: int) -> tuple[int, str]:
+        """`Looking.look`."""
+        return self.looking.look(self._workers, namespace, rows, within_ns) if self._workers is not None else (0, "")
+
     # -- up: landing ---------------------------------------------------------------------------------------------
 
     def land(self, piece: Piece) -> None:
@@ -208,19 +221,23 @@ class Remote:
         session = self._session(namespace.tenant)
         self._reserving.reserve(session, namespace, keys, at, count, parent_at, items)
         grants = items["grant"][:count].tolist()
-        tickets = {int(items["ticket"][i]): piece.contents[i] for i in range(count) if grants[i] == Grant.GRANTED}
+        granted = [i for i in range(count) if grants[i] == Grant.GRANTED]
+        tickets = {int(items["ticket"][i]): piece.contents[i] for i in granted}
         self.tally.known += sum(grant in {Grant.KNOWN, Grant.PENDING} for grant in grants)
         later = grants.index(Grant.BUSY) if Grant.BUSY in grants else count
         lost = sum(grant not in _HERE for grant in grants[:later])
         self.tally.no_room += lost
         seek.over |= bool(lost)
-        for ticket in tickets:
-            self._pieces[namespace.tenant, ticket] = session.tickets[ticket].block, piece
+        for i, number in zip(granted, tickets, strict=True):
+            ticket = session.tickets[number]
+            ticket.checksum = piece.checksums[i]
+            self._pieces[namespace.tenant, number] = ticket.block, piece
         piece.left += len(tickets)
         copies = self._reserving.commit(session, list(tickets))
         workers.carry([(copy, tickets[copy.ticket.number]) for copy in copies])
         if later < count and not lost and piece.tries < LAND_TRIES:  # memory changes hands: it takes a few milliseconds
             piece.at, piece.contents = piece.at + later, piece.contents[later:]
+            piece.checksums = piece.checksums[later:]
             piece.tries += 1
             self._late.appendleft(piece)
             seek.late += 1
@@ -230,6 +247,14 @@ class Remote:
             seek.over |= later < count
             piece.contents = []
         self._settle(piece)
+
+    def changed(self, ticket: Ticket) -> None:
+        """What was copied is not what was compared: the chain ends before it."""
+        assert self._workers is not None, "somebody has brought it"
+        _, piece = self._pieces[ticket.session.tenant, ticket.number]
+        piece.seek.over = True
+        self.tally.changed += 1
+        self._workers.changed()
 
     def landed(self, session: Session, outcomes: Sequence[tuple[int, int]]) -> None:
         """Tickets of one of our sessions have ended."""
@@ -271,17 +296,25 @@ class Remote:
             self._forget(namespace, split(raw))
 
     def cleared(self, scope: ClearScope, namespaces: Iterable[Namespace]) -> None:
-        """An operator has dropped all of what a scope names: over there, too."""
+        """An operator has dropped all of what a scope names: over there, too, and what nobody has opened here."""
         if self._workers is None:
             return
         for namespace in namespaces:
             if scope.tenant in {None, namespace.tenant.name} and scope.digest in {None, namespace.digest}:
                 self._forget(namespace, tuple(scope.keys))
+        if not scope.keys:
+            below = _all_of(scope)
+            self._forgetting_all.append(below)
+            self._workers.submit(below)
+
+    def objects(self, scope: ClearScope) -> int | None:
+        """How many of this host's objects over there a scope has, as far as is known; None: there is no far side."""
+        return self._workers.objects(_all_of(scope)) if self._workers is not None else None
 
     def _forget(self, namespace: Namespace, keys: tuple[bytes, ...]) -> None:
         """What is on its way here is not wanted any more, and nothing is asked for until that has been noted.
 
-        Who deletes faster than it can be noted gets nothing of that namespace from over there in this life.
+        Of a namespace of which more is deleted than can wait to be noted, that is noted.
         """
         assert self._workers is not None, "there is a far side"
         self.tally.forgotten += 1
@@ -290,15 +323,27 @@ class Remote:
         if self.beyond is not None:
             self.beyond.withdraw(namespace.number, keys)
             self.beyond.dropped(place)
-        if keys and self._forgetting[place] + len(keys) > FORGETTING:
+        too_many = bool(keys) and self._forgetting[place] + len(keys) > FORGETTING
+        if too_many:
             self.tally.not_noted += 1
-            self._closed.add(place)
-            return
+            if place in self._closing:
+                self._closing[place] = True
+                return
+            self._closing[place] = False
+            keys = ()
         self._forgetting[place] += max(1, len(keys))
-        self._workers.submit(Forget(namespace, place, keys))
+        self._workers.submit(Forget(namespace, place, keys, too_many))
 
-    def forgot(self, order: Forget) -> None:
+    def forgot(self, order: Forget | ForgetAll) -> None:
         """It is noted: from now on nothing of it comes from over there."""
+        if isinstance(order, ForgetAll):
+            self._forgetting_all.remove(order)
+            return
+        if order.too_many and self._closing.pop(order.place):  # more, since: it is closed once more
+            assert self._workers is not None, "somebody has noted it"
+            self._closing[order.place] = False
+            self._workers.submit(order)
+            return
         self._forgetting[order.place] -= max(1, len(order.keys))
         if not self._forgetting[order.place]:
             del self._forgetting[order.place]
@@ -320,10 +365,10 @@ class Remote:
         return self.beyond.moment if self.beyond is not None else 0
 
     def _is_forgetting(self, namespace: Namespace) -> bool:
-        if not (self._forgetting or self._closed):
+        if not (self._forgetting or self._forgetting_all):
             return False
         place = place_of(namespace)
-        return place in self._forgetting or place in self._closed
+        return place in self._forgetting or any(one.covers(place.prefix) for one in self._forgetting_all)
 
     def forget_namespace(self, namespace: Namespace) -> None:
         """Its number goes to another, or some of it was dropped: what is on its way is not wanted any more."""
@@ -353,6 +398,10 @@ class Remote:
     def seeking(self) -> int:
         """Seeks that are under way."""
         return len(self._seeks)
+
+
+def _all_of(scope: ClearScope) -> ForgetAll:
+    return ForgetAll(tenant_digest(scope.tenant) if scope.tenant is not None else None, scope.digest)
 
 
 def _continues_another(piece: Piece) -> bool:

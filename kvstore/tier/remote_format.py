@@ -37,6 +37,7 @@ ENCODED_VERSION: Final = 2  # of headers of objects whose blocks may be encoded
 HEADER_BYTES: Final = 4096
 OBJECT_BLOCKS: Final = 64
 NO_PARENT: Final = bytes(KEY_BYTES)
+ALL_PREFIX: Final = f"v{FORMAT_VERSION}/"  # what all names begin with
 TENANT_DIGEST_BYTES: Final = 16
 
 _MAGIC: Final = b"KVREMOTE"
@@ -90,7 +91,7 @@ def tenant_digest(name: str) -> bytes:
 
 def tenant_prefix(digest: bytes) -> str:
     """What names of all objects of a tenant begin with."""
-    return f"v{FORMAT_VERSION}/{digest.hex()}/"
+    return f"{ALL_PREFIX}{digest.hex()}/"
 
 
 def key_digest(place: Place, key: bytes) -> bytes:
@@ -119,6 +120,13 @@ def name_of(place: Place, keys: Sequence[bytes], *, encoded: bool = False) -> st
 def is_encoded(name: str) -> bool:
     """May the blocks of such an object be encoded? Then its header says where they lie."""
     return name[name.rfind("/") + 1 :].partition(".")[0].endswith(_ENCODED)
+
+
+def fits(name: str, object_bytes: int, block_bytes: int) -> bool:
+    """May an object of this name be so long? Of one that is cut short, or has more behind it, nothing is believed."""
+    count = int(name[name.rfind("/") + 1 :].partition(".")[0].removesuffix(_ENCODED))
+    most = HEADER_BYTES + count * block_bytes
+    return HEADER_BYTES + count <= object_bytes <= most if is_encoded(name) else object_bytes == most
 
 
 def marks_in(name: str, prefix: str) -> tuple[str, ...] | None:
@@ -173,6 +181,11 @@ def pack_header(header: ObjectHeader) -> bytes:
         at += _BLOCK.size
     _SUM.pack_into(page, HEADER_BYTES - _SUM.size, xxhash.xxh3_64_intdigest(page[: -_SUM.size]))
     return bytes(page)
+
+
+def is_ours(page: bytes) -> bool:
+    """Does it begin as all objects do? Else it may be anything, and nobody's object at all."""
+    return page.startswith(_MAGIC)
 
 
 def parse_header(page: bytes) -> ObjectHeader:

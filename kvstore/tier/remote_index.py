@@ -10,12 +10,15 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, common, mark_of, marks_in, runs_prefix
+from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, common, fits, mark_of, marks_in, runs_prefix
 
 RUNS: Final = 1 << 16  # remembered at most; about 500 bytes each
 FRESH_NS: Final = 60 * 10**9
 ABSENT_NS: Final = 5 * 10**9
 BAD: Final = 4096  # names of objects that are not what they should be
+BAD_NS: Final = 60 * 10**9  # one is left alone for so long, and twice as long each time it is found so again,
+BAD_MOST_NS: Final = 3600 * 10**9  # up to this
+STRANGE_NS: Final = 10**9  # where the answer was no object at all: it may be the far side's
 WALK: Final = 32  # lookups for the run that covers a block; what they found is known the next time
 AHEAD: Final = 64  # names asked for at a time where each block is an object of its own
 
@@ -52,7 +55,7 @@ class Known:
     def __init__(self) -> None:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._runs = 0
-        self._bad: OrderedDict[str, None] = OrderedDict()
+        self._bad: OrderedDict[str, tuple[int, int]] = OrderedDict()  # until when, and how long that was
 
     def __len__(self) -> int:
         return self._runs
@@ -68,15 +71,26 @@ class Known:
         self._entries.move_to_end(prefix)
         return entry.runs
 
-    def learn(self, prefix: str, listed: Sequence[tuple[str, int]], now_ns: int) -> None:
-        """A listing of a prefix, as (name, bytes); what is not ours in it is left out."""
+    def learn(
+        self, prefix: str, listed: Sequence[tuple[str, int]], now_ns: int, block_bytes: int | None = None
+    ) -> list[str]:
+        """A listing of a prefix, as (name, bytes); what is not ours in it, or in quarantine, is left out.
+
+        `block_bytes`: of each of their blocks, None where sizes are not listed. Returns names of those that cannot be
+        whole, which are left out too.
+        """
         self._drop(prefix)
-        runs = []
+        runs, cut = [], []
         for name, object_bytes in listed:
             marks = marks_in(name, prefix)
-            if marks is not None and name not in self._bad:
+            if marks is None or self.is_bad(name, now_ns):
+                continue
+            if block_bytes is None or fits(name, object_bytes, block_bytes):
                 runs.append(Run(name, marks, object_bytes))
+            else:
+                cut.append(name)
         self._put(prefix, _Entry(tuple(runs), now_ns + (FRESH_NS if runs else ABSENT_NS)))
+        return cut
 
     def add(self, prefix: str, run: Run, now_ns: int) -> None:
         """An object that was just written."""
@@ -109,21 +123,38 @@ class Known:
             if entry is not None and not entry.runs:
                 self._drop(prefix)
 
-    def quarantine(self, name: str) -> None:
-        """An object is not what it should be: never look at it again."""
+    def ask_anew(self, prefixes: Iterable[str]) -> None:
+        """Nothing that is known of these is believed."""
+        for prefix in prefixes:
+            self._drop(prefix)
+
+    def quarantine(self, name: str, now_ns: int, first_ns: int = BAD_NS) -> None:
+        """An object is not what it should be: leave it alone for a while, longer each time."""
         self.forget(name)
-        self._bad[name] = None
+        until_ns, wait_ns = self._bad.pop(name, (0, 0))
+        if now_ns >= until_ns:  # and who has read it at the same time says so, too
+            wait_ns = min(max(first_ns, 2 * wait_ns), BAD_MOST_NS)
+            until_ns = now_ns + wait_ns
+        self._bad[name] = until_ns, wait_ns
         if len(self._bad) > BAD:
             self._bad.popitem(last=False)
 
+    def sound(self, name: str) -> None:
+        """It is what it should be, or there no more: whatever was said of it before."""
+        self._bad.pop(name, None)
+
     @property
     def bad(self) -> int:
-        """How many objects are in quarantine."""
+        """How many objects were not what they should be when they were read last."""
         return len(self._bad)
 
-    def is_bad(self, name: str) -> bool:
-        """Is it in quarantine?"""
+    def was_bad(self, name: str) -> bool:
+        """Was it not what it should be when it was read last?"""
         return name in self._bad
+
+    def is_bad(self, name: str, now_ns: int) -> bool:
+        """Is it in quarantine?"""
+        return name in self._bad and now_ns < self._bad[name][0]
 
     def _put(self, prefix: str, entry: _Entry) -> None:
         self._entries[prefix] = entry

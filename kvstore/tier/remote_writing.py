@@ -10,7 +10,7 @@ read back than to compute is not written. Blocks that are packed on disk are pac
 holds several.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,6 +40,7 @@ KEEPS: Final = 4  # on their way at a time: each is copied to memory of its own
 SETTLE_NS: Final = 50 * 10**6  # what is stored block by block becomes one run meanwhile
 LATER_NS: Final = 200 * 10**6  # what is still on its way into DRAM is looked at again
 TRIES: Final = 5
+GIVEN_UP: Final = 1 << 16  # rows that are remembered as given up for good
 RUNS_A_TICK: Final = 4  # 0.1 ms each
 
 
@@ -96,6 +97,7 @@ class Writing:
         self._queued: dict[int, int] = {}  # last row of a run that waits -> its generation
         self._keeps: set[Keep] = set()
         self._held_bytes = 0
+        self._given_up: OrderedDict[int, tuple[int, str]] = OrderedDict()  # by row: generation, and why
         self._described: Rows = np.zeros(OBJECT_BLOCKS, dtype=DESCRIBED)
 
     # -- what is to be written -----------------------------------------------------------------------------------
@@ -132,10 +134,22 @@ class Writing:
         stored, there = self.there.are(rows), self.over_there(rows)
         if there == count or not self.takes:
             return there, False
-        end = _lead(stored | (table["state"][rows] == blocks.RESIDENT))
+        end = min(_lead(stored | (table["state"][rows] == blocks.RESIDENT)), self._first_given_up(rows))
+        if end <= there and self.given_up(rows[there:]):
+            return there, False
         if stored[there:end].all():
             return there, True
         return there, self._wish(tenant, rows[there:end], generations[there:end])
+
+    def given_up(self, rows: U4) -> str:
+        """Why the first of these will never be written; empty: it may be."""
+        generation, why = self._given_up.get(int(rows[0]), (0, "")) if rows.size else (0, "")
+        return why if why and generation == int(self._tables.blocks["generation"][rows[0]]) else ""
+
+    def _first_given_up(self, rows: U4) -> int:
+        known = self._given_up
+        given_up = (at for at, row in enumerate(rows.tolist()) if row in known and self.given_up(rows[at : at + 1]))
+        return next(given_up, rows.size) if known else rows.size
 
     def over_there(self, rows: U4) -> int:
         """How many of the first rows of a chain are written for sure, as far as this life of the daemon knows."""
@@ -290,8 +304,13 @@ class Writing:
         self.tally.kept += keep.stored
         self.tally.kept_bytes += keep.stored * keep.block_bytes
         self.tally.dropped += len(keep.rows) - keep.stored
-        for row, generation in zip(keep.rows[keep.stored :], keep.generations[keep.stored :], strict=True):
+        left = list(zip(keep.rows, keep.generations, strict=True))[keep.stored :]
+        for row, generation in left:
             self.there.failed(row, generation)
+        for row, generation in left[max(0, keep.never - keep.stored) :] if keep.never is not None else ():
+            self._given_up[row] = generation, keep.failed
+            if len(self._given_up) > GIVEN_UP:
+                self._given_up.popitem(last=False)
 
     def held_rows(self) -> list[int]:
         """Rows that a write holds, once for each."""

@@ -400,7 +400,7 @@ class ConfigValue(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ..., origin: _Optional[str] = ..., unit: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Remote(_message.Message):
-    __slots__ = ("url", "reading", "writing", "reason", "capacity_bytes", "used_bytes", "objects", "bytes_per_s", "sought", "sought_empty", "sought_dropped", "promoted", "promoted_bytes", "no_room", "kept", "kept_bytes", "not_worth", "not_kept", "shared", "removed", "damaged", "absent", "quarantined", "reads", "writes", "read_bytes", "written_bytes", "unreachable", "refused", "full", "queued_runs", "running")
+    __slots__ = ("url", "reading", "writing", "reason", "capacity_bytes", "used_bytes", "objects", "bytes_per_s", "sought", "sought_empty", "sought_dropped", "promoted", "promoted_bytes", "no_room", "kept", "kept_bytes", "not_worth", "not_kept", "shared", "removed", "damaged", "absent", "quarantined", "reads", "writes", "read_bytes", "written_bytes", "unreachable", "refused", "full", "queued_runs", "running", "owed", "not_noted", "not_remembered", "closed", "uncounted")
     URL_FIELD_NUMBER: _ClassVar[int]
     READING_FIELD_NUMBER: _ClassVar[int]
     WRITING_FIELD_NUMBER: _ClassVar[int]
@@ -433,6 +433,11 @@ class Remote(_message.Message):
     FULL_FIELD_NUMBER: _ClassVar[int]
     QUEUED_RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OWED_FIELD_NUMBER: _ClassVar[int]
+    NOT_NOTED_FIELD_NUMBER: _ClassVar[int]
+    NOT_REMEMBERED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
     url: str
     reading: str
     writing: str
@@ -465,7 +470,12 @@ class Remote(_message.Message):
     full: int
     queued_runs: int
     running: int
-    def __init__(self, url: _Optional[str] = ..., reading: _Optional[str] = ..., writing: _Optional[str] = ..., reason: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., bytes_per_s: _Optional[int] = ..., sought: _Optional[int] = ..., sought_empty: _Optional[int] = ..., sought_dropped: _Optional[int] = ..., promoted: _Optional[int] = ..., promoted_bytes: _Optional[int] = ..., no_room: _Optional[int] = ..., kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., not_worth: _Optional[int] = ..., not_kept: _Optional[int] = ..., shared: _Optional[int] = ..., removed: _Optional[int] = ..., damaged: _Optional[int] = ..., absent: _Optional[int] = ..., quarantined: _Optional[int] = ..., reads: _Optional[int] = ..., writes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., unreachable: _Optional[int] = ..., refused: _Optional[int] = ..., full: _Optional[int] = ..., queued_runs: _Optional[int] = ..., running: _Optional[int] = ...) -> None: ...
+    owed: int
+    not_noted: int
+    not_remembered: int
+    closed: int
+    uncounted: int
+    def __init__(self, url: _Optional[str] = ..., reading: _Optional[str] = ..., writing: _Optional[str] = ..., reason: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., bytes_per_s: _Optional[int] = ..., sought: _Optional[int] = ..., sought_empty: _Optional[int] = ..., sought_dropped: _Optional[int] = ..., promoted: _Optional[int] = ..., promoted_bytes: _Optional[int] = ..., no_room: _Optional[int] = ..., kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., not_worth: _Optional[int] = ..., not_kept: _Optional[int] = ..., shared: _Optional[int] = ..., removed: _Optional[int] = ..., damaged: _Optional[int] = ..., absent: _Optional[int] = ..., quarantined: _Optional[int] = ..., reads: _Optional[int] = ..., writes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., unreachable: _Optional[int] = ..., refused: _Optional[int] = ..., full: _Optional[int] = ..., queued_runs: _Optional[int] = ..., running: _Optional[int] = ..., owed: _Optional[int] = ..., not_noted: _Optional[int] = ..., not_remembered: _Optional[int] = ..., closed: _Optional[int] = ..., uncounted: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "emulated", "lost", "attached_bytes", "loads", "saves", "failed", "loaded_bytes", "saved_bytes", "hbm_bytes", "hbm_used_bytes", "hbm_hits", "hbm_promoted", "hbm_evicted", "hbm_blocks", "hbm_hit_bytes", "hbm_promoted_bytes", "hbm_unpinned", "hbm_evicted_after_s")
@@ -630,18 +640,20 @@ class ClearRequest(_message.Message):
     def __init__(self, everything: _Optional[_Union[ClearRequest.Everything, _Mapping[str, object]]] = ..., namespace_digest: _Optional[str] = ..., prefix: _Optional[_Union[ClearRequest.Prefix, _Mapping[str, object]]] = ..., tenant: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class ClearResponse(_message.Message):
-    __slots__ = ("blocks", "bytes", "leased_blocks", "pending_blocks", "dry_run")
+    __slots__ = ("blocks", "bytes", "leased_blocks", "pending_blocks", "dry_run", "remote_objects")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     LEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PENDING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     bytes: int
     leased_blocks: int
     pending_blocks: int
     dry_run: bool
-    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., pending_blocks: _Optional[int] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    remote_objects: int
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., pending_blocks: _Optional[int] = ..., dry_run: _Optional[bool] = ..., remote_objects: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()
@@ -1482,30 +1494,36 @@ class ListActsResponse(_message.Message):
     def __init__(self, acts: _Optional[_Iterable[_Union[Act, _Mapping[str, object]]]] = ..., path: _Optional[str] = ..., lost: _Optional[int] = ...) -> None: ...
 
 class HandOverRequest(_message.Message):
-    __slots__ = ("prefix", "within_s", "dry_run")
+    __slots__ = ("prefix", "within_s", "dry_run", "looked_within_s")
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     WITHIN_S_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_WITHIN_S_FIELD_NUMBER: _ClassVar[int]
     prefix: Prefix
     within_s: float
     dry_run: bool
-    def __init__(self, prefix: _Optional[_Union[Prefix, _Mapping[str, object]]] = ..., within_s: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    looked_within_s: float
+    def __init__(self, prefix: _Optional[_Union[Prefix, _Mapping[str, object]]] = ..., within_s: _Optional[float] = ..., dry_run: _Optional[bool] = ..., looked_within_s: _Optional[float] = ...) -> None: ...
 
 class HandOverResponse(_message.Message):
-    __slots__ = ("blocks", "bytes", "there", "coming", "remote", "dry_run")
+    __slots__ = ("blocks", "bytes", "there", "coming", "remote", "dry_run", "looked", "why")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     THERE_FIELD_NUMBER: _ClassVar[int]
     COMING_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     bytes: int
     there: int
     coming: int
     remote: bool
     dry_run: bool
-    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., there: _Optional[int] = ..., coming: _Optional[int] = ..., remote: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    looked: int
+    why: str
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., there: _Optional[int] = ..., coming: _Optional[int] = ..., remote: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., looked: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class NoteTransferRequest(_message.Message):
     __slots__ = ("verb", "tenant", "namespace_digest", "blocks", "bytes")

@@ -131,6 +131,46 @@ def test_what_cannot_be_moved_is_refused_before_anything_is_done(source: Node, a
     assert kvctl(alone, "move", *words, "--to", str(alone.home / "nobody"), "--yes")[0] == Exit.UNREACHABLE
 
 
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "none"])
+def test_what_lies_damaged_over_there_or_has_gone_is_written_anew_before_it_leaves_here(
+    source: Node, target: Node, s3: S3Server, harm: str
+) -> None:
+    words, keys = stored(source, f"harmed, {harm}", 8)
+    before = set(s3.objects)
+    if harm != "none":
+        body(kvctl(source, "-o", "json", "move", *words, "--yes"), "move")
+        (name,) = set(s3.objects) - before
+        if harm == "gone":
+            del s3.objects[name]  # by a rule of the bucket
+        elif harm == "cut":
+            s3.objects[name] = s3.objects[name][:5000]
+        else:
+            s3.flip(name, 5000)
+    puts = s3.count("PUT")
+    done = body(kvctl(source, "-o", "json", "move", *words, "--evict", "--yes", "--within", "20"), "move")
+    assert (done["moved_blocks"], done["evicted_blocks"]) == (8, 8)
+    assert s3.count("PUT") == puts + 1
+    ns = target.namespace(BLOCK_BYTES)
+    ns.prefetch(keys)
+    assert until(lambda: ns.match(keys).blocks == 8), target.log()[-2000:]
+    assert_blocks(fetch(ns, keys).blocks, values(keys, BLOCK_BYTES))
+
+
+def test_what_cannot_be_made_whole_over_there_is_named_and_stays_here(source: Node, s3: S3Server) -> None:
+    words, keys = stored(source, "stays", 6)
+    body(kvctl(source, "-o", "json", "move", *words, "--yes"), "move")
+    s3.lies = lambda _name, content: content[:4096] + bytes(len(content) - 4096)
+    try:
+        code, out, said = kvctl(source, "-o", "json", "move", *words, "--evict", "--yes", "--within", "1")
+    finally:
+        s3.lies = None
+    assert code == Exit.REFUSED
+    assert f"6 blocks did not come there, {keys[0].hex()[:16]}" in said
+    assert "nothing was evicted here" in said
+    assert json.loads(out)["move"]["evicted_blocks"] == 0
+    assert source.namespace(BLOCK_BYTES).match(keys).blocks == 6
+
+
 def test_a_far_side_that_does_not_take_all_in_time_is_said(source: Node, s3: S3Server) -> None:
     words, _ = stored(source, "in vain", 5)
     with s3.stalling():

@@ -407,7 +407,8 @@ class MemoryPort:
         self._check()
         if not dry_run:
             self.wishes.append(wish)
-        return HandOverReport(8, 8 * BLOCK_BYTES, 5, 0 if dry_run else 3, remote=True, dry_run=dry_run)
+        looked = 5 if wish.looked_ns else 0
+        return HandOverReport(8, 8 * BLOCK_BYTES, 5, 0 if dry_run else 3, remote=True, dry_run=dry_run, looked=looked)
 
     def unpin(self, tenant: str, numbers: Sequence[int]) -> Unpinned:
         self._check()

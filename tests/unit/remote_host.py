@@ -8,8 +8,9 @@ import xxhash
 
 from kvproto.errors import Grant
 from kvstore.sessions import Copy, Namespace
-from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder
+from kvstore.tier.remote_orders import Bytes, Forget, ForgetAll, Keep, Look, Piece, RemoteOrder
 from kvstore.tier.remote_writing import RemoteAdmission
+from kvstored.remote_removals import Removal
 from tests.core import SECOND, Client, Core, value_of
 from tests.s3 import S3Server
 from tests.unit.remote_kit import Kit, kit
@@ -21,6 +22,7 @@ class Host:
     def __init__(self, core: Core, jobs: Kit, admission: RemoteAdmission) -> None:
         self.core, self.kit = core, jobs
         self.orders: list[RemoteOrder] = []
+        self.looks: list[Look] = []
         self.copies: list[tuple[Copy, Bytes]] = []
         jobs.jobs.keeping.view = core.memory.view
         jobs.jobs.holdings.gone = core.store.remote.gone
@@ -30,9 +32,13 @@ class Host:
     def submit(self, order: RemoteOrder) -> bool:
         if isinstance(order, Keep):
             self.kit.jobs.begin_keep(order)
-        elif isinstance(order, Forget):
+        elif isinstance(order, Forget | ForgetAll):
             self.kit.jobs.announce(order)
         self.orders.append(order)
+        return True
+
+    def look(self, order: Look) -> bool:
+        self.looks.append(order)
         return True
 
     def reading(self) -> bool:
@@ -48,13 +54,23 @@ class Host:
         self.kit.jobs.reading._budget.give(piece.taken_bytes)
         piece.taken_bytes = 0
 
+    def changed(self) -> None:
+        raise AssertionError("nobody writes late here")
+
+    def objects(self, below: ForgetAll) -> int:
+        ledger = self.kit.jobs.holdings.ledger
+        return ledger.noted([one for one in ledger.namespaces() if below.covers(one)])
+
     def work(self) -> None:
         """Carry out all that waits, and what follows from it."""
         store = self.core.store
         store.tick()
-        while self.orders or self.copies:
+        while self.orders or self.copies or self.looks:
             while self.orders:
                 self.carry_out(self.orders.pop(0))
+            while self.looks:
+                self.kit.jobs.look(self.looks[0])
+                store.remote.looking.looked(self.looks.pop(0))
             while self.copies:
                 copy, source = self.copies.pop(0)
                 view = self.core.memory.view(copy.arena)
@@ -69,6 +85,10 @@ class Host:
             jobs.begin_forget(order)
             remote.forgot(order)
             jobs.forget(order)
+        elif isinstance(order, ForgetAll):
+            jobs.begin_forget_all(order)
+            remote.forgot(order)
+            jobs.remove(Removal(order.prefix))
         elif isinstance(order, Keep):
             jobs.keep(order, remote.writing.copied)
             remote.kept(order)

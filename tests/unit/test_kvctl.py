@@ -247,6 +247,7 @@ class TestClear:
         assert (answer.code, answer.err) == (0, "")
         assert answer.json["clear"] == {
             "blocks": 8, "bytes": 8 << 21, "leased_blocks": 1, "pending_blocks": 3, "dry_run": False,
+            "remote_objects": None,
         }  # fmt: skip
         assert daemon.port.tier().blocks == 0
 

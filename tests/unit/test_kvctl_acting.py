@@ -41,7 +41,8 @@ def something_to_take(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
     def hand_over(wish: PrefixWish, *, dry_run: bool) -> HandOverReport:
         port.wishes += [] if dry_run else [wish]
-        return HandOverReport(1, BLOCK_BYTES, len(port.wishes), 0, remote=True, dry_run=dry_run)
+        looked = len(port.wishes) if wish.looked_ns else 0
+        return HandOverReport(1, BLOCK_BYTES, len(port.wishes), 0, remote=True, dry_run=dry_run, looked=looked)
 
     monkeypatch.setattr(port, "hand_over", hand_over)
 

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import xxhash
 
+from kvproto.ids import BlockKey, NamespaceDigest
 from kvproto.policy_frames import Tier
 from kvstore.report import ClearReport, ClearScope
 from kvstore.routing import load_of
@@ -13,10 +15,12 @@ from kvstore.tier.codec import Wish
 from kvstore.tier.disk import DiskLimits
 from kvstore.tier.format import Codec
 from kvstore.tier.remote import FORGETTING, SEEKS_EACH
-from kvstore.tier.remote_format import NO_PARENT
-from kvstore.tier.remote_orders import Bytes, Forget, Keep, Piece, RemoteOrder, Seek
+from kvstore.tier.remote_format import NO_PARENT, tenant_digest
+from kvstore.tier.remote_orders import Bytes, Forget, ForgetAll, Keep, Look, Piece, RemoteOrder, Seek
 from kvstore.tier.remote_writing import KEEPS, LATER_NS, SETTLE_NS, TRIES, RemoteAdmission
 from tests.core import ARENA_BYTES, BLOCK_BYTES, SECOND, Client, Core, chain, value_of, words
+
+DIGEST = NamespaceDigest(bytes(32))
 
 
 class FarSide:
@@ -30,12 +34,17 @@ class FarSide:
         self.copies: list[tuple[Copy, Bytes]] = []
         self.content: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}  # parent, bytes
         self.on_their_way: set[int] = set()  # pieces that still hold memory
+        self.changes = 0  # blocks that were not what they had been compared with
+        self.late: set[int] = set()  # of the blocks that are copied: their bytes change before that
         core.store.begin_remote(self, admission)
 
     def submit(self, order: RemoteOrder) -> bool:
-        if self.up or isinstance(order, Forget):
+        if self.up or isinstance(order, Forget | ForgetAll):
             self.orders.append(order)
         return self.up
+
+    def look(self, order: Look) -> bool:
+        raise AssertionError("tests/unit/test_remote_looking.py has looks")
 
     def reading(self) -> bool:
         return self.up
@@ -49,6 +58,12 @@ class FarSide:
     def landed(self, piece: Piece) -> None:
         self.on_their_way.remove(id(piece))
 
+    def changed(self) -> None:
+        self.changes += 1
+
+    def objects(self, below: ForgetAll) -> int:
+        return sum(below.namespace in {None, namespace} for namespace, _ in self.content)
+
     def work(self) -> None:
         """Carry out all that waits, and what follows from it."""
         self.core.store.tick()
@@ -59,8 +74,10 @@ class FarSide:
             self.core.store.tick()
 
     def copy_all(self) -> None:
-        while self.copies:
+        for number in range(len(self.copies)):
             copy, source = self.copies.pop(0)
+            if number in self.late:
+                source = source ^ np.uint8(1)
             view = self.core.memory.view(copy.arena)
             view[copy.target_offset : copy.target_offset + copy.block_bytes] = source
             self.core.store.copied(copy.ticket, xxhash.xxh3_64_intdigest(source.tobytes()))
@@ -72,6 +89,10 @@ class FarSide:
             for known in [one for one in self.content if one[0] == order.place.namespace]:
                 if not order.keys or known[1] in order.keys:
                     del self.content[known]
+            remote.forgot(order)
+        elif isinstance(order, ForgetAll):
+            for known in [one for one in self.content if order.namespace in {None, one[0]}]:  # all are one tenant's
+                del self.content[known]
             remote.forgot(order)
         elif isinstance(order, Keep):
             self.write(order)
@@ -102,7 +123,8 @@ class FarSide:
         made = []
         for at in range(0, len(found), self.piece):
             blocks = [np.frombuffer(content, dtype=np.uint8) for _, content in found[at : at + self.piece]]
-            made.append(Piece(seek, seek.start + at, found[at][0], blocks))
+            sums = [xxhash.xxh3_64_intdigest(content) for _, content in found[at : at + self.piece]]
+            made.append(Piece(seek, seek.start + at, found[at][0], blocks, sums))
             self.on_their_way.add(id(made[-1]))
         self.kept_alive = made  # an id is nobody else's meanwhile
         return made
@@ -141,6 +163,30 @@ def test_what_was_used_twice_is_written_and_found_by_another_host() -> None:
     far.work()
     assert core.store.remote.writing.tally.kept == 0, "what came from there is not sent back"
     core.audit()
+
+
+def test_what_changes_between_comparing_and_copying_is_a_miss_and_so_is_all_behind_it() -> None:
+    for late, whole in ((set[int](), 10), ({9}, 9), ({4}, 4), ({0}, 0), (set(range(10)), 0)):
+        core, far, client = host()
+        ns, keys = client.open(), chain(10)
+        client.put(ns, keys)
+        client.fetch(ns, keys)
+        far.work()
+        core, far, client = elsewhere(far)
+        far.late = late
+        ns = client.open()
+        client.match(ns, keys)
+        far.work()
+        assert client.match(ns, keys) == whole
+        assert far.changes == len(late)
+        assert not far.on_their_way, "all memory is given back"
+        assert (core.store.remote.tally.promoted, core.store.remote.tally.changed) == (whole, len(late))
+        far.late = set()
+        core.pass_time(3 * SECOND)
+        client.match(ns, keys)
+        far.work()
+        assert client.fetch(ns, keys) == 10, "it is asked for again"
+        core.audit()
 
 
 def test_runs_are_written_with_the_codec_of_the_disk_and_what_that_gains_is_learned_for_both() -> None:
@@ -359,9 +405,11 @@ def test_what_is_written_while_a_namespace_is_being_cleared_does_not_stay() -> N
     client.put(ns, keys)
     cleared: list[ClearReport] = []
     core.store.clear(ClearScope(tenant="t"), cleared.append, dry_run=False)
-    (forget,) = far.orders
+    forget, all_of_it = far.orders
     assert isinstance(forget, Forget)
-    far.carry_out(far.orders.pop())  # the far side is quick
+    assert isinstance(all_of_it, ForgetAll)
+    for _ in range(2):
+        far.carry_out(far.orders.pop())  # the far side is quick
     assert not cleared, "it is still being dropped here"
     rows = np.array([core.row(ns, key) for key in keys], dtype=np.uint32)
     core.store.remote.writing.leased(rows, len(keys))  # as of who fetches it meanwhile
@@ -386,18 +434,64 @@ def test_a_tenant_that_misses_much_leaves_room_to_others() -> None:
     assert len(far.orders) == SEEKS_EACH + 1
 
 
-def test_who_deletes_faster_than_it_is_noted_gets_nothing_of_that_namespace_any_more() -> None:
+def test_a_namespace_of_which_more_is_deleted_than_can_wait_is_closed_as_often_as_that_happens() -> None:
     core, far, client = host()
     ns, other = client.open(), client.open(model="other")
     for number in range(FORGETTING // 64 + 1):
         client.delete(ns, chain(64, f"gone {number}"))
-    assert sum(len(order.keys) for order in far.orders if isinstance(order, Forget)) == FORGETTING
+    *forgets, last = far.orders
+    assert sum(len(order.keys) for order in forgets if isinstance(order, Forget)) == FORGETTING
+    assert isinstance(last, Forget)
+    assert (last.keys, last.too_many) == ((), True)
     assert core.store.remote.tally.not_noted == 1
-    far.work()
+    client.delete(ns, chain(64, "more"))
+    assert far.orders[-1] is last, "that it has too many is said once, until it is noted"
+    far.orders.clear()
+    core.store.remote.forgot(last)
+    assert far.orders == [last], "and once more: others were deleted since"
+    core.store.remote.forgot(last)
+    assert far.orders == [last]
+    for order in forgets:
+        assert isinstance(order, Forget)
+        client.match(ns, chain(3))
+        core.store.remote.forgot(order)
+    far.orders.clear()
     client.match(ns, chain(3))
-    assert not far.orders
+    assert far.orders, "from now on it is for the threads to know"
+    far.orders.clear()
     client.match(other, chain(3))
     assert len(far.orders) == 1
+
+
+def test_what_an_operator_clears_is_cleared_over_there_though_nobody_has_opened_it_here() -> None:
+    core, far, client = host()
+    ns = client.open()
+    for scope, below in (
+        (ClearScope(), ForgetAll()),
+        (ClearScope(tenant="nobody"), ForgetAll(tenant_digest("nobody"))),
+        (ClearScope(tenant="t"), ForgetAll(tenant_digest("t"))),
+        (ClearScope(tenant="t", digest=DIGEST), ForgetAll(tenant_digest("t"), bytes(32))),
+        (ClearScope(digest=DIGEST), ForgetAll(None, bytes(32))),
+    ):
+        core.pass_time(3 * SECOND)
+        cleared: list[ClearReport] = []
+        core.store.clear(scope, cleared.append, dry_run=False)
+        assert below in far.orders
+        client.match(ns, chain(3, str(scope)))
+        asked = any(isinstance(order, Seek) for order in far.orders)
+        assert asked == (scope.tenant == "nobody" or scope.digest is not None), "what is being cleared is not asked for"
+        core.settle()
+        far.work()
+        assert [report.remote_objects for report in cleared] == [0]
+        core.pass_time(3 * SECOND)
+        client.match(ns, chain(3, str(scope)))
+        assert any(isinstance(order, Seek) for order in far.orders)
+        far.work()
+    core.store.clear(ClearScope(tenant="nobody"), cleared.append, dry_run=True)
+    assert not far.orders
+    with pytest.raises(KeyError):
+        core.store.clear(ClearScope("nobody", DIGEST, (BlockKey(bytes(32)),)), cleared.append, dry_run=False)
+    core.audit()
 
 
 def test_a_namespace_that_gets_another_number_is_not_asked_for_before_it_is_noted() -> None:

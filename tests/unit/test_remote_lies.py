@@ -3,6 +3,7 @@
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from kvproto.limits import MIB
+from kvstore.tier.remote_breaker import FAILURES, Circuit
 from kvstored.remote_address import RemoteAddress
 from kvstored.remote_port import RemoteError, UnreachableError
 from kvstored.remote_s3 import S3Backend
+from tests.core import chain
 from tests.s3 import S3Server
+from tests.unit.remote_kit import kit
 
 CLOSE = b"Connection: close\r\nContent-Length: %d\r\n"
 HEAD = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-%d/1000000000\r\n" + CLOSE
@@ -26,8 +30,10 @@ ENVIRON = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION":
 
 
 @contextmanager
-def saying(head: bytes, body_bytes: int = 0) -> Iterator[S3Backend]:
-    """A backend of a server that answers this to whatever it is asked."""
+def saying(
+    head: bytes, body_bytes: int = 0, heard: list[bytes] | None = None, environ: dict[str, str] | None = None
+) -> Iterator[S3Backend]:  # fmt: skip
+    """A backend of a server that answers this to whatever it is asked. `heard`: heads of the requests."""
 
     def answer(connection: socket.socket) -> None:
         piece = b"a" * 65536
@@ -36,6 +42,8 @@ def saying(head: bytes, body_bytes: int = 0) -> Iterator[S3Backend]:
                 asked = b""
                 while (some := connection.recv(65536)) and b"\r\n\r\n" not in (asked := asked + some):
                     continue
+                if heard is not None:
+                    heard.append(asked.partition(b"\r\n\r\n")[0].lower())
                 connection.sendall(head)
                 for at in range(0, body_bytes, len(piece)):
                     connection.sendall(piece[: body_bytes - at])
@@ -59,7 +67,7 @@ def saying(head: bytes, body_bytes: int = 0) -> Iterator[S3Backend]:
     thread.start()
     address = RemoteAddress("s3", "bucket", "k", f"http://127.0.0.1:{server.getsockname()[1]}")
     try:
-        yield S3Backend(address, 10.0, ENVIRON)
+        yield S3Backend(address, 10.0, environ or ENVIRON)
     finally:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
@@ -108,6 +116,65 @@ def test_of_what_a_server_says_only_its_code_is_told() -> None:
         with pytest.raises(RemoteError) as raised:
             backend.listing("v1/", 10)
         assert TOKEN[:4].decode() not in str(raised.value)
+
+
+def test_a_listing_of_empty_pages_that_never_ends_costs_a_deadline_and_no_more() -> None:
+    with S3Server() as s3:
+        backend = S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 0.4, s3.environ)
+        s3.objects |= {f"k/v1/{number}": b"1" for number in range(7)}
+        s3.listed_at_a_time = 2
+        assert len(backend.listing("v1/", 100)) == 7, "the control: four pages"
+        assert s3.count("LIST") == 4
+        assert len(backend.listing("v1/", 3)) == 3
+        s3.endless = True
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match="does not end"):
+            backend.listing("v1/", 100)
+        assert time.monotonic() - began < 5.0
+        asked = s3.count("LIST")
+        assert asked > 8, "it went on for a while"
+        time.sleep(0.3)
+        assert s3.count("LIST") <= asked + 1, "and then no longer"
+        s3.endless = False
+        assert len(backend.listing("v1/", 100)) == 7
+
+
+def test_a_far_side_whose_listings_never_end_is_left_alone_and_heals() -> None:
+    with S3Server() as s3, kit(s3, deadline_s=0.2) as one:
+        s3.endless = True
+        for number in range(FAILURES):
+            assert one.seek(chain(2, str(number))) == []
+        assert one.far.reading.opened == 1
+        assert "does not end" in one.far.reading.reason
+        s3.endless = False
+        one.far.reading.until_ns = 0
+        assert one.keep(chain(3)).stored == 3
+        assert one.far.reading.state is Circuit.CLOSED
+
+
+def test_who_is_redirected_to_hears_names_and_a_token_but_no_key_no_signature_and_no_block() -> None:
+    """What SECURITY.md says: the library follows, and has no setting that refuses it."""
+    elsewhere: list[bytes] = []
+    with saying(LISTED % (0, b""), heard=elsewhere) as other:
+        there = other._store.config["endpoint"]
+        head = (
+            b"HTTP/1.1 307 Temporary Redirect\r\nLocation: %b/bucket/k/v1/x\r\n" % there.encode() + CLOSE % 0 + b"\r\n"
+        )
+        asked: list[bytes] = []
+        with saying(head, heard=asked, environ=ENVIRON | {"AWS_SESSION_TOKEN": TOKEN.decode()}) as backend:
+            with pytest.raises(RemoteError):
+                backend.put("v1/x", [np.zeros(100_000, dtype=np.uint8)])
+            assert not elsewhere, "a block would have gone there"
+            for call in (partial(backend.get_range, "v1/x", 0, 10), partial(backend.listing, "v1/", 10)):
+                with pytest.raises(RemoteError):
+                    call()
+            backend.delete(["v1/x"])
+    assert len(elsewhere) == 3
+    assert all(b"\r\nauthorization:" in request for request in asked), "the control"
+    assert not any(b"authorization" in request or b"signature" in request for request in elsewhere)
+    assert all(TOKEN.lower() in request for request in elsewhere), (
+        "it does not go there any more: say so in SECURITY.md"
+    )
 
 
 def test_names_that_are_too_long_to_be_ours_are_left_out_of_a_listing() -> None:

@@ -49,9 +49,7 @@ def drop(one: Kit, keys: Sequence[bytes]) -> Removal:
     """As the owner and the thread that notes do it: the first half of a DELETE, or (no keys) of a clear."""
     forget = Forget(NOBODY, PLACE, tuple(keys))
     one.jobs.announce(forget)
-    removal = one.jobs.begin_forget(forget)
-    one.jobs.holdings.removals.add(removal)
-    return removal
+    return one.jobs.begin_forget(forget)
 
 
 def remove(one: Kit, turns: int = 20) -> None:
@@ -59,7 +57,7 @@ def remove(one: Kit, turns: int = 20) -> None:
     removals = one.jobs.holdings.removals
     removals._pause_s = 0.0
     for _ in range(turns):
-        if not removals._queue and not removals._later:
+        if not removals and not removals._later:
             return
         order = removals.next()
         assert order is not None
@@ -330,7 +328,7 @@ def test_no_flipped_bit_of_a_ledger_costs_more_than_its_lines(tmp_path: Path, mo
 def test_a_ledger_that_cannot_be_read_at_all_turns_nothing_off(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(_ledger: Ledger) -> None:
+    def breaks(_ledger: Ledger, _meanwhile: Callable[[], None]) -> None:
         raise ValueError("whatever it is")
 
     monkeypatch.setattr(Ledger, "read", breaks)

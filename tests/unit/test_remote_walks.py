@@ -101,7 +101,7 @@ def test_an_object_that_is_written_anew_between_two_requests_is_sound(
         got = one.seek(keys)
         one.assert_blocks(got[:2], keys[:2])
         assert len(got) == (4 if harm == "flipped" else 6)
-        assert (one.jobs.holdings.seen.damaged, one.jobs.holdings.known.is_bad(name[2:])) == (harm == "flipped",) * 2
+        assert (one.jobs.holdings.seen.damaged, one.jobs.holdings.known.was_bad(name[2:])) == (harm == "flipped",) * 2
         if harm == "written anew":
             s3.objects.clear()
             one.jobs.holdings.known.forget_all("")

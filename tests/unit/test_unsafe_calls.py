@@ -32,7 +32,6 @@ ALLOWED: dict[Finding, str] = {
     Finding("daemon/kvstored/config.py", "_numa", "read"): NOT_A_FILE,
     Finding("daemon/kvstored/daemon.py", "Daemon.__init__", "read"): NOT_A_FILE,
     Finding("daemon/kvstored/processes.py", "_start_of", "read"): KERNEL,
-    Finding("daemon/kvstored/remote.py", "RemoteThreads._remember", "read"): NOT_A_FILE,
     Finding("daemon/kvstored/workers.py", "_processor_ticks", "read"): KERNEL,
     Finding("kernels/kvkernels/device/cuda.py", "Cuda._compile", "read"): OWN_FILE,
     Finding("kernels/kvkernels/device/emulation.py", "_identity", "read"): KERNEL,
