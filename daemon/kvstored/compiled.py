@@ -4,12 +4,17 @@ the daemon takes none from a folder that somebody else can have written to.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import xxhash
+
 from kvstored.units import ConfigError
+
+STAMP: Final = "kvstored-sources"  # beside compiled code: what all of it was compiled from
 
 _VARIABLE: Final = "NUMBA_CACHE_DIR"
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -32,7 +37,10 @@ def check_cache() -> None:
 
     Raises ConfigError, or OSError.
     """
+    sources = _sources()
     if not (named := os.environ.get(_VARIABLE)):
+        folders = sorted({source.parent / "__pycache__" for source in sources})
+        drop_stale(sources, folders)
         return
     folder = Path(named)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,6 +49,41 @@ def check_cache() -> None:
             f"compiled code in {folder} is not run: {why}; empty that folder, let nobody but the daemon's user write "
             "there (chmod 700), and the next start compiles anew"
         )
+    drop_stale(sources, [folder])
+
+
+def _sources() -> list[Path]:
+    """Files with functions that numba compiles and that call one another's, and constants that are compiled in."""
+    spec, limits = find_spec("kvstore"), find_spec("kvproto.limits")
+    assert spec is not None, "kvstore is installed"
+    assert spec.origin is not None
+    assert limits is not None, "and so is kvproto"
+    assert limits.origin is not None
+    files = sorted(Path(spec.origin).parent.rglob("*.py"))
+    return [
+        *(file for file in files if b"import njit" in (code := file.read_bytes()) or b"@compiled" in code),
+        Path(limits.origin),
+    ]
+
+
+def drop_stale(sources: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Numba compiles a function again when its own file has changed, but not when that of one which it calls has, or of
+    a constant: it would go on with the old ones. So all goes when any of `sources` has changed. The first folder has
+    the stamp.
+    """
+    facts = [(file.name, (state := file.stat()).st_mtime_ns, state.st_size) for file in sources]
+    stamp = xxhash.xxh3_64_hexdigest(repr(facts).encode())
+    kept = folders[0] / STAMP
+    with suppress(OSError):
+        if kept.read_text() == stamp:
+            return
+    with suppress(OSError):  # who may not write there compiles nothing into it either
+        for folder in folders:
+            for file in [one for kind in ("*.nbi", "*.nbc", "*.compiled") for one in folder.rglob(kind)]:
+                file.unlink(missing_ok=True)
+        folders[0].mkdir(exist_ok=True)
+        kept.write_text(stamp)
+        kept.chmod(0o600)
 
 
 def _why_unsafe(folder: Path) -> str:

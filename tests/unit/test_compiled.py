@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstored.compiled import check_cache, choose_cache
+from kvstored.compiled import STAMP, _sources, check_cache, choose_cache, drop_stale
 from kvstored.config import EX_CONFIG
 from kvstored.units import ConfigError
 
@@ -113,3 +113,46 @@ def test_without_a_folder_that_is_given_it_is_one_in_the_runtime_directory_or_be
     choose_cache(tmp_path)
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "compiled")
     assert (tmp_path / "compiled").stat().st_mode & 0o777 == 0o700
+
+
+CALLED = "from numba import njit\n@njit(cache=True)\ndef called():\n    return {}\n"
+CALLING = "from numba import njit\nfrom called import called\n@njit(cache=True)\ndef calling():\n    return called()\n"
+
+
+def test_what_was_compiled_with_other_functions_is_dropped(tmp_path: Path) -> None:
+    """The control is numba by itself, which goes on with the function of before."""
+    (tmp_path / "calling.py").write_text(CALLING)
+    sources = [tmp_path / "called.py", tmp_path / "calling.py"]
+
+    def says(number: int) -> str:
+        sources[0].write_text(CALLED.format(number))
+        os.utime(sources[0], ns=(number * 10**9, number * 10**9))
+        command = [sys.executable, "-c", "from calling import calling; print(calling())"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert says(1) == "1"
+    assert says(2) == "1", "numba has learned it: nothing here is needed any more"
+    drop_stale(sources, [tmp_path / "__pycache__"])
+    assert says(2) == "2"
+    drop_stale(sources, [tmp_path / "__pycache__"])
+    assert len(list(tmp_path.rglob("*.nbi"))) == 2, "the control: nothing has changed"
+    sources[0].write_text(CALLED.format(3))
+    drop_stale(sources, [tmp_path / "__pycache__"])
+    assert not list(tmp_path.rglob("*.nb[ic]"))
+
+
+def test_all_that_is_compiled_here_is_known_and_a_start_looks(kept: Path) -> None:
+    names = {path.name for path in _sources()}
+    assert {"blocks.py", "announcing.py", "usable.py", "forest.py", "limits.py"} <= names
+    assert "store.py" not in names
+    assert (kept / STAMP).exists()
+    compiled, mark = kept / "kvstore_1/blocks.nbi", kept / "kvstored-1.compiled"
+    mark.touch()
+    check_cache()
+    assert compiled.exists()
+    assert mark.exists()
+    (kept / STAMP).write_text("of another version")
+    check_cache()
+    assert not compiled.exists()
+    assert not mark.exists(), "the next start would serve while it compiles"
