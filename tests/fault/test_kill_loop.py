@@ -21,7 +21,7 @@ SEED = 20_261_121
 BLOCK_BYTES = (12_000, 100_000)
 CHAINS = 60  # names of chains that a life works on
 KILL_S = (0.05, 0.9)  # after the daemon serves
-MOST = 4  # times as many lives where a busy machine does little in each
+MOST = 12  # times as many lives, where a busy machine gets little done in each
 DURABLE_BACK = 0.999
 TIMEOUT_S = 10.0  # of the client: what stands still for a moment is there all the same
 
