@@ -44,6 +44,7 @@ LOOK_AT: Final = 512  # pins are looked at, whether what they cover was dropped:
 SHORTEN: Final = 8  # of them are cut short: 0.5 ms,
 DUE: Final = 8  # end: 1 ms if each covers 1,024 blocks,
 LET_GO: Final = 8192  # and so many of the blocks that they cover are let go: 0.3 ms
+WEIGH_NS: Final = 10**9  # from one look at what each tenant has pinned to the next
 
 _NOTHING: Final = (0, 0, 0, 0)
 
@@ -111,6 +112,7 @@ class Pinning:
         self._classes = classes
         self._book = book
         self._too_much: dict[Tenant, None] = {}  # their budgets became smaller
+        self._weigh_ns = 0  # when that is looked at again
         self._prefetching = prefetching
         self._next = 1 + randomness.word() % FIRST_NUMBER
         self._of: dict[Tenant, dict[int, Held]] = {}
@@ -406,10 +408,19 @@ class Pinning:
         self._notes.tick(now_ns)
         if self.absent is not None:
             self.absent.tick()
+        if self._used and now_ns >= self._weigh_ns:
+            self._weigh(now_ns)
         if self._too_much:
             self._trim_some(next(iter(self._too_much)))
         if self._ending:
             self._let_go_some(next(iter(self._ending)))
+
+    def _weigh(self, now_ns: int) -> None:
+        """Budgets become smaller, too, when other tenants come, or are promised more."""
+        self._weigh_ns = now_ns + WEIGH_NS
+        for tenant, used_bytes in self._used.items():
+            if used_bytes > self._budget(tenant):
+                self.trim(tenant)
 
     def _trim_some(self, tenant: Tenant) -> None:
         self._make_way(tenant, 0)

@@ -211,6 +211,29 @@ def test_a_tenant_that_pins_does_not_keep_another_from_its_share() -> None:
     core.audit()
 
 
+def test_what_is_pinned_shrinks_with_the_share_that_it_is_a_part_of() -> None:
+    """Whoever pinned half of all memory has half of a share when another comes: else his own stores found no room."""
+    core, client, namespace = begin(arenas=4)
+    for number in range(64):
+        client.put(namespace, chain(1, number))
+        pin(client, namespace, chain(1, number), 3600 * SECOND)
+    tenant, pinning = client.session.tenant, core.store.pinning
+    assert pinning.used_bytes(tenant) == 32 * namespace.slot_bytes, "the control: alone he may"
+    other = core.client("other")
+    theirs = other.open()
+    for number in range(64):
+        other.put(theirs, chain(1, f"theirs {number}"))
+        core.settle()
+        core.pass_time(100 * MS)
+    core.pass_time(2 * SECOND)
+    assert pinning.used_bytes(tenant) == 16 * namespace.slot_bytes
+    for number in range(40):
+        assert client.put(namespace, chain(1, f"new {number}")) == [Grant.GRANTED]
+        core.settle()
+        core.pass_time(100 * MS)
+    core.audit()
+
+
 def test_what_lies_on_disk_is_pinned_there_and_brought_back() -> None:
     core, client, namespace = begin(disk=4)
     client.put(namespace, chain(6))
