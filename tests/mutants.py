@@ -208,6 +208,11 @@ MUTANTS = (
         "(min(moved.blocks, told.looked), told.there)", "(min(moved.blocks, told.there), told.there)",
         "the only copy leaves this host while the one over there is damaged", ("tests/integration/test_kvctl_move.py",),
     ),
+    Mutant(
+        "no-second-chance-over-there", "daemon/kvstored/remote_keeping.py",
+        "if chances and holdings.uses.take(", "if not chances and holdings.uses.take(",
+        "what is used all the time leaves the remote tier first", ("tests/unit/test_remote_clock.py",),
+    ),
     # -- quotas --------------------------------------------------------------------------------------------------------
     Mutant(
         "a-flood-of-tickets", "kvstore/reserving.py",

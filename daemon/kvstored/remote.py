@@ -76,6 +76,7 @@ class RemoteThreads:
             self.far, self.ledger, view, self._readers, window=limits.connections, budget=self._budget,
             quota_bytes=limits.quota_bytes,
         )  # fmt: skip
+        self.uses = self.jobs.holdings.uses
         self._seeks: SimpleQueue[Seek | None] = SimpleQueue()
         self._keeps: SimpleQueue[Keep | None] = SimpleQueue()
         self._looks: SimpleQueue[Look | None] = SimpleQueue()
@@ -130,6 +131,10 @@ class RemoteThreads:
         """See the port."""
         # Who writes looks first what is there.
         return self.reading() and self.far.can_write() and self.jobs.keeping.has_room()
+
+    def room_again(self, object_bytes: int) -> bool:
+        """See the port."""
+        return self.jobs.keeping.has_room_again(object_bytes)
 
     def carry(self, copies: list[tuple[Copy, Bytes]]) -> None:
         """See the port."""

@@ -14,6 +14,7 @@ from typing import Final
 from kvstore.tier.format import FormatError
 from kvstore.tier.remote_format import HEADER_BYTES, ObjectHeader, Place, key_digest, parse_header, runs_prefix
 from kvstore.tier.remote_index import AHEAD, STRANGE_NS, Known, Stretch, follow
+from kvstore.tier.remote_uses import Uses
 from kvstored.remote_calls import FarSide, NotAskedError
 from kvstored.remote_ledger import Ledger
 from kvstored.remote_port import Bytes, RemoteError
@@ -50,6 +51,7 @@ class Holdings:
         self.ledger = ledger
         self.seen = Seen()
         self.known = Known()
+        self.uses = Uses()
         self.epochs = Epochs()
         self.removals = Removals()
         self.writing: set[str] = set()  # names
@@ -91,6 +93,13 @@ class Holdings:
         """Blocks of these up to the first whose object was found damaged when it was read last."""
         with self.lock:
             return sum(one.count for one in takewhile(lambda one: not self.known.was_bad(one.name), stretches))
+
+    def used(self, names: Sequence[str]) -> None:
+        """These were read, or found where they were to be written."""
+        for name in names:
+            self.uses.used(name)
+        with self.lock:
+            self.ledger.used(names)
 
     def doubt(self, place: Place, digests: Sequence[bytes]) -> None:
         """That some of these are not there is not believed any more."""

@@ -22,6 +22,9 @@ from kvstored.remote_holdings import UNSETTLED, Holdings
 from kvstored.remote_port import FullError, RefusedError, RemoteError, TooLargeError
 from kvstored.remote_removals import Doubt
 
+IN_USE: Final = "what would leave for it was used not long ago"
+IN_USE_S: Final = 1800  # so long: three times as long as a use may wait to be noted
+CHANCES: Final = 256  # objects that were used since their last turn are passed over, before one goes all the same
 DELETED: Final = "it was deleted, and is not written there again"
 SHARE_PACKED: Final = 0.9  # of its bytes: what saves less is not worth decoding
 
@@ -49,6 +52,15 @@ class Keeping:
         """Is there room for a write, or any use in making some? Takes no lock."""
         return not self.short or self._holdings.far.can_delete()
 
+    def has_room_again(self, object_bytes: int) -> bool:
+        """As far as is known: for what was removed for room. Takes no lock."""
+        ledger = self._holdings.ledger
+        return ledger.total_bytes + object_bytes <= self._quota_bytes or not self._oldest_in_use()
+
+    def _oldest_in_use(self) -> bool:
+        used_s = self._holdings.ledger.oldest_s
+        return used_s > 0 and time.monotonic() - used_s < IN_USE_S
+
     def begin(self, keep: Keep) -> None:
         """What is dropped from now on may be some of it. Owner thread."""
         keep.epoch = self._holdings.epochs.of(keep.place.prefix)
@@ -72,8 +84,10 @@ class Keeping:
         try:
             more = count
             while more and keep.stored < count:
-                more = holdings.sound_lead(holdings.follow(place, digests, keep.stored, keep.block_bytes))
+                stretches = holdings.follow(place, digests, keep.stored, keep.block_bytes)
+                more = holdings.sound_lead(stretches)
                 keep.stored += more
+                holdings.used([one.name for one in stretches] if more else [])
             with holdings.lock:
                 holdings.seen.skipped += keep.stored
             while keep.stored < count:
@@ -108,7 +122,7 @@ class Keeping:
         content[begin : begin + HEADER_BYTES] = np.frombuffer(pack_header(header), dtype=np.uint8)
         parts = [content[begin : begin + HEADER_BYTES], *packed] if stored else [content[begin:end]]
         object_bytes = header.ends[-1]
-        self._make_room(object_bytes)
+        self._make_room(object_bytes, again=keep.again)
         noted = self._begin(keep, name, object_bytes)
         ended = Ended.IN_DOUBT
         try:
@@ -155,7 +169,8 @@ class Keeping:
             dropped = holdings.epochs.meet(prefix, keep.epoch, keep.keys)
             if ended in {Ended.THERE, Ended.REFUSED} and not noted:  # somebody else's, or nobody's
                 holdings.ledger.removed(name)
-            if ended is Ended.WRITTEN and name not in holdings.ledger:  # it seemed the oldest, and had to go
+            if ended is Ended.WRITTEN and (noted or name not in holdings.ledger):
+                # It is as new as that, or it seemed the oldest meanwhile, and had to go.
                 holdings.ledger.wrote(name, object_bytes)
             there = ended in {Ended.WRITTEN, Ended.THERE}
             if (there and not dropped) or ended is Ended.REFUSED or holdings.unsettled.total() > UNSETTLED:
@@ -173,20 +188,29 @@ class Keeping:
                 holdings.known.add(folder, Run(name, marks, object_bytes), time.monotonic_ns())
         return dropped
 
-    def _make_room(self, wanted_bytes: int) -> None:
-        """Delete what was written first while there is more than the quota allows.
+    def _make_room(self, wanted_bytes: int, *, again: bool = False) -> None:
+        """Delete what was written or used the longest ago while there is more than the quota allows.
 
-        Raises RemoteError: who cannot delete does not write either.
+        `again`: for what was removed for room, so that nothing that is in use goes: of more than the quota that is in
+        use all the time, some stays for good, and nothing is written anew with each use. Raises RemoteError: who
+        cannot delete does not write either.
         """
         holdings = self._holdings
         if wanted_bytes > self._quota_bytes:
             raise TooLargeError(f"{wanted_bytes} bytes are more than all that this host may keep there")
+        chances = CHANCES
         while True:
             with holdings.lock:
                 oldest = holdings.ledger.oldest()
                 if oldest is None or holdings.ledger.total_bytes + wanted_bytes <= self._quota_bytes:
                     self.short = False
                     return
+                if chances and holdings.uses.take(oldest, len(holdings.ledger)):
+                    holdings.ledger.used([oldest], last=True)
+                    chances -= 1
+                    continue
+                if again and self._oldest_in_use():
+                    raise RemoteError(IN_USE)
             self.short = True
             holdings.remove([oldest])
 

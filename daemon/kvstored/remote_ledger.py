@@ -1,19 +1,21 @@
 """What this host has written to the far side, and what must not come back from there: in a file, over restarts.
 
-    + BYTES NAME    written           x PREFIX DIGEST    a key that was deleted; r PREFIX DIGEST: and removed over there
+    + BYTES NAME    written, or used  x PREFIX DIGEST    a key that was deleted; r PREFIX DIGEST: and removed over there
     - NAME          removed           o PREFIX           a namespace of which more was deleted than can be noted: closed
     c BELOW         is being cleared: a namespace (PREFIX), a tenant (its prefix and *) or all (v1/*)
     d BELOW         that is done, so nothing below it is closed any more
 
-An object is noted before it is written, so that none is left over there that nobody knows of. Lines are appended,
-and the whole is written anew when most of them are over. It is a note, not a truth: without it the objects stay where
-they are until the bucket's own rule removes them. What was deleted and not removed is owed: where a key of that must be
-forgotten for others, its namespace is `overflowed`, and the user closes it. One thread at a time (its user locks).
+An object is noted before it is written, so that none is left over there that nobody knows of; noted once more, since it
+was used, it comes behind all others. Lines are appended, and the whole is written anew when most of them are over. It
+is a note, not a truth: without it the objects stay where they are until the bucket's own rule removes them. What was
+deleted and not removed is owed: where a key of that must be forgotten for others, its namespace is `overflowed`, and
+the user closes it. One thread at a time (its user locks).
 """
 
 import logging
 import os
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +27,13 @@ from kvstored.remote_port import NAME_BYTES
 log = logging.getLogger(__name__)
 
 FILE: Final = "remote-ledger"
-OBJECTS: Final = 1 << 20  # remembered at most; about 600 bytes each
+OBJECTS: Final = 1 << 20  # remembered at most; about 700 bytes each
 DELETED: Final = 1 << 16  # keys, of all tenants together
 LINE_BYTES: Final = NAME_BYTES + 64
 LINES: Final = 3 * (OBJECTS + DELETED)  # of a file: more than it is ever let have
 SLACK: Final = 4096  # lines that are over, at the least, before the file is written anew
 READ_AT_A_TIME: Final = 256  # lines, 1 ms, between two looks at what is to be noted meanwhile
+USED_AGAIN_S: Final = 600  # a use within this time after the last one that was noted is not noted
 WHOLE: Final = "*"  # behind what is no namespace's prefix: a line that was cut off never means more than it did
 
 _NAMESPACE_SLASHES: Final = 3  # in the prefix of one
@@ -45,15 +48,17 @@ _LINE: Final = re.compile(
 
 
 class Ledger:
-    """Objects by name, the oldest first, with their bytes; and deleted keys."""
+    """Objects by name, that which was written or used the longest ago first, with their bytes; and deleted keys."""
 
     def __init__(self, folder: Path | None) -> None:
         """`folder`: where its file lies; None: it is kept nowhere. Knows nothing before it is told to `read`."""
         self.total_bytes = 0
+        self.oldest_s = 0  # when the first of all objects was used; 0: in another life. Any thread
         self.uncounted = 0  # objects that are too many to remember: they lie there, and are not in the total
         self.faults = 0  # lines that could not be read, and writes that failed
         self._path = folder / FILE if folder is not None else None
         self._objects: OrderedDict[str, int] = OrderedDict()
+        self._used_s: dict[str, int] = {}  # when they were written or used, in this life
         self._names: dict[str, dict[str, None]] = {}  # by the prefix of their namespace
         self._deleted: dict[str, OrderedDict[tuple[str, str], int]] = {}  # by tenant: when; 0: removed over there
         self._clearing: dict[str, int] = {}  # what lies below these: when the last clear was asked for
@@ -75,7 +80,27 @@ class Ledger:
     def wrote(self, name: str, object_bytes: int) -> None:
         """An object is there now, or is about to be."""
         self._add(name, object_bytes)
+        self._use(name)
         self._append(f"+ {object_bytes} {name}")
+
+    def used(self, names: Sequence[str], *, last: bool = False) -> None:
+        """Those of these that are noted go behind all others, unless they did not long ago; `last`: even then."""
+        now_s, lines = _now_s(), list[str]()
+        for name in names:
+            used_s = self._used_s.get(name)
+            if name in self._objects and (last or used_s is None or now_s - used_s >= USED_AGAIN_S):
+                self._use(name)
+                lines.append(f"+ {self._objects[name]} {name}")
+        if lines:
+            self._append(*lines)
+
+    def _use(self, name: str) -> None:
+        self._objects.move_to_end(name)
+        self._used_s[name] = _now_s()
+        self._first()
+
+    def _first(self) -> None:
+        self.oldest_s = self._used_s.get(next(iter(self._objects), ""), 0)
 
     def removed(self, name: str) -> None:
         """An object is there no more."""
@@ -83,7 +108,7 @@ class Ledger:
             self._append(f"- {name}")
 
     def oldest(self) -> str | None:
-        """What was written first."""
+        """What was written or used the longest ago."""
         return next(iter(self._objects), None)
 
     def below(self, prefix: str) -> list[str]:
@@ -245,6 +270,8 @@ class Ledger:
         if object_bytes is None:
             return False
         self.total_bytes -= object_bytes
+        self._used_s.pop(name, None)
+        self._first()
         prefix = _namespace(name)
         del self._names[prefix][name]
         if not self._names[prefix]:
@@ -348,6 +375,10 @@ class Ledger:
         except (OSError, ValueError):
             self.faults += 1
         self._lines = alive
+
+
+def _now_s() -> int:
+    return int(time.monotonic())
 
 
 def _for_us_alone(path: str, flags: int) -> int:

@@ -189,10 +189,12 @@ class Reading:
     def _read(self, seek: Seek, ask: Ask) -> Got:
         """Raises RemoteError."""
         try:
-            return self._read_many(seek, ask) if self._holdings.far.most_blocks == 1 else self._read_one(seek, ask)
+            got = self._read_many(seek, ask) if self._holdings.far.most_blocks == 1 else self._read_one(seek, ask)
         except BaseException as error:
             ask.opening.fail(error)
             raise
+        self._holdings.used([stretch.name for stretch in ask.stretches[: len(got.piece.contents)]])
+        return got
 
     def _read_one(self, seek: Seek, ask: Ask) -> Got:
         holdings, name = self._holdings, ask.stretch.name

@@ -13,6 +13,7 @@ import numpy as np
 
 from kvstore.tier.format import Codec
 from kvstore.tier.remote_format import ALL_PREFIX, TENANT_DIGEST_BYTES, Place, tenant_prefix
+from kvstore.tier.remote_uses import Uses
 
 if TYPE_CHECKING:
     from kvstore.sessions import Copy, Namespace
@@ -91,6 +92,7 @@ class Keep:
     epoch: tuple[int, int] = (0, 0)  # what had been dropped when it was made
     moment: int = 0  # of `Beyond`, then
     codec: Codec = Codec.RAW  # for blocks that it makes smaller, where objects may hold several
+    again: bool = False  # it was there, and has gone: nothing that is in use leaves for it
     packed: list[int] = field(default_factory=list)  # what each block that was tried takes with it
 
 
@@ -131,6 +133,8 @@ RemoteOrder = Seek | Keep | Forget | ForgetAll
 class RemoteWorkers(Protocol):
     """Threads that talk to the far side. Owner thread; nothing here waits."""
 
+    uses: Uses
+
     def submit(self, order: RemoteOrder) -> bool:
         """Have it carried out; False: too much waits already, or the far side does not answer: it is dropped."""
 
@@ -142,6 +146,9 @@ class RemoteWorkers(Protocol):
 
     def writing(self) -> bool:
         """Is there any use in writing?"""
+
+    def room_again(self, object_bytes: int) -> bool:
+        """May what was removed for room be written again: does nothing leave for it that was used not long ago?"""
 
     def carry(self, copies: "list[tuple[Copy, Bytes]]") -> None:
         """Have leaf threads copy these blocks to their slots, each from its source."""

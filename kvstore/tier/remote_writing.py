@@ -27,7 +27,7 @@ from kvstore.costing import Costing
 from kvstore.ports import Clock
 from kvstore.sessions import Namespace, Tenant
 from kvstore.tier.format import Codec
-from kvstore.tier.remote_format import OBJECT_BLOCKS, Place, tenant_digest
+from kvstore.tier.remote_format import HEADER_BYTES, OBJECT_BLOCKS, Place, tenant_digest
 from kvstore.tier.remote_orders import Keep, RemoteWorkers
 from kvstore.tier.remote_there import There
 
@@ -42,6 +42,7 @@ LATER_NS: Final = 200 * 10**6  # what is still on its way into DRAM is looked at
 TRIES: Final = 5
 GIVEN_UP: Final = 1 << 16  # rows that are remembered as given up for good
 RUNS_A_TICK: Final = 4  # 0.1 ms each
+TURN_BITS: Final = 38  # a turn ends after so many bits of nanoseconds, 4.6 minutes, though nothing has come or gone
 
 
 class RemoteAdmission(StrEnum):
@@ -97,6 +98,9 @@ class Writing:
         self._queued: dict[int, int] = {}  # last row of a run that waits -> its generation
         self._keeps: set[Keep] = set()
         self._held_bytes = 0
+        self._generations: U8 = tables.blocks["generation"]
+        self._parents: U4 = tables.blocks["parent"]
+        self._turn: U8 = np.zeros(tables.blocks.size, dtype=np.uint64)  # by last row of a run: when that was told
         self._given_up: OrderedDict[int, tuple[int, str]] = OrderedDict()  # by row: generation, and why
         self._described: Rows = np.zeros(OBJECT_BLOCKS, dtype=DESCRIBED)
 
@@ -106,10 +110,37 @@ class Writing:
         """The first `count` rows of `run` were leased."""
         if self.admission is RemoteAdmission.NONE or not count:
             return
-        last = int(run[count - 1])
-        generation = int(self._tables.blocks["generation"][last])
-        if not self.there.was(last, generation) and self._queued.get(last) != generation:
+        last = run.item(count - 1)
+        generation = self._generations.item(last)
+        if self.there.was(last, generation):
+            assert self.workers is not None, "there is a far side"
+            now_ns = self._clock.now_ns()
+            uses = self.workers.uses
+            turn = uses.turn + self.there.moment // uses.step + (now_ns >> TURN_BITS)  # each of them grows
+            if self._turn.item(last) != turn:
+                self._turn[last] = turn
+                self._used(run[:count], now_ns)
+        elif self._queued.get(last) != generation:
             self._admit(run[:count].copy(), self._clock.now_ns())
+
+    def _used(self, rows: U4, now_ns: int) -> None:
+        """A run that has come there was leased, for the first time in this turn: whoever makes room is told."""
+        assert self.workers is not None, "there is a far side"
+        places, removed = self.there.places(rows)
+        self.workers.uses.use(places)
+        before = self._before(rows.item(0))
+        if before:
+            self.workers.uses.use(self.there.places(np.array(before, dtype=np.uint32))[0])
+        last = rows.item(-1)
+        if removed and self._queued.get(last) != self._generations.item(last):
+            self._admit(rows.copy(), now_ns)
+
+    def _before(self, row: int) -> list[int]:
+        """What may be in one object with this one, and before it."""
+        before: list[int] = []
+        while (row := self._parents.item(row)) and len(before) < OBJECT_BLOCKS - 1:
+            before.append(row)
+        return before
 
     def published(self, row: int) -> None:
         """A client has stored a block."""
@@ -216,13 +247,18 @@ class Writing:
     def _left(self, run: _Run) -> U4 | None:
         """What of a run is not over there yet; None: some of that is not in DRAM, or it does not hang together.
 
-        What is there no more is written again for who asks for that, or each use of what is above the quota would be.
+        What is there no more is written again for who asks for that, and for who uses it where nothing that is in use
+        has to leave for it: or each use of what is above the quota would be a write.
         """
         table = self._tables.blocks
         rows = run.rows
         same = table["generation"][rows] == run.generations
         if not same[-1]:
             return rows[:0]  # evicted or dropped: its next use brings it again
+        if self.workers is not None:
+            self.workers.uses.use(self.there.places(rows)[0])
+        if run.wished is None and (again := self._again(run, same)) is not None:
+            return again
         wanted = np.flatnonzero(~(self.there.were(rows) if run.wished is None else self.there.are(rows)))
         if not wanted.size:
             return rows[:0]
@@ -234,6 +270,19 @@ class Writing:
         if before and not self.there.was(before, int(table["generation"][before])) and run.tries < TRIES:
             return None  # what it continues may be on its way there; later it is written all the same
         return left
+
+    def _again(self, run: _Run, same: npt.NDArray[np.bool_]) -> U4 | None:
+        """What of a run has gone, from where an object of it began up to what is there; None: it does not come back."""
+        removed = np.flatnonzero(self.there.removed(run.rows))
+        if not removed.size or self.workers is None:
+            return None
+        first = int(removed[0])
+        gone = run.rows[first:]
+        gone = gone[: max(1, _lead(self.there.were(gone) & ~self.there.are(gone)))]
+        if not same[first : first + gone.size].all() or (self._tables.blocks["state"][gone] != blocks.RESIDENT).any():
+            return None
+        block_bytes = self._by_number[int(self._tables.blocks["namespace"][gone[0]])].identity.block_bytes
+        return gone if self.workers.room_again(HEADER_BYTES + min(gone.size, OBJECT_BLOCKS) * block_bytes) else None
 
     def _unqueue(self, run: _Run) -> None:
         last = int(run.rows[-1])
@@ -257,6 +306,7 @@ class Writing:
                 self.tally.not_worth += rows.size - at
                 break
             keep = self._keep(namespace, some)
+            keep.again = not wished and bool(self.there.were(some[:1])[0])
             if not workers.submit(keep):
                 self.tally.dropped += rows.size - at
                 break
@@ -306,7 +356,7 @@ class Writing:
         self.tally.dropped += len(keep.rows) - keep.stored
         left = list(zip(keep.rows, keep.generations, strict=True))[keep.stored :]
         for row, generation in left:
-            self.there.failed(row, generation)
+            (self.there.left_out if keep.again else self.there.failed)(row, generation)
         for row, generation in left[max(0, keep.never - keep.stored) :] if keep.never is not None else ():
             self._given_up[row] = generation, keep.failed
             if len(self._given_up) > GIVEN_UP:

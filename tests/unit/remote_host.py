@@ -27,6 +27,7 @@ class Host:
         jobs.jobs.keeping.view = core.memory.view
         jobs.jobs.holdings.gone = core.store.remote.gone
         core.store.begin_remote(self, admission)
+        self.uses = jobs.jobs.holdings.uses
         self.client: Client = core.client()
 
     def submit(self, order: RemoteOrder) -> bool:
@@ -46,6 +47,9 @@ class Host:
 
     def writing(self) -> bool:
         return True
+
+    def room_again(self, object_bytes: int) -> bool:
+        return self.kit.jobs.keeping.has_room_again(object_bytes)
 
     def carry(self, copies: list[tuple[Copy, Bytes]]) -> None:
         self.copies += copies

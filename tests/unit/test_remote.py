@@ -17,6 +17,7 @@ from kvstore.tier.format import Codec
 from kvstore.tier.remote import FORGETTING, SEEKS_EACH
 from kvstore.tier.remote_format import NO_PARENT, tenant_digest
 from kvstore.tier.remote_orders import Bytes, Forget, ForgetAll, Keep, Look, Piece, RemoteOrder, Seek
+from kvstore.tier.remote_uses import Uses
 from kvstore.tier.remote_writing import KEEPS, LATER_NS, SETTLE_NS, TRIES, RemoteAdmission
 from tests.core import ARENA_BYTES, BLOCK_BYTES, SECOND, Client, Core, chain, value_of, words
 
@@ -34,6 +35,7 @@ class FarSide:
         self.copies: list[tuple[Copy, Bytes]] = []
         self.content: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}  # parent, bytes
         self.on_their_way: set[int] = set()  # pieces that still hold memory
+        self.uses = Uses()
         self.changes = 0  # blocks that were not what they had been compared with
         self.late: set[int] = set()  # of the blocks that are copied: their bytes change before that
         core.store.begin_remote(self, admission)
@@ -51,6 +53,9 @@ class FarSide:
 
     def writing(self) -> bool:
         return self.up
+
+    def room_again(self, object_bytes: int) -> bool:
+        return object_bytes > 0
 
     def carry(self, copies: list[tuple[Copy, Bytes]]) -> None:
         self.copies += copies
