@@ -15,6 +15,8 @@ from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import pytest
+
 KEY_ID, SECRET = "kvstored-test", "not-a-secret"
 SKEW = timedelta(minutes=15)
 
@@ -105,6 +107,15 @@ class S3Server:
             s3 = server
 
         return Handler
+
+
+@contextmanager
+def s3_for_daemons() -> Iterator[S3Server]:
+    """One whose bucket every daemon that is started before the block ends may use."""
+    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        yield server
 
 
 class _Quiet(ThreadingHTTPServer):

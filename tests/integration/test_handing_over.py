@@ -17,16 +17,14 @@ from kvclient.handing_over import PIECE_BLOCKS, HandOver, hand_over, take_over
 from tests.integration.handing_program import BLOCK_BYTES
 from tests.integration.test_remote import host
 from tests.node import PATIENCE_S, Bytes, Node, assert_blocks, chain, fetch, put, until, values
-from tests.s3 import S3Server
+from tests.s3 import S3Server, s3_for_daemons
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Server]:
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with s3_for_daemons() as server:
         yield server
 
 

@@ -13,16 +13,14 @@ from kvproto import control_pb2 as pb
 from tests.integration.test_kvctl_acting import body, kvctl
 from tests.integration.test_remote import host
 from tests.node import PATIENCE_S, Node, assert_blocks, chain, fetch, put, until, value, values
-from tests.s3 import S3Server
+from tests.s3 import S3Server, s3_for_daemons
 
 BLOCK_BYTES = 16 << 10
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Server]:
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value_ in server.environ.items():
-            patch.setenv(name, value_)
+    with s3_for_daemons() as server:
         yield server
 
 

@@ -13,7 +13,7 @@ from kvctl import render
 from kvproto import control_pb2, control_pb2_grpc
 from kvproto.limits import GIB, KIB
 from tests.node import Node, assert_blocks, chain, fetch, put, until, values
-from tests.s3 import KEY_ID, S3Server
+from tests.s3 import KEY_ID, S3Server, s3_for_daemons
 
 BLOCK_BYTES = 64 * KIB
 
@@ -21,9 +21,7 @@ BLOCK_BYTES = 64 * KIB
 @pytest.fixture(scope="module", autouse=True)
 def s3() -> Iterator[S3Server]:
     """One bucket for all tests of this module, which have chains of their own."""
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with s3_for_daemons() as server:
         yield server
 
 

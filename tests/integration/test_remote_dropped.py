@@ -12,7 +12,7 @@ import pytest
 from kvstored.remote_ledger import FILE
 from tests.integration.test_remote import BLOCK_BYTES, keep, told
 from tests.node import Node, until
-from tests.s3 import S3Server
+from tests.s3 import S3Server, s3_for_daemons
 
 TENANT = f"uid-{os.geteuid()}"
 LINES = 150_000  # of a ledger: half a second to read
@@ -20,9 +20,7 @@ LINES = 150_000  # of a ledger: half a second to read
 
 @pytest.fixture
 def s3() -> Iterator[S3Server]:
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with s3_for_daemons() as server:
         yield server
 
 

@@ -8,7 +8,7 @@ import pytest
 from kvproto.limits import KIB
 from tests.integration.test_remote import keep
 from tests.node import Node, chain, fetch, put, until, values
-from tests.s3 import S3Server
+from tests.s3 import S3Server, s3_for_daemons
 
 BLOCK_BYTES = 64 * KIB
 BLOCKS = 16  # 1 MiB a chain: of the quota of 4 MiB three fit with their headers
@@ -16,9 +16,7 @@ BLOCKS = 16  # 1 MiB a chain: of the quota of 4 MiB three fit with their headers
 
 @pytest.fixture
 def s3() -> Iterator[S3Server]:
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with s3_for_daemons() as server:
         yield server
 
 
