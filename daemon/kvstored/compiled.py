@@ -39,8 +39,8 @@ def check_cache() -> None:
     """
     sources = _sources()
     if not (named := os.environ.get(_VARIABLE)):
-        folders = sorted({source.parent / "__pycache__" for source in sources})
-        drop_stale(sources, folders)
+        folders = dict.fromkeys(source.parent / "__pycache__" for source in sources)  # in one order, wherever they lie
+        drop_stale(sources, list(folders))
         return
     folder = Path(named)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def first_and_rest_later(*, disk: bool) -> Timer:
 def _mark() -> Path:
     """A file beside numba's cache that stands for all of this code, compiled for this processor by these versions."""
     source = Path(blocks.__file__).parent
-    files = sorted((*source.rglob("*.py"), *Path(__file__).parent.glob("warmup*.py")))
+    files = (*sorted(source.rglob("*.py")), *sorted(Path(__file__).parent.glob("warmup*.py")))
     facts = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     made_by = (sys.version, numba.__version__, get_host_cpu_name())
     digest = xxhash.xxh3_64_hexdigest(repr((made_by, facts)).encode())

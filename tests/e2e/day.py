@@ -72,7 +72,7 @@ def live(say: Callable[[str], None], *, patient: bool) -> list[Promise]:
     with Host() as host:
         wheel = install(day, host)
         with set_up(day, host) as manager:
-            start(day, manager)
+            start(day, host, manager)
             serve(day, host)
             upgrade(day, host, manager, wheel)
             fill(day, host, manager)
@@ -117,11 +117,12 @@ def set_up(day: Day, host: Host) -> Supervisor:
     return supervisor_of(command, environ, host.run, host.log)
 
 
-def start(day: Day, manager: Supervisor) -> None:
+def start(day: Day, host: Host, manager: Supervisor) -> None:
     """Until it says READY."""
     day.tell(f"Start: {manager.name} starts it, with a socket, a watchdog and a descriptor store")
     begun_s = time.monotonic()
     manager.start()
+    assert "compiling" not in host.log.read_text(), "what an installation compiles was taken along"
     day.promise("ready after a start", "within 30 s", time.monotonic() - begun_s, held=time.monotonic() - begun_s < 30)
 
 

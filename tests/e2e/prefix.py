@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 100
+PACKAGES = ("kvstore", "proto/kvproto", "daemon/kvstored")  # that have a say in what is compiled
 
 
 # What pip does in the end, without pip's own second.
@@ -73,15 +74,14 @@ class Prefix:
         self._take_compiled()
 
     def _take_compiled(self) -> None:
-        """Compiled code goes by the name, time and size of its source."""
-        source, target = ROOT / "kvstore", self.site / "kvstore"
-        for path in source.rglob("*.py"):
-            ours = target / path.relative_to(source)
-            os.utime(ours, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-        for cache in source.rglob("__pycache__"):
-            shutil.copytree(
-                cache, target / cache.relative_to(source), dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pyc")
-            )  # fmt: skip
+        """Compiled code goes by the name, time and size of its source, and all of it by those of a few more."""
+        for source, target in ((ROOT / folder, self.site / Path(folder).name) for folder in PACKAGES):
+            for path in source.rglob("*.py"):
+                ours = target / path.relative_to(source)
+                os.utime(ours, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+            for cache in source.rglob("__pycache__"):
+                ours, only_ours = target / cache.relative_to(source), shutil.ignore_patterns("*.pyc")
+                shutil.copytree(cache, ours, dirs_exist_ok=True, ignore=only_ours)
 
     def environ(self) -> dict[str, str]:
         """For its commands: nothing of this checkout."""
