@@ -28,6 +28,7 @@ from kvstore.tier.format import (
     slot_offset,
 )
 from kvstore.tier.orders import (
+    EVERY,
     WHOLE,
     Commit,
     DropSegment,
@@ -64,6 +65,7 @@ class FakeDrive:
     names: dict[int, Name] = field(default_factory=dict)
     erased: set[tuple[int, int]] = field(default_factory=set)  # places; not those written since
     owed: set[tuple[int, int]] = field(default_factory=set)
+    owed_tenants: set[str] = field(default_factory=set)  # of whom all is to go
     waiting: list[Sequence[Order]] = field(default_factory=list)
     fault: Callable[[Order], Outcome | None] = lambda _order: None  # how an order is to fail, if at all
     doubt: Callable[[Order], bool] = lambda _order: False  # is one that fails carried out all the same?
@@ -133,7 +135,9 @@ class FakeDrive:
 
     def _drop(self, order: DropSegment | Owe) -> Outcome:
         if isinstance(order, Owe):
-            self.owed.update(order.places)
+            self.owed.update(order.places - {EVERY})
+            if EVERY in order.places:
+                self.owed_tenants.add(order.tenant)
         else:
             self.files.pop(order.segment, None)
             self.synced.pop(order.segment, None)
@@ -376,7 +380,7 @@ class FakeDrive:
         """The same disk, with the threads of a new process."""
         return FakeDrive(
             self.segment_bytes, self.files, self.synced, self.unsynced, self.chunks, self.names, self.erased,
-            self.owed, fault=self.fault, doubt=self.doubt, idle=self.idle, drives=self.drives,
+            self.owed, self.owed_tenants, fault=self.fault, doubt=self.doubt, idle=self.idle, drives=self.drives,
         )  # fmt: skip
 
     def flip(self, rng: random.Random, segment: int, slot: int, slot_bytes: int) -> None:

@@ -419,7 +419,7 @@ class Drives:
             return Outcome.FAILED
         try:
             with self._owing:
-                note_owed(self._owed, self._store, order.places)
+                note_owed(self._owed, self._store, order.places, order.tenant)
         except (DamagedError, OSError) as error:
             log.warning("disk: what could not be erased could not be noted either: %s", error)
             return Outcome.FAILED

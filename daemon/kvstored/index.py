@@ -39,7 +39,7 @@ from kvstored.index_marks import MAP_BYTES, DamagedError, VersionError, mark_dou
 from kvstored.index_scan import UNSEEN, Scan, scan, scan_names
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
 from kvstored.mounts import Mounts
-from kvstored.owed import beyond, read_owed
+from kvstored.owed import read_owed
 
 log = logging.getLogger(__name__)
 
@@ -401,7 +401,7 @@ class Index:
             found.next_segment += UNSEEN
         if self._owed is not None:
             with suppress(DamagedError, OSError):  # as good as can be: nothing on disk is used in this life
-                found.next_segment = max(found.next_segment, beyond(read_owed(self._owed), found.store))
+                found.next_segment = max(found.next_segment, read_owed(self._owed).beyond(found.store))
         ours = [file.superblock for file in found.segments.values()]
         return Loaded(
             store=found.store or b"",
@@ -416,6 +416,7 @@ class Index:
             rebuilt="",
             dropped=0,
             closed=frozenset(found.segments),
+            blind=bool(found.unreadable),
         )
 
 

@@ -45,6 +45,7 @@ class Loaded:
     # Segments that the index knows and no directory has while one is absent, or cannot be looked into. With their
     # tenants; empty: nobody knows.
     unseen: dict[int, str] = field(default_factory=dict)
+    blind: bool = False  # there may be more of those, since no index says which
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -86,5 +87,6 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         dropped=head["dropped"],
         closed=frozenset(head["closed"]),
         unseen=dict(head["unseen"]),
+        blind=bool(head["unreadable"] and head["rebuilt"]),
     )
     return loaded, head["unwritten"]

@@ -2,7 +2,7 @@
 
 Verify             leaf threads (there with or without a disk)
 Commit             the commit thread: fdatasync of segments, then the index, one after the other
-everything else    the drives' threads
+everything else    the drives' threads; Owe where there are none: the commit thread
 """
 
 import logging
@@ -15,19 +15,20 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvstore.store import Store
-from kvstore.tier.orders import Commit, DropSegment, Name, Order, Outcome, Verify
+from kvstore.tier.orders import Commit, DropSegment, Name, Order, Outcome, Owe, Verify
 from kvstored.config import Config
 from kvstored.drive import Drives, Observe
 from kvstored.drive_keys import keys_of_store
 from kvstored.drive_segments import said_of
 from kvstored.index import Index
 from kvstored.index_loaded import Loaded
-from kvstored.index_marks import OWED
+from kvstored.index_marks import OWED, DamagedError
 from kvstored.index_scan import SEGMENTS, segment_number
 from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
 from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Timings
+from kvstored.owed import note_owed
 from kvstored.secret_files import SecretFileError
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class HostWorkers:
         self._memory = memory
         self._leaf = leaf
         self._wake = wake
-        self._commits: SimpleQueue[Commit | None] = SimpleQueue()
-        self._committed: deque[Commit] = deque()
+        self._commits: SimpleQueue[Commit | Owe | None] = SimpleQueue()
+        self._committed: deque[Commit | Owe] = deque()
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
         self._ticks = _processor_ticks()
         self._idle = 1.0
@@ -72,7 +73,7 @@ class HostWorkers:
                 whole = self._memory.view(order.arena)
                 checks.append(Check(order, whole[order.arena_offset : order.arena_offset + order.block_bytes]))
             self._leaf.check(checks)
-        elif isinstance(first, Commit):
+        elif isinstance(first, Commit) or (isinstance(first, Owe) and self.drives is None):
             self._commits.put(first)
         else:
             assert self.drives is not None, "nothing is asked of a disk before it is open"
@@ -163,6 +164,8 @@ class HostWorkers:
         store.raise_generation(loaded.next_generation)
         store.disk.closed.found(closed)
         store.disk.closed.found_unseen(loaded.unseen)
+        if loaded.blind:
+            store.disk.closed.know_nothing()
         store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
         log.info(
             "disk open: segments=%d foreign=%d rebuilt=%r dropped=%d",
@@ -192,14 +195,30 @@ class HostWorkers:
 
     def _run(self) -> None:
         while (order := self._commits.get()) is not None:
-            drives, index = self.drives, self.index
-            assert drives is not None, "nothing is committed before the disk is open"
-            assert index is not None, "nothing is committed before the disk is open"
-            order.failed = drives.sync(order.segments)
-            done = index.commit(order)
-            order.outcome = Outcome.DONE if done or index.headers_will_do else Outcome.FAILED
+            order.outcome = self._note(order) if isinstance(order, Owe) else self._commit(order)
             self._committed.append(order)
             self._wake()
+
+    def _commit(self, order: Commit) -> Outcome:
+        drives, index = self.drives, self.index
+        assert drives is not None, "nothing is committed before the disk is open"
+        assert index is not None, "nothing is committed before the disk is open"
+        order.failed = drives.sync(order.segments)
+        done = index.commit(order)
+        return Outcome.DONE if done or index.headers_will_do else Outcome.FAILED
+
+    def _note(self, order: Owe) -> Outcome:
+        """No disk is open: all that is owed of it is everything of a tenant."""
+        try:
+            note_owed(self._config.state_dir / OWED, b"", order.places, order.tenant)
+        except (DamagedError, OSError) as error:
+            log.warning("disk: what was deleted could not be noted: %s", error)
+            return Outcome.FAILED
+        log.warning(
+            "disk: all that lies there of %s goes when it is seen again: something of it was deleted meanwhile",
+            f"tenant={order.tenant}" if order.tenant else "everybody",
+        )
+        return Outcome.DONE
 
 
 def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:

@@ -9,7 +9,9 @@ read are erased then. Segments beyond a limit that was lowered leave at once; wh
 What could not be erased, since the drive refused or is gone, may be there again with it, and with an index that knows
 of no DELETE since. So who deletes waits until a note says, elsewhere, that it is to be erased when it is seen again.
 The same holds for segments that the index knows and nobody sees in this life, since their drive was not there at start:
-those of a tenant who deletes are noted as a whole. What nobody deletes is served again when it is back.
+those of a tenant who deletes are noted as a whole. What nobody deletes is served again when it is back. Where nobody
+knows which segments there are at all, it is noted that everything of the tenant is to go: that is where the first
+directory is not there, or the index is lost while another one is not.
 """
 
 from collections import deque
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvstore.ports import Workers
 from kvstore.tier.erasure import Erasure
-from kvstore.tier.orders import WHOLE, DropSegment, Outcome, Owe
+from kvstore.tier.orders import EVERY, WHOLE, DropSegment, Outcome, Owe
 
 RUNNING = 16  # removals at a time: each syncs its folder
 
@@ -39,6 +41,8 @@ class Closed:
         self._unread: dict[str, set[int]] = {}  # places, by tenant
         self._unseen: dict[str, list[int]] = {}  # segments that no directory has, by tenant; empty: nobody knows whose
         self._owed: dict[str, set[tuple[int, int]]] = {}  # places that could not be erased, by tenant
+        self._blind = False  # there may be segments of which nobody knows
+        self._given_up: set[str] = set()  # tenants of whom it is noted that everything is to go; empty: of all
         self._notes: list[Owe] = []  # that are being written
         self._note_waiters: list[Waiter] = []
         self._queue: deque[tuple[int, str]] = deque()
@@ -61,6 +65,10 @@ class Closed:
         for number, whose in tenants.items():
             self._unseen.setdefault(whose, []).append(number)
 
+    def know_nothing(self) -> None:
+        """There may be segments that nobody sees in this life, and nobody knows which."""
+        self._blind = True
+
     def owe(self, segment: int, slot: int, tenant: str) -> None:
         """This place, or all of a segment, could not be erased, and nothing is written there any more in this life."""
         self._owed.setdefault(tenant, set()).add((segment, slot))
@@ -82,6 +90,8 @@ class Closed:
     def noted(self, order: Owe) -> None:
         """It was, or could not be: then who deletes next has it tried again."""
         self._notes.remove(order)
+        if order.outcome is Outcome.DONE and EVERY in order.places:
+            self._given_up.add(order.tenant)
         if order.outcome is not Outcome.DONE:
             self._erasure.faults += 1
             self._owed.setdefault(order.tenant, set()).update(order.places)
@@ -110,6 +120,8 @@ class Closed:
         for whose in list(self._unseen) if tenant is None else (tenant, ""):
             for number in self._unseen.pop(whose, ()):
                 self.owe(number, WHOLE, whose if tenant is None else tenant)
+        if self._blind and self._given_up.isdisjoint({tenant or "", ""}):
+            self.owe(*EVERY, tenant or "")
         self._pump()
 
     def _enqueue(self, segments: Sequence[int], tenant: str) -> None:

@@ -210,8 +210,9 @@ class Disk:
         return bool(self.limits.disk_bytes) and self.state is not DiskState.OFF
 
     def switch_off(self) -> None:
-        """There will be no disk tier in this life."""
+        """There will be no disk tier in this life, though there may be one in the next."""
         self.state = DiskState.OFF
+        self.closed.know_nothing()
         self._act()
 
     def _act(self) -> None:

@@ -121,14 +121,15 @@ class DropSegment:
 
 
 WHOLE = -1  # in place of a slot: all of a segment
+EVERY = (-1, WHOLE)  # in place of a place: every segment of a tenant
 
 
 @dataclass(slots=True, eq=False)
 class Owe:
     """Note, elsewhere than on its drive, what is to be erased should it be seen again. Durable before this is DONE."""
 
-    places: set[tuple[int, int]]  # segment and slot, or `WHOLE`
-    tenant: str
+    places: set[tuple[int, int]]  # segment and slot, or `WHOLE`; or `EVERY`
+    tenant: str  # empty, with `EVERY`: of all tenants
     outcome: Outcome = Outcome.OPEN
 
 

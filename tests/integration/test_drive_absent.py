@@ -16,6 +16,7 @@ import pytest
 
 from kvstored.index_marks import OWED
 from kvstored.mounts import MOUNTS, read_points, write_points
+from kvstored.owed import read_owed
 from tests.integration.test_drive_back import RAW, disk, start_and_read, stored
 from tests.integration.test_kvctl_acting import body, kvctl
 from tests.node import Node, census, put_roots, roots, until
@@ -163,6 +164,34 @@ def test_without_its_first_drive_it_serves_from_memory_and_makes_nothing(node: N
 
     mount(node, 0, away)
     assert census(start_and_read(node), keys).hits == set(keys)
+
+
+def test_what_was_deleted_without_its_first_drive_stays_deleted(node: Node) -> None:
+    """Nobody knows then what lies where: all of who deletes goes with the next start that sees it."""
+    keys = stored(node)
+    node.kill()
+    away = unmount(node, 0)
+    node.start(*RAW)
+    assert until(lambda: disk(node)["state"] == "off")
+    node.namespace().delete(keys[:1])
+    assert read_owed(node.run / OWED).tenants
+    node.kill()
+    kept = shutil.copytree(node.home / "away-0" / "index", node.home / "index")
+    mount(node, 0, away)
+    ns = start_and_read(node)
+    assert not census(ns, keys).hits
+    assert not read_owed(node.run / OWED).tenants, "it is done"
+    later = roots("later", 40)
+    put_roots(ns, later)
+    node.kill()
+    node.drop_index()
+    ns = start_and_read(node)
+    assert not census(ns, keys).hits, "nor by what headers say"
+    assert census(ns, later).hits == set(later), "the control"
+    node.kill()
+    node.drop_index()
+    kept.rename(node.disks[0] / "index")
+    assert not census(start_and_read(node), keys).hits, "nor by an index that knows of no DELETE"
 
 
 def over_real_mounts() -> None:

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.report import ClearScope
+from kvstore.sessions import Namespace
 from kvstore.tier.format import HEADER_BYTES
-from kvstore.tier.orders import WHOLE, Erase, Order, Outcome, Owe
+from kvstore.tier.orders import EVERY, WHOLE, Erase, Order, Outcome, Owe
 from kvstored import index_owed
 from kvstored.index import Index
 from kvstored.index_marks import OWED, DamagedError
 from kvstored.index_owed import carry_out
 from kvstored.index_scan import Scan, scan
-from kvstored.owed import PLACES, STORES, beyond, note_owed, read_owed
-from tests.core import Core, chain
+from kvstored.owed import PLACES, STORES, TENANTS, Owed, note_owed, read_owed, write_owed
+from tests.core import Client, Core, chain
 from tests.segments import block, make_segment, path_of
 from tests.unit.test_disk import begin, fetch, make, put, successor
 
@@ -96,11 +98,11 @@ def test_where_it_cannot_be_noted_either_the_answer_comes_all_the_same_and_the_n
 class TestFile:
     def test_holds_what_was_noted_by_store(self, tmp_path: Path) -> None:
         path = tmp_path / "state" / OWED
-        assert read_owed(path) == {}
+        assert read_owed(path).stores == {}
         note_owed(path, STORE, {(1, 2), (3, WHOLE)})
         note_owed(path, STORE, {(1, 4)})
         note_owed(path, b"t" * 16, {(9, 9)})
-        assert read_owed(path) == {STORE.hex(): {(1, 2), (1, 4), (3, WHOLE)}, (b"t" * 16).hex(): {(9, 9)}}
+        assert read_owed(path).stores == {STORE.hex(): {(1, 2), (1, 4), (3, WHOLE)}, (b"t" * 16).hex(): {(9, 9)}}
         assert path.stat().st_mode & 0o777 == 0o600
 
     def test_that_is_damaged_is_said_and_left(self, tmp_path: Path) -> None:
@@ -115,11 +117,11 @@ class TestFile:
             with pytest.raises(DamagedError):
                 read_owed(path)
         path.write_bytes(whole)
-        assert read_owed(path) == {STORE.hex(): {(1, 2)}}, "the control"
+        assert read_owed(path).stores == {STORE.hex(): {(1, 2)}}, "the control"
 
     def test_keeps_its_numbers_from_other_segments(self, tmp_path: Path) -> None:
         path = tmp_path / OWED
-        assert beyond(read_owed(path), STORE) == 0
+        assert read_owed(path).beyond(STORE) == 0
         note_owed(path, STORE, {(1, 2), (7, WHOLE)})
         make_segment(tmp_path, 3, 4, store=STORE)
         for owed, first in ((path, 8), (None, 4)):
@@ -136,8 +138,106 @@ class TestFile:
             note_owed(path, STORE, {(number, 0) for number in range(PLACES + 1)})
         for number in range(STORES + 1):
             note_owed(path, bytes([number]) * 16, {(1, 1)})
-        assert len(read_owed(path)) == STORES
-        assert bytes(16).hex() not in read_owed(path)
+        assert len(read_owed(path).stores) == STORES
+        assert bytes(16).hex() not in read_owed(path).stores
+
+
+class TestEverything:
+    """Nobody knows which segments there are: all of a tenant is to go."""
+
+    def blind(self) -> tuple[Core, Client, Namespace, str]:
+        """A store that has no disk in this life, though there is one."""
+        core = make()
+        client, namespace = begin(core)
+        core.store.disk.switch_off()
+        return core, client, namespace, client.session.tenant.name
+
+    def test_is_noted_before_the_answer_and_once(self) -> None:
+        core, client, namespace, tenant = self.blind()
+        answers = client.delete(namespace, chain(1, "a"))
+        core.finish_all()
+        while not any(isinstance(batch[0], Owe) for batch in core.drive.waiting):
+            core.work()
+        assert answers == [], "not before it is noted"
+        core.work_all()
+        assert (answers, core.drive.owed, core.drive.owed_tenants) == ([0], set(), {tenant})
+        core.drive.owed_tenants.clear()
+        assert client.delete(namespace, chain(1, "b")) == [0], "it is noted"
+        assert not core.drive.owed_tenants
+
+    def test_is_tried_again_where_that_could_not_be_noted(self) -> None:
+        core, client, namespace, tenant = self.blind()
+        refuses(core, Owe)
+        answers = client.delete(namespace, chain(1, "a"))
+        core.finish_all()
+        core.work_all()
+        assert (answers, core.drive.owed_tenants) == ([0], set())
+        core.drive.fault = lambda _order: None
+        client.delete(namespace, chain(1, "b"))
+        core.finish_all()
+        core.work_all()
+        assert core.drive.owed_tenants == {tenant}
+
+    @pytest.mark.parametrize("everything", [True, False])
+    def test_is_that_of_whom_an_operator_clears(self, everything: bool) -> None:
+        core, _, _, tenant = self.blind()
+        cleared: list[object] = []
+        core.store.clear(ClearScope(None if everything else tenant), cleared.append, dry_run=True)
+        core.finish_all()
+        core.work_all()
+        assert core.drive.owed_tenants == set(), "a dry run"
+        core.store.clear(ClearScope(None if everything else tenant), cleared.append, dry_run=False)
+        core.finish_all()
+        core.work_all()
+        assert len(cleared) == 2
+        assert core.drive.owed_tenants == {"" if everything else tenant}
+
+    def test_is_not_noted_where_all_segments_are_known(self) -> None:
+        core = make()
+        client, namespace = begin(core)
+        assert client.delete(namespace, chain(1, "a")) == [0]
+        assert not core.drive.owed_tenants
+
+    def test_goes_at_a_start_and_is_forgotten_once_no_directory_is_missing(self, tmp_path: Path) -> None:
+        for segment, tenant in ((1, "chat"), (2, "batch"), (3, "chat")):
+            make_segment(tmp_path, segment, 4, [block(segment, segment, 0)], tenant=tenant)
+        note = tmp_path / "state" / OWED
+        note_owed(note, b"", {EVERY}, "chat")
+        found = scan([tmp_path, tmp_path / "other"], {tmp_path / "other": "not mounted"})
+        assert found.unreadable
+        places, unfit = carry_out(note, found)
+        assert (places, unfit, sorted(found.segments)) == ({(1, WHOLE), (3, WHOLE)}, [], [2])
+        assert not path_of(tmp_path, 1).exists()
+        assert path_of(tmp_path, 2).exists(), "the control"
+        assert read_owed(note).tenants == {"chat"}, "there may be more"
+        assert carry_out(note, scan([tmp_path])) == (set(), [])
+        assert read_owed(note).tenants == set()
+
+    def test_stays_noted_of_what_could_not_be_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_segment(tmp_path, 1, 4, [block(1, 1, 0)])
+        make_segment(tmp_path, 2, 4, [block(2, 2, 0)])
+        note = tmp_path / "state" / OWED
+        note_owed(note, b"", {EVERY})
+        found = scan([tmp_path])
+
+        def refused(_path: Path) -> None:
+            raise OSError(errno.EROFS, "the drive refuses")
+
+        monkeypatch.setattr(index_owed, "sync_folder", refused)
+        _, unfit = carry_out(note, found)
+        assert sorted(unfit) == [1, 2]
+        assert read_owed(note).of(found.store) == {(1, WHOLE), (2, WHOLE)}
+
+    def test_of_many_is_that_of_all(self, tmp_path: Path) -> None:
+        path = tmp_path / OWED
+        for number in range(3):
+            note_owed(path, b"", {EVERY}, f"tenant {number}")
+        assert read_owed(path).is_whole("tenant 1")
+        assert not read_owed(path).is_whole("another one")
+        write_owed(path, Owed(tenants={f"tenant {number}" for number in range(TENANTS)}))
+        note_owed(path, b"", {EVERY}, "one more")
+        assert read_owed(path).tenants == {""}
+        assert read_owed(path).is_whole("another one")
 
 
 class TestStart:
@@ -162,7 +262,7 @@ class TestStart:
         assert sorted(found.segments) == [1, 3]
         assert not path_of(tmp_path, 2).exists()
         assert self.headers(found) == {3}, "another store's note is not ours, and the control"
-        assert read_owed(note)[store] == {(9, WHOLE)}
+        assert read_owed(note).stores[store] == {(9, WHOLE)}
 
     def test_leaves_out_of_this_life_what_it_cannot_erase(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +275,7 @@ class TestStart:
         monkeypatch.setattr(index_owed, "erase_headers", refused)
         _, unfit = carry_out(note, found)
         assert unfit == [1]
-        assert read_owed(note)[(found.store or b"").hex()] == {(1, 0), (9, WHOLE)}, "and tries again"
+        assert read_owed(note).stores[(found.store or b"").hex()] == {(1, 0), (9, WHOLE)}, "and tries again"
 
     def test_uses_nothing_of_which_the_note_still_says_that_it_is_owed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
