@@ -316,7 +316,8 @@ class TableChecks(Look):
                 assert self.store.sweeper.jobs.queued, f"nobody puts pool {pool.number} in order"
             elif head["rule"] == blocks.PGDSF:
                 mine = [row for row in self.rows if self.state[row] in LIVE and self.pool_of(row) == pool.number]
-                late = self.tables.ranks[mine] > head["clock"]
+                by_clock = np.asarray(self.column["queue"])[mine] < blocks.SAID
+                late = by_clock & (self.tables.ranks[mine] > head["clock"])
                 assert not late.any(), f"rows of pool {pool.number} have ranks that its clock has not reached"
 
     def check_queues(self, number: int, everywhere: set[int]) -> int:

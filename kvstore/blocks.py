@@ -475,6 +475,13 @@ _GHOST_TICK: Final = np.uint64(26)  # of a ghost's time: 67 ms
 _ROWS_A_STEP: Final = 8  # to look at one is so much cheaper than to have it go by another rule,
 _STEPS_A_LEAF: Final = 4  # and to list one so much dearer
 _ROTATIONS: Final = 64  # how many blocks may be given another turn for one that goes
+# Where another rule than DENSITY holds, blocks of which something is said are in queues above it, one for each level;
+# 0 of these stands for all others. How much sooner such a block is taken to be used, until more is known,
+SAID: Final = QUEUES - HINTS
+_SAID_PRIOR: Final = (1.0, 8.0, 8.0, 8.0, 4.0, 2.0, 1.0, 0.125)
+_SAID_CASES: Final = 50.0  # uses to be expected of others after which it is half known
+_SAID_MOST: Final = 16.0  # and how much at most
+_SAID_USES_NS: Final = 6.0 * 10**9  # for each doubling of its uses it counts as said so much later
 
 
 @compiled
@@ -494,19 +501,25 @@ def seconds_of_cost(cost: Number) -> Number:
 @compiled
 def _queue_for(t: Tables, block: Number, pool: Number) -> Number:
     """Where the pool's rule wants a block that was used so often and costs so much."""
+    said = np.int64(t.blocks[block]["uses"]) >> HINT_BITS
+    return SAID + said if said and t.pools[pool]["rule"] != DENSITY else _queue_of_rule(t, block, pool)
+
+
+@compiled
+def _queue_of_rule(t: Tables, block: Number, pool: Number) -> Number:
     row = t.blocks[block]
     rule = t.pools[pool]["rule"]
     if rule == LRU:
         return 0
     uses = np.int64(row["uses"]) & USES_MAX
     if rule == LFU:
-        return min(QUEUES - 1, uses)
+        return min(SAID - 1, uses)
     if rule == PGDSF:
         cost = seconds_of_cost(row["cost"]) if row["cost"] else 1e-3
         worth = uses * cost / np.float64(t.pools[pool]["slot_bytes"])
-        return max(0, min(QUEUES - 1, int(PGDSF_CLASSES_AN_OCTAVE * np.log2(worth / PGDSF_LEAST))))
+        return max(0, min(SAID - 1, int(PGDSF_CLASSES_AN_OCTAVE * np.log2(worth / PGDSF_LEAST))))
     if rule == S3FIFO:
-        return 0 if row["queue"] == NO_QUEUE else np.int64(row["queue"])
+        return 0 if row["queue"] >= SAID else np.int64(row["queue"])
     if rule == DENSITY:
         known = _class_in(np.int64(row["queue"])) if row["queue"] != NO_QUEUE else _class_of(uses, _USUAL_GAP_NS)
         return _hinted(known, np.int64(row["uses"]) >> HINT_BITS)
@@ -749,13 +762,15 @@ def _requeue(t: Tables, block: Number, queue: Number) -> None:
 def _come(t: Tables, block: Number) -> None:
     """A block that has a history is in this pool from now on."""
     pool = _pool(t, block)
-    t.ranks[block] = _rank_by_history(t, block, pool)
-    _join(t, block, _queue_for(t, block, pool))
+    queue = _queue_for(t, block, pool)
+    t.ranks[block] = _rank_by_history(t, block, pool, queue)
+    _join(t, block, queue)
 
 
 @compiled
-def _rank_by_history(t: Tables, block: Number, pool: Number) -> Number:
-    return t.pools[pool]["clock"] if t.pools[pool]["rule"] == PGDSF else np.float64(t.blocks[block]["touched"])
+def _rank_by_history(t: Tables, block: Number, pool: Number, queue: Number) -> Number:
+    by_clock = t.pools[pool]["rule"] == PGDSF and queue < SAID
+    return t.pools[pool]["clock"] if by_clock else np.float64(t.blocks[block]["touched"])
 
 
 @compiled
@@ -765,7 +780,9 @@ def _refresh(t: Tables, block: Number, now: Number) -> None:
     row["touched"] = now
     t.book[NOW] = now
     pool = t.pools[_pool(t, block)]
-    if pool["rule"] == PGDSF:
+    if _is_above(pool, row["queue"]):
+        pass  # its rank is when something was said of it
+    elif pool["rule"] == PGDSF:
         t.ranks[block] = pool["clock"]
     elif pool["rule"] != S3FIFO:
         t.ranks[block] = np.float64(now)
@@ -787,7 +804,11 @@ def _use(t: Tables, block: Number, now: Number) -> None:
         _learn(t, pool, np.int64(row["queue"]), np.int64(now) - np.int64(t.ranks[block]), True)
         _requeue(t, block, _class_of(np.int64(row["uses"]), gap_ns))
     else:
-        _requeue(t, block, _queue_for(t, block, pool))
+        _count_stay(t, block, pool, np.uint64(now), 1.0)
+        queue = _queue_for(t, block, pool)
+        if row["queue"] >= SAID:
+            t.ranks[block] = _rank_by_history(t, block, pool, queue)
+        _requeue(t, block, queue)
     _refresh(t, block, now)
 
 
@@ -805,8 +826,8 @@ def _pass_up(t: Tables, block: Number, parent: Number) -> None:
     if pool == _pool(t, block):
         queue = _queue_for(t, parent, pool)
         if t.pools[pool]["moving"]:  # rank and queue of the two may be of different rules
-            t.ranks[parent] = _rank_by_history(t, parent, pool)
-        else:
+            t.ranks[parent] = _rank_by_history(t, parent, pool, queue)
+        elif not _is_above(t.pools[pool], queue) and not _is_above(t.pools[pool], row["queue"]):
             if t.pools[pool]["rule"] == S3FIFO:
                 queue = max(queue, np.int64(row["queue"]))
             t.ranks[parent] = max(t.ranks[parent], t.ranks[block])
@@ -833,6 +854,15 @@ def _first_to_go(t: Tables, number: Number) -> Number:
         return 0
     if pool["rule"] == DENSITY:
         return _victim_by_density(t, number)[0]
+    first = _first_of_rule(t, pool)
+    if pool["filled"][SAID >> 6] >> np.uint64(SAID & 63):
+        return _first_of_all(t, number, first)
+    return first
+
+
+@compiled
+def _first_of_rule(t: Tables, pool: Number) -> Number:
+    """The same of those of which nothing is said."""
     # Another rule may have had it until now, and not all blocks been moved to queues 0 and 1 yet.
     if pool["rule"] == S3FIFO and (pool["oldest"][0] or pool["oldest"][1]):
         return _victim_of_s3fifo(t, pool)
@@ -844,7 +874,7 @@ def _first_to_go(t: Tables, number: Number) -> Number:
     best, best_rank = np.int64(0), np.inf
     for word in range(QUEUES // 64):
         filled, queue = pool["filled"][word], 64 * word
-        while filled:
+        while filled and queue < SAID:
             if filled & np.uint64(1):
                 head = np.int64(pool["oldest"][queue])
                 rank = t.ranks[head] + pool["bonus"][queue]
@@ -855,6 +885,64 @@ def _first_to_go(t: Tables, number: Number) -> Number:
             filled >>= np.uint64(1)
             queue += 1
     return best
+
+
+@compiled
+def _is_above(pool: Number, queue: Number) -> bool:
+    """Is a queue of those of which something is said, above the pool's rule?"""
+    above: bool = pool["rule"] != DENSITY and queue != NO_QUEUE and queue >= SAID
+    return above
+
+
+@compiled
+def _first_of_all(t: Tables, number: Number, first: Number) -> Number:
+    """Who goes first: the one that the rule gives up, or one of which something is said.
+
+    By age, and time passes the more slowly for a block the more of a use what is said of it means. So it is above the
+    rule, but never for good, and no higher than words have turned out to be worth.
+    """
+    now = np.int64(t.book[NOW])
+    best, best_age = first, np.float64(now - np.int64(t.blocks[first]["touched"])) if first else -np.inf
+    for level in range(1, HINTS):
+        head = np.int64(t.pools[number]["oldest"][SAID + level])
+        if head:
+            age = np.float64(now - np.int64(t.ranks[head])) / _said_worth(t, number, level)
+            if age > best_age:
+                best, best_age = head, age
+    return best
+
+
+@compiled
+def _said_worth(t: Tables, number: Number, level: Number) -> Number:
+    """How many times as soon a block is used of which that is said as one of which nothing is."""
+    again, stays = t.reuse[number]["again"], t.reuse[number]["gone"]
+    usual = np.float64(again[SAID, 0]) / max(np.float64(stays[SAID, 0]), 1e-3)
+    uses = np.float64(again[SAID + level, 0]) + _SAID_CASES * _SAID_PRIOR[level]
+    return max(1.0 / _SAID_MOST, min(_SAID_MOST, uses / (usual * np.float64(stays[SAID + level, 0]) + _SAID_CASES)))
+
+
+@compiled
+def _count_stay(t: Tables, block: Number, pool: Number, now: Number, uses: Number) -> None:
+    """A block that a rule other than DENSITY has leaves its queue, used or not: how long was it there?"""
+    row = t.blocks[block]
+    above = row["queue"] >= SAID
+    at: Number = np.int64(row["queue"]) if above else SAID
+    began = np.int64(t.ranks[block]) if above else np.int64(row["touched"])
+    _count_time(t, pool, at, max(0, np.int64(now) - began), uses)
+
+
+@compiled
+def _count_time(t: Tables, pool: Number, at: Number, time_ns: Number, uses: Number) -> None:
+    """So many uses in that time of a block of which that (`at` - SAID) was said."""
+    reuse = t.reuse[pool]
+    reuse["again"][at, 0] += np.float32(uses)
+    reuse["gone"][at, 0] += np.float32(time_ns * 1e-9)
+    t.pools[pool]["news"] += np.uint32(1)
+    if t.pools[pool]["news"] > _MEMORY:
+        t.pools[pool]["news"] = 0
+        for queue in range(SAID, QUEUES):
+            reuse["again"][queue, 0] *= np.float32(0.5)
+            reuse["gone"][queue, 0] *= np.float32(0.5)
 
 
 @compiled
@@ -960,7 +1048,11 @@ def _enter(t: Tables, ix: Index, block: Number, pool: Number, cost: Number, now:
     elif ghost >= 0 and rule == ARC:
         _adapt(t.pools[pool], np.int64(t.ghosts[ghost]["queue"]))
         queue = 1
-    elif ghost >= 0 and rule == DENSITY:
+    if ghost >= 0 and rule != DENSITY:  # or what is given up at once would never be seen to have been wanted
+        above = t.ghosts[ghost]["queue"] >= SAID
+        at: Number = np.int64(t.ghosts[ghost]["queue"]) if above else SAID
+        _count_time(t, pool, at, _ghost_age_ns(t, t.ghosts[ghost]), 1.0)
+    elif ghost >= 0:
         gap_ns = _ghost_age_ns(t, t.ghosts[ghost])
         _learn(t, pool, np.int64(t.ghosts[ghost]["queue"]), gap_ns, True)
         queue = _class_of(np.int64(row["uses"]), gap_ns)
@@ -1139,15 +1231,19 @@ def _hint(t: Tables, block: Number, level: Number) -> None:
     if row["queue"] == NO_QUEUE:
         return
     pool = _pool(t, block)
-    if t.pools[pool]["rule"] != DENSITY:
-        _requeue(t, block, _queue_for(t, block, pool))
-        return
     listed = row["flags"] & LISTED
     _unlist(t, block)
     queue = _queue_for(t, block, pool)
-    _learn_of_words(t, pool, np.int64(row["queue"]), queue, _age_bin(_since_ns(t, block)))
+    if t.pools[pool]["rule"] == DENSITY:
+        _learn_of_words(t, pool, np.int64(row["queue"]), queue, _age_bin(_since_ns(t, block)))
+    else:  # who is said to be wanted still, was wanted: else what mostly leads to better words would be worth nothing
+        wanted = level and row["queue"] >= SAID and _said_worth(t, pool, level) > 1.0
+        _count_stay(t, block, pool, t.book[NOW], 1.0 if wanted else 0.0)
     _part(t, block)
-    t.ranks[block] = np.float64(t.book[NOW]) if level else np.float64(row["touched"])
+    t.ranks[block] = np.float64(t.book[NOW]) if level else _rank_by_history(t, block, pool, queue)
+    if _is_above(t.pools[pool], queue):
+        uses: Number = max(1, np.int64(row["uses"]) & USES_MAX)
+        t.ranks[block] += _SAID_USES_NS * np.log2(np.float64(uses))
     _join(t, block, queue)
     if listed:
         _list(t, block)
@@ -1691,7 +1787,9 @@ def _evict(t: Tables, ix: Index, number: Number) -> bool:
     if not block:
         return False
     row, pool = t.blocks[block], t.pools[number]
-    if pool["rule"] == PGDSF and not pool["moving"]:
+    if pool["rule"] != DENSITY:
+        _count_stay(t, block, number, t.book[NOW], 0.0)
+    if pool["rule"] == PGDSF and not pool["moving"] and row["queue"] < SAID:
         pool["clock"] = max(pool["clock"], t.ranks[block] + pool["bonus"][row["queue"]])
     _unlist(t, block)
     pool["turns"] += np.uint32(1)

@@ -322,7 +322,7 @@ class Bandwidth:
         if _SUM.unpack_from(content, len(body)) != (xxhash.xxh3_64_intdigest(body),):
             raise FormatError("a way fails its checksum")
         magic, reports, cells = _WAY_HEAD.unpack_from(body)
-        if magic != _WAY_MAGIC or not 1 <= cells <= min(_LOAD_CELLS, reports):
+        if magic != _WAY_MAGIC or not 1 <= cells <= min(_LOAD_CELLS, reports) or reports > cells << 48:
             raise FormatError(f"magic {magic!r}, {cells} cells, {reports} reports: no way of this version")
         way, at = cls(), _WAY_HEAD.size
         way.reports = reports

@@ -8,8 +8,9 @@ Hints are advice, so nothing here promises anything. A pin for a program goes wi
 that is spent, programs that came later lose theirs first: who waits longest has the most to lose (hints/programs.py).
 
 Bounded: everything is of one tenant and counted in hints/limits.py. A frame costs the owner one chain of at most 1,024
-blocks, and what a run has left to do goes on in `tick`, one chain a turn. What tools have taught stays while the daemon
-lives; the rest of a tenant is forgotten once it has had no session for an hour.
+blocks, and what a run has left to do goes on in `tick`, one chain a turn. Once a tenant has had no session
+for an hour, all of it is forgotten but what its tools have taught; and that, too, where it never asked for a namespace
+and another tenant needs its place.
 """
 
 from collections import deque
@@ -36,14 +37,11 @@ from kvstore.hints.limits import (
     SECOND_NS,
 )
 from kvstore.hints.programs import Costs, Fetch, Keep, LetGo
-from kvstore.hints.refusal import Refused
+from kvstore.hints.refusal import Refusal, Refused, shown
 from kvstore.hints.report import GuidingReport, HintCounters, report_of
 from kvstore.hints.words import Say
-from kvstore.policies import Policies
 from kvstore.ports import Clock
 from kvstore.registry import Registry
-from kvstore.rules import Rule
-from kvstore.rules import Tier as TierName
 from kvstore.sessions import Namespace, Session, Tenant
 
 FETCH_NS_MIN: Final = 5 * SECOND_NS  # what is wanted at once is still worth having so much later
@@ -127,7 +125,7 @@ class Guiding:
     """All tenants' programs and workflows."""
 
     def __init__(
-        self, tables: Tables, clock: Clock, registry: Registry, policies: Policies, pinning: Pins, prefetching: Fetches,
+        self, tables: Tables, clock: Clock, registry: Registry, pinning: Pins, prefetching: Fetches,
         costs_of: CostsOf,
     ) -> None:  # fmt: skip
         """`costs_of`: what it costs to lose blocks (first to last, not included) of a namespace."""
@@ -135,7 +133,6 @@ class Guiding:
         self._tables = tables
         self._clock = clock
         self._registry = registry
-        self._policies = policies
         self._pinning = pinning
         self._prefetching = prefetching
         self._costs_of = costs_of
@@ -143,6 +140,7 @@ class Guiding:
         self._turns: deque[_Told] = deque()
         self._taught: dict[Tenant, Gaps] = {}  # by tools of tenants of whom nothing else is left
         self._next_ns: int | None = None
+        registry.forgotten = self._forget
         # One buffer each, since compiled code wants arrays that may be written to, and bytes may not.
         self._keys: U8 = np.zeros(_WORDS * KEYS_PER_FRAME, np.uint64)
         self._levels: U1 = np.zeros(KEYS_PER_FRAME, np.uint8)
@@ -159,6 +157,7 @@ class Guiding:
         self.tally.hints += 1
         told = self._told.get(session.tenant) or self._begin(session.tenant, now_ns)
         told.absent_ns, told.ending = None, False
+        self._registry.heard(session.tenant)
         heard = told.guide.hear(hint, now_ns, lambda chain: self._costs(session.tenant, chain))
         refused = heard if isinstance(heard, Refused) else None
         over = hint.event is Event.PROGRAM_FINISHED
@@ -175,7 +174,6 @@ class Guiding:
         return refused
 
     def _begin(self, tenant: Tenant, now_ns: int) -> _Told:
-        self._registry.keep(tenant)
         guide = Guide(self._taught.pop(tenant, None))
         told = self._told[tenant] = _Told(tenant, guide, now_ns + LOOK_S * SECOND_NS)
         self._turns.append(told)
@@ -210,10 +208,9 @@ class Guiding:
                 self._let_go(told, deed)
 
     def _say(self, told: _Told, say: Say) -> None:
-        """DENSITY alone listens, and what another rule was told would be old news by the time that it is chosen."""
+        """Whatever rule holds: each has a way with words (policy.py)."""
         namespace = self._namespace(told.tenant, say.chain)
-        name = told.tenant.name
-        if namespace is None or not any(self._policies.rule_of(tier, name) is Rule.DENSITY for tier in TierName):
+        if namespace is None:
             return
         count = self._put_keys(say.chain)
         self._levels[:count] = np.frombuffer(say.levels, np.uint8, count)
@@ -357,7 +354,17 @@ class Guiding:
         if not len(guide.programs) and not len(guide.workflows):
             self._turns.remove(told)
             del self._told[told.tenant]
-            self._taught[told.tenant] = guide.gaps
+            if guide.gaps.known:
+                self._taught[told.tenant] = guide.gaps
+            else:
+                self._registry.unheard(told.tenant)
+
+    def _forget(self, tenant: Tenant) -> None:
+        """Another one takes the place of a tenant that never had a block: nothing was pinned or fetched for it."""
+        self._taught.pop(tenant, None)
+        told = self._told.pop(tenant, None)
+        if told is not None:
+            self._turns.remove(told)
 
     # -- what was learned ----------------------------------------------------------------------------------------
 
@@ -373,13 +380,18 @@ class Guiding:
         gaps = self._taught.get(tenant) if told is None else told.guide.gaps
         return 0 if gaps is None else gaps.lessons
 
-    def take_over(self, tenant: Tenant, written: bytes) -> Refused | None:
-        """What `export` gave in a former life, for a tenant that has said nothing yet in this one."""
+    def take_over(self, name: str, written: bytes) -> Refused | None:
+        """What `export` gave in a former life, for a tenant that has said nothing yet in this one; a refusal, and
+        nothing is changed, if it is not that, or there is no place for the tenant.
+        """
         gaps = Gaps.from_bytes(written)
         if isinstance(gaps, Refused):
             return gaps
+        tenant = self._registry.heard_before(name)
+        if tenant is None:
+            return Refused(Refusal.UNKNOWN, shown(name))
         if tenant not in self._told:
-            self._registry.keep(tenant)
+            self._registry.heard(tenant)
             self._taught[tenant] = gaps
         return None
 

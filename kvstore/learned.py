@@ -22,6 +22,7 @@ from kvstore.ports import Bytes
 LEARNED_BYTES: Final = 64 << 20  # untouched until needed: a tenant's gaps shrink to a few KiB, a pool's counts to less
 ROUND_NS: Final = 60 * 10**9
 CONTENT_BYTES_MAX: Final = 4 << 20  # of one thing, before it is packed
+SEQUENCE_MAX: Final = 1 << 48  # of rounds: nobody can have written more, one a minute
 FULL_SHARE: Final = 16  # with less left than such a part of a half, a round is over
 PACKED_BYTES: Final = 16 << 10  # of it in a step: 0.4 ms of what does not shrink
 
@@ -55,7 +56,7 @@ class Learned:
         self._table = table
         self._things = things
         self._half_bytes = table.size // 2
-        self._sequence = max(_sequence_of(self._half(half)) for half in (0, 1))
+        self._sequence = max(_sequence_of(self._half(half), half) for half in (0, 1))
         self._round: Iterator[None] | None = None
         self._places: dict[str, _Place] = {}  # of the last round
         self._next_ns = 0
@@ -141,10 +142,10 @@ def _packed(content: bytes) -> Generator[None, None, bytes]:
     return b"".join((*parts, packer.flush()))
 
 
-def _sequence_of(half: Bytes) -> int:
-    """0 of a half that is not whole."""
+def _sequence_of(half: Bytes, number: int) -> int:
+    """0 of a half that is not whole, or that nobody can have written there."""
     sequence, length, checksum = _HEAD.unpack(half[: _HEAD.size].tobytes())
-    if not sequence or length > half.size - _HEAD.size:
+    if not 0 < sequence <= SEQUENCE_MAX or sequence & 1 != number or length > half.size - _HEAD.size:
         return 0
     digest = xxhash.xxh3_64(half[_HEAD.size : _HEAD.size + length].data)
     digest.update(_HEAD.pack(sequence, length, 0))

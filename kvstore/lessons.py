@@ -7,7 +7,8 @@
     reuse/POOL           of a pool in DRAM that goes by DENSITY: counts by class and age, and the mean cost of a block
     turns                `insight/departures.py`: when there had been how many evictions
 
-Every one of them checks what it is given; what it refuses is learned anew.
+Names are taken apart here and nowhere else, and every one of them checks the content that it is given; what is refused
+is counted, and learned anew.
 """
 
 import struct
@@ -28,6 +29,7 @@ from kvstore.guiding import Guiding
 from kvstore.insight.departures import Turns
 from kvstore.learned import Thing
 from kvstore.registry import Registry
+from kvstore.sessions import Tenant
 from kvstore.tier.format import FormatError
 
 _REUSE_HEAD: Final = struct.Struct(
@@ -36,6 +38,7 @@ _REUSE_HEAD: Final = struct.Struct(
 _LAYOUT: Final = 1  # what the queues mean: 32 classes without words, 10 for each of 7
 _TIERS: Final = {f"{tier:d}": tier for tier in Tier}
 _COUNTS: Final = REUSE["again"].shape
+_DIGITS: Final = 9  # of a number in a name
 _COUNT_MAX: Final = 1e9  # far beyond what is ever counted
 
 
@@ -77,22 +80,27 @@ class Lessons:
             yield Thing("turns", self._turns.seen, self._turns.to_bytes)
 
     def take_over(self, learned: Mapping[str, bytes]) -> int:
-        """Go on from what a former life had learned. Returns how much of it was taken."""
-        return sum(self._take(*name.partition("/")[::2], content) for name, content in learned.items())
+        """Go on from what a former life had learned. Returns how much of it was taken: what is not of the forms above
+        is not, and the rest is all the same.
+        """
+        return sum(self._take(name, content) for name, content in learned.items())
 
-    def _take(self, kind: str, whose: str, content: bytes) -> bool:
-        """One thing, by the parts of its name."""
-        if kind in {"way", "reads"}:
-            return self._take_way(kind, whose, content)
-        if kind == "turns":
+    def _take(self, name: str, content: bytes) -> bool:
+        """One thing, by its name."""
+        if name == "turns":
             return self._turns.take_over(content)
+        if name == "reads":
+            return self._take_way(None, Tier.DISK, content)
+        kind, _, whose = name.partition("/")
         if kind == "gaps":
-            tenant = self._registry.tenants.get(whose)
-            return tenant is not None and self._guiding.take_over(tenant, content) is None
-        number = int(whose) if whose.isascii() and whose.isdigit() else -1
+            return self._guiding.take_over(whose, content) is None
+        if kind == "way":
+            number, _, named = whose.partition("/")
+            tenant, tier = self._registry.tenants.get(named), _TIERS.get(number)
+            return tenant is not None and tier is not None and self._take_way(tenant, tier, content)
         if kind == "profile":
-            return self._take_profile(number, content)
-        return kind == "reuse" and self._take_reuse(number, content)
+            return self._take_profile(_number(whose), content)
+        return kind == "reuse" and self._take_reuse(_number(whose), content)
 
     def _take_profile(self, number: int, content: bytes) -> bool:
         namespace = self._registry.by_number.get(number)
@@ -106,17 +114,13 @@ class Lessons:
             return False
         return self._costing.take_over(namespace, profile)
 
-    def _take_way(self, kind: str, whose: str, content: bytes) -> bool:
-        """`whose` of a "way": a tier and a tenant."""
-        number, _, name = whose.partition("/")
-        tenant = self._registry.tenants.get(name)
-        if kind == "way" and (tenant is None or number not in _TIERS):
-            return False
+    def _take_way(self, tenant: Tenant | None, tier: Tier, content: bytes) -> bool:
+        """None: the daemon's own."""
         try:
             way = Bandwidth.from_bytes(content)
         except FormatError:
             return False
-        return self._costing.take_over_way(tenant, _TIERS[number] if tenant else Tier.DISK, way)
+        return self._costing.take_over_way(tenant, tier, way)
 
     def _reuse(self, number: int) -> bytes:
         pool, reuse = self._tables.pools[number], self._tables.reuse[number]
@@ -139,3 +143,8 @@ class Lessons:
         self._tables.reuse[number]["again"], self._tables.reuse[number]["gone"] = counts
         blocks.reindex(self._tables, number)
         return True
+
+
+def _number(written: str) -> int:
+    """As `things` writes it; -1: it is none, or none that anything here has."""
+    return int(written) if len(written) <= _DIGITS and written.isascii() and written.isdigit() else -1

@@ -3,7 +3,8 @@
     [head: name u8, records ever used u8] [record] [record] ...
 
     record   number, deadline (CLOCK_MONOTONIC), ttl u8; key of the deepest block 32 bytes; namespace, blocks u4;
-             refreshed by use? u1; owner 128 bytes; XXH3-64 of all that u8                       number 0: nobody's
+             flags u1: 1 refreshed by use, 2 what lies on disk is wanted in DRAM; owner 128 bytes; XXH3-64 of all that
+             u8                                                                                  number 0: nobody's
              an owner that is longer is cut, and XXH3-128 of it follows: names are told apart by their ends, too
 
 A record is written when its pin begins, moves its deadline or is cut short, and wiped when it is over: whenever the
@@ -27,6 +28,8 @@ _RECORD: Final = struct.Struct("<QQQ32sIIB128s")
 _SUM: Final = struct.Struct("<Q")
 _HEAD: Final = struct.Struct("<8sQ")
 _NAME: Final = b"pins   1"
+_REFRESH: Final = 1
+_TO_DRAM: Final = 2
 _RECORDS: Final = TENANTS * PINS_PER_TENANT
 _RECORD_BYTES: Final = _RECORD.size + _SUM.size
 OWNER_BYTES: Final = 128
@@ -46,6 +49,7 @@ class Saved:
     count: int
     refresh: bool
     owner: str
+    to_dram: bool = False  # what of it lies on disk is wanted in DRAM
 
 
 class PinBook:
@@ -73,20 +77,21 @@ class PinBook:
     def _whole(self, used: int) -> Iterator[Saved]:
         for place in range(used):
             at = _at(place)
-            number, deadline_ns, ttl_ns, key, namespace, count, refresh, owner = _RECORD.unpack_from(self._view, at)
+            number, deadline_ns, ttl_ns, key, namespace, count, flags, owner = _RECORD.unpack_from(self._view, at)
             if not number or not count or not 0 < ttl_ns <= PIN_TTL_NS_MAX:
                 continue
             if _SUM.unpack_from(self._view, at + _RECORD.size) != (self._sum(at),):
                 continue
             name = _read_owner(owner)
-            yield Saved(place, number, deadline_ns, ttl_ns, key, namespace, count, bool(refresh), name)
+            refresh, to_dram = bool(flags & _REFRESH), bool(flags & _TO_DRAM)
+            yield Saved(place, number, deadline_ns, ttl_ns, key, namespace, count, refresh, name, to_dram)
 
     def write(self, place: int, saved: Saved) -> None:
         """Say this of a pin, in its place."""
         at, owner = _at(place), written_owner(saved.owner).encode()
         _RECORD.pack_into(
             self._view, at, saved.number, saved.deadline_ns, saved.ttl_ns, saved.key, saved.namespace, saved.count,
-            saved.refresh, owner,
+            saved.refresh * _REFRESH | saved.to_dram * _TO_DRAM, owner,
         )  # fmt: skip
         _SUM.pack_into(self._view, at + _RECORD.size, self._sum(at))
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from kvproto.policy_frames import Tier
 from kvstore.blocks import Tables
 from kvstore.pin_book import PinBook, Saved
 from kvstore.pins import Held
@@ -42,7 +43,7 @@ class Notes:
             pin.place,
             Saved(
                 pin.place, pin.number, self._expires_ns(pin), pin.ttl_ns, key, pin.namespace.number, pin.rows.size,
-                pin.refresh, pin.owner,
+                pin.refresh, pin.owner, pin.wanted is not Tier.DISK,
             ),
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ therefore gives way where a lease would not be asked: to DELETE, and to a tenant
 The budget is counted in slots, each once however many pins cover it. `covers` counts by row how many do; a row's
 number is nobody else's as long as a pin holds what continues it.
 
-What lies on disk is held there, and with `tier` DRAM it is brought in (`prefetching.py`) and held in DRAM from then
+What lies on disk is held there, and with `tier` DRAM it is brought in (`pin_fetches.py`) and held in DRAM from then
 on. Where the budget is used up, pins of a class that has more than it is sure of end for one that has less
 (`pin_classes.py`). A successor that starts warm goes on with all of them (`pin_book.py`, `repinning.py`).
 """
@@ -29,6 +29,7 @@ from kvstore.classes import PROGRAM, PinClass, class_of
 from kvstore.hints.deadlines import Deadlines
 from kvstore.pin_book import PinBook, Saved, written_owner
 from kvstore.pin_classes import Classes
+from kvstore.pin_fetches import PinFetches
 from kvstore.pin_notes import Notes
 from kvstore.pins import Held, Tally
 from kvstore.ports import Clock, Randomness
@@ -113,7 +114,7 @@ class Pinning:
         self._book = book
         self._too_much: dict[Tenant, None] = {}  # their budgets became smaller
         self._weigh_ns = 0  # when that is looked at again
-        self._prefetching = prefetching
+        self.fetches = PinFetches(tables, clock, prefetching)
         self._next = 1 + randomness.word() % FIRST_NUMBER
         self._of: dict[Tenant, dict[int, Held]] = {}
         self._by_end: dict[int, dict[int, Held]] = {}  # by the deepest row
@@ -163,7 +164,7 @@ class Pinning:
         rows, deadline_ns, place = self._run[:covered].copy(), self._clock.now_ns() + lasts_ns, self._book.take()
         pin = Held(
             self._next, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, ttl_ns, refresh, owner,
-            kind, place,
+            kind, place, tier if on_disk else Tier.DISK,
         )  # fmt: skip
         self._next += 1
         self._begin(pin)
@@ -171,9 +172,8 @@ class Pinning:
         if nearer is not None:
             nearer.keep(pin.number, namespace, rows)
             nearer.lift(namespace, keys, at, covered)
-        if on_disk and tier is not Tier.DISK:
-            fetching = self._prefetching.prefetch(tenant, namespace, keys, at, covered, lasts_ns, tier, kept=True)
-            pin.fetch = fetching.prefetch
+        if pin.wanted is not Tier.DISK:
+            self.fetches.begin(pin)
         return Pinned(pin.number, covered * namespace.identity.block_bytes, pin.deadline_ns, covered, partial)
 
     def resume(self, saved: Saved, namespace: Namespace, rows: U4, deadline_ns: int) -> bool:
@@ -187,12 +187,13 @@ class Pinning:
         if not covered:
             return False
         rows = rows[:covered].copy()
-        self._begin(
-            Held(
-                saved.number, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, saved.ttl_ns,
-                saved.refresh, saved.owner, kind, saved.place,
-            )
+        pin = Held(
+            saved.number, tenant, namespace, rows, _each_once(rows), self._ends[:0], deadline_ns, saved.ttl_ns,
+            saved.refresh, saved.owner, kind, saved.place, Tier.DRAM if saved.to_dram else Tier.DISK,
         )  # fmt: skip
+        self._begin(pin)
+        if saved.to_dram:
+            self.fetches.wait(pin)
         if kind is PinClass.TOOL:
             self._of_programs.setdefault((tenant, saved.owner), []).append(saved.number)
         return True
@@ -360,7 +361,7 @@ class Pinning:
 
     def _end(self, pin: Held) -> None:
         """It is over; what it covers is let go soon."""
-        self._prefetching.let_go(pin.fetch)
+        self.fetches.end(pin)
         self._book.wipe(pin.place)
         self._classes.end(pin)
         self._due.drop(pin)
@@ -406,6 +407,7 @@ class Pinning:
             self.tally.expired += 1
         self._look(now_ns)
         self._notes.tick(now_ns)
+        self.fetches.tick(now_ns)
         if self.absent is not None:
             self.absent.tick()
         if self._used and now_ns >= self._weigh_ns:
@@ -480,9 +482,8 @@ class Pinning:
             return 0
         if self.absent is not None and self.absent.waiting:
             return 0
-        due_ns, note_ns = self._due.next_ns(), self._notes.next_ns()
-        if note_ns is not None and due_ns is not None:
-            due_ns = min(due_ns, note_ns)
+        dues = self._due.next_ns(), self._notes.next_ns(), self.fetches.next_ns()
+        due_ns = min((ns for ns in dues if ns is not None), default=None)
         unseen = self._again or self._jobs_seen != self._jobs.begun
         return 0 if due_ns is not None and unseen and not self._jobs.waiting else due_ns
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kvproto.policy_frames import Tier
 from kvstore.blocks import U4
 from kvstore.classes import PinClass
 from kvstore.sessions import Namespace, Tenant
@@ -23,6 +24,7 @@ class Held:
     owner: str
     kind: PinClass
     place: int  # in the book
+    wanted: Tier  # where what lies on disk is wanted; DISK: there
     fetch: int = 0  # the prefetch of what it covers
 
 

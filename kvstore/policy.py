@@ -9,6 +9,12 @@
     arc            used once / used again      last touch               by a share that follows what comes back
     density        by uses, gap and hint       last touch or hint       the least promise a second, by uses and cost
 
+Above any rule but density, which has its own way with them, are blocks of which something is said (hints/words.py). Of
+such a block time passes the more slowly, the sooner others were used of which the same was said, compared with all the
+rest of this pool: up to 16 times, or as many times faster where words turn out to be wrong. Whoever is oldest by that
+measure goes first, of them and of what the rule gives up. So words are soft, expire, and have the weight that they have
+earned; KVFlow, whose steps to execution they tell of, has a strict class instead.
+
 Leaves only, whatever the rule: see blocks.py. A block's use passes to the one before it when it goes, so a prefix is
 worth at least what its best continuation was.
 
@@ -52,6 +58,7 @@ def set_rule(tables: Tables, pool: int, rule: Rule, *, bonus_s: float = TOUCH_BO
     row["ghosts"] = 0.0
     row["bonus"] = _bonus(rule, bonus_s)
     row["news"] = row["left"] = row["moving"] = 0
+    tables.reuse[pool]["again"][blocks.SAID :] = tables.reuse[pool]["gone"][blocks.SAID :] = 0.0  # of other meaning
     if rule is Rule.DENSITY:
         blocks.reindex(tables, pool)
 

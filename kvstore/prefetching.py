@@ -9,8 +9,8 @@ fetched for a tenant and not been used yet, or fetches would evict one another. 
 as urgent as the most urgent of them, which is over when the last of them is. Each has a number of its own: whoever
 takes one back twice takes back nobody else's.
 
-What pins want is wanted as long as they last, so it is as urgent as what is wanted within seconds; and it is tried
-again where there is no room for it now.
+What pins want is wanted as long as they last, so it is as urgent as what is wanted within seconds, never too late, and
+tried again where there is no room for it now; where it is refused or cannot be read, `pin_fetches.py` asks again later.
 """
 
 from collections import Counter, OrderedDict
@@ -92,6 +92,7 @@ class Prefetching:
         self.missed: Missed = nobody_hears  # `Remote`, of each chain that goes on beyond this host,
         self.wished: Missed = nobody_hears  # and of those that somebody asks for by name
         self.nearer: Callable[[Namespace, U8, int, int], None] = nobody_hears  # `HbmTiers.lift`
+        self.unreadable: Callable[[Iterable[int]], None] = nobody_hears  # `PinFetches`, of what pins want
         self._tables = tables
         self._clock = clock
         self._streams = streams
@@ -179,6 +180,10 @@ class Prefetching:
         """Prefetches of a tenant that are not done."""
         return self._count[tenant, False] + self._count[tenant, True]
 
+    def full(self, tenant: Tenant) -> bool:
+        """Would one thing more that pins of a tenant want be refused?"""
+        return self._count[tenant, True] >= PREFETCHES_PER_TENANT
+
     def served(self, rows: U4) -> None:
         """What they were fetched for is done, though nobody leased them: others may be fetched in their place."""
         self._fetched.served(rows)
@@ -234,7 +239,7 @@ class Prefetching:
             wanted = self._next_wanted()
             if wanted is None:
                 continue
-            if wanted.by_ns <= now_ns:
+            if wanted.by_ns <= now_ns and not wanted.kept:  # what pins want is over when they are
                 self.tally.late += 1
                 self._forget(wanted)
             else:
@@ -331,6 +336,8 @@ class Prefetching:
             return
         if (states != blocks.RESIDENT).any():  # it cannot be read
             self._forget(wanted)
+            if wanted.kept:
+                self.unreadable(wanted.asked)
         else:
             self._enqueue(wanted)
 

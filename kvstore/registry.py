@@ -4,8 +4,9 @@ A number is given once and journalled, so that a successor gives it to the same 
 uses any more goes to another when its tenant has no more of its own.
 
 There are places for so many tenants. Each configured one has its own, whether it has come or not. Another one that came
-and went, and for which nothing was ever made, gives its place up to who comes when there is no other; a tenant that had
-a namespace keeps it, since what is left of it goes by its pools.
+and went, and for which nothing was ever made, gives its place up to who comes when there is no other; after those, who
+has only said something (`guiding.py`), whoever was not heard of for longest first. A tenant that had a namespace keeps
+its place, since what is left of it goes by its pools.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +27,12 @@ from kvproto.limits import (
 )
 from kvstore.arenas import Arenas
 from kvstore.blocks import U4, Index, Tables
+from kvstore.hints.refusal import is_name
 from kvstore.journal import JOURNAL_BYTES, Journal, Record
 from kvstore.policies import Chosen, Policies, Requeue, Tier
 from kvstore.ports import Memory, Randomness
 from kvstore.quotas import Choice, Quotas, choice_as_record
-from kvstore.sessions import Namespace, Pool, Session, Tenant
+from kvstore.sessions import Namespace, Pool, Session, Tenant, nobody_hears
 from kvstore.tables import Limits, index_buckets
 
 
@@ -46,7 +48,9 @@ class Registry:
         self.pools: dict[tuple[Tenant, int], Pool] = {}  # by slot bytes
         self.namespaces: dict[tuple[Tenant, bytes], Namespace] = {}  # by digest
         self.by_number: dict[int, Namespace] = {}
-        self._passing: dict[str, Tenant] = {}  # nothing was ever made for them: no pool, nothing learned, in no journal
+        self._passing: dict[str, Tenant] = {}  # nothing was ever made for them: no pool, nothing said, in no journal
+        self._heard: dict[str, Tenant] = {}  # nor for these, but they said something; the last heard of at the end
+        self.forgotten: Callable[[Tenant], None] = nobody_hears  # `Guiding`, of one of these
         self._spare: list[tuple[int, U4]] = []  # numbers of such that were forgotten, and heads of their empty indexes
         self._configured = frozenset((*limits.tenants, *limits.quotas))
         self._restoring = True  # a former life's: it kept places itself, and its pools count on all of its tenants
@@ -105,8 +109,24 @@ class Registry:
 
     def keep(self, tenant: Tenant) -> None:
         """Something is made for a tenant: its place is its own from now on, in successors too."""
-        if self._passing.pop(tenant.name, None) is not None:
+        if (self._passing.pop(tenant.name, None) or self._heard.pop(tenant.name, None)) is not None:
             self._journal.add(_tenant_as_record(tenant))
+
+    def heard(self, tenant: Tenant) -> None:
+        """A tenant has said something."""
+        if self._passing.pop(tenant.name, None) is not None or tenant.name in self._heard:
+            self._heard.pop(tenant.name, None)
+            self._heard[tenant.name] = tenant
+
+    def unheard(self, tenant: Tenant) -> None:
+        """Of what a tenant has said nothing is left."""
+        if self._heard.pop(tenant.name, None) is not None:
+            self._passing[tenant.name] = tenant
+
+    def heard_before(self, name: str) -> Tenant | None:
+        """A tenant that had said something in a former life; None if no place is free for it, or it cannot be one."""
+        free = is_name(name) and len(self.tenants) + self._awaited(name) < TENANTS
+        return self.tenants.get(name) or (self.tenant(name) if free else None)
 
     def _new_number(self) -> tuple[int, U4]:
         number = len(self.tenants)
@@ -130,10 +150,13 @@ class Registry:
 
         Its number goes to another: no block, arena or ghost has ever borne it.
         """
-        for tenant in self._passing.values():
+        for tenant in (*self._passing.values(), *self._heard.values()):
             if not tenant.sessions and tenant.name not in self._configured:
                 assert tenant.entries() + tenant.arenas + tenant.segments == 0, f"{tenant.name} has something"
-                del self.tenants[tenant.name], self._passing[tenant.name]
+                if self._passing.pop(tenant.name, None) is None:
+                    del self._heard[tenant.name]
+                    self.forgotten(tenant)
+                del self.tenants[tenant.name]
                 self._quotas.end(tenant)
                 self._spare.append((tenant.number, tenant.index.heads))
                 return True
@@ -282,12 +305,13 @@ class Registry:
 
     def _everybody(self) -> list[Record]:
         """Disk, rules, quotas, then tenants, pools and namespaces, in the order in which they got their numbers. Of a
-        tenant that only came and went nothing is said.
+        tenant that only came and went, or said something, nothing is said.
         """
         records: list[Record] = [self._head, _disk_as_record(self.disk_unknown_since)]
         records += map(_rule_as_record, self._policies.chosen())
         records += [choice_as_record(name, choice) for name, choice in self._quotas.chosen()]
-        records += [_tenant_as_record(one) for one in self.tenants.values() if one.name not in self._passing]
+        light = self._passing.keys() | self._heard.keys()
+        records += [_tenant_as_record(one) for one in self.tenants.values() if one.name not in light]
         records += [["pool", pool.tenant.name, pool.slot_bytes] for pool in self._arenas.pools]
         records += [_as_record(self.by_number[number]) for number in sorted(self.by_number)]
         return records

@@ -176,7 +176,7 @@ class Store:
         self.reserving.abandoned, self.scrubbing.found = watching.abandoned, watching.changed
         self.remote = Remote(tables, clock, self.registry.by_number, self.reserving, costing, self._own_session)
         self.pinning.expired, self.ageing.dropping = watching.departures.unpinned, watching.departures.unused
-        self.guiding = Guiding(tables, clock, registry, policies, self.pinning, self.prefetching, costing.costs_of)
+        self.guiding = Guiding(tables, clock, registry, self.pinning, self.prefetching, costing.costs_of)
         self.lessons = Lessons(tables, registry, arenas, costing, self.guiding, watching.departures.turns)
         self.learned = Learned(memory.table("learned", LEARNED_BYTES), self.lessons.things)
 

@@ -151,6 +151,7 @@ def _contestants(
         contestants |= {f"density, {name}": partial(_told, hinter) for name, hinter in HINTERS.items()}
     if hints and agents:
         contestants["density, agents"] = partial(replay_hinted, setting=Setting(Rule.DENSITY))
+        contestants["lru, agents"] = partial(replay_hinted, setting=Setting(Rule.LRU))
         contestants["lru, pins of 5 min"] = replay_pinned
     if rivals:
         contestants |= {RIVAL + name: partial(rival, name) for name in RIVALS}

@@ -42,6 +42,7 @@ SAMPLES_MAX: Final = 2048
 PROGRAMS_MIN: Final = 10
 TURNS_MAX: Final = 10_000  # of one program: more would outweigh all others
 FADE: Final = 1 - 1 / 1000  # of what finished programs taught, at each further one
+TURN_SUM_MAX: Final = 1000 * TURNS_MAX**3  # of a sum over turns: 1 / (1 - FADE) programs count at most
 
 BINS_PER_OCTAVE: Final = 8
 EDGES_NS: Final = (
@@ -90,6 +91,11 @@ class Gaps:
         """A program is over after so many turns."""
         self.lessons += 1
         self._turns.add(min(turns, TURNS_MAX))
+
+    @property
+    def known(self) -> bool:
+        """Was anything learned, in this life or a former one?"""
+        return bool(self._rows[_ALL].any()) or any(self._turns.sums)
 
     def eta(self) -> float:
         """How much of the queueing a kept context saves, 0 to 1."""
@@ -171,8 +177,9 @@ class Gaps:
         return seat
 
     def _is_sound(self) -> bool:
-        numbers = [*self._ranks.values(), *self._turns.sums]
-        return all(isfinite(x) for x in numbers) and bool(np.isfinite(self._rows).all() and (self._rows >= 0).all())
+        counted = bool((self._rows >= 0).all() and (self._rows <= SAMPLES_MAX).all())  # nor NaN
+        turned = all(0 <= x <= TURN_SUM_MAX for x in self._turns.sums)
+        return counted and turned and all(map(isfinite, self._ranks.values()))
 
 
 class Turns:

@@ -46,6 +46,7 @@ LOOKS: Final = 4096  # of those counts; when there are so many, some are forgott
 # which is 1,800 after a month and 3,200 after a hundred years.
 APART: Final = 192
 BELOW: Final = 2048  # blocks that continue what one DELETE names: 0.2 ms
+GHOST_TICK: Final = 26  # of a ghost's time, as `blocks.py` writes it: bits of ns that are left out
 EVENTS: Final = 256  # rules chosen, arenas given away
 
 _BY_GRANT: Final[U8] = np.zeros(max(Grant) + 1, dtype=np.uint64)
@@ -250,6 +251,14 @@ class Departures:
         """Which eviction it was when a pool gave up a key, if that is remembered; -1 if not."""
         row = self._ghost_row(tenant, namespace, key, pool)
         return -1 if row < 0 else self._turn_of(int(self._tables.ghosts["turn"][row]))
+
+    def used_ns(self, tenant: Tenant, namespace: int, key: U8, pool: int) -> int:
+        """When what a pool gave up and remembers came or was used last, to 67 ms; -1 if it remembers nothing."""
+        row = self._ghost_row(tenant, namespace, key, pool)
+        if row < 0:
+            return -1
+        ticks = self._clock.now_ns() >> GHOST_TICK
+        return ticks - ((ticks - int(self._tables.ghosts["touched"][row])) & 0xFFFFFFFF) << GHOST_TICK
 
     def _turn_of(self, turn: int) -> int:
         """Ghosts have the lower half of it."""

@@ -1,7 +1,12 @@
 """Why a prefix missed: where its lead run ends, and what is known of the block that is not there.
 
-    lead run -> first block that is missing -> ghosts and departures, the latest wins -> a cause, with a sentence
+    lead run -> first block that is missing -> ghosts and departures, the last of them -> a cause, with a sentence
                                             -> namespaces that have it, and the fields in which they differ
+
+Departures are noted to 8.6 s, and of evictions it is known to a second when they were. Which of both was last is often
+known better than that: a ghost says when its block came or was used last. One that was there after it was deleted, or
+damaged, has come again since, so its eviction is what happened last; and where it was used after its pin had ended,
+that pin is no reason any more.
 
 Looks only, and touches nothing: asking moves no block in its queue. Owner thread, bounded: 1,024 keys, all namespaces
 of a tenant and 1,024 of others looked over, of which 128 that hold something are searched; about half a millisecond.
@@ -40,6 +45,8 @@ _SAID: Final = {
     Cause.UNUSED: "Dropped, because nobody had used it for longer than its tenant's quota says",
     Cause.LIMIT: "Refused when it came: it was more than its tenant, or its client's ring, may have",
 }
+# What was there then was there no more.
+_GONE: Final = (Cause.DELETED, Cause.CLEARED, Cause.UNUSED, Cause.CORRUPT, Cause.DISK_LOST)
 _BECAUSE: Final = {
     Cause.PIN_EXPIRED: ", after its pin had ended",
     Cause.QUOTA: ", when memory of its tenant went to others",
@@ -92,6 +99,7 @@ class _Left:
     cause: Cause
     tier: str = ""
     rule: str = ""
+    used_ns: int = -1  # when it came or was used last; -1: nobody knows
 
 
 def explain(store: Store, question: MissQuestion) -> Explanation:
@@ -225,18 +233,19 @@ def why_gone(store: Store, namespace: Namespace, key: U8) -> tuple[Cause, str]:
 def _why(store: Store, namespace: Namespace, key: U8) -> tuple[_Left | None, int]:
     """The latest trace of a key that left, and since when one would be remembered."""
     departures = store.watching.departures
-    noted = departures.of(namespace.number, key)
-    since_ns = store.now_ns() - int(noted.age_s * 1e9) + STEP_NS if noted.cause is Cause.OPERATOR else -1
-    traces = list(_evictions(store, namespace, key, pinned=noted.cause is Cause.PIN_EXPIRED, since_ns=since_ns))
-    if noted.cause not in (Cause.NEVER, Cause.PIN_EXPIRED):
+    noted, now_ns = departures.of(namespace.number, key), store.now_ns()
+    noted_ns = (now_ns // STEP_NS - round(noted.age_s * 1e9 / STEP_NS)) * STEP_NS  # then, or less than a step later
+    traces = list(_evictions(store, namespace, key, noted.cause, noted_ns))
+    came_again = noted.cause in _GONE and any(left.used_ns >= noted_ns for left in traces)
+    if noted.cause not in (Cause.NEVER, Cause.PIN_EXPIRED) and not came_again:
         tier = {Place.NONE: "", Place.DRAM: "dram", Place.DISK: "disk"}[noted.place]
-        at_ns = store.now_ns() - int(noted.age_s * 1e9)
-        traces.append(_Left(min(store.now_ns(), at_ns + STEP_NS // 2), noted.cause, tier))
+        at_ns = now_ns - int(noted.age_s * 1e9)
+        traces.append(_Left(min(now_ns, at_ns + STEP_NS // 2), noted.cause, tier))
     known_ns = max(
         departures.known_ns(namespace.tenant, namespace.number, key, pool.number) for pool in _pools(store, namespace)
     )
     if noted.cause is Cause.NEVER:
-        known_ns = max(known_ns, store.now_ns() - int(noted.age_s * 1e9) - STEP_NS)
+        known_ns = max(known_ns, now_ns - int(noted.age_s * 1e9) - STEP_NS)
     return max(traces, key=lambda left: left.at_ns, default=None), known_ns
 
 
@@ -246,34 +255,40 @@ def _pools(store: Store, namespace: Namespace) -> Sequence[Pool]:
     return [namespace.pool, *(pool for (tenant, _), pool in on_disk if tenant is namespace.tenant)]
 
 
-def _evictions(store: Store, namespace: Namespace, key: U8, *, pinned: bool, since_ns: int) -> Iterator[_Left]:
-    """Ghosts of a key, without those that an operator's eviction at `since_ns` has left."""
+def _evictions(store: Store, namespace: Namespace, key: U8, noted: Cause, noted_ns: int) -> Iterator[_Left]:
+    """Ghosts of a key, without those that the eviction by an operator that is noted has left."""
     departures, tenant = store.watching.departures, namespace.tenant
+    by_operator_ns = noted_ns + STEP_NS if noted is Cause.OPERATOR else -1
     for pool in _pools(store, namespace):
         turn = departures.ghost(tenant, namespace.number, key, pool.number)
-        if turn < 0 or departures.latest_ns(turn) <= since_ns:
+        if turn < 0 or departures.latest_ns(turn) <= by_operator_ns:
             continue
         tier, at_ns = tier_of(pool), departures.time_of(turn)
+        used_ns = departures.used_ns(tenant, namespace.number, key, pool.number)
         given_ns = departures.gave_way_ns(tenant, turn) if tier is Tier.DRAM else 0
         if given_ns:
-            yield _Left(given_ns, Cause.QUOTA, tier.value)
+            yield _Left(given_ns, Cause.QUOTA, tier.value, used_ns=used_ns)
             continue
         rule = departures.rule_at(pool.number, turn, store.policies.rule_of(tier, tenant.name).value)
-        yield _Left(at_ns, Cause.PIN_EXPIRED if pinned else Cause.EVICTED, tier.value, rule)
+        unpinned = noted is Cause.PIN_EXPIRED and used_ns < noted_ns + STEP_NS
+        yield _Left(at_ns, Cause.PIN_EXPIRED if unpinned else Cause.EVICTED, tier.value, rule, used_ns)
 
 
 # -- in words ---------------------------------------------------------------------------------------------------
 
 
 def _say(store: Store, namespace: Namespace, left: _Left | None, known_ns: int, now_ns: int) -> Iterator[str]:
+    cleared_ns = store.watching.departures.cleared_ns(namespace.number)
     if left is not None:
         said = _SAID.get(left.cause, "Evicted")
         where = f" from {'DRAM' if left.tier == 'dram' else 'disk'}" if left.tier else ""
         rule = f" by {left.rule}" if left.rule else ""
         yield f"{said}{where}{rule}, about {_ago((now_ns - left.at_ns) / 1e9)} ago{_BECAUSE.get(left.cause, '')}."
+        if cleared_ns > left.at_ns:  # of what that dropped nothing is noted by key
+            ago = _ago((now_ns - cleared_ns) / 1e9)
+            yield f"All of its namespace was cleared after that, {ago} ago: if it had come again, that was it."
         return
     yield f"Not stored in the last {_ago((now_ns - known_ns) / 1e9)}, as far as is remembered."
-    cleared_ns = store.watching.departures.cleared_ns(namespace.number)
     dropped_ns = store.watching.departures.dropped_ns(namespace.number)
     if cleared_ns:
         yield f"All of its namespace was cleared {_ago((now_ns - cleared_ns) / 1e9)} ago; that may have been it."

@@ -14,6 +14,7 @@ from kvstore import blocks, registry
 from kvstore.insight import explain as explaining
 from kvstore.insight.departures import LOOKS, Turns
 from kvstore.insight.explain import Explanation, MissQuestion, explain
+from kvstore.insight.reasons import Cause, Place
 from kvstore.report import ClearReport, ClearScope
 from kvstore.rules import Chosen, Rule, Tier
 from kvstore.sessions import Namespace
@@ -146,6 +147,26 @@ class TestEvicted:
         causes = [ask(core, namespace, [key_of(name)]).cause for name in ("pinned", "free")]
         assert causes == ["pin_expired", "evicted"]
 
+    def test_a_pin_that_had_ended_before_it_was_used_again_or_came_anew_is_not_told(self) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        client.put(namespace, [key_of("pinned")])
+        pinning, tenant = core.store.pinning, client.session.tenant
+        pinning.pin(tenant, namespace, words([key_of("pinned")]), 0, 1, SECOND, PinTier.DRAM, refresh=False)
+        core.pass_time(2 * SECOND)
+        assert not pinning.pins
+        for _ in range(10):
+            core.pass_time(60 * SECOND)
+            assert client.fetch(namespace, [key_of("pinned")]) == 1
+        flood(core, client, namespace, 2 * SLOTS)
+        said = ask(core, namespace, [key_of("pinned")])
+        assert (said.cause, said.tier, said.rule) == ("evicted", "dram", "lru")
+        assert not any("pin" in sentence for sentence in said.sentences)
+        client.put(namespace, [key_of("pinned")])
+        flood(core, client, namespace, 2 * SLOTS, "later")
+        assert ask(core, namespace, [key_of("pinned")]).cause == "evicted"
+
     def test_memory_that_went_to_another_tenant_is_told(self) -> None:
         core = lru(2)
         greedy, late = core.client("greedy"), core.client("late")
@@ -261,6 +282,89 @@ class TestDropped:
         client.put(namespace, [key_of("old")])
         flood(core, client, namespace, 2 * SLOTS, "later")
         assert ask(core, namespace, [key_of("old")]).cause == "evicted"
+
+    @pytest.mark.parametrize("at_s", range(0, 9, 2))
+    def test_what_came_back_after_a_delete_and_was_evicted_within_seconds_was_evicted(self, at_s: int) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        core.pass_time(at_s * SECOND)
+        client.put(namespace, [key_of("old")])
+        client.delete(namespace, [key_of("old")])
+        core.settle()
+        core.pass_time(SECOND // 2)
+        assert ask(core, namespace, [key_of("old")]).cause == "deleted"
+        client.put(namespace, [key_of("old")])
+        core.pass_time(SECOND // 2)
+        client.put(namespace, [key_of("young")])
+        for number in range(2 * SLOTS):
+            client.put(namespace, [key_of(f"at once/{number}")])
+        core.pass_time(SECOND)
+        said = ask(core, namespace, [key_of("old")])
+        assert (said.cause, said.tier, said.rule) == ("evicted", "dram", "lru")
+        client.put(namespace, [key_of("old")])
+        core.pass_time(SECOND // 2)
+        client.delete(namespace, [key_of("old")])
+        core.settle()
+        core.pass_time(SECOND)
+        assert ask(core, namespace, [key_of("old")]).cause == "deleted"
+        for number in range(2 * SLOTS):
+            client.put(namespace, [key_of(f"thereafter/{number}")])
+        assert ask(core, namespace, [key_of("old")]).cause == "deleted"
+
+    def test_a_clear_that_came_after_a_delete_is_told_since_it_may_have_been_that(self) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        for name in ("old", "other"):
+            client.put(namespace, [key_of(name)])
+            client.delete(namespace, [key_of(name)])
+            core.settle()
+            core.pass_time(60 * SECOND)
+            client.put(namespace, [key_of("old")])
+            core.store.clear(ClearScope(digest=namespace.digest), lambda _report: None, dry_run=False)
+            core.settle()
+            core.pass_time(60 * SECOND)
+        said = {name: ask(core, namespace, [key_of(name)]) for name in ("old", "other")}
+        assert {one.cause for one in said.values()} == {"deleted"}
+        told = "All of its namespace was cleared after that, 60 s ago: if it had come again, that was it."
+        assert all(told in one.sentences for one in said.values())
+        client.put(namespace, [key_of("other")])
+        client.delete(namespace, [key_of("other")])
+        core.settle()
+        assert told.split(",", maxsplit=1)[0] not in " ".join(ask(core, namespace, [key_of("other")]).sentences)
+
+    def test_what_was_damaged_on_disk_alone_and_evicted_later_was_evicted(self) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        client.put(namespace, [key_of("old")])
+        core.store.watching.departures.row_left(core.row(namespace, key_of("old")), Cause.CORRUPT, Place.DISK)
+        core.pass_time(60 * SECOND)
+        flood(core, client, namespace, 2 * SLOTS)
+        assert ask(core, namespace, [key_of("old")]).cause == "evicted"
+
+    def test_what_is_refused_within_seconds_after_it_was_evicted_was_refused(self) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        client.put(namespace, [key_of("old")])
+        for number in range(2 * SLOTS):
+            client.put(namespace, [key_of(f"at once/{number}")])
+        core.pass_time(SECOND)
+        core.store.draining = True
+        assert client.put(namespace, [key_of("old")]) == [Grant.DRAINING]
+        assert ask(core, namespace, [key_of("old")]).cause == "draining"
+
+    def test_what_is_deleted_long_after_it_was_evicted_here_is_deleted_wherever_else_it_was(self) -> None:
+        core = lru(1)
+        client = core.client()
+        namespace = client.open()
+        client.put(namespace, [key_of("old")])
+        flood(core, client, namespace, 2 * SLOTS)
+        client.delete(namespace, [key_of("old")])
+        core.settle()
+        assert ask(core, namespace, [key_of("old")]).cause == "deleted"
 
 
 class TestNeverThere:

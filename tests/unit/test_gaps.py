@@ -239,3 +239,17 @@ def test_bytes_that_are_wrong_under_a_right_checksum_do_no_harm(at: int, patch: 
 
 def signed(body: bytes) -> bytes:
     return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
+
+
+def test_what_was_learned_is_known_to_be_in_the_next_life_too() -> None:
+    gaps, ended = Gaps(), Gaps()
+    assert not gaps.known
+    gaps.observed("grep", SECOND_NS)
+    ended.ended(3)
+    for one in (gaps, ended):
+        heir = Gaps.from_bytes(one.to_bytes())
+        assert isinstance(heir, Gaps)
+        assert (one.known, heir.known, heir.lessons) == (True, True, 0)
+    blank = Gaps.from_bytes(Gaps().to_bytes())
+    assert isinstance(blank, Gaps)
+    assert not blank.known

@@ -97,9 +97,7 @@ class Teller:
             self.asked.append((namespace, first, last))
             return costs or Costs(0, 0)
 
-        self.guiding = Guiding(
-            store.tables, self.core.clock, store.registry, store.policies, self.ports, self.ports, costs_of
-        )
+        self.guiding = Guiding(store.tables, self.core.clock, store.registry, self.ports, self.ports, costs_of)
 
     def say(self, event: Event, name: str = "a", *, by: Client | None = None, **fields: object) -> Refused | None:
         """A hint of this client or another one."""
@@ -527,9 +525,9 @@ def test_what_tools_have_taught_passes_to_the_next_life_unless_it_is_damaged() -
         teller.say(Event.TOOL_FINISHED)
     written = teller.guiding.export(teller.client.session.tenant)
     damaged = bytes([written[0] ^ 1]) + written[1:]
-    refused = heir.guiding.take_over(heir.client.session.tenant, damaged)
+    refused = heir.guiding.take_over(heir.client.session.tenant.name, damaged)
     assert refused == Refused(Refusal.DAMAGED)
-    assert heir.guiding.take_over(heir.client.session.tenant, written) is None
+    assert heir.guiding.take_over(heir.client.session.tenant.name, written) is None
     kept = []
     for each in (heir, blank):
         each.begin("a")
