@@ -6,10 +6,9 @@
              errand() -> Say, Fetch           of runs, one chain at a time: a step that begins may concern 256 chains,
                          in the tree of chains, too
 
-What a source claims by EXPECT is passed on as it is. DENSITY learns for each pool what a word turns out to be worth, by
-what became of the blocks it was said of, so whoever says "soon" of everything is believed accordingly, and a weight on
-top would be learned twice. accuracy.py, which tells sources apart, would have to hear of every use of a sampled block
-while a LEASE is answered; that is too dear there as long as all sources of a tenant end in the same words.
+What a source claims by EXPECT is passed on as it is. Each pool learns what a word turns out to be worth, by what became
+of the blocks it was said of, so whoever says "soon" of everything is believed accordingly, and a weight on top would be
+learned twice. Sources of one tenant are not told apart: their words are the same, and so is who bears what they cost.
 """
 
 from collections import deque

@@ -63,12 +63,3 @@ STEPS_SHOWN: Final = 8  # of a run, that run or come next
 # A tenant without a session for so long: nothing is left but what its tools have taught.
 ABSENT_S: Final = HOUR_S
 LOOK_S: Final = 60  # how often to see whether it has one
-
-# Accuracy. A trial takes about 400 bytes with its deadline: 1.6 MB.
-SOURCES: Final = 32
-TRIALS: Final = 4096
-
-# Uses of sampled blocks in ten seconds: 64 a second of about 20 us each, with their claims, are 0.1 % of a core. More
-# would teach no more, since what fades with a thousand cases should speak of minutes and not of moments.
-SAMPLED_USES: Final = 640
-SAMPLED_USES_NS: Final = 10 * SECOND_NS
