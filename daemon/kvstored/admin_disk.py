@@ -158,6 +158,11 @@ def _index_warnings(disk: DiskReport) -> Iterator[str]:
 def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[str]:
     for directory in unreadable:
         yield f"disk {directory}: what lies there was not taken over; mend it and restart kvstored"
+    if disk.unknown_segments:
+        remedy = (
+            "if that was changed, set it back and restart kvstored; else they are of tenants for whom there is no place"
+        )
+        yield f"{disk.unknown_segments} segments of another size than disk.segment are not used; {remedy}"
     if disk.foreign_files:
         remedy = "the log says which; bring the key back, or look at them and remove them by hand"
         kind = "are not ours, or are encrypted with a key that is not here"

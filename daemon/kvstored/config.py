@@ -154,9 +154,11 @@ def load(
         keep=chooser.choose(KEEP, basis),
         keep_patience_s=chooser.choose(KEEP_PATIENCE, basis),
         stop_within_s=chooser.choose(STOP_WITHIN, basis),
-        disk_directories=chooser.choose(DISK, basis),
+        disk_directories=(directories := chooser.choose(DISK, basis)),
         disk_bytes=(disk_bytes := chooser.choose(DISK_SIZE, basis)),
-        segment_bytes=chooser.choose(DISK_SEGMENT, replace(basis, disk_bytes=disk_bytes)),
+        segment_bytes=chooser.choose(
+            DISK_SEGMENT, replace(basis, disk_bytes=disk_bytes, disk_directories=tuple(directories))
+        ),
         disk_admission=chooser.choose(DISK_ADMISSION, basis),
         disk_write_rate=chooser.choose(DISK_WRITE_RATE, basis),
         disk_codec=chooser.choose(DISK_CODEC, basis),

@@ -29,12 +29,12 @@ from kvstored.settings import (
     REMOTE_ENDPOINT,
     REMOTE_SIZE,
     RUNTIME_DIR,
+    SEGMENTS_LEAST,
     Basis,
     numbers_needed,
 )
 from kvstored.units import NO_FILE, ConfigError
 
-SEGMENTS_LEAST: Final = 2  # one is filled while another is emptied
 # What the daemon itself has in its runtime directory, under names that others look for.
 OWN_NAMES: Final = ("hot.sock", "control.sock", "tenants.sock", "token.sock", "keep.sock", "events", "lock")
 

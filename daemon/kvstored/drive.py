@@ -41,7 +41,7 @@ from kvstored.index_marks import DamagedError
 from kvstored.metrics_timing import Timings
 from kvstored.mounts import Mounts
 from kvstored.niceness import be_nice
-from kvstored.owed import note_owed
+from kvstored.owed import BLIND, Sight, note_owed
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,12 @@ class Drives:
         self, directories: Sequence[Path], segment_bytes: int, store: bytes, view: Callable[[int], Bytes],
         wake: Callable[[], None], *, readers: int, writers: int, packers: int, files: Files | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns, timings: Timings | None = None, keys: StoreKeys | None = None,
-        observe: Observe | None = None, owed: Path | None = None, mounts: Mounts | None = None,
+        observe: Observe | None = None, owed: Path | None = None, sight: Sight = BLIND, mounts: Mounts | None = None,
     ) -> None:  # fmt: skip
         """`readers` and `writers` are threads of each directory, `packers` of all. With `keys` payloads are encrypted.
-        `owed`: the file for what could not be erased; without, it is not noted. `mounts` says which directories the
-        caller does not hold, since they were absent: those are held from when they are there.
+        `owed`: the file for what could not be erased; without, it is not noted. `sight`: what the start has seen.
+        `mounts` says which directories the caller does not hold, since they were absent: those are held from when they
+        are there.
 
         `view` gives an arena's writable bytes and is called by `submit`. `wake` is called on a thread of these
         whenever `take_done`, `gone_segments` or `status` may have news.
@@ -101,6 +102,7 @@ class Drives:
         self._timings = timings
         self._observe = observe
         self._owed = owed
+        self._sight = sight
         self._owing = threading.Lock()
         self._said_owed = False
         self._store = store
@@ -419,7 +421,7 @@ class Drives:
             return Outcome.FAILED
         try:
             with self._owing:
-                note_owed(self._owed, self._store, order.places, order.tenant)
+                note_owed(self._owed, self._store, order.places, order.tenant, self._sight)
         except (DamagedError, OSError) as error:
             log.warning("disk: what could not be erased could not be noted either: %s", error)
             return Outcome.FAILED

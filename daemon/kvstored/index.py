@@ -416,7 +416,7 @@ class Index:
             rebuilt="",
             dropped=0,
             closed=frozenset(found.segments),
-            blind=bool(found.unreadable),
+            looked=frozenset(found.looked),
         )
 
 

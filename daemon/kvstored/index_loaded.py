@@ -38,14 +38,14 @@ class Loaded:
     next_generation: int
     next_segment: int
     foreign: list[Path]  # files in `segments/` that are not ours: left alone
-    unreadable: list[str]  # directories, with the reason
+    unreadable: list[str]  # directories and files, with the reason
     rebuilt: str  # why the index was made anew; empty if it was not
     dropped: int  # records or headers that were of no use
     closed: frozenset[int] = frozenset()  # segments that could not be read: nobody knows what lies there
     # Segments that the index knows and no directory has while one is absent, or cannot be looked into. With their
     # tenants; empty: nobody knows.
     unseen: dict[int, str] = field(default_factory=dict)
-    blind: bool = False  # there may be more of those, since no index says which
+    looked: frozenset[Path] = frozenset()  # directories of which all could be read: in others there may be more
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -87,6 +87,6 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         dropped=head["dropped"],
         closed=frozenset(head["closed"]),
         unseen=dict(head["unseen"]),
-        blind=bool(head["unreadable"] and head["rebuilt"]),
+        looked=frozenset(map(Path, head["looked"])),
     )
     return loaded, head["unwritten"]

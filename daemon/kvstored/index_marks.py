@@ -4,12 +4,15 @@ D0/lock           held by the daemon that serves from here
 D0/store          magic, version, store id, checksum
 D0/index/last     sequence of the last commit, checksum
 D0/index/doubtful if it is there, the next start believes the headers of the segments instead
+D0/index/of       which directories it is of: what lies in another one it does not know
 """
 
 import errno
+import json
 import os
 import stat
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +24,13 @@ STORE_FILE: Final = "store"
 FOLDER: Final = "index"
 BUILDING: Final = "index.new"
 DOUBTFUL: Final = "doubtful"
+OF: Final = "of"
 OWED: Final = "owed-erasures"  # in the folder of state: see owed.py
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 
-FILE_BYTES: Final = 4096  # far above what is written to any of them
+FILE_BYTES: Final = 4096  # far above what is written to any of them,
+OF_BYTES: Final = 1 << 20  # and to a list of directories
 
 _NOT_A_FILE: Final = (errno.ENXIO, errno.ELOOP, errno.EISDIR)  # a pipe or socket, a link, a folder
 _SUM: Final = struct.Struct("<Q")
@@ -88,13 +93,13 @@ def _open(path: Path, flags: int) -> int:
     return fd
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most_bytes: int = FILE_BYTES) -> bytes:
     """All of a small file; of one that is larger than ours are, too little for its checksum.
 
     Raises DamagedError, OSError.
     """
     with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
-        return file.read(FILE_BYTES)
+        return file.read(most_bytes)
 
 
 def write_last(folder: Path, sequence: int) -> None:
@@ -132,6 +137,21 @@ def mark_doubtful(directory: Path) -> None:
         pass  # something of that name is there, and that is enough
     sync_folder(folder)
     sync_folder(directory)
+
+
+def write_of(folder: Path, directories: Iterable[Path]) -> None:
+    """Which directories an index is of; durable when this returns. Raises OSError."""
+    listed = sorted(map(str, directories))
+    if read_of(folder) != listed:
+        write_sealed(folder / OF, json.dumps(listed).encode())
+
+
+def read_of(folder: Path) -> list[str] | None:
+    """None if that is not said, or damaged."""
+    try:
+        return [str(path) for path in json.loads(unseal(_read(folder / OF, OF_BYTES)))]
+    except (OSError, DamagedError, ValueError, TypeError):
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,23 +17,24 @@ def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
     """Erase and remove what was seen again, and forget it. Returns the places, and segments that are not to be used in
     this life, since something in them could not be erased or is noted still. Raises DamagedError, OSError.
 
-    What is noted of tenants is forgotten only where every directory was looked into: in another one there may be more.
+    What is noted of tenants is forgotten by `note_seen`, once all numbers of segments are known.
     """
     noted = read_owed(path)
     found.next_segment = max(found.next_segment, noted.beyond(found.store))
-    whole = {number for number, segment in found.segments.items() if noted.is_whole(segment.superblock.tenant)}
+    whole = {
+        number
+        for number, segment in found.segments.items()
+        if noted.is_whole(segment.superblock.tenant, number, segment.directory)
+    }
     owed = noted.of(found.store) | {(number, WHOLE) for number in whole}
     seen = {segment: found.segments[segment] for segment, _ in owed if segment in found.segments}
-    over = bool(noted.tenants) and not found.unreadable
-    if not seen and not over:
+    if not seen:
         return set(), []
     unfit = [number for number, segment in seen.items() if not _erased(segment, owed)]
     for number in seen:
         if (number, WHOLE) in owed and number not in unfit:
             del found.segments[number]
     noted.stores[(found.store or b"").hex()] = {place for place in owed if place[0] not in seen or place[0] in unfit}
-    if over:
-        noted.tenants = set()
     try:
         write_owed(path, noted)
     except OSError:

@@ -28,14 +28,18 @@ from kvstored.index_marks import (
     STORE_BYTES,
     DamagedError,
     VersionError,
+    mark_doubtful,
     parse_name,
     read_last,
+    read_of,
+    write_of,
     write_store,
 )
 from kvstored.index_owed import carry_out, leave_out
 from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
 from kvstored.index_scan import SEGMENTS, UNSEEN, Scan, scan
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
+from kvstored.owed import note_seen
 
 READ_CPU_S: Final = 60.0  # 1,000,000 records take 0.1 s: whoever needs this much walks in circles
 PROGRESS_S: Final = 0.1
@@ -106,6 +110,7 @@ class Target:
             "next_segment": self._found.next_segment,
             "foreign": [os.fsdecode(path) for path in self._found.foreign],
             "unreadable": self._found.unreadable,
+            "looked": [str(path) for path in self._found.looked],
             "rebuilt": contents.rebuilt,
             "unwritten": contents.unwritten,
             "closed": list(contents.closed),
@@ -125,29 +130,30 @@ def load(
     index is not to be believed. `owed`: file of what is to be left out. `look`: change nothing on disk.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    there = [directory for directory in directories if directory not in absent]
     try:
         if not look:
-            for directory in directories:
-                if directory not in absent:
-                    _make_folder(directory)
+            for directory in there:
+                _make_folder(directory)
         found = scan(directories, absent)
         erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
         target = Target(found)
-        reason = rebuild or _doubt(directories[0], found)
+        reason = rebuild or _doubt(there, found)
         contents = None
         if not reason:
             contents, reason = _try(directories[0], found, target, map_bytes)
         if contents is None and look:
             index_wire.send(link, Message(Kind.FAILED, text=reason))
             return
-        if found.store is None:
-            found.store = secrets.token_bytes(STORE_BYTES)
+        _begin_store(found)
         if contents is None:
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
         contents.dropped += leave_out(erased, target.records)
         contents.closed = [*contents.closed, *unfit]
         if absent or (found.unreadable and contents.rebuilt):  # the index lacks what was never committed, or all there
             found.next_segment += UNSEEN
+        if not look:
+            _conclude(directories, there, found, owed)
     except (VersionError, DamagedError, OSError) as error:
         number = error.errno or 0 if isinstance(error, OSError) else 0
         index_wire.send(link, Message(Kind.FAILED, number, text=str(error)))
@@ -157,13 +163,41 @@ def load(
     index_wire.send(link, target.finish(contents))
 
 
+def _begin_store(found: Scan) -> None:
+    """There is a store from now on. Raises OSError where one may be that nobody sees: it would be a stranger's."""
+    if found.store is None:
+        if found.unreadable:
+            raise OSError(f"no store is begun while there may be one already: {found.unreadable[0]}")
+        found.store = secrets.token_bytes(STORE_BYTES)
+
+
+def _conclude(directories: Sequence[Path], there: Sequence[Path], found: Scan, owed: Path | None) -> None:
+    """Nothing is to be done a second time by the next start. Raises DamagedError, OSError."""
+    if owed:
+        note_seen(owed, found.looked, found.next_segment)
+    if (directories[0] / FOLDER).is_dir():  # it could be made
+        write_of(directories[0] / FOLDER, directories)
+    for directory in there[1:]:  # an index there, from when that was the first one, does not know of what comes now
+        if (directory / FOLDER).is_dir():
+            with suppress(OSError):  # or the next start makes its own anew, once more
+                mark_doubtful(directory)
+
+
 def _make_folder(directory: Path) -> None:
     with suppress(OSError):  # the scan says what is wrong with it
         (directory / SEGMENTS).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _doubt(directory: Path, found: Scan) -> str:
+def _doubt(directories: Sequence[Path], found: Scan) -> str:
     """Why not to look into the index at all; empty if there is no reason."""
+    directory = directories[0]
+    known = read_of(directory / FOLDER)
+    for segment in found.segments.values():
+        if known is not None and str(segment.directory) not in known:
+            return f"{segment.directory} was on no list when it was written"
+    for other in directories[1:]:
+        if (other / FOLDER / "data.mdb").is_file() and not os.path.lexists(other / FOLDER / DOUBTFUL):
+            return f"{other} has one, too: it was the first directory since"
     if os.path.lexists(directory / FOLDER / DOUBTFUL):
         return "a former daemon left the index in doubt"
     if not found.store_file:

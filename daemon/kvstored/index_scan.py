@@ -1,11 +1,11 @@
 """Which segment files are there, and whose. Reads superblocks only. Any thread."""
 
+import errno
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from kvstored.index_marks import read_store
 SEGMENTS: Final = "segments"
 LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
 NUMBERS: Final = 1 << 31  # a stranger's file with a huge number must not use the numbers up
+_STRANGE: Final = (errno.ELOOP, errno.ENXIO, errno.ENOENT)  # a link, a socket; or it is gone
 UNSEEN: Final = 4096  # numbers left to segments that nobody sees in this life, beyond those that are known
 
 _NAME: Final = re.compile(r"([0-9]{8,10})\.seg")
@@ -50,18 +51,24 @@ class Scan:
     segments: dict[int, SegmentFile] = field(default_factory=dict)
     foreign: list[Path] = field(default_factory=list)
     next_segment: int = 0
-    unreadable: list[str] = field(default_factory=list)  # directories, with the reason; absent ones among them
+    unreadable: list[str] = field(default_factory=list)  # directories and files, with the reason; and absent ones
+    looked: list[Path] = field(default_factory=list)  # directories of which all could be read
+
+    def hide(self, directory: Path, why: str) -> None:
+        """Not all of a directory could be read."""
+        self.unreadable.append(why)
+        self.looked = [other for other in self.looked if other != directory]
 
 
 def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
     """Look at all superblocks. Where the store id is lost, most of them have it. `absent`: directories to stay out of,
     with the reason; not the first. Raises VersionError, OSError.
     """
-    found = Scan(read_store(directories[0]))
+    found = Scan(read_store(directories[0]), looked=[*directories])
     found.store_file = found.store is not None
     ours: list[SegmentFile] = []
     for directory, path in _files(directories, found, absent or {}):
-        segment = _look(directory, path)
+        segment = _look(directory, path, found)
         if segment is None:
             found.foreign.append(path)
         else:
@@ -74,7 +81,7 @@ def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) 
 
 def scan_names(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
     """Look into no file: all of them are somebody else's. `absent` as for `scan`."""
-    found = Scan()
+    found = Scan(looked=[*directories])
     found.foreign = sorted(path for _, path in _files(directories, found, absent or {}))
     return found
 
@@ -89,25 +96,28 @@ def segment_number(path: Path) -> int:
 def _files(directories: Sequence[Path], found: Scan, absent: Mapping[Path, str]) -> Iterator[tuple[Path, Path]]:
     for directory in directories:
         if directory in absent:
-            found.unreadable.append(f"{directory}: {absent[directory]}")
+            found.hide(directory, f"{directory}: {absent[directory]}")
             continue
         try:
             paths = sorted((directory / SEGMENTS).iterdir())
         except FileNotFoundError:
             paths = []
         except OSError as error:
-            found.unreadable.append(f"{directory}: {error.strerror}")
+            found.hide(directory, f"{directory}: {error.strerror}")
             continue
         for path in paths:
             found.next_segment = max(found.next_segment, segment_number(path) + 1)
             yield directory, path
 
 
-def _look(directory: Path, path: Path) -> SegmentFile | None:
-    """None: not a segment of this version under its own name, or it cannot be read."""
-    for _ in range(LOOKS):
-        with suppress(OSError):
+def _look(directory: Path, path: Path, found: Scan) -> SegmentFile | None:
+    """None: not a segment of this version under its own name; or it cannot be read, and the next life may see it."""
+    for turn in range(LOOKS):
+        try:
             return _look_once(directory, path)
+        except OSError as error:
+            if turn == LOOKS - 1 and error.errno not in _STRANGE and segment_number(path) >= 0:
+                found.hide(directory, f"{path}: {error.strerror}")
     return None
 
 

@@ -4,8 +4,11 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -35,6 +38,9 @@ from kvstored.units import (
 
 T = TypeVar("T")
 
+SEGMENTS_LEAST: Final = 2  # one is filled while another is emptied
+SEGMENTS_LOOKED_AT: Final = 64  # of a directory, for the size of those that are there
+
 # A Unix socket path holds 107 bytes and a NUL: 90 of folder, a slash, 16 of file name.
 RUNTIME_DIR_BYTES: Final = 90
 SYSTEM_RUNTIME_DIR: Final = Path("/run/kvstored")
@@ -63,6 +69,7 @@ class Basis:
     arena_bytes: int = 0
     disk_bytes: int = 0
     runtime_dir: Path = Path()
+    disk_directories: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,12 @@ def _default_dram_bytes(basis: Basis) -> int:
 
 
 def _default_segment_bytes(basis: Basis) -> int:
-    """As `limits` has it, doubled where large arenas leave too few numbers for so many segments."""
+    """That of the segments that are there, or a tier that grows or shrinks would lose them. Else as `limits` has it,
+    doubled where large arenas leave too few numbers for so many segments.
+    """
+    there_bytes = _segment_bytes_there(basis)
+    if there_bytes:
+        return there_bytes
     usual_bytes = limits.segment_bytes_for(basis.disk_bytes)
     candidates = (usual_bytes << doublings for doublings in range((SEGMENT_BYTES_MAX // usual_bytes).bit_length()))
     fitting = (
@@ -118,6 +130,23 @@ def _default_segment_bytes(basis: Basis) -> int:
         if numbers_needed(basis.dram_bytes, basis.arena_bytes, basis.disk_bytes, one) < NUMBERS
     )
     return next(fitting, usual_bytes)
+
+
+def _segment_bytes_there(basis: Basis) -> int:
+    """The size of most of the first segment files, if this tier can have such; else 0."""
+    sizes: Counter[int] = Counter()
+    for directory in basis.disk_directories:
+        with suppress(OSError):  # it is told of when it is used
+            files = islice((directory / "segments").glob("[0-9]*.seg"), SEGMENTS_LOOKED_AT)
+            sizes.update(file.stat().st_size for file in files)
+    fitting = [size for size, _ in sizes.most_common() if _may_be_segment(size, basis)]
+    return fitting[0] if fitting else 0
+
+
+def _may_be_segment(size: int, basis: Basis) -> bool:
+    few = SEGMENTS_LEAST <= basis.disk_bytes // max(1, size) <= limits.SEGMENTS
+    sized = limits.SEGMENT_BYTES_SMALL <= size <= SEGMENT_BYTES_MAX and size % limits.PAGE_BYTES == 0
+    return few and sized and numbers_needed(basis.dram_bytes, basis.arena_bytes, basis.disk_bytes, size) < NUMBERS
 
 
 def numbers_needed(dram_bytes: int, arena_bytes: int, disk_bytes: int, segment_bytes: int) -> int:

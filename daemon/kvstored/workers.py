@@ -28,7 +28,7 @@ from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
 from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Timings
-from kvstored.owed import note_owed
+from kvstored.owed import Sight, note_owed
 from kvstored.secret_files import SecretFileError
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ class HostWorkers:
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
             timings=self.timings, observe=self.observe, keys=keys_of_store(ring, loaded.store) if ring else None,
-            owed=config.state_dir / OWED, mounts=self.index.mounts if self.index else None,
+            owed=config.state_dir / OWED, sight=_sight(config.disk_directories, loaded),
+            mounts=self.index.mounts if self.index else None,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():
@@ -164,7 +165,7 @@ class HostWorkers:
         store.raise_generation(loaded.next_generation)
         store.disk.closed.found(closed)
         store.disk.closed.found_unseen(loaded.unseen)
-        if loaded.blind:
+        if not loaded.looked.issuperset(config.disk_directories):
             store.disk.closed.know_nothing()
         store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
         log.info(
@@ -210,7 +211,10 @@ class HostWorkers:
     def _note(self, order: Owe) -> Outcome:
         """No disk is open: all that is owed of it is everything of a tenant."""
         try:
-            note_owed(self._config.state_dir / OWED, b"", order.places, order.tenant)
+            note_owed(
+                self._config.state_dir / OWED, b"", order.places, order.tenant,
+                Sight(hidden=frozenset(map(str, self._config.disk_directories))),
+            )  # fmt: skip
         except (DamagedError, OSError) as error:
             log.warning("disk: what was deleted could not be noted: %s", error)
             return Outcome.FAILED
@@ -219,6 +223,12 @@ class HostWorkers:
             f"tenant={order.tenant}" if order.tenant else "everybody",
         )
         return Outcome.DONE
+
+
+def _sight(directories: Sequence[Path], loaded: Loaded) -> Sight:
+    """What this life has seen of what lay there before."""
+    looked, listed = (frozenset(map(str, paths)) for paths in (loaded.looked, directories))
+    return Sight(looked, listed - looked, loaded.next_segment)
 
 
 def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:

@@ -862,3 +862,36 @@ def test_every_key_of_a_generated_file_is_found_on_its_line(
     source = line_end.join(lines)
     assert tomllib.loads(source).keys() == sections.keys()
     assert key_lines(source) == expected
+
+
+class TestSegment:
+    """What disk.segment is where nobody says: the size of those that are there, whatever disk.size becomes."""
+
+    def chosen(self, tmp_path: Path, size: str, *given: str) -> int:
+        flags = {"--disk": str(tmp_path), "--disk-size": size, "--dram": "1GiB"}
+        return loaded(flags=flags | dict(zip(given[::2], given[1::2], strict=True))).config.segment_bytes
+
+    def test_is_that_of_the_files_that_are_there(self, tmp_path: Path) -> None:
+        usual = [self.chosen(tmp_path, size) for size in ("10GiB", "5GiB")]
+        assert usual[0] != usual[1], "the control"
+        (tmp_path / "segments").mkdir()
+        for number in range(3):
+            with (tmp_path / "segments" / f"{number:08}.seg").open("wb") as file:
+                file.truncate(usual[0])
+        assert [self.chosen(tmp_path, size) for size in ("10GiB", "5GiB", "1TiB")] == [usual[0]] * 3
+        assert self.chosen(tmp_path, "5GiB", "--disk-segment", "64MiB") == 64 << 20
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, (64 << 20) + 1, 1 << 40])
+    def test_is_the_usual_one_beside_files_that_are_no_segments(self, tmp_path: Path, size: int) -> None:
+        usual = self.chosen(tmp_path, "5GiB")
+        (tmp_path / "segments").mkdir()
+        with (tmp_path / "segments" / "00000001.seg").open("wb") as file:
+            file.truncate(size)
+        (tmp_path / "segments" / "00000002.seg").mkdir()
+        assert self.chosen(tmp_path, "5GiB") == usual
+
+    def test_is_the_usual_one_where_those_that_are_there_do_not_fit(self, tmp_path: Path) -> None:
+        (tmp_path / "segments").mkdir()
+        with (tmp_path / "segments" / "00000001.seg").open("wb") as file:
+            file.truncate(512 << 20)
+        assert self.chosen(tmp_path, "600MiB") < 300 << 20

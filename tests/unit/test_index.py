@@ -14,9 +14,10 @@ from threading import Event
 import pytest
 
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
+from kvstored import index_scan
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
 from kvstored.index_file import DATA, RESERVE_BYTES
-from kvstored.index_marks import DOUBTFUL, FOLDER, mark_doubtful, read_store, seal, write_store
+from kvstored.index_marks import DOUBTFUL, FOLDER, OF, mark_doubtful, read_store, seal, write_store
 from kvstored.workers import without
 from tests.segments import (
     PATIENCE_S,
@@ -439,6 +440,28 @@ def test_an_unreadable_directory_takes_only_its_own_segments_away(tmp_path: Path
         assert (facts(start.loaded), start.loaded.rebuilt) == (facts_of(blocks), "")
 
 
+@pytest.mark.parametrize(("number", "strange"), [(errno.EIO, False), (errno.EACCES, False), (errno.ELOOP, True)])
+def test_a_segment_that_cannot_be_read_now_is_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, *, strange: bool
+) -> None:
+    """What the index knows of it is kept for the next start, and what is deleted meanwhile is noted."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for segment, directory in ((1, a), (2, b), (3, b)):
+        make_segment(directory, segment, 20, [block(segment, segment, 0)])
+    look = index_scan._look_once
+
+    def fails(directory: Path, path: Path) -> index_scan.SegmentFile | None:
+        if path == path_of(b, 3):
+            raise OSError(number, os.strerror(number))
+        return look(directory, path)
+
+    assert index_scan.scan([a, b]).looked == [a, b], "the control"
+    monkeypatch.setattr(index_scan, "_look_once", fails)
+    found = index_scan.scan([a, b])
+    assert (sorted(found.segments), found.foreign, found.next_segment) == ([1, 2], [path_of(b, 3)], 4)
+    assert (found.looked, bool(found.unreadable)) == (([a, b], False) if strange else ([a], True))
+
+
 def test_an_index_of_another_store_is_not_believed(tmp_path: Path) -> None:
     blocks = [block(seed, 1, seed) for seed in range(20)]
     committed(tmp_path / "a", blocks)
@@ -446,6 +469,7 @@ def test_an_index_of_another_store_is_not_believed(tmp_path: Path) -> None:
         pass
     (tmp_path / "a" / FOLDER).rename(tmp_path / "old")
     (tmp_path / "b" / FOLDER).rename(tmp_path / "a" / FOLDER)
+    (tmp_path / "a" / FOLDER / OF).unlink()  # that says which directory it is of
     with opened(tmp_path / "a") as start:
         assert "another store" in start.loaded.rebuilt
         assert facts(start.loaded) == facts_of(blocks)

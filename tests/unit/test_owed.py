@@ -14,12 +14,17 @@ from kvstored.index import Index
 from kvstored.index_marks import OWED, DamagedError
 from kvstored.index_owed import carry_out
 from kvstored.index_scan import Scan, scan
-from kvstored.owed import PLACES, STORES, TENANTS, Owed, note_owed, read_owed, write_owed
+from kvstored.owed import PLACES, STORES, TENANTS, Owed, Sight, note_owed, note_seen, read_owed, write_owed
 from tests.core import Client, Core, chain
 from tests.segments import block, make_segment, path_of
 from tests.unit.test_disk import begin, fetch, make, put, successor
 
 STORE = b"s" * 16
+
+
+def hidden(*directories: Path) -> Sight:
+    """Nobody has seen anything of these."""
+    return Sight(hidden=frozenset(map(str, directories)))
 
 
 def refuses(core: Core, *kinds: type[Order]) -> None:
@@ -201,23 +206,49 @@ class TestEverything:
     def test_goes_at_a_start_and_is_forgotten_once_no_directory_is_missing(self, tmp_path: Path) -> None:
         for segment, tenant in ((1, "chat"), (2, "batch"), (3, "chat")):
             make_segment(tmp_path, segment, 4, [block(segment, segment, 0)], tenant=tenant)
-        note = tmp_path / "state" / OWED
-        note_owed(note, b"", {EVERY}, "chat")
-        found = scan([tmp_path, tmp_path / "other"], {tmp_path / "other": "not mounted"})
-        assert found.unreadable
+        note, other = tmp_path / "state" / OWED, tmp_path / "other"
+        note_owed(note, b"", {EVERY}, "chat", hidden(tmp_path, other))
+        found = scan([tmp_path, other], {other: "not mounted"})
         places, unfit = carry_out(note, found)
         assert (places, unfit, sorted(found.segments)) == ({(1, WHOLE), (3, WHOLE)}, [], [2])
         assert not path_of(tmp_path, 1).exists()
         assert path_of(tmp_path, 2).exists(), "the control"
-        assert read_owed(note).tenants == {"chat"}, "there may be more"
-        assert carry_out(note, scan([tmp_path])) == (set(), [])
-        assert read_owed(note).tenants == set()
+        note_seen(note, found.looked, 4)
+        assert list(read_owed(note).tenants) == ["chat"], "there may be more"
+
+        make_segment(tmp_path, 5, 4, [block(5, 5, 0)], tenant="chat")
+        assert carry_out(note, scan([tmp_path])) == (set(), []), "it is of a later life"
+        make_segment(other, 3, 4, [block(3, 3, 0)], tenant="chat")
+        make_segment(other, 6, 4, [block(6, 6, 0)], tenant="chat")
+        found = scan([tmp_path, other])
+        assert carry_out(note, found)[0] == {(3, WHOLE)}, "and 6 is later, too"
+        note_seen(note, found.looked, 7)
+        assert read_owed(note).tenants == {}
+
+    def test_stays_noted_while_the_directory_is_not_configured(self, tmp_path: Path) -> None:
+        here, there = tmp_path / "a", tmp_path / "b"
+        note = tmp_path / "state" / OWED
+        note_owed(note, b"", {EVERY}, "chat", hidden(there))
+        make_segment(here, 1, 4, [block(1, 1, 0)], tenant="chat")
+        found = scan([here])
+        carry_out(note, found)
+        note_seen(note, found.looked, 2)
+        make_segment(tmp_path / "b at another place", 0, 4, [block(1, 1, 0)], tenant="chat")
+        found = scan([here, tmp_path / "b at another place"])
+        assert carry_out(note, found)[0] == {(0, WHOLE)}
+        assert list(read_owed(note).tenants) == ["chat"]
+
+    def test_that_is_deleted_again_in_a_later_life_is_what_is_hidden_then(self) -> None:
+        first = Sight(frozenset({"/a"}), frozenset({"/b"}), 10)
+        assert Sight(frozenset({"/a"}), frozenset({"/b"}), 20).after(first).before == 20
+        assert Sight(frozenset(), frozenset({"/a"}), None).after(first) == hidden(Path("/a"), Path("/b"))
+        assert Sight(frozenset({"/b"}), frozenset({"/a"}), 20).after(first).hidden == {"/a"}
 
     def test_stays_noted_of_what_could_not_be_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make_segment(tmp_path, 1, 4, [block(1, 1, 0)])
         make_segment(tmp_path, 2, 4, [block(2, 2, 0)])
         note = tmp_path / "state" / OWED
-        note_owed(note, b"", {EVERY})
+        note_owed(note, b"", {EVERY}, "", hidden(tmp_path))
         found = scan([tmp_path])
 
         def refused(_path: Path) -> None:
@@ -231,13 +262,17 @@ class TestEverything:
     def test_of_many_is_that_of_all(self, tmp_path: Path) -> None:
         path = tmp_path / OWED
         for number in range(3):
-            note_owed(path, b"", {EVERY}, f"tenant {number}")
-        assert read_owed(path).is_whole("tenant 1")
-        assert not read_owed(path).is_whole("another one")
-        write_owed(path, Owed(tenants={f"tenant {number}" for number in range(TENANTS)}))
-        note_owed(path, b"", {EVERY}, "one more")
-        assert read_owed(path).tenants == {""}
-        assert read_owed(path).is_whole("another one")
+            note_owed(path, b"", {EVERY}, f"tenant {number}", hidden(tmp_path))
+        assert read_owed(path).is_whole("tenant 1", 1, tmp_path)
+        assert not read_owed(path).is_whole("another one", 1, tmp_path)
+        sight = Sight(frozenset(), frozenset({"/a"}), 9)
+        write_owed(path, Owed(tenants={f"tenant {number}": sight for number in range(TENANTS)}))
+        note_owed(path, b"", {EVERY}, "tenant 1", sight)
+        assert len(read_owed(path).tenants) == TENANTS
+        note_owed(path, b"", {EVERY}, "one more", Sight(frozenset({"/c"}), frozenset({"/b"}), 7))
+        assert read_owed(path).tenants == {"": Sight(frozenset({"/c"}), frozenset({"/a", "/b"}), 9)}
+        assert read_owed(path).is_whole("another one", 8, Path("/a"))
+        assert not read_owed(path).is_whole("another one", 9, Path("/a"))
 
 
 class TestStart:
