@@ -20,6 +20,9 @@ as the socket listens: 0 it does, 75 another keeper serves this directory, 1 any
 
       anything else: the connection is closed
 
+    Of a process that is gone all that it said counts, in its order, and nothing is answered. One that said TAKE and
+    then QUIT has lived without what is held here: nobody shall find that any more.
+
     A process that said one of these is a daemon until its pidfd says that it has exited. Without any:
 
                  a daemon speaks                    SIGTERM, QUIT, or no daemon for `patience`
@@ -39,6 +42,7 @@ import stat
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -64,6 +68,10 @@ class BadRecordError(Exception):
 
 class StillServedError(Exception):
     """What a successor asks for is a living daemon's."""
+
+
+class UnansweredError(Exception):
+    """Who asks has hung up: it has nothing of ours, and having asked makes it no daemon."""
 
 
 class AlreadyKeptError(Exception):
@@ -166,11 +174,16 @@ class Holder:
         except (BadRecordError, StillServedError, OSError):  # also an answer that does not fit, because nobody reads
             self._close(fd)
             return False
+        except UnansweredError:
+            return True  # what it said after that counts too
         self._watch(connection, pid)
-        return True
+        return fd in self._connections
 
     def _obey(self, connection: socket.socket, record: bytes, fds: list[int], *, truncated: bool) -> None:
-        """Do what a record says. Takes the descriptors. Raises BadRecordError, StillServedError, OSError."""
+        """Do what a record says. Takes the descriptors.
+
+        Raises BadRecordError, StillServedError, UnansweredError, OSError.
+        """
         try:
             verb, _, rest = record.decode("ascii").partition(" ")
             if verb == "KEEP" and NAME.fullmatch(rest) and len(fds) + truncated == 1:
@@ -194,6 +207,7 @@ class Holder:
         elif verb == "TAKE" and re.fullmatch(r"[0-9]{1,4}", rest):
             self._give(connection, int(rest))
         elif verb == "QUIT" and not rest:
+            self._clear()  # now: a successor may be asking in this very moment
             self._over = True
         else:
             raise BadRecordError(f"verb {verb!r}")
@@ -205,7 +219,8 @@ class Holder:
             return
         if fd is not None:
             os.close(fd)
-        send(connection, f"REFUSED {name}".encode(), [])
+        with suppress(UnansweredError):
+            self._answer(connection, f"REFUSED {name}", [])
 
     def _forget(self, name: str) -> None:
         fd = self._held.pop(name, None)
@@ -219,20 +234,32 @@ class Holder:
     def _give(self, connection: socket.socket, start: int) -> None:
         """Answer TAKE. What a predecessor said before it died may still lie unread: it counts first.
 
-        Raises StillServedError, OSError.
+        A dead one is not answered, so that hearing one dead asker never leads to hearing another on the way.
+
+        Raises StillServedError, UnansweredError, OSError.
         """
         self._reap()
         _, asking = self._connections[connection.fileno()]
         for pid in self._daemons.keys() - {asking}:
-            send(connection, f"SERVED {pid}".encode(), [])
+            with suppress(UnansweredError):
+                self._answer(connection, f"SERVED {pid}", [])
             raise StillServedError(f"process {pid} lives")
+        if _is_ready(connection.fileno(), select.POLLHUP):
+            raise UnansweredError
         for fd, (other, _) in list(self._connections.items()):
             if other is not connection:
                 while fd in self._connections and self._hear_dead(fd):
                     pass
         names = list(self._held)[start : start + FDS_PER_RECORD]
         record = " ".join(["HELD", str(len(self._held)), str(start), *names])
-        send(connection, record.encode(), [self._held[name] for name in names])
+        self._answer(connection, record, [self._held[name] for name in names])
+
+    def _answer(self, connection: socket.socket, record: str, fds: list[int]) -> None:
+        """Raises UnansweredError if nobody is there any more, OSError."""
+        try:
+            send(connection, record.encode(), fds)
+        except (BrokenPipeError, ConnectionResetError):
+            raise UnansweredError from None
 
     def _hear_dead(self, fd: int) -> bool:
         """One more record of a connection whose other end is closed; False if there is none."""
@@ -264,8 +291,10 @@ class Holder:
             self._deadline = time.monotonic() + self._patience_s
 
     def _close(self, fd: int) -> None:
-        connection, _ = self._connections.pop(fd)
-        connection.close()
+        """Once, however often it is asked for: a keeper that fails takes all memory along."""
+        connection, _ = self._connections.pop(fd, (None, 0))
+        if connection is not None:
+            connection.close()
 
     def _leave(self) -> None:
         """The name first: whoever connects from now on finds nobody, and never a keeper that is about to let go."""

@@ -34,7 +34,10 @@ ARENA_PREFIX: Final = "arena-"
 START_S: Final = 10.0  # a keeper process starts within 0.1 s on an idle host
 ANSWER_S: Final = 5.0
 EXIT_S: Final = 2.0  # a daemon that dies lets go of its lock a moment before it has exited
-RESTART_S: Final = 1.0  # between two attempts to have a new keeper process
+RESTART_S: Final = 1.0  # between two attempts to have a new keeper process, doubled with each that fails
+RESTART_S_MAX: Final = 60.0
+ALL: Final = fd_keeper.HELD_MAX  # as START of TAKE: asks whether anybody is there, and for no name
+WITHOUT: Final = "memory does not survive a restart: no fd-keeper"
 
 _ARENA: Final = re.compile(r"arena-([1-9][0-9]{0,9})", re.ASCII)
 _TABLE: Final = re.compile(r"table-[A-Za-z0-9._-]{1,200}", re.ASCII)
@@ -111,8 +114,8 @@ def kept_descriptors(
     """What a predecessor left, the caller's now; and who keeps it for a successor. At start; may wait some seconds.
 
     The caller is the only daemon of `runtime_dir` and has raised its limit of descriptors. Never raises for want of a
-    keeper: the daemon then serves without, and `faults` says so. `passed`: what the service manager kept, the callee's
-    now; None: it is still to be taken out of `environ`, LISTEN_* and all.
+    keeper: the daemon then serves without until there is one, and `faults` says so. `passed`: what the service manager
+    kept, the callee's now; None: it is still to be taken out of `environ`, LISTEN_* and all.
 
     Raises AlreadyRunningError if the fd-keeper knows of a daemon that still lives.
     """
@@ -127,18 +130,18 @@ def kept_descriptors(
     if not keep:
         _dismiss(runtime_dir)
         return {}, NoKeeper()
+    process = FdKeeper(runtime_dir, patience_s)
     error: Exception | None = None
     for _ in range(2):
-        process = FdKeeper(runtime_dir, patience_s)
         try:
-            held = process.take()
+            return _sorted_out(process.take().items(), process), process
         except (OSError, subprocess.SubprocessError) as caught:
             log.warning("the fd-keeper gives nothing back: %s", caught)
             error = error or caught
-            process.quit()  # or it would hold memory for us that we do not know of
-        else:
-            return _sorted_out(held.items(), process), process
-    return {}, NoKeeper(f"memory does not survive a restart: no fd-keeper ({error})")
+            if not process.quit():  # or it would hold memory for us that we do not know of
+                break  # it stands still: nor would it answer the second time
+    process.go_without(f"{WITHOUT} ({error})")
+    return {}, process
 
 
 def _sorted_out(found: Iterable[tuple[str, int]], keeper: Keeper) -> dict[str, int]:
@@ -171,14 +174,25 @@ def _dismiss(runtime_dir: Path) -> None:
 
 
 class FdKeeper:
-    """The process of `kvstored.fd_keeper`. Should it die, a new one is started and told everything again."""
+    """The process of `kvstored.fd_keeper`. Should it die, a new one is started and told everything again.
+
+    AWAY  --take----------------------------------------->  TOLD    the start
+    AWAY  --a process listens-->  ASKED  --it answers---->  TOLD    ever less often, if that fails
+    AWAY  <--it hangs up-------   ASKED, TOLD
+
+    One that stands still leaves it at ASKED: whatever was said to it before it stood still, QUIT above all, it hears
+    first, and then it hangs up.
+    """
 
     def __init__(self, runtime_dir: Path, patience_s: float) -> None:
         self._path = runtime_dir / fd_keeper.SOCKET_NAME
         self._patience_s = patience_s
         self._connection: socket.socket | None = None
         self._starting: subprocess.Popen[bytes] | None = None
+        self._told = False  # or: it is to be told everything, once it answers
         self._restart = 0.0  # when to try next, by the monotonic clock
+        self._pause_s = RESTART_S  # and when after that
+        self._eager = 0.0  # until when that may succeed at any moment
         self._kept: dict[str, int] = {}
         self._queue = Queue(self._send)
         self.faults = self._queue.faults
@@ -186,7 +200,7 @@ class FdKeeper:
     @property
     def pending(self) -> int:
         """See `Keeper`."""
-        return len(self._queue) or (self._connection is None)
+        return len(self._queue) if self._told else self._starting is not None or time.monotonic() < self._eager
 
     def connect(self) -> None:
         """To a process that is there. Raises OSError."""
@@ -210,8 +224,14 @@ class FdKeeper:
             else:
                 break
         self._kept = dict(held)
-        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
+        self._told = True
+        self._tell(Message(f"PATIENCE {self._patience_s:f}"))
         return held
+
+    def go_without(self, fault: str) -> None:
+        """`take` has failed, and the daemon has nothing from before: `flush` tries to have a process from now on."""
+        self._queue.fault(fault)
+        self._try_again()
 
     def _ask(self) -> dict[str, int]:
         """`take`, once."""
@@ -231,13 +251,18 @@ class FdKeeper:
         assert fd_keeper.NAME.fullmatch(name), f"not a name to keep anything under: {name!r}"
         self._queue.cancel(lambda message: message.name == name)
         self._kept[name] = fd
-        self._queue.put(Message(f"KEEP {name}", name, fd))
+        self._tell(Message(f"KEEP {name}", name, fd))
 
     def forget(self, name: str) -> None:
         """See `Keeper`."""
         if self._kept.pop(name, None) is not None:
             self._queue.cancel(lambda message: message.name == name)
-            self._queue.put(Message(f"FORGET {name}"))
+            self._tell(Message(f"FORGET {name}"))
+
+    def _tell(self, message: Message) -> None:
+        """Unless it will be told everything anyhow."""
+        if self._told:
+            self._queue.put(message)
 
     def flush(self, wait_s: float = 0.0) -> None:
         """See `Keeper`. Call it now and then with nothing pending too: it notices that the process has died."""
@@ -251,22 +276,31 @@ class FdKeeper:
                 return
             select.select([], [], [], RETRY_S)
 
-    def quit(self) -> None:
-        """Have the process let go of everything and exit: no successor shall find anything. May wait some seconds."""
+    def quit(self) -> bool:
+        """Have the process let go of everything and exit: no successor shall find anything. May wait some seconds.
+
+        False if it has not done so yet; it will once it goes on.
+        """
         self._kept.clear()
-        self._queue.cancel(lambda _: True)
         if self._connection is not None:
             self._connection.settimeout(ANSWER_S)
             try:
                 self._connection.send(b"QUIT")
                 while self._connection.recv(fd_keeper.RECORD_BYTES):
                     pass
+            except TimeoutError:
+                log.warning("the fd-keeper stands still")
+                self.close()
+                return False
             except OSError as error:
                 log.info("the fd-keeper may be gone: %s", error)
         self.close()
+        return True
 
     def close(self) -> None:
         """Hang up. The process goes on."""
+        self._told = False
+        self._queue.cancel(lambda _: True)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -283,7 +317,7 @@ class FdKeeper:
         return True
 
     def _hear(self) -> None:
-        """What the process says unasked: that it refuses; or that it is gone."""
+        """What the process says: that it is there; that it refuses; or that it is gone."""
         while self._connection is not None:
             try:
                 record, fds, _ = fd_keeper.receive(self._connection, 1, wait=False)
@@ -297,29 +331,47 @@ class FdKeeper:
                 self._lost(ConnectionResetError("it has gone"))
             elif record.startswith(b"REFUSED "):
                 self._queue.fault("the fd-keeper has no room for more descriptors: raise `ulimit -n`")
+            elif record.startswith(b"HELD ") and not self._told:
+                self._tell_all()
 
     def _lost(self, error: OSError) -> None:
-        self._queue.fault(f"lost the fd-keeper, starting another: {error}")
+        if self._told:
+            self._queue.fault(f"lost the fd-keeper, starting another: {error}")
         self.close()
+        self._eager = time.monotonic() + RESTART_S
 
     def _reconnect(self) -> None:
         """One step towards a process that knows it all, without waiting for any."""
         if self._starting is not None and self._starting.poll() is None:
             return
+        spawned, self._starting = self._starting is not None, None
+        if not spawned:
+            if time.monotonic() < self._restart:
+                return
+            self._try_again()
         try:
-            connection = _dial(self._path)
+            self.connect()
         except OSError:
-            if time.monotonic() >= self._restart:
-                self._restart = time.monotonic() + RESTART_S
+            if not spawned:
                 self._try_spawn()
-            return
-        self._starting = None
-        self._connection = connection
-        self._queue.cancel(lambda _: True)
-        self._queue.put(Message("CLEAR"))
-        self._queue.put(Message(f"PATIENCE {self._patience_s:f}"))
+        else:
+            self._queue.put(Message(f"TAKE {ALL}"))
+
+    def _try_again(self) -> None:
+        """But not at once."""
+        now = time.monotonic()
+        self._restart, self._eager = now + self._pause_s, now + RESTART_S
+        self._pause_s = min(2 * self._pause_s, RESTART_S_MAX)
+
+    def _tell_all(self) -> None:
+        """It answers."""
+        self._told = True
+        self._pause_s = RESTART_S
+        self.faults[:] = [fault for fault in self.faults if not fault.startswith(WITHOUT)]
+        self._tell(Message("CLEAR"))
+        self._tell(Message(f"PATIENCE {self._patience_s:f}"))
         for name, fd in self._kept.items():
-            self._queue.put(Message(f"KEEP {name}", name, fd))
+            self._tell(Message(f"KEEP {name}", name, fd))
 
     def _try_spawn(self) -> None:
         try:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from kvstored import fd_keeper
+from kvstored import fd_keeper, keep
 from kvstored.keep import FdKeeper, NoKeeper, kept_descriptors, notifier_of
-from tests.node import opened_by
+from tests.node import opened_by, until
 from tests.systemd import ServiceManager
 
 PROGRAM = str(Path(__file__).with_name("kept_program.py"))
@@ -166,6 +166,11 @@ def wait_exit(pidfd: int) -> None:
     poll.register(pidfd, select.POLLIN)
     assert poll.poll(WAIT_S * 1000), "the keeper does not exit"
     os.close(pidfd)
+
+
+def flushed(keeper: keep.Keeper) -> bool:
+    keeper.flush()
+    return not keeper.pending
 
 
 def memory_fd(stack: ExitStack) -> int:
@@ -319,6 +324,58 @@ def test_a_keeper_that_died_is_replaced_and_told_everything(start: Start, dial: 
             second.socket.close()
     assert held == 5
     program.kill()
+    program = start(4)
+    assert good(program.report, 2, 4), program.report
+
+
+def test_a_keeper_that_stood_still_at_a_start_is_replaced_once_it_goes_on(
+    start: Start, runtime_dir: Path, dial: Callable[[], Held], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starts were killed meanwhile. The memory of the life before is gone: a life without it lies between."""
+    program = start(4)
+    first = dial()
+    os.kill(first.pid, signal.SIGSTOP)
+    pidfd = os.pidfd_open(first.pid)
+    program.kill()
+    for _ in range(2):
+        killed = dial()
+        killed.say("TAKE 0")
+        killed.socket.close()
+    monkeypatch.setattr(keep, "ANSWER_S", 0.2)
+    kept, keeper = kept_descriptors(runtime_dir, {}, notifier_of({}), keep=True, patience_s=600.0)
+    assert kept == {}
+    assert "no fd-keeper" in keeper.faults[0]
+    keeper.keep("arena-7", memory_fd(stack))
+    assert until(lambda: flushed(keeper))
+    assert "no fd-keeper" in keeper.faults[0], "it has not answered yet"
+    os.kill(first.pid, signal.SIGCONT)
+    wait_exit(pidfd)
+
+    def held() -> int:
+        keeper.flush()
+        with suppress(OSError):  # not there yet
+            second = dial()
+            assert second.pid != first.pid
+            return second.memory()
+        return 0
+
+    assert until(held)
+    assert not any("no fd-keeper" in fault for fault in keeper.faults)
+    assert isinstance(keeper, FdKeeper)
+    keeper.close()
+    assert dial().names() == ["arena-7"]
+
+
+def test_starts_killed_while_the_keeper_stood_still_lose_nothing(start: Start, dial: Callable[[], Held]) -> None:
+    program = start(4)
+    keeper = dial()
+    os.kill(keeper.pid, signal.SIGSTOP)
+    program.kill()
+    for _ in range(3):
+        killed = dial()
+        killed.say("TAKE 0")
+        killed.socket.close()
+    os.kill(keeper.pid, signal.SIGCONT)
     program = start(4)
     assert good(program.report, 2, 4), program.report
 

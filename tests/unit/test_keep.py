@@ -3,8 +3,10 @@
 import array
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from kvstored import fd_keeper, keep, notify
 from kvstored.keep import FdKeeper, NoKeeper, arena_name, arena_of, kept_descriptors, table_name
 from kvstored.lock import AlreadyRunningError
 from kvstored.notify import Notifier, SystemdKeeper, inherited, notifier_of
+from tests.node import until
 
 FIRST = 1500  # where these tests have descriptors passed: 3 and on are pytest's
 WAIT_S = 10.0
@@ -402,16 +405,119 @@ def test_a_keeper_of_another_user_is_not_believed(
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     kept, keeper = kept_descriptors(tmp_path, {}, notifier_of({}), keep=True, patience_s=60.0)
     assert kept == {}
-    assert isinstance(keeper, NoKeeper)
+    assert keeper.faults[0].startswith("memory does not survive a restart: no fd-keeper")
     assert f"is served by uid {own}" in keeper.faults[0]
 
 
-def test_a_socket_that_cannot_be_made_costs_the_next_restart_and_not_this_start(tmp_path: Path) -> None:
-    (tmp_path / fd_keeper.SOCKET_NAME).mkdir()
+class Clock:
+    """Stands in for `time`."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(keep, "time", made)
+    return made
+
+
+def test_a_socket_that_cannot_be_made_costs_the_next_restart_and_not_this_start(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, memory_fd: int
+) -> None:
+    """It is tried again, ever less often, and once it can be made, memory is kept."""
+    path = tmp_path / fd_keeper.SOCKET_NAME
+    path.mkdir()
     kept, keeper = kept_descriptors(tmp_path, {}, notifier_of({}), keep=True, patience_s=60.0)
     assert kept == {}
-    assert isinstance(keeper, NoKeeper)
     assert keeper.faults[0].startswith("memory does not survive a restart: no fd-keeper")
+    keeper.keep("arena-1", memory_fd)
+    attempts: list[float] = []
+    real = subprocess.Popen
+
+    def spawn(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
+        attempts.append(clock.now_s)
+        return real(["false"], **options)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", spawn)
+        eager_s = 0
+        for _ in range(600):
+            clock.now_s += 1.0
+            keeper.flush()
+            assert until(lambda: not starting(keeper)), "a program that does nothing ends"
+            eager_s += bool(keeper.pending)
+    pauses = [after - before for before, after in pairwise(attempts)]
+    assert pauses[:5] == [2.0, 4.0, 8.0, 16.0, 32.0]
+    assert set(pauses[5:]) == {60.0}
+    assert eager_s <= len(attempts), "between attempts nothing turns 200 times a second"
+    assert len(keeper.faults) == 1
+    path.rmdir()
+    clock.now_s += 60.0
+    assert until(lambda: not starting(keeper) and not keeper.faults)
+    assert isinstance(keeper, FdKeeper)
+    keeper.flush()
+    assert keeper.quit()
+
+
+def starting(keeper: keep.Keeper) -> bool:
+    """After a flush: is a process still being started?"""
+    assert isinstance(keeper, FdKeeper)
+    keeper.flush()
+    return keeper._starting is not None
+
+
+def test_a_keeper_that_stands_still_at_the_start_is_told_everything_when_it_goes_on(
+    impostor: socket.socket, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, memory_fd: int
+) -> None:
+    monkeypatch.setattr(keep, "ANSWER_S", 0.05)
+    kept, keeper = kept_descriptors(tmp_path, {}, notifier_of({}), keep=True, patience_s=60.0)
+    assert kept == {}
+    assert keeper.faults == ["memory does not survive a restart: no fd-keeper (timed out)"]
+    for arena in (1, 2):
+        keeper.keep(arena_name(arena), memory_fd)
+    keeper.forget(arena_name(1))
+    for _ in range(300):
+        clock.now_s += 1.0
+        keeper.flush()
+    assert (keeper.pending, len(keeper.faults)) == (0, 1)
+    first, _ = impostor.accept()
+    with first:
+        assert [first.recv(100) for _ in range(3)] == [b"TAKE 0", b"QUIT", b""]
+    second, _ = impostor.accept()
+    with second:
+        assert second.recv(100) == b"TAKE 4096"
+        second.send(b"HELD 0 4096")
+        keeper.flush()
+        assert keeper.faults == []
+        heard = [fd_keeper.receive(second, 2, wait=False) for _ in range(3)]
+        assert [record for record, _, _ in heard] == [b"CLEAR", b"PATIENCE 60.000000", b"KEEP arena-2"]
+        for fd in heard[2][1]:
+            os.close(fd)
+        impostor.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            impostor.accept()
+    assert isinstance(keeper, FdKeeper)
+    keeper.close()
+
+
+def test_what_changes_while_there_is_no_keeper_does_not_pile_up(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, memory_fd: int
+) -> None:
+    monkeypatch.setattr(keep, "START_S", 0.0)
+    (tmp_path / fd_keeper.SOCKET_NAME).mkdir()
+    _, keeper = kept_descriptors(tmp_path, {}, notifier_of({}), keep=True, patience_s=60.0)
+    clock.now_s += 0.5
+    for number in range(1, notify.QUEUE_MAX):
+        keeper.keep(arena_name(number), memory_fd)
+        keeper.forget(arena_name(number))
+    assert len(keeper.faults) == 1
+    assert isinstance(keeper, FdKeeper)
+    assert len(keeper._queue) == 0
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.0", "-1", "1e9", "nan", "604801", "\u0663", "1 "])
