@@ -4,14 +4,15 @@ A problem is a damaged block, an index that cannot be believed, or one that disa
 the last blocks may be without an entry, which is no loss: nobody was told that they are durable. A foreign file, an
 orphaned block (its parent is not on disk) and a superseded one (its key lies elsewhere, newer) are no problems.
 
-Without --repair nothing is changed: that is its dry run. A repair is written down where operators' acts are.
+Without --repair nothing is changed: that is its dry run. A repair is written down where operators' acts are. It wants
+all directories at once.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import xxhash
 
 from kvstore.tier.format import HEADER_BYTES, RECORD, Codec, Header
 from kvstored import index_wire
+from kvstored.check_owner import give_back
 from kvstored.index import Child, DirectoryHeldError, hold_directory
 from kvstored.index_loaded import Loaded, parse_loaded
 from kvstored.index_marks import FOLDER, MAP_BYTES, VersionError
@@ -37,6 +39,8 @@ PROGRESS_S: Final = 2.0
 NAMED: Final = 20  # damaged blocks that are told one by one
 
 _EMPTY: Final = bytes(HEADER_BYTES)
+_OTHERS: Final = Path("/dev/null/others")  # stands for directories that are not named; never looked at
+_NAME_ALL: Final = "name all of disk.directories"
 
 Say = Callable[[str], None]
 Slots = dict[int, list[int]]  # of each segment
@@ -61,6 +65,7 @@ class Report:
     without_block: int = 0
     foreign: list[Path] = field(default_factory=list)
     index: str = ""  # why it cannot be believed
+    refused: str = ""  # why it is not to be repaired from these directories
 
     @property
     def clean(self) -> bool:
@@ -108,7 +113,9 @@ def main(arguments: Sequence[str]) -> int:
     if outcome == "done":
         print("\n".join(report.lines()))
         if code and not options.repair:
-            _say(f"nothing was changed; --repair would erase {report.damaged} blocks and make the index anew")
+            would = f"erase {report.damaged} blocks and make the index anew"
+            would = f"be refused: {report.refused}" if report.refused else would
+            _say(f"nothing was changed; --repair would {would}")
     else:
         _say(outcome)
     if options.repair:
@@ -128,13 +135,17 @@ def check(directories: Sequence[Path], say: Say, *, repair: bool) -> Report:
     with ExitStack() as held:
         for directory in directories:
             held.enter_context(hold_directory(directory))
+            held.callback(_give_back, directory, say)
         found = scan(directories)
         if found.unreadable:
             raise UnusableError("; ".join(found.unreadable))
         loaded, reason = _load(directories)
+        refused = _why_no_repair(directories, loaded)
+        if repair and refused:
+            raise UnusableError(refused)
         if not found.segments and not (directories[0] / FOLDER).exists():
             reason = ""  # never used
-        report = Report(foreign=found.foreign, index=reason)
+        report = Report(foreign=found.foreign, index=reason, refused=refused)
         damaged = _read_segments(found, report, loaded, say)
         if repair and not report.clean:
             _repair(directories, found, damaged, say)
@@ -154,13 +165,50 @@ def _refuse_absent(given: Path | None, directories: Sequence[Path]) -> None:
         raise UnusableError("; ".join(f"{directory}: {why}" for directory, why in absent.items()))
 
 
+def _why_no_repair(directories: Sequence[Path], loaded: Loaded | None) -> str:
+    """The index is made anew from what these directories have, and a start erases all that it does not know: what is
+    known of others, by the configuration or by the index.
+    """
+    from kvstored.check_audit import disk_directories  # noqa: PLC0415  configuration
+
+    try:
+        configured = {os.path.realpath(each): each for each in disk_directories(os.environ)}
+    except (ConfigError, OSError):
+        configured = {}
+    left = configured.keys() - set(map(os.path.realpath, directories))
+    if left and len(left) < len(configured):
+        return f"blocks in {' and '.join(str(configured[each]) for each in sorted(left))} would be lost: {_NAME_ALL}"
+    elsewhere = _segments_elsewhere(directories) if loaded and loaded.dropped else []
+    if not elsewhere:
+        return ""
+    numbers = ", ".join(map(str, elsewhere[:NAMED])) + (", ..." if len(elsewhere) > NAMED else "")
+    segments, are, their = ("segment", "is", "its") if len(elsewhere) == 1 else ("segments", "are", "their")
+    return (
+        f"{len(elsewhere)} {segments} of the index ({numbers}) {are} in none of these directories, and {their} blocks "
+        f"would be lost: {_NAME_ALL}; the next start of a daemon forgets segments that are lost for good"
+    )
+
+
+def _segments_elsewhere(directories: Sequence[Path]) -> list[int]:
+    """Those that the index knows and none of these has."""
+    loaded, _ = _load([*directories, _OTHERS], absent={_OTHERS: "not named"})
+    return sorted(loaded.unseen) if loaded else []
+
+
+def _give_back(directory: Path, say: Say) -> None:
+    if why := give_back(directory):
+        say(why)
+
+
 def _say(text: str) -> None:
     print(f"kvstored check: {text}", file=sys.stderr, flush=True)
 
 
-def _load(directories: Sequence[Path], rebuild: str = "") -> tuple[Loaded | None, str]:
-    """What the index says, or why it cannot be believed. With `rebuild` it is made anew."""
-    child = Child(directories, rebuild=rebuild, look=not rebuild, map_bytes=MAP_BYTES)
+def _load(
+    directories: Sequence[Path], rebuild: str = "", absent: Mapping[Path, str] | None = None
+) -> tuple[Loaded | None, str]:
+    """What the index says, or why it cannot be believed. With `rebuild` it is made anew. `absent`: as for `Child`."""
+    child = Child(directories, rebuild=rebuild, look=not rebuild, map_bytes=MAP_BYTES, absent=absent)
     try:
         while (message := index_wire.receive(child.link)) is not None:
             if message.kind is Kind.FAILED:

@@ -16,6 +16,7 @@ from typing import Final
 
 from kvstored.admin_audit import OUTCOME_LETTERS, SCOPE_LETTERS, Act, Audit
 from kvstored.config import load
+from kvstored.config_values import Config
 from kvstored.host_limits import machine_bytes
 from kvstored.settings import SYSTEM_RUNTIME_DIR
 from kvstored.units import ConfigError
@@ -27,13 +28,22 @@ WRITE_S: Final = 2.0
 
 def state_dir(environ: Mapping[str, str], config_file: Path = CONFIG_FILE) -> Path | None:
     """That of this host's daemon, or of the one that the environment names; None without one. Raises ConfigError."""
-    named = environ.get("KVSTORED_CONFIG")
-    file = Path(named) if named else config_file if config_file.exists() else None
     usual = environ.get("KVSTORED_RUNTIME_DIR", str(SYSTEM_RUNTIME_DIR)) == str(SYSTEM_RUNTIME_DIR)
     if usual and SERVICE_STATE_DIR.is_dir():
         environ = {"STATE_DIRECTORY": str(SERVICE_STATE_DIR), **environ}
-    found = load(file, environ, {}, memory_bytes=machine_bytes()).config.state_dir
+    found = _configured(environ, config_file).state_dir
     return found if found.is_dir() else None
+
+
+def disk_directories(environ: Mapping[str, str], config_file: Path = CONFIG_FILE) -> tuple[Path, ...]:
+    """Those of the same daemon; none without one. Raises ConfigError."""
+    return _configured(environ, config_file).disk_directories
+
+
+def _configured(environ: Mapping[str, str], config_file: Path) -> Config:
+    named = environ.get("KVSTORED_CONFIG")
+    file = Path(named) if named else config_file if config_file.exists() else None
+    return load(file, environ, {}, memory_bytes=machine_bytes()).config
 
 
 def write_down(given: Path | None, directories: Sequence[Path], blocks: int, erased_bytes: int, outcome: str) -> str:

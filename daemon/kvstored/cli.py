@@ -25,9 +25,10 @@ from kvstored.environment_file import read_environment
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
 from kvstored.index_marks import OWED
+from kvstored.index_scan import LOOKS
 from kvstored.lock import AlreadyRunningError, only_one
 from kvstored.loop import Loop
-from kvstored.mounts import MOUNTS, Mounts
+from kvstored.mounts import MOUNTS, OF_THE_DRIVE, Mounts
 from kvstored.service import HOT_SOCKET, service_of
 
 log = logging.getLogger(__name__)
@@ -265,16 +266,55 @@ def _index_of(loaded: Loaded) -> Iterator[tuple[Loop, Index | None]]:
     """
     directories, loop, folder = loaded.config.disk_directories, Loop(), loaded.config.state_dir
     mounts = Mounts(folder / MOUNTS, directories)
-    for directory, why in mounts.absent.items():
-        log.warning("disk: directory=%s is left out: %s", directory, why)
     with ExitStack() as stack:
+        _hold_all(directories, mounts, stack)
+        for directory, why in mounts.absent.items():
+            log.warning("disk: directory=%s is left out: %s", directory, why)
         if directories and directories[0] not in mounts.absent:
-            for directory in directories:
-                if directory not in mounts.absent:
-                    with _explained("disk directory", directory, "--disk"):
-                        stack.enter_context(hold_directory(directory))
             _remember(mounts)
         index = Index(directories, loop.wake, owed=folder / OWED, mounts=mounts) if directories else None
         if index is not None:
             index.start()
         yield loop, index
+
+
+def _hold_all(directories: Sequence[Path], mounts: Mounts, stack: ExitStack) -> None:
+    """Those that are not absent, which counts for whatever a drive refuses. Raises ConfigError, DirectoryHeldError,
+    OSError.
+    """
+    for directory in directories:
+        if directory not in mounts.absent:
+            with _explained("disk directory", directory, "--disk"):
+                why = _hold(directory, stack)
+            if why:
+                mounts.leave_out(directory, why)
+        if directories[0] in mounts.absent:
+            return
+
+
+def _hold(directory: Path, stack: ExitStack) -> str:
+    """Why its drive will not have it held; empty if it is held. Raises DirectoryHeldError, OSError."""
+    why = ""
+    for _ in range(LOOKS):  # with one call that fails, all that lies there would be missed in this life
+        try:
+            if not _is_missing(directory):
+                directory.stat()  # a mount point that answers nobody is there, and may be called a file
+            stack.enter_context(hold_directory(directory))
+        except OSError as error:
+            if error.errno not in OF_THE_DRIVE or _is_missing(directory / "lock"):
+                raise  # never used: whoever configured that is told, say of a folder that the unit may not write to
+            said = (error.strerror or str(error)).lower()
+            why = f"its drive cannot be used: {said} ({error.filename or directory})"
+        else:
+            return ""
+    return why
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

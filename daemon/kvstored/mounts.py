@@ -2,13 +2,15 @@
 
     a start that can use its directories   -> their mount points are noted, in the folder of state
     a start with nothing mounted there     -> the directory is absent: nothing is made, read or written in it
-    mounted later                          -> it heals as one that was gone (`drive_health.py`)
+    a start whose drive refuses            -> the same: it is read-only or full, fails, or answers nobody
+    mounted later, or it refuses no more   -> it heals as one that was gone (`drive_health.py`)
 
 A drive that is not mounted leaves a folder of the file system beneath: used in its place, it would fill that one, and
 the index would forget what lies on the drive. What lies on the root file system is always there, and is not noted. A
 note that is missing or damaged says nothing: then no directory is absent. What is no longer configured is forgotten.
 """
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +26,14 @@ MOUNTS: Final = "disk-mounts"  # in the folder of state
 VERSION: Final = 1
 FILE_BYTES: Final = 1 << 20  # far above what all directories that can be configured come to
 
+# What a drive says of itself: that may be over one day, and the others serve meanwhile. Not of rights, nor of what
+# lies under a name: whoever configured that is told at once.
+OF_THE_DRIVE: Final = frozenset({
+    errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV, errno.ENXIO,
+    errno.ENOMEDIUM, errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
+})  # fmt: skip
+
 _ROOT: Final = Path("/")
 
 
@@ -34,7 +44,9 @@ def mount_point(path: Path) -> Path:
 
 
 class Mounts:
-    """What is remembered of the configured directories. Any thread, but for `remember`."""
+    """What is remembered of the configured directories. Any thread, but for `leave_out` and `remember`: both before any
+    other asks.
+    """
 
     def __init__(self, note: Path | None = None, directories: Iterable[Path] = ()) -> None:
         """`note`: the file; without one nothing is remembered. Looks at the directories, once."""
@@ -42,7 +54,16 @@ class Mounts:
         self._directories = tuple(directories)
         self._points = read_points(note) if note else {}
         found = ((directory, self.why_absent(directory)) for directory in self._directories)
-        self.absent: Mapping[Path, str] = {directory: why for directory, why in found if why}  # as of this moment
+        self._absent = {directory: why for directory, why in found if why}  # as of this moment
+
+    @property
+    def absent(self) -> Mapping[Path, str]:
+        """Directories that this life begins without, with the reason."""
+        return self._absent
+
+    def leave_out(self, directory: Path, why: str) -> None:
+        """This one is absent, too: its drive refuses."""
+        self._absent[directory] = why
 
     def why_absent(self, directory: Path) -> str:
         """Why nothing is to be made in a directory now; empty if it lies where it lay, or nobody knows."""
@@ -56,7 +77,7 @@ class Mounts:
         points: dict[Path, Path] = {}
         for directory in self._directories:
             key = directory.absolute()
-            point = self._points[key] if directory in self.absent else mount_point(directory)
+            point = self._points.get(key, _ROOT) if directory in self.absent else mount_point(directory)
             if point != _ROOT:
                 points[key] = point
         if points == self._points:

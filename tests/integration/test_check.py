@@ -1,6 +1,7 @@
 """`kvstored check`: what it finds on a disk tier, what it repairs, and whom it keeps out."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import xxhash
 from kvkernels.planes import pack
 from kvproto.limits import PAGE_BYTES
 from kvstore.tier.format import HEADER_BYTES, Codec, slot_offset
+from kvstored.check_owner import give_back
 from kvstored.cli import main
 from kvstored.index import hold_directory
 from kvstored.index_marks import FOLDER, seal, write_store
@@ -159,3 +161,102 @@ def test_what_is_no_store_of_this_version_is_refused(tmp_path: Path, capsys: pyt
     (tmp_path / "store").write_bytes(seal(b"KVSTORE\0" + (2).to_bytes(4, "little") + STORE))
     assert main(["check", "--repair", str(tmp_path)]) == 78
     assert "version 2" in capsys.readouterr().err
+
+
+@pytest.fixture
+def both(tmp_path: Path, store: Path) -> list[Path]:
+    """Two directories with 100 blocks each, and their index in the first."""
+    other = tmp_path / "other"
+    make_segment(other, 2, 120, [block(seed, 2, seed - 200) for seed in range(200, 300)])
+    (store / FOLDER / "doubtful").touch()
+    with opened(store, other):
+        pass
+    return [store, other]
+
+
+def test_a_repair_of_one_directory_does_not_lose_what_lies_in_another(
+    both: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, other = both
+    assert main(["check", *map(str, both)]) == 0, "the control"
+    capsys.readouterr()
+    flip(path_of(store, 1), 8 * (slot_offset(SLOT_BYTES, 3) + 50))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    why = "1 segment of the index (2) is in none of these directories, and its blocks would be lost: name all of "
+    assert main(["check", str(store)]) == 1
+    assert f"nothing was changed; --repair would be refused: {why}" in capsys.readouterr().err
+    assert main(["check", "--repair", str(store)]) == 78
+    said = capsys.readouterr()
+    assert (f"kvstored check: {why}" in said.err, said.out) == (True, "")
+    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert main(["check", "--repair", *map(str, both)]) == 1
+    with opened(store, other) as start:
+        assert len(facts(start.loaded)) == 199
+
+
+def test_segments_that_are_lost_for_good_are_forgotten_by_a_start_and_then_it_can_be_repaired(both: list[Path]) -> None:
+    store, other = both
+    path_of(other, 2).unlink()
+    flip(path_of(store, 1), 8 * (slot_offset(SLOT_BYTES, 3) + 50))
+    assert main(["check", "--repair", *map(str, both)]) == 78
+    with opened(store, other):
+        pass
+    assert main(["check", "--repair", *map(str, both)]) == 1
+    assert main(["check", *map(str, both)]) == 0
+
+
+def test_a_repair_names_all_that_are_configured_whatever_the_index_says(
+    both: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = both
+    monkeypatch.setenv("KVSTORED_DISK", f"{store}:{other}")
+    monkeypatch.setenv("KVSTORED_DISK_SIZE", "1GiB")
+    (store / FOLDER / "doubtful").touch()
+    assert main(["check", "--repair", str(store)]) == 78
+    assert f"blocks in {other} would be lost: name all of disk.directories" in capsys.readouterr().err
+    assert main(["check", str(store)]) == 1
+    assert "--repair would be refused: blocks in" in capsys.readouterr().err
+    assert main(["check", "--repair", *map(str, both)]) == 1
+    monkeypatch.setenv("KVSTORED_DISK", f"{other}")
+    (store / FOLDER / "doubtful").touch()
+    assert main(["check", "--repair", str(store)]) == 1, "the control: of another daemon"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to somebody")
+@pytest.mark.parametrize("index", ["good", "gone"])
+def test_what_root_makes_belongs_to_the_owner_of_the_directory(store: Path, index: str) -> None:
+    for path in (store, *store.rglob("*")):
+        os.chown(path, 65534, 65533)
+    flip(path_of(store, 1), 8 * (slot_offset(SLOT_BYTES, 3) + 50))
+    if index == "gone":
+        shutil.rmtree(store / FOLDER)
+    (store / "lock").unlink(missing_ok=True)
+    assert main(["check", str(store)]) == 1
+    assert (store / "lock").stat().st_uid == 65534, "a check makes that, too"
+    (store / "mine").touch()
+    assert main(["check", "--repair", str(store)]) == 1
+    assert (store / "mine").stat().st_uid == 0, "no check made that"
+    (store / "mine").unlink()
+    owners = {str(path.relative_to(store)): (path.stat().st_uid, path.stat().st_gid) for path in store.rglob("*")}
+    assert set(owners) >= {"lock", "store", "index", "index/data.mdb", "index/last", "segments"}
+    assert set(owners.values()) == {(65534, 65533)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to somebody")
+def test_nothing_of_roots_is_given_away_that_only_has_the_name(tmp_path: Path, store: Path) -> None:
+    """Whoever owns the directory can have any name in it lead elsewhere."""
+    os.chown(store, 65534, 65533)
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("secret", "linked"):
+        (root / name).touch()
+    (store / "store").unlink()
+    (store / "store").symlink_to(root / "secret")
+    (store / "lock").unlink(missing_ok=True)
+    (store / "lock").hardlink_to(root / "linked")
+    (store / FOLDER).rename(store / "kept")
+    (store / FOLDER).symlink_to(root)
+    os.mkfifo(store / "segments.new")
+    assert give_back(store) == ""
+    assert {path.stat().st_uid for path in (root, *root.iterdir())} == {0}
+    assert (store / "segments").stat().st_uid == 65534, "the control"

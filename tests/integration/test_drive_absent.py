@@ -1,19 +1,22 @@
 """A drive is not mounted when the daemon starts: nothing is made beneath, the rest serves, and what lay there is kept.
 
-No test mounts anything but the last one: where a directory is remembered to lie on a folder that is no mount point, its
-drive is not mounted.
+No test mounts anything but the last ones: where a directory is remembered to lie on a folder that is no mount point,
+its drive is not mounted. Those also have drives that are read-only, or answer nobody.
 """
 
+import ctypes
+import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvclient
 from kvstored.index_marks import OWED
 from kvstored.mounts import MOUNTS, read_points, write_points
 from kvstored.owed import read_owed
@@ -194,6 +197,102 @@ def test_what_was_deleted_without_its_first_drive_stays_deleted(node: Node) -> N
     assert not census(start_and_read(node), keys).hits, "nor by an index that knows of no DELETE"
 
 
+def test_what_is_stored_after_a_delete_without_a_drive_is_durable_in_every_life(node: Node) -> None:
+    """The note is of what was hidden: not of what was stored since, whether the drive is back or not."""
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    away = unmount(node, 1)
+    node.drop_index()
+    ns = start_and_read(node)
+    ns.delete(sorted(keys - there)[:1])
+    later = roots("later", 40)
+    put_roots(ns, later)
+    for _ in range(2):
+        node.kill()
+        ns = start_and_read(node)
+        assert census(ns, later).hits == set(later)
+    node.kill()
+    mount(node, 1, away)
+    for _ in range(2):
+        ns = start_and_read(node)
+        assert census(ns, later).hits == set(later)
+        assert not census(ns, sorted(there)).hits
+        assert read_owed(node.run / OWED).tenants == {}
+        node.kill()
+
+
+def with_directories(node: Node, *numbers: int) -> kvclient.Namespace:
+    """Another life, with these in that order."""
+    node.start(*RAW, "--disk", ":".join(str(node.disks[number]) for number in numbers))
+    assert until(lambda: disk(node)["state"] == "serving")
+    return node.namespace()
+
+
+def test_a_delete_is_not_forgotten_while_the_directory_is_not_configured(node: Node) -> None:
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 0) & keys
+    away = unmount(node, 0)
+    node.start(*RAW)
+    assert until(lambda: disk(node)["state"] == "off")
+    node.namespace().delete(sorted(keys))
+    node.kill()
+    assert not census(with_directories(node, 1), sorted(keys)).hits
+    node.kill()
+    mount(node, 0, away)
+    assert not census(with_directories(node, 0, 1), sorted(there)).hits
+
+
+def test_what_is_deleted_while_a_drive_is_away_is_noted_though_nobody_knows_of_it(node: Node) -> None:
+    """It was never committed, and the index that knew of it is lost."""
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    away = unmount(node, 1)
+    shutil.rmtree(node.disks[0] / "index")
+    shutil.rmtree(node.disks[0] / "segments")
+    ns = start_and_read(node)
+    ns.delete(sorted(there))
+    node.kill()
+    mount(node, 1, away)
+    for _ in range(2):
+        assert not census(start_and_read(node), sorted(there)).hits
+        node.kill()
+
+
+def test_no_store_is_begun_on_a_new_first_drive_while_the_second_is_away(node: Node) -> None:
+    """Or all that lies on the second would be a stranger's for good."""
+    keys = set(stored(node))
+    node.kill()
+    there = keys_on(node, 1) & keys
+    away = unmount(node, 1)
+    shutil.rmtree(node.disks[0])
+    node.start(*RAW)
+    assert until(lambda: disk(node)["state"] == "off")
+    assert "no store is begun while there may be one already" in disk(node)["index_reason"]
+    node.stop()
+    mount(node, 1, away)
+    assert census(start_and_read(node), sorted(there)).hits == there
+
+
+def test_the_order_of_directories_may_change_and_change_back(node: Node) -> None:
+    """An index that was left in a directory does not know of what came since."""
+    keys = set(stored(node))
+    node.kill()
+    for turn, numbers in enumerate([(1, 0), (0, 1), (1,), (0, 1), (0,), (0, 1)]):
+        ns = with_directories(node, *numbers)
+        here = keys & {key for number in numbers for key in keys_on(node, number)}
+        assert census(ns, sorted(here)).hits == here, turn
+        deleted = min(here)
+        ns.delete([deleted])
+        more = roots(f"turn {turn}", 20)
+        put_roots(ns, more)
+        keys = (keys - {deleted}) | set(more)
+        node.kill()
+    assert census(with_directories(node, 0, 1), sorted(keys)).hits == keys
+
+
 def over_real_mounts() -> None:
     """Lives of a daemon whose second directory is mounted, and is not. In a mount namespace of its own."""
     with Node(disks=2, segment="8MiB") as node:
@@ -226,6 +325,78 @@ def over_real_mounts() -> None:
         _run("umount", str(drive))
 
 
+def over_read_only_drives() -> None:
+    """Lives of a daemon one of whose drives is mounted read-only, as after an error of its file system."""
+    with Node(disks=2, segment="8MiB") as node:
+        for drive in node.disks:
+            drive.mkdir()
+            _run("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(drive))
+        node.start(*RAW)
+        keys = set(stored(node))
+        there = keys_on(node, 1) & keys
+        assert there
+        node.kill()
+
+        drive = node.disks[1]
+        _run("mount", "-o", "remount,ro", str(drive))
+        before = snapshot(drive)
+        ns = start_and_read(node)
+        assert [each["state"] for each in disk(node)["drives"]] == ["ok", "gone"]
+        assert f"disk {drive} is gone (" in "".join(warnings(node))
+        assert "ead-only file system" in disk(node)["drives"][1]["reason"]
+        assert census(ns, sorted(keys)).hits == keys - there
+        put_roots(ns, roots("later", 20))
+        assert snapshot(drive) == before
+        _run("mount", "-o", "remount,rw", str(drive))
+        assert until(lambda: disk(node)["drives"][1]["state"] == "ok", PROBED_S)
+        node.kill()
+        ns = start_and_read(node)
+        assert census(ns, sorted(keys)).hits == keys
+        node.kill()
+
+        drive = node.disks[0]
+        _run("mount", "-o", "remount,ro", str(drive))
+        before = snapshot(drive)
+        node.start(*RAW)
+        assert until(lambda: disk(node)["state"] == "off")
+        reason = f"{drive}: its drive cannot be used: read-only file system ({drive}/lock)"
+        assert disk(node)["index_reason"] == reason
+        assert any(warning.startswith(f"the disk tier is off ({reason}): ") for warning in warnings(node))
+        later = roots("memory", 10)
+        put_roots(node.namespace(), later, durable=False)
+        assert census(node.namespace(), later).hits == set(later)
+        node.stop()
+        assert snapshot(drive) == before
+        _run("mount", "-o", "remount,rw", str(drive))
+        assert census(start_and_read(node), sorted(keys)).hits == keys
+        node.kill()
+        for drive in node.disks:
+            _run("umount", "-l", str(drive))
+
+
+def over_a_dead_mount() -> None:
+    """A start whose second directory is a mount point that answers nobody."""
+    with Node(disks=2, segment="8MiB") as node:
+        node.start(*RAW)
+        keys = set(stored(node))
+        there = keys_on(node, 1) & keys
+        node.kill()
+        point = node.disks[1]
+        c = ctypes.CDLL(None, use_errno=True)
+        fuse = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+        assert c.mount(b"dead", str(point).encode(), b"fuse", 0, options) == 0, os.strerror(ctypes.get_errno())
+        os.close(fuse)
+        ns = start_and_read(node)
+        why = os.strerror(errno.ENOTCONN).lower()
+        assert disk(node)["drives"][1]["reason"] == f"its drive cannot be used: {why} ({point})"
+        assert census(ns, sorted(keys)).hits == keys - there
+        _run("umount", "-l", str(point))
+        assert until(lambda: disk(node)["drives"][1]["state"] == "ok", PROBED_S)
+        node.kill()
+        assert census(start_and_read(node), sorted(keys)).hits == keys
+
+
 def _run(*words: str) -> None:
     subprocess.run(words, check=True)
 
@@ -233,13 +404,16 @@ def _run(*words: str) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare, to mount anything"
 )
-def test_a_drive_that_is_mounted_and_unmounted_for_real() -> None:
+@pytest.mark.parametrize("lives", [over_real_mounts, over_read_only_drives, over_a_dead_mount])
+def test_a_drive_that_is_mounted_and_unmounted_for_real(lives: Callable[[], None]) -> None:
     tried = subprocess.run(
         ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True, check=False
     )
     if tried.returncode:
         pytest.skip(f"nothing can be mounted here: {tried.stderr.strip()}")
-    code = "from tests.integration.test_drive_absent import over_real_mounts as run; run()"
+    if lives is over_a_dead_mount and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("there is no /dev/fuse here")
+    code = f"from tests.integration.test_drive_absent import {lives.__name__} as run; run()"
     done = subprocess.run(
         ["unshare", "--mount", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )

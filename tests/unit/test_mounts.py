@@ -1,6 +1,9 @@
 """A disk directory whose drive is not mounted is told from a new one, and nothing is made in it."""
 
+import errno
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,11 @@ from kvstore.sessions import Namespace
 from kvstore.tier.format import CHUNK_SLOTS, RECORD
 from kvstore.tier.orders import WHOLE, Commit, Outcome, Owe
 from kvstored.check import main as check
+from kvstored.cli import _hold_all
 from kvstored.index import DirectoryHeldError, hold_directory
 from kvstored.index_marks import FOLDER
-from kvstored.mounts import FILE_BYTES, MOUNTS, Mounts, mount_point, read_points, write_points
+from kvstored.mounts import FILE_BYTES, MOUNTS, OF_THE_DRIVE, Mounts, mount_point, read_points, write_points
+from kvstored.units import ConfigError
 from tests.core import Client, Core, chain
 from tests.segments import block, facts, facts_of, make_segment, opened, path_of
 from tests.unit.drive_kit import Rig, names
@@ -220,6 +225,124 @@ class TestDrive:
             rig.look(11)
             assert rig.drives.status()[0].state == "ok"
             assert names(drive) == ["segments"], "the control: without a note it would have been made before"
+
+
+class TestStart:
+    """A start holds its directories, but for those whose drives refuse."""
+
+    @pytest.fixture
+    def refuse(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int, int], None]:
+        """So many system calls that open something in a directory fail, with this errno."""
+        really = os.open
+
+        def refuse(directory: Path, number: int, times: int) -> None:
+            left = times
+
+            def opened(path: Path, *arguments: int) -> int:
+                nonlocal left
+                if left and Path(path).parent == directory:
+                    left -= 1
+                    raise OSError(number, os.strerror(number), str(path))
+                return really(path, *arguments)
+
+            monkeypatch.setattr(os, "open", opened)
+
+        return refuse
+
+    def two(self, tmp_path: Path) -> list[Path]:
+        directories = [tmp_path / "one", tmp_path / "two"]
+        for directory in directories:
+            with hold_directory(directory):
+                pass
+        return directories
+
+    @pytest.mark.parametrize("number", sorted(OF_THE_DRIVE), ids=errno.errorcode.get)
+    def test_leaves_a_drive_out_that_refuses(
+        self, refuse: Callable[[Path, int, int], None], tmp_path: Path, number: int
+    ) -> None:
+        one, two = self.two(tmp_path)
+        mounts = Mounts(tmp_path / MOUNTS, [one, two])
+        refuse(two, number, 2)
+        with ExitStack() as stack:
+            _hold_all([one, two], mounts, stack)
+            why = f"its drive cannot be used: {os.strerror(number).lower()} ({two}/lock)"
+            assert mounts.absent == {two: why}
+            assert not mounts.why_absent(two), "it heals as soon as it can be used"
+            with pytest.raises(DirectoryHeldError), hold_directory(one):
+                pass
+            with hold_directory(two):
+                pass
+
+    def test_looks_twice(self, refuse: Callable[[Path, int, int], None], tmp_path: Path) -> None:
+        one, two = self.two(tmp_path)
+        mounts = Mounts(tmp_path / MOUNTS, [one, two])
+        refuse(two, errno.EIO, 1)
+        with ExitStack() as stack:
+            _hold_all([one, two], mounts, stack)
+            assert mounts.absent == {}
+            with pytest.raises(DirectoryHeldError), hold_directory(two):
+                pass
+
+    def test_holds_nothing_without_the_first(self, refuse: Callable[[Path, int, int], None], tmp_path: Path) -> None:
+        one, two = self.two(tmp_path)
+        mounts = Mounts(tmp_path / MOUNTS, [one, two])
+        refuse(one, errno.EROFS, 2)
+        with ExitStack() as stack:
+            _hold_all([one, two], mounts, stack)
+            assert list(mounts.absent) == [one]
+            with hold_directory(two):
+                pass
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ELOOP])
+    def test_is_refused_for_what_an_operator_did(
+        self, refuse: Callable[[Path, int, int], None], tmp_path: Path, number: int
+    ) -> None:
+        one, two = self.two(tmp_path)
+        refuse(two, number, 2)
+        with ExitStack() as stack, pytest.raises(ConfigError):
+            _hold_all([one, two], Mounts(tmp_path / MOUNTS, [one, two]), stack)
+
+    def test_is_refused_by_a_drive_that_was_never_used(
+        self, refuse: Callable[[Path, int, int], None], tmp_path: Path
+    ) -> None:
+        one, two = self.two(tmp_path)
+        (two / "lock").unlink()
+        refuse(two, errno.EROFS, 2)
+        with ExitStack() as stack, pytest.raises(OSError, match="Read-only"):
+            _hold_all([one, two], Mounts(tmp_path / MOUNTS, [one, two]), stack)
+
+    def test_is_refused_by_another_daemon_a_file_and_a_place_where_none_can_be_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, two = self.two(tmp_path)
+        mounts = Mounts(tmp_path / MOUNTS, [one, two])
+        with ExitStack() as stack, hold_directory(two), pytest.raises(DirectoryHeldError):
+            _hold_all([one, two], mounts, stack)
+        (two / "lock").unlink()
+        two.rmdir()
+        two.touch()
+        with ExitStack() as stack, pytest.raises(ConfigError):
+            _hold_all([one, two], mounts, stack)
+        two.unlink()
+
+        def refused(_path: Path, *_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(two))
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+        with ExitStack() as stack, pytest.raises(OSError, match="Read-only"):
+            _hold_all([two], mounts, stack)
+        assert mounts.absent == {}
+
+    def test_keeps_what_is_remembered_of_a_drive_that_refuses(self, host: Host, tmp_path: Path) -> None:
+        note = tmp_path / MOUNTS
+        one, two = self.two(tmp_path)
+        host.mounted |= {one, two}
+        Mounts(note, [two]).remember()
+        again = Mounts(note, [one, two])
+        for directory in (one, two):
+            again.leave_out(directory, "refuses")
+        again.remember()
+        assert read_points(note) == {two: two}, "where the other lies cannot be told from what answers nobody"
 
 
 class TestIndex:
