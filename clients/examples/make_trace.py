@@ -12,13 +12,28 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 BLOCK_TOKENS = 512  # of the format
 
 
+def requests_of(log: Iterable[str]) -> list[dict[str, Any]]:
+    """The requests of a log, by time. Raises ValueError that names the line."""
+    requests = []
+    for number, line in enumerate(log, 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            requests.append({"answer": 0} | request | {"at": float(request["at"]), "tokens": list(request["tokens"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"line {number} is not a request with `at` and `tokens`: {error!r}") from error
+    return sorted(requests, key=lambda request: request["at"])
+
+
 def trace(log: Iterable[str]) -> Iterator[str]:
-    """A line of the trace for each of the log. The log may be out of order by a bit. Raises ValueError, KeyError."""
-    requests = sorted((json.loads(line) for line in log if line.strip()), key=lambda request: request["at"])
+    """A line of the trace for each of the log. The log may be out of order by a bit. Raises ValueError."""
+    requests = requests_of(log)
     numbers: dict[bytes, int] = {}  # of prefixes, as they are first seen
     for request in requests:
         prefix, ids = hashlib.sha256(), []
@@ -27,10 +42,13 @@ def trace(log: Iterable[str]) -> Iterator[str]:
             prefix.update(json.dumps(tokens[first : first + BLOCK_TOKENS]).encode())
             ids.append(numbers.setdefault(prefix.digest(), len(numbers)))
         at_ms = round((request["at"] - requests[0]["at"]) * 1000)
-        line = {"timestamp": at_ms, "input_length": len(tokens), "output_length": request.get("answer", 0)}
+        line = {"timestamp": at_ms, "input_length": len(tokens), "output_length": request["answer"]}
         yield json.dumps(line | {"hash_ids": ids})
 
 
 if __name__ == "__main__":
-    for each in trace(sys.stdin):
-        print(each)
+    try:
+        for each in trace(sys.stdin):
+            print(each)
+    except ValueError as trouble:
+        sys.exit(str(trouble))

@@ -31,6 +31,7 @@ from kvstore.store import Store
 
 LISTED: Final = 1024  # namespaces looked over, where no tenant is named
 SEARCHED: Final = 128  # of those, searched for the key
+NAMED: Final = 4  # of those that could be meant
 ELSEWHERE: Final = 8  # of those that have it, named
 
 _SAID: Final = {
@@ -173,10 +174,17 @@ def _namespace(store: Store, question: MissQuestion, keys: U8) -> Namespace:
     holding = _holding(store, named)
     having = (one for one in holding[:SEARCHED] if blocks.find_one(store.tables, one.tenant.index, one.number, keys, 0))
     runs = [(_lead_run(store, one, keys)[0], one) for one in islice(having, ELSEWHERE)]
-    if not runs:
-        meant = f"{len(named)} namespaces could be meant; name one, and its tenant if several have it"
-        raise ValueError(f"{meant}; `kvctl namespaces` lists them")
-    return max(runs, key=lambda run: run[0])[1]
+    return max(runs, key=lambda run: run[0])[1] if runs else _lost_by(store, named, keys[:4].copy())
+
+
+def _lost_by(store: Store, named: list[Namespace], key: U8) -> Namespace:
+    """The one that a key left last. Raises ValueError where nobody remembers it of any, and names some."""
+    left = [(trace.at_ns, one) for one in named[:SEARCHED] if (trace := _why(store, one, key)[0]) is not None]
+    if left:
+        return max(left, key=lambda found: found[0])[1]
+    some = ", ".join(f"{one.digest.hex()} ({one.tenant.name}, {one.identity.model})" for one in named[:NAMED])
+    meant = f"{len(named)} namespaces could be meant; name one, and its tenant if several have it"
+    raise ValueError(f"{meant}; `kvctl namespaces` lists those that have blocks. For example: {some}")
 
 
 def _holding(store: Store, namespaces: list[Namespace]) -> list[Namespace]:

@@ -496,6 +496,23 @@ class TestElsewhere:
         said = ask(core, heir, [key_of("nothing")])
         assert not any("may have been it" in sentence for sentence in said.sentences)
 
+    def test_of_namespaces_that_have_nothing_of_it_the_one_that_lost_it_last_is_meant(self) -> None:
+        core = lru()
+        client = core.client()
+        first, last, never = (client.open(model=model) for model in ("first", "last", "never"))
+        for namespace in (first, last):
+            client.put(namespace, chain(2))
+            core.pass_time(20 * SECOND)
+            client.delete(namespace, chain(2)[:1])
+            core.finish_all()
+            core.pass_time(20 * SECOND)
+        keys = tuple(map(BlockKey, chain(2)))
+        said = explain(core.store, MissQuestion(None, None, keys))
+        assert (said.digest, said.cause) == (last.digest.hex(), "deleted")
+        with pytest.raises(ValueError, match=f"For example: {first.digest.hex()} .*, first"):
+            explain(core.store, MissQuestion(None, None, (BlockKey(key_of("nothing")),)))
+        assert explain(core.store, MissQuestion(None, never.digest, keys)).cause == "never"
+
     def test_the_namespace_need_not_be_named_where_it_is_plain(self) -> None:
         core = lru()
         client = core.client("t")

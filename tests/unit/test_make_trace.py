@@ -29,3 +29,10 @@ def test_a_log_of_prompts_becomes_a_trace(tmp_path: Path) -> None:
     path.write_text(made)
     workload = mooncake.read(path)
     assert [request.tokens for request in workload.requests] == [1624, 1025, 1025]
+
+
+def test_a_line_that_is_no_request_is_named() -> None:
+    log = '{"at": 1, "tokens": [1]}\n\n{"at": 2}\n'
+    made = subprocess.run([sys.executable, PROGRAM], input=log, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr == "line 3 is not a request with `at` and `tokens`: KeyError('tokens')\n"
