@@ -56,6 +56,7 @@ class Contents:
     unwritten: str = ""  # why there is no index file in spite of all
     closed: Sequence[int] = ()  # segments that could not be read
     unseen: dict[int, str] = field(default_factory=dict)  # see `Loaded`
+    seen: set[int] = field(default_factory=set)  # segments that the index knows and that are there
 
 
 class Target:
@@ -191,10 +192,6 @@ def _make_folder(directory: Path) -> None:
 def _doubt(directories: Sequence[Path], found: Scan) -> str:
     """Why not to look into the index at all; empty if there is no reason."""
     directory = directories[0]
-    known = read_of(directory / FOLDER)
-    for segment in found.segments.values():
-        if known is not None and str(segment.directory) not in known:
-            return f"{segment.directory} was on no list when it was written"
     for other in directories[1:]:
         if (other / FOLDER / "data.mdb").is_file() and not os.path.lexists(other / FOLDER / DOUBTFUL):
             return f"{other} has one, too: it was the first directory since"
@@ -212,12 +209,29 @@ def _try(directory: Path, found: Scan, target: Target, map_bytes: int) -> tuple[
     signal.setitimer(signal.ITIMER_PROF, READ_CPU_S)
     try:
         with open_index(directory / FOLDER, map_bytes) as index:
-            return _read(index, directory / FOLDER, found, target), ""
+            contents = _read(index, directory / FOLDER, found, target)
     except (DamagedError, FormatError, lmdb.Error, OSError, ValueError, OverflowError) as error:
         target.clear()
         return None, f"the index is damaged: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    reason = _returned(directory, found, contents.seen)
+    if reason:
+        target.clear()
+        return None, reason
+    return contents, ""
+
+
+def _returned(directory: Path, found: Scan, seen: set[int]) -> str:
+    """Why an index is not enough: segments of which it knows nothing lie where it has not looked. Empty if none do.
+
+    Elsewhere such a segment was made after the last commit, and nothing that it holds was durable.
+    """
+    of = read_of(directory / FOLDER)
+    for number, segment in found.segments.items():
+        if of is not None and number not in seen and str(segment.directory) not in of:
+            return f"it does not know what lies in {segment.directory}, which was not on the list"
+    return ""
 
 
 def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Contents:
@@ -239,7 +253,8 @@ def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Conten
             if len(names) > state.names:
                 raise DamagedError("too many names")
     unseen: dict[int, int] = {}
-    chunks, dropped, highest_segment, chunk_digest = _read_chunks(index, state.chunks, target, unseen)
+    seen: set[int] = set()
+    chunks, dropped, highest_segment, chunk_digest = _read_chunks(index, state.chunks, target, unseen, seen)
     dropped = 0 if found.unreadable else dropped  # or they are of use again
     if (chunks, len(names), digest ^ chunk_digest) != (state.chunks, state.names, state.digest):
         raise DamagedError("entries are missing, or others are there")
@@ -252,14 +267,14 @@ def _read(index: IndexFile, folder: Path, found: Scan, target: Target) -> Conten
         records[segment.whole_slots :] = np.zeros((), RECORD)
         _check_names(records, names, segment.superblock.tenant)
     owners = {segment: names[number][0] if number in names else "" for segment, number in unseen.items()}
-    return Contents(names, highest, dropped, unseen=owners if found.unreadable else {})
+    return Contents(names, highest, dropped, unseen=owners if found.unreadable else {}, seen=seen)
 
 
 def _read_chunks(
-    index: IndexFile, most: int, target: Target, unseen: dict[int, int]
+    index: IndexFile, most: int, target: Target, unseen: dict[int, int], seen: set[int]
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Copy all chunks into the target: how many, records of unknown segments, highest segment, digest. `unseen`: takes
-    these segments, each with the number of a namespace there, 0 if it has no blocks.
+    these segments, each with the number of a namespace there, 0 if it has no blocks; `seen` the others.
     """
     into = target.all.view(np.uint8).data if target.record_bytes else memoryview(bytearray())
     places = {number: (offset, len(target.records[number])) for number, offset in target.offsets.items()}
@@ -286,6 +301,7 @@ def _read_chunks(
             elif chunk * CHUNK_SLOTS >= slots:
                 raise DamagedError(f"segment {segment} has no chunk {chunk}")
             else:
+                seen.add(segment)
                 start = offset + chunk * chunk_bytes
                 into[start : start + chunk_bytes] = records
     return chunks, dropped, segment, digest
