@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from kvstore import blocks
 from kvstore.classes import PinClass
 from kvstore.report import DiskCounters, NamespaceReport, PolicyReport, RestartReport, TenantReport, TierReport
 from kvstore.rules import Tier
@@ -33,7 +32,7 @@ def disk_tier(store: Store) -> TierReport:
         capacity_bytes=segments.positions * segments.segment_bytes,
         assigned_bytes=segments.serving() * segments.segment_bytes,
         used_bytes=_bytes_in(store, segments.pools.values()),
-        blocks=int(store.tables.book[blocks.DISK_USED]),
+        blocks=sum(int(store.tables.pools[pool.number]["blocks"]) for pool in segments.pools.values()),
         arenas=segments.serving(),
         arena_bytes=segments.segment_bytes,
         populated_bytes=0,

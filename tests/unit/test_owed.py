@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore import survey
 from kvstore.report import ClearScope
 from kvstore.sessions import Namespace
 from kvstore.tier.format import HEADER_BYTES
@@ -67,10 +68,12 @@ def test_a_place_that_is_noted_is_not_written_in_this_life() -> None:
     client, namespace = begin(core)
     keys = chain(2, "deleted")
     put(client, namespace, keys)
+    assert survey.disk_tier(core.store).blocks == 2
     refuses(core, Erase)
     client.delete(namespace, keys[:1])
     core.finish_all()
     core.work_all()
+    assert survey.disk_tier(core.store).blocks == 0, "what is nobody's is no block"
     core.drive.fault = lambda _order: None
     later = chain(14, "later")
     put(client, namespace, later)
