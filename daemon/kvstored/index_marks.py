@@ -4,7 +4,7 @@ D0/lock           held by the daemon that serves from here
 D0/store          magic, version, store id, checksum
 D0/index/last     sequence of the last commit, checksum
 D0/index/doubtful if it is there, the next start believes the headers of the segments instead
-D0/index/of       which directories it is of: what lies in another one it does not know
+D0/index/of       which directories it is of, for those that leave the list and return
 """
 
 import errno
@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ OWED: Final = "owed-erasures"  # in the folder of state: see owed.py
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 
+NUMBERS: Final = 1 << 31  # of segments: a stranger's file with a huge one must not use them up
 FILE_BYTES: Final = 4096  # far above what is written to any of them,
 OF_BYTES: Final = 1 << 20  # and to a list of directories
 
@@ -139,19 +141,30 @@ def mark_doubtful(directory: Path) -> None:
     sync_folder(directory)
 
 
-def write_of(folder: Path, directories: Iterable[Path]) -> None:
-    """Which directories an index is of; durable when this returns. Raises OSError."""
+@dataclass(frozen=True, slots=True)
+class Of:
+    """What an index is of."""
+
+    directories: frozenset[str]
+    next_segment: int  # beyond all numbers that directories had which have left the list: they may return
+
+
+def write_of(folder: Path, directories: Iterable[Path], next_segment: int) -> None:
+    """Durable when this returns; the number is as of the last change of the list. Raises OSError."""
     listed = sorted(map(str, directories))
-    if read_of(folder) != listed:
-        write_sealed(folder / OF, json.dumps(listed).encode())
+    known = read_of(folder)
+    if known is None or known.directories != set(listed):
+        write_sealed(folder / OF, json.dumps({"directories": listed, "next": next_segment}).encode())
 
 
-def read_of(folder: Path) -> list[str] | None:
+def read_of(folder: Path) -> Of | None:
     """None if that is not said, or damaged."""
     try:
-        return [str(path) for path in json.loads(unseal(_read(folder / OF, OF_BYTES)))]
-    except (OSError, DamagedError, ValueError, TypeError):
+        said = json.loads(unseal(_read(folder / OF, OF_BYTES)))
+        of = Of(frozenset(map(str, said["directories"])), int(said["next"]))
+    except (OSError, DamagedError, ValueError, KeyError, TypeError):
         return None
+    return of if 0 <= of.next_segment < NUMBERS else None
 
 
 def sync_folder(folder: Path) -> None:

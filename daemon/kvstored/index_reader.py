@@ -27,6 +27,7 @@ from kvstored.index_marks import (
     FOLDER,
     STORE_BYTES,
     DamagedError,
+    Of,
     VersionError,
     mark_doubtful,
     parse_name,
@@ -137,12 +138,14 @@ def load(
             for directory in there:
                 _make_folder(directory)
         found = scan(directories, absent)
+        of = read_of(directories[0] / FOLDER)
+        found.next_segment = max(found.next_segment, of.next_segment if of else 0)
         erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
         target = Target(found)
         reason = rebuild or _doubt(there, found)
         contents = None
         if not reason:
-            contents, reason = _try(directories[0], found, target, map_bytes)
+            contents, reason = _try(directories[0], found, target, of, map_bytes)
         if contents is None and look:
             index_wire.send(link, Message(Kind.FAILED, text=reason))
             return
@@ -176,11 +179,12 @@ def _conclude(directories: Sequence[Path], there: Sequence[Path], found: Scan, o
     """Nothing is to be done a second time by the next start. Raises DamagedError, OSError."""
     if owed:
         note_seen(owed, found.looked, found.next_segment)
-    if (directories[0] / FOLDER).is_dir():  # it could be made
-        write_of(directories[0] / FOLDER, directories)
+    with suppress(OSError):  # then a directory that is new on the list has the next start make the index anew
+        if (directories[0] / FOLDER).is_dir():  # it could be made
+            write_of(directories[0] / FOLDER, directories, found.next_segment)
     for directory in there[1:]:  # an index there, from when that was the first one, does not know of what comes now
-        if (directory / FOLDER).is_dir():
-            with suppress(OSError):  # or the next start makes its own anew, once more
+        with suppress(OSError):  # or the next start makes its own anew, once more
+            if (directory / FOLDER).is_dir():
                 mark_doubtful(directory)
 
 
@@ -193,8 +197,9 @@ def _doubt(directories: Sequence[Path], found: Scan) -> str:
     """Why not to look into the index at all; empty if there is no reason."""
     directory = directories[0]
     for other in directories[1:]:
-        if (other / FOLDER / "data.mdb").is_file() and not os.path.lexists(other / FOLDER / DOUBTFUL):
-            return f"{other} has one, too: it was the first directory since"
+        with suppress(OSError):  # it fails: the scan has said so, and the others go on
+            if (other / FOLDER / "data.mdb").is_file() and not os.path.lexists(other / FOLDER / DOUBTFUL):
+                return f"{other} has one, too: it was the first directory since"
     if os.path.lexists(directory / FOLDER / DOUBTFUL):
         return "a former daemon left the index in doubt"
     if not found.store_file:
@@ -204,7 +209,9 @@ def _doubt(directories: Sequence[Path], found: Scan) -> str:
     return ""
 
 
-def _try(directory: Path, found: Scan, target: Target, map_bytes: int) -> tuple[Contents | None, str]:
+def _try(
+    directory: Path, found: Scan, target: Target, of: Of | None, map_bytes: int
+) -> tuple[Contents | None, str]:  # fmt: skip
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, READ_CPU_S)
     try:
@@ -215,21 +222,20 @@ def _try(directory: Path, found: Scan, target: Target, map_bytes: int) -> tuple[
         return None, f"the index is damaged: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    reason = _returned(directory, found, contents.seen)
+    reason = _returned(found, contents.seen, of)
     if reason:
         target.clear()
         return None, reason
     return contents, ""
 
 
-def _returned(directory: Path, found: Scan, seen: set[int]) -> str:
+def _returned(found: Scan, seen: set[int], of: Of | None) -> str:
     """Why an index is not enough: segments of which it knows nothing lie where it has not looked. Empty if none do.
 
     Elsewhere such a segment was made after the last commit, and nothing that it holds was durable.
     """
-    of = read_of(directory / FOLDER)
     for number, segment in found.segments.items():
-        if of is not None and number not in seen and str(segment.directory) not in of:
+        if of is not None and number not in seen and str(segment.directory) not in of.directories:
             return f"it does not know what lies in {segment.directory}, which was not on the list"
     return ""
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from kvstore.tier.format import HEADER_BYTES, FormatError, Superblock, parse_superblock, slot_offset
-from kvstored.index_marks import read_store
+from kvstored.index_marks import NUMBERS, read_store
 
 SEGMENTS: Final = "segments"
 LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
-NUMBERS: Final = 1 << 31  # a stranger's file with a huge number must not use the numbers up
 _STRANGE: Final = (errno.ELOOP, errno.ENXIO, errno.ENOENT)  # a link, a socket; or it is gone
 UNSEEN: Final = 4096  # numbers left to segments that nobody sees in this life, beyond those that are known
 

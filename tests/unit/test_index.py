@@ -14,7 +14,7 @@ from threading import Event
 import pytest
 
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
-from kvstored import index_scan
+from kvstored import index_reader, index_scan
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
 from kvstored.index_file import DATA, RESERVE_BYTES
 from kvstored.index_marks import DOUBTFUL, FOLDER, OF, mark_doubtful, read_store, seal, write_store
@@ -438,6 +438,41 @@ def test_an_unreadable_directory_takes_only_its_own_segments_away(tmp_path: Path
     (b / "hidden").rename(b / "segments")
     with opened(a, b) as start:
         assert (facts(start.loaded), start.loaded.rebuilt) == (facts_of(blocks), "")
+
+
+def test_numbers_of_a_directory_that_has_left_the_list_are_given_to_no_other(tmp_path: Path) -> None:
+    """It may return, and of two files with one number one would be a stranger's."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    blocks = [block(1, 1, 0), block(2, 9, 0)]
+    make_segment(a, 1, 20, blocks[:1])
+    make_segment(b, 9, 20, blocks[1:])
+    with opened(a, b) as start:
+        assert facts(start.loaded) == facts_of(blocks)
+    for _ in range(3):
+        with opened(a) as start:
+            assert (facts(start.loaded), start.loaded.next_segment) == (facts_of(blocks[:1]), 10)
+    with opened(a, b) as start:
+        assert facts(start.loaded) == facts_of(blocks)
+        assert start.loaded.rebuilt == f"it does not know what lies in {b}, which was not on the list"
+
+
+def test_a_second_directory_that_fails_keeps_nobody_from_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    look = Path.is_file
+
+    def fails(path: Path) -> bool:
+        if path.is_relative_to(b):
+            raise OSError(errno.EIO, "the drive fails")
+        return look(path)
+
+    make_segment(a, 1, 20, [block(1, 1, 0)])
+    with opened(a):
+        pass
+    found = index_scan.scan([a, b])
+    monkeypatch.setattr(Path, "is_file", fails)
+    assert index_reader._doubt([a, b], found) == ""
 
 
 @pytest.mark.parametrize(("number", "strange"), [(errno.EIO, False), (errno.EACCES, False), (errno.ELOOP, True)])
