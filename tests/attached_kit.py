@@ -174,6 +174,23 @@ def connected(daemon: DaemonProcess, **options: Any) -> Iterator[kvclient.Client
         yield client
 
 
+@contextmanager
+def hurried(client: kvclient.Client, *namespaces: kvclient.Namespace) -> Iterator[None]:
+    """Meanwhile a call without an answer ends after 0.3 s. Not before and after: there each has its answer, however busy
+    the machine is.
+    """
+    others: list[Any] = [client._connection, *namespaces]
+    names = ["timeout_ns", *["_timeout_ns"] * len(namespaces)]
+    before_ns = client._connection.timeout_ns
+    for other, name in zip(others, names, strict=True):
+        setattr(other, name, 3 * 10**8)
+    try:
+        yield
+    finally:
+        for other, name in zip(others, names, strict=True):
+            setattr(other, name, before_ns)
+
+
 def namespace_of(client: kvclient.Client, model: str, block_bytes: int = BLOCK_BYTES) -> kvclient.Namespace:
     """A page a block."""
     return client.namespace(

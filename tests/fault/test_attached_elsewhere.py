@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 
 from bench.process import DaemonProcess
-from tests.attached_kit import EMULATED, PAGES, Gate, connected, engine, namespace_of
+from tests.attached_kit import EMULATED, PAGES, Gate, connected, engine, hurried, namespace_of
 from tests.node import until
 
 APART = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -85,7 +85,7 @@ def test_who_cannot_be_numbered_waits_for_nobody_elses_copies() -> None:
 
 
 def _breaks(run: Path, gate: Gate) -> None:
-    with engine() as kv, connected(cast(DaemonProcess, _At(run)), timeout_s=0.3) as client:
+    with engine() as kv, connected(cast(DaemonProcess, _At(run))) as client:
         namespace, memory = namespace_of(client, "breaks"), kv.attach(client)
         keys = list(namespace.keys(list(range(4 * COUNT))))
         assert namespace.save(keys, memory[range(COUNT)], timeout_s=30.0).accepted == COUNT
@@ -94,12 +94,14 @@ def _breaks(run: Path, gate: Gate) -> None:
         assert until(lambda: gate.holds and not loading.wait(1, 0.01) and loading.blocks == COUNT)
         client._connection._drop(client._connection._link, "for this test")  # type: ignore[arg-type]
         assert client.wait_connected(20.0)
-        print("settled" if memory.settle(0.3) else f"not settled: {len(memory.unsettled())} pages", flush=True)
+        with hurried(client, namespace):
+            before = memory.settle(0.3)
+        print("settled" if before else f"not settled: {len(memory.unsettled())} pages", flush=True)
         print("settled" if memory.settle(20.0) else "not settled", f"{len(memory.unsettled())} pages", sep=": ")
 
 
 def _hangs(run: Path, gate: Gate) -> None:
-    with engine() as kv, connected(cast(DaemonProcess, _At(run)), timeout_s=0.3) as client:
+    with engine() as kv, connected(cast(DaemonProcess, _At(run))) as client:
         namespace, memory = namespace_of(client, "hangs"), kv.attach(client)
         keys = list(namespace.keys(list(range(4 * COUNT))))
         gate.shut()
@@ -108,7 +110,8 @@ def _hangs(run: Path, gate: Gate) -> None:
         assert until(lambda: gate.holds)
         client._connection._drop(client._connection._link, "for this test")  # type: ignore[arg-type]
         assert client.wait_connected(20.0)
-        assert memory.attach() is None, "the daemon may still read it"
+        with hurried(client, namespace):
+            assert memory.attach() is None, "the daemon may still read it"
         print("broken", flush=True)
         assert until(lambda: memory.attach() is not None)
         print("attached anew", flush=True)
@@ -116,7 +119,7 @@ def _hangs(run: Path, gate: Gate) -> None:
 
 
 def _attaches(run: Path, _gate: Gate) -> None:
-    with engine() as kv, connected(cast(DaemonProcess, _At(run)), timeout_s=3.0) as client:
+    with engine() as kv, connected(cast(DaemonProcess, _At(run)), timeout_s=30.0) as client:
         print("attached" if kv.attach(client).attached else "not attached", flush=True)
 
 

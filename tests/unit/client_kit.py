@@ -14,6 +14,7 @@ from tests.peer import PATIENCE_S, Peer
 
 BLOCK_BYTES: Final = 5000  # not a multiple of anything, so that slot and block differ
 Blocks = NDArray[np.uint8]
+TIMES_S: Final = (0.2, 2.0, PATIENCE_S)
 
 
 @contextmanager
@@ -61,6 +62,22 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "never came true"
         time.sleep(0.001)  # or the thread that is waited for waits for the GIL
+
+
+def within(timeout_s: float, client: kvclient.Client, ns: kvclient.Namespace) -> None:
+    """From now on calls may take so long: short where no answer comes, and only there."""
+    client._connection.timeout_ns = ns._timeout_ns = int(timeout_s * 1e9)
+
+
+def times(client: kvclient.Client, ns: kvclient.Namespace) -> Iterator[float]:
+    """For a call of which some answers must come in time, and one never comes: ever more time, in seconds, while a
+    machine is so busy that a call shows nothing. Whoever has seen what is to be shown looks no further.
+    """
+    for timeout_s in TIMES_S:
+        within(PATIENCE_S, client, ns)
+        wait_until(lambda: client.ping() is not None)  # who was silent is asked nothing
+        within(timeout_s, client, ns)
+        yield timeout_s
 
 
 def namespace_of(client: kvclient.Client, block_bytes: int = BLOCK_BYTES) -> kvclient.Namespace:

@@ -18,10 +18,10 @@ from kvproto import frames
 from kvproto.errors import Code, Grant, RefusedError
 from kvproto.frames import Head, Verb
 from tests.peer import PATIENCE_S, Peer
-from tests.unit.client_kit import Stopwatch, blocks_of, client_of, keys_of, namespace_of, pair
+from tests.unit.client_kit import Stopwatch, blocks_of, client_of, keys_of, namespace_of, pair, times, within
 
 SHORT_S = 0.1
-SLACK_S = 5.0  # what a deadline may be overrun by on a machine that is busy with other things
+SLACK_S = 15.0  # what a deadline may be overrun by on a machine that is busy: less than who hangs takes, PATIENCE_S
 KEYS, BLOCKS = keys_of(3), blocks_of(3)
 
 
@@ -48,11 +48,6 @@ def assert_works(client: kvclient.Client, ns: kvclient.Namespace) -> None:
     assert ns.store(KEYS, BLOCKS, wait=True).refused == ()
     with ns.fetch(KEYS) as lease:
         assert [bytes(view) for view in lease.views] == [block.tobytes() for block in BLOCKS]
-
-
-def within(timeout_s: float, client: kvclient.Client, ns: kvclient.Namespace) -> None:
-    """From now on calls may take so long: short where no answer comes, and only there."""
-    client._connection.timeout_ns = ns._timeout_ns = int(timeout_s * 1e9)
 
 
 def descriptors() -> int:
@@ -215,9 +210,11 @@ def test_commits_confirmed_too_late_still_become_visible(tmp_path: Path) -> None
     with Peer(tmp_path) as peer, client_of(peer) as client:
         ns = namespace_of(client)
         ns.match(KEYS)
-        within(10 * SHORT_S, client, ns)  # RESERVE is answered
         peer.mute(Verb.COMMIT)
-        assert ns.store(KEYS, BLOCKS).reasons == {Reason.TIMED_OUT: 3}
+        for _ in times(client, ns):
+            assert ns.store(KEYS, BLOCKS).reasons == {Reason.TIMED_OUT: 3}
+            if Verb.COMMIT in peer.seen:  # else RESERVE was answered too late
+                break
         within(PATIENCE_S, client, ns)
         peer.answer_held()
         assert ns.flush(PATIENCE_S).visible == 3
@@ -383,12 +380,12 @@ def test_why_the_daemon_said_goodbye_is_in_the_status(tmp_path: Path) -> None:
         assert "restarting" in client._connection._why_not or "no daemon" in client.status.why_not
 
 
-@pytest.mark.parametrize("offset_ns", [-(10**9), 10**9])
-def test_a_daemon_with_another_clock_is_refused(tmp_path: Path, offset_ns: int) -> None:
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_daemon_with_another_clock_is_refused(tmp_path: Path, sign: int) -> None:
     with Peer(tmp_path) as peer:
-        peer.clock_offset_ns = offset_ns
+        peer.clock_offset_ns = sign * int((PATIENCE_S + 1) * 1e9)  # more than passes between HELLO and its answer
         with pytest.raises(RefusedError, match="clock"):
-            kvclient.connect(tmp_path)
+            kvclient.connect(tmp_path, timeout_s=PATIENCE_S)
         peer.clock_offset_ns = 0
         with client_of(peer) as client:
             assert client.ping() is not None
@@ -401,7 +398,7 @@ def test_a_daemon_that_will_not_have_this_client_says_why(tmp_path: Path) -> Non
     with Peer(tmp_path) as peer:
         peer.instead[Verb.HELLO] = refuse
         with pytest.raises(RefusedError, match="no such tenant"):
-            kvclient.connect(tmp_path, tenant="red")
+            kvclient.connect(tmp_path, tenant="red", timeout_s=PATIENCE_S)
 
 
 def test_a_refusal_in_the_background_is_in_the_status_and_tried_again(tmp_path: Path) -> None:

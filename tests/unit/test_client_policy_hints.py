@@ -26,7 +26,7 @@ from tests.peer import PATIENCE_S, Peer
 from tests.unit.client_kit import Stopwatch, client_of, keys_of, namespace_of, pair, wait_until
 from tests.unit.client_policy_kit import NAMESPACE
 
-SLACK_S = 5.0
+SLACK_S = 15.0
 KEYS = keys_of(3)
 JOINED = b"".join(KEYS)
 STEPS = [Step("plan", ["search", "write"], split="one", chances=[0.75, 0.25]), Step("search", ["plan"]), Step("write")]

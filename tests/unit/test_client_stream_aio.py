@@ -16,7 +16,7 @@ from tests.peer import PATIENCE_S, Peer
 from tests.unit.client_kit import BLOCK_BYTES, Blocks, Stopwatch, blocks_of, fill, keys_of
 
 SHORT_S = 0.1
-SLACK_S = 5.0
+SLACK_S = 15.0
 KEYS, BLOCKS = keys_of(5), blocks_of(5)
 Body = Callable[[Peer, AsyncNamespace], Awaitable[None]]
 

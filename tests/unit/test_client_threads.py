@@ -66,7 +66,7 @@ def test_who_waits_hands_the_reading_on_to_who_still_waits(tmp_path: Path) -> No
             for count, thread in enumerate(threads, start=seen + 1):
                 thread.start()
                 peer.wait_for(lambda count=count: peer.seen.count(Verb.MATCH) == count)  # type: ignore[misc]
-            with Stopwatch(PATIENCE_S / 4):
+            with Stopwatch(0.75 * PATIENCE_S):
                 peer.answer_held()
                 for thread in threads:
                     thread.join(PATIENCE_S)
@@ -85,7 +85,7 @@ def test_closing_wakes_who_waits(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         peer.wait_for(lambda: {Verb.LEASE, Verb.MATCH} <= set(peer.seen))
-        with Stopwatch(PATIENCE_S / 4):
+        with Stopwatch(0.75 * PATIENCE_S):
             client.close()
             for thread in threads:
                 thread.join(PATIENCE_S)

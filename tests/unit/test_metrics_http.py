@@ -87,7 +87,9 @@ def status_of(answer: bytes) -> int:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    for name in ("HEAD_S", "ANSWER_S"):
+        monkeypatch.setattr(http_server, name, 10 * PATIENCE_S)  # nobody is sent away because a machine stands still
     one = Served(tmp_path / "s")
     yield one
     one.close()
