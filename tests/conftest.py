@@ -10,7 +10,6 @@ from tests.figures import Figures
 from tests.prepared import Prepared
 from tests.systemd import ServiceManager
 
-
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 
