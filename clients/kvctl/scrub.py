@@ -3,6 +3,7 @@
 import time
 from typing import Final
 
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvctl.client import ControlClient, Exit, KvctlError
@@ -13,6 +14,7 @@ from kvproto.sizes import parse_bytes, quoted
 __all__ = ["follow", "parse_rate"]
 
 PAUSE_S: Final = 0.5  # between two looks
+LINE_S: Final = 10.0  # between two lines of progress, where there is no terminal to draw a bar on
 RATE_MAX: Final = 1 << 62  # bytes a second; the daemon takes far less
 
 
@@ -29,13 +31,14 @@ def parse_rate(text: str) -> int:
 
 
 def follow(client: ControlClient, report: pb.ScrubResponse, tier: str = "disk") -> pb.ScrubResponse:
-    """Wait for the end of a scrub of a tier; on a terminal, a bar on stderr shows how far it is.
+    """Wait for the end of a scrub of a tier; stderr shows how far it is: a bar on a terminal, else a line now and then.
 
     Raises KvctlError, also if another one takes its place: nobody then knows what this one would have found.
     """
     begun_s = report.started_unix_s
     with _bar() as progress:
         task = progress.add_task("scrub", total=None, read="", damaged="")
+        next_line_s = time.monotonic() + LINE_S
         while True:
             damaged = f"{report.damaged:,} damaged" if report.damaged else ""
             progress.update(
@@ -47,6 +50,9 @@ def follow(client: ControlClient, report: pb.ScrubResponse, tier: str = "disk") 
             )
             if not report.running:
                 return report
+            if progress.disable and time.monotonic() >= next_line_s:
+                next_line_s += LINE_S
+                typer.echo(_line(report), err=True)
             try:
                 time.sleep(PAUSE_S)
             except KeyboardInterrupt:
@@ -56,6 +62,11 @@ def follow(client: ControlClient, report: pb.ScrubResponse, tier: str = "disk") 
             if report.started_unix_s != begun_s:
                 text = "another scrub has taken the place of this one; follow it with `kvctl scrub --status --wait`"
                 raise KvctlError(Exit.REFUSED, text)
+
+
+def _line(report: pb.ScrubResponse) -> str:
+    damaged = f", {report.damaged:,} damaged" if report.damaged else ""
+    return f"scrub: {report.done_blocks:,} of {report.total_blocks:,} blocks, {size(report.done_bytes)}{damaged}"
 
 
 def _bar() -> Progress:

@@ -368,6 +368,13 @@ class TestScrub:
         assert "3/3" in answer.err
         assert answer.json["scrub"]["done_blocks"] == 3
 
+    def test_says_how_far_it_is_in_a_log(self, ask: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scrub, "PAUSE_S", 0.0)
+        monkeypatch.setattr(scrub, "LINE_S", 0.0)
+        answer = ask("-o", "json", "scrub", "--wait")
+        assert "scrub: 0 of 3 blocks, 0 B\n" in answer.err
+        assert answer.json["scrub"]["done_blocks"] == 3
+
     def test_that_finds_damage_exits_with_1_if_somebody_waits(
         self, ask: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
