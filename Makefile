@@ -20,7 +20,7 @@ BESIDE := $(MAKE) --no-print-directory --output-sync=target
 # Tests start some 700 processes; without bytecode each compiles its sources again, a quarter of a daemon's start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo cluster test test-unit test-rest test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
+.PHONY: demo cluster test test-unit test-rest test-slow test-long test-skew compiled engines test-engines test-engines-long check bench stubs reference man deb clean
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,7 +45,8 @@ compiled: $(STAMP)
 
 # Long parts first. One more than there are processors: who waits for a process or a drive leaves it to another.
 PARTS := rest unit integration-s-z integration-a-d integration-e-l integration-m-r
-SHORT := $(BIN)/python -m pytest -m 'not long and not engines and not skew'
+SHORT := $(BIN)/python -m pytest -m 'not slow and not long and not engines and not skew'
+SLOW := $(BIN)/python -m pytest -m 'slow and not long and not engines and not skew'
 
 test: $(STAMP)
 	@$(BESIDE) --jobs=3 check $(PARTS:%=test-%)
@@ -59,7 +60,19 @@ test-integration-%: compiled
 test-rest: compiled
 	@$(SHORT) tests --ignore=tests/unit --ignore=tests/integration
 
-test-long: test
+# What takes seconds a test and would make `test` longer than a break: CI runs it after `test`.
+SLOW_PARTS := rest integration-a-d integration-e-z
+
+test-slow: $(STAMP)
+	@$(BESIDE) --jobs=3 $(SLOW_PARTS:%=test-slow-%)
+
+test-slow-integration-%: compiled
+	@$(SLOW) tests/integration/test_[$*]*.py
+
+test-slow-rest: compiled
+	@$(SLOW) tests --ignore=tests/integration
+
+test-long: test test-slow
 	@$(BIN)/python -m pytest -m 'long and not engines and not skew' --figures bench/results/test_long.json
 
 # A day in the life of one host, told as it happens: install, serve, upgrade, a full drive, one that is pulled, no power.

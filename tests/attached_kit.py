@@ -176,8 +176,8 @@ def connected(daemon: DaemonProcess, **options: Any) -> Iterator[kvclient.Client
 
 @contextmanager
 def hurried(client: kvclient.Client, *namespaces: kvclient.Namespace) -> Iterator[None]:
-    """Meanwhile a call without an answer ends after 0.3 s. Not before and after: there each has its answer, however busy
-    the machine is.
+    """Meanwhile a call without an answer ends after 0.3 s. Before and after each has its answer, however busy the
+    machine is.
     """
     others: list[Any] = [client._connection, *namespaces]
     names = ["timeout_ns", *["_timeout_ns"] * len(namespaces)]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.day import Day, live
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_day_in_the_life_of_a_host_keeps_every_promise() -> None:
     told: list[str] = []

@@ -459,7 +459,7 @@ def test_a_descriptor_of_something_else_is_refused(
     namespace = raw.open(4096)
     grants = raw.reserve(namespace, [key(1)])
     raw.commit([grants[0].ticket])
-    assert raw.lease(namespace, [key(1)], wait_s=5.0).locations
+    assert raw.lease(namespace, [key(1)], wait_s=15.0).locations
     arena = raw.fds[-1]
     arena_bytes = os.fstat(arena).st_size
     unsealed = os.memfd_create("unsealed")
@@ -578,7 +578,7 @@ def test_frames_that_a_session_left_unread_do_not_come_behind_the_fence(
     with raw_client(daemon.runtime_dir) as writer:
         namespace = writer.open(PIECE, model="unread")
         writer.commit([writer.reserve(namespace, [key(1)])[0].ticket])
-        assert writer.lease(namespace, [key(1)], wait_s=5.0).locations
+        assert writer.lease(namespace, [key(1)], wait_s=15.0).locations
     first, second = dial(daemon.runtime_dir), dial(daemon.runtime_dir)
     try:
         first.hello(modes=(Mode.DAEMON,))

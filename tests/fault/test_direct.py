@@ -239,7 +239,7 @@ class TestMaps:
                 (item,) = client.reserve(namespace, keys)
                 client.commit([item.ticket])
                 assert not client.writable()
-                client.lease(namespace, keys, wait_s=5.0)
+                client.lease(namespace, keys, wait_s=15.0)
                 assert any(head.verb == Verb.ARENA for head, _, _ in client.unasked)
                 with pytest.raises(PermissionError) as refused:
                     mmap.mmap(client.fds[-1], 0)
@@ -250,7 +250,7 @@ class TestMaps:
             namespace, keys = other.open(BLOCK_BYTES), [os.urandom(32)]
             (item,) = other.reserve(namespace, keys)
             other.commit([item.ticket])
-            other.lease(namespace, keys, wait_s=5.0)
+            other.lease(namespace, keys, wait_s=15.0)
             with raw_client(node.run, modes=(Mode.DIRECT,)) as client:
                 client.lease(client.open(BLOCK_BYTES), keys)
                 assert not client.writable()
@@ -268,7 +268,7 @@ class TestScrub:
             for item in items:
                 memory[item.arena][item.page * BLOCK_BYTES] = 7
             client.commit([item.ticket for item in items])
-            client.lease(namespace, keys, wait_s=5.0)  # all are published
+            client.lease(namespace, keys, wait_s=15.0)  # all are published
             before = self.scrub(node)
             memory[items[2].arena][items[2].page * BLOCK_BYTES + 99] = 1
             after = self.scrub(node)

@@ -176,7 +176,7 @@ def _store_and_map(client: RawClient, turn: int, lease: int) -> int:
     if grant is Grant.FULL:
         return lease
     client.commit([item.ticket])
-    leased = client.lease(namespace, [key(turn)], ttl_s=60, wait_s=5)
+    leased = client.lease(namespace, [key(turn)], ttl_s=60, wait_s=15)
     client.send(frames.build(Verb.RELEASE, 0, releases=[lease] if lease else []))
     return leased.lease
 

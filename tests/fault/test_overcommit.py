@@ -189,7 +189,7 @@ def test_blocks_larger_than_memory_and_more_of_them_than_fit(daemon: DaemonProce
             grants[grant] += 1
             if grant is Grant.GRANTED:
                 client.commit([item.ticket])
-                leased += bool(client.lease(namespace, [key(1 << 80 | number)], ttl_s=60, wait_s=5).lease)
+                leased += bool(client.lease(namespace, [key(1 << 80 | number)], ttl_s=60, wait_s=15).lease)
         assert grants.keys() <= {Grant.GRANTED, Grant.FULL}
         assert 20 <= leased == grants[Grant.GRANTED] < 32
         bystander.ping()

@@ -55,6 +55,7 @@ def flood(ns: kvclient.Namespace, name: str) -> None:
         ns.store([key], [value], wait=True, space_s=20.0)
 
 
+@pytest.mark.slow
 def test_pins_classes_and_choices_outlive_a_daemon_that_is_killed(start_daemon: StartDaemon, config: Path) -> None:
     daemon = start_daemon("--config", str(config))
     with kvclient.connect(daemon.runtime_dir, tenant="t", timeout_s=20.0) as client:
@@ -108,6 +109,7 @@ def test_pins_classes_and_choices_outlive_a_daemon_that_is_killed(start_daemon: 
         assert until(is_gone), "how soon is the default rule's affair"
 
 
+@pytest.mark.slow
 def test_how_a_block_left_is_explained_by_a_successor(start_daemon: StartDaemon, config: Path) -> None:
     daemon = start_daemon("--config", str(config))
     with kvclient.connect(daemon.runtime_dir, tenant="t", timeout_s=20.0) as client:

@@ -63,7 +63,7 @@ def test_a_store_without_wait_can_be_fetched_at_once_in_the_same_session(client:
     namespace = namespace_of(client)
     keys, blocks = keys_of(namespace, 100), random_blocks(100, 2)
     assert namespace.store(keys, blocks).accepted == 100
-    with namespace.fetch(keys, wait_s=5.0) as lease:
+    with namespace.fetch(keys, wait_s=PATIENCE_S) as lease:
         assert lease.blocks == 100
         assert bytes(lease.views[99]) == blocks[99].tobytes()
 
@@ -308,10 +308,11 @@ def test_a_daemon_killed_under_load_is_a_miss_and_its_successor_is_found(start_d
 
 def test_a_stopped_daemon_costs_a_call_its_deadline_and_no_more(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "64MiB", "--lock", "false")
-    client = kvclient.connect(daemon.runtime_dir, timeout_s=0.2)
+    client = kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S)
     namespace = namespace_of(client)
     keys, blocks = keys_of(namespace, 3), random_blocks(3, 13)
-    namespace.store(keys, blocks, wait=True)
+    assert namespace.store(keys, blocks, wait=True).accepted == 3
+    client._connection.timeout_ns = namespace._timeout_ns = 2 * 10**8
     daemon.process.send_signal(signal.SIGSTOP)
     assert namespace.match(keys).blocks == 0
     with namespace.fetch(keys, wait_s=0.1) as lease:
@@ -345,7 +346,7 @@ def test_a_daemon_without_room_keeps_the_lead_part(start_daemon: StartDaemon) ->
     with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         namespace = namespace_of(client)
         keys, blocks = keys_of(namespace, 300), random_blocks(300, 15)
-        result = namespace.store(keys, blocks, wait=True, space_s=0.2)
+        result = namespace.store(keys, blocks, wait=True, space_s=PATIENCE_S)
         assert result.accepted == result.lead == 256
         assert set(result.reasons) <= {Reason.FULL, Reason.BUSY, Reason.NO_PARENT}
         with namespace.fetch(keys) as lease:

@@ -12,6 +12,8 @@ from bench.cluster import BLOCK_BYTES, GROUPS, Far, Troubled, compare_routes, ob
 from bench.cluster_load import content_of, key_of, talks
 from tests.node import until
 
+pytestmark = pytest.mark.slow
+
 LONGEST_S = 20.0  # far above what any call may take: a call that hangs is no question of a fast machine
 
 

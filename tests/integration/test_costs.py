@@ -52,7 +52,7 @@ def store(client: RawClient, number: int, keys: list[bytes]) -> None:
     reserved = client.reserve(number, keys)
     assert [one.grant for one in reserved] == [Grant.GRANTED] * len(keys)
     assert client.commit([one.ticket for one in reserved]) == 0
-    lease = client.lease(number, keys, wait_s=5.0)  # it waits for what this session writes
+    lease = client.lease(number, keys, wait_s=15.0)  # it waits for what this session writes
     assert len(lease.locations) == len(keys)
     client.send(frames.build(Verb.RELEASE, 0, releases=[lease.lease]))
 

@@ -16,6 +16,8 @@ import pytest
 from bench.demo import judge, verdict
 from bench.demo_engine import OTHER_BLOCKS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "bench.demo", "--quick"]
 COLUMNS = 80

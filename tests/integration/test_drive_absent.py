@@ -401,6 +401,7 @@ def _run(*words: str) -> None:
     subprocess.run(words, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare, to mount anything"
 )

@@ -45,6 +45,7 @@ def samples_found(node: Node, name: str) -> int:
     return sum(any(sample in content for content in files) for sample in samples)
 
 
+@pytest.mark.slow
 def test_what_is_on_disk_is_worth_nothing_without_the_key_and_comes_back_with_it(node: Node) -> None:
     first, second = chain("first", COUNT), chain("second", COUNT)
     node.start(*key_file(node, 1))

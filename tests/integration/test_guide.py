@@ -10,6 +10,8 @@ from bench.replay import command
 from tests.integration.conftest import StartDaemon
 from tests.integration.test_insight import answer
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[2] / "GUIDE.md"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import kvclient
 from kvproto.keys import block_keys
@@ -63,6 +64,7 @@ def test_what_was_stored_evicted_and_never_there_is_told_apart(start_daemon: Sta
         assert "Evicted from DRAM by lru" in kvctl(daemon.runtime_dir, "explain-miss", "--tokens", str(files[0])).stdout
 
 
+@pytest.mark.slow
 def test_advice_is_given_of_what_was_asked_for_unless_curves_are_off(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("--dram", "16MiB", "--lock", "false")
     with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:

@@ -214,6 +214,7 @@ def test_a_stop_keeps_as_much_as_a_kill(manage: Callable[..., ServiceManager]) -
         assert manager.stop() == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_systemd_keeps_1024_arenas(manage: Callable[..., ServiceManager]) -> None:
     manager = manage(1024)
     manager.start()
@@ -328,6 +329,7 @@ def test_a_keeper_that_died_is_replaced_and_told_everything(start: Start, dial: 
     assert good(program.report, 2, 4), program.report
 
 
+@pytest.mark.slow
 def test_a_keeper_that_stood_still_at_a_start_is_replaced_once_it_goes_on(
     start: Start, runtime_dir: Path, dial: Callable[[], Held], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,7 @@ except RefusedError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root: there is no second uid")
 def test_another_user_sees_what_its_tenant_has_and_changes_nothing(node: Node) -> None:
     paths = [path for path in sys.path if path]

@@ -129,6 +129,7 @@ def test_what_cannot_be_moved_is_refused_before_anything_is_done(source: Node, a
     assert kvctl(alone, "move", *words, "--to", str(alone.home / "nobody"), "--yes")[0] == Exit.UNREACHABLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "none"])
 def test_what_lies_damaged_over_there_or_has_gone_is_written_anew_before_it_leaves_here(
     source: Node, target: Node, s3: S3Server, harm: str

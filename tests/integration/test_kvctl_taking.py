@@ -301,6 +301,7 @@ def test_an_import_once_more_is_written_down_as_what_it_stored(host: Host) -> No
     assert [(act["blocks"], act["bytes"]) for act in host.acts()[-2:]] == [(48, 48 * BLOCK), (0, 0)]
 
 
+@pytest.mark.slow
 def test_a_repair_shows_blocks_and_bytes_asks_and_is_known_to_the_next_life(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def too_little(outcome: Outcome, seconds: float) -> str:
     return ", ".join(missing)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_64_clients_of_8_tenants_are_killed_on_a_bad_drive_and_nothing_is_wrong_or_left() -> None:
     for times in (1, 2, 4):  # a busy machine takes longer for as much

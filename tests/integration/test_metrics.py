@@ -349,11 +349,16 @@ def test_the_socket_is_for_the_group_and_a_dead_one_gives_way(node: Node) -> Non
 
 
 def test_a_port_that_is_taken_stops_the_start_with_a_reason(node: Node) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(RuntimeError, match=rf"metrics cannot listen on 127\.0\.0\.1:{port}.*in use"):
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))  # and does not listen: so that nobody else is given this port meanwhile
+        port = ours.getsockname()[1]
+        with (
+            socket.create_server(("127.0.0.1", port)),
+            pytest.raises(RuntimeError, match=rf"metrics cannot listen on 127\.0\.0\.1:{port}.*in use"),
+        ):
             node.start("--metrics-listen", f"127.0.0.1:{port}")
-    node.start("--metrics-listen", f"127.0.0.1:{port}")
+        node.start("--metrics-listen", f"127.0.0.1:{port}")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("GET", "/readyz")
     assert connection.getresponse().status == 200

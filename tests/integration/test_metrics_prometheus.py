@@ -11,6 +11,8 @@ import pytest
 
 from bench.dashboard import TENANTS, Host, Prometheus, find_prometheus, panels
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 90.0
 # A rate of nothing is an answer, too: these move only where there is a bucket, and routers that listen.
 MOVED = (

@@ -172,6 +172,7 @@ def test_the_example_keeps_its_prefix_over_a_tool_call(node: Node) -> None:
         assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_example_says_what_it_misses_where_it_can_show_nothing(tmp_path: Path) -> None:
     def run(runtime_dir: Path) -> "subprocess.CompletedProcess[str]":
         words = [sys.executable, str(EXAMPLE), str(runtime_dir)]

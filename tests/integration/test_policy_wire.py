@@ -47,7 +47,7 @@ def store(client: RawClient, number: int, keys: list[bytes]) -> None:
         reserved = client.reserve(number, part, keys[start - 1] if start else None)
         assert [one.grant for one in reserved] == [Grant.GRANTED] * len(part)
         assert client.commit([one.ticket for one in reserved]) == 0
-        lease = client.lease(number, part, wait_s=5.0)  # it waits for what this session writes
+        lease = client.lease(number, part, wait_s=15.0)  # it waits for what this session writes
         client.send(frames.build(Verb.RELEASE, 0, releases=[lease.lease]))
         assert client.flush(number, 20.0).durable == len(part)
 

@@ -58,6 +58,7 @@ def test_they_run_when_they_are_pasted_at_a_prompt(home: Path) -> None:
     assert "\n10 True\nTrue\n" in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_model_of_the_readme_loads_what_it_computed_before(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,22 @@ from tests.node import Node, until
 from tests.s3 import S3Server, s3_for_daemons
 
 TENANT = f"uid-{os.geteuid()}"
-LINES = 150_000  # of a ledger: half a second to read
+LINES = 20_000  # of a ledger
+# Python runs it at the start of each daemon: of a ledger no more than the beginning is read while a file is there.
+HELD = """
+import os, sys, time
+if sys.orig_argv[1:3] == ["-m", "kvstored"]:
+    from kvstored.remote_ledger import Ledger
+    real = Ledger.read
+    def read(self, meanwhile):
+        def held():
+            meanwhile()
+            while self._lines and os.path.exists(os.environ["HELD"]):
+                time.sleep(0.001)
+                meanwhile()
+        real(self, held)
+    Ledger.read = read
+"""
 
 
 @pytest.fixture
@@ -60,7 +75,13 @@ def test_what_a_former_life_wrote_is_cleared_before_any_client_comes(s3: S3Serve
         assert ns.match(keys).blocks == 0
 
 
-def test_a_delete_that_was_answered_while_the_ledger_is_read_outlives_a_kill(s3: S3Server) -> None:
+def test_a_delete_that_was_answered_while_the_ledger_is_read_outlives_a_kill(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    (tmp_path / "sitecustomize.py").write_text(HELD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("HELD", str(hold))
     with host(s3) as (node, arguments):
         node.start(*arguments)
         keys = keep(node, "secret", 8)
@@ -70,12 +91,14 @@ def test_a_delete_that_was_answered_while_the_ledger_is_read_outlives_a_kill(s3:
         namespace = name.rsplit("/", 2)[0]
         with ledger.open("a") as file:
             file.writelines(f"+ 1000 {namespace}/{number:040x}/64.{'abc' * 63}\n" for number in range(LINES))
+        hold.touch()
         node.start(*arguments)
         node.namespace(BLOCK_BYTES).delete(keys)
         assert until(lambda: f"x {namespace}" in _end(ledger)), "it is noted"
         reading = told(node)[0].remote.objects
         node.kill()
-        assert reading < LINES, "and that was while the ledger was read"
+        hold.unlink()
+        assert 0 < reading < LINES, "and that was while the ledger was read"
         ledger.write_text(
             "".join(line for line in ledger.read_text().splitlines(keepends=True) if "abcabc" not in line)
         )

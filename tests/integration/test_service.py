@@ -249,6 +249,7 @@ def test_a_stop_waits_for_nobody_for_ever(how: str) -> None:
         assert ("stop: 1 blocks are being stored" in node.log()) is (how == "deadline")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_stop_writes_what_is_on_its_way_to_disk() -> None:
     assert written_by_a_stop("1m") == 64

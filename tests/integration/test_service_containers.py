@@ -15,6 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "systemd/container"
 KUBERNETES = ("1.29", "1.33")  # the oldest one that is meant, and a later one

@@ -74,6 +74,7 @@ sys.stdin.read()
 """
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user"),
     pytest.mark.skipif(
         any(shutil.which(name) is None for name in ("unshare", "setpriv")), reason="unshare, setpriv: not installed"

@@ -73,7 +73,7 @@ if sys.argv[1] == "store":
     print(ns.store(keys, blocks, wait=True, space_s=30).accepted)
 else:
     targets = np.zeros((40, 1 << 16), dtype=np.uint8)
-    with ns.fetch(keys, wait_s=5) as lease:
+    with ns.fetch(keys, wait_s=30) as lease:
         assert lease.copy_to(targets[: lease.expected])
         print(sum(np.array_equal(target, block) for target, block in zip(targets, blocks)))
 """

@@ -623,7 +623,7 @@ def test_a_daemon_that_hangs_costs_a_load_one_wait(
 ) -> None:
     prompt = prompt_of(DOCUMENT + REST)
     daemon = start_daemon("--dram", "64MiB")
-    with kvclient.connect(daemon.runtime_dir, timeout_s=0.3) as client:
+    with kvclient.connect(daemon.runtime_dir, timeout_s=PATIENCE_S) as client:
         assert client.wait_connected(10.0)
         kv = TransformersKV(client, model)
         assert kv.namespace is not None
@@ -637,6 +637,7 @@ def test_a_daemon_that_hangs_costs_a_load_one_wait(
         monkeypatch.setattr(kvclient.Namespace, "fetch", fetch)
         assert kv.load(prompt).tokens == 0
         assert len(fetches) == 1, "the control: what is not there is asked for"
+        client._connection.timeout_ns = kv.namespace._timeout_ns = 3 * 10**8
         os.kill(daemon.process.pid, signal.SIGSTOP)
         hung = kv.load(prompt)
         os.kill(daemon.process.pid, signal.SIGCONT)

@@ -27,6 +27,8 @@ from tests.integration.test_transformers import (
     same_logits,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["salt"]  # the fixture
 
 Undo = Callable[[], object] | None

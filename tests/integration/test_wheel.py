@@ -5,7 +5,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.prefix import build_wheel
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ("proto", "kernels", "daemon", "clients")  # packages lie in them; `kvstore` is one itself

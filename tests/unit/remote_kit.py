@@ -20,6 +20,7 @@ from kvstored.remote_ledger import Ledger
 from kvstored.remote_pool import Budget, Pool
 from kvstored.remote_s3 import S3Backend
 from tests.core import chain, key_of, value_of
+from tests.node import PATIENCE_S
 from tests.s3 import S3Server
 
 BLOCK_BYTES = 4096
@@ -90,7 +91,7 @@ def kit(
     folder: Path | None = None,
     *,
     quota_bytes: int = 1 << 40,
-    deadline_s: float = 5.0,
+    deadline_s: float = PATIENCE_S,
     prefix: str = "k",
     bucket: str = S3Server.bucket,
 ) -> Iterator[Kit]:

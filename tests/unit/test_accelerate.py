@@ -49,6 +49,7 @@ def block(dtype: str, seed: int = 0) -> "np.ndarray[tuple[int], np.dtype[np.uint
 # -- the same bytes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "dtype"), EVERY)
 def test_engines_with_and_without_it_share_their_blocks(encoding: Encoding, dtype: str) -> None:
     plain, compiled = made(encoding, dtype), made(encoding, dtype, "numba")

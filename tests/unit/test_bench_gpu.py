@@ -17,6 +17,8 @@ from kvkernels.device.engines import GUESS
 from kvkernels.device.port import NoDeviceError
 from kvkernels.encodings import Encoding, encoded_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def none(number: int) -> cuda.Cuda:
     raise NoDeviceError("no CUDA driver is installed")

@@ -209,10 +209,12 @@ def test_a_subscriber_that_takes_nothing_at_an_address_is_cut_off_and_counted_ou
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvstored.block_events_zmq.DEAD_S", 3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    free = socket.socket()
+    free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    free.bind(("127.0.0.1", 0))  # and does not listen: so that nobody else is given this port meanwhile
+    address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     events = BlockEvents(EventsConfig(address, "one", high_water=4, runtime_dir=tmp_path), None, lambda: None)
+    free.close()
     events.start()
     with zmq.Context() as context, context.socket(zmq.SUB) as dead, dead.get_monitor_socket() as monitor:
         dead.setsockopt(zmq.RCVHWM, 1)

@@ -145,6 +145,7 @@ def test_a_silent_daemon_costs_one_deadline_and_late_grants_are_given_back(tmp_p
             peer.answer_held()
             while len(peer.aborted) < 2:
                 await asyncio.sleep(0)
+            client._connection.timeout_ns = ns._timeout_ns = int(PATIENCE_S * 1e9)
             await assert_works(client, ns)
 
     with Peer(tmp_path) as peer:

@@ -256,11 +256,11 @@ def test_a_daemon_that_misspeaks_is_left(
 def test_a_prefetch_says_what_is_there_and_what_comes_and_can_be_cancelled(tmp_path: Path) -> None:
     with trio(tmp_path) as (peer, policies, _, ns):
         policies.there = 2
-        prefetch = ns.prefetch(KEYS, deadline_s=2.0)
+        prefetch = ns.prefetch(KEYS, deadline_s=60.0)
         assert (prefetch.there, prefetch.coming) == (2, 3)
         tier, within_ns, keys = policies.prefetches[0]
         assert (tier, keys) == (Tier.DRAM, 5)
-        assert 0 < within_ns <= 2 * 10**9
+        assert 0 < within_ns <= 60 * 10**9
         prefetch.cancel()
         prefetch.cancel()
         peer.wait_for(lambda: peer.cancelled == [1])

@@ -119,6 +119,7 @@ CALLED = "from numba import njit\n@njit(cache=True)\ndef called():\n    return {
 CALLING = "from numba import njit\nfrom called import called\n@njit(cache=True)\ndef calling():\n    return called()\n"
 
 
+@pytest.mark.slow
 def test_what_was_compiled_with_other_functions_is_dropped(tmp_path: Path) -> None:
     """The control is numba by itself, which goes on with the function of before."""
     (tmp_path / "calling.py").write_text(CALLING)

@@ -14,6 +14,7 @@ from kvkernels.device.emulated_kernels import COMPILE
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "which"), [("CUDA_12", ""), ("CUDA_13", "there_and_back or every_engine")])
 def test_the_suite_passes_over_a_stub_of_the_driver(tmp_path: Path, version: str, which: str) -> None:
     """What differs in CUDA 13 is the call for a batch of copies."""

@@ -26,6 +26,7 @@ from kvstored.remote_port import Listed, RefusedError, RemoteError, UnreachableE
 from kvstored.remote_removals import Doubt, Epochs, Removal, Removals
 from kvstored.remote_s3 import S3Backend
 from tests.core import Core, chain, key_of
+from tests.node import PATIENCE_S
 from tests.s3 import S3Server
 from tests.unit.remote_kit import BLOCK_BYTES, NOBODY, PLACE, Kit, kit, read_ledger
 
@@ -334,7 +335,7 @@ def test_a_ledger_that_cannot_be_read_at_all_turns_nothing_off(
     monkeypatch.setattr(Ledger, "read", breaks)
     noted = threading.Semaphore(0)
     threads = RemoteThreads(
-        S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 5.0, s3.environ),
+        S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), PATIENCE_S, s3.environ),
         RemoteLimits(1 << 30, 2, tmp_path), lambda _arena: np.zeros(0, dtype=np.uint8), cast(LeafThreads, None),
         noted.release,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from kvstored.remote import RemoteLimits, RemoteThreads
 from kvstored.remote_address import RemoteAddress
 from kvstored.remote_s3 import S3Backend
 from tests.core import SECOND, chain, words
+from tests.node import PATIENCE_S
 from tests.s3 import S3Server
 from tests.unit.remote_host import Host, host
 from tests.unit.remote_kit import PLACE
@@ -105,7 +106,8 @@ def test_the_threads_of_a_daemon_say_what_is_gone_without_being_asked_to(s3: S3S
         one.client.put(ns, keys)
         written(one, ns, keys)
         threads = RemoteThreads(
-            S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), 5.0, s3.environ), RemoteLimits(1 << 30, 2),
+            S3Backend(RemoteAddress("s3", s3.bucket, "k", s3.endpoint), PATIENCE_S, s3.environ),
+            RemoteLimits(1 << 30, 2),
             lambda _arena: np.zeros(0, dtype=np.uint8), cast(LeafThreads, None), lambda: None,
         )  # fmt: skip
         threads.jobs.holdings.remove([name_of(place_of(ns), chain(3, "other"))])
