@@ -126,6 +126,25 @@ def test_the_second_touch_admits_and_the_first_does_not() -> None:
     core.audit()
 
 
+def test_what_comes_and_goes_between_memory_and_disk_is_written_once() -> None:
+    core = make()
+    client, namespace = begin(core)
+    first, second = chain(12, "first"), chain(12, "second")
+    put(client, namespace, first)
+    put(client, namespace, second)  # eight of the first are on disk alone now
+    assert core.drive.saves == 24
+    for _ in range(3):  # each fetch of the one evicts the other
+        assert fetch(client, namespace, first) == 12
+        core.work_all()
+        assert fetch(client, namespace, second) == 12
+        core.work_all()
+    assert core.drive.saves == 24
+    assert core.drive.loads >= 6 * 8, "each of them came from disk"
+    put(client, namespace, chain(1, "third"))
+    assert core.drive.saves == 25, "what is new is written"
+    core.audit()
+
+
 def test_blocks_that_cost_less_to_compute_than_to_read_are_not_written() -> None:
     core = make()
     client, namespace = begin(core)

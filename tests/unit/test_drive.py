@@ -121,22 +121,54 @@ def test_a_segment_is_found_again_by_the_next_daemon(tmp_path: Path) -> None:
         assert second.drives.status()[0].segments == 1
 
 
+def test_blocks_go_from_the_drive_into_their_slots_without_a_copy_between(rig: Rig) -> None:
+    """Raw ones. The control: what was packed has to be unpacked, so it comes from somewhere else."""
+    first, room = rig.arena.ctypes.data, len(rig.arena)
+    read: list[bool] = []
+
+    def note(_: int, buffers: list[memoryview], __: int) -> None:
+        addresses = [np.frombuffer(buffer, np.uint8).ctypes.data for buffer in buffers]
+        read.extend(first <= address < first + room for address in addresses)
+
+    places, saves = rig.save_blocks(1, 4, 10_000)
+    rig.files.rules["pread"] = note
+    assert rig.run([load_of(*pair) for pair in zip(saves, places, strict=True)]) == [DONE] * 4
+    assert read == [False, True] * 4, "a header of each, and its payload"
+    del rig.files.rules["pread"]
+    places, saves = packed_blocks(rig, 1, segment=2)
+    read.clear()
+    rig.files.rules["pread"] = note
+    assert rig.run([load_of(saves[0], places[0])]) == [DONE]
+    assert read
+    assert not any(read)
+
+
+def test_all_room_of_a_segment_is_set_aside_before_anything_is_in_it(rig: Rig) -> None:
+    """Else a drive that fills up fails writes that were promised room. The control is a file that is only long."""
+    assert rig.make(1, SLOT) is DONE
+    made = rig.path(1).stat()
+    assert 512 * made.st_blocks >= made.st_size == rig.segment_bytes
+    with (rig.path(1).parent / "long").open("wb") as only_long:
+        only_long.truncate(rig.segment_bytes)
+        assert 512 * os.fstat(only_long.fileno()).st_blocks < rig.segment_bytes
+
+
 # -- packed blocks ---------------------------------------------------------------------------------------------------
 
 
-def packed_blocks(rig: Rig, count: int, block_bytes: int = 200_000) -> tuple[list[Place], list[Save]]:
+def packed_blocks(rig: Rig, count: int, block_bytes: int = 200_000, segment: int = 1) -> tuple[list[Place], list[Save]]:
     """Values that shrink, packed and saved in slots of their own size; the arena is wiped."""
     room = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
     values = np.random.default_rng(1).standard_normal(count * room // 2, dtype=np.float32).view(np.uint32) >> 16
     rig.arena[: count * room] = values.astype(np.uint16).view(np.uint8)
     places = [Place(i * room, block_bytes) for i in range(count)]
-    packs = [Pack(i, 1, 0, place.offset, block_bytes, Codec.BF16_PLANES_ZSTD) for i, place in enumerate(places)]
+    packs = [Pack(i, segment, 0, place.offset, block_bytes, Codec.BF16_PLANES_ZSTD) for i, place in enumerate(places)]
     assert rig.run(packs) == [DONE] * count
-    slot_bytes = max(save_of(rig, 1, 0, places[0], pack.packed).slot_bytes for pack in packs)
+    slot_bytes = max(save_of(rig, segment, 0, places[0], pack.packed).slot_bytes for pack in packs)
     saves = [
-        replace_slot_bytes(save_of(rig, 1, i, place, packs[i].packed), slot_bytes) for i, place in enumerate(places)
+        replace_slot_bytes(save_of(rig, segment, i, place, packs[i].packed), slot_bytes) for i, place in enumerate(places)
     ]
-    assert rig.make(1, slot_bytes) is DONE
+    assert rig.make(segment, slot_bytes) is DONE
     assert rig.run(saves) == [DONE] * count
     return places, saves
 
