@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ LMCACHE = (
 MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
 MOONCAKE_LIBRARIES = ("libibverbs1", "libnl-3-200", "libnl-route-3-200")  # Debian's
 Turns = dict[str, Callable[[], float]]
+Install = Callable[[Path], tuple[Path, dict[str, str]]]  # into this folder: its interpreter and environment
 
 
 def run(*, quick: bool) -> Findings:
@@ -44,29 +45,12 @@ def run(*, quick: bool) -> Findings:
     findings: Findings = {}
     seconds: dict[str, list[float]] = {}
     with home_on_drive(12 * GIB) as home, ExitStack() as stack:
-        peers: dict[str, Peer] = {}
-        for name, install in (("lmcache", install_lmcache), ("mooncake", install_mooncake)):
-            folder = home / name
-            try:
-                peers[name] = stack.enter_context(Peer(name, folder, *install(folder)))
-            except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-                give_up(findings, name, str(error))
-            say(f"{name}: {findings.get(f'{name}_why_not', 'installed')}")
+        peers = begin({"lmcache": install_lmcache, "mooncake": install_mooncake}, home, stack, findings)
         ours = stack.enter_context(Ours(home))
         for number in range(rounds):
             turns = {f"{name}_{verb}": peer.turn(verb) for name, peer in peers.items() for verb in VERBS}
             turns |= {"kvstored_write": ours.write, "kvstored_read": ours.read} | ours.bare()
-            for name, turn in turns.items():
-                who = name.split("_", 1)[0]
-                if f"{who}_why_not" in findings:
-                    continue
-                try:
-                    took = turn()
-                except RuntimeError as error:  # only a peer's
-                    give_up(findings, who, str(error))
-                    say(f"{who}: {error}")
-                else:
-                    seconds.setdefault(name, []).append(took)
+            take(turns, seconds, findings)
             say(f"round {number + 1} of {rounds}")
     rates = {name: SET * BLOCK_BYTES / median(took) / 1e9 for name, took in seconds.items()}
     raw_rates = [rates.pop(name) for name in list(rates) if name.startswith("raw_read_")]
@@ -74,6 +58,34 @@ def run(*, quick: bool) -> Findings:
 
 
 VERBS = ("write", "read")
+
+
+def begin(installers: Mapping[str, Install], home: Path, stack: ExitStack, findings: Findings) -> dict[str, "Peer"]:
+    """Those that can be installed, running; what kept the others off is in `findings`."""
+    peers: dict[str, Peer] = {}
+    for name, install in installers.items():
+        folder = home / name
+        try:
+            peers[name] = stack.enter_context(Peer(name, folder, *install(folder)))
+        except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+            give_up(findings, name, str(error))
+        say(f"{name}: {findings.get(f'{name}_why_not', 'installed')}")
+    return peers
+
+
+def take(turns: Turns, seconds: dict[str, list[float]], findings: Findings) -> None:
+    """One turn each. Who fails is given up; its earlier turns count no more than its later ones."""
+    for name, turn in turns.items():
+        who = name.split("_", 1)[0]
+        if f"{who}_why_not" in findings:
+            continue
+        try:
+            took = turn()
+        except RuntimeError as error:  # only a peer's
+            give_up(findings, who, str(error))
+            say(f"{who}: {error}")
+        else:
+            seconds.setdefault(name, []).append(took)
 
 
 def give_up(findings: Findings, name: str, reason: str) -> None:
