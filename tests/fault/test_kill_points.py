@@ -164,7 +164,8 @@ def test_every_kill_point_a_hundred_times(record_property: Recorder) -> None:
     lives, totals = run(TIMES, SEED + 1)
     for point, count in lives.reached.items():
         record_property(point.replace(" ", "_").replace("-", "_"), count)
-    record_property("steps", sum(count > 0 for count in lives.steps.values()))
+    for step, count in lives.steps.items():
+        record_property(f"at_{step}".replace(": ", "_").replace(" ", "_").replace("-", "_"), count)
     record_property("durable_blocks_looked_for", totals.expected)
     record_property("durable_blocks_back", totals.back)
     record_property("hits", totals.hits)

@@ -40,7 +40,6 @@ def cold(count: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Hanging, 
         yield Hanging(node, manager), keys
 
 
-@pytest.mark.slow
 def test_who_waits_is_promised_more_while_nothing_comes_and_a_successor_keeps_no_more_than_that() -> None:
     with cold(500) as (hanging, keys):
         node = hanging.node

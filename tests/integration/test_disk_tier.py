@@ -273,7 +273,6 @@ def test_codec_auto_packs_what_gets_smaller_while_processors_are_idle(
 # -- several directories, limits -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_several_directories_share_the_segments() -> None:
     keys = roots("striped", 500)  # 31 MiB in segments of 8 MiB
     with Node(disks=3, segment="8MiB", dram="16MiB") as node:

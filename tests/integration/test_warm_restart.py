@@ -140,7 +140,6 @@ def test_every_published_block_is_served_after_each_kind_of_end(keeper: str) -> 
             assert np.array_equal(found.blocks, wanted[: len(found.blocks)])
 
 
-@pytest.mark.slow
 def test_a_second_daemon_does_not_serve_what_a_living_one_does_though_the_lock_is_gone() -> None:
     with lives("fd-keeper") as each:
         each.begin()
