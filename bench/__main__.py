@@ -13,9 +13,8 @@ from pathlib import Path
 from bench.harness import record, say
 
 NAMES = (
-    "hot", "dram", "disk", "readers", "restart", "peers", "insight", "evictions", "vllm", "codec", "placement", "gpu",
-    "remote", "cluster", "swap",
-    "quality",
+    "hot", "dram", "disk", "readers", "writers", "restart", "peers", "insight", "evictions", "vllm", "codec",
+    "placement", "gpu", "remote", "cluster", "swap", "quality",
 )  # fmt: skip
 APART = ("replay", "load")  # with commands of their own
 

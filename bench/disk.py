@@ -185,7 +185,6 @@ def measure_write_behind(home: Path, blocks: Sequence[Bytes], rounds: int) -> Re
     A daemon and a directory for each round, so that both write to extents that never held anything.
     """
     total = len(blocks) * BLOCK_BYTES
-    dram = f"{(total >> 20) + 256}MiB"
     bare: Seconds = {}
     again: Seconds = {}
     ours: list[float] = []
@@ -196,7 +195,7 @@ def measure_write_behind(home: Path, blocks: Sequence[Bytes], rounds: int) -> Re
                     bare.setdefault(name, []).append(first)
                     again.setdefault(name, []).append(second)
             else:
-                ours.append(flush_all(home, dram, blocks))
+                ours.append(flush_all(home, blocks))
     return {
         "write_behind_over_raw_write": best(bare) / median(ours),
         "write_behind_gb_per_s": total / median(ours) / 1e9,
@@ -204,10 +203,11 @@ def measure_write_behind(home: Path, blocks: Sequence[Bytes], rounds: int) -> Re
     } | gigabytes_per_s(total, bare, "raw_write")
 
 
-def flush_all(home: Path, dram: str, blocks: Sequence[Bytes]) -> float:
-    """Seconds of one `flush` of them all."""
+def flush_all(home: Path, blocks: Sequence[Bytes], *settings: str) -> float:
+    """Seconds of one `flush` of them all, by a daemon of its own with these settings."""
+    dram = f"{len(blocks) * BLOCK_BYTES // MIB + 256}MiB"
     arguments = ("--dram", dram, "--disk", str(home / "disk"), *DISK, "--disk-admission", "none")
-    with daemon_at(home, *arguments) as running, client_of(running) as (_, namespace):
+    with daemon_at(home, *arguments, *settings) as running, client_of(running) as (_, namespace):
         running.await_memory()
         must_accept(namespace, new_keys(1), [blocks[0]])
         assert namespace.flush(PATIENCE_S).durable == 1  # the tier is open
