@@ -166,7 +166,8 @@ def packed_blocks(rig: Rig, count: int, block_bytes: int = 200_000, segment: int
     assert rig.run(packs) == [DONE] * count
     slot_bytes = max(save_of(rig, segment, 0, places[0], pack.packed).slot_bytes for pack in packs)
     saves = [
-        replace_slot_bytes(save_of(rig, segment, i, place, packs[i].packed), slot_bytes) for i, place in enumerate(places)
+        replace_slot_bytes(save_of(rig, segment, slot, place, pack.packed), slot_bytes)
+        for slot, (place, pack) in enumerate(zip(places, packs, strict=True))
     ]
     assert rig.make(segment, slot_bytes) is DONE
     assert rig.run(saves) == [DONE] * count
