@@ -22,6 +22,7 @@ from kvstored.mounts import MOUNTS, read_points, write_points
 from kvstored.owed import read_owed
 from tests.integration.test_drive_back import RAW, disk, start_and_read, stored
 from tests.integration.test_kvctl_acting import body, kvctl
+from tests.integration.test_metrics import scrape
 from tests.node import Node, census, put_roots, roots, until
 
 ROOT = Path(__file__).parents[2]
@@ -397,6 +398,60 @@ def over_a_dead_mount() -> None:
         assert census(start_and_read(node), sorted(keys)).hits == keys
 
 
+def over_an_error_of_a_file_system() -> None:
+    """A life in which one of two drives turns read-only, as Linux has it after an error."""
+    with Node(disks=2, segment="8MiB") as node:
+        drive, image, metrics = node.disks[1], node.home / "image", node.home / "metrics.sock"
+        drive.mkdir()
+        _run("truncate", "-s", "256M", str(image))
+        _run("mkfs.ext4", "-q", str(image))
+        _run("mount", "-o", "loop,errors=remount-ro", str(image), str(drive))
+        with Path("/proc/mounts").open(encoding="ascii") as mounts:
+            device = next(line.split()[0] for line in mounts if line.split()[1] == str(drive))
+        node.start(*RAW)
+        keys = set(stored(node))
+        there = keys_on(node, 1) & keys
+        assert there
+        node.kill()
+        node.start(*RAW, "--metrics-listen", str(metrics))
+        ns = node.namespace()
+        assert until(lambda: disk(node)["state"] == "serving")
+        up = f"kvstored_drive_up{{directory={drive}}}"
+        assert scrape(metrics)[up] == 1.0, "the control"
+
+        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("once")
+        more = iter(range(10**6))
+
+        def is_seen() -> bool:
+            put_roots(ns, roots(f"more-{next(more)}", 20), durable=False)
+            ns.flush(0.2)
+            return bool(disk(node)["drives"][1]["state"] == "read-only")
+
+        assert until(is_seen, PROBED_S)
+        assert any(f"disk {drive} is read-only (" in warning for warning in warnings(node))
+        assert until(lambda: scrape(metrics)[up] == 0.0)
+        assert disk(node)["state"] == "serving"
+        assert census(ns, sorted(there)).disk == len(there), "it can be read"
+
+        def goes_on() -> bool:
+            """On the other drive, once this one's places have been given up."""
+            put_roots(ns, roots(f"other-{next(more)}", 20), durable=False)
+            return ns.flush(5.0).durable == 20
+
+        assert until(goes_on, PROBED_S)
+        node.kill()
+        _run("umount", str(drive))
+        subprocess.run(["e2fsck", "-fy", str(image)], check=False, capture_output=True)  # 1: it has mended something
+        _run("mount", "-o", "loop", str(image), str(drive))
+        node.start(*RAW, "--metrics-listen", str(metrics))
+        assert until(lambda: disk(node)["state"] == "serving")
+        assert census(node.namespace(), sorted(keys)).hits == keys
+        assert scrape(metrics)[up] == 1.0
+        assert not any("is read-only" in warning for warning in warnings(node))
+        node.kill()
+        _run("umount", "-l", str(drive))
+
+
 def _run(*words: str) -> None:
     subprocess.run(words, check=True)
 
@@ -405,7 +460,9 @@ def _run(*words: str) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare, to mount anything"
 )
-@pytest.mark.parametrize("lives", [over_real_mounts, over_read_only_drives, over_a_dead_mount])
+@pytest.mark.parametrize(
+    "lives", [over_real_mounts, over_read_only_drives, over_a_dead_mount, over_an_error_of_a_file_system]
+)
 def test_a_drive_that_is_mounted_and_unmounted_for_real(lives: Callable[[], None]) -> None:
     tried = subprocess.run(
         ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True, check=False
@@ -414,6 +471,10 @@ def test_a_drive_that_is_mounted_and_unmounted_for_real(lives: Callable[[], None
         pytest.skip(f"nothing can be mounted here: {tried.stderr.strip()}")
     if lives is over_a_dead_mount and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("there is no /dev/fuse here")
+    if lives is over_an_error_of_a_file_system and not (
+        shutil.which("mkfs.ext4") and Path("/dev/loop-control").exists()
+    ):
+        pytest.skip("no ext4 can be made in a file here")
     code = f"from tests.integration.test_drive_absent import {lives.__name__} as run; run()"
     done = subprocess.run(
         ["unshare", "--mount", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
