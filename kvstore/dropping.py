@@ -42,6 +42,7 @@ class Dropping:
         self._disk = disk
         self.pinned_arena: Callable[[Pool], int | None] = lambda _pool: None  # `PinnedArenas.one_for`
         self.when_cut: Callable[[Tenant | None, Callable[[], None]], None] = lambda _tenant, act: act()  # `Pinning`
+        self.has_far_side: Callable[[], bool] = lambda: False  # `Remote.on`
 
     # -- blocks that a client names ------------------------------------------------------------------------------
 
@@ -83,11 +84,19 @@ class Dropping:
     # -- whatever an operator names ------------------------------------------------------------------------------
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
-        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for names that nobody
+        knows and of which nothing can lie where nobody looks.
+        """
         if self._disk.opening and not dry_run:
             self._disk.when_serving(lambda: self._clear_late(scope, done))
             return
-        chosen = self._chosen(scope)
+        try:
+            chosen = self._chosen(scope)
+        except KeyError:
+            if not self._may_lie_unseen(scope):
+                raise
+            self._clear_unseen(scope, done, dry_run=dry_run)
+            return
         if not dry_run:
             self._disk.closed.give_up(scope.tenant)
         wanted = np.zeros(NAMESPACES, dtype=np.uint32)
@@ -113,8 +122,23 @@ class Dropping:
         try:
             self.clear(scope, done, dry_run=False)
         except KeyError:  # nobody knows of it, neither here nor on disk, as far as keys open it
-            self._disk.closed.give_up(scope.tenant)
-            self._when_gone(None, lambda: done(ClearReport(0, 0, 0, 0, dry_run=False)))
+            self._clear_unseen(scope, done, dry_run=False)
+
+    def _may_lie_unseen(self, scope: ClearScope) -> bool:
+        """May there be something of what nobody knows here: on disk, or beyond this host, where keys mean nothing
+        without the namespace?
+        """
+        if self.has_far_side():
+            return not scope.keys
+        return self._disk.opening or self._disk.closed.may_have(scope.tenant)
+
+    def _clear_unseen(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
+        report = ClearReport(0, 0, 0, 0, dry_run)
+        if dry_run:
+            done(report)
+            return
+        self._disk.closed.give_up(scope.tenant)
+        self._when_gone(None, lambda: done(report))
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:
         if scope.tenant is not None and scope.tenant not in self._registry.tenants:

@@ -235,6 +235,8 @@ class DiskReport:
     counters: DiskCounters
     drives: tuple[DriveReport, ...]
     encryption: str = ""  # how payloads are written, such as "aes-256-gcm"; empty: in the clear
+    unread_segments: int = 0  # files that could not be read in this life, and may be read in the next: left alone
+    unread: tuple[str, ...] = ()  # paths of some of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ class Store:
         self.repinning = Repinning(tables, clock, registry, pinning, book)
         dropping.pinned_arena = PinnedArenas(tables, clock, arenas, pinning).one_for
         dropping.when_cut = pinning.when_cut
+        dropping.has_far_side = lambda: self.remote.on
         self.ageing = Ageing(tables, sweeper, registry.namespaces.values, pinning.covered)
         self.watching = watching = Watching(
             tables, clock, randomness, limits.dram_bytes, registry.tenants, on=limits.curves,
@@ -355,7 +356,9 @@ class Store:
         self.dropping.delete(namespace, keys, at, count, done)
 
     def clear(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
-        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for unknown names."""
+        """Drop or only count what a scope names; `done` hears what there was. Raises KeyError for names that nobody
+        knows and of which nothing can lie where nobody looks.
+        """
         heard = done
         if not dry_run:
             self.watching.cleared(scope, self.namespaces.values())
@@ -363,12 +366,7 @@ class Store:
             heard = self._with_objects(scope, done)
         if self.remote.on and not dry_run:
             heard = self._clear_remote(scope, heard)
-        try:
-            self.dropping.clear(scope, heard, dry_run=dry_run)
-        except KeyError:
-            if not self.remote.on or scope.keys:
-                raise
-            heard(ClearReport(0, 0, 0, 0, dry_run))  # no client of it has come in this life: it may lie over there
+        self.dropping.clear(scope, heard, dry_run=dry_run)
 
     def _with_objects(self, scope: ClearScope, done: Callable[[ClearReport], None]) -> Callable[[ClearReport], None]:
         return lambda report: done(replace(report, remote_objects=self.remote.objects(scope)))

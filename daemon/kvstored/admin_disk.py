@@ -1,7 +1,7 @@
 """What the owner thread says of the disk tier: how it stands, and what is wrong with it. Owner thread."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -12,14 +12,17 @@ from kvstore.tier.codec import Wish
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.index import State
 
-FOREIGN_NAMED: Final = 8  # of files that are not ours; the rest is counted
+FILES_NAMED: Final = 8  # of those that are not ours, or could not be read; the rest is counted
 PACKED_TRIED: Final = 256  # blocks written before anybody says that packing does not pay
+# What `owed.read_owed` says of a note that is damaged, behind the name of its file.
+NOTE_DAMAGED: Final = "nobody knows what was deleted"
 
 _DRIVE_REMEDIES: Final = {
     DriveState.READ_ONLY: "nothing new is written there; make it writable: it is tried again every 10 s",
     DriveState.FULL: "it takes no new segments; free space there, or lower disk.size",
     DriveState.FAILING: "its blocks are misses; see the kernel's log: it is tried again every 10 s",
-    DriveState.GONE: "its blocks are lost to this daemon; mount or make it again: until a restart it begins empty",
+    DriveState.GONE: "its blocks are misses in this life; mount or make it again: it begins empty, and with a restart "
+    "what lies there is served again, less what was deleted meanwhile",
 }
 
 
@@ -57,6 +60,10 @@ class Contents(Protocol):
         """Files that are not ours."""
 
     @property
+    def unread(self) -> Sequence[Path]:
+        """Files that could not be read in this life."""
+
+    @property
     def unreadable(self) -> Sequence[str]:
         """Directories, with the reason."""
 
@@ -91,6 +98,7 @@ def disk_report(store: Store, hands: Hands | None, encryption: str) -> DiskRepor
     drives, index, contents = (hands.drives, hands.index, hands.loaded) if hands else (None, None, None)
     done_slots, total_slots = (index and index.progress()) or (0, 0)
     foreign = contents.foreign if contents else ()
+    unread = contents.unread if contents else ()
     return DiskReport(
         state=disk.state.value,
         index_state=index.state.value if index else "none",
@@ -105,7 +113,7 @@ def disk_report(store: Store, hands: Hands | None, encryption: str) -> DiskRepor
         unknown_segments=disk.recovered.unknown,
         useless_records=contents.dropped if contents else 0,
         foreign_files=len(foreign),
-        foreign=tuple(map(str, foreign[:FOREIGN_NAMED])),
+        foreign=tuple(map(str, foreign[:FILES_NAMED])),
         admission=disk.limits.admission.value,
         codec=disk.limits.codec.value,
         queued_chains=disk.demotion.waiting,
@@ -113,6 +121,8 @@ def disk_report(store: Store, hands: Hands | None, encryption: str) -> DiskRepor
         counters=survey.disk_counters(store),
         drives=tuple(map(_drive_report, drives.status())) if drives else (),
         encryption=encryption,
+        unread_segments=len(unread),
+        unread=tuple(map(str, unread[:FILES_NAMED])),
     )
 
 
@@ -121,8 +131,10 @@ def disk_warnings(disk: DiskReport, contents: Contents | None) -> Iterator[str]:
     for drive in disk.drives:
         yield from _drive_warnings(drive)
     if contents and not contents.store:
-        remedy = "see the daemon's log, take other directories or mend these, and restart kvstored"
+        mend = "see the daemon's log, take other directories or mend these, and restart kvstored"
+        remedy = _remedy_of_lost(disk) if NOTE_DAMAGED in disk.index_reason else mend
         yield f"the disk tier is off ({disk.index_reason}): nothing is read or written there; {remedy}"
+        disk = replace(disk, unread_segments=0)  # nobody has looked at them
     else:
         yield from _index_warnings(disk)
     yield from _contents_warnings(disk, contents.unreadable if contents else ())
@@ -146,13 +158,37 @@ def _drive_warnings(drive: DriveReport) -> Iterator[str]:
 def _index_warnings(disk: DiskReport) -> Iterator[str]:
     reason = f" ({disk.index_reason})" if disk.index_reason else ""
     if disk.index_state == State.LOST.value:
-        remedy = "restart kvstored when it suits: it then reads the headers of all blocks, and makes a new index"
-        yield f"the index on disk is lost{reason}; {remedy}"
+        yield f"the index on disk is lost{reason}; {_remedy_of_lost(disk)}"
     elif disk.index_state == State.HUNG.value:
         remedy = "see whether the drive of the first directory hangs"
         yield f"the index on disk hangs{reason}: nothing becomes durable until it answers; {remedy}"
     elif reason:
         yield f"the index on disk is not written{reason}; see the first directory, and the daemon's log"
+
+
+def _remedy_of_lost(disk: DiskReport) -> str:
+    if NOTE_DAMAGED in disk.index_reason:  # until then every start ends so
+        return (
+            "bring that file back as it was, or remove it together with what lies in the folders of disk, and restart "
+            "kvstored: a restart alone changes nothing"
+        )
+    again = "it then reads the headers of all blocks, and makes a new index"
+    if disk.unread_segments:  # it was not to be had from the start
+        return f"see to that, and restart kvstored: {again}"
+    return f"restart kvstored when it suits: {again}"
+
+
+def _said_of_unread(disk: DiskReport) -> str:
+    count = f"{disk.unread_segments} files among the segments could not be read in this life"
+    if NOTE_DAMAGED in disk.index_reason:
+        remedy = "they stay as they are until that is settled"
+    else:
+        lost = disk.index_state == State.LOST.value
+        when = "once the index is mended" if lost else "once its drive is mended and kvstored is restarted"
+        remedy = (
+            f"do not remove them: {when} they are read again, unless blocks of their tenants are deleted until then"
+        )
+    return f"{count}, such as {disk.unread[0]}: all in them is missed; {remedy}"
 
 
 def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[str]:
@@ -163,6 +199,8 @@ def _contents_warnings(disk: DiskReport, unreadable: Sequence[str]) -> Iterator[
             "if that was changed, set it back and restart kvstored; else they are of tenants for whom there is no place"
         )
         yield f"{disk.unknown_segments} segments of another size than disk.segment are not used; {remedy}"
+    if disk.unread_segments:
+        yield _said_of_unread(disk)
     if disk.foreign_files:
         remedy = "the log says which; bring the key back, or look at them and remove them by hand"
         kind = "are not ours, or are encrypted with a key that is not here"

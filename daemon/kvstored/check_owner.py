@@ -10,10 +10,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from kvstored.index_marks import BUILDING, FOLDER, STORE_FILE
+from kvstored.index_marks import BUILDING, FOLDER, NEXT, STORE_FILE
 from kvstored.index_scan import SEGMENTS
 
-_NAMES: Final = ("lock", STORE_FILE, f"{STORE_FILE}.new", SEGMENTS)
+_NAMES: Final = ("lock", NEXT, STORE_FILE, f"{STORE_FILE}.new", SEGMENTS)
 _FOLDERS: Final = (FOLDER, BUILDING)  # with the files in them
 _NOT_OURS: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # nothing, a link, a socket
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

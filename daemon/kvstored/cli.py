@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
@@ -21,6 +22,7 @@ from kvstored import __version__, threads
 from kvstored.compiled import choose_cache
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 from kvstored.defaults import default_words
+from kvstored.drive_asking import SILENT, ask_each
 from kvstored.environment_file import read_environment
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
@@ -152,8 +154,8 @@ def _check_folders(loaded: Loaded, file: Path) -> None:
     for setting, folders in (
         ("daemon.runtime_dir", [loaded.config.runtime_dir]), ("disk.directories", loaded.config.disk_directories),
     ):  # fmt: skip
-        for folder in folders:
-            if unusable := _why_unusable(folder):
+        for folder, answer in ask_each(folders, _why_unusable).items():
+            if unusable := answer.result() if answer.done() else f"{folder}: {SILENT}":
                 raise ConfigError(f"{_place(loaded, setting, file)}: {setting}: {unusable}")
 
 
@@ -284,17 +286,30 @@ def _hold_all(directories: Sequence[Path], mounts: Mounts, stack: ExitStack) -> 
     """
     for directory in directories:
         if directory not in mounts.absent:
-            with _explained("disk directory", directory, "--disk"):
-                why = _hold(directory, stack)
+            why = _hold_one(directory, stack)
             if why:
                 mounts.leave_out(directory, why)
         if directories[0] in mounts.absent:
             return
 
 
-def _hold(directory: Path, stack: ExitStack) -> str:
-    """Why its drive will not have it held; empty if it is held. Raises DirectoryHeldError, OSError."""
-    why = ""
+def _hold_one(directory: Path, stack: ExitStack) -> str:
+    """Why it is absent; empty if it is held from now on. Raises ConfigError, DirectoryHeldError, OSError."""
+    answer = ask_each([directory], _hold)[directory]
+    if not answer.done():  # it has answered a moment ago
+        answer.add_done_callback(_let_go)
+        return SILENT
+    with _explained("disk directory", directory, "--disk"):
+        why, held = answer.result()
+    stack.enter_context(held)
+    return why
+
+
+def _hold(directory: Path) -> tuple[str, ExitStack]:
+    """Why its drive will not have it held; empty if it is held, until the stack is closed. Raises DirectoryHeldError,
+    OSError; does not return while the drive hangs.
+    """
+    why, stack = "", ExitStack()
     for _ in range(LOOKS):  # with one call that fails, all that lies there would be missed in this life
         try:
             if not _is_missing(directory):
@@ -306,8 +321,14 @@ def _hold(directory: Path, stack: ExitStack) -> str:
             said = (error.strerror or str(error)).lower()
             why = f"its drive cannot be used: {said} ({error.filename or directory})"
         else:
-            return ""
-    return why
+            return "", stack
+    return why, stack
+
+
+def _let_go(answer: "Future[tuple[str, ExitStack]]") -> None:
+    """It was held too late: whoever looks after that directory now holds it when its drive is there (`drive.py`)."""
+    if answer.exception() is None:
+        answer.result()[1].close()
 
 
 def _is_missing(path: Path) -> bool:

@@ -8,6 +8,7 @@ from kvproto import limits
 from kvproto.sizes import format_bytes
 from kvstored.config_chooser import Chooser
 from kvstored.config_values import Config
+from kvstored.drive_asking import ask_each
 from kvstored.host_limits import Limit
 from kvstored.http_address import OFF, address_of
 from kvstored.remote_address import MOONCAKE, missing_package
@@ -69,7 +70,8 @@ def check_dram(arena_bytes: int, basis: Basis, chooser: Chooser, memory: Limit) 
 def _check_directories(config: Config, chooser: Chooser) -> None:
     """Each must have its files to itself; links and `..` hide nothing here."""
     place = chooser.places[DISK.name]
-    real = {path: Path(os.path.realpath(path)) for path in config.disk_directories}
+    answers = ask_each(config.disk_directories, os.path.realpath)
+    real = {path: Path(one.result()) if one.done() else path.absolute() for path, one in answers.items()}
     for number, path in enumerate(config.disk_directories):
         if real[path] == Path(os.path.realpath(config.runtime_dir)):
             raise ConfigError(f"{place}: {path} is {RUNTIME_DIR.toml}, which has files of its own; take another folder")

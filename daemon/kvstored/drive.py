@@ -421,13 +421,18 @@ class Drives:
             return Outcome.FAILED
         try:
             with self._owing:
-                note_owed(self._owed, self._store, order.places, order.tenant, self._sight)
+                merged = note_owed(self._owed, self._store, order.places, order.tenant, self._sight)
         except (DamagedError, OSError) as error:
             log.warning("disk: what could not be erased could not be noted either: %s", error)
             return Outcome.FAILED
         level = logging.DEBUG if self._said_owed else logging.WARNING
         log.log(level, "disk: places=%d could not be erased, and are noted in %s", len(order.places), self._owed)
         self._said_owed = True  # each DELETE may have some
+        if merged:
+            log.warning(
+                "disk: segments=%d are noted as a whole, with what nobody deleted there: no room for more slots",
+                len(merged),
+            )  # fmt: skip
         return Outcome.DONE
 
     def _carry_out_on(self, segment: Segment, piece: Piece, scratch: Scratch) -> None:

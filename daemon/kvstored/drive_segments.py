@@ -25,6 +25,7 @@ from kvstored.drive_keys import BlockCipher, StoreKeys
 
 # Nothing there, a symbolic link, a folder, a pipe, a socket.
 _NO_FILE: Final = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ESPIPE, errno.ENXIO}
+OPENING_S: Final = 0.1  # whoever has a segment for longer waits for its drive
 _UNFINISHED: Final = re.compile(r"[0-9]{8}\.new")
 
 
@@ -90,10 +91,14 @@ class Segment:
                 self._close_if_idle()
 
     def drop(self) -> None:
-        """Let no new user in, and close it when the last is out."""
-        with self._lock:
-            self._dropped = True
-            self._close_if_idle()
+        """Let no new user in, and close it when the last is out. Does not wait for a drive that hangs."""
+        self._dropped = True
+        if self._lock.acquire(timeout=OPENING_S):
+            try:
+                self._close_if_idle()
+            finally:
+                self._lock.release()
+        # else somebody opens it, and closes it again
 
     def sync(self) -> bool:
         """Make durable what was written; False if that failed now or since the last time."""

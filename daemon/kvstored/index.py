@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,11 +36,20 @@ from kvstore.tier.format import RECORD, seal_chunk
 from kvstore.tier.orders import Commit, Found
 from kvstored import index_wire
 from kvstored.index_loaded import Loaded, parse_loaded
-from kvstored.index_marks import MAP_BYTES, DamagedError, VersionError, mark_doubtful, pack_name
-from kvstored.index_scan import UNSEEN, Scan, scan, scan_names
+from kvstored.index_marks import (
+    MAP_BYTES,
+    UNSEEN,
+    DamagedError,
+    VersionError,
+    mark_doubtful,
+    pack_name,
+    read_next,
+    write_next,
+)
+from kvstored.index_scan import Scan, scan, scan_names
 from kvstored.index_wire import CHUNK_KEY, EXIT_DAMAGED, NAME_KEY, Change, Kind, Message
 from kvstored.mounts import Mounts
-from kvstored.owed import read_owed
+from kvstored.owed import note_life, read_owed
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +183,7 @@ class Index:
         self._answered = 0
         self._accepted = 0  # the last that is durable
         self._marked = False  # the next start believes the headers
+        self._noted = 0  # while the index is lost: below it all numbers of segments are noted
 
     @property
     def state(self) -> State:
@@ -221,9 +232,9 @@ class Index:
         Blocks for `commit_s` at most. False: all, or nothing, of it is in the index; ask again with the chunks as they
         are then. False in state LOST: for good; see `headers_will_do`.
         """
-        if self._state is State.LOST and not self._marked:
-            self._mark()  # whatever kept it from that may be over
         change = _change(order)
+        if self._state is State.LOST:
+            self._do_without(change)
         with self._changed:
             if self._state is not State.READY:
                 return False
@@ -334,6 +345,11 @@ class Index:
             self._set(State.REBUILDING, "")
         elif message.kind is Kind.LOADED:
             loaded, unwritten = parse_loaded(message)
+            if loaded.removed:
+                log.warning(
+                    "index: files=%d were removed: newer ones of this store have their numbers, such as that of %s",
+                    len(loaded.removed), loaded.removed[0],
+                )  # fmt: skip
             self._loaded = loaded
             self._was_loaded = True
             self._set(State.READY, unwritten)
@@ -366,6 +382,15 @@ class Index:
         """Is this index lost, and will the next start know? Then what is synced is durable without it. Any thread."""
         return self._state is State.LOST and self._marked
 
+    def _do_without(self, change: Change) -> None:
+        """Have the next start believe the headers, and know the numbers of segments that are gone by then."""
+        if not self._marked:
+            self._mark()  # whatever kept it from that may be over
+        if self._marked and change.next_segment > self._noted:
+            with suppress(DamagedError, OSError):  # nothing but their blocks is lost, should they be given twice
+                write_next(self._directories[0], change.next_segment, first=True)
+                self._noted = change.next_segment
+
     def _mark(self) -> None:
         if why := self.mounts.why_absent(self._directories[0]):
             log.warning("index: cannot be marked doubtful: %s", why)
@@ -381,12 +406,26 @@ class Index:
             self._mark()
         else:
             nothing = self._nothing()
+            if nothing.store and not self._note_life(nothing.next_segment):
+                nothing = replace(nothing, store=b"", segments=[])
             if nothing.store:  # of another version: not even a mark
                 self._mark()
             self._loaded = nothing
         self._set(State.LOST, reason)
         with self._changed:
             self._changed.notify_all()
+
+    def _note_life(self, next_segment: int) -> bool:
+        """What is stored now is not what somebody deleted before. If nobody can say so, nothing is to be stored."""
+        if self._owed is not None:
+            try:
+                note_life(self._owed, next_segment)
+            except DamagedError:
+                pass  # nothing is taken over until somebody has looked
+            except OSError as error:
+                log.warning("index: nothing is made on disk, since the next start would remove it: %s", error)
+                return False
+        return True
 
     def _nothing(self) -> Loaded:
         """Start empty, past every number that a file has, and past every generation that there can be. What lies in
@@ -397,7 +436,12 @@ class Index:
             found = Scan() if self._directories[0] in absent else scan(self._directories, absent)
         except (VersionError, OSError):
             found = scan_names(self._directories, absent)
-        if absent:
+        for double in found.doubles:
+            found.hide_double(double, "another file has its number")
+        if self._directories[0] not in absent:
+            there = [directory for directory in self._directories if directory not in absent]
+            found.next_segment = max(found.next_segment, read_next(there))
+        if absent or found.unreadable:
             found.next_segment += UNSEEN
         if self._owed is not None:
             with suppress(DamagedError, OSError):  # as good as can be: nothing on disk is used in this life

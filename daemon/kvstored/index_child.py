@@ -17,6 +17,7 @@ import socket
 import stat
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ import lmdb
 
 from kvstored import index_wire
 from kvstored.index_file import DAMAGE, open_index
-from kvstored.index_marks import FOLDER, DamagedError, mark_doubtful
+from kvstored.index_marks import FOLDER, DamagedError, mark_doubtful, write_next
 from kvstored.index_wire import EXIT_DAMAGED, Change, Kind, Message
 
 PR_SET_PDEATHSIG: Final = 1
@@ -90,11 +91,13 @@ def _read(link: socket.socket, directories: list[Path], request: dict[str, Any])
 
 
 def _serve(link: socket.socket, directory: Path, directory_fd: int, map_bytes: int) -> int:
+    highest = noted = 0  # number beyond all segments that came, and what the file beside the index says
     while (message := index_wire.receive(link)) is not None:
         assert message.kind is Kind.COMMIT
         try:
             _look_at_folder(directory, directory_fd)
-            _commit(message, directory / FOLDER, map_bytes)
+            highest = max(highest, _commit(message, directory / FOLDER, map_bytes))
+            noted = _note_next(directory, highest, noted)
             code, answer = 0, Message(Kind.DONE, message.first)
         except DAMAGE as error:
             mark_doubtful(directory)
@@ -112,6 +115,15 @@ def _serve(link: socket.socket, directory: Path, directory_fd: int, map_bytes: i
     return 0
 
 
+def _note_next(directory: Path, highest: int, noted: int) -> int:
+    """For a start that has lost the index. Returns what is noted now."""
+    if highest > noted:
+        with suppress(DamagedError, OSError):  # there is no room for the file: the index knows as long as it lives
+            write_next(directory, highest, first=True)
+            return highest
+    return noted
+
+
 def _look_at_folder(directory: Path, directory_fd: int) -> None:
     """Raises DamagedError if the index was taken away; OSError if all of the directory was: that may come back."""
     try:
@@ -122,12 +134,14 @@ def _look_at_folder(directory: Path, directory_fd: int) -> None:
         raise DamagedError("its folder is gone")
 
 
-def _commit(message: Message, folder: Path, map_bytes: int) -> None:
+def _commit(message: Message, folder: Path, map_bytes: int) -> int:
+    """Returns a number beyond all segments that it brings."""
     change = Change.from_memfd(message.fd, message.second)
     # Opened each time: little beside a sync, and none of its pages stay in memory in between.
     with open_index(folder, map_bytes) as index:
         index.write(change)
         index.reserve()
+    return change.next_segment
 
 
 if __name__ == "__main__":

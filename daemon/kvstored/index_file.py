@@ -67,13 +67,13 @@ class State:
 
     @classmethod
     def parse(cls, value: bytes | None) -> "State":
-        """Raises DamagedError, VersionError."""
+        """Raises DamagedError, also for one of another version: headers say the same."""
         inner = unseal(value or b"")
         if len(inner) != _STATE.size:
             raise DamagedError(f"a state of {len(inner)} bytes")
         version, chunks, names, _, sequence, digest, highest, store = _STATE.unpack(inner)
         if version != INDEX_VERSION:
-            raise DamagedError(f"an index of version {version}")
+            raise DamagedError(f"it is of version {version}, and this is version {INDEX_VERSION}")
         return cls(store, sequence, chunks, names, digest, highest)
 
 

@@ -2,9 +2,10 @@
 
 D0/lock           held by the daemon that serves from here
 D0/store          magic, version, store id, checksum
+D/next            a number beyond all segments of the store; the one of the first directory is exact
 D0/index/last     sequence of the last commit, checksum
 D0/index/doubtful if it is there, the next start believes the headers of the segments instead
-D0/index/of       which directories it is of, for those that leave the list and return
+D0/index/of       the directories of which it knows all that is durable there
 """
 
 import errno
@@ -12,25 +13,29 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import xxhash
 
-INDEX_VERSION: Final = 1
+STORE_VERSION: Final = 1  # of the store file, and so of the folders around it: another one is left alone
+INDEX_VERSION: Final = 1  # of what LMDB holds: another one is made anew from headers
 STORE_BYTES: Final = 16
 STORE_FILE: Final = "store"
 FOLDER: Final = "index"
 BUILDING: Final = "index.new"
 DOUBTFUL: Final = "doubtful"
 OF: Final = "of"
+NEXT: Final = "next"
 OWED: Final = "owed-erasures"  # in the folder of state: see owed.py
 LAST: Final = "last"
 MAP_BYTES: Final = 1 << 30  # address space of an index; it doubles whenever it is full
 
 NUMBERS: Final = 1 << 31  # of segments: a stranger's file with a huge one must not use them up
+UNSEEN: Final = 4096  # numbers left to segments that nobody sees in this life, beyond those that are known
 FILE_BYTES: Final = 4096  # far above what is written to any of them,
 OF_BYTES: Final = 1 << 20  # and to a list of directories
 
@@ -39,6 +44,8 @@ _SUM: Final = struct.Struct("<Q")
 _NAME: Final = struct.Struct("<64s32s")
 _LAST: Final = struct.Struct("<8sQ")
 _LAST_MAGIC: Final = b"KVLAST\0\0"
+_NEXT: Final = struct.Struct("<8sQ?")
+_NEXT_MAGIC: Final = b"KVNEXT\0\0"
 _STORE: Final = struct.Struct("<8sI16s")
 _STORE_MAGIC: Final = b"KVSTORE\0"
 
@@ -145,26 +152,75 @@ def mark_doubtful(directory: Path) -> None:
 class Of:
     """What an index is of."""
 
-    directories: frozenset[str]
-    next_segment: int  # beyond all numbers that directories had which have left the list: they may return
+    directories: frozenset[str]  # they were looked into: what it does not know there was never durable
+    next_segment: int = 0  # former versions noted here what `NEXT` says now
 
 
-def write_of(folder: Path, directories: Iterable[Path], next_segment: int) -> None:
-    """Durable when this returns; the number is as of the last change of the list. Raises OSError."""
-    listed = sorted(map(str, directories))
+def write_of(folder: Path, directories: Iterable[Path]) -> None:
+    """Durable when this returns. Raises OSError."""
+    looked = sorted(map(str, directories))
     known = read_of(folder)
-    if known is None or known.directories != set(listed):
-        write_sealed(folder / OF, json.dumps({"directories": listed, "next": next_segment}).encode())
+    if known is None or known.directories != set(looked):
+        write_sealed(folder / OF, json.dumps({"directories": looked}).encode())
 
 
 def read_of(folder: Path) -> Of | None:
-    """None if that is not said, or damaged."""
+    """None if there is no such file: former versions wrote none. Of one that is damaged: no directory."""
     try:
         said = json.loads(unseal(_read(folder / OF, OF_BYTES)))
-        of = Of(frozenset(map(str, said["directories"])), int(said["next"]))
-    except (OSError, DamagedError, ValueError, KeyError, TypeError):
+        if isinstance(said, list):  # of a former version, too
+            said = {"directories": said}
+        number = int(said.get("next", 0))
+        return Of(frozenset(map(str, said["directories"])), number if 0 <= number < NUMBERS else 0)
+    except FileNotFoundError:
         return None
-    return of if 0 <= of.next_segment < NUMBERS else None
+    except (OSError, DamagedError, ValueError, KeyError, TypeError, AttributeError):
+        return Of(frozenset())
+
+
+def write_next(directory: Path, number: int, *, first: bool) -> None:
+    """No segment of the store has this number or a higher one, or had. `first`: this directory is the first one, and
+    hears of all that come. It only grows, and in place: a full file system takes it. Durable when this returns.
+
+    Raises DamagedError, OSError.
+    """
+    fd = _open(directory / NEXT, os.O_RDWR | os.O_CREAT)
+    try:
+        there = os.pread(fd, FILE_BYTES, 0)
+        former = _parse_next(there)
+        new = seal(_NEXT.pack(_NEXT_MAGIC, max(number, former[0] if former else 0), first))
+        if there == new:
+            return
+        os.pwrite(fd, new, 0)
+        os.ftruncate(fd, len(new))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if not there:
+        sync_folder(directory)
+
+
+def read_next(directories: Sequence[Path]) -> int:
+    """A number beyond all segments of the store that these directories have heard of, and those that the first ones
+    may have had since, where none of them was the first. 0 if they have heard of none.
+    """
+    marks = []
+    for directory in directories:
+        with suppress(DamagedError, OSError):
+            if mark := _parse_next(_read(directory / NEXT)):
+                marks.append(mark)
+    of = read_of(directories[0] / FOLDER)
+    highest = max([number for number, _ in marks] + [of.next_segment if of else 0])
+    return highest if not marks or any(first for _, first in marks) else highest + UNSEEN
+
+
+def _parse_next(said: bytes) -> tuple[int, bool] | None:
+    """The number, and whether it is a first directory's; None if it is not what was written."""
+    try:
+        magic, number, first = _NEXT.unpack(unseal(said))
+    except (DamagedError, struct.error):
+        return None
+    return (number, first) if magic == _NEXT_MAGIC and number < NUMBERS else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -185,15 +241,15 @@ def read_store(directory: Path) -> bytes | None:
         return None
     if magic != _STORE_MAGIC:
         return None
-    if version != INDEX_VERSION:
-        raise VersionError(f"{directory / STORE_FILE} is of version {version}, and this is version {INDEX_VERSION}")
+    if version != STORE_VERSION:
+        raise VersionError(f"{directory / STORE_FILE} is of version {version}, and this is version {STORE_VERSION}")
     return bytes(store)
 
 
 def write_store(directory: Path, store: bytes) -> None:
     """Durable, and whole or not at all. Raises OSError."""
     assert len(store) == STORE_BYTES
-    write_sealed(directory / STORE_FILE, _STORE.pack(_STORE_MAGIC, INDEX_VERSION, store))
+    write_sealed(directory / STORE_FILE, _STORE.pack(_STORE_MAGIC, STORE_VERSION, store))
 
 
 def write_sealed(path: Path, value: bytes) -> None:

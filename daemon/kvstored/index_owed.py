@@ -17,29 +17,37 @@ def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
     """Erase and remove what was seen again, and forget it. Returns the places, and segments that are not to be used in
     this life, since something in them could not be erased or is noted still. Raises DamagedError, OSError.
 
-    What is noted of tenants is forgotten by `note_seen`, once all numbers of segments are known.
+    What is hidden still gets its number by `note_life`, once all numbers of segments are known.
     """
     noted = read_owed(path)
     found.next_segment = max(found.next_segment, noted.beyond(found.store))
-    whole = {
-        number
-        for number, segment in found.segments.items()
-        if noted.is_whole(segment.superblock.tenant, number, segment.directory)
-    }
+    whole = {number for number, segment in found.segments.items() if noted.is_whole(segment.superblock.tenant, number)}
     owed = noted.of(found.store) | {(number, WHOLE) for number in whole}
     seen = {segment: found.segments[segment] for segment, _ in owed if segment in found.segments}
-    if not seen:
+    looked = _looked(found)
+    tenants = {name: sight.less(looked, whole) for name, sight in noted.tenants.items()}
+    if not seen and tenants == noted.tenants:
         return set(), []
     unfit = [number for number, segment in seen.items() if not _erased(segment, owed)]
     for number in seen:
         if (number, WHOLE) in owed and number not in unfit:
             del found.segments[number]
     noted.stores[(found.store or b"").hex()] = {place for place in owed if place[0] not in seen or place[0] in unfit}
+    noted.tenants = tenants  # in one with what could not be removed: all of it is forgotten, or nothing
     try:
         write_owed(path, noted)
     except OSError:
         unfit = [number for number in seen if number in found.segments]
     return owed, unfit
+
+
+def _looked(found: Scan) -> dict[str, list[int]]:
+    """Directories of which all could be read, with the numbers of segments there."""
+    looked: dict[str, list[int]] = {str(directory): [] for directory in found.looked}
+    for number, segment in found.segments.items():
+        if (directory := str(segment.directory)) in looked:
+            looked[directory].append(number)
+    return looked
 
 
 def _erased(segment: SegmentFile, owed: Places) -> bool:

@@ -26,21 +26,24 @@ from kvstored.index_marks import (
     DOUBTFUL,
     FOLDER,
     STORE_BYTES,
+    UNSEEN,
     DamagedError,
     Of,
     VersionError,
-    mark_doubtful,
     parse_name,
     read_last,
+    read_next,
     read_of,
+    read_store,
+    write_next,
     write_of,
     write_store,
 )
 from kvstored.index_owed import carry_out, leave_out
 from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
-from kvstored.index_scan import SEGMENTS, UNSEEN, Scan, scan
+from kvstored.index_scan import SEGMENTS, Scan, remove_doubles, scan
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
-from kvstored.owed import note_seen
+from kvstored.owed import note_life
 
 READ_CPU_S: Final = 60.0  # 1,000,000 records take 0.1 s: whoever needs this much walks in circles
 PROGRESS_S: Final = 0.1
@@ -113,6 +116,7 @@ class Target:
             "foreign": [os.fsdecode(path) for path in self._found.foreign],
             "unreadable": self._found.unreadable,
             "looked": [str(path) for path in self._found.looked],
+            "removed": [os.fsdecode(path) for path in self._found.removed],
             "rebuilt": contents.rebuilt,
             "unwritten": contents.unwritten,
             "closed": list(contents.closed),
@@ -138,8 +142,10 @@ def load(
             for directory in there:
                 _make_folder(directory)
         found = scan(directories, absent)
+        if not look:
+            remove_doubles(found)
         of = read_of(directories[0] / FOLDER)
-        found.next_segment = max(found.next_segment, of.next_segment if of else 0)
+        found.next_segment = max(found.next_segment, read_next(there))
         erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
         target = Target(found)
         reason = rebuild or _doubt(there, found)
@@ -150,19 +156,21 @@ def load(
             index_wire.send(link, Message(Kind.FAILED, text=reason))
             return
         _begin_store(found)
+        anew = contents is None
         if contents is None:
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
         contents.dropped += leave_out(erased, target.records)
         contents.closed = [*contents.closed, *unfit]
+        noted = look or _note(there, directories, found, None if anew else of)
         if absent or (found.unreadable and contents.rebuilt):  # the index lacks what was never committed, or all there
             found.next_segment += UNSEEN
         if not look:
-            _conclude(directories, there, found, owed)
+            _conclude(there[1:] if anew else [], found, owed)
     except (VersionError, DamagedError, OSError) as error:
         number = error.errno or 0 if isinstance(error, OSError) else 0
         index_wire.send(link, Message(Kind.FAILED, number, text=str(error)))
         return
-    if not look and contents.dropped and not contents.rebuilt and not found.unreadable:
+    if not look and noted and contents.dropped and not contents.rebuilt and not found.unreadable:
         _forget(directories[0], found, map_bytes)
     index_wire.send(link, target.finish(contents))
 
@@ -175,17 +183,36 @@ def _begin_store(found: Scan) -> None:
         found.store = secrets.token_bytes(STORE_BYTES)
 
 
-def _conclude(directories: Sequence[Path], there: Sequence[Path], found: Scan, owed: Path | None) -> None:
-    """Nothing is to be done a second time by the next start. Raises DamagedError, OSError."""
+def _note(there: Sequence[Path], directories: Sequence[Path], found: Scan, of: Of | None) -> bool:
+    """Say which directories the index is of, and numbers of segments, before it forgets any. Whether that could be.
+
+    `of`: what the index was of, unless it has been made anew.
+    """
+    known = found.looked
+    if of:  # it keeps what it knows of those that are not seen
+        known = [each for each in directories if each in found.looked or str(each) in of.directories]
+    for other in there[1:]:
+        with suppress(DamagedError, OSError):
+            write_next(other, found.next_segment, first=False)
+    try:
+        write_next(there[0], found.next_segment, first=True)
+        if (there[0] / FOLDER).is_dir():  # it could be made
+            write_of(there[0] / FOLDER, known)
+    except (DamagedError, OSError):
+        return False
+    return True
+
+
+def _conclude(read: Sequence[Path], found: Scan, owed: Path | None) -> None:
+    """Nothing is to be done a second time by the next start. `read`: directories, but for the first one, that the index
+    was made anew from: none there counts any more. Raises DamagedError, OSError.
+    """
     if owed:
-        note_seen(owed, found.looked, found.next_segment)
-    with suppress(OSError):  # then a directory that is new on the list has the next start make the index anew
-        if (directories[0] / FOLDER).is_dir():  # it could be made
-            write_of(directories[0] / FOLDER, directories, found.next_segment)
-    for directory in there[1:]:  # an index there, from when that was the first one, does not know of what comes now
+        note_life(owed, found.next_segment)
+    for other in read:
         with suppress(OSError):  # or the next start makes its own anew, once more
-            if (directory / FOLDER).is_dir():
-                mark_doubtful(directory)
+            if other in found.looked and _has_index(other, found.store):
+                remove_index(other)
 
 
 def _make_folder(directory: Path) -> None:
@@ -198,7 +225,7 @@ def _doubt(directories: Sequence[Path], found: Scan) -> str:
     directory = directories[0]
     for other in directories[1:]:
         with suppress(OSError):  # it fails: the scan has said so, and the others go on
-            if (other / FOLDER / "data.mdb").is_file() and not os.path.lexists(other / FOLDER / DOUBTFUL):
+            if _has_index(other, found.store):
                 return f"{other} has one, too: it was the first directory since"
     if os.path.lexists(directory / FOLDER / DOUBTFUL):
         return "a former daemon left the index in doubt"
@@ -207,6 +234,16 @@ def _doubt(directories: Sequence[Path], found: Scan) -> str:
     if not (directory / FOLDER / "data.mdb").exists():
         return "there is no index"
     return ""
+
+
+def _has_index(other: Path, store: bytes | None) -> bool:
+    """An index of our store, or a mark of doubt alone. It is of a life in which that directory was the first one: a
+    start with another first one removes it. Raises OSError.
+    """
+    try:
+        return (other / FOLDER).is_dir() and read_store(other) in {None, store}
+    except VersionError:
+        return False
 
 
 def _try(
@@ -337,12 +374,14 @@ def _rebuild(
     collected = collect(found.segments, target.records, progress)
     collected.unseen = bool(found.unreadable)
     unwritten = ""
+    with suppress(DamagedError, OSError):  # it is for those that are gone
+        write_next(directory, found.next_segment, first=True)
     try:
         for number, slots in collected.superseded.items():  # or they would come back once the newer one is erased
             erase_headers(found.segments[number], slots)
         remove_index(directory)  # before the store file: an index never stands beside an id that it was not made for
         write_store(directory, found.store)
-        write_index(directory, found.store, collected, map_bytes)
+        write_index(directory, found.store, collected, map_bytes, found.looked)
     except (lmdb.Error, OSError) as error:
         unwritten = f"the index cannot be written: {error}"
     names = {

@@ -30,7 +30,7 @@ from kvstore.tier.format import (
     stored_slot_bytes,
 )
 from kvstored.index_file import IndexFile
-from kvstored.index_marks import BUILDING, DOUBTFUL, FOLDER, LAST, pack_name, sync_folder
+from kvstored.index_marks import BUILDING, DOUBTFUL, FOLDER, LAST, pack_name, sync_folder, write_of
 from kvstored.index_scan import LOOKS, SegmentFile
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change
 
@@ -232,10 +232,11 @@ def erase_headers(segment: SegmentFile, slots: Iterable[int]) -> None:
         os.close(fd)
 
 
-def write_index(directory: Path, store: bytes, collected: Collected, map_bytes: int) -> None:
-    """A new index in place of whatever was there. If it lacks what could not be read, the next start rebuilds it.
-
-    Raises OSError, lmdb.Error: then there is none.
+def write_index(
+    directory: Path, store: bytes, collected: Collected, map_bytes: int, looked: Iterable[Path] = ()
+) -> None:  # fmt: skip
+    """A new index in place of whatever was there, of all that lies in `looked`. If it lacks what could not be read, the
+    next start rebuilds it. Raises OSError, lmdb.Error: then there is none.
     """
     remove_index(directory)
     folder = directory / BUILDING
@@ -251,6 +252,7 @@ def write_index(directory: Path, store: bytes, collected: Collected, map_bytes: 
             index.close()
         with (folder / LAST).open("rb") as last:
             os.fsync(last.fileno())
+        write_of(folder, looked)
         if collected.partial:
             (folder / DOUBTFUL).touch()
         sync_folder(folder)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from kvstore.tier.format import HEADER_BYTES, FormatError, Superblock, parse_superblock, slot_offset
-from kvstored.index_marks import NUMBERS, read_store
+from kvstored.index_marks import NUMBERS, read_store, sync_folder
 
 SEGMENTS: Final = "segments"
 LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
 _STRANGE: Final = (errno.ELOOP, errno.ENXIO, errno.ENOENT)  # a link, a socket; or it is gone
-UNSEEN: Final = 4096  # numbers left to segments that nobody sees in this life, beyond those that are known
 
 _NAME: Final = re.compile(r"([0-9]{8,10})\.seg")
 
@@ -48,7 +47,9 @@ class Scan:
     store: bytes | None = None  # None: neither a file says it nor a segment
     store_file: bool = True  # False: missing or damaged
     segments: dict[int, SegmentFile] = field(default_factory=dict)
-    foreign: list[Path] = field(default_factory=list)
+    doubles: list[SegmentFile] = field(default_factory=list)  # of our store, too: newer ones have their numbers
+    removed: list[Path] = field(default_factory=list)  # files of such
+    foreign: list[Path] = field(default_factory=list)  # and those of `doubles`, as long as they are there
     next_segment: int = 0
     unreadable: list[str] = field(default_factory=list)  # directories and files, with the reason; and absent ones
     looked: list[Path] = field(default_factory=list)  # directories of which all could be read
@@ -57,6 +58,14 @@ class Scan:
         """Not all of a directory could be read."""
         self.unreadable.append(why)
         self.looked = [other for other in self.looked if other != directory]
+
+    def hide_double(self, double: SegmentFile, why: str) -> None:
+        """Neither of two files with one number counts: what is deleted is noted of both."""
+        self.hide(double.directory, f"{double.path}: {why}")
+        self.foreign.remove(double.path)
+        newer = self.segments.pop(double.superblock.segment, None)
+        if newer is not None:
+            self.hide(newer.directory, f"{newer.path}: {double.path} has its number")
 
 
 def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
@@ -76,6 +85,24 @@ def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) 
         found.store = Counter(segment.superblock.store for segment in ours).most_common(1)[0][0]
     _choose(found, ours)
     return found
+
+
+def remove_doubles(found: Scan) -> None:
+    """Of two files with one number remove the elder one, as of two blocks with one key: it would be back, with all that
+    was deleted meanwhile, in a life without the other. Changes what lies on disk.
+    """
+    for double in found.doubles:
+        try:
+            newer = found.segments.get(double.superblock.segment)
+            if newer and double.path.samefile(newer.path) and double.path.stat().st_nlink == 1:
+                continue  # one file, by two ways: to be left alone
+            double.path.unlink()
+            sync_folder(double.path.parent)
+        except OSError as error:
+            found.hide_double(double, f"another file has its number, and it cannot be removed: {error.strerror}")
+        else:
+            found.removed.append(double.path)
+            found.foreign.remove(double.path)
 
 
 def scan_names(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
@@ -148,9 +175,9 @@ def _choose(found: Scan, ours: list[SegmentFile]) -> None:
         elif other is None:
             found.segments[number] = segment
         elif segment.superblock.made_s > other.superblock.made_s:
-            found.foreign.append(other.path)
+            found.doubles.append(other)
             found.segments[number] = segment
         else:
-            found.foreign.append(segment.path)
+            found.doubles.append(segment)
     found.segments = dict(sorted(found.segments.items()))
-    found.foreign.sort()
+    found.foreign = sorted([*found.foreign, *(double.path for double in found.doubles)])

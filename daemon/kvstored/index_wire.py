@@ -79,6 +79,11 @@ class Change:
     names: list[tuple[bytes, bytes]] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)  # segments: they go before chunks come
 
+    @property
+    def next_segment(self) -> int:
+        """A number beyond all segments of which chunks come; 0 if none do."""
+        return max((CHUNK_KEY.unpack(key)[0] + 1 for key, _ in self.chunks), default=0)
+
     def into_memfd(self) -> tuple[int, int]:
         """A new memfd with everything in it, and its length. Raises OSError."""
         chunk_bytes = len(self.chunks[0][1]) if self.chunks else 0

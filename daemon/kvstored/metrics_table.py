@@ -298,6 +298,8 @@ METRICS: Final[tuple[Metric, ...]] = (
              lambda _, disk: disk.counters.commits),
     _on_disk("kvstored_disk_foreign_files", "gauge", "Files among the segments that are not ours, or that no key "
              "opens: left alone.", lambda _, disk: disk.foreign_files),
+    _on_disk("kvstored_disk_unread_segments", "gauge", "Segments that could not be read when the daemon started: left "
+             "alone, and read by the next start if it can.", lambda _, disk: disk.unread_segments),
     _on_disk("kvstored_disk_surplus_segments", "gauge", "Segments that the last start dropped, beyond a limit that had "
              "shrunk.", lambda _, disk: disk.surplus_segments),
     _on_disk("kvstored_write_behind_chains", "gauge", "Chains that wait to be written to disk.",

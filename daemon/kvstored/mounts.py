@@ -2,7 +2,8 @@
 
     a start that can use its directories   -> their mount points are noted, in the folder of state
     a start with nothing mounted there     -> the directory is absent: nothing is made, read or written in it
-    a start whose drive refuses            -> the same: it is read-only or full, fails, or answers nobody
+    a start whose drive refuses            -> the same: it is read-only or full, fails, or its server is gone
+    a start whose drive says nothing       -> the same, once it has said nothing for 5 s (`drive_asking.py`)
     mounted later, or it refuses no more   -> it heals as one that was gone (`drive_health.py`)
 
 A drive that is not mounted leaves a folder of the file system beneath: used in its place, it would fill that one, and
@@ -15,9 +16,11 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from kvstored.drive_asking import SILENT, ask_each
 from kvstored.index_marks import DamagedError, unseal, write_sealed
 
 log = logging.getLogger(__name__)
@@ -49,11 +52,12 @@ class Mounts:
     """
 
     def __init__(self, note: Path | None = None, directories: Iterable[Path] = ()) -> None:
-        """`note`: the file; without one nothing is remembered. Looks at the directories, once."""
+        """`note`: the file; without one nothing is remembered. Looks at the directories, once, for 5 s at most."""
         self._note = note
         self._directories = tuple(directories)
         self._points = read_points(note) if note else {}
-        found = ((directory, self.why_absent(directory)) for directory in self._directories)
+        answers = ask_each(self._directories, self._look)
+        found = ((directory, one.result() if one.done() else SILENT) for directory, one in answers.items())
         self._absent = {directory: why for directory, why in found if why}  # as of this moment
 
     @property
@@ -65,8 +69,18 @@ class Mounts:
         """This one is absent, too: its drive refuses."""
         self._absent[directory] = why
 
+    def _look(self, directory: Path) -> str:
+        """Why it is absent; does not return while its drive hangs."""
+        with suppress(OSError):  # whoever uses it is told
+            directory.parent.stat()
+            directory.stat()
+            os.statvfs(directory)
+        return self.why_absent(directory)
+
     def why_absent(self, directory: Path) -> str:
-        """Why nothing is to be made in a directory now; empty if it lies where it lay, or nobody knows."""
+        """Why nothing is to be made in a directory now; empty if it lies where it lay, or nobody knows. Does not return
+        while its drive hangs.
+        """
         point = self._points.get(directory.absolute())
         if point is None or not Path(os.path.realpath(directory)).is_relative_to(point):
             return ""  # a link that leads elsewhere now is another directory
@@ -75,9 +89,10 @@ class Mounts:
     def remember(self) -> None:
         """Note where the directories lie that were not absent; durable when this returns. Raises OSError."""
         points: dict[Path, Path] = {}
+        answers = ask_each((each for each in self._directories if each not in self.absent), mount_point)
         for directory in self._directories:
-            key = directory.absolute()
-            point = self._points.get(key, _ROOT) if directory in self.absent else mount_point(directory)
+            key, answer = directory.absolute(), answers.get(directory)
+            point = answer.result() if answer and answer.done() else self._points.get(key, _ROOT)
             if point != _ROOT:
                 points[key] = point
         if points == self._points:

@@ -19,6 +19,7 @@ from kvstored.block_events_address import ANY_TENANT, FORMS, HASHES, events_list
 from kvstored.control_address import control_listen_kind
 from kvstored.control_kinds import NO_GROUP, group_kind
 from kvstored.device_names import NO_DEVICES, devices_kind
+from kvstored.drive_asking import ask_each
 from kvstored.http_address import OFF, listen_kind
 from kvstored.otlp_address import otlp_kind
 from kvstored.placement import AUTO, numa_kind
@@ -135,12 +136,17 @@ def _default_segment_bytes(basis: Basis) -> int:
 def _segment_bytes_there(basis: Basis) -> int:
     """The size of most of the first segment files, if this tier can have such; else 0."""
     sizes: Counter[int] = Counter()
-    for directory in basis.disk_directories:
+    for answer in ask_each(basis.disk_directories, _sizes_in).values():
         with suppress(OSError):  # it is told of when it is used
-            files = islice((directory / "segments").glob("[0-9]*.seg"), SEGMENTS_LOOKED_AT)
-            sizes.update(file.stat().st_size for file in files)
+            sizes.update(answer.result() if answer.done() else ())
     fitting = [size for size, _ in sizes.most_common() if _may_be_segment(size, basis)]
     return fitting[0] if fitting else 0
+
+
+def _sizes_in(directory: Path) -> list[int]:
+    """Of its first segment files. Raises OSError; does not return while its drive hangs."""
+    files = islice((directory / "segments").glob("[0-9]*.seg"), SEGMENTS_LOOKED_AT)
+    return [file.stat().st_size for file in files]
 
 
 def _may_be_segment(size: int, basis: Basis) -> bool:

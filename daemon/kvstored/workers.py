@@ -28,7 +28,7 @@ from kvstored.key_file import KeyRing
 from kvstored.leaf import Check, LeafThreads
 from kvstored.memory import HostMemory
 from kvstored.metrics_timing import Timings
-from kvstored.owed import Sight, note_owed
+from kvstored.owed import Sight, note_owed, runs_of
 from kvstored.secret_files import SecretFileError
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,8 @@ class HostWorkers:
 
     def _open(self, loaded: Loaded, store: Store) -> None:
         self.loaded = replace(loaded, segments=[])  # not their records: 72 bytes a block
-        if not loaded.store:
+        if not loaded.store:  # nobody has looked whose files they are
+            self.loaded = replace(self.loaded, foreign=[], unread=loaded.foreign)
             log.error("disk tier off: %s", self.index.reason if self.index else "")
             store.disk.switch_off()
             return
@@ -144,7 +145,7 @@ class HostWorkers:
             log.error("disk tier off: %s", error)  # noqa: TRY400  it says all
             store.disk.switch_off()
             return
-        found, loaded = loaded, without(readable_with(ring, loaded), loaded.closed)
+        found, loaded = loaded, less_unread(readable_with(ring, loaded))
         self.loaded = replace(loaded, segments=[])
         if found.closed:
             log.warning("disk: segments=%d could not be read: all in them is missed in this life", len(found.closed))
@@ -154,14 +155,15 @@ class HostWorkers:
             config.disk_directories, config.segment_bytes, loaded.store, self._memory.view, self._wake,
             readers=config.disk_readers, writers=config.disk_writers, packers=config.disk_packers,
             timings=self.timings, observe=self.observe, keys=keys_of_store(ring, loaded.store) if ring else None,
-            owed=config.state_dir / OWED, sight=_sight(config.disk_directories, loaded),
+            owed=config.state_dir / OWED, sight=_sight(config.disk_directories, found),
             mounts=self.index.mounts if self.index else None,
         )  # fmt: skip
         self.drives.start()
         for segment, directory in loaded.directories.items():
             self.drives.adopt(segment, directory)
         names = [Name(name.number, name.tenant, name.canonical) for name in loaded.names]
-        foreign = [number for path in loaded.foreign if (number := segment_number(path)) >= 0]
+        others = (*loaded.foreign, *loaded.unread)
+        foreign = [number for path in others if (number := segment_number(path)) >= 0]
         store.raise_generation(loaded.next_generation)
         store.disk.closed.found(closed)
         store.disk.closed.found_unseen(loaded.unseen)
@@ -169,18 +171,19 @@ class HostWorkers:
             store.disk.closed.know_nothing()
         store.open_disk(loaded.segments, names, foreign, loaded.next_segment)
         log.info(
-            "disk open: segments=%d foreign=%d rebuilt=%r dropped=%d",
-            len(loaded.segments), len(loaded.foreign), loaded.rebuilt, loaded.dropped,
+            "disk open: segments=%d foreign=%d unread=%d rebuilt=%r dropped=%d",
+            len(loaded.segments), len(loaded.foreign), len(loaded.unread), loaded.rebuilt, loaded.dropped,
         )  # fmt: skip
 
     def _removed(self, order: DropSegment) -> None:
         """Status lists files that are not used: not one that is gone. There may be thousands."""
         if order.outcome is not Outcome.DONE or order.segment not in self._leaving or self.loaded is None:
             return
-        file, foreign = _file_of(self._leaving.pop(order.segment), order.segment), self.loaded.foreign
-        at = bisect_left(foreign, file)
-        assert foreign[at] == file, "what is closed is listed"
-        del foreign[at]
+        file = _file_of(self._leaving.pop(order.segment), order.segment)
+        listed = self.loaded.unread if order.segment in self.loaded.closed else self.loaded.foreign
+        at = bisect_left(listed, file)
+        assert listed[at] == file, "what is closed is listed"
+        del listed[at]
 
     def look_around(self) -> None:
         """Once a second."""
@@ -227,8 +230,8 @@ class HostWorkers:
 
 def _sight(directories: Sequence[Path], loaded: Loaded) -> Sight:
     """What this life has seen of what lay there before."""
-    looked, listed = (frozenset(map(str, paths)) for paths in (loaded.looked, directories))
-    return Sight(looked, listed - looked, loaded.next_segment)
+    hidden = frozenset(str(directory) for directory in directories if directory not in loaded.looked)
+    return Sight(runs_of(loaded.directories), hidden, loaded.next_segment)
 
 
 def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
@@ -244,19 +247,32 @@ def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
             "disk: segments=%d are %s and cannot be used with disk.key_file as it is: all in them is missed; "
             "bring that key back, or remove their files: status lists them", count, said_of(key),
         )  # fmt: skip
-    return without(loaded, closed)
+    left = _without(loaded, closed)
+    files = sorted([*loaded.foreign, *_files_of(loaded, closed)])
+    return replace(left, foreign=files, closed=loaded.closed - closed.keys())
 
 
-def without(loaded: Loaded, closed: Collection[int]) -> Loaded:
-    """What was found, less these segments, which count as strangers' from then on."""
-    closed = [segment for segment in closed if segment in loaded.directories]
-    files = (_file_of(loaded.directories[segment], segment) for segment in closed)
+def less_unread(loaded: Loaded) -> Loaded:
+    """What was found, less what could not be read in this life: nobody shall take that for strangers' files."""
+    named = {said.partition(": ")[0] for said in loaded.unreadable}
+    unread = [path for path in loaded.foreign if str(path) in named]
+    return replace(
+        _without(loaded, loaded.closed),
+        foreign=[path for path in loaded.foreign if str(path) not in named],
+        unread=sorted([*unread, *_files_of(loaded, loaded.closed)]),
+    )
+
+
+def _without(loaded: Loaded, closed: Collection[int]) -> Loaded:
     return replace(
         loaded,
         segments=[one for one in loaded.segments if one.segment not in closed],
         directories={segment: path for segment, path in loaded.directories.items() if segment not in closed},
-        foreign=sorted([*loaded.foreign, *files]),
     )
+
+
+def _files_of(loaded: Loaded, segments: Collection[int]) -> list[Path]:
+    return [_file_of(loaded.directories[one], one) for one in segments if one in loaded.directories]
 
 
 def _file_of(directory: Path, segment: int) -> Path:

@@ -124,6 +124,11 @@ class Closed:
             self.owe(*EVERY, tenant or "")
         self._pump()
 
+    def may_have(self, tenant: str | None) -> bool:
+        """May there be anything of a tenant, None: of anybody, that nobody can look into and that has not gone yet?"""
+        known = (self._staying, self._unread, self._unseen, self._owed, self._leaving)
+        return self._blind or any(of if tenant is None else tenant in of or "" in of for of in known)
+
     def _enqueue(self, segments: Sequence[int], tenant: str) -> None:
         if segments:
             self._queue.extend((number, tenant) for number in segments)

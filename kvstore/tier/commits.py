@@ -149,7 +149,7 @@ class Commits:
         for place in self._taken:
             del self._dirty[place]
             self._first.pop(place, None)
-        self._covered, self._written = self._written, []
+        self._covered, self._written = self._less_lost(self._written, self._segments.lost), []
         self._forgetting, self._erased = self._erased, []
         if self._dirty:  # the rest goes with the next; blocks of these chunks are durable only when theirs is
             self._split()
@@ -158,14 +158,18 @@ class Commits:
         self._since_ns = now_ns if self._dirty else 0
         dropped, self._segments.dropped = self._segments.dropped, []
         names, self._new_names = self._new_names, []
-        serving = self._tables.arenas["pool"]
-        taken = [place for place in self._taken if serving[place[0]]]
+        taken = [place for place in self._taken if self._is_told(place[0])]
         self._taken_of = numbers = {position: self._segments.number_at(position) for position, _ in taken}
         chunks = [(numbers[position], chunk, self._pack(position, chunk, now_ns)) for position, chunk in taken]
         # Of what was written before its last sync nothing is left to be synced, and what is gone can be forgotten.
         segments = tuple(number for number in numbers.values() if number not in self._failing)
         self._running = Commit(segments, chunks, names, dropped)
         self._workers.submit([self._running])
+
+    def _is_told(self, position: int) -> bool:
+        """Does the index hear of what changes here? Of a segment that is lost it knows enough: it may be back."""
+        serves = bool(self._tables.arenas["pool"][position])
+        return serves and self._segments.number_at(position) not in self._segments.lost
 
     def _split(self) -> None:
         self._written = [one for one in self._covered if self._first or self._chunk_of(one[2]) in self._dirty]
@@ -224,7 +228,9 @@ class Commits:
         self._dirty = dict.fromkeys([*places, *self._dirty])
 
     def _less_lost(self, written: "list[Written]", failed: set[int]) -> "list[Written]":
-        """Those that do not lie where a sync has failed; the others lose their copies."""
+        """Those that do not lie where a sync has failed, or what is gone; the others lose their copies."""
+        if not failed:
+            return written
         shift = int(self._tables.book[blocks.SHIFT])
         lost = {self._segments.position_of.get(number) for number in failed}
         for one in written:

@@ -321,7 +321,8 @@ class Disk:
         for order in batch:
             if order.outcome is not Outcome.DONE:
                 self.erasure.quarantined.add((position << shift) + order.slot)
-                self._owe_place(order.segment, order.slot)
+                if order.segment not in self.segments.lost:  # that one is owed as a whole
+                    self._owe_place(order.segment, order.slot)
 
     def _owe_place(self, segment: int, slot: int) -> None:
         pool = self.segments.pool_at(self.segments.position_of[segment])
@@ -441,8 +442,12 @@ class Disk:
             self.commits.touch(position << int(tables.book[blocks.SHIFT]), now_ns)
 
     def lost(self, segment: int, now_ns: int) -> None:
-        """A segment's file is gone: forget what lay there. What is being read or written there ends by itself."""
+        """A segment's file is gone: forget what lay there in this life. The next one may find it again, so the index
+        does not hear of that; who deletes anything of its tenant has it noted that all of it is to go. What is being
+        read or written there ends by itself.
+        """
         if segment in self.segments.position_of:
             self._owe_place(segment, WHOLE)
+            self.segments.lost.add(segment)
         self._lost.append(segment)
         self._drain_ns = min(self._drain_ns, now_ns)

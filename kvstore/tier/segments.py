@@ -6,6 +6,9 @@ Life of a position
       ^   \\ FAILED: not asked again for a while    no new block; those in DRAM too lose their copy here, the others
       '----'                                       are swept
                                     a file that could not be removed keeps a position from being used: tried again
+
+One whose file is gone, say with its drive, is drained as well, but nothing is removed, and the index keeps what it says
+of it: who finds it again, the next life does, serves what nobody has deleted meanwhile.
 """
 
 from collections.abc import Iterable
@@ -68,6 +71,7 @@ class Segments:
         self.next_number = 1
         self.taken: set[int] = set()  # numbers of files that are not ours
         self.dropped: list[int] = []  # the index has yet to hear of it
+        self.lost: set[int] = set()  # segments whose files are gone, and that are not drained yet
         self._going: set[int] = set()  # segments that were emptied, whose files are to be removed
         self._leaving: dict[int, int] = {}  # segments whose files could not be removed, and when to try again; 0: tried
         self._refused_until_ns = 0
@@ -261,14 +265,16 @@ class Segments:
         return int(row), 0
 
     def drained(self) -> int:
-        """The segment being emptied holds nothing any more: remove it. Returns its number."""
+        """The segment being emptied holds nothing any more: remove it, unless it is lost. Returns its number."""
         assert self.draining is not None, "nothing is being emptied"
         position, self.draining = self.draining, None
         self.recycled += 1
         self._promised_to, self._wanted_by, self._promised_until_ns = self._wanted_by, None, 0
+        lost = self.number_at(position) in self.lost
         number = self.release(position)
-        self._going.add(number)
-        self._workers.submit([DropSegment(number)])
+        if not lost:
+            self._going.add(number)
+            self._workers.submit([DropSegment(number)])
         return number
 
     def left(self, order: DropSegment, now_ns: int) -> None:
@@ -303,5 +309,8 @@ class Segments:
         self.free.append(position)
         number = int(arena["id"])
         del self.position_of[number]
-        self.dropped.append(number)
+        if number in self.lost:
+            self.lost.remove(number)
+        else:
+            self.dropped.append(number)
         return number

@@ -170,7 +170,7 @@ class Drive(_message.Message):
     def __init__(self, directory: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., direct: _Optional[bool] = ..., segments: _Optional[int] = ..., free_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., errors: _Optional[int] = ..., damaged: _Optional[int] = ...) -> None: ...
 
 class Disk(_message.Message):
-    __slots__ = ("state", "index_state", "index_reason", "rebuild_done_slots", "rebuild_total_slots", "rebuilt", "recovered_blocks", "orphan_blocks", "recovered_segments", "surplus_segments", "unknown_segments", "useless_records", "foreign_files", "foreign", "admission", "codec", "queued_chains", "running_bytes", "counters", "drives", "encryption")
+    __slots__ = ("state", "index_state", "index_reason", "rebuild_done_slots", "rebuild_total_slots", "rebuilt", "recovered_blocks", "orphan_blocks", "recovered_segments", "surplus_segments", "unknown_segments", "useless_records", "foreign_files", "foreign", "admission", "codec", "queued_chains", "running_bytes", "counters", "drives", "encryption", "unread_segments", "unread")
     STATE_FIELD_NUMBER: _ClassVar[int]
     INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
     INDEX_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,8 @@ class Disk(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     DRIVES_FIELD_NUMBER: _ClassVar[int]
     ENCRYPTION_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     state: str
     index_state: str
     index_reason: str
@@ -213,7 +215,9 @@ class Disk(_message.Message):
     counters: DiskCounters
     drives: _containers.RepeatedCompositeFieldContainer[Drive]
     encryption: str
-    def __init__(self, state: _Optional[str] = ..., index_state: _Optional[str] = ..., index_reason: _Optional[str] = ..., rebuild_done_slots: _Optional[int] = ..., rebuild_total_slots: _Optional[int] = ..., rebuilt: _Optional[str] = ..., recovered_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., recovered_segments: _Optional[int] = ..., surplus_segments: _Optional[int] = ..., unknown_segments: _Optional[int] = ..., useless_records: _Optional[int] = ..., foreign_files: _Optional[int] = ..., foreign: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ..., codec: _Optional[str] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., counters: _Optional[_Union[DiskCounters, _Mapping[str, object]]] = ..., drives: _Optional[_Iterable[_Union[Drive, _Mapping[str, object]]]] = ..., encryption: _Optional[str] = ...) -> None: ...
+    unread_segments: int
+    unread: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, state: _Optional[str] = ..., index_state: _Optional[str] = ..., index_reason: _Optional[str] = ..., rebuild_done_slots: _Optional[int] = ..., rebuild_total_slots: _Optional[int] = ..., rebuilt: _Optional[str] = ..., recovered_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., recovered_segments: _Optional[int] = ..., surplus_segments: _Optional[int] = ..., unknown_segments: _Optional[int] = ..., useless_records: _Optional[int] = ..., foreign_files: _Optional[int] = ..., foreign: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ..., codec: _Optional[str] = ..., queued_chains: _Optional[int] = ..., running_bytes: _Optional[int] = ..., counters: _Optional[_Union[DiskCounters, _Mapping[str, object]]] = ..., drives: _Optional[_Iterable[_Union[Drive, _Mapping[str, object]]]] = ..., encryption: _Optional[str] = ..., unread_segments: _Optional[int] = ..., unread: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Restart(_message.Message):
     __slots__ = ("began", "reason", "found_blocks", "kept_blocks", "withheld_slots", "unverified_blocks", "verified_blocks", "verify_faults", "keeper")

@@ -136,6 +136,7 @@ def disk_report() -> DiskReport:
         useless_records=0, foreign_files=1, foreign=("/mnt/a/segments/notes.txt",), admission="second_touch",
         codec="auto", queued_chains=4, running_bytes=2 * MIB,
         counters=DiskCounters(**{one.name: number for number, one in enumerate(fields(DiskCounters), start=2001)}),
+        unread_segments=2, unread=("/mnt/a/segments/00000007.seg",),
         drives=(drive_report("/mnt/a/kv"), drive_report("/mnt/b/kv", state="full", reason="no space", direct=False)),
     )  # fmt: skip
 

@@ -27,13 +27,15 @@ from kvstore.tier.demotion import Admission
 from kvstore.tier.disk import DiskLimits, DiskState
 from kvstored import control_verbs, door
 from kvstored.admin import SCRUB_RATE, Admin
-from kvstored.admin_disk import FOREIGN_NAMED, PACKED_TRIED
+from kvstored.admin_disk import FILES_NAMED, NOTE_DAMAGED, PACKED_TRIED
 from kvstored.config import load
 from kvstored.control import ControlServer
 from kvstored.control_port import RefusedError
 from kvstored.drive_health import DriveState, DriveStatus
 from kvstored.index import State
+from kvstored.index_marks import OWED, DamagedError
 from kvstored.keep import NoKeeper
+from kvstored.owed import read_owed
 from kvstored.placement import Placement
 from kvstored.settings import DISK_DIRECTORIES, DISK_PATH_BYTES
 from tests.core import Core, chain
@@ -170,7 +172,7 @@ class TestAnswers:
     def test_status_of_the_most_drives_with_the_longest_names_is_small(self, served: Served) -> None:
         name = "/" + "d" * (DISK_PATH_BYTES - 1)
         drives = (drive_report(name, reason=name),) * DISK_DIRECTORIES
-        served.port.disk = replace(disk_report(), drives=drives, foreign=(name + "/segments/x",) * FOREIGN_NAMED)
+        served.port.disk = replace(disk_report(), drives=drives, foreign=(name + "/segments/x",) * FILES_NAMED)
         answer = served.stub.GetStatus(pb.GetStatusRequest(), timeout=WAIT_S)
         assert answer.ByteSize() < 64 << 10
 
@@ -466,15 +468,56 @@ class TestAdmin:
         parts.hands.loaded = Found(strangers, ["/mnt/b: Permission denied"], "it was damaged", 5)
         disk = parts.disk()
         assert (disk.rebuilt, disk.useless_records, disk.foreign_files) == ("it was damaged", 5, 20)
-        assert disk.foreign == tuple(map(str, strangers[:FOREIGN_NAMED]))
+        assert disk.foreign == tuple(map(str, strangers[:FILES_NAMED]))
         unreadable, foreign = parts.admin.status().warnings
         assert unreadable.startswith("disk /mnt/b: Permission denied: what lies there was not taken over; ")
         assert foreign.startswith("20 files among the segments are not ours, or are encrypted with a key that is")
         assert "such as /mnt/a/segments/0; " in foreign
 
+    def test_tells_what_could_not_be_read_from_what_is_somebody_elses(self) -> None:
+        """And does not have operators remove what is theirs."""
+        parts = Parts()
+        ours = [Path(f"/mnt/a/segments/{number:08d}.seg") for number in range(20)]
+        parts.hands.loaded = Found([Path("/mnt/a/segments/x")], [], "", 0, unread=ours)
+        disk = parts.disk()
+        assert (disk.foreign_files, disk.unread_segments) == (1, 20)
+        assert disk.unread == tuple(map(str, ours[:FILES_NAMED]))
+        unread, foreign = parts.admin.status().warnings
+        assert unread.startswith(f"20 files among the segments could not be read in this life, such as {ours[0]}: ")
+        assert "; do not remove them: once its drive is mended and kvstored is restarted they are read again" in unread
+        assert foreign.startswith("1 files among the segments are not ours")
+
+    def test_says_of_a_lost_index_what_helps(self) -> None:
+        parts = Parts()
+        parts.hands.index.state, parts.hands.index.reason = State.LOST, "the package lmdb is not installed"
+        parts.hands.loaded = Found([], [], "", 0, unread=[Path("/mnt/a/segments/00000001.seg")])
+        lost, unread = parts.admin.status().warnings
+        assert "; see to that, and restart kvstored: it then reads the headers of all blocks" in lost
+        assert "; do not remove them: once the index is mended they are read again" in unread
+
+    def test_says_of_a_damaged_note_that_a_restart_is_not_enough(self, tmp_path: Path) -> None:
+        note = tmp_path / OWED
+        note.write_bytes(b"{}")
+        with pytest.raises(DamagedError, match=NOTE_DAMAGED) as told:
+            read_owed(note)
+        parts = Parts()
+        parts.hands.index.state, parts.hands.index.reason = State.LOST, str(told.value)
+        (lost,) = parts.admin.status().warnings
+        assert lost.startswith(f"the index on disk is lost ({note} is not what was written (")
+        assert "; bring that file back as it was, or remove it together with what lies in the folders of disk" in lost
+        assert lost.endswith(": a restart alone changes nothing")
+        parts.hands.loaded = Found([], [], "", 0, unread=[tmp_path / "00000001.seg"])
+        same, unread = parts.admin.status().warnings
+        assert same == lost
+        assert unread.endswith("; they stay as they are until that is settled")
+        parts.hands.loaded = Found([], [], "", 0, store=b"")
+        (off,) = parts.admin.status().warnings
+        assert off.startswith("the disk tier is off (")
+        assert off.endswith(": a restart alone changes nothing")
+
     def test_warns_that_disk_is_off_where_nothing_there_can_be_used(self) -> None:
         parts = Parts()
-        parts.hands.loaded = Found([], [], "", 0, store=b"")
+        parts.hands.loaded = Found([], [], "", 0, store=b"", unread=[Path("/mnt/a/segments/00000001.seg")])
         parts.hands.index.state, parts.hands.index.reason = State.LOST, "written by another version"
         (warning,) = parts.admin.status().warnings
         assert warning.startswith("the disk tier is off (written by another version): nothing is read or written")
@@ -698,6 +741,7 @@ class Found:
     rebuilt: str
     dropped: int
     store: bytes = b"sixteen letters."
+    unread: list[Path] = field(default_factory=list)
 
 
 @dataclass

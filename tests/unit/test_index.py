@@ -14,11 +14,21 @@ from threading import Event
 import pytest
 
 from kvstore.tier.format import FORMAT_VERSION, HEADER_BYTES, pack_header_into, parse_header, slot_offset
-from kvstored import index_reader, index_scan
+from kvstored import index_file, index_reader, index_scan
 from kvstored.index import DirectoryHeldError, Index, State, hold_directory
-from kvstored.index_file import DATA, RESERVE_BYTES
-from kvstored.index_marks import DOUBTFUL, FOLDER, OF, mark_doubtful, read_store, seal, write_store
-from kvstored.workers import without
+from kvstored.index_file import DATA, RESERVE_BYTES, open_index
+from kvstored.index_marks import (
+    DOUBTFUL,
+    FOLDER,
+    INDEX_VERSION,
+    MAP_BYTES,
+    OF,
+    mark_doubtful,
+    read_store,
+    seal,
+    write_store,
+)
+from kvstored.workers import less_unread
 from tests.segments import (
     PATIENCE_S,
     SLOT_BYTES,
@@ -372,7 +382,6 @@ def test_of_two_files_with_one_number_the_newer_counts(tmp_path: Path) -> None:
     make_segment(b, 5, 30, [new], made_s=101)
     with opened(a, b) as start:
         assert facts(start.loaded) == facts_of([new])
-        assert start.loaded.foreign == [path_of(a, 5)]
         assert start.loaded.directories == {5: b}
 
 
@@ -406,6 +415,27 @@ def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
         assert (start.loaded.segments, start.loaded.next_segment, start.loaded.store) == ([], 4, b"")
         assert not start.commit([block(1, 1, 0)])
     assert (tmp_path / "store").read_bytes() == strange
+
+
+@pytest.mark.parametrize("version", [0, INDEX_VERSION + 1])
+def test_an_index_of_another_version_is_made_anew_from_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Not so the store around it (see above). The control is the start before: an index of today's is believed."""
+    blocks = [block(seed, 1, seed) for seed in range(40)]
+    committed(tmp_path, blocks)
+    for said in ("", f"it is of version {version}, and this is version {INDEX_VERSION}", ""):
+        if said:
+            with monkeypatch.context() as patched, open_index(tmp_path / FOLDER, MAP_BYTES) as index:
+                with index.env.begin() as txn:
+                    state = index.state(txn)
+                patched.setattr(index_file, "INDEX_VERSION", version)
+                with index.env.begin(write=True) as txn:
+                    txn.put(b"state", state.pack(), db=index.meta)
+        with opened(tmp_path) as start:
+            assert said in start.loaded.rebuilt
+            assert bool(start.loaded.rebuilt) is bool(said)
+            assert facts(start.loaded) == facts_of(blocks)
 
 
 def test_of_a_file_that_was_cut_the_slots_inside_it_count(tmp_path: Path) -> None:
@@ -460,7 +490,7 @@ def test_a_second_directory_that_fails_keeps_nobody_from_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    look = Path.is_file
+    look = Path.is_dir
 
     def fails(path: Path) -> bool:
         if path.is_relative_to(b):
@@ -471,7 +501,7 @@ def test_a_second_directory_that_fails_keeps_nobody_from_the_index(
     with opened(a):
         pass
     found = index_scan.scan([a, b])
-    monkeypatch.setattr(Path, "is_file", fails)
+    monkeypatch.setattr(Path, "is_dir", fails)
     assert index_reader._doubt([a, b], found) == ""
 
 
@@ -572,8 +602,8 @@ def test_after_the_third_crash_of_a_rebuild_the_daemon_starts_empty(
         assert start.loaded.next_generation > 10**6
         assert start.loaded.closed == {1}, "what lies there may be deleted, and would be back"
         assert [(found.segment, found.tenant) for found in start.loaded.segments] == [(1, "acme")]
-        left = without(start.loaded, start.loaded.closed)
-        assert (left.segments, left.directories, left.foreign) == ([], {}, [path_of(tmp_path / "a", 1)])
+        left = less_unread(start.loaded)
+        assert (left.segments, left.directories, left.unread) == ([], {}, [path_of(tmp_path / "a", 1)])
         assert not start.commit([])
     assert (tmp_path / "times").read_text() == 4 * "\n"
     assert path_of(tmp_path / "a", 1).exists()

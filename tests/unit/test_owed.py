@@ -11,11 +11,12 @@ from kvstore.sessions import Namespace
 from kvstore.tier.format import HEADER_BYTES
 from kvstore.tier.orders import EVERY, WHOLE, Erase, Order, Outcome, Owe
 from kvstored import index_owed
+from kvstored import owed as owed_module
 from kvstored.index import Index
 from kvstored.index_marks import OWED, DamagedError
 from kvstored.index_owed import carry_out
 from kvstored.index_scan import Scan, scan
-from kvstored.owed import PLACES, STORES, TENANTS, Owed, Sight, note_owed, note_seen, read_owed, write_owed
+from kvstored.owed import PLACES, STORES, TENANTS, Owed, Sight, note_life, note_owed, read_owed, runs_of, write_owed
 from tests.core import Client, Core, chain
 from tests.segments import block, make_segment, path_of
 from tests.unit.test_disk import begin, fetch, make, put, successor
@@ -142,12 +143,66 @@ class TestFile:
 
     def test_is_bounded(self, tmp_path: Path) -> None:
         path = tmp_path / OWED
-        with pytest.raises(OSError, match="places"):
+        with pytest.raises(OSError, match="segments"):
             note_owed(path, STORE, {(number, 0) for number in range(PLACES + 1)})
         for number in range(STORES + 1):
             note_owed(path, bytes([number]) * 16, {(1, 1)})
         assert len(read_owed(path).stores) == STORES
         assert bytes(16).hex() not in read_owed(path).stores
+
+    def test_that_is_full_notes_segments_with_the_most_places_as_a_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(owed_module, "PLACES", 10)
+        path = tmp_path / OWED
+        fits = {(1, slot) for slot in range(4)} | {(2, slot) for slot in range(5)} | {(3, WHOLE)}
+        assert note_owed(path, STORE, fits) == []
+        assert note_owed(path, STORE, {(3, 7)}) == [], "all of that is noted"
+        assert read_owed(path).of(STORE) == fits
+        assert note_owed(path, STORE, {(4, 0)}) == [2]
+        assert read_owed(path).of(STORE) == {*((1, slot) for slot in range(4)), (2, WHOLE), (3, WHOLE), (4, 0)}
+        assert note_owed(path, STORE, {(5, 0), (6, 0), (7, 0), (2, 9)}) == [], "there is room again"
+        assert note_owed(path, STORE, {(number, 0) for number in (8, 9)}) == [1]
+        assert note_owed(path, STORE, {(10, WHOLE)}) == []
+        with pytest.raises(OSError, match="more than 10 segments"):
+            note_owed(path, STORE, {(11, WHOLE)})
+        assert read_owed(path).of(STORE) >= {(1, WHOLE), (2, WHOLE), (10, WHOLE), (9, 0)}, "as it was"
+
+    def test_knows_what_was_seen_as_far_as_there_is_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of what is not known there, all of the tenant goes."""
+        path = tmp_path / OWED
+        tenants = {
+            f"tenant {number}": Sight(runs_of(range(number, 40, 2)), frozenset({"/a"}), 40 + number // 2)
+            for number in range(4)
+        }
+        write_owed(path, Owed(tenants=tenants))
+        assert read_owed(path).tenants == tenants
+        monkeypatch.setattr(owed_module, "RUNS", 40)
+        write_owed(path, Owed(tenants=tenants))
+        assert [bool(sight.seen) for sight in read_owed(path).tenants.values()] == [False, False, True, True]
+        assert all(sight.hidden for sight in read_owed(path).tenants.values())
+
+
+class TestSight:
+    """By numbers of segments."""
+
+    def test_says_which_it_has_not_seen(self) -> None:
+        numbers = [1, 2, 3, 7, 9, 10]
+        assert runs_of(reversed(numbers)) == ((1, 4), (7, 8), (9, 11))
+        assert runs_of([4, 8, 20], runs_of(numbers)) == ((1, 5), (7, 11), (20, 21))
+        for before, beyond in ((12, []), (None, [12, 13])):
+            sight = Sight(runs_of(numbers), frozenset({"/a"}), before)
+            assert [number for number in range(14) if sight.hides(number)] == [0, 4, 5, 6, 8, 11, *beyond]
+
+    def test_forgets_a_directory_where_something_was_that_it_had_not_seen(self) -> None:
+        sight = Sight(((1, 3),), frozenset({"/a", "/b"}), 10)
+        nothing: list[dict[str, list[int]]] = [{"/a": []}, {"/a": [1, 2, 10, 11]}, {"/c": [5]}]
+        for found in nothing:
+            assert sight.less(found, ()) == sight, found
+        once = sight.less({"/a": [1, 5, 6, 11]}, {5})
+        assert once.hidden == {"/b"}
+        assert once.less({"/b": [1, 6]}, ()) == once, "the same drive, at another place"
+        assert once.less({"/b": [5]}, {5}).hidden == frozenset(), "a copy of what was removed goes, too"
 
 
 class TestEverything:
@@ -216,7 +271,7 @@ class TestEverything:
         assert (places, unfit, sorted(found.segments)) == ({(1, WHOLE), (3, WHOLE)}, [], [2])
         assert not path_of(tmp_path, 1).exists()
         assert path_of(tmp_path, 2).exists(), "the control"
-        note_seen(note, found.looked, 4)
+        note_life(note, 4)
         assert list(read_owed(note).tenants) == ["chat"], "there may be more"
 
         make_segment(tmp_path, 5, 4, [block(5, 5, 0)], tenant="chat")
@@ -225,7 +280,7 @@ class TestEverything:
         make_segment(other, 6, 4, [block(6, 6, 0)], tenant="chat")
         found = scan([tmp_path, other])
         assert carry_out(note, found)[0] == {(3, WHOLE)}, "and 6 is later, too"
-        note_seen(note, found.looked, 7)
+        note_life(note, 7)
         assert read_owed(note).tenants == {}
 
     def test_stays_noted_while_the_directory_is_not_configured(self, tmp_path: Path) -> None:
@@ -235,17 +290,16 @@ class TestEverything:
         make_segment(here, 1, 4, [block(1, 1, 0)], tenant="chat")
         found = scan([here])
         carry_out(note, found)
-        note_seen(note, found.looked, 2)
+        note_life(note, 2)
         make_segment(tmp_path / "b at another place", 0, 4, [block(1, 1, 0)], tenant="chat")
         found = scan([here, tmp_path / "b at another place"])
         assert carry_out(note, found)[0] == {(0, WHOLE)}
         assert list(read_owed(note).tenants) == ["chat"]
 
     def test_that_is_deleted_again_in_a_later_life_is_what_is_hidden_then(self) -> None:
-        first = Sight(frozenset({"/a"}), frozenset({"/b"}), 10)
-        assert Sight(frozenset({"/a"}), frozenset({"/b"}), 20).after(first).before == 20
-        assert Sight(frozenset(), frozenset({"/a"}), None).after(first) == hidden(Path("/a"), Path("/b"))
-        assert Sight(frozenset({"/b"}), frozenset({"/a"}), 20).after(first).hidden == {"/a"}
+        first = Sight(((1, 3),), frozenset({"/b"}), 10)
+        assert Sight(((1, 12),), frozenset({"/b"}), 20).after(first) == Sight(((1, 12),), frozenset({"/b"}), 20)
+        assert Sight((), frozenset({"/a"}), None).after(first) == hidden(Path("/a"), Path("/b"))
 
     def test_stays_noted_of_what_could_not_be_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make_segment(tmp_path, 1, 4, [block(1, 1, 0)])
@@ -262,20 +316,43 @@ class TestEverything:
         assert sorted(unfit) == [1, 2]
         assert read_owed(note).of(found.store) == {(1, WHOLE), (2, WHOLE)}
 
+    def test_stays_noted_where_that_cannot_be_noted_either(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its directory is forgotten together with that, or not at all."""
+        make_segment(tmp_path, 1, 4, [block(1, 1, 0)])
+        note = tmp_path / "state" / OWED
+        note_owed(note, b"", {EVERY}, "acme", hidden(tmp_path))
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.EROFS, "it refuses")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", refused)
+            patched.setattr(index_owed, "write_owed", refused)
+            assert carry_out(note, scan([tmp_path])) == ({(1, WHOLE)}, [1])
+        note_life(note, 2)
+        assert list(read_owed(note).tenants) == ["acme"]
+        found = scan([tmp_path])
+        assert carry_out(note, found) == ({(1, WHOLE)}, [])
+        assert not path_of(tmp_path, 1).exists()
+        assert read_owed(note).tenants == {}
+
     def test_of_many_is_that_of_all(self, tmp_path: Path) -> None:
         path = tmp_path / OWED
         for number in range(3):
             note_owed(path, b"", {EVERY}, f"tenant {number}", hidden(tmp_path))
-        assert read_owed(path).is_whole("tenant 1", 1, tmp_path)
-        assert not read_owed(path).is_whole("another one", 1, tmp_path)
-        sight = Sight(frozenset(), frozenset({"/a"}), 9)
+        assert read_owed(path).is_whole("tenant 1", 1)
+        assert not read_owed(path).is_whole("another one", 1)
+        sight = Sight((), frozenset({"/a"}), 9)
         write_owed(path, Owed(tenants={f"tenant {number}": sight for number in range(TENANTS)}))
         note_owed(path, b"", {EVERY}, "tenant 1", sight)
         assert len(read_owed(path).tenants) == TENANTS
-        note_owed(path, b"", {EVERY}, "one more", Sight(frozenset({"/c"}), frozenset({"/b"}), 7))
-        assert read_owed(path).tenants == {"": Sight(frozenset({"/c"}), frozenset({"/a", "/b"}), 9)}
-        assert read_owed(path).is_whole("another one", 8, Path("/a"))
-        assert not read_owed(path).is_whole("another one", 9, Path("/a"))
+        note_owed(path, b"", {EVERY}, "one more", Sight(((3, 4),), frozenset({"/b"}), 7))
+        assert read_owed(path).tenants == {"": Sight(((3, 4),), frozenset({"/a", "/b"}), 9)}
+        assert read_owed(path).is_whole("another one", 8)
+        assert not read_owed(path).is_whole("another one", 3)
+        assert not read_owed(path).is_whole("another one", 9)
 
 
 class TestStart:
