@@ -279,8 +279,8 @@ def _file_of(directory: Path, segment: int) -> Path:
     return directory / SEGMENTS / f"{segment:08d}.seg"
 
 
-def _processor_ticks() -> tuple[int, int]:
-    """All, and idle, since the host started."""
-    with Path("/proc/stat").open(encoding="ascii") as stat:
-        ticks = [int(word) for word in stat.readline().split()[1:]]
-    return sum(ticks), ticks[3] + ticks[4]
+def _processor_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
+    """All, and idle or waiting for a drive, since the host started. Guests count as users already: proc_stat(5)."""
+    with stat.open(encoding="ascii") as lines:
+        user, nice, system, idle, waiting, *more = map(int, lines.readline().split()[1:9])
+    return user + nice + system + idle + waiting + sum(more), idle + waiting
