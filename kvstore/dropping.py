@@ -130,14 +130,15 @@ class Dropping:
         """
         if self.has_far_side():
             return not scope.keys
-        return self._disk.opening or self._disk.closed.may_have(scope.tenant)
+        return scope.digest is None and (self._disk.opening or self._disk.closed.may_have(scope.tenant))
 
     def _clear_unseen(self, scope: ClearScope, done: Callable[[ClearReport], None], *, dry_run: bool) -> None:
         report = ClearReport(0, 0, 0, 0, dry_run)
         if dry_run:
             done(report)
             return
-        self._disk.closed.give_up(scope.tenant)
+        if scope.digest is None:  # else all that is hidden of everybody, or of a tenant, would go for a typing error
+            self._disk.closed.give_up(scope.tenant)
         self._when_gone(None, lambda: done(report))
 
     def _chosen(self, scope: ClearScope) -> list[Namespace]:

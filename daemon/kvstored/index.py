@@ -345,10 +345,11 @@ class Index:
             self._set(State.REBUILDING, "")
         elif message.kind is Kind.LOADED:
             loaded, unwritten = parse_loaded(message)
-            if loaded.removed:
+            if loaded.aside:
                 log.warning(
-                    "index: files=%d were removed: newer ones of this store have their numbers, such as that of %s",
-                    len(loaded.removed), loaded.removed[0],
+                    "index: files=%d do not count: others of this store have their numbers. They are kept, under names "
+                    "such as %s",
+                    len(loaded.aside), loaded.aside[0],
                 )  # fmt: skip
             self._loaded = loaded
             self._was_loaded = True

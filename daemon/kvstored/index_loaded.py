@@ -47,7 +47,7 @@ class Loaded:
     unseen: dict[int, str] = field(default_factory=dict)
     looked: frozenset[Path] = frozenset()  # directories of which all could be read: in others there may be more
     unread: list[Path] = field(default_factory=list)  # files that could not be read (`workers.py`)
-    removed: tuple[Path, ...] = ()  # files of this store that had numbers of newer ones
+    aside: tuple[Path, ...] = ()  # files of this store whose number another one has, where they lie now
 
 
 def parse_loaded(message: Message) -> tuple[Loaded, str]:
@@ -90,6 +90,6 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         closed=frozenset(head["closed"]),
         unseen=dict(head["unseen"]),
         looked=frozenset(map(Path, head["looked"])),
-        removed=tuple(map(Path, head["removed"])),
+        aside=tuple(map(Path, head["aside"])),
     )
     return loaded, head["unwritten"]

@@ -14,6 +14,7 @@ from kvstore.tier.format import HEADER_BYTES, FormatError, Superblock, parse_sup
 from kvstored.index_marks import NUMBERS, read_store, sync_folder
 
 SEGMENTS: Final = "segments"
+ASIDE_MOST: Final = 100  # copies of one file
 LOOKS: Final = 2  # at a file that cannot be read: with one call that fails, all that it holds would be forgotten
 _STRANGE: Final = (errno.ELOOP, errno.ENXIO, errno.ENOENT)  # a link, a socket; or it is gone
 
@@ -28,6 +29,12 @@ class SegmentFile:
     directory: Path
     path: Path
     file_bytes: int
+    written_ns: int = 0  # when it was last written to
+
+    @property
+    def counts(self) -> tuple[int, bool, int]:
+        """Of two files with one number the one counts that has more of this."""
+        return self.superblock.made_s, self.whole_slots == self.superblock.slots, self.written_ns
 
     @property
     def whole_slots(self) -> int:
@@ -48,8 +55,8 @@ class Scan:
     store_file: bool = True  # False: missing or damaged
     segments: dict[int, SegmentFile] = field(default_factory=dict)
     doubles: list[SegmentFile] = field(default_factory=list)  # of our store, too: newer ones have their numbers
-    removed: list[Path] = field(default_factory=list)  # files of such
-    foreign: list[Path] = field(default_factory=list)  # and those of `doubles`, as long as they are there
+    aside: list[Path] = field(default_factory=list)  # where such lie now
+    foreign: list[Path] = field(default_factory=list)  # and those of `doubles`, under whatever name
     next_segment: int = 0
     unreadable: list[str] = field(default_factory=list)  # directories and files, with the reason; and absent ones
     looked: list[Path] = field(default_factory=list)  # directories of which all could be read
@@ -87,22 +94,31 @@ def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) 
     return found
 
 
-def remove_doubles(found: Scan) -> None:
-    """Of two files with one number remove the elder one, as of two blocks with one key: it would be back, with all that
-    was deleted meanwhile, in a life without the other. Changes what lies on disk.
+def set_aside_doubles(found: Scan) -> None:
+    """Of two files with one number rename the one that does not count: it would be back, with all that was deleted
+    meanwhile, in a life without the other. What is in it stays, for who knows better. Changes what lies on disk.
     """
     for double in found.doubles:
+        other = found.segments.get(double.superblock.segment)
         try:
-            newer = found.segments.get(double.superblock.segment)
-            if newer and double.path.samefile(newer.path) and double.path.stat().st_nlink == 1:
-                continue  # one file, by two ways: to be left alone
-            double.path.unlink()
+            if other is not None and double.path.samefile(other.path):
+                continue  # one file, by two ways
+            aside = _free_name(double.path)
+            double.path.rename(aside)
+            if other is not None and not os.path.lexists(other.path):  # one file, by two mounts that hide it
+                aside.rename(double.path)
+                continue
             sync_folder(double.path.parent)
         except OSError as error:
-            found.hide_double(double, f"another file has its number, and it cannot be removed: {error.strerror}")
+            found.hide_double(double, f"another file has its number, and it cannot be renamed: {error.strerror}")
         else:
-            found.removed.append(double.path)
-            found.foreign.remove(double.path)
+            found.aside.append(aside)
+            found.foreign[found.foreign.index(double.path)] = aside
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.double{count}") for count in ("", *map(str, range(2, ASIDE_MOST))))
+    return next((name for name in names if not os.path.lexists(name)), path.with_name(f"{path.name}.double"))
 
 
 def scan_names(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) -> Scan:
@@ -160,13 +176,13 @@ def _look_once(directory: Path, path: Path) -> SegmentFile | None:
         return None
     finally:
         os.close(fd)
-    if superblock.segment != segment_number(path):
+    if path.name != f"{superblock.segment:08d}.seg":
         return None
-    return SegmentFile(superblock, directory, path, status.st_size)
+    return SegmentFile(superblock, directory, path, status.st_size, status.st_mtime_ns)
 
 
 def _choose(found: Scan, ours: list[SegmentFile]) -> None:
-    """Of two files with one number the newer counts; other stores' do not."""
+    """Of two files with one number one counts (`SegmentFile.counts`), else the first; other stores' do not."""
     for segment in ours:
         number = segment.superblock.segment
         other = found.segments.get(number)
@@ -174,7 +190,7 @@ def _choose(found: Scan, ours: list[SegmentFile]) -> None:
             found.foreign.append(segment.path)
         elif other is None:
             found.segments[number] = segment
-        elif segment.superblock.made_s > other.superblock.made_s:
+        elif segment.counts > other.counts:
             found.doubles.append(other)
             found.segments[number] = segment
         else:

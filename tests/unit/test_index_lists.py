@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.tier.format import slot_offset
+from kvstore.tier.format import HEADER_BYTES, slot_offset
 from kvstored import index_reader, index_scan
 from kvstored.index import Index, State
 from kvstored.index_loaded import Loaded
@@ -363,6 +363,11 @@ class TestNumbers:
         assert read_next([tmp_path]) == 4
 
 
+def aside_of(directory: Path, number: int) -> Path:
+    path = path_of(directory, number)
+    return path.with_name(f"{path.name}.double")
+
+
 class TestTwoFilesWithOneNumber:
     def doubles(self, tmp_path: Path) -> tuple[Path, Path, Block, Block]:
         """Two directories with segment 2 of one store; that of the second is the elder one."""
@@ -373,15 +378,16 @@ class TestTwoFilesWithOneNumber:
         write_store(a, STORE)
         return a, b, new, old
 
-    def test_the_elder_is_removed_and_never_back_with_what_was_deleted(
+    def test_the_elder_is_set_aside_and_never_back_with_what_was_deleted(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         a, b, new, _ = self.doubles(tmp_path)
         make_segment(b, 3, 20, [block(3, 3, 0)])
         with opened(a, b) as start:
             assert facts(start.loaded) == facts_of([new, block(3, 3, 0)])
-            assert (start.loaded.foreign, start.loaded.unreadable) == ([], [])
-        assert str(path_of(b, 2)) in caplog.text
+            assert (start.loaded.foreign, start.loaded.unreadable) == ([aside_of(b, 2)], [])
+        assert str(aside_of(b, 2)) in caplog.text
+        assert aside_of(b, 2).exists()
         with opened(b) as start:
             assert facts(start.loaded) == facts_of([block(3, 3, 0)])
 
@@ -411,35 +417,98 @@ class TestTwoFilesWithOneNumber:
         (b / "segments").unlink()
         (b / "segments").mkdir()
         path_of(b, 1).hardlink_to(path)
-        with opened(a, b) as start:
-            assert facts(start.loaded) == facts_of([ONE])
-        assert (path.exists(), path_of(b, 1).exists()) == (True, False), "a name of its own goes"
+        for _ in range(2):
+            with opened(a, b) as start:
+                assert facts(start.loaded) == facts_of([ONE])
+        assert path.exists()
+        assert path_of(b, 1).exists()
 
-    def test_neither_counts_while_the_elder_cannot_be_removed(
+    def test_one_file_that_two_mounts_show_as_two_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As over layers of overlayfs, or bindfs. The control is the test before: two files are two."""
+        a, b = tmp_path / "a", tmp_path / "b"
+        path = make_segment(a, 1, 20, [ONE])
+        write_store(a, STORE)
+        b.mkdir()
+        (b / "segments").symlink_to(a / "segments")
+        found = index_scan.scan([a, b])
+        monkeypatch.setattr(Path, "samefile", lambda *_: False)
+        index_scan.set_aside_doubles(found)
+        assert list((a / "segments").iterdir()) == [path]
+        assert (list(found.segments), found.aside, found.unreadable) == ([1], [], [])
+
+    @pytest.mark.parametrize("first", ["old", "new"])
+    def test_of_a_drive_and_its_copy_the_one_counts_that_was_written_to_last(self, tmp_path: Path, first: str) -> None:
+        """Whichever is named first: a copy of before, or the old drive after a move to a larger one."""
+        old, new = tmp_path / "old", tmp_path / "new"
+        make_segment(old, 1, 20, [ONE])
+        write_store(old, STORE)
+        shutil.copytree(old, new)
+        later = block(9, 1, 9)
+        path = make_segment(new, 1, 20, [ONE, later])
+        os.utime(path_of(old, 1), ns=(1, path.stat().st_mtime_ns - 1))
+        with opened(*((old, new) if first == "old" else (new, old))) as start:
+            assert facts(start.loaded) == facts_of([ONE, later])
+        assert aside_of(old, 1).exists()
+        assert path.exists()
+
+    def test_a_copy_that_was_not_finished_does_not_count(self, tmp_path: Path) -> None:
+        a, c = tmp_path / "a", tmp_path / "c"
+        make_segment(a, 1, 20, [ONE])
+        write_store(a, STORE)
+        shutil.copytree(a, c)
+        os.truncate(path_of(c, 1), HEADER_BYTES)
+        with opened(c, a) as start:
+            assert facts(start.loaded) == facts_of([ONE])
+
+    def test_a_copy_under_another_name_is_a_strangers(self, tmp_path: Path) -> None:
+        path = make_segment(tmp_path, 1, 20, [ONE])
+        write_store(tmp_path, STORE)
+        copy = path.with_name("0000000001.seg")
+        shutil.copy(path, copy)
+        with opened(tmp_path) as start:
+            assert facts(start.loaded) == facts_of([ONE])
+            assert start.loaded.foreign == [copy]
+        assert path.exists()
+        assert copy.exists()
+
+    def test_several_copies_are_all_kept(self, tmp_path: Path) -> None:
+        a, c = tmp_path / "a", tmp_path / "c"
+        make_segment(a, 1, 20, [ONE])
+        write_store(a, STORE)
+        for _ in range(3):
+            make_segment(c, 1, 20, [ONE], made_s=MADE_S - 1)
+            with opened(a, c) as start:
+                assert facts(start.loaded) == facts_of([ONE])
+        kept = sorted(path.name for path in (c / "segments").iterdir())
+        assert kept == [f"00000001.seg.double{more}" for more in ("", "2", "3")]
+
+    def test_neither_counts_while_the_elder_cannot_be_set_aside(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """All of a tenant that is hidden is noted then, and the number is among it."""
         a, b, new, _ = self.doubles(tmp_path)
 
-        def refused(path: Path, *, missing_ok: bool = False) -> None:
-            raise OSError(errno.EROFS, f"the drive refuses {path}, {missing_ok}")
+        def refused(path: Path, target: Path) -> None:
+            raise OSError(errno.EROFS, f"the drive refuses {path}, {target}")
 
         found = index_scan.scan([a, b])
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", refused)
-            index_scan.remove_doubles(found)
-        assert (found.segments, found.looked, found.foreign, found.removed) == ({}, [], [], [])
+            patched.setattr(Path, "rename", refused)
+            index_scan.set_aside_doubles(found)
+        assert (found.segments, found.looked, found.foreign, found.aside) == ({}, [], [], [])
         assert (found.next_segment, len(found.unreadable)) == (3, 2)
         with opened(a, b) as start:
             assert facts(start.loaded) == facts_of([new]), "the control"
 
-    def test_neither_counts_in_a_life_without_an_index_and_none_is_removed(self, tmp_path: Path) -> None:
+    def test_neither_counts_in_a_life_without_an_index_and_none_is_set_aside(self, tmp_path: Path) -> None:
         a, b, _, _ = self.doubles(tmp_path)
         loaded = lost(a, b)
         assert (loaded.segments, loaded.closed, loaded.looked, loaded.foreign) == ([], frozenset(), frozenset(), [])
         assert path_of(b, 2).exists()
 
-    def test_a_look_removes_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_look_sets_none_aside(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         a, b, _, _ = self.doubles(tmp_path)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
