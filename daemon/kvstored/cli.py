@@ -22,7 +22,7 @@ from kvstored import __version__, threads
 from kvstored.compiled import choose_cache
 from kvstored.config import EX_CONFIG, SETTINGS, ConfigError, Loaded, format_bytes, load
 from kvstored.defaults import default_words
-from kvstored.drive_asking import SILENT, ask_each
+from kvstored.drive_asking import ask_each, patience_of_at_most, silent
 from kvstored.environment_file import read_environment
 from kvstored.host_limits import machine_bytes
 from kvstored.index import DirectoryHeldError, Index, hold_directory
@@ -43,6 +43,7 @@ _LASTING: Final = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
 ENVIRONMENT_FILE = Path("/etc/kvstored/environment")  # of the unit
+_CHECK_PATIENCE_S: Final = 10.0  # for drives, while somebody waits for `config check`; a start has more
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG
+    except KeyboardInterrupt:  # while it waits for drives
+        return EX_INTERRUPTED
     return _run(loaded)
 
 
@@ -119,11 +122,14 @@ def _config(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     environment = options.environment or (ENVIRONMENT_FILE if os.path.lexists(ENVIRONMENT_FILE) else None)
     try:
-        loaded = _load_as_service(options.file, environment)
-        _check_folders(loaded, options.file)
+        with patience_of_at_most(_CHECK_PATIENCE_S):
+            loaded = _load_as_service(options.file, environment)
+            _check_folders(loaded, options.file)
     except ConfigError as error:
         print(f"kvstored: {error}", file=sys.stderr)
         return EX_CONFIG
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
     for value in loaded.values:
         print(f"{value.name} = {value.value}  # {value.origin}")
     beside = "" if environment is None else f" with {environment}"
@@ -155,7 +161,7 @@ def _check_folders(loaded: Loaded, file: Path) -> None:
         ("daemon.runtime_dir", [loaded.config.runtime_dir]), ("disk.directories", loaded.config.disk_directories),
     ):  # fmt: skip
         for folder, answer in ask_each(folders, _why_unusable).items():
-            if unusable := answer.result() if answer.done() else f"{folder}: {SILENT}":
+            if unusable := answer.result() if answer.done() else f"{folder}: {silent()}":
                 raise ConfigError(f"{_place(loaded, setting, file)}: {setting}: {unusable}")
 
 
@@ -298,7 +304,7 @@ def _hold_one(directory: Path, stack: ExitStack) -> str:
     answer = ask_each([directory], _hold)[directory]
     if not answer.done():  # it has answered a moment ago
         answer.add_done_callback(_let_go)
-        return SILENT
+        return silent()
     with _explained("disk directory", directory, "--disk"):
         why, held = answer.result()
     stack.enter_context(held)

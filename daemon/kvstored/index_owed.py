@@ -25,7 +25,8 @@ def carry_out(path: Path, found: Scan) -> tuple[Places, list[int]]:
     owed = noted.of(found.store) | {(number, WHOLE) for number in whole}
     seen = {segment: found.segments[segment] for segment, _ in owed if segment in found.segments}
     looked = _looked(found)
-    less = {sight: sight.less(looked, whole) for sight in set(noted.tenants.values())}  # a thousand tenants, a few lives
+    # There may be a thousand tenants, of a few lives.
+    less = {sight: sight.less(looked, whole) for sight in set(noted.tenants.values())}
     tenants = {name: less[sight] for name, sight in noted.tenants.items()}
     if not seen and tenants == noted.tenants:
         return set(), []

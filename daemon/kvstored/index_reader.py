@@ -40,8 +40,8 @@ from kvstored.index_marks import (
     write_store,
 )
 from kvstored.index_owed import carry_out, leave_out
-from kvstored.index_rebuild import Records, collect, erase_headers, padded_slots, remove_index, write_index
-from kvstored.index_scan import SEGMENTS, Scan, remove_doubles, scan
+from kvstored.index_rebuild import Records, collect, doubled, erase_headers, padded_slots, remove_index, write_index
+from kvstored.index_scan import SEGMENTS, Scan, scan, set_aside_doubles
 from kvstored.index_wire import CHUNK_KEY, NAME_KEY, Change, Kind, Message
 from kvstored.owed import note_life
 
@@ -116,7 +116,7 @@ class Target:
             "foreign": [os.fsdecode(path) for path in self._found.foreign],
             "unreadable": self._found.unreadable,
             "looked": [str(path) for path in self._found.looked],
-            "removed": [os.fsdecode(path) for path in self._found.removed],
+            "aside": [os.fsdecode(path) for path in self._found.aside],
             "rebuilt": contents.rebuilt,
             "unwritten": contents.unwritten,
             "closed": list(contents.closed),
@@ -143,7 +143,7 @@ def load(
                 _make_folder(directory)
         found = scan(directories, absent)
         if not look:
-            remove_doubles(found)
+            set_aside_doubles(found)
         of = read_of(directories[0] / FOLDER)
         found.next_segment = max(found.next_segment, read_next(there))
         erased, unfit = carry_out(owed, found) if owed and not look else (set(), [])
@@ -161,6 +161,8 @@ def load(
             contents = _rebuild(link, directories[0], found, target, reason, map_bytes)
         contents.dropped += leave_out(erased, target.records)
         contents.closed = [*contents.closed, *unfit]
+        if not (anew or look):
+            _forget_doubled(target.records, contents.closed)
         noted = look or _note(there, directories, found, None if anew else of)
         if absent or (found.unreadable and contents.rebuilt):  # the index lacks what was never committed, or all there
             found.next_segment += UNSEEN
@@ -173,6 +175,14 @@ def load(
     if not look and noted and contents.dropped and not contents.rebuilt and not found.unreadable:
         _forget(directories[0], found, map_bytes)
     index_wire.send(link, target.finish(contents))
+
+
+def _forget_doubled(records: Mapping[int, Records], closed: Sequence[int]) -> None:
+    """A block has one place. What lies in a slot without a record is erased, and then the index forgets it; what
+    continues the block there finds it by its generation.
+    """
+    for number, slots in doubled(records, closed).items():
+        records[number][slots] = np.zeros((), RECORD)
 
 
 def _begin_store(found: Scan) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ CHUNKS_PER_COMMIT: Final = 1000
 WHOLE: Final = -1  # in place of a slot: all of a segment
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]
+Slots = np.ndarray[Any, np.dtype[np.intp]]
 Slot = tuple[int, Header | str | OSError]  # its number, and its header, why there is none, or why nobody knows
 
 _EMPTY: Final = bytes(HEADER_BYTES)
@@ -204,7 +205,7 @@ def judge_header(page: bytearray, segment: SegmentFile, slot: int) -> Header | s
     return header
 
 
-def superseded(records: Mapping[int, Records]) -> dict[int, np.ndarray[Any, np.dtype[np.intp]]]:
+def superseded(records: Mapping[int, Records]) -> dict[int, Slots]:
     """Of each segment the slots whose key lies elsewhere in its namespace with a higher generation."""
     at = [(number, np.flatnonzero(each["generation"])) for number, each in records.items()]
     at = [(number, used) for number, used in at if len(used)]
@@ -219,6 +220,39 @@ def superseded(records: Mapping[int, Records]) -> dict[int, np.ndarray[Any, np.d
     old = np.flatnonzero((key[1:] == key[:-1]).all(axis=1) & (namespace[1:] == namespace[:-1]))
     old = order[old]
     return {int(number): slots[old[where[old] == number]] for number in np.unique(where[old])}
+
+
+def doubled(records: Mapping[int, Records], without: Collection[int] = ()) -> dict[int, Slots]:
+    """Of each segment the slots whose very block, generation and all, lies elsewhere too, touched later than here or in
+    a segment of a higher number. `without`: segments that do not count.
+
+    Of a segment that vanished in life the index hears nothing more, so what was written again since then is known twice
+    once it is back: there, and where it is touched from then on.
+    """
+    numbers = [number for number in records if number not in without]
+    if not numbers:
+        return {}
+    generations = np.concatenate([records[number]["generation"] for number in numbers])
+    ordered = np.sort(generations)  # a generation is given once: as a rule no two are equal, and this is all
+    twice = ordered[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)]
+    if not twice.size:
+        return {}
+    ends = np.cumsum([len(records[number]) for number in numbers])
+    at = np.flatnonzero(np.isin(generations, twice))
+    kept = np.concatenate([records[number][slots] for number, slots in _by_segment(at, numbers, ends).items()])
+    where = np.asarray(numbers)[np.searchsorted(ends, at, side="right")]
+    order = np.lexsort((where, kept["touched_s"], *kept["key"].T, kept["namespace"], kept["generation"]))
+    kept = kept[order]
+    same = (kept["generation"][1:] == kept["generation"][:-1]) & (kept["namespace"][1:] == kept["namespace"][:-1])
+    same &= (kept["key"][1:] == kept["key"][:-1]).all(axis=1)
+    return _by_segment(np.sort(at[order[:-1][same]]), numbers, ends)
+
+
+def _by_segment(at: np.ndarray[Any, Any], numbers: Sequence[int], ends: np.ndarray[Any, Any]) -> dict[int, Slots]:
+    """Of each segment the slots, where there are any. `at`: in order, counted through all segments, which end there."""
+    parts = np.split(at, np.searchsorted(at, ends[:-1]))
+    starts = (0, *ends[:-1].tolist())
+    return {number: part - start for number, part, start in zip(numbers, parts, starts, strict=True) if part.size}
 
 
 def erase_headers(segment: SegmentFile, slots: Iterable[int]) -> None:

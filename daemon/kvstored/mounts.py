@@ -3,7 +3,7 @@
     a start that can use its directories   -> their mount points are noted, in the folder of state
     a start with nothing mounted there     -> the directory is absent: nothing is made, read or written in it
     a start whose drive refuses            -> the same: it is read-only or full, fails, or its server is gone
-    a start whose drive says nothing       -> the same, once it has said nothing for 5 s (`drive_asking.py`)
+    a start whose drive says nothing       -> the same, once it has said nothing for a minute (`drive_asking.py`)
     mounted later, or it refuses no more   -> it heals as one that was gone (`drive_health.py`)
 
 A drive that is not mounted leaves a folder of the file system beneath: used in its place, it would fill that one, and
@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kvstored.drive_asking import SILENT, ask_each
+from kvstored.drive_asking import ask_each, silent
 from kvstored.index_marks import DamagedError, unseal, write_sealed
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,12 @@ class Mounts:
     """
 
     def __init__(self, note: Path | None = None, directories: Iterable[Path] = ()) -> None:
-        """`note`: the file; without one nothing is remembered. Looks at the directories, once, for 5 s at most."""
+        """`note`: the file; without one nothing is remembered. Looks at the directories, once: a minute at most."""
         self._note = note
         self._directories = tuple(directories)
         self._points = read_points(note) if note else {}
         answers = ask_each(self._directories, self._look)
-        found = ((directory, one.result() if one.done() else SILENT) for directory, one in answers.items())
+        found = ((directory, one.result() if one.done() else silent()) for directory, one in answers.items())
         self._absent = {directory: why for directory, why in found if why}  # as of this moment
 
     @property

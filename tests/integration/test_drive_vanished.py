@@ -11,7 +11,7 @@ import pytest
 from kvstored.index_marks import OWED
 from tests.integration.test_drive_absent import keys_on
 from tests.integration.test_drive_back import RAW, bring_back, disk, lose, start_and_read, stored
-from tests.node import Node, census, put_roots, roots, until
+from tests.node import Node, census, chain, put_roots, roots, until, value
 
 
 @pytest.fixture
@@ -94,3 +94,42 @@ def test_what_was_stored_anew_meanwhile_is_served_as_it_is_now(node: Node) -> No
         assert census(ns, there[5:]).hits == set(there[5:])
         node.kill()
         node.drop_index()
+
+
+def fill_up_to(node: Node, drive: int) -> None:
+    """The segment that is written to next lies on this one."""
+    for number in range(300):
+        key = roots(f"filler {drive} {number}", 1)
+        put_roots(node.namespace(), key)
+        if node.slots()[key[0]].path.is_relative_to(node.disks[drive]):
+            return
+    raise AssertionError("no segment there")
+
+
+def test_what_continues_a_block_that_was_written_again_meanwhile_is_served(node: Node) -> None:
+    """A shared prefix is known in two places then, and some of what continues it was told the one, some the other."""
+    ns = node.namespace()
+
+    def store(keys: list[bytes]) -> None:
+        ns.store(keys, [value(key, ns.identity.block_bytes) for key in keys], wait=True, space_s=30)
+        assert ns.flush(30).pending == 0
+
+    fill_up_to(node, 1)
+    above = chain("above", 1)
+    store(above)
+    fill_up_to(node, 0)
+    former = [chain(f"former {number}", 1) for number in range(20)]
+    for key in former:
+        store(above + key)
+    put_roots(ns, roots("more", 60))  # or their chunk of the index is written again, with the other place
+    kept = lose(node, 1)
+    assert until(lambda: forgotten(node))
+    later = chain("later", 1)
+    store(above + later)
+    assert node.slots()[above[0]].path.is_relative_to(node.disks[0]), "written again"
+    node.stop()
+    bring_back(node, 1, kept)
+    ns = start_and_read(node)
+    assert disk(node)["rebuilt"] == ""
+    assert [ns.match(above + key).blocks for key in [*former, later]] == [2] * 21
+    assert disk(node)["orphan_blocks"] == 0

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kvproto.limits import PAGE_BYTES
 from kvstore.tier.orders import DropSegment, Order, Outcome
 from kvstored import cli, drive_asking
 from kvstored.config import ConfigError, load
-from kvstored.drive_asking import SILENT, ask_each
+from kvstored.drive_asking import ask_each, patience_of_at_most, patience_s, silent
 from kvstored.index import DirectoryHeldError, hold_directory
 from kvstored.mounts import MOUNTS, Mounts, read_points, write_points
 from tests.core import SECOND
@@ -50,7 +50,7 @@ class Hang:
 
 @pytest.fixture
 def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
-    monkeypatch.setattr(drive_asking, "ANSWER_S", LIMIT_S)
+    monkeypatch.setattr(drive_asking, "PATIENCE_S", LIMIT_S)
     with monkeypatch.context() as patched:
         hang = Hang(patched)
         yield hang
@@ -95,16 +95,110 @@ class TestQuestions:
         assert ask_each([], Path.stat) == {}
 
 
+class Spinning(logging.Handler):
+    """A drive that answers once the log has said so and so often that it does not."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left, self.up, self.asked = times, threading.Event(), 0
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+        if len(self.said) == self.left:
+            self.up.set()
+
+    def stat(self, folder: Path) -> os.stat_result:
+        self.asked += 1
+        assert self.up.wait(60)
+        return folder.stat()
+
+
+@pytest.fixture
+def spinning(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spinning]:
+    drive = Spinning(3)
+    monkeypatch.setattr(drive_asking, "SLOW_S", 0.02)
+    monkeypatch.setattr(drive_asking, "REPEAT_S", 0.03)
+    drive_asking.log.addHandler(drive)
+    yield drive
+    drive_asking.log.removeHandler(drive)
+    drive.up.set()
+    assert until(lambda: not drive_asking._asked)
+
+
+class TestPatience:
+    """Disks spin up, and RAIDs assemble."""
+
+    def test_who_answers_after_a_while_is_not_silent_and_the_log_says_who_that_is(
+        self, spinning: Spinning, drives: list[Path]
+    ) -> None:
+        assert ask_each(drives[:1], spinning.stat)[drives[0]].done()
+        assert len(spinning.said) == 3
+        assert all(line.startswith(f"directory={drives[0]} does not answer yet: 0 s of at") for line in spinning.said)
+
+    def test_who_never_answers_is(
+        self, spinning: Spinning, drives: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(drive_asking, "PATIENCE_S", LIMIT_S)
+        spinning.left = -1
+        assert not ask_each(drives[:1], spinning.stat)[drives[0]].done()
+        assert spinning.said
+
+    def test_it_is_longer_than_disks_need_and_shorter_than_a_start_may_take(self) -> None:
+        assert 45 <= patience_s() <= 120
+
+    def test_what_is_left_of_it_is_waited_for_and_then_the_next_question_is_asked(
+        self, spinning: Spinning, drives: list[Path]
+    ) -> None:
+        spinning.left = -1
+        with patience_of_at_most(LIMIT_S):
+            first = ask_each(drives[:1], spinning.stat)[drives[0]]
+            assert not first.done()
+        spinning.left = len(spinning.said) + 1
+        second = ask_each(drives[:2], Path.stat)
+        assert spinning.asked == 1
+        assert first.done(), "it was waited for"
+        assert second[drives[0]].result().st_ino == drives[0].stat().st_ino
+        assert second[drives[1]].done()
+
+    def test_a_start_over_a_slow_drive_begins_with_it(
+        self, spinning: Spinning, drives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hang = Hang(monkeypatch)
+        hang.over = spinning.up
+        hang.hung.add(drives[0])
+        with cli._index_of(loaded(tmp_path, drives)) as (_, index):
+            assert index is not None
+            assert len(spinning.said) == 3
+            for drive in drives:
+                with pytest.raises(DirectoryHeldError), hold_directory(drive):
+                    pass
+
+    def test_a_check_has_less(self, drives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[float] = []
+
+        def asked(folders: Iterable[Path], question: Callable[[Path], str]) -> Any:
+            seen.append(patience_s())
+            return ask_each(folders, question)
+
+        monkeypatch.setattr(cli, "ask_each", asked)
+        file = tmp_path / "kvstored.toml"
+        file.write_text(f'[daemon]\nruntime_dir = "{tmp_path}/run"\n[dram]\nsize = "16MiB"\narena = "4MiB"\n')
+        assert cli.main(["config", "check", str(file), "--environment", "/dev/null"]) == 0
+        assert set(seen) == {10}
+        assert patience_s() > 10, "only then"
+
+
 class TestStart:
     def test_a_directory_that_hangs_is_absent_and_none_of_the_others(self, hang: Hang, drives: list[Path]) -> None:
         hang.hung.add(drives[1])
-        assert Mounts(None, drives).absent == {drives[1]: SILENT}
+        assert Mounts(None, drives).absent == {drives[1]: silent()}
 
     def test_and_so_is_one_whose_folder_hangs(self, hang: Hang, tmp_path: Path) -> None:
         inner = tmp_path / "mnt" / "kv"
         inner.mkdir(parents=True)
         hang.hung.add(tmp_path / "mnt")
-        assert Mounts(None, [inner]).absent == {inner: SILENT}
+        assert Mounts(None, [inner]).absent == {inner: silent()}
 
     def test_where_it_lies_stays_remembered(
         self, hang: Hang, drives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,7 +222,7 @@ class TestStart:
         hang.hung.add(slow / "lock")
         with ExitStack() as stack:
             cli._hold_all(drives, mounts, stack)
-            assert mounts.absent == {slow: SILENT}
+            assert mounts.absent == {slow: silent()}
             hang.over.set()
             assert until(lambda: not drive_asking._asked)
             with hold_directory(slow):
@@ -150,7 +244,7 @@ class TestStart:
         with caplog.at_level(logging.WARNING), cli._index_of(loaded(tmp_path, drives)) as (_, index):
             assert index is not None
             assert time.monotonic() - began_s < SOON_S
-        assert f"disk: directory={drives[1]} is left out: {SILENT}" in caplog.text
+        assert f"disk: directory={drives[1]} is left out: {silent()}" in caplog.text
 
 
 def loaded(tmp_path: Path, drives: list[Path], *more: str) -> Any:
@@ -189,7 +283,7 @@ class TestConfiguration:
             f'[disk]\ndirectories = [{listed}]\nsize = "256MiB"\n'
         )
         assert cli.main(["config", "check", str(file), "--environment", "/dev/null"]) == 78
-        assert f"disk.directories: {drives[1]}: {SILENT}" in capsys.readouterr().err
+        assert f"disk.directories: {drives[1]}: {silent()}" in capsys.readouterr().err
 
     def test_two_that_are_one_are_found_all_the_same(self, hang: Hang, drives: list[Path], tmp_path: Path) -> None:
         link = tmp_path / "link"
@@ -225,7 +319,7 @@ class TestLater:
 
     def test_a_directory_that_was_silent_at_start_heals_once_it_answers(self, drives: list[Path]) -> None:
         mounts = Mounts(None, drives[:2])
-        mounts.leave_out(drives[1], SILENT)
+        mounts.leave_out(drives[1], silent())
         gate = Gate(if_=lambda path: path.is_relative_to(drives[1]))
         rig = Rig(drives[:2], mounts=mounts)
         rig.files.rules["identity"] = gate
