@@ -189,6 +189,11 @@ def test_an_interrupted_rebuild_is_begun_again(store: Path) -> None:
     assert not (store / "index.new").exists()
 
 
+def chunk_of(commit: int) -> list[Block]:
+    """As many blocks as fill a chunk, of one commit alone."""
+    return [block(100 * commit + slot, 1, slot) for slot in range(CHUNK_SLOTS)]
+
+
 def kill_during_commits(directory: Path, random: Random) -> None:
     """What was acknowledged, or the commit after it, is what LMDB has: the mark of doubt is taken away to see it."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -213,7 +218,7 @@ def kill_during_commits(directory: Path, random: Random) -> None:
         while True:
             if acknowledged == last:
                 begun.set()
-            if not start.commit([block(acknowledged + 1, 1, slot) for slot in range(56)]):
+            if not start.commit(chunk_of(acknowledged + 1)):
                 break
             acknowledged += 1
         killer.join()
@@ -222,9 +227,7 @@ def kill_during_commits(directory: Path, random: Random) -> None:
     with opened(directory) as start:
         assert start.loaded.rebuilt == ""
         told = facts(start.loaded)
-        assert told in [
-            facts_of([block(commit, 1, slot) for slot in range(56)]) for commit in (acknowledged, acknowledged + 1)
-        ]
+        assert told in [facts_of(chunk_of(commit)) for commit in (acknowledged, acknowledged + 1)]
 
 
 def test_a_child_killed_during_a_commit_leaves_what_was_acknowledged(tmp_path: Path) -> None:
