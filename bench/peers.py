@@ -74,7 +74,7 @@ def begin(installers: Mapping[str, Install], home: Path, stack: ExitStack, findi
 
 
 def take(turns: Turns, seconds: dict[str, list[float]], findings: Findings) -> None:
-    """One turn each. Who fails is given up; its earlier turns count no more than its later ones."""
+    """One turn each. Who fails is given up, and its earlier turns do not count."""
     for name, turn in turns.items():
         who = name.split("_", 1)[0]
         if f"{who}_why_not" in findings:

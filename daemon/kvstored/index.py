@@ -462,6 +462,7 @@ class Index:
             dropped=0,
             closed=frozenset(found.segments),
             looked=frozenset(found.looked),
+            unread=found.unread,
         )
 
 

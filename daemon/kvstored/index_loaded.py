@@ -46,7 +46,7 @@ class Loaded:
     # tenants; empty: nobody knows.
     unseen: dict[int, str] = field(default_factory=dict)
     looked: frozenset[Path] = frozenset()  # directories of which all could be read: in others there may be more
-    unread: list[Path] = field(default_factory=list)  # files that could not be read (`workers.py`)
+    unread: list[Path] = field(default_factory=list)  # files in `segments/` that could not be read in this life
     aside: tuple[Path, ...] = ()  # files of this store whose number another one has, where they lie now
 
 
@@ -90,6 +90,7 @@ def parse_loaded(message: Message) -> tuple[Loaded, str]:
         closed=frozenset(head["closed"]),
         unseen=dict(head["unseen"]),
         looked=frozenset(map(Path, head["looked"])),
+        unread=[Path(path) for path in head["unread"]],
         aside=tuple(map(Path, head["aside"])),
     )
     return loaded, head["unwritten"]

@@ -114,6 +114,7 @@ class Target:
             "highest_generation": contents.highest,
             "next_segment": self._found.next_segment,
             "foreign": [os.fsdecode(path) for path in self._found.foreign],
+            "unread": [os.fsdecode(path) for path in self._found.unread],
             "unreadable": self._found.unreadable,
             "looked": [str(path) for path in self._found.looked],
             "aside": [os.fsdecode(path) for path in self._found.aside],

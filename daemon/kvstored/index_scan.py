@@ -57,6 +57,7 @@ class Scan:
     doubles: list[SegmentFile] = field(default_factory=list)  # of our store, too: newer ones have their numbers
     aside: list[Path] = field(default_factory=list)  # where such lie now
     foreign: list[Path] = field(default_factory=list)  # and those of `doubles`, under whatever name
+    unread: list[Path] = field(default_factory=list)  # files of which nobody could tell in this life
     next_segment: int = 0
     unreadable: list[str] = field(default_factory=list)  # directories and files, with the reason; and absent ones
     looked: list[Path] = field(default_factory=list)  # directories of which all could be read
@@ -70,8 +71,10 @@ class Scan:
         """Neither of two files with one number counts: what is deleted is noted of both."""
         self.hide(double.directory, f"{double.path}: {why}")
         self.foreign.remove(double.path)
+        self.unread.append(double.path)
         newer = self.segments.pop(double.superblock.segment, None)
         if newer is not None:
+            self.unread.append(newer.path)
             self.hide(newer.directory, f"{newer.path}: {double.path} has its number")
 
 
@@ -84,10 +87,10 @@ def scan(directories: Sequence[Path], absent: Mapping[Path, str] | None = None) 
     ours: list[SegmentFile] = []
     for directory, path in _files(directories, found, absent or {}):
         segment = _look(directory, path, found)
-        if segment is None:
-            found.foreign.append(path)
-        else:
+        if segment is not None:
             ours.append(segment)
+        elif path not in found.unread[-1:]:
+            found.foreign.append(path)
     if found.store is None and ours:
         found.store = Counter(segment.superblock.store for segment in ours).most_common(1)[0][0]
     _choose(found, ours)
@@ -160,6 +163,7 @@ def _look(directory: Path, path: Path, found: Scan) -> SegmentFile | None:
         except OSError as error:
             if turn == LOOKS - 1 and error.errno not in _STRANGE and segment_number(path) >= 0:
                 found.hide(directory, f"{path}: {error.strerror}")
+                found.unread.append(path)
     return None
 
 

@@ -134,7 +134,7 @@ class HostWorkers:
     def _open(self, loaded: Loaded, store: Store) -> None:
         self.loaded = replace(loaded, segments=[])  # not their records: 72 bytes a block
         if not loaded.store:  # nobody has looked whose files they are
-            self.loaded = replace(self.loaded, foreign=[], unread=loaded.foreign)
+            self.loaded = replace(self.loaded, foreign=[], unread=sorted([*loaded.foreign, *loaded.unread]))
             log.error("disk tier off: %s", self.index.reason if self.index else "")
             store.disk.switch_off()
             return
@@ -254,13 +254,8 @@ def readable_with(ring: KeyRing | None, loaded: Loaded) -> Loaded:
 
 def less_unread(loaded: Loaded) -> Loaded:
     """What was found, less what could not be read in this life: nobody shall take that for strangers' files."""
-    named = {said.partition(": ")[0] for said in loaded.unreadable}
-    unread = [path for path in loaded.foreign if str(path) in named]
-    return replace(
-        _without(loaded, loaded.closed),
-        foreign=[path for path in loaded.foreign if str(path) not in named],
-        unread=sorted([*unread, *_files_of(loaded, loaded.closed)]),
-    )
+    unread = sorted([*loaded.unread, *_files_of(loaded, loaded.closed)])
+    return replace(_without(loaded, loaded.closed), unread=unread)
 
 
 def _without(loaded: Loaded, closed: Collection[int]) -> Loaded:

@@ -1,20 +1,25 @@
 """Segments that could not be read in this life are told from strangers' files, and from those that no key opens."""
 
+import errno
 from pathlib import Path
 
+import pytest
+
 from kvstore.tier.orders import Found
+from kvstored import index_scan
 from kvstored.index_loaded import Loaded
 from kvstored.index_scan import SEGMENTS
 from kvstored.workers import less_unread, readable_with
+from tests.segments import make_segment
 
 
-def found(closed: set[int], unreadable: list[str], foreign: list[Path], keys: dict[int, bytes]) -> Loaded:
+def found(closed: set[int], unread: list[Path], foreign: list[Path], keys: dict[int, bytes]) -> Loaded:
     """Four segments of ours on `/disk`, and what else."""
     segments = [Found(number, 8192, 1, "t", None) for number in range(1, 5)]
     ids = {number: keys.get(number, b"") for number in range(1, 5)}
     folders = dict.fromkeys(range(1, 5), Path("/disk"))
     return Loaded(
-        b"s" * 16, segments, folders, ids, [], 1, 5, foreign, unreadable, "", 0, closed=frozenset(closed)
+        b"s" * 16, segments, folders, ids, [], 1, 5, foreign, [], "", 0, closed=frozenset(closed), unread=unread
     )  # fmt: skip
 
 
@@ -36,9 +41,23 @@ def test_what_no_key_opens_is_foreign_and_what_could_not_be_read_is_not() -> Non
     assert left.closed == {1}, "where status lists it"
 
 
-def test_a_file_that_cannot_be_looked_into_is_not_called_somebody_elses() -> None:
-    stranger, bad = Path("/disk/segments/x"), file(7)
-    left = less_unread(found(set(), [f"{bad}: Input/output error", "/other: its drive is away"], [bad, stranger], {}))
-    assert left.foreign == [stranger]
-    assert left.unread == [bad]
-    assert len(left.segments) == 4
+def test_a_file_that_cannot_be_looked_into_is_not_called_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is called. The control is a stranger's beside it."""
+    folder = tmp_path / "disk: the second"
+    bad = make_segment(folder, 7, 20)
+    stranger = bad.with_name("x")
+    stranger.touch()
+    look = index_scan._look_once
+
+    def fails(directory: Path, path: Path) -> index_scan.SegmentFile | None:
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return look(directory, path)
+
+    monkeypatch.setattr(index_scan, "_look_once", fails)
+    seen = index_scan.scan([folder])
+    assert (seen.foreign, seen.unread, seen.looked) == ([stranger], [bad], [])
+    left = less_unread(found({3}, seen.unread, seen.foreign, {}))
+    assert (left.foreign, left.unread) == ([stranger], sorted([bad, file(3)]))
