@@ -1,6 +1,7 @@
 """What every benchmark shares: a real daemon, clocks, percentiles, host facts, and the JSON record."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -66,9 +67,9 @@ def memory_of(pid: int, name: str) -> int:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The sample below which `share` of them lie."""
+    """The nearest rank: the least sample that at least `share` of them do not exceed."""
     ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(round(share * len(ordered), 6)) - 1)]
 
 
 def timed(work: Callable[[], object]) -> float:
