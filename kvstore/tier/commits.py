@@ -24,6 +24,7 @@ COMMIT_NS = 50 * 10**6  # how long a write waits for others to be made durable w
 # ... while somebody waits for more writes: a commit beside them takes as long as writing 30 MiB, and helps nobody.
 PATIENT_NS = 10 * COMMIT_NS
 COMMIT_BYTES = 256 * MIB  # or so much of it
+PATIENT_BLOCKS = 4096  # or so many blocks while somebody waits for more: then they are marked in one go
 TRIES = 4  # commits that a block waits for what it continues, once nobody writes that any more
 AGAIN_NS = 5 * 10**6  # how long until a commit that only looks whether that has come
 RETRY_NS = 10**9
@@ -135,9 +136,11 @@ class Commits:
         """When `pump` has something to do; None if only an event can help."""
         if self._running is not None or not self._since_ns:
             return None
-        if self.urgent or self._bytes >= COMMIT_BYTES or (self._erased and self._short()):
+        patient = self.patient and self._writing()
+        enough = len(self._written) >= PATIENT_BLOCKS if patient else self._bytes >= COMMIT_BYTES
+        if self.urgent or enough or (self._erased and self._short()):
             return self._since_ns
-        return self._since_ns + (PATIENT_NS if self.patient and self._writing() else COMMIT_NS)
+        return self._since_ns + (PATIENT_NS if patient else COMMIT_NS)
 
     def pump(self, now_ns: int) -> None:
         """Begin a commit if one is due."""

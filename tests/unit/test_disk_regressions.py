@@ -400,6 +400,36 @@ def test_commits_beside_writes_are_begun_for_who_waits_for_nothing_else(monkeypa
     core.audit()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_many_bytes_wait_for_the_writes_that_somebody_waits_for_and_many_blocks_do_not(
+    monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    core, client, namespace = make(admission=Admission.NONE if waits else Admission.ALL)
+    monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
+    monkeypatch.setattr(demotion, "BUSY_BYTES_PER_S", 1 << 40)
+    monkeypatch.setattr(commits, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(commits, "PATIENT_BLOCKS", 3)
+    client.put(namespace, chain(6))
+    if waits:
+        core.store.flush(client.session, namespace, 1, 60 * SECOND)
+    core.pass_time(MS)
+    begun: list[int] = []  # after each write, in no time at all
+
+    def write_one() -> None:
+        core.work(next(i for i, batch in enumerate(core.drive.waiting) if isinstance(batch[0], Save)))
+        core.pass_time(1)
+        begun.append(sum(isinstance(batch[0], Commit) for batch in core.drive.waiting))
+
+    while any(isinstance(batch[0], MakeSegment) for batch in core.drive.waiting):
+        core.work()
+        core.pass_time(MS)
+    for _ in range(3):
+        write_one()
+    assert begun == ([0, 0, 1] if waits else [1, 1, 1])
+    core.work_all()
+    core.audit()
+
+
 def test_a_flush_that_waits_is_not_counted_anew_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     core, client, namespace = make(admission=Admission.NONE)
     monkeypatch.setattr(demotion, "BATCH_BYTES", namespace.slot_bytes)  # a write each
